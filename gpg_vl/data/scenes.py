@@ -1,0 +1,250 @@
+"""Drawn scenes for the four CV-Bench tasks, written as rows of CV-Bench's own schema.
+
+Every scene is a pure function of (split seed, row number): two splits with different seeds share no scene, and a row can
+be drawn again alone. Answers are drawn *after* the options and independently of the text, so nothing but the picture
+tells them: the option letter, the option's rank and the words of the question are all uninformative by construction
+(`tests/test_scenes.py` trains a text-only baseline to prove it).
+
+What a picture looks like: cells of 28 pixels (one visual token of Qwen2-VL each), at most one object per cell, objects
+of varied shape, colour and size with a little jitter. The background fades from top to bottom and from left to right, as
+daylight does, so that a place in the picture can be told from its shade. Depth and Distance scenes stand on a floor:
+nearer objects are lower and larger.
+"""
+
+import io
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageChops, ImageDraw
+
+CELL = 28
+SUPERSAMPLE = 3
+SHAPES = ("ball", "cube", "cone", "star", "ring", "cross")
+COLOURS = {
+    "orange": (238, 140, 40),
+    "yellow": (240, 214, 60),
+    "purple": (132, 70, 170),
+    "teal": (40, 150, 150),
+    "pink": (240, 140, 180),
+    "brown": (130, 84, 50),
+    "white": (250, 250, 250),
+    "black": (30, 30, 36),
+}
+BOXES = {"red": (225, 20, 30), "blue": (30, 60, 230), "green": (20, 170, 50)}
+TASKS = ("Count", "Relation", "Depth", "Distance")
+SOURCES = {"Count": ("ADE20K", "COCO"), "Relation": ("ADE20K", "COCO"), "Depth": ("Omni3D",), "Distance": ("Omni3D",)}
+PALETTES = {  # two day times: (top left, change downwards, change to the right)
+    "ADE20K": ((196, 206, 222), (-60, -40, -80), (34, -34, 0)),
+    "COCO": ((120, 128, 150), (50, 30, -30), (60, -10, -50)),
+    "Omni3D": ((176, 196, 226), (-60, -64, -110), (44, -30, -8)),
+}
+GRIDS = ((4, 4), (5, 4), (4, 5))  # columns, rows
+
+
+class Thing(NamedTuple):
+    """One object: shape and colour by name, its cell, its width in pixels, and the colour of the box around it."""
+
+    shape: str
+    colour: str
+    column: int
+    row: int
+    size: int
+    box: str | None = None
+
+
+class Scene(NamedTuple):
+    """What is drawn and what is asked. `options[answer]` is the right option."""
+
+    task: str
+    source: str
+    columns: int
+    rows: int
+    things: tuple[Thing, ...]
+    question: str
+    options: tuple[str, ...]
+    answer: int
+
+
+def _cells(rng: random.Random, columns: int, rows: int, number: int) -> list[tuple[int, int]]:
+    return rng.sample([(c, r) for c in range(columns) for r in range(rows)], number)
+
+
+def _flat(rng: random.Random, shape: str, cell: tuple[int, int]) -> Thing:
+    return Thing(shape, rng.choice(sorted(COLOURS)), *cell, size=rng.randint(17, 23))
+
+
+def _standing(rng: random.Random, shape: str, cell: tuple[int, int], rows: int, box: str | None = None) -> Thing:
+    """An object on the floor: one row nearer is larger."""
+    size = round(13 + 10 * cell[1] / (rows - 1)) + rng.randint(-1, 1)
+    return Thing(shape, rng.choice(sorted(COLOURS)), *cell, size=size, box=box)
+
+
+def _distractors(rng: random.Random, things: list[Thing], banned: set[str], columns: int, rows: int, most: int,
+                 make: Callable[[random.Random, str, tuple[int, int]], Thing]) -> list[Thing]:
+    taken = {(t.column, t.row) for t in things}
+    free = [(c, r) for c in range(columns) for r in range(rows) if (c, r) not in taken]
+    shapes = [s for s in SHAPES if s not in banned]
+    return [make(rng, rng.choice(shapes), cell) for cell in rng.sample(free, rng.randint(0, min(most, len(free))))]
+
+
+def _count(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
+    lowest = rng.randint(0, 2)
+    options = list(range(lowest, lowest + 4))
+    number = rng.choice(options)
+    shape = rng.choice(SHAPES)
+    things = [_flat(rng, shape, cell) for cell in _cells(rng, columns, rows, number)]
+    things += _distractors(rng, things, {shape}, columns, rows, 4, _flat)
+    rest = rng.sample([o for o in options if o != number], 3)
+    rest.insert(letter, number)
+    noun = {"cross": "crosses"}.get(shape, shape + "s")
+    return things, f"How many {noun} are in the image?", [str(o) for o in rest], letter
+
+
+def _relation(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
+    axis = rng.randrange(2)
+    words = (("left", "right"), ("above", "below"))[axis]
+    first, second = rng.sample(SHAPES, 2)
+    while True:
+        cells = _cells(rng, columns, rows, 2)
+        gap = cells[0][axis] - cells[1][axis]
+        if abs(gap) >= 1 and abs(gap) > abs(cells[0][1 - axis] - cells[1][1 - axis]):
+            break
+    things = [_flat(rng, first, cells[0]), _flat(rng, second, cells[1])]
+    things += _distractors(rng, things, {first, second}, columns, rows, 3, _flat)
+    right = words[0] if gap < 0 else words[1]
+    options = [w for w in words if w != right]
+    options.insert(letter, right)
+    question = (f"Considering the relative positions of the {first} and the {second} in the image provided, "
+                f"where is the {first} located with respect to the {second}?")
+    return things, question, options, letter
+
+
+def _depth(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
+    first, second = rng.sample(SHAPES, 2)
+    while True:
+        cells = _cells(rng, columns, rows, 2)
+        gap = cells[0][1] - cells[1][1]
+        if abs(gap) >= 2:
+            break
+    things = [_standing(rng, first, cells[0], rows, "red"), _standing(rng, second, cells[1], rows, "blue")]
+    things += _distractors(rng, things, {first, second}, columns, rows, 3, partial(_standing, rows=rows))
+    near, far = (first, second) if gap > 0 else (second, first)
+    options = [far]
+    options.insert(letter, near)
+    question = (f"Which object is closer to the camera taking this photo, the {first} (highlighted by a red box) "
+                f"or the {second} (highlighted by a blue box)?")
+    return things, question, options, letter
+
+
+def _distance(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
+    anchor, first, second = rng.sample(SHAPES, 3)
+    while True:
+        a, b, c = _cells(rng, columns, rows, 3)
+        near, far = sorted((max(abs(b[0] - a[0]), abs(b[1] - a[1])), max(abs(c[0] - a[0]), abs(c[1] - a[1]))))
+        if near == 1 and far >= 3:
+            break
+    first_nearer = max(abs(b[0] - a[0]), abs(b[1] - a[1])) == 1
+    things = [_standing(rng, anchor, a, rows, "red"), _standing(rng, first, b, rows, "blue"),
+              _standing(rng, second, c, rows, "green")]
+    things += _distractors(rng, things, {anchor, first, second}, columns, rows, 2, partial(_standing, rows=rows))
+    right, wrong = (first, second) if first_nearer else (second, first)
+    options = [wrong]
+    options.insert(letter, right)
+    question = (f"Estimate the real-world distances between objects in this image. Which object is closer to the {anchor} "
+                f"(highlighted by a red box), the {first} (highlighted by a blue box) or the {second} "
+                f"(highlighted by a green box)?")
+    return things, question, options, letter
+
+
+_MAKERS = {"Count": _count, "Relation": _relation, "Depth": _depth, "Distance": _distance}
+
+
+def scene(seed: int, number: int) -> Scene:
+    """Scene `number` of the split `seed`. Tasks, sources and right letters take turns, so every split is balanced."""
+    rng = random.Random(f"gpg_vl scenes {seed} {number}")
+    task = TASKS[number % 4]
+    turn = number // 4
+    sources = SOURCES[task]
+    options = 4 if task == "Count" else 2
+    columns, rows = rng.choice(GRIDS)
+    letter = (turn // len(sources)) % options
+    things, question, texts, answer = _MAKERS[task](rng, columns, rows, letter)
+    return Scene(task, sources[turn % len(sources)], columns, rows, tuple(things), question, tuple(texts), answer)
+
+
+def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
+    if shape == "cone":
+        return [(x, y - r), (x + r, y + r), (x - r, y + r)]
+    if shape == "star":
+        return [(x, y - r), (x + r * .35, y - r * .35), (x + r, y), (x + r * .35, y + r * .35),
+                (x, y + r), (x - r * .35, y + r * .35), (x - r, y), (x - r * .35, y - r * .35)]
+    t = r * .34
+    return [(x - t, y - r), (x + t, y - r), (x + t, y - t), (x + r, y - t), (x + r, y + t), (x + t, y + t),
+            (x + t, y + r), (x - t, y + r), (x - t, y + t), (x - r, y + t), (x - r, y - t), (x - t, y - t)]
+
+
+def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, jitter: tuple[int, int]) -> None:
+    k = SUPERSAMPLE
+    x, y = ((cell + .5) * CELL * k + j * k for cell, j in zip((thing.column, thing.row), jitter, strict=True))
+    r = thing.size * k / 2
+    colour = COLOURS[thing.colour]
+    outline = tuple(round(c * .45) for c in colour)
+    if thing.shape == "ball":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=outline, width=k)
+    elif thing.shape == "ring":
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=round(r * .42))
+    elif thing.shape == "cube":
+        r *= .9
+        draw.rectangle((x - r, y - r, x + r, y + r), fill=colour, outline=outline, width=k)
+    else:
+        draw.polygon(_polygon(thing.shape, x, y, r), fill=colour, outline=outline, width=k)
+    if thing.box:
+        left, top = thing.column * CELL * k + k, thing.row * CELL * k + k
+        side = (CELL - 2) * k - 1
+        draw.rectangle((left, top, left + side, top + side), outline=BOXES[thing.box], width=2 * k)
+
+
+def draw(scene: Scene, seed: int = 0) -> Image.Image:
+    """The picture of a scene: RGB, 28 pixels per cell. `seed` moves the objects by at most two pixels."""
+    rng = random.Random(f"{seed} {scene.things}")
+    width, height = scene.columns * CELL, scene.rows * CELL
+    base, down, right = PALETTES[scene.source]
+    shade = Image.linear_gradient("L").resize((width, height))
+    across = Image.linear_gradient("L").rotate(90).resize((width, height))
+    bands = [shade.point([0] * 256) for _ in range(3)]
+    for i in range(3):
+        vertical = shade.point([max(0, min(255, base[i] + down[i] * v // 255)) for v in range(256)])
+        sideways = across.point([128 + right[i] * v // 255 for v in range(256)])
+        bands[i] = ImageChops.add(vertical, sideways, scale=1, offset=-128)
+    k = SUPERSAMPLE
+    canvas = Image.merge("RGB", bands).resize((width * k, height * k), Image.Resampling.BILINEAR)
+    pencil = ImageDraw.Draw(canvas)
+    for thing in scene.things:
+        room = max(0, (CELL - 6 - thing.size) // 2)
+        reach = min(2, room)
+        _draw_thing(pencil, thing, (rng.randint(-reach, reach), rng.randint(-reach, reach)))
+    return canvas.resize((width, height), Image.Resampling.BOX)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def rows(seed: int, number: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    """`number` rows of the split `seed` in CV-Bench's columns (spec: `nyu-visionx/CV-Bench`)."""
+    for i in range(start, start + number):
+        s = scene(seed, i)
+        prompt = s.question + " Select from the following choices.\n" + "\n".join(
+            f"({chr(65 + j)}) {text}" for j, text in enumerate(s.options))
+        kind = "2D" if s.task in ("Count", "Relation") else "3D"
+        name = f"img/{kind}/{s.task.lower()}/drawn_{seed}_{i}.png"
+        yield {
+            "idx": i, "type": kind, "task": s.task, "image": {"bytes": png(draw(s, seed)), "path": name},
+            "question": s.question, "choices": list(s.options), "answer": f"({chr(65 + s.answer)})", "prompt": prompt,
+            "filename": name, "source": s.source, "source_dataset": "drawn scenes", "source_filename": f"drawn_{seed}_{i}",
+            "target_class": None, "target_size": None, "bbox": None,
+        }

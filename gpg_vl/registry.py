@@ -1,0 +1,124 @@
+"""One way to find what a user names: a registered function, an installed plug-in, or `file.py:function`.
+
+Nothing is imported until it is asked for, a plug-in that fails to import raises its own error, and two owners of one name
+are an error that names both.
+"""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeVar
+
+T = TypeVar("T", bound=Callable[..., object])
+
+
+class UnknownNameError(KeyError, ValueError):
+    """A name that no one owns. Also a `KeyError`, so that mapping-style callers can catch it."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0])
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """`Did you mean 'choice'? Known: choice, format.` The first sentence only if something is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(sorted(known)) or '(none)'}."
+
+
+class Registry(Generic[T]):
+    """Named functions of one kind.
+
+    `builtin` maps names to `module:function`, imported on first use. `entry_point_group` is the packaging group in which
+    other distributions announce theirs.
+
+    Example:
+        `rewards = Registry("reward", builtin={"choice": "gpg_vl.rewards.choice:choice"},
+        entry_point_group="gpg_vl.rewards")` then `rewards.get("choice")` or `rewards.get("my.py:in_order")`.
+    """
+
+    def __init__(self, kind: str, *, builtin: dict[str, str], entry_point_group: str) -> None:
+        self.kind = kind
+        self._lazy = dict(builtin)
+        self._registered: dict[str, T] = {}
+        self._group = entry_point_group
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make a function available under `name`. Raises ValueError if the name has another owner."""
+
+        def keep(function: T) -> T:
+            owner = self._owner(name)
+            mine = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+            if owner is not None and owner != mine:
+                raise ValueError(f"The {self.kind} name {name!r} is taken twice: by {owner} and by {mine}. Rename one.")
+            self._registered[name] = function
+            return function
+
+        return keep
+
+    def names(self) -> list[str]:
+        """Every name that `get` knows, sorted. Imports nothing. Raises ValueError if a plug-in takes a taken name."""
+        return sorted({*self._lazy, *self._registered, *self._plugins()})
+
+    def get(self, name: str) -> T:
+        """The function called `name`. Raises UnknownNameError, or whatever the plug-in raises while it is imported."""
+        if name in self._registered:
+            return self._registered[name]
+        if ".py:" in name:
+            return self._from_file(name)
+        target = self._lazy.get(name) or self._plugins().get(name)
+        if target is None:
+            raise UnknownNameError(f"There is no {self.kind} called {name!r}. {did_you_mean(name, self.names())} "
+                                   f"A function of your own is named as path/to/file.py:function.")
+        module, _, attribute = target.partition(":")
+        return self._checked(name, getattr(import_module(module), attribute, None), target)
+
+    def _plugins(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for point in entry_points(group=self._group):
+            owner = self._lazy.get(point.name) or found.get(point.name)
+            if owner is not None and owner != point.value:
+                raise ValueError(f"The {self.kind} name {point.name!r} is taken twice: by {owner} and by {point.value}. "
+                                 f"Uninstall one of the plug-ins or rename its entry point.")
+            found[point.name] = point.value
+        return found
+
+    def _owner(self, name: str) -> str | None:
+        if name in self._registered:
+            function = self._registered[name]
+            return f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+        return self._lazy.get(name) or self._plugins().get(name)
+
+    def _from_file(self, name: str) -> T:
+        path, _, attribute = name.rpartition(":")
+        file = Path(path).expanduser().resolve()
+        if not file.is_file():
+            raise UnknownNameError(f"The {self.kind} {name!r} names the file {file}, which does not exist. "
+                                   f"Give a path relative to the folder you start from, or an absolute one.")
+        return self._checked(name, getattr(_module_from(file), attribute, None), f"{file}:{attribute}")
+
+    def _checked(self, name: str, function: object, where: str) -> T:
+        if not callable(function):
+            raise UnknownNameError(f"The {self.kind} {name!r} points to {where}, where there is no such function.")
+        return function  # type: ignore[return-value]  # the registry's T is a promise of the caller
+
+
+def _module_from(file: Path) -> ModuleType:
+    """Import a file as a module of its own, once per process."""
+    module_name = f"gpg_vl_user_{abs(hash(str(file))):x}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None, file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
