@@ -1,0 +1,158 @@
+"""Pictures from files that nobody has vouched for, as RGB.
+
+A data set may name a file outside its folder, declare more pixels than there is memory, or hold half a download. Every
+such picture is an `ImageError` that says what to do; nothing is decoded before its declared size has been accepted, and
+nothing is ever fetched from the network.
+
+How each kind of picture becomes RGB: the EXIF orientation is applied; transparency is laid over white; a palette is
+looked up; 16-bit grey keeps its upper 8 bits; CMYK is converted by Pillow without a colour profile; of an animation or a
+multi-page file the first picture counts. 32-bit integer and floating-point pictures have no agreed black and white and
+are refused.
+"""
+
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path, PurePath
+from typing import BinaryIO
+
+from PIL import Image, ImageFile, ImageOps
+
+from gpg_vl.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+# What Pillow's decoders of these formats raise on damaged files. Pillow has no common base class for it.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, ZeroDivisionError,
+           struct.error, zlib.error)
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class ImageError(UserError):
+    """A picture that cannot be used: missing, outside the root, damaged, too large, or of an unknown format."""
+
+
+def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Image.Image:
+    """The picture as RGB, decoded completely; no file stays open.
+
+    `image` is an encoded picture, or a path relative to `root` (an absolute path is accepted if it lies inside). Without
+    a root only encoded pictures are accepted. `max_pixels` bounds width times height as the file declares them;
+    Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` bounds them too.
+
+    Raises:
+        ImageError: for every picture that cannot be used.
+    """
+    name = describe(image)
+    with _file(image, root) as file:
+        opened = _open(file, name)
+        with opened:
+            _refuse_bomb(opened.size, name, max_pixels)
+            if opened.mode in ("I", "F"):
+                raise ImageError(f"{name} has 32-bit pixels (mode {opened.mode}), which have no agreed black and white. "
+                                 f"8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel.")
+            try:
+                return _rgb(ImageOps.exif_transpose(opened))
+            except _DAMAGE as error:
+                raise ImageError(f"{name} is damaged or incomplete: {_reason(error)}. A {opened.format} file that decodes "
+                                 f"to its last pixel is needed. Fetch or export it again, or remove the row.") from error
+
+
+def image_digest(image: str | bytes, *, root: Path | None) -> str:
+    """SHA-256 of the encoded bytes, in hexadecimal: the identity of a picture for caches. Raises ImageError."""
+    with _file(image, root) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(image: str | bytes) -> str:
+    """How a message names a picture: by its path, or by its length where it has none."""
+    if isinstance(image, bytes):
+        return f"The embedded image of {len(image)} bytes"
+    shown = image if len(image) <= 200 else image[:150] + "..." + image[-40:]
+    return f"The image {shown!r}"
+
+
+def _file(image: str | bytes, root: Path | None) -> BinaryIO:
+    """The encoded picture as a stream, which the caller closes."""
+    name = describe(image)
+    try:
+        file: BinaryIO = io.BytesIO(image) if isinstance(image, bytes) else _inside(image, root).open("rb")
+        empty = not file.read(1)
+        file.seek(0)
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read: {_reason(error)}. A readable file is needed. Check its permissions and "
+                         f"its disk, or remove the row.") from error
+    if empty:
+        file.close()
+        raise ImageError(f"{name} is empty (0 bytes). {', '.join(FORMATS)} files are allowed. Fetch or export it again, or "
+                         f"remove the row.")
+    return file
+
+
+def _inside(path: str, root: Path | None) -> Path:
+    """The resolved file, once it is known to be a regular file below `root`. Raises ImageError."""
+    name = describe(path)
+    if root is None:
+        raise ImageError(f"{name} is a path, and no image root was given. Paths are read below the image root only. "
+                         f"Set the image root to the folder that the paths start from.")
+    if ".." in PurePath(path).parts:
+        raise ImageError(f"{name} climbs out of a folder with '..'. Paths below the image root {root} are allowed. "
+                         f"Move the file below the root and name it without '..'.")
+    try:
+        base = root.resolve()
+        file = (base / path).resolve()  # follows links, so a link that leads outside shows where it leads
+        inside, regular, present = file.is_relative_to(base), file.is_file(), file.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a NUL character
+        raise ImageError(f"{name} is not a usable path: {_reason(error)}. Paths below the image root {root} are allowed. "
+                         f"Correct the path or remove the row.") from error
+    if not inside:
+        raise ImageError(f"{name} leads to {file}, outside the image root. Paths below {base} are allowed, after links are "
+                         f"followed. Copy the file below the root, or set the image root to a folder that holds it.")
+    if not regular:
+        what = "is not a regular file" if present else "does not exist"
+        raise ImageError(f"{name} {what}: {file}. A picture file below the image root {base} is needed. Restore the file, "
+                         f"correct the path or the image root, or remove the row.")
+    return file
+
+
+def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+    """Read the header. Pillow's bomb warning counts as a refusal wherever warnings are errors."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} declares too many pixels: {_reason(error)}. {_pillow_limit()} Shrink the picture, or "
+                         f"remove the row.") from error
+    except _DAMAGE as error:
+        raise ImageError(f"{name} is no picture that can be read: it is damaged, has no pixels, or is of another format. "
+                         f"{', '.join(FORMATS)} files are allowed. Fetch it again, convert it to PNG, or remove the "
+                         f"row.") from error
+
+
+def _refuse_bomb(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    pixels = size[0] * size[1]
+    limit = Image.MAX_IMAGE_PIXELS
+    if pixels > max_pixels:
+        raise ImageError(f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. At most max_pixels={max_pixels} are "
+                         f"decoded. Shrink the picture, remove the row, or raise max_pixels.")
+    if limit is not None and pixels > limit:
+        raise ImageError(f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. {_pillow_limit()} Shrink the picture, or "
+                         f"remove the row.")
+
+
+def _pillow_limit() -> str:
+    return f"At most PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS} are decoded, whatever max_pixels says."
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:  # Pillow's own conversion would clip every value above 255 to white
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        ink = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """The library's own words, as part of a sentence."""
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return words.strip().rstrip(".") or type(error).__name__

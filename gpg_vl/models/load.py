@@ -1,0 +1,123 @@
+"""Checkpoints in: a model family, a processor, a model. Every way in which a folder can be wrong is said in words."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpg_vl.errors import UserError
+from gpg_vl.models.families import VISION_TOKENS, Family, family_of
+from gpg_vl.models.torchvision_shim import ensure_torchvision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """The token ids that sampling needs to know."""
+
+    ends: tuple[int, ...]
+    """Every id that ends a completion."""
+    pad: int
+    image: int | None
+    """The id that image features are put in place of."""
+    never_sampled: tuple[int, ...]
+    """Vision ids: a sampled one would stand for an image that does not exist."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processing:
+    """What turns text and images into tensors, for one checkpoint."""
+
+    family: Family
+    tokenizer: Any
+    image_processor: Any | None
+    """None for text-only families."""
+    chat_template: str | None
+    tokens: Tokens
+
+
+def read_config(path: str, revision: str | None = None) -> Any:
+    """The checkpoint's transformers config. Raises UserError if there is none or it cannot be read."""
+    ensure_torchvision()
+    from transformers import AutoConfig
+
+    folder = Path(path).expanduser()
+    looks_local = folder.exists() or path.startswith((".", "/", "~"))
+    if looks_local and not (folder / "config.json").is_file():
+        raise UserError(f"The checkpoint {path} has no config.json{'' if folder.exists() else ' (the folder does not exist)'}. "
+                        f"Give a folder written by save_pretrained, or a hub name.")
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {_first_line(error)} Give a folder written by save_pretrained, "
+                        f"or a hub name of a supported family.") from None
+
+
+def load_processing(path: str, revision: str | None = None) -> Processing:
+    """Tokenizer, image processor and token facts of a checkpoint; no weights are touched. Raises UserError."""
+    config = read_config(path, revision)
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    family = family_of(config.model_type, path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        images = (AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)
+                  if family.has_vision else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(f"The tokenizer or image processor of {path} cannot be read: {_first_line(error)} Copy the files "
+                        f"tokenizer.json, tokenizer_config.json and preprocessor_config.json from the original checkpoint.") from None
+    if tokenizer.chat_template is None and (Path(path) / "chat_template.json").is_file():
+        tokenizer.chat_template = json.loads((Path(path) / "chat_template.json").read_text())["chat_template"]
+    return Processing(family=family, tokenizer=tokenizer, image_processor=images, chat_template=tokenizer.chat_template,
+                      tokens=_tokens(path, config, tokenizer, family))
+
+
+def _tokens(path: str, config: Any, tokenizer: Any, family: Family) -> Tokens:
+    """End tokens are those of the generation config (ids only: its sampling settings are never read), config and tokenizer."""
+    text_config = config.get_text_config()
+    found: list[int] = []
+    generation = Path(path) / "generation_config.json"
+    listed = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
+    for ids in (listed, getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id):
+        found += ids if isinstance(ids, list) else [ids] if ids is not None else []
+    if not found:
+        raise UserError(f"The checkpoint {path} names no end-of-sequence token. Set eos_token_id in its config.json.")
+    vocabulary = tokenizer.get_vocab()
+    vision = tuple(vocabulary[t] for t in VISION_TOKENS if t in vocabulary)
+    return Tokens(ends=tuple(dict.fromkeys(found)), pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else found[0],
+                  image=config.image_token_id if family.has_vision else None, never_sampled=vision)
+
+
+def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa") -> nn.Module:
+    """The model with float32 weights, on the CPU, in eval mode. Raises UserError if a weight is missing or left over.
+
+    A checkpoint whose weights do not all find their place would train from random numbers and look merely bad.
+    """
+    config = read_config(path, revision)
+    import transformers
+
+    family = family_of(config.model_type, path)
+    model_class = getattr(transformers, family.model_class)
+    try:
+        model, report = model_class.from_pretrained(path, revision=revision, dtype=torch.float32, trust_remote_code=False,
+                                                    attn_implementation=attention, output_loading_info=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"The weights of {path} cannot be read: {_first_line(error)} Copy the checkpoint again; only safetensors "
+                        f"files are read.") from None
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # a class of the compiled module, without a public home
+            raise
+        raise UserError(f"The weights of {path} are damaged: {_first_line(error)} Copy the checkpoint again.") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, report.get(kind) or ())):
+            raise UserError(f"The checkpoint {path} has {len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}. Its weights and its "
+                            f"config.json do not belong together; use a matching pair.")
+    return model.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    return line if line.endswith(".") else line + "."
