@@ -1,0 +1,172 @@
+"""The command line: `gpg-vl train | eval | data | config | doctor | quickstart`.
+
+A user's mistake becomes one message and exit code 2, a run that had to stop exit code 1, Ctrl-C 130. Anything else is a
+bug of ours and keeps its traceback.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpg_vl.errors import RunError, UserError
+
+TRAIN_HELP = """\
+Train a vision-language model with Group Policy Gradient.
+
+  gpg-vl train configs/quickstart.yaml --dry-run          check data and rewards, print the plan, stop
+  gpg-vl train configs/quickstart.yaml                    train
+  gpg-vl train configs/quickstart.yaml --resume           go on from the newest complete checkpoint
+  gpg-vl train my.yaml train.learning_rate=2e-6 rollout.group_size=16
+  torchrun --nproc-per-node 2 -m gpg_vl train my.yaml     several processes
+
+`gpg-vl config` lists every key with its default and meaning."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a shared machine several times slower
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        print(f"gpg-vl: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"gpg-vl: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("gpg-vl: stopped. What was checkpointed is complete; go on with --resume.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `gpg-vl config | head`: the reader has what it wanted
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpg-vl", description="Teach vision-language models to reason, by reinforcement learning with "
+                                     "verifiable rewards and Group Policy Gradient.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a model from a config", description=TRAIN_HELP,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    train.add_argument("config", type=Path, help="a YAML file, such as configs/quickstart.yaml")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that differ from the file")
+    train.add_argument("--dry-run", action="store_true", help="check everything, print the plan, load no weights")
+    train.add_argument("--resume", action="store_true", help="go on with the run in output.folder")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="evaluate a model or a file of predictions", add_help=False,
+                                   description="The same as python -m gpg_vl.eval.")
+    evaluate.add_argument("rest", nargs=argparse.REMAINDER)
+    evaluate.set_defaults(run=_eval)
+
+    data = commands.add_parser("data", help="check a data set").add_subparsers(required=True, metavar="ACTION")
+    check = data.add_parser("check", help="read every row, image and prompt of a config's data, without any model weights")
+    check.add_argument("config", type=Path)
+    check.add_argument("overrides", nargs="*", metavar="section.key=value")
+    check.add_argument("--json", type=Path, help="also write the report to this file")
+    check.set_defaults(run=_data_check)
+
+    config = commands.add_parser("config", help="list every config key, or print a config with its defaults filled in")
+    config.add_argument("config", type=Path, nargs="?")
+    config.add_argument("overrides", nargs="*", metavar="section.key=value")
+    config.set_defaults(run=_config)
+
+    doctor = commands.add_parser("doctor", help="say what is installed, what is missing for what, and test this machine")
+    doctor.set_defaults(run=_doctor)
+
+    quickstart = commands.add_parser("quickstart", help="the whole way on a tiny model, offline: evaluate, train, evaluate",
+                                     description="Writes a tiny Qwen2-VL base model and drawn scenes, evaluates the base, trains it with "
+                                     "configs/quickstart.yaml, evaluates it again and prints both. Needs no network and no GPU.")
+    quickstart.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written (default %(default)s)")
+    quickstart.add_argument("--seed", type=int, default=0, help="training data, data order and sampling (default %(default)s)")
+    quickstart.add_argument("--prepare-only", action="store_true", help="write base model and data sets, then stop")
+    quickstart.set_defaults(run=_quickstart)
+    return parser
+
+
+def _console():  # type: ignore[no-untyped-def]  # rich is imported late: --help must be quick
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from gpg_vl.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from gpg_vl.training.evaluation import make_evaluation
+    from gpg_vl.training.plan import render_plan
+    from gpg_vl.training.run import launch, make_accelerator, prepare
+
+    console = _console()
+    accelerator = make_accelerator(config)
+    talk = accelerator.is_main_process
+    prepared = prepare(config, processes=accelerator.num_processes, console=console if talk else None)
+    evaluation = make_evaluation(config)
+    if talk:
+        prepared.report.render(console)
+        render_plan(prepared.plan, config, console)
+    if arguments.dry_run:
+        return 0
+    folder = launch(prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation)
+    if talk:
+        console.print(f"run folder: {folder}", highlight=False)
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from gpg_vl.eval.__main__ import main as eval_main
+
+    return eval_main(arguments.rest)
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from gpg_vl.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from gpg_vl.training.run import check_data, make_encoder
+
+    console = _console()
+    report = check_data(config, make_encoder(config), console)
+    report.render(console)
+    if arguments.json:
+        try:
+            arguments.json.write_text(report.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"The report cannot be written to {arguments.json}: {error}. Give another path.") from None
+    return 0 if report.ok else 2
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    from gpg_vl.config import allowed_values, documented_keys, dump_config, load_config
+
+    if arguments.config is not None:
+        print(dump_config(load_config(arguments.config, arguments.overrides)), end="")
+        return 0
+    for key, default, text in documented_keys():
+        choices = f" One of: {', '.join(allowed_values(key))}." if allowed_values(key) else ""
+        print(f"{key} = {default}\n    {text}{choices}")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from gpg_vl.doctor import examine, render
+
+    return render(examine(), _console())
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    from gpg_vl.quickstart.run import prepare, quickstart
+
+    if arguments.prepare_only:
+        print(f"wrote {prepare(arguments.folder, arguments.seed)}")
+        return 0
+    return quickstart(arguments.folder, arguments.seed, _console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

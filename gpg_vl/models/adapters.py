@@ -1,0 +1,71 @@
+"""Low-rank adapters (peft), put into the language model in place: the module tree stays that of transformers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpg_vl.errors import UserError
+from gpg_vl.models.families import Family
+
+ADAPTER = "default"
+
+
+def add_adapters(model: nn.Module, family: Family, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
+    """Add adapters to the language model's linear layers called `targets` and freeze every other weight.
+
+    Dropout is 0: the policy that samples and the one that trains must be the same. The start is the model itself (B = 0).
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = [name for name, module in model.named_modules()
+             if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets and family.part_of(name + ".weight") == "language"]
+    if not names:
+        raise UserError(f"model.lora_targets {list(targets)} names no linear layer of the language model. Usual names are q_proj, "
+                        f"k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), model, ADAPTER)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return any(".lora_" in name for name, _ in model.named_parameters())
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the plain model with the adapters added in, under their ordinary names. The model is left as it is."""
+    from peft.tuners.lora import LoraLayer
+
+    if not has_adapters(model):
+        return model.state_dict()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    merged: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        layer = layers.get(plain.rpartition(".")[0])
+        is_weight = layer is not None and plain.endswith(".weight")
+        merged[plain] = tensor + layer.get_delta_weight(ADAPTER).to(tensor.dtype) if is_weight else tensor
+    return merged
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().contiguous() for name, p in model.named_parameters() if ".lora_" in name}
+
+
+def load_adapter_state(model: nn.Module, file: Path) -> None:
+    """Put saved adapter weights into a model that has adapters. Raises UserError if the names differ."""
+    from safetensors.torch import load_file
+
+    saved = load_file(file)
+    here = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    if saved.keys() != here.keys():
+        raise UserError(f"The adapters in {file} are not those of this config ({len(saved)} saved, {len(here)} expected). Resume with the "
+                        f"lora settings that the run was started with.")
+    with torch.no_grad():
+        for name, parameter in here.items():
+            parameter.copy_(saved[name])

@@ -1,0 +1,34 @@
+"""The few things that processes tell each other, over accelerate. With one process each is the identity."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+def sums(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
+    """Elementwise sum over all processes, in float64."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def most(accelerator: Accelerator, value: float) -> float:
+    """The largest value of all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return tensor.item()
+
+
+def gathered(accelerator: Accelerator, value: Any) -> list[Any]:
+    """The value of every process, in rank order, on every process."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,57 @@
+"""Shared fixtures: one tiny real checkpoint per session, and encoders over it. No network, no GPU."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpg_vl.models.torchvision_shim import ensure_torchvision
+
+ensure_torchvision()
+
+from gpg_vl.data import scenes
+from gpg_vl.types import Example
+
+
+def scene_example(number: int, seed: int = 3) -> Example:
+    """A drawn scene as an example with its picture as bytes."""
+    row = next(iter(scenes.rows(seed, 1, start=number)))
+    return Example(id=str(number), images=(row["image"]["bytes"],), prompt=row["prompt"], answer=row["answer"],
+                   choices=tuple(row["choices"]), task=row["task"])
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Qwen2-VL in the ordinary format."""
+    from gpg_vl.models import tiny
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    corpus = [row["prompt"] for row in scenes.rows(3, 40)] + list("ABCD0123456789")
+    tokenizer = tiny.tiny_tokenizer(corpus, 384)
+    config = tiny.tiny_config(tokenizer, 384, num_hidden_layers=2, hidden_size=64, intermediate_size=96, num_attention_heads=2,
+                              num_key_value_heads=1)
+    tiny.save_checkpoint(tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny text-only Qwen2 with the same tokenizer."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("text") / "checkpoint"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+                                             num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                                             bos_token_id=None, tie_word_embeddings=True))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

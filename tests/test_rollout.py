@@ -1,0 +1,175 @@
+"""The native engine: sampling law, seeds, suppressed tokens, end tokens, one prefill per prompt."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import scene_example
+from oracle import naive_logp
+from scipy import stats
+from test_policy import encoder, prompts
+
+from gpg_vl.models.load import load_model, load_processing
+from gpg_vl.models.policy import Policy
+from gpg_vl.rollout.engine import Sampling, choose, truncate, uniforms
+from gpg_vl.rollout.native import NativeEngine
+from gpg_vl.types import Example
+
+SAMPLING = Sampling(group_size=4, temperature=1.0, max_new_tokens=10, seed=7)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_checkpoint: Path) -> Policy:
+    processing = load_processing(str(tiny_checkpoint))
+    return Policy(load_model(str(tiny_checkpoint)), processing.family, processing.tokens)
+
+
+def engine(policy: Policy, checkpoint: Path, prompts_per_batch: int = 8) -> NativeEngine:
+    return NativeEngine(policy, load_processing(str(checkpoint)), prompts_per_batch=prompts_per_batch)
+
+
+def some_prompts(checkpoint: Path) -> list:
+    encode = encoder(checkpoint).encode
+    return [*prompts(checkpoint), encode(Example(id="t", prompt="How many balls?", answer="2")), encode(scene_example(6))]
+
+
+def test_recorded_log_probs_are_those_of_the_stock_model(policy: Policy, tiny_checkpoint: Path) -> None:
+    tokens = load_processing(str(tiny_checkpoint)).tokens
+    two = prompts(tiny_checkpoint)
+    for prompt, group in zip(two, engine(policy, tiny_checkpoint).generate(two, SAMPLING, [0, 1]), strict=True):
+        for completion in group:
+            expected = naive_logp(policy.model, tokens, prompt, completion.token_ids)
+            assert torch.allclose(torch.tensor(completion.logprobs), expected.detach(), atol=1e-4, rtol=0)
+
+
+def test_the_same_answers_whatever_the_batch_cut_and_the_order(policy: Policy, tiny_checkpoint: Path) -> None:
+    four = some_prompts(tiny_checkpoint)
+    whole = engine(policy, tiny_checkpoint, 8).generate(four, SAMPLING, [10, 11, 12, 13])
+    for cut in (1, 2, 3):
+        again = engine(policy, tiny_checkpoint, cut).generate(four, SAMPLING, [10, 11, 12, 13])
+        assert [[c.token_ids for c in g] for g in again] == [[c.token_ids for c in g] for g in whole]
+    backwards = engine(policy, tiny_checkpoint, 3).generate(four[::-1], SAMPLING, [13, 12, 11, 10])[::-1]
+    assert [[c.token_ids for c in g] for g in backwards] == [[c.token_ids for c in g] for g in whole]
+
+
+def test_the_same_call_repeats_itself_bit_for_bit(policy: Policy, tiny_checkpoint: Path) -> None:
+    four = some_prompts(tiny_checkpoint)
+    runs = [engine(policy, tiny_checkpoint, 2).generate(four, SAMPLING, [0, 1, 2, 3]) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def test_members_draws_and_seeds_differ(policy: Policy, tiny_checkpoint: Path) -> None:
+    """Guards against near-greedy sampling out of the checkpoint's own generation config, which says top_k 1."""
+    one = prompts(tiny_checkpoint)[:1]
+    run = engine(policy, tiny_checkpoint).generate
+    first = [c.token_ids for c in run(one, SAMPLING, [0])[0]]
+    assert len(set(first)) == 4
+    assert [c.token_ids for c in run(one, SAMPLING, [1])[0]] != first
+    assert [c.token_ids for c in run(one, replace(SAMPLING, seed=8), [0])[0]] != first
+
+
+def test_vision_tokens_are_never_sampled(tiny_checkpoint: Path) -> None:
+    """Also if the model likes nothing better."""
+    processing = load_processing(str(tiny_checkpoint))
+    model = load_model(str(tiny_checkpoint))
+    assert len(processing.tokens.never_sampled) == 5
+    assert processing.tokens.image in processing.tokens.never_sampled
+    head = torch.nn.Linear(64, 384)
+    with torch.no_grad():
+        head.weight.copy_(model.get_output_embeddings().weight)
+        head.bias.zero_()
+        head.bias[list(processing.tokens.never_sampled)] = 100.0
+    model.set_output_embeddings(head)
+    policy = Policy(model, processing.family, processing.tokens)
+    for temperature in (0.0, 1.0):
+        out = engine(policy, tiny_checkpoint).generate(prompts(tiny_checkpoint), replace(SAMPLING, temperature=temperature), [0, 1])
+        sampled = {t for group in out for c in group for t in c.token_ids}
+        assert sampled
+        assert not sampled & set(processing.tokens.never_sampled)
+
+
+def test_every_end_token_ends_an_answer(tiny_checkpoint: Path) -> None:
+    processing = load_processing(str(tiny_checkpoint))
+    assert len(processing.tokens.ends) == 2
+    for end in processing.tokens.ends:
+        model = load_model(str(tiny_checkpoint))
+        head = torch.nn.Linear(64, 384)
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.zero_()
+            head.bias[end] = 50.0
+        model.set_output_embeddings(head)
+        policy = Policy(model, processing.family, processing.tokens)
+        (group,) = engine(policy, tiny_checkpoint).generate(prompts(tiny_checkpoint)[:1], SAMPLING, [0])
+        assert {(c.token_ids, c.finish_reason, c.text) for c in group} == {((end,), "stop", "")}
+
+
+def test_an_answer_cut_off_by_the_limit_says_so(policy: Policy, tiny_checkpoint: Path) -> None:
+    (group,) = engine(policy, tiny_checkpoint).generate(prompts(tiny_checkpoint)[:1], replace(SAMPLING, max_new_tokens=2), [0])
+    ends = load_processing(str(tiny_checkpoint)).tokens.ends
+    for completion in group:
+        assert completion.finish_reason == ("stop" if completion.token_ids[-1] in ends else "length")
+    assert any(c.finish_reason == "length" for c in group)
+
+
+def test_image_and_prompt_are_computed_once_per_prompt(policy: Policy, tiny_checkpoint: Path) -> None:
+    """Counted by hooks on the modules, and told by the engine."""
+    patches, prefilled = [], []
+    hooks = [policy.model.model.visual.register_forward_pre_hook(lambda m, a: patches.append(len(a[0]))),
+             policy.model.model.language_model.register_forward_pre_hook(
+                 lambda m, a, k: prefilled.append(k["inputs_embeds"].shape[:2]), with_kwargs=True)]
+    two = prompts(tiny_checkpoint)
+    run = engine(policy, tiny_checkpoint)
+    run.generate(two, SAMPLING, [0, 1])
+    for hook in hooks:
+        hook.remove()
+    assert sum(patches) == sum(len(p.pixel_values_N) for p in two) == run.work.vision_patches
+    assert tuple(prefilled[0]) == (2, max(p.length for p in two))
+    assert all(tuple(shape) == (8, 1) for shape in prefilled[1:]), "after the prefill only single tokens are decoded"
+    assert run.work.prefilled_tokens == sum(p.length for p in two)
+
+
+def test_greedy_is_the_argmax_of_the_stock_model(policy: Policy, tiny_checkpoint: Path) -> None:
+    prompt = prompts(tiny_checkpoint)[0]
+    (group,) = engine(policy, tiny_checkpoint).generate([prompt], replace(SAMPLING, group_size=1, temperature=0.0), [0])
+    tokens = load_processing(str(tiny_checkpoint)).tokens
+    so_far: tuple[int, ...] = ()
+    for token in group[0].token_ids:
+        options = [float(naive_logp(policy.model, tokens, prompt, (*so_far, t))[-1].detach()) for t in (token, *range(0, 380, 7))
+                   if t not in tokens.never_sampled]
+        assert max(options) == options[0]
+        so_far += (token,)
+
+
+def test_choose_follows_the_distribution_and_never_takes_the_impossible() -> None:
+    p = torch.tensor([0.0, 0.2, 0.0, 0.5, 0.3, 0.0])
+    u = torch.from_numpy(np.random.default_rng(0).random(20000))
+    drawn = choose(p.log().expand(20000, 6), u)
+    counts = torch.bincount(drawn, minlength=6)
+    assert counts[[0, 2, 5]].sum() == 0
+    assert stats.chisquare(counts[[1, 3, 4]].numpy(), 20000 * np.array([0.2, 0.5, 0.3])).pvalue > 1e-3
+    assert choose(p.log()[None], torch.tensor([0.0], dtype=torch.float64)).item() == 1
+    assert choose(p.log()[None], torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 4
+
+
+@pytest.mark.parametrize("top_k,top_p", [(3, 1.0), (0, 0.6), (4, 0.5), (0, 1.0), (1, 1.0)])
+def test_truncation_keeps_what_the_warpers_of_transformers_keep(top_k: int, top_p: float) -> None:
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    logp = torch.randn(16, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    expected = TopKLogitsWarper(top_k)(None, logp) if top_k else logp
+    expected = TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected
+    assert torch.equal(truncate(logp, top_k=top_k, top_p=top_p).isneginf(), expected.isneginf())
+
+
+def test_uniforms_are_keyed_by_seed_draw_and_member() -> None:
+    base = uniforms(SAMPLING, 3, 1)
+    assert base.shape == (10,)
+    assert ((base >= 0) & (base < 1)).all()
+    assert np.array_equal(base, uniforms(SAMPLING, 3, 1))
+    others = [uniforms(SAMPLING, 3, 2), uniforms(SAMPLING, 4, 1), uniforms(replace(SAMPLING, seed=8), 3, 1)]
+    assert not any(np.array_equal(base, other) for other in others)
+    longer = uniforms(replace(SAMPLING, max_new_tokens=20), 3, 1)
+    assert np.array_equal(longer[:10], base), "a longer limit must not change the start of an answer"
