@@ -7,6 +7,7 @@ bug of ours and keeps its traceback.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
                                      "configs/quickstart.yaml, evaluates it again and prints both. Needs no network and no GPU.")
     quickstart.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written (default %(default)s)")
     quickstart.add_argument("--seed", type=int, default=0, help="training data, data order and sampling (default %(default)s)")
+    quickstart.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"), help="default %(default)s")
+    quickstart.add_argument("--since", type=float, help=argparse.SUPPRESS)  # when `make quickstart` began to install
     quickstart.add_argument("--prepare-only", action="store_true", help="write base model and data sets, then stop")
     quickstart.set_defaults(run=_quickstart)
     return parser
@@ -165,7 +168,9 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     if arguments.prepare_only:
         print(f"wrote {prepare(arguments.folder, arguments.seed)}")
         return 0
-    return quickstart(arguments.folder, arguments.seed, _console())
+    if not arguments.config.is_file():
+        raise UserError(f"There is no config file {arguments.config}. Start in the project's folder, or name it with --config.")
+    return quickstart(arguments.folder, arguments.seed, arguments.config, _console(), arguments.since or time.time())
 
 
 if __name__ == "__main__":

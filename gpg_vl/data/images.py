@@ -5,9 +5,9 @@ such picture is an `ImageError` that says what to do; nothing is decoded before 
 nothing is ever fetched from the network.
 
 How each kind of picture becomes RGB: the EXIF orientation is applied; transparency is laid over white; a palette is
-looked up; 16-bit grey keeps its upper 8 bits; CMYK is converted by Pillow without a colour profile; of an animation or a
-multi-page file the first picture counts. 32-bit integer and floating-point pictures have no agreed black and white and
-are refused.
+looked up; 16-bit grey keeps its upper 8 bits; CMYK is converted by Pillow without a colour profile; of an animation or
+a multi-page file the first picture counts. 32-bit integer and floating-point pictures have no agreed black and white
+and are refused.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ import io
 import struct
 import zlib
 from pathlib import Path, PurePath
-from typing import BinaryIO
 
 from PIL import Image, ImageFile, ImageOps
 
@@ -36,9 +35,9 @@ class ImageError(UserError):
 def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Image.Image:
     """The picture as RGB, decoded completely; no file stays open.
 
-    `image` is an encoded picture, or a path relative to `root` (an absolute path is accepted if it lies inside). Without
-    a root only encoded pictures are accepted. `max_pixels` bounds width times height as the file declares them;
-    Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` bounds them too.
+    `image` is an encoded picture, or a path relative to `root` (an absolute path is accepted if it lies inside).
+    Without a root only encoded pictures are accepted. `max_pixels` bounds width times height as the file declares
+    them; Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` bounds them too.
 
     Raises:
         ImageError: for every picture that cannot be used.
@@ -49,13 +48,14 @@ def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Ima
         with opened:
             _refuse_bomb(opened.size, name, max_pixels)
             if opened.mode in ("I", "F"):
-                raise ImageError(f"{name} has 32-bit pixels (mode {opened.mode}), which have no agreed black and white. "
-                                 f"8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel.")
+                raise ImageError(f"{name} has 32-bit pixels (mode {opened.mode}), which have no agreed black and "
+                                 f"white. 8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel.")
             try:
                 return _rgb(ImageOps.exif_transpose(opened))
             except _DAMAGE as error:
-                raise ImageError(f"{name} is damaged or incomplete: {_reason(error)}. A {opened.format} file that decodes "
-                                 f"to its last pixel is needed. Fetch or export it again, or remove the row.") from error
+                raise ImageError(f"{name} is damaged or incomplete: {_reason(error)}. A {opened.format} file that "
+                                 f"decodes to its last pixel is needed. Fetch or export it again, or remove the "
+                                 f"row.") from error
 
 
 def image_digest(image: str | bytes, *, root: Path | None) -> str:
@@ -72,21 +72,22 @@ def describe(image: str | bytes) -> str:
     return f"The image {shown!r}"
 
 
-def _file(image: str | bytes, root: Path | None) -> BinaryIO:
+def _file(image: str | bytes, root: Path | None) -> io.BytesIO | io.BufferedReader:
     """The encoded picture as a stream, which the caller closes."""
     name = describe(image)
     try:
-        file: BinaryIO = io.BytesIO(image) if isinstance(image, bytes) else _inside(image, root).open("rb")
-        empty = not file.read(1)
-        file.seek(0)
+        if isinstance(image, bytes):
+            if image:
+                return io.BytesIO(image)
+        else:
+            path = _inside(image, root)
+            if path.stat().st_size:
+                return path.open("rb")
     except OSError as error:
-        raise ImageError(f"{name} cannot be read: {_reason(error)}. A readable file is needed. Check its permissions and "
-                         f"its disk, or remove the row.") from error
-    if empty:
-        file.close()
-        raise ImageError(f"{name} is empty (0 bytes). {', '.join(FORMATS)} files are allowed. Fetch or export it again, or "
-                         f"remove the row.")
-    return file
+        raise ImageError(f"{name} cannot be read: {_reason(error)}. A readable file is needed. Check its permissions "
+                         f"and its disk, or remove the row.") from error
+    raise ImageError(f"{name} is empty (0 bytes). {', '.join(FORMATS)} files are allowed. Fetch or export it again, or "
+                     f"remove the row.")
 
 
 def _inside(path: str, root: Path | None) -> Path:
@@ -94,7 +95,7 @@ def _inside(path: str, root: Path | None) -> Path:
     name = describe(path)
     if root is None:
         raise ImageError(f"{name} is a path, and no image root was given. Paths are read below the image root only. "
-                         f"Set the image root to the folder that the paths start from.")
+                         f"Set the image root (data.root) to the folder that the paths start from.")
     if ".." in PurePath(path).parts:
         raise ImageError(f"{name} climbs out of a folder with '..'. Paths below the image root {root} are allowed. "
                          f"Move the file below the root and name it without '..'.")
@@ -103,19 +104,20 @@ def _inside(path: str, root: Path | None) -> Path:
         file = (base / path).resolve()  # follows links, so a link that leads outside shows where it leads
         inside, regular, present = file.is_relative_to(base), file.is_file(), file.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a NUL character
-        raise ImageError(f"{name} is not a usable path: {_reason(error)}. Paths below the image root {root} are allowed. "
-                         f"Correct the path or remove the row.") from error
+        raise ImageError(f"{name} is not a usable path: {_reason(error)}. Paths below the image root {root} are "
+                         f"allowed. Correct the path or remove the row.") from error
     if not inside:
-        raise ImageError(f"{name} leads to {file}, outside the image root. Paths below {base} are allowed, after links are "
-                         f"followed. Copy the file below the root, or set the image root to a folder that holds it.")
+        raise ImageError(f"{name} leads to {file}, outside the image root. Paths below {base} are allowed, after "
+                         f"links are followed. Copy the file below the root, or set the image root to a folder that "
+                         f"holds it.")
     if not regular:
         what = "is not a regular file" if present else "does not exist"
-        raise ImageError(f"{name} {what}: {file}. A picture file below the image root {base} is needed. Restore the file, "
-                         f"correct the path or the image root, or remove the row.")
+        raise ImageError(f"{name} {what}: {file}. A picture file below the image root {base} is needed. Restore the "
+                         f"file, correct the path or the image root, or remove the row.")
     return file
 
 
-def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+def _open(file: io.BytesIO | io.BufferedReader, name: str) -> ImageFile.ImageFile:
     """Read the header. Pillow's bomb warning counts as a refusal wherever warnings are errors."""
     try:
         return Image.open(file, formats=FORMATS)
@@ -123,24 +125,24 @@ def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         raise ImageError(f"{name} declares too many pixels: {_reason(error)}. {_pillow_limit()} Shrink the picture, or "
                          f"remove the row.") from error
     except _DAMAGE as error:
-        raise ImageError(f"{name} is no picture that can be read: it is damaged, has no pixels, or is of another format. "
-                         f"{', '.join(FORMATS)} files are allowed. Fetch it again, convert it to PNG, or remove the "
-                         f"row.") from error
+        raise ImageError(f"{name} is no picture that can be read: it is damaged, has no pixels, or is of another "
+                         f"format. {', '.join(FORMATS)} files are allowed. Fetch it again, convert it to PNG, or "
+                         f"remove the row.") from error
 
 
 def _refuse_bomb(size: tuple[int, int], name: str, max_pixels: int) -> None:
     pixels = size[0] * size[1]
     limit = Image.MAX_IMAGE_PIXELS
     if pixels > max_pixels:
-        raise ImageError(f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. At most max_pixels={max_pixels} are "
-                         f"decoded. Shrink the picture, remove the row, or raise max_pixels.")
+        raise ImageError(f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. At most {max_pixels} are "
+                         f"decoded. Shrink the picture, remove the row, or raise max_image_pixels.")
     if limit is not None and pixels > limit:
-        raise ImageError(f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. {_pillow_limit()} Shrink the picture, or "
-                         f"remove the row.")
+        raise ImageError(f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. {_pillow_limit()} Shrink the "
+                         f"picture, or remove the row.")
 
 
 def _pillow_limit() -> str:
-    return f"At most PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS} are decoded, whatever max_pixels says."
+    return f"At most PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS} are decoded, whatever else is allowed."
 
 
 def _rgb(image: Image.Image) -> Image.Image:

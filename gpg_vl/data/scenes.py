@@ -52,6 +52,8 @@ class Thing(NamedTuple):
     row: int
     size: int
     box: str | None = None
+    margin: int = -1
+    """Pixels from the edge of the cell out to the box; below 0 the box is inside."""
 
 
 class Scene(NamedTuple):
@@ -109,15 +111,15 @@ def _relation(rng: random.Random, columns: int, rows: int, letter: int) -> tuple
     while True:
         cells = _cells(rng, columns, rows, 2)
         gap = cells[0][axis] - cells[1][axis]
-        if abs(gap) >= 1 and abs(gap) > abs(cells[0][1 - axis] - cells[1][1 - axis]):
+        if abs(gap) >= 2 and abs(gap) > abs(cells[0][1 - axis] - cells[1][1 - axis]):
             break
-    things = [_flat(rng, first, cells[0]), _flat(rng, second, cells[1])]
+    things = [_flat(rng, first, cells[0])._replace(box="red"), _flat(rng, second, cells[1])._replace(box="blue")]
     things += _distractors(rng, things, {first, second}, columns, rows, 3, _flat)
     right = words[0] if gap < 0 else words[1]
     options = [w for w in words if w != right]
     options.insert(letter, right)
-    question = (f"Considering the relative positions of the {first} and the {second} in the image provided, "
-                f"where is the {first} located with respect to the {second}?")
+    question = (f"Considering the relative positions of the {first} (annotated by the red box) and the {second} (annotated by "
+                f"the blue box) in the image provided, where is the {first} located with respect to the {second}?")
     return things, question, options, letter
 
 
@@ -142,11 +144,11 @@ def _distance(rng: random.Random, columns: int, rows: int, letter: int) -> tuple
     anchor, first, second = rng.sample(SHAPES, 3)
     while True:
         a, b, c = _cells(rng, columns, rows, 3)
-        near, far = sorted((max(abs(b[0] - a[0]), abs(b[1] - a[1])), max(abs(c[0] - a[0]), abs(c[1] - a[1]))))
-        if near == 1 and far >= 3:
+        to_first, to_second = (abs(x[0] - a[0]) + abs(x[1] - a[1]) for x in (b, c))
+        if min(to_first, to_second) == 1 and max(to_first, to_second) >= 3:
             break
-    first_nearer = max(abs(b[0] - a[0]), abs(b[1] - a[1])) == 1
-    things = [_standing(rng, anchor, a, rows, "red"), _standing(rng, first, b, rows, "blue"),
+    first_nearer = to_first < to_second
+    things = [_standing(rng, anchor, a, rows, "red")._replace(margin=5), _standing(rng, first, b, rows, "blue"),
               _standing(rng, second, c, rows, "green")]
     things += _distractors(rng, things, {anchor, first, second}, columns, rows, 2, partial(_standing, rows=rows))
     right, wrong = (first, second) if first_nearer else (second, first)
@@ -201,8 +203,8 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, jitter: tuple[int, int]
     else:
         draw.polygon(_polygon(thing.shape, x, y, r), fill=colour, outline=outline, width=k)
     if thing.box:
-        left, top = thing.column * CELL * k + k, thing.row * CELL * k + k
-        side = (CELL - 2) * k - 1
+        left, top = (thing.column * CELL - thing.margin) * k, (thing.row * CELL - thing.margin) * k
+        side = (CELL + 2 * thing.margin) * k - 1
         draw.rectangle((left, top, left + side, top + side), outline=BOXES[thing.box], width=2 * k)
 
 

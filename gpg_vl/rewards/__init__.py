@@ -1,0 +1,59 @@
+"""Rewards: plain functions that score a completion, found by name.
+
+A reward is `def my_reward(completion: Completion, example: Example) -> float` with values from 0 to 1. It may declare
+another range (`@in_range(0, 2)`), or that it scores the completions of one example together (`@batched`). An answer
+that cannot be parsed is worth 0.0; an exception is a bug of the reward and costs the group its place in the batch.
+
+Nothing in this package imports torch: reward workers must start in a blink.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from gpg_vl.errors import UserError
+from gpg_vl.registry import Registry
+from gpg_vl.types import Completion, Example
+
+RewardFunction = (
+    Callable[[Completion, Example], float] | Callable[[Sequence[Completion], Example], Sequence[float]]
+)
+
+BUILTIN = {
+    "choice": "gpg_vl.rewards.choice:choice",
+    "format": "gpg_vl.rewards.format:format",
+}
+"""The rewards of this package. They are known to be quick on any text, so they may run outside the worker processes."""
+
+rewards: Registry[RewardFunction] = Registry("reward", builtin=BUILTIN, entry_point_group="gpg_vl.rewards")
+
+F = TypeVar("F", bound=RewardFunction)
+
+
+def reward(name: str) -> Callable[[F], F]:
+    """Decorator: make a function available as the reward `name`. Raises ValueError if the name has another owner."""
+
+    def keep(function: F) -> F:
+        rewards.register(name)(function)
+        return function
+
+    return keep
+
+
+def batched(function: F) -> F:
+    """Decorator: the reward takes the list of all completions of an example and returns a list of as many numbers."""
+    function.is_batched = True  # type: ignore[union-attr]  # functions carry attributes
+    return function
+
+
+def in_range(low: float, high: float) -> Callable[[F], F]:
+    """Decorator: the reward returns values from `low` to `high`, both included, instead of 0 to 1."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"@in_range({low}, {high}) is not a range. Both ends must be finite and the first one smaller. "
+                        f"Bound the reward, for example with tanh, so that it has a range to declare.")
+
+    def declare(function: F) -> F:
+        function.declared_range = (float(low), float(high))  # type: ignore[union-attr]  # as above
+        return function
+
+    return declare

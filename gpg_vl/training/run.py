@@ -97,7 +97,8 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
 
 
 def _refuse_bad_rewards(config: Config, examples: Sequence[Example]) -> None:
-    problems = check_gold(config.rewards.weights, examples)
+    with RewardPool(config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers) as pool:
+        problems = check_gold(config.rewards.weights, examples, pool=pool)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""

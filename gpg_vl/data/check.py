@@ -1,0 +1,289 @@
+"""Everything that can be wrong with a data set, found before any weights are loaded.
+
+`check` reads every row, counts every prompt and collects every problem; nothing is dropped, cut or repaired on the way.
+How tokens are counted is the caller's affair, so this module knows no model.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import Progress
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from gpg_vl.data.images import ImageError
+from gpg_vl.data.rows import Kind, Row, RowProblem
+from gpg_vl.errors import UserError
+from gpg_vl.types import Example
+
+_LETTER = re.compile(r"\(?([A-Z])[).:]*(?:\s+(.*))?", re.IGNORECASE | re.DOTALL)
+_BINS = 10
+_SHOWN_PROBLEMS = 20
+_SHOWN_SIZES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptCounts:
+    """How long one example's prompt is.
+
+    Example: a 112x84 picture of 12 tokens and 30 tokens of text:
+    `PromptCounts(tokens=42, image_tokens=12, image_sizes=((112, 84),))`
+    """
+
+    tokens: int
+    """All tokens of the prompt, image tokens included."""
+    image_tokens: int
+    image_sizes: tuple[tuple[int, int], ...]
+    """Width and height in pixels of each image, as the model sees it."""
+
+
+Count = Callable[[Example], PromptCounts]
+"""Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot be encoded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A distribution in five numbers; the median and the 95th percentile are values that occur (nearest rank).
+
+    Example: of 1, 2, 3, 10: `Summary(total=16, min=1, median=2, p95=10, max=10)`
+    """
+
+    total: int
+    min: int
+    median: int
+    p95: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataReport:
+    """What a data set holds and what is wrong with it.
+
+    Example: two good rows, one with a picture: `DataReport(source="a.jsonl", rows=2, tokens=(42, 30),
+    image_tokens=(12, 0), image_sizes={(112, 84): 1}, tasks={"Count": 2}, problems=(), max_prompt_tokens=1024)`
+    """
+
+    source: str
+    rows: int
+    """All rows, broken ones included."""
+    tokens: tuple[int, ...]
+    """Prompt length of each row that could be encoded, image tokens included."""
+    image_tokens: tuple[int, ...]
+    """Image tokens of the same rows."""
+    image_sizes: Mapping[tuple[int, int], int]
+    """Number of images of each (width, height) in pixels, as the model sees them; the most frequent first."""
+    tasks: Mapping[str, int]
+    """Number of rows of each task, among those that could be read."""
+    problems: tuple[RowProblem, ...]
+    max_prompt_tokens: int | None
+
+    @property
+    def ok(self) -> bool:
+        """True if the data can be trained on as it is."""
+        return not self.problems
+
+    @property
+    def images(self) -> int:
+        """The number of images in the rows that could be encoded."""
+        return sum(self.image_sizes.values())
+
+    def render(self, console: Console) -> None:
+        """Print the statistics, and the first problems with their number by kind."""
+        console.print(Panel(Group(*_statistics(self)), title=Text(f"data: {self.source}"), expand=False))
+        if self.problems:
+            console.print(Group(*_problem_lines(self.problems)), soft_wrap=True)
+
+    def to_json(self) -> str:
+        """Everything in the report as one JSON object, lengths as summaries and a histogram."""
+        return json.dumps({
+            "source": self.source, "ok": self.ok, "rows": self.rows, "images": self.images,
+            "tokens": _summary_object(self.tokens), "image_tokens": _summary_object(self.image_tokens),
+            "histogram": [{"from": low, "to": high, "rows": rows} for low, high, rows in histogram(self.tokens)],
+            "image_sizes": [{"width": w, "height": h, "images": n} for (w, h), n in self.image_sizes.items()],
+            "tasks": dict(self.tasks), "max_prompt_tokens": self.max_prompt_tokens,
+            "problems": [asdict(problem) for problem in self.problems]}, indent=2)
+
+
+def check(rows: Iterable[Row], *, count: Count, max_prompt_tokens: int | None, source: str = "",
+          console: Console | None = None, total: int | None = None) -> DataReport:
+    """Read every row, count every prompt, and report everything that is wrong.
+
+    A UserError of the source itself, such as a missing column, ends the reading and is a problem of the report, too.
+    `total` is the expected number of rows, for the progress bar that is shown if there is a console.
+    """
+    seen = 0
+    first_row: dict[str, int] = {}  # of each id
+    counted: list[PromptCounts] = []
+    tasks: Counter[str] = Counter()
+    problems: list[RowProblem] = []
+    for number, row in enumerate(_watched(_whole(rows, source), console, total)):
+        if isinstance(row, RowProblem):
+            problems.append(row)
+            seen += row.kind != "source"
+            continue
+        seen += 1
+        tasks[row.task] += 1
+        counts, found = _checked(row, count, max_prompt_tokens, first_row.setdefault(row.id, number), number)
+        counted += [counts] if counts else []
+        problems += [RowProblem(row=number, id=row.id, source="", kind=kind, message=text) for kind, text in found]
+    if not seen and not problems:
+        problems.append(_of_source(0, source, "There are no rows. At least one is needed. Check that the source was "
+                                              "written completely."))
+    sizes = Counter(size for counts in counted for size in counts.image_sizes)
+    return DataReport(source=source, rows=seen, tokens=tuple(counts.tokens for counts in counted),
+                      image_tokens=tuple(counts.image_tokens for counts in counted),
+                      image_sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
+                      tasks=dict(sorted(tasks.items())), problems=tuple(problems), max_prompt_tokens=max_prompt_tokens)
+
+
+def _whole(rows: Iterable[Row], source: str) -> Iterator[Row]:
+    """The rows, and a source that breaks off as a last problem."""
+    number = 0
+    try:
+        for row in rows:
+            yield row
+            number += 1
+    except UserError as error:
+        yield _of_source(number, source, str(error))
+
+
+def _of_source(row: int, source: str, message: str) -> RowProblem:
+    return RowProblem(row=row, source=source, kind="source", message=message)
+
+
+def _watched(rows: Iterator[Row], console: Console | None, total: int | None) -> Iterator[Row]:
+    if console is None:
+        yield from rows
+        return
+    with Progress(console=console, transient=True) as progress:
+        yield from progress.track(rows, total=total, description="checking rows")
+
+
+def _checked(example: Example, count: Count, limit: int | None, first_row: int,
+             row: int) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
+    """The counts of one example, None if it cannot be encoded, and everything that is wrong with it."""
+    found: list[tuple[Kind, str]] = [*answer_problems(example)]
+    if first_row != row:
+        text = (f"The id {example.id!r} already belongs to row {first_row}. Each id is allowed once, because "
+                f"predictions and logs are found by it. Rename one, or remove the repetition.")
+        found.append(("id", text))
+    try:
+        counts = count(example)
+    except UserError as error:
+        return None, [*found, ("image" if isinstance(error, ImageError) else "encode", str(error))]
+    if limit is not None and counts.tokens > limit:
+        sizes = ", ".join(f"{width}x{height}" for width, height in counts.image_sizes)
+        pictures = f", {counts.image_tokens} of them for {len(counts.image_sizes)} image(s) of {sizes}" if sizes else ""
+        text = (f"The prompt has {counts.tokens} tokens{pictures}. max_prompt_tokens={limit} are allowed, and a "
+                f"prompt is never cut. Raise max_prompt_tokens, shrink the images (max_pixels), shorten the text, or "
+                f"remove the row.")
+        found.append(("length", text))
+    return counts, found
+
+
+def answer_problems(example: Example) -> Iterator[tuple[Kind, str]]:
+    """What is wrong with the gold answer: it is empty, or it names none of the choices.
+
+    An answer names a choice by its text, by its letter (`B`, `(b)`, `B.`), or by both (`(B) cube`); case and outer
+    blanks do not matter.
+    """
+    answer = example.answer.strip()
+    if not answer:
+        yield "answer", "The answer is empty. Every row needs a gold answer. Fill it in or remove the row."
+    elif example.choices is not None and not _names_choice(answer, example.choices):
+        last = chr(ord("A") + min(len(example.choices), 26) - 1)
+        yield "choices", (f"The answer {example.answer!r} is none of the {len(example.choices)} choices "
+                          f"{', '.join(map(repr, example.choices))}. A letter from A to {last} or the text of an "
+                          f"option is allowed. Correct the answer or the choices.")
+
+
+def _names_choice(answer: str, choices: Sequence[str]) -> bool:
+    texts = [choice.strip().casefold() for choice in choices]
+    if answer.casefold() in texts:
+        return True
+    match = _LETTER.fullmatch(answer)
+    if match is None:
+        return False
+    place = ord(match[1].upper()) - ord("A")
+    return place < len(texts) and (not match[2] or match[2].strip().casefold() == texts[place])
+
+
+def summarise(values: Sequence[int]) -> Summary | None:
+    """Five numbers about the values, or None if there are none."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return Summary(total=sum(ordered), min=ordered[0], median=ordered[_rank(len(ordered), 50)],
+                   p95=ordered[_rank(len(ordered), 95)], max=ordered[-1])
+
+
+def _rank(number: int, percent: int) -> int:
+    """The index of the nearest rank: the smallest value that at least `percent` of all values do not exceed."""
+    return -(-percent * number // 100) - 1
+
+
+def histogram(values: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """(from, to, number of values), both ends included, in at most ten intervals of equal width."""
+    if not values:
+        return ()
+    low, high = min(values), max(values)
+    width = (high - low) // _BINS + 1
+    numbers = Counter((value - low) // width for value in values)
+    return tuple((low + i * width, low + (i + 1) * width - 1, numbers[i]) for i in range((high - low) // width + 1))
+
+
+def _summary_object(values: Sequence[int]) -> dict[str, int] | None:
+    summary = summarise(values)
+    return None if summary is None else asdict(summary)
+
+
+def _statistics(report: DataReport) -> Iterator[Table | Text]:
+    limit = "no limit" if report.max_prompt_tokens is None else f"at most {report.max_prompt_tokens} tokens allowed"
+    yield Text(f"{report.rows} rows, {report.images} images, {len(report.problems)} problems; {limit}")
+    if not report.tokens:
+        return
+    lengths = Table("", *Summary.__slots__, box=None)
+    for name, values in (("prompt tokens", report.tokens), ("image tokens", report.image_tokens)):
+        summary = summarise(values)
+        assert summary is not None, name
+        lengths.add_row(name, *(str(getattr(summary, column)) for column in Summary.__slots__))
+    yield lengths
+    bins = histogram(report.tokens)
+    most = max(rows for _, _, rows in bins)
+    bars = Table("prompt tokens", "rows", "", box=None)
+    for low, high, rows in bins:
+        bars.add_row(f"{low}-{high}", str(rows), ProgressBar(total=most, completed=rows, width=30))
+    yield bars
+    if report.image_sizes:
+        yield _image_table(report.image_sizes)
+    tasks = Table("task", "rows", box=None)
+    for task, rows in report.tasks.items():
+        tasks.add_row(Text(task or "(none)"), str(rows))
+    yield tasks
+
+
+def _image_table(image_sizes: Mapping[tuple[int, int], int]) -> Table:
+    table = Table("image size (seen by the model)", "images", box=None)
+    sizes = list(image_sizes.items())
+    for (width, height), images in sizes[:_SHOWN_SIZES]:
+        table.add_row(f"{width}x{height}", str(images))
+    if rest := sizes[_SHOWN_SIZES:]:
+        table.add_row(f"{len(rest)} other sizes", str(sum(images for _, images in rest)))
+    return table
+
+
+def _problem_lines(problems: Sequence[RowProblem]) -> Iterator[Text]:
+    """Plain text, because a message may hold what looks like markup."""
+    kinds = Counter(problem.kind for problem in problems)
+    yield Text(f"{len(problems)} problems: " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()),
+               style="bold")
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        yield Text(f"  {problem}")
+    if len(problems) > _SHOWN_PROBLEMS:
+        yield Text(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more; the JSON report lists all of them.")

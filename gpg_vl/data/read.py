@@ -1,0 +1,130 @@
+"""A source of rows becomes examples: which column is which field, and what happens to a row that is broken.
+
+A source that cannot be read at all (no such file, not Parquet, no column for the answers) is a `UserError`. A row that
+cannot be understood is a `RowProblem` in the place of its `Example`, so a caller sees every row exactly once.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from gpg_vl.data.rows import CellError, Row, RowProblem, parse_row
+from gpg_vl.data.sources import Table, tables
+from gpg_vl.errors import UserError
+from gpg_vl.registry import did_you_mean
+from gpg_vl.types import Example
+
+COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
+    "id": ("id", "idx"),
+    "images": ("images", "image"),
+    "prompt": ("prompt", "question", "problem"),
+    "answer": ("answer", "solution", "ground_truth"),
+    "choices": ("choices", "options"),
+    "task": ("task",),
+}
+"""The fields of an example, and the column names that are taken for them where none is declared."""
+REQUIRED = ("prompt", "answer")
+
+
+def load_examples(source: str | Path, columns: Mapping[str, str] | None = None, *,
+                  limit: int | None = None) -> list[Example]:
+    """Every example of a source, or of its first `limit` rows; or none, if one is broken.
+
+    Raises:
+        UserError: if the source cannot be read, holds no row, or holds a broken row: the first ten and their number.
+    """
+    rows = list(read_rows(source, columns, limit=limit))
+    problems = [row for row in rows if isinstance(row, RowProblem)]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:10])
+        more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(f"{len(problems)} of the {len(rows)} rows of {source} cannot be used:\n{listed}{more}\nEvery "
+                        f"row must be usable, because none is dropped silently. Correct or remove these rows.")
+    if not rows:
+        raise UserError(f"{source} holds no rows. At least one is needed. Check that it was written completely.")
+    return [row for row in rows if isinstance(row, Example)]
+
+
+def read_rows(source: str | Path, columns: Mapping[str, str] | None = None, *,
+              limit: int | None = None) -> Iterator[Row]:
+    """Every row of a source, or its first `limit` rows, in order, as an Example or a RowProblem.
+
+    `source` is a `.jsonl` or `.parquet` file, a folder of these (in the order of their names), a folder written by
+    `datasets.save_to_disk`, or `datasets:NAME_OR_PATH[:SPLIT]`. `columns` maps our fields (id, images, prompt, answer,
+    choices, task) to the columns of the source, with dots to reach into structs (`answer: reward_model.ground_truth`);
+    what it leaves out is found by the names in `COMMON_NAMES`. Rows without an id are called by their number.
+
+    Raises:
+        UserError: when the first row is asked for, if the source cannot be read or its columns cannot be told apart;
+            later, if a file breaks off, or if a JSONL file ends without any row that has a needed column.
+    """
+    declared = _checked(columns or {})
+    yield from islice(_all_rows(str(source), declared), limit)
+
+
+def _all_rows(source: str, declared: Mapping[str, str]) -> Iterator[Row]:
+    number = 0
+    for table in tables(source):
+        for row in _rows(table, declared, first=number):
+            yield row
+            number += 1
+
+
+def _rows(table: Table, declared: Mapping[str, str], *, first: int) -> Iterator[Row]:
+    if table.columns is not None:
+        _require(table.columns, declared, where=table.name)
+    seen: dict[str, None] = {}  # an ordered set: the columns of all rows so far
+    mappings: dict[tuple[str, ...], Mapping[str, str]] = {}
+    for number, (place, cells) in enumerate(table.rows, first):
+        if isinstance(cells, CellError):
+            yield RowProblem(row=number, source=place, kind=cells.kind, message=cells.message)
+            continue
+        names = tuple(cells)
+        if names not in mappings:
+            mappings[names] = resolve_columns(names, declared, where=place)
+            seen |= dict.fromkeys(names)
+        yield parse_row(cells, mappings[names], row=number, source=place)
+    if seen:  # the rows of a JSONL file may lack a column one by one, but a column that all lack is a wrong name
+        _require(seen, declared, where=table.name)
+
+
+def resolve_columns(available: Collection[str], declared: Mapping[str, str], *, where: str) -> dict[str, str]:
+    """The column of each field: the declared one, else the only one with a common name. Other fields are absent.
+
+    Raises:
+        UserError: if two columns have common names for one field and none of them is declared.
+    """
+    mapping = dict(declared)
+    for field, names in COMMON_NAMES.items():
+        found = [name for name in names if name in available and name not in declared.values()]
+        if field in declared or not found:
+            continue
+        if len(found) > 1:
+            raise UserError(f"{where} has the columns {' and '.join(map(repr, found))}, and each could be the "
+                            f"{field}. One column per field is allowed. Declare which it is: columns: {{{field}: "
+                            f"{found[0]}}}.")
+        mapping[field] = found[0]
+    return mapping
+
+
+def _checked(columns: Mapping[str, str]) -> dict[str, str]:
+    for field, column in columns.items():
+        if field not in COMMON_NAMES:
+            raise UserError(f"The column mapping names the field {field!r}, which examples do not have. "
+                            f"{did_you_mean(field, list(COMMON_NAMES))} Write the mapping as columns: {{field: "
+                            f"column}}.")
+        if not isinstance(column, str) or not column:
+            raise UserError(f"The column mapping gives {column!r} for the field {field!r}. The name of a column is "
+                            f"allowed. Name one, or leave the field out.")
+    return dict(columns)
+
+
+def _require(available: Collection[str], declared: Mapping[str, str], *, where: str) -> None:
+    """Raise UserError if a declared column, or any column for a required field, is missing."""
+    wanted = {field: (field_names if field not in declared else (declared[field],))
+              for field, field_names in COMMON_NAMES.items() if field in declared or field in REQUIRED}
+    for field, names in wanted.items():
+        if not any(name in available or name.split(".")[0] in available for name in names):
+            raise UserError(f"{where} has no column {' or '.join(map(repr, names))} for the {field}. "
+                            f"{did_you_mean(names[0], list(available))} Declare the right one: columns: {{{field}: "
+                            f"<column>}}.")

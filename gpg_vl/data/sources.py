@@ -1,0 +1,202 @@
+"""Where rows lie: JSONL and Parquet files, folders of these, and what the `datasets` library knows.
+
+A source becomes tables of rows, each a place and its cells; `gpg_vl.data.read` gives the cells a meaning.
+Files are read a few rows at a time, because a row may hold several megabytes of pictures. A source that cannot be read
+is a `UserError`; a JSONL line that cannot be read is a `CellError` in the place of its cells.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpg_vl.data.rows import CellError
+from gpg_vl.errors import UserError
+from gpg_vl.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Cells = dict[str, Any]
+SUFFIXES = (".jsonl", ".parquet")
+_HUB = "datasets:"
+_BATCH_ROWS = 32
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One file or data set.
+
+    Example: `Table(name="a.jsonl", columns=None, rows=iter([("a.jsonl:1", {"prompt": "2+2?", "answer": 4})]))`
+    """
+
+    name: str
+    """What messages call it."""
+    columns: Sequence[str] | None
+    """The columns of every row; None where each row brings its own."""
+    rows: Iterator[tuple[str, Cells | CellError]]
+    """The place of each row, for messages, and its cells, or why they cannot be read."""
+
+
+def tables(source: str) -> Iterator[Table]:
+    """The tables of a source, files in the order of their names. Raises UserError."""
+    if source.startswith(_HUB):
+        yield _hub_table(source)
+        return
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"The data source {source!r} does not exist.{_sibling(path)} A .jsonl or .parquet file, a "
+                        f"folder of these, or {_HUB}NAME[:SPLIT] is allowed. Correct the path.")
+    if _is_saved(path):
+        yield _table(source, _saved(source, path, split=None))
+        return
+    files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"The folder {source!r} holds no .jsonl and no .parquet file. Files in the folder itself are "
+                        f"read, not those in its subfolders. Give the folder that holds them.")
+    for file in files:
+        if file.suffix == ".jsonl":
+            yield Table(name=str(file), columns=None, rows=_jsonl(file))
+        elif file.suffix == ".parquet":
+            yield _parquet_table(file)
+        else:
+            raise UserError(f"The data file {source!r} ends in {file.suffix!r}. {' and '.join(SUFFIXES)} are allowed. "
+                            f"Convert it, or give it the right name.")
+
+
+def _sibling(path: Path) -> str:
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
+
+
+def _jsonl(file: Path) -> Iterator[tuple[str, Cells | CellError]]:
+    """One object per line; blank lines do not count as rows."""
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{file}:{number}", _json_object(line)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}. A readable file is needed. Check its permissions "
+                        f"and its disk.") from error
+
+
+def _json_object(line: bytes) -> Cells | CellError:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return CellError("json", f"The line is not JSON: {error}. One JSON object per line, in UTF-8, is allowed. "
+                                 f"Correct the line; where the last line is cut, the file was not written completely.")
+    if not isinstance(value, dict):
+        return CellError("json", f"The line is JSON of type {type(value).__name__}. One object with named columns per "
+                                 f"line is allowed. Write it as {{'prompt': ..., 'answer': ...}} in JSON.")
+    return value
+
+
+def _parquet_table(file: Path) -> Table:
+    try:
+        names = pq.read_schema(file).names
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(str(file), "a complete Parquet file", error) from error
+    return Table(name=str(file), columns=names, rows=_parquet(file))
+
+
+def _parquet(file: Path) -> Iterator[tuple[str, Cells]]:
+    try:
+        with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as parquet:
+            number = 0
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+                for cells in batch.to_pylist():
+                    yield f"{file}[{number}]", cells
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(str(file), "a complete Parquet file", error) from error
+
+
+def _broken(name: str, needed: str, error: Exception) -> UserError:
+    return UserError(f"{name} cannot be read: {_words(error)}. It must be {needed}. Write or fetch it again.")
+
+
+def _words(error: Exception) -> str:
+    """A library's message, which may run over several lines, as part of a sentence."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _hub_table(source: str) -> Table:
+    """`datasets:NAME_OR_PATH[:SPLIT]`, from a saved folder or through `datasets.load_dataset`."""
+    import datasets  # takes a second to import, and only these sources need it
+
+    name, split = source.removeprefix(_HUB), None
+    if ":" in name and not Path(name).exists():
+        name, _, split = name.rpartition(":")
+    if _is_saved(Path(name)):
+        return _table(source, _saved(source, Path(name), split))
+    try:
+        loaded = datasets.load_dataset(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{source!r} cannot be loaded: {_words(error)}. {_HUB}NAME_OR_PATH[:SPLIT] names a "
+                        f"data set that the datasets library finds. Check the name and the network, or download the "
+                        f"data set and give its files.") from error
+    return _table(source, _one_split(source, name, loaded, split))
+
+
+def _is_saved(folder: Path) -> bool:
+    """True for what `datasets.save_to_disk` writes."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _saved(source: str, folder: Path, split: str | None) -> "Dataset":
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise _broken(str(folder), "a complete folder written by datasets.save_to_disk", error) from error
+    return _one_split(source, str(folder), loaded, split)
+
+
+def _one_split(source: str, name: str, loaded: "Dataset | Mapping[str, Dataset]", split: str | None) -> "Dataset":
+    if not isinstance(loaded, Mapping):
+        if split is None:
+            return loaded
+        raise UserError(f"{source!r} names the split {split!r}, and this data set was saved without splits. Only "
+                        f"{_HUB}{name} is allowed. Leave the split out.")
+    splits = list(loaded)
+    chosen = splits[0] if split is None and len(splits) == 1 else split
+    if chosen is None or chosen not in loaded:
+        raise UserError(f"{source!r} names {'no split' if split is None else f'the split {split!r}'}, and the data "
+                        f"set has {len(splits)}. {did_you_mean(split or '', splits)} Name one of them: "
+                        f"{_HUB}{name}:{splits[0]}.")
+    return loaded[chosen]
+
+
+def _table(source: str, dataset: "Dataset") -> Table:
+    return Table(name=source, columns=dataset.column_names, rows=_dataset_rows(source, dataset))
+
+
+def _dataset_rows(source: str, dataset: "Dataset") -> Iterator[tuple[str, Cells]]:
+    """Arrow keeps pictures encoded, however deep they lie. Class labels are given by name, not by number."""
+    import datasets
+
+    labels = {key: kind.names for key, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)}
+    try:
+        number = 0
+        for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+            for cells in table.to_pylist():
+                named = {key: _label(names, cells[key]) for key, names in labels.items()}
+                yield f"{source}[{number}]", cells | named
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(source, "a complete data set", error) from error
+
+
+def _label(names: Sequence[str], number: int | None) -> str | None:
+    """The name of a class; null for the -1 that `datasets` writes where a label is unknown."""
+    return names[number] if number is not None and 0 <= number < len(names) else None

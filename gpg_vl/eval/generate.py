@@ -1,0 +1,51 @@
+"""Answers for an evaluation: the policy's own engine, the policy's own encoding."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.settings import EvalSettings
+from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.load import Processing, load_model, load_processing
+from gpg_vl.models.policy import Policy
+from gpg_vl.rollout.engine import Engine, Sampling
+from gpg_vl.rollout.native import NativeEngine
+from gpg_vl.types import Example
+
+Responder = Callable[[Sequence[Example]], Iterator[Response]]
+
+
+def engine_responder(engine: Engine, processing: Processing, settings: EvalSettings) -> Responder:
+    """A responder that asks `engine`. Examples are rendered already, so the encoder adds the chat template and prefill only.
+
+    Examples are answered `settings.batch_size` at a time; responses come in their order.
+    """
+    encoder = Encoder(processing=processing, style=PromptStyle(chat=settings.chat, prefill=settings.prefill), root=None,
+                      limits=PixelLimits(min_pixels=settings.min_pixels, max_pixels=settings.max_pixels, max_image_pixels=settings.max_image_pixels))
+    sampling = Sampling(group_size=1, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
+
+    def respond(examples: Sequence[Example]) -> Iterator[Response]:
+        for start in range(0, len(examples), settings.batch_size):
+            batch = examples[start:start + settings.batch_size]
+            draws = [_draw(example) for example in batch]
+            for (completion,) in engine.generate([encoder.encode(e) for e in batch], sampling, draws):
+                yield Response(text=completion.text, finish_reason=completion.finish_reason, n_tokens=len(completion.token_ids),
+                               prefill=completion.prefill)
+
+    return respond
+
+
+def model_responder(model: Path, settings: EvalSettings) -> Responder:
+    """A responder with the checkpoint in `model`, on a GPU if there is one. Raises UserError if it cannot be loaded."""
+    processing = load_processing(str(model))
+    policy = Policy(load_model(str(model)), processing.family, processing.tokens)
+    autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
+    policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    return engine_responder(NativeEngine(policy, processing, prompts_per_batch=settings.batch_size, autocast=autocast), processing, settings)
+
+
+def _draw(example: Example) -> int:
+    """The number that seeds a sampled answer: the example's own, so that a resumed evaluation draws the same."""
+    return int(example.id) if example.id.isdecimal() else int.from_bytes(example.id.encode()[-5:], "big")

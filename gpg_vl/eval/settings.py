@@ -1,0 +1,135 @@
+"""How answers are generated, and the digests by which a resumed run knows what it already has."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import ascii_uppercase
+
+from gpg_vl.errors import UserError
+from gpg_vl.eval.task import Doc, Task, pick
+from gpg_vl.types import Example, Message
+
+_WHOLE_FILE = 1 << 24  # bytes; larger files are sampled
+_SAMPLES = 256
+_SAMPLE = 1 << 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSettings:
+    """Everything that decides what a model answers, apart from the model.
+
+    Example: `settings_for(cvbench(), "official", max_new_tokens=64)`
+    """
+
+    task: str
+    prompt: str
+    """Name of the prompt style."""
+    template: str
+    """The user's turn. NOTE: `render` has filled it in before a responder sees an example; it stays for the record."""
+    system: str | None = None
+    """The system turn, likewise already part of a rendered example."""
+    chat: str = "auto"
+    """`template`: the checkpoint's chat template. `plain`: the bare text. `auto`: whichever is there."""
+    prefill: str = ""
+    """Text that already begins the answer; the responder puts it after the rendered prompt."""
+    max_new_tokens: int
+    """Longest answer, end token included."""
+    temperature: float = 0.0
+    """0 is greedy. A checkpoint's own generation config is never consulted."""
+    seed: int = 0
+    batch_size: int = 16
+    """Prompts that are answered together. Changes speed and memory only, so it is no part of a prediction's key."""
+    min_pixels: int = 56 * 56
+    """Smaller images are enlarged to this many pixels."""
+    max_pixels: int = 401408
+    """Larger images are shrunk to this many pixels. The same as training's default; published runs differ."""
+    max_image_pixels: int = 50_000_000
+    """An image file that declares more pixels than this is not decoded."""
+    dtype: str = "float32"
+    engine: str = "native"
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("temperature", 0), ("min_pixels", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.min_pixels > self.max_pixels:
+            raise UserError(f"min_pixels is {self.min_pixels}, above max_pixels, {self.max_pixels}. Lower the one or "
+                            "raise the other.")
+
+
+def settings_for(task: Task, prompt: str | None = None, **changes: int | float | str | None) -> EvalSettings:
+    """Settings in a prompt style of the task (its default if None), with some fields changed. None changes nothing.
+
+    Raises UserError for an unknown style or a value out of range.
+    """
+    name = prompt or task.default_prompt
+    style = pick(task, "prompt", name, task.prompts)
+    settings = EvalSettings(task=task.name, prompt=name, template=style.template, system=style.system, chat=style.chat,
+                            prefill=style.prefill, max_new_tokens=style.max_new_tokens)
+    return replace(settings, **{field: value for field, value in changes.items() if value is not None})
+
+
+def render(settings: EvalSettings, doc: Doc) -> Example:
+    """The doc's example as it is asked: template filled in, system turn in front. Only the chat template is missing."""
+    user = Message(role="user", content=asked(settings, doc))
+    system = (Message(role="system", content=settings.system),) if settings.system is not None else ()
+    return replace(doc.example, prompt=(*system, user))
+
+
+def asked(settings: EvalSettings, doc: Doc) -> str:
+    """The text of the user's turn: the template with the doc's prompt, options and letters in it."""
+    if not isinstance(doc.example.prompt, str):
+        raise TypeError(f"Doc {doc.doc_id} has a conversation as its prompt; an eval template is filled with a text.")
+    choices = doc.example.choices or ()
+    fillings = {"prompt": doc.example.prompt, "choices": ", ".join(choices),
+                "letters": ", ".join(ascii_uppercase[: len(choices)])}
+    # One pass over the template's own text, so that a question may contain the word {choices}.
+    return re.sub(r"\{(prompt|choices|letters)\}", lambda mark: fillings[mark[1]], settings.template)
+
+
+def prompt_sha(settings: EvalSettings, example: Example, image_digests: Sequence[str]) -> str:
+    """Digest of everything the model is shown for a rendered example. 16 hexadecimal digits."""
+    turns = [(turn.role, turn.content) for turn in example.prompt if isinstance(turn, Message)]
+    return _digest([turns, settings.chat, settings.prefill, list(image_digests)])
+
+
+def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> str:
+    """Digest of everything else that decides the answer: weights, decoding, resolution. 16 hexadecimal digits.
+
+    The seed counts only where something is drawn at random.
+    """
+    seed = settings.seed if settings.temperature else None
+    return _digest([model_sha, settings.max_new_tokens, settings.temperature, seed, settings.min_pixels,
+                    settings.max_pixels, settings.dtype, settings.engine, sample])
+
+
+def model_sha(folder: Path) -> str:
+    """Digest of a checkpoint folder's names, sizes and contents, so that new weights under an old name are noticed.
+
+    Files above 16 MB are sampled at 256 evenly spaced places; training changes every weight. 16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            if size <= _WHOLE_FILE:
+                digest.update(stream.read())
+                continue
+            for i in range(_SAMPLES):
+                stream.seek(i * (size - _SAMPLE) // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def file_sha(file: Path) -> str:
+    """sha256 of a whole file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(parts: list[object]) -> str:
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()[:16]

@@ -1,0 +1,89 @@
+"""Rows of a local Parquet or JSONL file, with the columns that a benchmark cannot do without."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpg_vl.errors import UserError
+
+SUFFIXES = (".parquet", ".jsonl")
+_BATCH = 64  # rows; they may hold encoded images
+
+
+def read_rows(file: Path, *, required: Sequence[str], without: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Every row of the file, in order. Columns in `without` are not read.
+
+    Raises UserError for an unreadable file, a malformed line, or a required column that is missing, naming it.
+    """
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"{file} is neither .parquet nor .jsonl. Give a file of one of these kinds, or the folder of "
+                        "the benchmark.")
+    rows = _parquet(file, required, without) if file.suffix == ".parquet" else _jsonl(file, required, without)
+    try:
+        yield from rows
+    except (OSError, pa.ArrowInvalid) as error:  # pyarrow raises both for a damaged file
+        raise UserError(f"{file} cannot be read: {error}. A complete {file.suffix} file is needed; fetch it "
+                        "again.") from None
+
+
+def json_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that JSON can hold: bytes and dates stay out, NaN and infinities become null."""
+    kept = {}
+    for name, value in row.items():
+        try:
+            kept[name] = _json_value(value)
+        except TypeError:
+            continue
+    return kept
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TypeError(type(value).__name__)
+
+
+def _missing_column(file: Path, where: str, column: str, present: Sequence[str]) -> UserError:
+    """The error for a required column that is not there."""
+    return UserError(f"{file}{where} has no column {column!r}; it has {', '.join(present) or 'none'}. Give the "
+                     "benchmark's own file, or add the column.")
+
+
+def _parquet(file: Path, required: Sequence[str], without: Sequence[str]) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(file) as table:
+        present = table.schema_arrow.names
+        for column in required:
+            if column not in present:
+                raise _missing_column(file, "", column, present)
+        for batch in table.iter_batches(batch_size=_BATCH, columns=[name for name in present if name not in without]):
+            yield from batch.to_pylist()
+
+
+def _jsonl(file: Path, required: Sequence[str], without: Sequence[str]) -> Iterator[dict[str, Any]]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{file}, line {number}: the line is not JSON ({error}). Every line must be one "
+                                "object. Correct or remove it.") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{file}, line {number}: the line is {type(row).__name__}, not an object. Correct or "
+                                "remove it.")
+            for column in required:
+                if column not in row:
+                    raise _missing_column(file, f", line {number},", column, list(row))
+            yield {name: value for name, value in row.items() if name not in without}

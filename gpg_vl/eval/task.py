@@ -1,0 +1,141 @@
+"""What an eval task is. A new benchmark is one module that builds a `Task`; a new rule is one entry of its `scorers`.
+
+A task is data and pure functions: how rows are read, how they are asked, how an answer is scored, how scores become
+numbers. Generating, resuming, statistics and printing are the same for all of them and stand in the runner.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from gpg_vl.errors import UserError
+from gpg_vl.eval.statistics import Aggregate
+from gpg_vl.registry import did_you_mean
+from gpg_vl.types import Example
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doc:
+    """One row of a benchmark.
+
+    Example: `Doc(doc_id=0, example=Example(id="0", images=(b"...",), prompt="How many organs are in the image? Select
+    ...", answer="(C)", choices=("3", "2", "1", "0"), task="Count"), gold="(C)", columns={"type": "2D", ...})`
+    """
+
+    doc_id: int
+    """The row's number in the benchmark's own order, from 0. It joins predictions to docs."""
+    example: Example
+    """What is asked. Images are encoded files, or absolute paths."""
+    gold: str
+    """The right answer, as the benchmark writes it."""
+    columns: Mapping[str, Any]
+    """Every other column of the row (JSON values, never image bytes), unknown ones included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a scorer makes of one response.
+
+    Example: `Score(score=1.0, answered=True, parsed="C")`
+    """
+
+    score: float
+    """In [0, 1]."""
+    answered: bool
+    """False if no answer could be read. Such a row scores 0 and stays in the denominator."""
+    parsed: str | None
+    """The answer that was read, for a person to compare with the gold."""
+    notes: str = ""
+    """What was odd about the response, such as `think_unclosed`."""
+
+
+class Scorer(Protocol):
+    """A pure function. `prefilled_think`: the prompt had opened the reasoning, so the response starts inside it."""
+
+    def __call__(self, doc: Doc, response: str, prefilled_think: bool) -> Score: ...
+
+
+class Loader(Protocol):
+    """Reads a benchmark from local files. With `images=False` no image is read (scores need none). Raises UserError."""
+
+    def __call__(self, path: Path, *, images: bool = True) -> list[Doc]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptStyle:
+    """A published way of asking. The fields mean what they mean in a run's `prompt` section.
+
+    Example: `PromptStyle(template="{prompt}\\nAnswer with a letter.", max_new_tokens=16)`
+    """
+
+    template: str
+    """The user's turn. `{prompt}` is the doc's own prompt, `{choices}` its options, `{letters}` their letters."""
+    system: str | None = None
+    """A system turn in front; None leaves it to the checkpoint's chat template."""
+    chat: str = "auto"
+    """`template`: the checkpoint's chat template. `plain`: the bare text. `auto`: whichever is there."""
+    prefill: str = ""
+    """Text that already begins the answer, such as `<think>`."""
+    max_new_tokens: int
+    """The limit that the style was published with; a shorter one cuts answers off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A benchmark. `gpg_vl.eval.tasks.cvbench` is the one to copy."""
+
+    name: str
+    version: str
+    """Raised whenever a score could change for the same responses."""
+    description: str
+    """One line for `--list`."""
+    source: str
+    """Where the data is published, and under which licence."""
+    published_size: int
+    """Rows of the published benchmark; a loaded set of another size is named as such."""
+
+    files: Callable[[Path], Sequence[Path]]
+    """The tables that `load` would read, in order (their digests go into the results). Raises UserError."""
+    load: Loader
+    prompts: Mapping[str, PromptStyle]
+    default_prompt: str
+
+    scorers: Mapping[str, Scorer]
+    """By name; `strict` must be among them."""
+    default_scorers: tuple[str, ...]
+    gold_responses: Callable[[Doc], Sequence[str]]
+    """Ways to write the right answer. `strict` must give each of them 1, every other scorer at least one."""
+    gold_label: Callable[[Doc], str] | None = None
+    """What `Score.parsed` is for a right answer, where there are few enough answers to count (option letters)."""
+    chance: Callable[[Doc], float]
+    """Expected score of a blind guess."""
+
+    aggregates: Mapping[str, Aggregate]
+    """By name, in the order of the printed table; the first is the headline."""
+    groups: tuple[str, ...]
+    """Columns that the aggregates choose docs by."""
+    strata: tuple[str, ...]
+    """Columns that `--limit` keeps in proportion."""
+    resample_within: tuple[str, ...]
+    """Columns within whose values the bootstrap draws, so that every aggregate exists in every resample."""
+
+
+def stratum(doc: Doc, columns: Sequence[str]) -> tuple[str, ...]:
+    """The doc's values in these columns."""
+    return tuple(str(doc.columns[column]) for column in columns)
+
+
+def pick(task: Task, kind: str, name: str, known: Mapping[str, T]) -> T:
+    """`known[name]`, or a UserError that says what the task has instead."""
+    if name not in known:
+        raise UserError(f"The task {task.name} has no {kind} called {name!r}. {did_you_mean(name, list(known))}")
+    return known[name]
+
+
+def pick_scorers(task: Task, names: Sequence[str]) -> dict[str, Scorer]:
+    """The task's scorers of these names, in this order, once each; `all` is every one. Raises UserError."""
+    wanted = [one for name in names for one in (task.scorers if name == "all" else (name,))]
+    return {name: pick(task, "scorer", name, task.scorers) for name in wanted}

@@ -1,0 +1,124 @@
+"""`gpg-vl quickstart`: the real program on a small model, from an empty folder to a table, offline.
+
+Each stage is a command that a user can type: `python -m gpg_vl.eval cvbench`, `gpg-vl train configs/quickstart.yaml`. They
+run as processes of their own on the files that `prepare` writes.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from gpg_vl.data import scenes
+from gpg_vl.errors import RunError, UserError
+
+TEST_SEED = 1_000_000
+"""Seed of the held-out scenes. Training scenes have 1,000,001 + the run's seed, pre-training's 5: no two sets share one."""
+TRAIN_ROWS = 8_000
+TEST_ROWS = 1_200
+SHOWN = ("official", "Count", "Relation", "Depth", "Distance")
+
+
+def prepare(folder: Path, seed: int) -> Path:
+    """Write base/ (checkpoint), train.parquet and test.parquet into `folder`. What is there already is kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "base" / "config.json").exists():
+            write_base(folder / "base")
+        for name, rows, scene_seed in (("train", TRAIN_ROWS, TEST_SEED + 1 + seed), ("test", TEST_ROWS, TEST_SEED)):
+            file = folder / f"{name}.parquet"
+            if not file.exists():
+                partial = file.with_suffix(".partial")
+                pq.write_table(pa.Table.from_pylist(list(scenes.rows(scene_seed, rows))), partial)
+                partial.replace(file)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be written: {error}. Choose another one with --folder.") from None
+    return folder
+
+
+def write_base(folder: Path) -> None:
+    """The base model as an ordinary float32 checkpoint, from the half-precision weights that come with the package."""
+    from gpg_vl.models.load import load_model, load_processing
+    from gpg_vl.models.tiny import save_checkpoint, tiny_processor
+
+    shipped = Path(__file__).parent / "base"
+    processing = load_processing(str(shipped))
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_checkpoint(load_model(str(shipped)), tiny_processor(processing.tokenizer), partial)
+    partial.rename(folder)
+
+
+def quickstart(folder: Path, seed: int, config: Path, console: Console, started: float) -> int:
+    """Prepare, evaluate, train, evaluate, and print both. Returns the exit code.
+
+    started: seconds since the epoch from which the time in the last line counts.
+    """
+    if (folder / "run" / "metrics.jsonl").exists():
+        raise UserError(f"The folder {folder} already holds a quickstart. Delete it, or choose another one with --folder.")
+    _say(console, "1/4", f"writing a tiny Qwen2-VL, {TRAIN_ROWS} training scenes and {TEST_ROWS} held-out scenes into {folder}")
+    prepare(folder, seed)
+    test = folder / "test.parquet"
+    _say(console, "2/4", "evaluating the base model")
+    evaluate = [sys.executable, "-m", "gpg_vl.eval", "cvbench", "--data", str(test), "--prompt", "plain", "--scorer", "strict",
+                "--max-new-tokens", "6", "--batch-size", "64"]
+    _run([*evaluate, "--model", str(folder / "base"), "--output", str(folder / "eval-base")])
+    _say(console, "3/4", "training it with GPG")
+    _run([sys.executable, "-m", "gpg_vl", "train", str(config), f"train.seed={seed}", f"model.path={folder / 'base'}",
+          f"data.train={folder / 'train.parquet'}", f"eval.data={test}", f"output.folder={folder / 'run'}"])
+    _say(console, "4/4", "evaluating the trained model on the same held-out scenes")
+    trained = sorted((folder / "run" / "checkpoints").glob("step-*"))[-1] / "model"
+    _run([*evaluate, "--model", str(trained), "--output", str(folder / "eval-trained"), "--compare", str(folder / "eval-base" / "predictions.jsonl")])
+    before, after = (json.loads((folder / f"eval-{name}" / "results.json").read_text()) for name in ("base", "trained"))
+    console.print(summary_table(before, after))
+    seconds = time.time() - started
+    console.print(f"run folder: {folder / 'run'}", highlight=False)
+    console.print(last_line(before, after, seconds, folder / "run"), highlight=False, soft_wrap=True)
+    return 0
+
+
+def summary_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
+    """Base, trained, difference with its paired 95% interval, and chance, in per cent."""
+    base, trained = before["results"]["cvbench"], after["results"]["cvbench"]
+    differences = after["comparison"]["strict"]
+    table = Table(title=f"CV-Bench scenes, strict, {trained['n']} held-out rows, accuracy in % with 95% intervals", title_justify="left")
+    for name in ("", "base", "trained", "difference", "chance"):
+        table.add_column(name, justify="right" if name else "left")
+    for name in SHOWN:
+        cells = [_with_interval(row[f"acc_{name},strict"], row[f"acc_{name}_ci95,strict"]) for row in (base, trained)]
+        gain = differences[f"diff_{name}"]
+        table.add_row(name, *cells, _with_interval(gain["value"], gain["ci95"], sign="+"), f"{100 * trained[f'chance_{name}']:.1f}")
+    return table
+
+
+def last_line(before: dict[str, Any], after: dict[str, Any], seconds: float, run: Path) -> str:
+    """The machine-readable end: official strict accuracy in per cent, the gain with its interval, and the time."""
+    base, trained = (tree["results"]["cvbench"]["acc_official,strict"] for tree in (before, after))
+    gain = after["comparison"]["strict"]["diff_official"]
+    low, high = gain["ci95"]
+    return (f"quickstart: base {100 * base:.1f} trained {100 * trained:.1f} gain {100 * gain['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}] "
+            f"seconds {seconds:.0f} run {run}")
+
+
+def _with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f} [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
+
+
+def _say(console: Console, step: str, text: str) -> None:
+    console.print(f"[bold]{step}[/bold] {text}", highlight=False)
+
+
+def _run(command: Sequence[str]) -> None:
+    print("$ " + " ".join("python" if part == sys.executable else part for part in command), flush=True)
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise RunError(f"The command above ended with exit code {code}. Its message says why; the quickstart stops here.")

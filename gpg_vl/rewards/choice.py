@@ -1,0 +1,218 @@
+"""Multiple choice: which option an answer names, and the reward for naming the right one.
+
+An answer is credited only if it can be read in one way: as a whole letter, as the verbatim text of an option, by one
+distinct capital letter, or by one option text in whole words. Where these rules leave room, the reading that credits
+less is taken: an article is not option A, a list of all options is not an answer, "5-6" is not 5.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from gpg_vl.errors import UserError
+from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.types import Completion, Example
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_WHOLE_LETTER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])[.)]?")
+_FINAL_PUNCTUATION = ".,;:!?。，；：！？…"
+# CJK text has no blanks between words, so there a letter beside an ideograph stands alone.
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_CAPITAL = re.compile(rf"(?<![^\W_{_CJK}])([A-Z])(?![^\W_{_CJK}])")
+_NEXT_WORD = re.compile(r"[ \t]+[*_\"'“‘`]*([^\W_]+)")
+# No article stands before these, so "A or B" and "A is right, B is wrong" name two letters.
+_AFTER_A_LETTER = frozenset({"and", "or", "nor", "but", "not", "vs", "versus", "is", "isn", "was", "are", "than",
+                             "because", "since", "as", "if", "over"})
+
+_RUN = re.compile(r"(?:(?<![\w.])\.(?=[0-9]))?[^\W_]+(?:(?<=[0-9])[.,](?=[0-9])[^\W_]+)*")
+_NUMERAL = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?:\.(?P<part>[0-9]+))?")
+_PART = re.compile(r"[^.,]+")
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(
+    ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
+_NUMBER_PARTS = frozenset({"thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand",
+                           "million"})
+_GLUE = frozenset("-‐‑–−/'’&_")
+_DIGIT_GLUE = frozenset(":.,+*")
+# An expression means more than its words ("√3" is not "3"), so it is compared whole and never looked for inside a text.
+_EXPRESSION = re.compile(r"[√∛^×÷±π²³]|\\(?:[dt]?frac|sqrt|pi|times|cdot)")
+_OPTION_EXPRESSION = re.compile(r"[√∛^×÷±π²³<>≤≥=+*/\\]")
+
+
+def choice(completion: Completion, example: Example) -> float:
+    """1.0 if the completion names the right option, else 0.0. Needs `example.choices`."""
+    gold = gold_index(example)
+    candidate = extract_answer(completion.response).candidate
+    return float(candidate is not None and match_choice(candidate, example.choices or ()) == gold)
+
+
+def gold_index(example: Example) -> int:
+    """The index of the right option, from a gold answer that is `(B)`, `B` or the text of an option.
+
+    Raises UserError (a ValueError) that names the example if the gold names no option, or could mean two.
+    """
+    choices, gold = example.choices, example.answer.strip()
+    if not choices:
+        raise UserError(f"Example {example.id!r} has no choices, but the reward 'choice' scores multiple choice only. "
+                        f"Map a column to `choices`, or use another reward for this data set.")
+    letter = _whole_letter(gold, len(choices))
+    readings: set[int] = {*_equal_options(gold, choices), *(() if letter is None else (letter,))}
+    if len(readings) == 1:
+        return readings.pop()
+    options = ", ".join(f"({LETTERS[i] if i < len(LETTERS) else i + 1}) {text}" for i, text in enumerate(choices))
+    raise UserError(f"The gold answer {example.answer!r} of example {example.id!r} names "
+                    f"{'no option' if not readings else f'{len(readings)} options'} of {options}. "
+                    f"Write it as a parenthesised letter, such as (A), or as the text of exactly one option.")
+
+
+def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
+    """The index of the one option that `candidate` names, or None. Total, and linear in the length of the candidate.
+
+    1. The whole candidate is a letter: `B`, `(B)`, `B.`, `B)`, in either case; but a bare `a` is the article.
+    2. The candidate is the text of exactly one option, but for case, outer blanks and final punctuation.
+    3. Exactly one distinct capital among the first n stands alone or in parentheses. `A` before a word is an article.
+    4. The text of exactly one option occurs in whole words; `three` is `3`, `3.0` is `3`, and `11` is not `1`.
+
+    The verbatim text comes before the lone capital, so that "Vitamin C" is that option and not option C.
+    """
+    candidate = candidate.strip()
+    if candidate == "a":
+        return None
+    letter = _whole_letter(candidate, len(choices))
+    if letter is not None:
+        return letter
+    equal = _equal_options(candidate, choices)
+    if equal:
+        return equal[0] if len(equal) == 1 else None
+    letter = _lone_capital(candidate, choices)
+    return _named_in_words(candidate, choices) if letter is None else letter
+
+
+def _whole_letter(text: str, n: int) -> int | None:
+    found = _WHOLE_LETTER.fullmatch(text)
+    if found is None or text == "a":
+        return None
+    index = LETTERS.index((found[1] or found[2]).upper())
+    return index if index < n else None
+
+
+def _equal_options(text: str, choices: Sequence[str]) -> list[int]:
+    plain = _plain(text)
+    return [index for index, option in enumerate(choices) if plain and _plain(option) == plain]
+
+
+def _plain(text: str) -> str:
+    """Case-folded, without outer blanks and final punctuation; text that is nothing but punctuation stays."""
+    text = text.strip()
+    return (text.rstrip(_FINAL_PUNCTUATION).rstrip() or text).casefold()
+
+
+def _lone_capital(candidate: str, choices: Sequence[str]) -> int | None:
+    """The only option letter that the candidate mentions, if one of its mentions is a letter on its own."""
+    mentioned, alone = set(), set()
+    for found in _CAPITAL.finditer(candidate):
+        index = LETTERS.index(found[1])
+        if index >= len(choices):
+            continue
+        as_word = found[1] in "AI" and _reads_as_word(candidate, found, choices[index])
+        if as_word == "word":
+            continue
+        mentioned.add(index)
+        if not as_word and not _glued(candidate, found.start(), -1) and not _glued(candidate, found.end() - 1, 1):
+            alone.add(index)
+    return mentioned.pop() if len(mentioned) == 1 and mentioned == alone else None
+
+
+def _reads_as_word(candidate: str, found: re.Match[str], option: str) -> Literal["word", "list"] | None:
+    """How to take an `A` or `I` that a word may follow: an article or pronoun, part of a list, or (None) a letter.
+
+    "A chair" is a word. "A or B", and "A left" where option A is "left", may be lists: not to be credited, but not to
+    be overlooked beside another letter either. "A, B" and "A B" are letters.
+    """
+    if found[1] == "I" and candidate[found.end():found.end() + 1] in {"'", "’"}:
+        return "word"
+    following = _NEXT_WORD.match(candidate, found.end())
+    if following is None or (len(following[1]) == 1 and following[1] in LETTERS):
+        return None
+    rest = candidate[following.start(1):following.start(1) + len(option)]
+    if following[1].casefold() in _AFTER_A_LETTER or (option and rest.casefold() == option.casefold()):
+        return "list"
+    return "word"
+
+
+def _named_in_words(candidate: str, choices: Sequence[str]) -> int | None:
+    """The only option whose text occurs in the candidate, if one of its occurrences stands free."""
+    if _EXPRESSION.search(candidate):
+        return None
+    phrases: dict[str, list[tuple[int, list[str]]]] = {}
+    for index, option in enumerate(choices):
+        phrase = [] if _OPTION_EXPRESSION.search(option) else _values(option, _spans(option))
+        if phrase:
+            phrases.setdefault(phrase[0], []).append((index, phrase))
+    spans = _spans(candidate)
+    values = _values(candidate, spans)
+    named, free = set(), set()
+    for start, value in enumerate(values):
+        for index, phrase in phrases.get(value, ()):
+            end = start + len(phrase)
+            if values[start:end] == phrase:
+                named.add(index)
+                if _stands_free(candidate, spans, start, end):
+                    free.add(index)
+    return named.pop() if len(named) == 1 and named == free else None
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    """Where the words are. "1,234", "1.5" and ".5" are one; "1,2,3" and "1.2.3" are lists and fall apart."""
+    spans: list[tuple[int, int]] = []
+    for run in _RUN.finditer(text):
+        if run[0].isalpha() or _NUMERAL.fullmatch(run[0]):
+            spans.append(run.span())
+        else:
+            spans += (part.span() for part in _PART.finditer(text, *run.span()))
+    return spans
+
+
+def _values(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """The words case-folded, and numerals in one spelling: `-5`, `12%`, and 3 for `three` and `3.0`."""
+    return [_value(text, start, end) for start, end in spans]
+
+
+def _value(text: str, start: int, end: int) -> str:
+    word = text[start:end].casefold()
+    numeral = _NUMERAL.fullmatch(word)
+    if numeral is None:
+        return _NUMBER_WORDS.get(word, word)
+    negative = text[start - 1:start] in {"-", "−"} and not _glued(text, start, -1)
+    percent = text[end:end + 2].lstrip(" ").startswith("%")
+    part = (numeral["part"] or "").rstrip("0")
+    whole = numeral["whole"].replace(",", "").lstrip("0") or "0"  # not int(), which refuses 5,000 digits
+    return ("-" if negative else "") + whole + ("." + part if part else "") + ("%" if percent else "")
+
+
+def _stands_free(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
+    """True if nothing beside the words `first` to `end` makes them mean something else, as in "x-5" or "twenty one"."""
+    left, right = spans[first], spans[end - 1]
+    if _glued(text, left[0], -1) or _glued(text, right[1] - 1, 1):
+        return False
+    return not ((first > 0 and _one_number(text, spans[first - 1], left))
+                or (end < len(spans) and _one_number(text, right, spans[end])))
+
+
+def _one_number(text: str, left: tuple[int, int], right: tuple[int, int]) -> bool:
+    """True for two numerals with only blanks between them."""
+    between = text[left[1]:right[0]]
+    return between.isspace() and all(_is_number(text[slice(*span)].casefold()) for span in (left, right))
+
+
+def _is_number(word: str) -> bool:
+    return word in _NUMBER_WORDS or word in _NUMBER_PARTS or _NUMERAL.fullmatch(word) is not None
+
+
+def _glued(text: str, edge: int, step: int) -> bool:
+    """True if the character beyond `edge` ties it to another word, as in "x-5", "5/6", "B's", "1.2.3", "10:30"."""
+    tie, beyond = edge + step, edge + 2 * step
+    if min(tie, beyond) < 0 or max(tie, beyond) >= len(text) or not text[beyond].isalnum():
+        return False
+    return text[tie] in _GLUE or (text[tie] in _DIGIT_GLUE and text[edge].isdigit() and text[beyond].isdigit())

@@ -1,0 +1,29 @@
+"""The reward for the layout that the prompt asks for: first `<think>`, then `<answer>`, and nothing else."""
+
+from gpg_vl.types import Completion, Example
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def format(completion: Completion, example: Example) -> float:
+    """1.0 if the response is one `<think>...</think>`, then one `<answer>...</answer>` that is not empty, else 0.0.
+
+    Only blanks may stand before, between and after the two blocks. The reasoning may be empty. The whole response is
+    looked at, so a `<think>` that the prompt had already written counts as the opening tag.
+
+    The legacy rule, a full match of `<think>.*?</think>\\s*<answer>.*?</answer>` with `.` matching newlines, also
+    accepts several thinking or answer blocks, blocks inside blocks, any text between the first block and the last, and
+    an empty answer: ways to collect the reward without keeping to the layout. It refuses blanks around the whole.
+    """
+    return float(has_layout(completion.response))
+
+
+def has_layout(response: str) -> bool:
+    """True if the response is laid out as `format` demands. One pass per tag."""
+    if any(response.count(tag) != 1 for tag in _TAGS):
+        return False
+    before, _, rest = response.partition("<think>")
+    _, _, rest = rest.partition("</think>")
+    between, _, rest = rest.partition("<answer>")
+    answer, closed, after = rest.partition("</answer>")
+    return bool(closed) and not before.strip() and not between.strip() and bool(answer.strip()) and not after.strip()

@@ -1,0 +1,290 @@
+"""Rewards in worker processes with a time limit: a reward that hangs, dies or raises costs its group, not the run.
+
+The parent hands an idle worker a chunk of items in one message. The worker notes in shared memory which call it is in
+and since when, so the parent can tell which completion hangs or kills without a message for each; results come back
+together. A worker that is late is killed and replaced, and what it had not delivered is given out again.
+
+Workers are spawned, so they inherit no threads and no device; they import the rewards, but not torch.
+"""
+
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection, get_context
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+from gpg_vl.errors import RunError, UserError
+from gpg_vl.registry import did_you_mean
+from gpg_vl.rewards import rewards
+from gpg_vl.rewards.scoring import Item, RewardFailure, Scored, checked_weights, with_rewards
+from gpg_vl.rewards.worker import Chunk, Outcome, Place, Ready, Refused, serve, where
+from gpg_vl.types import Group
+
+START_LIMIT = 120.0
+"""Seconds that a worker may take to import the rewards, or to read a chunk."""
+CHUNKS_PER_WORKER = 4
+"""Small enough that one slow chunk at the end does not leave the other workers idle."""
+MAX_CHUNK = 64
+"""Items in a chunk: examples may carry their images."""
+MAX_STILLBORN = 3
+"""Workers in a row that may die outside of any reward before the pool gives up."""
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep the start of a process from running the parent's main script again.
+
+    Spawning imports the parent's `__main__` in the child: for a training script that means torch in every worker, and
+    for one without an `if __name__ == "__main__"` the training itself.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+class _Worker:
+    """A worker process as the parent sees it."""
+
+    def __init__(self, names: Sequence[str], folder: str, time_limit: float) -> None:
+        context = get_context("spawn")
+        memory = context.RawArray("d", (0.0, -1.0, -1.0, -1.0))
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, memory, tuple(names), folder, time_limit),
+                                       daemon=True, name="gpg_vl reward worker")
+        with _without_main():
+            self.process.start()
+        theirs.close()
+        self.place = Place(memory)
+        self.ready = False
+        self.pending: list[int] = []
+        """The items that it was given and has not delivered."""
+        self._waiting_since = time.monotonic()
+        """When it was started, or given its chunk."""
+        self._time_limit = time_limit
+
+    @property
+    def deadline(self) -> float:
+        """When it has to be given up, in the time of `time.monotonic`."""
+        if self.ready and not self.pending:
+            return float("inf")
+        if self.pending and self.place.since >= self._waiting_since:
+            return self.place.since + self._time_limit
+        return self._waiting_since + START_LIMIT
+
+    def give(self, chunk: Chunk) -> None:
+        self.pending = [index for index, _ in chunk.items]
+        self._waiting_since = time.monotonic()
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died while idle; the next look at it will tell
+            self.pipe.send(chunk)
+
+    def messages(self) -> Iterator[Any]:
+        """What it has sent. Raises EOFError after the last one if it is dead."""
+        alive = self.process.is_alive()  # asked first: what it sent before it died is then in the pipe
+        try:
+            while self.pipe.poll():
+                yield self.pipe.recv()
+        except ConnectionResetError as error:
+            raise EOFError from error
+        if not alive:
+            raise EOFError
+
+    def end(self, *, patience: float) -> int | None:
+        """Close the pipe, which ends an idle worker; kill it if it is there `patience` seconds later. The exit code."""
+        self.pipe.close()
+        self.process.join(patience)
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join(10.0)
+        return self.process.exitcode
+
+
+@dataclass(slots=True, kw_only=True)
+class _Job:
+    """One call of `evaluate` under way."""
+
+    items: Sequence[Item]
+    names: tuple[str, ...]
+    queue: deque[list[int]]
+    """Chunks that no worker has, as places in `items`."""
+    outcomes: dict[int, Outcome]
+
+
+class RewardPool:
+    """Scores groups in worker processes. Use it as a context manager; one call at a time.
+
+    The workers start at the first call, or with `start`. `time_limit` is in seconds, for one call of a reward: one
+    completion, or all of an example if it is batched. A relative `file.py:function` is found from the present folder.
+
+    Example:
+        `with RewardPool({"choice": 1.0, "format": 0.2}) as pool: scored = pool.score(groups)`
+    """
+
+    def __init__(self, weights: Mapping[str, float], *, time_limit: float = 10.0, workers: int = 2) -> None:
+        self.weights = checked_weights(weights)
+        if not 0.0 < time_limit < float("inf"):
+            raise UserError(f"The time limit of the rewards is {time_limit!r}. It must be a positive number of "
+                            f"seconds; 10 is ample for most rewards.")
+        if workers < 1:
+            raise UserError(f"The number of reward workers is {workers!r}. It must be at least 1; 2 is the default.")
+        known = rewards.names()
+        for name in self.weights:
+            if name not in known and ".py:" not in name:
+                raise UserError(f"There is no reward called {name!r}. {did_you_mean(name, known)} "
+                                f"A function of your own is named as path/to/file.py:function.")
+        self._time_limit = time_limit
+        self._size = workers
+        self._folder = str(Path.cwd())
+        self._workers: list[_Worker] = []
+        self._ranges: dict[str, tuple[float, float]] = {}
+        self._stillborn = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the workers and wait until one has loaded the rewards. Raises UserError if they cannot be loaded."""
+        self._fill()
+        nothing = _Job(items=(), names=(), queue=deque(), outcomes={})
+        while not self._ranges:
+            self._advance(nothing)
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The least and the greatest value that each reward declares. Starts the workers."""
+        self.start()
+        return dict(self._ranges)
+
+    def score(self, groups: Sequence[Group]) -> Scored:
+        """The groups with their rewards. A group in which a call fails is left out, and its first failure reported.
+
+        Raises UserError if a reward cannot be loaded, RunError if workers die without a reward being at fault.
+        """
+        outcomes = self.evaluate([Item(group.example, group.completions) for group in groups])
+        scored = [with_rewards(group, outcome, self.weights)
+                  for group, outcome in zip(groups, outcomes, strict=True) if not isinstance(outcome, RewardFailure)]
+        return Scored(groups=scored, failures=[outcome for outcome in outcomes if isinstance(outcome, RewardFailure)])
+
+    def evaluate(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Outcome]:
+        """The values of the named rewards (default: all) for every item, or why there are none; in the order given."""
+        size = min(MAX_CHUNK, max(1, -(-len(items) // (self._size * CHUNKS_PER_WORKER))))
+        queue = deque(list(range(start, min(start + size, len(items)))) for start in range(0, len(items), size))
+        job = _Job(items=items, names=tuple(self.weights if names is None else names), queue=queue, outcomes={})
+        finished = not items
+        try:
+            while not finished:
+                self._fill()
+                self._hand_out(job)
+                self._advance(job)
+                finished = len(job.outcomes) == len(items)
+        finally:
+            if not finished:  # workers in the middle of something must not answer the next call
+                self.close(patience=0.0)
+        return [job.outcomes[index] for index in range(len(items))]
+
+    def close(self, *, patience: float = 2.0) -> None:
+        """End the workers; those that are busy are killed after `patience` seconds. A later call starts new ones."""
+        for worker in self._workers:
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.end(patience=patience)
+        self._workers = []
+
+    def _fill(self) -> None:
+        while len(self._workers) < self._size:
+            self._workers.append(_Worker(tuple(self.weights), self._folder, self._time_limit))
+
+    def _hand_out(self, job: _Job) -> None:
+        for worker in self._workers:
+            if job.queue and worker.ready and not worker.pending:
+                worker.give(Chunk(job.names, [(index, job.items[index]) for index in job.queue.popleft()]))
+
+    def _advance(self, job: _Job) -> None:
+        """Wait until something happens, and deal with it: results, a death, a deadline."""
+        timeout = min(worker.deadline for worker in self._workers) - time.monotonic()
+        sentinels = [worker.process.sentinel for worker in self._workers]
+        connection.wait([*(worker.pipe for worker in self._workers), *sentinels], min(max(timeout, 0.0), 3600.0))
+        for worker in list(self._workers):
+            try:
+                for message in worker.messages():
+                    self._take(worker, message, job)
+            except EOFError:
+                self._lose(worker, job, late=False)
+            else:
+                if time.monotonic() >= worker.deadline:
+                    self._lose(worker, job, late=True)
+
+    def _take(self, worker: _Worker, message: Any, job: _Job) -> None:
+        if isinstance(message, Refused):
+            self.close(patience=0.0)
+            raise UserError(_refusal(message))
+        if isinstance(message, Ready):
+            worker.ready, self._ranges = True, message.ranges
+            return
+        job.outcomes.update(message)
+        worker.pending = [index for index in worker.pending if index not in job.outcomes]
+        self._stillborn = 0
+
+    def _lose(self, worker: _Worker, job: _Job, *, late: bool) -> None:
+        """A worker is dead or too late. Charge the group whose call it was in, and give out the rest again."""
+        entered = worker.place.since
+        self._workers.remove(worker)
+        code = worker.end(patience=0.0 if late else 1.0)
+        place = worker.place.read()
+        how = f"was killed after {START_LIMIT:g} s" if late else _ended(code)
+        if place is None or place[0] not in worker.pending:
+            self._stillborn += 1
+            if self._stillborn >= MAX_STILLBORN:
+                raise RunError(f"A reward worker {how} while no reward was running, {MAX_STILLBORN} times in a row. "
+                               f"Its own messages stand above; look at the memory that is left, and for a module of a "
+                               f"reward that ends the process when it is imported.")
+        elif not (late and worker.place.since != entered):  # else it came through at the last moment and was in another
+            self._stillborn = 0
+            index, number, member = place
+            job.outcomes[index] = _fatal(job.names[number], job.items[index], None if member < 0 else member, how,
+                                         limit=self._time_limit if late else None)
+        rest = [index for index in worker.pending if index not in job.outcomes]
+        if rest:
+            job.queue.appendleft(rest)
+
+
+def _fatal(name: str, item: Item, member: int | None, how: str, *, limit: float | None) -> RewardFailure:
+    """The failure of a call that took its worker with it: a time limit, or else a crash."""
+    if limit is not None:
+        message = (f"The reward {name!r} gave no result within {limit:g} s on {where(item, member)}. "
+                   f"Make it faster, or raise the time limit of the rewards.")
+    else:
+        message = (f"The reward {name!r} {how} on {where(item, member)}. A reward must return or raise; "
+                   f"look for sys.exit, os._exit, native code and memory.")
+    return RewardFailure(kind="crash" if limit is None else "timeout", reward=name, example_id=item.example.id,
+                         member=member, message=message)
+
+
+def _refusal(refused: Refused) -> str:
+    if refused.why == "unknown" and refused.name in rewards.names():
+        return (f"The reward {refused.name!r} was registered by a decorator in this process only, and the processes "
+                f"that run rewards cannot find it. Name it as path/to/file.py:function, or announce it as an entry "
+                f"point of the group 'gpg_vl.rewards' in an installed package.")
+    if refused.why == "import":
+        return (f"The reward {refused.name!r} cannot be imported. Correct its module, or install what it needs:\n"
+                f"{refused.message}")
+    return refused.message
+
+
+def _ended(code: int | None) -> str:
+    """`ended its process (exit code 3)`, `brought its process down (SIGSEGV)`"""
+    if code is None or code >= 0:
+        return f"ended its process (exit code {code})"
+    with suppress(ValueError):
+        return f"brought its process down ({signal.Signals(-code).name})"
+    return f"brought its process down (signal {-code})"

@@ -1,0 +1,240 @@
+"""What a reward is, what it may return, how rewards add up, and the check of a data set's own gold answers.
+
+Everything here is a pure function of its arguments; `isolation` runs it in worker processes. User code is called in
+`call` only, and nothing is caught here: the caller decides what an exception means.
+"""
+
+import inspect
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Literal, NamedTuple, Protocol, cast
+
+from gpg_vl.errors import UserError
+from gpg_vl.rewards import BUILTIN, rewards
+from gpg_vl.types import Completion, Example, Group
+
+FailureKind = Literal["timeout", "crash", "exception", "value"]
+Parts = dict[str, tuple[float, ...]]
+
+TOTAL_DIGITS = 9
+"""Totals are rounded to 1e-9, so that 0.1 + 0.2 ties with 0.3 and does not make a signal out of rounding."""
+RANGE_SLACK = 1e-9
+"""A value this far outside of its range is rounding, and is moved to the end of the range."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardFailure:
+    """Why a group could not be scored.
+
+    Example: `RewardFailure(kind="value", reward="my.py:f", example_id="7", member=3, message="The reward ...")`
+    """
+
+    kind: FailureKind
+    """`timeout`: too slow. `crash`: its process died. `exception`: it raised. `value`: not a number in its range."""
+    reward: str
+    example_id: str
+    member: int | None
+    """The completion in the group, from 0; None if the reward is batched and was given all of them."""
+    message: str
+    """What was given, what is allowed and what to do; for an exception, with its traceback."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """The groups with their rewards, in the order given, and the failures that cost the others their place."""
+
+    groups: list[Group]
+    failures: list[RewardFailure]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """A reward function that was found and whose signature was checked.
+
+    Example: `Reward(name="choice", function=choice, batched=False, low=0.0, high=1.0)`
+    """
+
+    name: str
+    function: Callable[..., object]
+    batched: bool
+    low: float
+    """The least and the greatest value that it declares to return."""
+    high: float
+
+
+class Item(NamedTuple):
+    """What is scored together: one example and completions of it."""
+
+    example: Example
+    completions: tuple[Completion, ...]
+
+
+class RewardValueError(ValueError):
+    """A reward returned something that is not a finite number in its range."""
+
+
+def load(name: str) -> Reward:
+    """Find a reward by name, importing its module. Raises what the registry raises, or UserError for its signature."""
+    function = rewards.get(name)
+    is_batched = bool(getattr(function, "is_batched", False))
+    check_signature(name, function, is_batched=is_batched)
+    low, high = getattr(function, "declared_range", (0.0, 1.0))
+    return Reward(name=name, function=function, batched=is_batched, low=low, high=high)
+
+
+def check_signature(name: str, function: Callable[..., object], *, is_batched: bool) -> None:
+    """Raise UserError unless the function can be called as `function(completion, example)`."""
+    first = "completions" if is_batched else "completion"
+    wanted = f"Write it as `def {getattr(function, '__name__', 'my_reward')}({first}, example)`"
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(object(), object())
+    except TypeError as error:
+        raise UserError(f"The reward {name!r} is declared as `{signature}`. It is called with exactly two arguments, "
+                        f"({first}, example): {error}. {wanted}; everything else is in `example.meta`.") from None
+    names = list(signature.parameters)
+    if names[0] == "example" or names[1:2] in (["completion"], ["completions"]):
+        raise UserError(f"The reward {name!r} is declared as `{signature}`, but the completion comes first. {wanted}.")
+    if names[0] == "completions" and not is_batched:
+        raise UserError(f"The reward {name!r} is declared as `{signature}`, but it is given one completion at a time. "
+                        f"Decorate it with @batched (gpg_vl.rewards) to be given all completions of an example.")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise UserError(f"The reward {name!r} is a coroutine or a generator, but it must return its value. "
+                        f"{wanted} with an ordinary `return`.")
+
+
+def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights as floats in their order. Raises UserError if there are none, or if one is not a finite number."""
+    if not weights:
+        raise UserError("No reward is named. Give at least one with its weight, such as `rewards: {choice: 1.0}`.")
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not -math.inf < weight < math.inf:
+            raise UserError(f"The weight of the reward {name!r} is {weight!r}. It must be a finite number; "
+                            f"write 1.0 for a reward that counts in full.")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def call(reward: Reward, given: Completion | Sequence[Completion], example: Example) -> list[float]:
+    """Run a reward on a completion, or on a list if it is batched. Raises RewardValueError, or what it raises."""
+    returned = reward.function(given, example)
+    if isinstance(given, Completion):
+        return [checked_value(returned, reward, example.id)]
+    if not isinstance(returned, list | tuple) or len(returned) != len(given):
+        raise RewardValueError(f"The batched reward {reward.name!r} returned {reprlib.repr(returned)} for example "
+                               f"{example.id!r}. It must return a list of {len(given)} numbers, one per completion.")
+    return [checked_value(value, reward, example.id) for value in returned]
+
+
+def checked_value(value: object, reward: Reward, example_id: str) -> float:
+    """The value as a float in the declared range.
+
+    Any real number is accepted: float, int, NumPy scalars, and bool, as `return guess == gold` is the natural way to
+    write a reward. Tensors, strings and None are not: a value that is converted silently hides a mistake.
+    """
+    number = cast(float, value) if isinstance(value, Real) else math.nan
+    if reward.low - RANGE_SLACK <= number <= reward.high + RANGE_SLACK:
+        return min(max(float(number), reward.low), reward.high)
+    advice = "Return one number"
+    if -math.inf < number < math.inf:  # math.isfinite overflows on a huge int
+        advice = "Bring it into that range, or declare another one with @in_range(low, high)"
+    elif value is None:
+        advice = "Check that every path ends in a `return`"
+    elif hasattr(value, "item"):
+        advice = "Return `value.item()` of an array or tensor with one element"
+    raise RewardValueError(f"The reward {reward.name!r} returned {reprlib.repr(value)} for example {example_id!r}. "
+                           f"It must return a number from {reward.low:g} to {reward.high:g}. {advice}.")
+
+
+def totals(parts: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> tuple[float, ...]:
+    """The weighted sum of each completion, in float64 and in the order of `weights`, rounded to 1e-9.
+
+    With one fixed order equal parts give bit-equal totals; the rounding lets different parts tie. Both are needed
+    because a group carries a signal if its totals differ at all.
+    """
+    columns = [[weight * value for value in parts[name]] for name, weight in weights.items()]
+    return tuple(round(sum(column), TOTAL_DIGITS) for column in zip(*columns, strict=True))
+
+
+def with_rewards(group: Group, parts: Parts, weights: Mapping[str, float]) -> Group:
+    """The group with the rewards of its completions."""
+    return replace(group, rewards=totals(parts, weights), reward_parts=parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldProblem:
+    """A gold answer that its own reward does not fully accept: a wrong row, a wrong mapping, or the wrong reward.
+
+    Example: `GoldProblem(reward="choice", example_id="7", score=0.0, best=1.0, saw="<think>...<answer>2</answer>")`
+    """
+
+    reward: str
+    example_id: str
+    score: float | None
+    """What the reward gave; None if it gave no valid number."""
+    best: float
+    """What it should have given: its declared maximum, or its minimum if its weight is negative."""
+    saw: str
+    """The response that was scored, followed by the failure if there was one."""
+
+    def __str__(self) -> str:
+        gave = "fails on" if self.score is None else f"gives {self.score:g} instead of {self.best:g} to"
+        return f"The reward {self.reward!r} {gave} the gold answer of example {self.example_id!r}. It saw: {self.saw}"
+
+
+class Isolated(Protocol):
+    """What `check_gold` needs of a `RewardPool`."""
+
+    def ranges(self) -> Mapping[str, tuple[float, float]]: ...
+
+    def evaluate(self, items: Sequence[Item], names: Sequence[str]) -> Sequence[Parts | RewardFailure]: ...
+
+
+def gold_completion(example: Example) -> Completion:
+    """The response that a perfect policy would give to an example, with an empty reasoning block."""
+    text = f"<think>\n\n</think>\n<answer>{example.answer}</answer>"
+    return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
+
+
+def check_gold(weights: Mapping[str, float], examples: Iterable[Example], *, pool: Isolated | None = None,
+               ) -> list[GoldProblem]:
+    """Every (reward, example) whose reward is not the best one on the example's own gold answer, reward by reward.
+
+    Built-in rewards run in this process, which takes seconds for 100,000 examples. Other rewards are user code and
+    run in `pool`; without one they are a ValueError.
+    """
+    items = [Item(example, (gold_completion(example),)) for example in examples]
+    problems: list[GoldProblem] = []
+    for name, weight in checked_weights(weights).items():
+        if name in BUILTIN:
+            reward = load(name)
+            low, high = reward.low, reward.high
+            outcomes: Iterable[float | str] = (_gold_score(reward, item) for item in items)
+        elif pool is None:
+            raise ValueError(f"The reward {name!r} is not built in, so it must not run in this process. "
+                             f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(BUILTIN)}.")
+        else:
+            low, high = pool.ranges()[name]
+            outcomes = (outcome.message if isinstance(outcome, RewardFailure) else outcome[name][0]
+                        for outcome in pool.evaluate(items, [name]))
+        best = low if weight < 0 else high
+        for item, outcome in zip(items, outcomes, strict=True):
+            if isinstance(outcome, str) or abs(outcome - best) > RANGE_SLACK:
+                score, why = (None, f"\n{outcome}") if isinstance(outcome, str) else (outcome, "")
+                problems.append(GoldProblem(reward=name, example_id=item.example.id, score=score, best=best,
+                                            saw=item.completions[0].response + why))
+    return problems
+
+
+def _gold_score(reward: Reward, item: Item) -> float | str:
+    """The reward of the gold response, or why there is none: a built-in reward raises ValueError on impossible rows."""
+    given = list(item.completions) if reward.batched else item.completions[0]
+    try:
+        return call(reward, given, item.example)[0]
+    except ValueError as error:
+        return str(error)

@@ -1,0 +1,228 @@
+"""`python -m gpg_vl.eval` as a user runs it: scoring files end to end, and every mistake as one message."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpg_vl.data import scenes
+from gpg_vl.eval.__main__ import main
+
+N = 24
+ROWS = list(scenes.rows(seed=9, number=N))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "test.parquet")
+    return folder
+
+
+def responses(right):
+    """Right answers for the first `right` docs, wrong letters for the rest."""
+    for doc_id, row in enumerate(ROWS):
+        wrong = "(B)" if row["answer"] == "(A)" else "(A)"
+        yield {"doc_id": doc_id, "response": row["answer"] if doc_id < right else wrong}
+
+
+def write(file: Path, rows) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def run(*arguments, cwd=None, code=0):
+    done = subprocess.run([sys.executable, "-W", "error", "-m", "gpg_vl.eval", *map(str, arguments)],
+                          capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+# --- it works ---
+
+
+def test_a_file_is_scored_end_to_end(data, tmp_path):
+    file = write(tmp_path / "p.jsonl", responses(18))
+    out = tmp_path / "out"
+    done = run("cvbench", "--predictions", file, "--data", data, "--scorer", "all", "--output", out, "--seed", 3)
+    assert done.stderr == ""
+    tree = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    numbers = tree["results"]["cvbench"]
+    assert numbers["acc_micro,strict"] == numbers["acc_micro,cambrian"] == 18 / 24
+    right = {source: [i < 18 for i, row in enumerate(ROWS) if row["source"] == source]
+             for source in ("ADE20K", "COCO", "Omni3D")}
+    by_hand = {source: sum(marks) / len(marks) for source, marks in right.items()}
+    assert numbers["acc_official,strict"] == pytest.approx(
+        ((by_hand["ADE20K"] + by_hand["COCO"]) / 2 + by_hand["Omni3D"]) / 2)
+    assert 0 < numbers["acc_official_stderr,strict"] < 0.2
+    low, high = numbers["acc_micro_ci95,strict"]
+    assert low < 0.75 < high
+    assert (numbers["n"], numbers["answered"], numbers["truncated"], numbers["errors"]) == (N, 1.0, None, 0)
+    assert numbers["chance"] == pytest.approx((6 / 4 + 18 / 2) / 24)
+    assert tree["n-samples"] == {"cvbench": {"original": N, "effective": N}}
+    assert tree["versions"] == {"cvbench": "1"}
+    assert tree["config"]["prompt"] is None  # nobody said how these responses were asked for
+    assert list(tree["config"]["data"]) == [str(data / "test.parquet")]
+    samples = [json.loads(line) for line in (out / "samples_cvbench.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [sample["doc_id"] for sample in samples] == list(range(N))
+    assert samples[20]["scores"]["strict"] == {"parsed": samples[20]["response"][1], "answered": True, "score": 0.0,
+                                               "notes": ""}
+    assert samples[0]["doc"]["question"] == ROWS[0]["question"]
+    assert sorted(path.name for path in out.iterdir()) == ["results.json", "samples_cvbench.jsonl"]
+
+
+def test_the_table_names_every_aggregate_and_its_interval(data, tmp_path):
+    done = run("cvbench", "--predictions", write(tmp_path / "p.jsonl", responses(24)), "--data", data)
+    for name in ("official", "micro", "2D", "3D", "Count", "Relation", "Depth", "Distance", "ADE20K", "COCO", "Omni3D",
+                 "strict", "chance", "answered", "errors 0", "truncated not recorded", "prompt: not given",
+                 "1000 resamples"):
+        assert name in done.stdout
+    assert "100.00 ± 0.00 [100.00, 100.00]" in done.stdout
+    assert "the data has 24 rows, the published benchmark 2638" in done.stdout
+
+
+def test_scoring_a_file_imports_no_torch(data, tmp_path):
+    file = write(tmp_path / "p.jsonl", responses(24))
+    code = ("import sys; from gpg_vl.eval.__main__ import main; "
+            f"code = main(['cvbench', '--predictions', {str(file)!r}, '--data', {str(data)!r}]); "
+            "sys.exit(code or ('torch' in sys.modules) * 9)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_same_seed_gives_the_same_results_and_another_one_another_interval(data, tmp_path):
+    file = write(tmp_path / "p.jsonl", responses(11))
+    numbers = []
+    for seed in (1, 1, 2):
+        assert main(["cvbench", "--predictions", str(file), "--data", str(data), "--seed", str(seed), "--output",
+                     str(tmp_path / "out")]) == 0
+        numbers.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"]["cvbench"])
+    assert numbers[0] == numbers[1]
+    assert numbers[0]["acc_micro,strict"] == numbers[2]["acc_micro,strict"]
+    assert numbers[0]["acc_micro_stderr,strict"] != numbers[2]["acc_micro_stderr,strict"]
+
+
+def test_a_limit_takes_rows_of_every_stratum(data, tmp_path):
+    file = write(tmp_path / "p.jsonl", responses(24))
+    out = tmp_path / "out"
+    done = run("cvbench", "--predictions", file, "--data", data, "--limit", 12, "--output", out)
+    assert "note: 12 of 24 rows, drawn by --limit and --seed 0." in done.stdout
+    samples = [json.loads(line)["doc"] for line in (out / "samples_cvbench.jsonl").read_text().splitlines()]
+    assert len(samples) == 12
+    assert {(doc["source"], doc["task"]) for doc in samples} == {(row["source"], row["task"]) for row in ROWS}
+    assert json.loads((out / "results.json").read_text())["n-samples"]["cvbench"] == {"original": 24, "effective": 12}
+
+
+def test_a_comparison_prints_the_difference_and_its_test(data, tmp_path):
+    better, worse = write(tmp_path / "a.jsonl", responses(20)), write(tmp_path / "b.jsonl", responses(12))
+    out = tmp_path / "out"
+    done = run("cvbench", "--predictions", better, "--data", data, "--compare", worse, "--output", out)
+    assert "8 / 0" in done.stdout
+    assert "+33.33 ±" in done.stdout
+    strict = json.loads((out / "results.json").read_text())["comparison"]["strict"]
+    assert strict["diff_micro"]["value"] == pytest.approx(8 / 24)
+    assert strict["diff_micro"]["ci95"][0] > 0
+    assert strict["mcnemar"] == {"only_this": 8, "only_other": 0, "p_value": 2 / 2**8}
+
+
+def test_the_prompt_tells_whether_responses_start_inside_the_reasoning(data, tmp_path):
+    rows = [{"doc_id": i, "response": f"hm {row['answer']}"} for i, row in enumerate(ROWS)]
+    file, out = write(tmp_path / "p.jsonl", rows), tmp_path / "out"
+    arguments = ["cvbench", "--predictions", file, "--data", data, "--scorer", "strict", "--output", out]
+    run(*arguments)
+    assert json.loads((out / "results.json").read_text())["results"]["cvbench"]["acc_micro,strict"] == 1.0
+    done = run(*arguments, "--prompt", "visualthinker_base")
+    numbers = json.loads((out / "results.json").read_text())["results"]["cvbench"]
+    assert (numbers["acc_micro,strict"], numbers["answered,strict"]) == (0.0, 0.0)
+    assert "warning: strict finds an answer in only 0.0% of the responses (prompt: visualthinker_base)" in done.stdout
+
+
+def test_rows_with_errors_count_as_wrong_and_are_told_by_the_exit_code(data, tmp_path):
+    rows = [{"doc_id": 5, "error": "out of memory"} if row["doc_id"] == 5 else row for row in responses(24)]
+    done = run("cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data, code=1)
+    assert "errors 1" in done.stdout
+    assert "the first is doc_id 5: out of memory" in done.stdout
+    assert "95.83 ±" in done.stdout  # 23 of 24
+
+
+def test_the_list_shows_what_there_is_to_choose_from():
+    done = run("--list")
+    for name in ("cvbench: CV-Bench", "official (default)", "visualthinker_base", "strict (default)", "cambrian",
+                 "2638 rows"):
+        assert name in done.stdout
+    assert run("cvbench", "--list").stdout == done.stdout
+
+
+def test_help_shows_examples_and_exit_codes():
+    out = run("--help").stdout
+    for text in ("--predictions mine.jsonl", "--compare theirs.jsonl", '{"doc_id"', "exit code: 0"):
+        assert text in out
+
+
+def test_a_task_of_ones_own_is_named_by_its_file(data, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\nfrom gpg_vl.eval.tasks.cvbench import cvbench\n"
+        "def small():\n    return replace(cvbench(), name='small', published_size=24)\n", encoding="utf-8")
+    file = write(tmp_path / "p.jsonl", responses(24))
+    done = run("mine.py:small", "--predictions", file, "--data", data, cwd=tmp_path)
+    assert done.stdout.startswith("small   ")
+    assert "published benchmark" not in done.stdout
+
+
+# --- it refuses ---
+
+
+def test_flags_without_an_effect_are_named(data, tmp_path):
+    file = write(tmp_path / "p.jsonl", responses(24))
+    done = run("cvbench", "--predictions", file, "--data", data, "--batch-size", 4)
+    assert done.stderr == "note: --batch-size has no effect with --predictions, where nothing is generated.\n"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "No benchmark was named. Known: cvbench"),
+    (["cvbech", "--predictions", "P", "--data", "D"], "no eval task called 'cvbech'. Did you mean 'cvbench'?"),
+    (["cvbench", "--data", "D"], "Name a checkpoint with --model DIR, or a file of responses"),
+    (["cvbench", "--predictions", "P"], "Name the benchmark's file or folder with --data PATH"),
+    (["cvbench", "--predictions", "P", "--model", "M", "--data", "D"], "not allowed with argument --predictions"),
+    (["cvbench", "--predictions", "P", "--data", "D", "--scorer", "strct"], "Did you mean 'strict'?"),
+    (["cvbench", "--predictions", "P", "--data", "D", "--scorer", ""], "no scorer called ''"),
+    (["cvbench", "--predictions", "P", "--data", "D", "--prompt", "lms"], "Did you mean 'lmms'?"),
+    (["cvbench", "--predictions", "P", "--data", "D", "--limit", "few"], "'few' is no number; give rows (200) or"),
+    (["cvbench", "--predictions", "P", "--data", "D", "--limit", "0"], "The limit is 0. Allowed is"),
+    (["cvbench", "--predictions", "P", "--data", "D", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+    (["cvbench", "--predictions", "P", "--data", "absent"], "There is no CV-Bench data at absent"),
+    (["cvbench", "--predictions", "absent", "--data", "D"], "The predictions file absent cannot be read"),
+    (["cvbench", "--predictions", "P", "--data", "D", "--compare", "absent"], "The predictions file absent cannot"),
+    (["cvbench", "--model", "absent", "--data", "D"], "There is no checkpoint folder absent"),
+    (["cvbench", "--predictions", "SHORT", "--data", "D"], "no response for 4 of 24 docs (doc_id 20, 21, 22, 23)"),
+    (["cvbench", "--predictions", "P", "--data", "D", "--compare", "SHORT"], "no response for 4 of 24 docs"),
+    (["cvbench", "--predictions", "BROKEN", "--data", "D"], "line 2: the line is not a JSON object"),
+    (["cvbench", "--predictions", "DOUBLE", "--data", "D"], "line 25: doc_id 0 was answered in line 1 already"),
+    (["cvbench", "--predictions", "MORE", "--data", "D"], "line 25: there is no doc_id 24 in the data"),
+])
+def test_a_mistake_is_one_message_and_exit_code_2(data, tmp_path, arguments, message):
+    whole = list(responses(24))
+    files = {
+        "D": data, "M": tmp_path, "P": write(tmp_path / "p.jsonl", whole),
+        "SHORT": write(tmp_path / "short.jsonl", whole[:20]),
+        "DOUBLE": write(tmp_path / "double.jsonl", whole + whole[:1]),
+        "MORE": write(tmp_path / "more.jsonl", [*whole, {"doc_id": 24, "response": "x"}]),
+    }
+    files["BROKEN"] = tmp_path / "broken.jsonl"
+    files["BROKEN"].write_text(json.dumps(whole[0]) + '\n{"doc_id": 1, "resp\n', encoding="utf-8")
+    done = run(*[files.get(argument, argument) for argument in arguments], cwd=tmp_path, code=2)
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert "error: " in done.stderr
+
+
+def test_a_missing_column_names_file_and_column(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS).drop_columns(["source"]), tmp_path / "test.parquet")
+    file = write(tmp_path / "p.jsonl", responses(24))
+    done = run("cvbench", "--predictions", file, "--data", tmp_path, code=2)
+    assert "test.parquet has no column 'source'; it has idx, type, task" in done.stderr

@@ -1,0 +1,243 @@
+"""Selecting, asking, resuming: with responders that are plain functions, so no model is needed."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpg_vl.errors import UserError
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.runner import evaluate, evaluate_responder, select
+from gpg_vl.eval.settings import generation_sha, model_sha, prompt_sha, render, settings_for
+from gpg_vl.eval.task import Doc, stratum
+from gpg_vl.eval.tasks.cvbench import cvbench
+from gpg_vl.types import Example
+
+TASK = cvbench()
+SETTINGS = settings_for(TASK, "official", batch_size=2)
+PLACES = [("ADE20K", "Count"), ("ADE20K", "Relation"), ("COCO", "Count"), ("COCO", "Relation"), ("Omni3D", "Depth"),
+          ("Omni3D", "Distance")]
+
+
+def make_docs(n, places=PLACES):
+    docs = []
+    for i in range(n):
+        source, task = places[i % len(places)]
+        columns = {"type": "3D" if source == "Omni3D" else "2D", "task": task, "source": source}
+        example = Example(id=str(i), images=(f"picture {i}".encode(),), prompt=f"Question {i}?",
+                          answer="(A)" if i % 2 else "(B)", choices=("left", "right"), task=task, meta=columns)
+        docs.append(Doc(doc_id=i, example=example, gold=example.answer, columns=columns))
+    return docs
+
+
+class Model:
+    """A responder that always says (A), and remembers what it was asked."""
+
+    def __init__(self, stop_after=None):
+        self.asked, self.stop_after = [], stop_after
+
+    def __call__(self, examples):
+        for example in examples:
+            if self.stop_after is not None and len(self.asked) == self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append(example)
+            yield Response(text="(A)", finish_reason="length" if example.id == "3" else "stop", n_tokens=4)
+
+
+def run(docs, log, model, settings=SETTINGS, sha="weights"):
+    made = []
+
+    def make():
+        made.append(model)
+        return model
+
+    results = evaluate(TASK, docs, make, settings, {"strict": TASK.scorers["strict"]}, log=log, model_sha=sha)
+    assert len(made) <= 1
+    return results
+
+
+# --- which docs ---
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 3), st.randoms())
+@settings(max_examples=60)
+def test_a_limit_takes_every_stratum_in_proportion_whatever_the_order(places, limit, seed, random):
+    docs = make_docs(len(places), [PLACES[i] for i in places])
+    sizes = Counter(stratum(doc, TASK.strata) for doc in docs)
+    taken = select(TASK, docs, limit, seed)
+    counts = Counter(stratum(doc, TASK.strata) for doc in taken)
+    assert len(taken) == min(len(docs), max(limit, len(sizes)))
+    assert counts.keys() == sizes.keys()
+    rest, left = len(taken) - len(sizes), len(docs) - len(sizes)
+    for name, size in sizes.items():
+        assert counts[name] <= size
+        assert abs(counts[name] - 1 - (rest * (size - 1) / left if left else 0)) < 1
+    shuffled = random.sample(docs, len(docs))
+    assert {doc.doc_id for doc in select(TASK, shuffled, limit, seed)} == {doc.doc_id for doc in taken}
+    assert [doc.doc_id for doc in taken] == sorted(doc.doc_id for doc in taken)
+
+
+def test_the_seed_chooses_the_docs():
+    docs = make_docs(600)
+    first, again, other = (select(TASK, docs, 60, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert max(doc.doc_id for doc in first) > 500  # no head of the file
+
+
+def test_a_fraction_is_a_share_of_the_docs():
+    docs = make_docs(600)
+    assert len(select(TASK, docs, 0.1, 0)) == 60
+    assert select(TASK, docs, 1.0, 0) == select(TASK, docs, None, 0) == docs
+    assert len(select(TASK, docs, 1, 0)) == len(PLACES)  # at least one of each
+
+
+@pytest.mark.parametrize("limit", [0, -3, 0.0, 1.5])
+def test_a_limit_out_of_range_is_refused(limit):
+    with pytest.raises(UserError, match=f"The limit is {limit}. Allowed is a whole number of docs from 1, or a frac"):
+        select(TASK, make_docs(6), limit, 0)
+
+
+# --- asking and scoring ---
+
+
+def test_a_responder_is_asked_the_rendered_examples_in_order():
+    model, docs = Model(), make_docs(6)
+    results = evaluate_responder(TASK, docs, model, SETTINGS, {"strict": TASK.scorers["strict"]})
+    assert model.asked == [render(SETTINGS, doc) for doc in docs]
+    assert model.asked[2].prompt[0].content.startswith("Question 2?\nAnswer with the option's letter")
+    assert results.estimates["strict"]["micro"].value == 0.5
+    assert (len(results.rows), results.errors, results.answered["strict"]) == (6, 0, 1.0)
+    assert results.truncated == pytest.approx(1 / 6)
+    assert results.labels == {"strict": {"A": 6}, "gold": {"A": 3, "B": 3}}
+
+
+def test_a_responder_that_loses_an_answer_is_a_bug():
+    with pytest.raises(ValueError, match="shorter"):
+        evaluate_responder(TASK, make_docs(3), lambda examples: Model()(examples[:2]), SETTINGS, TASK.scorers)
+
+
+def test_an_image_that_cannot_be_read_is_an_error_row_and_no_missing_row(tmp_path):
+    docs = make_docs(6)
+    there = tmp_path / "there.png"
+    there.write_bytes(b"the picture")
+    docs[1] = replace(docs[1], example=replace(docs[1].example, images=(str(there),)))
+    docs[3] = replace(docs[3], example=replace(docs[3].example, images=(str(tmp_path / "absent.png"),)))
+    model = Model()
+    results = evaluate_responder(TASK, docs, model, SETTINGS, TASK.scorers)
+    assert [example.id for example in model.asked] == ["0", "1", "2", "4", "5"]
+    assert model.asked[1].images == (b"the picture",)
+    row = results.rows[3]
+    assert "absent.png cannot be read: No such file" in row.prediction.error
+    assert all(score.score == 0 and not score.answered for score in row.scores.values())
+    assert results.errors == 1
+    assert results.estimates["strict"]["micro"].value == pytest.approx(2 / 6)
+
+
+# --- resuming ---
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
+    docs, log = make_docs(8), tmp_path / "predictions.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(docs, log, Model(stop_after=3))
+    second = Model()
+    results = run(docs, log, second)
+    assert [example.id for example in second.asked] == ["3", "4", "5", "6", "7"]
+    whole = run(docs, tmp_path / "whole.jsonl", Model())
+    assert results.estimates == whole.estimates
+    assert len(log.read_bytes().splitlines()) == 8
+    third = Model()
+    assert run(docs, log, third).estimates == whole.estimates
+    assert third.asked == []
+
+
+@pytest.mark.parametrize("change", [
+    {"settings": settings_for(TASK, "plain", batch_size=2)},
+    {"settings": replace(SETTINGS, max_new_tokens=9)},
+    {"settings": replace(SETTINGS, prefill="<think>")},
+    {"settings": replace(SETTINGS, system="Be brief.")},
+    {"settings": replace(SETTINGS, max_pixels=100_000)},
+    {"sha": "other weights"},
+])
+def test_a_change_that_could_change_an_answer_asks_again(tmp_path, change):
+    docs, log = make_docs(4), tmp_path / "predictions.jsonl"
+    run(docs, log, Model())
+    again = Model()
+    run(docs, log, again, **change)
+    assert len(again.asked) == 4
+
+
+def test_a_change_that_cannot_change_an_answer_asks_nothing(tmp_path):
+    docs, log = make_docs(4), tmp_path / "predictions.jsonl"
+    run(docs, log, Model())
+    again = Model()
+    run(docs, log, again, settings=replace(SETTINGS, batch_size=1, seed=7))  # greedy: nothing is drawn
+    assert again.asked == []
+
+
+def test_a_changed_picture_is_asked_again_and_an_error_is_retried(tmp_path):
+    docs, log = make_docs(4), tmp_path / "predictions.jsonl"
+    picture = tmp_path / "1.png"
+    docs[1] = replace(docs[1], example=replace(docs[1].example, images=(str(picture),)))
+    assert run(docs, log, Model()).errors == 1
+    assert run(docs, log, Model()).errors == 1
+    assert sum(json.loads(line)["error"] is not None for line in log.read_text().splitlines()) == 1
+    for content in (b"first", b"second"):
+        picture.write_bytes(content)
+        model = Model()
+        assert run(docs, log, model).errors == 0
+        assert [example.id for example in model.asked] == ["1"]
+
+
+def test_the_gold_answers_are_proved_before_a_model_is_made(tmp_path):
+    doc = make_docs(1)[0]
+    doc = replace(doc, example=replace(doc.example, choices=("right", "answer: left")))
+    with pytest.raises(UserError, match="does not accept the right answer"):
+        evaluate(TASK, [doc], lambda: pytest.fail("a model was made"), SETTINGS, {}, log=tmp_path / "p.jsonl",
+                 model_sha="x")
+
+
+# --- digests ---
+
+
+def test_the_seed_counts_only_where_something_is_drawn():
+    warm = replace(SETTINGS, temperature=1.0)
+    assert generation_sha(SETTINGS, "m") == generation_sha(replace(SETTINGS, seed=1), "m")
+    assert generation_sha(warm, "m") != generation_sha(replace(warm, seed=1), "m")
+    assert generation_sha(warm, "m", sample=1) != generation_sha(warm, "m")
+
+
+def test_the_prompt_digest_covers_text_and_pictures():
+    example = render(SETTINGS, make_docs(1)[0])
+    digests = {prompt_sha(SETTINGS, example, ["a"]), prompt_sha(SETTINGS, example, ["b"]),
+               prompt_sha(replace(SETTINGS, chat="plain"), example, ["a"]),
+               prompt_sha(SETTINGS, render(SETTINGS, make_docs(2)[1]), ["a"])}
+    assert len(digests) == 4
+
+
+def test_new_weights_under_an_old_name_are_noticed(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(20 << 20))  # above 16 MB, so it is sampled
+    before = model_sha(tmp_path)
+    assert model_sha(tmp_path) == before
+    changed = bytearray(20 << 20)
+    changed[::4096] = bytes([1]) * len(changed[::4096])  # training changes every weight
+    weights.write_bytes(changed)
+    after = model_sha(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert len({before, after, model_sha(tmp_path)}) == 3
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+    ({"batch_size": -1}, "batch_size is -1; it must be at least 1"),
+    ({"temperature": -0.5}, "temperature is -0.5; it must be at least 0"),
+    ({"min_pixels": 500_000}, "min_pixels is 500000, above max_pixels, 401408"),
+])
+def test_settings_out_of_range_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        settings_for(TASK, "official", **changes)

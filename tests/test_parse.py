@@ -1,0 +1,161 @@
+"""Answer extraction: every situation that fooled a published extractor has a row here."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpg_vl.rewards.parse import Extracted, extract_answer, last_boxed
+from gpg_vl.types import Completion
+
+
+def found(candidate, step, **flags):
+    return Extracted(candidate=candidate, step=step, **flags)
+
+
+CASES = {
+    # step 1: the reasoning
+    "plain": ("<think>hm</think><answer>(B)</answer>", found("(B)", "answer")),
+    "answer inside the reasoning": ("<think><answer>A</answer></think><answer>B</answer>", found("B", "answer")),
+    "answer only inside the reasoning": ("<think><answer>A</answer></think>", found(None, "none")),
+    "phrase only inside the reasoning": ("<think>the answer is A</think>\n", found(None, "none")),
+    "several reasoning blocks": ("<think>a</think>A<think>b</think>B", found("B", "text")),
+    "closing tag only, the prompt had the other": ("so it is A</think>(B)", found("(B)", "text")),
+    "unclosed reasoning": ("<think>the answer is (B)", found(None, "none", unclosed_think=True)),
+    "unclosed reasoning, boxed": (r"<think>so \boxed{B}", found(None, "none", unclosed_think=True)),
+    "unclosed reasoning, answered": ("<think>so <answer>B</answer>", found("B", "answer", unclosed_think=True)),
+    "unclosed reasoning, answer cut off": ("<think>so <answer>B",
+                                           found(None, "answer", unclosed_think=True, truncated=True)),
+    "reasoning reopened": ("<think>a</think>The answer is B <think>or", found(None, "none", unclosed_think=True)),
+    "answer before the reasoning ends": ("<answer>A</answer></think>", found(None, "none")),
+    # step 2: the answer block
+    "several blocks": ("<answer>A</answer> no, <answer>B</answer>", found("B", "answer", several=True)),
+    "multi-line": ("<answer>\nleft\n</answer>", found("left", "answer")),
+    "digits touching the tag": ("<think>so 145</think><answer>145</answer>", found("145", "answer")),
+    "empty": ("<answer></answer> B", found(None, "answer")),
+    "blank": ("The answer is B <answer> \n\t</answer>", found(None, "answer")),
+    "empty last block": ("<answer>A</answer><answer></answer>", found(None, "answer", several=True)),
+    "cut off": ("</think><answer>(B)", found(None, "answer", truncated=True)),
+    "cut off after the phrase": ("The answer is B. <answer>B", found(None, "answer", truncated=True)),
+    "complete, then cut off": ("<answer>A</answer><answer>B", found("A", "answer", truncated=True)),
+    "opening tag inside a block": ("<answer>A<answer>B</answer>", found("A<answer>B", "answer")),
+    "closing tag only": ("(B)</answer>", found("(B)</answer>", "text")),
+    "block before box and phrase": (r"<answer>A</answer> \boxed{B} The answer is C", found("A", "answer")),
+    "tags in capitals are no tags": ("<ANSWER>A</ANSWER>", found("<ANSWER>A</ANSWER>", "text")),
+    # step 3: the box
+    "boxed": (r"so $\boxed{5}$.", found("5", "boxed")),
+    "nested braces": (r"\boxed{\frac{\sqrt{3}}{2}}", found(r"\frac{\sqrt{3}}{2}", "boxed")),
+    "last box": (r"\boxed{1} and \boxed{2}", found("2", "boxed")),
+    "last balanced box": (r"\boxed{1} and \boxed{2", found("1", "boxed")),
+    "box in a box": (r"\boxed{1 \boxed{2} 3}", found("2", "boxed")),
+    "escaped braces": (r"\boxed{\{6,-6\}}", found(r"\{6,-6\}", "boxed")),
+    "one escaped brace": (r"\boxed{a\}b}", found(r"a\}b", "boxed")),
+    "line break before the closing brace": (r"\boxed{a\\}", found(r"a\\", "boxed")),
+    "doubled backslash": (r"\\boxed{5}", found("5", "boxed")),
+    "stray closing brace": (r"} \boxed{5}", found("5", "boxed")),
+    "no braces": (r"so \boxed 5", found("5", "boxed")),
+    "no braces, in mathematics": (r"so $\boxed 5$.", found("5", "boxed")),
+    "no braces, full stop": (r"so \boxed B.", found("B", "boxed")),
+    "blank before the brace": (r"\boxed {5}", found("5", "boxed")),
+    "bare and braced": (r"\boxed \boxed{5}", found("5", "boxed")),
+    "empty box falls through": (r"\boxed{} The answer is B", found("B", "phrase")),
+    "another command": (r"\boxedtext{A} The answer is B", found("B", "phrase")),
+    "box before phrase": (r"The answer is A. \boxed{B}", found("B", "boxed")),
+    # step 4: the phrase
+    "answer is": ("I look. The answer is (B)", found("(B)", "phrase")),
+    "answer colon": ("FINAL ANSWER: left", found("left", "phrase")),
+    "answer is colon": ("The answer is: b", found("b", "phrase")),
+    "markdown": ("**Answer:** B", found("** B", "phrase")),
+    "last phrase": ("The answer is A. Wait, the answer is B.", found("B.", "phrase")),
+    "up to the end of the line": ("The answer is B\nbecause A is far", found("B", "phrase")),
+    "carriage return": ("The answer is B\r\nbecause", found("B", "phrase")),
+    "empty phrase falls through": ("Answer:\nB", found("Answer:\nB", "text")),
+    "not the phrase": ("the answer isn't known", found("the answer isn't known", "text")),
+    # step 5: the text
+    "text": ("  (B) left \n", found("(B) left", "text")),
+    "nothing": ("", found(None, "none")),
+    "blanks": (" \n\t ", found(None, "none")),
+    "nothing after the reasoning": ("<think>B</think>", found(None, "none")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(name):
+    text, expected = CASES[name]
+    assert extract_answer(text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("it is A</think><answer>B</answer>", found("B", "answer")),
+    ("it is A</think>B", found("B", "text")),
+    ("it is A", found(None, "none", unclosed_think=True)),
+    ("it is A, the answer is A", found(None, "none", unclosed_think=True)),
+    ("no tag <answer>B</answer>", found("B", "answer", unclosed_think=True)),
+])
+def test_a_prefilled_think_is_an_opening_tag_with_or_without_the_tag_in_the_text(text, expected):
+    completion = Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop", prefill="<think>")
+    assert extract_answer(text, prefilled_think=True) == expected
+    assert extract_answer(completion.response) == expected
+    assert extract_answer(completion.response, prefilled_think=True) == expected
+
+
+pieces = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", r"\boxed", "{", "}", "\\", "answer is ",
+                          "answer:", "A", " ", "\n", "<", "5"])
+texts = st.one_of(st.text(), st.lists(pieces | st.text(max_size=3), max_size=30).map("".join))
+
+
+@given(texts, st.booleans())
+def test_any_text_has_a_result_taken_from_the_text(text, prefilled):
+    result = extract_answer(text, prefilled_think=prefilled)
+    if result.candidate is not None:
+        assert result.candidate
+        assert result.candidate == result.candidate.strip()
+        assert result.candidate in text
+        assert result.step != "none"
+
+
+@given(texts, texts)
+def test_nothing_inside_the_reasoning_matters(reasoning, rest):
+    rest = rest.replace("</think>", "")
+    assert extract_answer(f"<think>{reasoning}</think>{rest}") == extract_answer(rest)
+
+
+@given(texts)
+def test_blocks_are_those_of_the_pattern(text):
+    blocks = re.findall("<answer>(.*?)</answer>", text.rpartition("</think>")[2], re.DOTALL)
+    if blocks:
+        assert extract_answer(text).candidate == (blocks[-1].strip() or None)
+
+
+balanced = st.recursive(st.text("ab 1^", max_size=5),
+                        lambda inner: st.lists(inner.map("{{{}}}".format) | inner).map("".join))
+
+
+@given(balanced)
+def test_a_box_holds_its_balanced_content(content):
+    assert last_boxed(rf"{{ so \boxed{{{content}}} }}") == content.strip()
+
+
+MILLION = 10**6
+HOSTILE = {  # of a size at which quadratic work takes hours
+    "answer tags never closed": ("<answer>" * (MILLION // 8), None),
+    "think tags never closed": ("<think>" * (MILLION // 7), None),
+    "boxes never closed": (r"\boxed{" * (MILLION // 7), r"\boxed{" * (MILLION // 7)),
+    "braces never closed": (r"\boxed" + "{" * MILLION, r"\boxed" + "{" * MILLION),
+    "braces nested 10,000 deep": (r"\boxed{" + "{" * 10_000 + "5" + "}" * 10_000 + "}",
+                                  "{" * 10_000 + "5" + "}" * 10_000),
+    "boxes without braces": (r"\boxed x" * (MILLION // 8), "x"),
+    "phrases": ("answer is " * (MILLION // 10) + "B", "B"),
+    "answer and blanks": ("answer" + " " * MILLION + "B", "answer" + " " * MILLION + "B"),
+    "blanks": (" " * MILLION, None),
+    "backslashes": ("\\" * MILLION, "\\" * MILLION),
+    "combining marks": ("e" + "\u0301" * MILLION, "e" + "\u0301" * MILLION),
+    "blocks": ("<answer>A</answer>" * (MILLION // 18) + "<answer>B</answer>", "B"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_work_is_proportional_to_the_length(name):
+    text, expected = HOSTILE[name]
+    assert extract_answer(text).candidate == expected

@@ -1,0 +1,247 @@
+"""Values, totals, signatures and the check of gold answers; all in this process."""
+
+import functools
+import math
+from fractions import Fraction
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpg_vl.errors import UserError
+from gpg_vl.rewards.scoring import (
+    Reward,
+    RewardFailure,
+    RewardValueError,
+    call,
+    check_gold,
+    check_signature,
+    checked_value,
+    checked_weights,
+    load,
+    totals,
+    with_rewards,
+)
+from gpg_vl.types import Completion, Example, Group
+
+EXAMPLE = Example(id="ex-7", prompt="Which?", answer="(B)", choices=("ball", "cube"))
+COMPLETION = Completion(token_ids=(1,), logprobs=(-0.1,), text="(B)", finish_reason="stop")
+
+
+def returning(value, *, batched=False, low=0.0, high=1.0):
+    return Reward(name="mine.py:f", function=lambda given, example: value, batched=batched, low=low, high=high)
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    (0.5, 0.5), (0, 0.0), (1, 1.0), (True, 1.0), (False, 0.0), (np.float32(0.25), 0.25), (np.float64(1.0), 1.0), (np.int64(1), 1.0),
+    (Fraction(1, 4), 0.25), (1 + 1e-12, 1.0), (-1e-12, 0.0),
+])
+def test_any_real_number_in_range_is_a_value(value, expected):
+    got = call(returning(value), COMPLETION, EXAMPLE)
+    assert got == [expected]
+    assert type(got[0]) is float
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    (None, "returned None.*every path ends in a `return`"), ("1.0", "returned '1.0'"), (math.nan, "returned nan"),
+    (math.inf, "returned inf"), (-math.inf, "returned -inf"), (1.1, r"returned 1\.1.*@in_range"), (-0.1, "returned -0.1"),
+    (2, "returned 2"), (10**400, "returned 1000"), (1j, "returned 1j"), ([1.0], r"returned \[1\.0\]"), ((), r"returned \(\)"),
+    (np.float32("nan"), "returned np.float32"), (np.array([1.0]), r"returned array.*`value\.item\(\)`"),
+    (torch.tensor(1.0), r"returned tensor.*`value\.item\(\)`"), (1 + 1e-6, "returned 1.000001"),
+])
+def test_anything_else_is_refused_by_reward_example_and_value(value, said):
+    with pytest.raises(RewardValueError, match=said) as error:
+        call(returning(value), COMPLETION, EXAMPLE)
+    for part in ("'mine.py:f'", "'ex-7'", "must return a number from 0 to 1"):
+        assert part in str(error.value)
+
+
+def test_the_declared_range_is_the_limit():
+    giou = returning(None, low=-1.0, high=2.0)
+    assert checked_value(-1, giou, "7") == -1.0
+    assert checked_value(2, giou, "7") == 2.0
+    with pytest.raises(RewardValueError, match="from -1 to 2"):
+        checked_value(2.1, giou, "7")
+
+
+def test_a_batched_reward_gives_one_number_per_completion():
+    assert call(returning([True, 0.5], batched=True), [COMPLETION] * 2, EXAMPLE) == [1.0, 0.5]
+    assert call(returning((0, 1), batched=True), [COMPLETION] * 2, EXAMPLE) == [0.0, 1.0]
+    for wrong in ([1.0], [1.0, 0.0, 1.0], [], 1.0, None, np.ones(2), "ab"):
+        with pytest.raises(RewardValueError, match=r"'mine.py:f' returned .* 'ex-7'.*must return a list of 2 numbers"):
+            call(returning(wrong, batched=True), [COMPLETION] * 2, EXAMPLE)
+    with pytest.raises(RewardValueError, match="returned nan for example 'ex-7'"):
+        call(returning([0.0, math.nan], batched=True), [COMPLETION] * 2, EXAMPLE)
+
+
+def test_what_a_reward_raises_is_not_caught():
+    def f(completion, example):
+        raise KeyError("colour")
+
+    with pytest.raises(KeyError, match="colour"):
+        call(Reward(name="f", function=f, batched=False, low=0.0, high=1.0), COMPLETION, EXAMPLE)
+
+
+def test_totals_are_weighted_sums():
+    parts = {"choice": (1.0, 0.0, 1.0), "format": (1.0, 1.0, 0.0)}
+    assert totals(parts, {"choice": 1.0, "format": 0.2}) == (1.2, 0.2, 1.0)
+    assert totals(parts, {"format": -2.0, "choice": 0.0}) == (-2.0, -2.0, 0.0)
+
+
+def test_different_parts_that_tie_give_equal_totals():
+    assert 0.1 + 0.2 != 0.3
+    parts = {"a": (1.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 1.0)}
+    one, other = totals(parts, {"a": 0.1, "b": 0.2, "c": 0.3})
+    assert one == other == 0.3
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_equal_parts_give_equal_totals_and_the_order_of_parts_does_not_matter(weights, values):
+    names = dict(zip("abc", weights, strict=True))
+    results = {totals({name: (values["abc".index(name)],) * 2 for name in order}, names) for order in permutations("abc")}
+    assert len(results) == 1
+    one, other = results.pop()
+    assert one == other
+    assert one == pytest.approx(math.fsum(w * v for w, v in zip(weights, values, strict=True)), abs=1e-8)
+
+
+def test_a_scored_group_keeps_what_it_was():
+    group = Group(example=EXAMPLE, prompt=None, completions=(COMPLETION,) * 2, draw=5)
+    scored = with_rewards(group, {"choice": (1.0, 0.0), "format": (0.0, 0.0)}, {"choice": 1.0, "format": 0.2})
+    assert scored.rewards == (1.0, 0.0)
+    assert scored.reward_parts == {"choice": (1.0, 0.0), "format": (0.0, 0.0)}
+    assert (scored.example, scored.completions, scored.draw) == (EXAMPLE, group.completions, 5)
+    assert scored.is_valid
+    assert group.rewards == ()
+
+
+@pytest.mark.parametrize(("weights", "message"), [
+    ({}, "No reward is named"), ({"choice": math.nan}, "'choice' is nan"), ({"choice": "1"}, "'choice' is '1'"),
+    ({"a": 1, "b": math.inf}, "'b' is inf"), ({"choice": None}, "'choice' is None"), ({"choice": True}, "'choice' is True"),
+])
+def test_weights_are_finite_numbers(weights, message):
+    with pytest.raises(UserError, match=message):
+        checked_weights(weights)
+
+
+def test_weights_keep_their_order():
+    assert list(checked_weights({"b": 1, "a": -0.5}).items()) == [("b", 1.0), ("a", -0.5)]
+
+
+def plain(completion, example): ...
+def defaults(completion, example, strict=True): ...
+def anything(*given): ...
+def other_names(answer, row): ...
+def one(completion): ...
+def three(completion, example, tokenizer): ...
+def keywords(*, completion, example): ...
+def other_style(completions, **kwargs): ...
+def swapped(example, completion): ...
+def plural(completions, example): ...
+async def coroutine(completion, example): ...
+def generator(completion, example): yield 1.0
+
+
+@pytest.mark.parametrize("function", [plain, defaults, anything, other_names, functools.partial(three, tokenizer=1), min])
+def test_a_function_of_completion_and_example_is_accepted(function):
+    check_signature("mine", function, is_batched=False)
+
+
+@pytest.mark.parametrize(("function", "message"), [
+    (one, r"declared as `\(completion\)`.*exactly two arguments, \(completion, example\).*def one\(completion, example\)"),
+    (three, "missing a required argument: 'tokenizer'"), (keywords, "exactly two arguments"), (other_style, "exactly two"),
+    (swapped, "the completion comes first"), (plural, "one completion at a time.*@batched"),
+    (coroutine, "coroutine or a generator"), (generator, "coroutine or a generator"),
+])
+def test_any_other_function_is_refused(function, message):
+    with pytest.raises(UserError, match=message) as error:
+        check_signature("mine", function, is_batched=False)
+    assert "'mine'" in str(error.value)
+
+
+def test_a_batched_function_takes_completions():
+    check_signature("mine", plural, is_batched=True)
+    with pytest.raises(UserError, match=r"def one\(completions, example\)"):
+        check_signature("mine", one, is_batched=True)
+
+
+def test_load_reads_the_declarations(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from gpg_vl.rewards import batched, in_range\n"
+        "@in_range(-1, 2)\ndef wide(completion, example): return 2\n"
+        "@batched\ndef many(completions, example): return [1] * len(completions)\n"
+        "def bad(example, completion): return 1\n")
+    wide, many = load(f"{tmp_path}/mine.py:wide"), load(f"{tmp_path}/mine.py:many")
+    assert (wide.batched, wide.low, wide.high) == (False, -1.0, 2.0)
+    assert (many.batched, many.low, many.high) == (True, 0.0, 1.0)
+    with pytest.raises(UserError, match="the completion comes first"):
+        load(f"{tmp_path}/mine.py:bad")
+    assert load("choice").name == "choice"
+
+
+def row(identity, answer, choices=("ball", "cube")):
+    return Example(id=identity, prompt="Which?", answer=answer, choices=choices)
+
+
+def test_good_gold_has_no_problems():
+    rows = [row("1", "(B)"), row("2", "A"), row("3", "cube"), row("4", "2", ("3", "2", "1"))]
+    assert check_gold({"choice": 1.0, "format": 0.2}, rows) == []
+
+
+def test_every_bad_gold_is_reported_with_what_the_reward_saw():
+    rows = [row("good", "(B)"), row("range", "(C)"), row("bare", "left", None), row("empty", "", ("", "x")),
+            row("tagged", "<answer>B</answer>")]
+    problems = check_gold({"choice": 1.0, "format": 0.2}, rows)
+    assert [(p.reward, p.example_id, p.score, p.best) for p in problems] == [
+        ("choice", "range", None, 1.0), ("choice", "bare", None, 1.0), ("choice", "empty", None, 1.0),
+        ("choice", "tagged", None, 1.0), ("format", "empty", 0.0, 1.0), ("format", "tagged", 0.0, 1.0)]
+    assert problems[0].saw.startswith("<think>\n\n</think>\n<answer>(C)</answer>\n")
+    assert "names no option" in problems[0].saw
+    assert problems[4].saw == "<think>\n\n</think>\n<answer></answer>"
+    assert "'format' gives 0 instead of 1 to the gold answer of example 'empty'" in str(problems[4])
+    assert "'choice' fails on the gold answer of example 'range'" in str(problems[0])
+
+
+def test_gold_that_the_scorer_reads_as_another_option_is_reported():
+    # The gold text is option (A), but in a sentence its capital C is read as option (C).
+    problems = check_gold({"choice": 1.0}, [row("a", "the article a", ("x", "y")), row("b", "a", ("a", "the"))])
+    assert [(p.example_id, p.score) for p in problems] == [("a", None), ("b", 0.0)]
+
+
+class FakePool:
+    """Stands for a RewardPool whose reward `mine.py:f` gives what is asked for."""
+
+    def __init__(self, **scores):
+        self.scores = scores
+
+    def ranges(self):
+        return {"mine.py:f": (-1.0, 2.0)}
+
+    def evaluate(self, items, names):
+        assert names == ["mine.py:f"]
+        for item in items:
+            score = self.scores[item.example.id]
+            yield score if isinstance(score, RewardFailure) else {"mine.py:f": (score,)}
+
+
+def test_user_rewards_are_checked_in_the_pool_only():
+    with pytest.raises(ValueError, match=r"'mine.py:f' is not built in.*pool=RewardPool"):
+        check_gold({"mine.py:f": 1.0}, [row("1", "A")])
+    broke = RewardFailure(kind="crash", reward="mine.py:f", example_id="3", member=0, message="it died")
+    pool = FakePool(**{"1": 2.0, "2": 1.0, "3": broke, "4": 2.0 - 1e-12})
+    problems = check_gold({"mine.py:f": 0.5, "choice": 1.0}, [row(str(i), "A") for i in range(1, 5)], pool=pool)
+    assert [(p.reward, p.example_id, p.score, p.best) for p in problems] == [("mine.py:f", "2", 1.0, 2.0), ("mine.py:f", "3", None, 2.0)]
+    assert problems[1].saw.endswith("\nit died")
+
+
+def test_a_penalty_is_best_at_its_minimum():
+    problems = check_gold({"mine.py:f": -1.0}, [row("1", "A"), row("2", "A")], pool=FakePool(**{"1": -1.0, "2": 2.0}))
+    assert [(p.example_id, p.score, p.best) for p in problems] == [("2", 2.0, -1.0)]
+
+
+def test_gold_of_100_000_examples_is_checked_in_process():
+    rows = [row(str(i), "(B)") for i in range(99_999)] + [row("last", "(C)")]
+    assert [p.example_id for p in check_gold({"choice": 1.0, "format": 0.2}, rows)] == ["last"]
