@@ -113,11 +113,12 @@ def _train(arguments: argparse.Namespace) -> int:
     if talk:
         prepared.report.render(console)
         render_plan(prepared.plan, config, console)
-    if arguments.dry_run:
-        return 0
-    folder = launch(prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation)
-    if talk:
-        console.print(f"run folder: {folder}", highlight=False)
+    if not arguments.dry_run:
+        folder = launch(prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation)
+        if talk:
+            console.print(f"run folder: {folder}", highlight=False)
+    accelerator.wait_for_everyone()  # a process that leaves early would break off the last word of another
+    accelerator.end_training()
     return 0
 
 

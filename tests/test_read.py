@@ -439,6 +439,17 @@ def test_a_broken_file_is_a_user_error(
     assert remedy in str(caught.value)
 
 
+def test_a_file_that_may_not_be_read_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = jsonl(tmp_path, GOOD)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"data\.jsonl cannot be read: Permission denied.*Check its permissions"):
+        load_examples(file)
+
+
 def test_an_empty_folder_and_a_damaged_saved_folder_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \.jsonl and no \.parquet file.*Give the folder"):
         load_examples(tmp_path)

@@ -225,4 +225,4 @@ def _cut_torn_end(file: Path) -> None:
         if isinstance(_parsed(content[end:]), dict):
             stream.write(b"\n")  # whole after all, only its newline is missing
         else:
-            pass
+            stream.truncate(end)

@@ -101,7 +101,7 @@ def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> s
 
     The seed counts only where something is drawn at random.
     """
-    seed = settings.seed if settings.temperature else None
+    seed = settings.seed
     return _digest([model_sha, settings.max_new_tokens, settings.temperature, seed, settings.min_pixels,
                     settings.max_pixels, settings.dtype, settings.engine, sample])
 

@@ -1,6 +1,8 @@
 """Checkpoints in: a model family, a processor, a model. Every way in which a folder can be wrong is said in words."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,3 +123,17 @@ def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     line = text[0] if text else type(error).__name__
     return line if line.endswith(".") else line + "."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's progress bars, which would break the lines of ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

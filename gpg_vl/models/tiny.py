@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gpg_vl.models.load import quiet
 from gpg_vl.models.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
@@ -92,7 +93,8 @@ def tiny_model(config: Qwen2VLConfig, seed: int) -> Qwen2VLForConditionalGenerat
 def save_checkpoint(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, folder: Path) -> None:
     """Write weights, configuration, tokenizer, processor and chat template as `from_pretrained` expects them."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     processor.save_pretrained(folder)
     near_greedy = {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1,
                    "bos_token_id": model.config.text_config.bos_token_id,

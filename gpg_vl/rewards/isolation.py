@@ -212,8 +212,9 @@ class RewardPool:
     def _advance(self, job: _Job) -> None:
         """Wait until something happens, and deal with it: results, a death, a deadline."""
         timeout = min(worker.deadline for worker in self._workers) - time.monotonic()
+        timeout = min(max(timeout, 0.0), self._time_limit)  # a call that begins from now on is not late before that
         sentinels = [worker.process.sentinel for worker in self._workers]
-        connection.wait([*(worker.pipe for worker in self._workers), *sentinels], min(max(timeout, 0.0), 3600.0))
+        connection.wait([*(worker.pipe for worker in self._workers), *sentinels], timeout)
         for worker in list(self._workers):
             try:
                 for message in worker.messages():
@@ -262,7 +263,7 @@ def _fatal(name: str, item: Item, member: int | None, how: str, *, limit: float 
     """The failure of a call that took its worker with it: a time limit, or else a crash."""
     if limit is not None:
         message = (f"The reward {name!r} gave no result within {limit:g} s on {where(item, member)}. "
-                   f"Make it faster, or raise the time limit of the rewards.")
+                   f"Make it faster, or raise rewards.time_limit.")
     else:
         message = (f"The reward {name!r} {how} on {where(item, member)}. A reward must return or raise; "
                    f"look for sys.exit, os._exit, native code and memory.")

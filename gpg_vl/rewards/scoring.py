@@ -41,6 +41,9 @@ class RewardFailure:
     message: str
     """What was given, what is allowed and what to do; for an exception, with its traceback."""
 
+    def __str__(self) -> str:
+        return self.message
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:

@@ -74,12 +74,18 @@ class Place:
 
 
 def serve(pipe: Connection, memory: Any, names: Sequence[str], folder: str, time_limit: float) -> None:
-    """The worker's life: load the rewards, then score chunks until the parent closes the pipe or is gone."""
+    """The worker's life, which ends when the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
     with suppress(OSError):
         os.dup2(2, 1)  # what a reward prints belongs to the log: standard output may be somebody's data
     sys.stdout = sys.stderr
     os.chdir(folder)  # a relative file.py:function means the folder in which the pool was made
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _load_and_score(pipe, Place(memory), names, time_limit)
+    os._exit(0)  # threads that a reward has left behind must not keep the process
+
+
+def _load_and_score(pipe: Connection, place: Place, names: Sequence[str], time_limit: float) -> None:
     parent = os.getppid()
     rewards: dict[str, Reward] = {}
     for name in names:
@@ -89,13 +95,11 @@ def serve(pipe: Connection, memory: Any, names: Sequence[str], folder: str, time
             return
         rewards[name] = reward
     pipe.send(Ready({name: (reward.low, reward.high) for name, reward in rewards.items()}))
-    desk = _Desk(pipe, Place(memory), time_limit)
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while os.getppid() == parent:  # asked beside the pipe's end, which a fork of the parent may keep open
-            if pipe.poll(2.0):
-                chunk = pipe.recv()
-                desk.score([rewards[name] for name in chunk.names], chunk.items)
-    os._exit(0)  # threads that a reward has left behind must not keep the process
+    desk = _Desk(pipe, place, time_limit)
+    while os.getppid() == parent:  # asked beside the pipe's end, which a fork of the parent may keep open
+        if pipe.poll(2.0):
+            chunk = pipe.recv()
+            desk.score([rewards[name] for name in chunk.names], chunk.items)
 
 
 class _Desk:

@@ -28,7 +28,7 @@ from torch import nn
 
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.models.adapters import adapter_state, has_adapters, load_adapter_state, merged_state
-from gpg_vl.models.load import Processing, load_model
+from gpg_vl.models.load import Processing, load_model, quiet
 from gpg_vl.types import Completion, Group
 
 PREFIX = "step-"
@@ -90,7 +90,8 @@ def save(folder: Path, *, state: RunState, model: nn.Module, processing: Process
 
 def save_model(model: nn.Module, processing: Processing, folder: Path) -> None:
     """An ordinary checkpoint that `from_pretrained` and other engines load; adapters are merged in."""
-    model.save_pretrained(folder, state_dict=merged_state(model))
+    with quiet():
+        model.save_pretrained(folder, state_dict=merged_state(model))
     processing.tokenizer.save_pretrained(folder)
     if processing.image_processor is not None:
         processing.image_processor.save_pretrained(folder)
@@ -149,7 +150,8 @@ def _rank_state(state: RunState) -> dict[str, Any]:
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
-    saved = load_model(str(folder)).state_dict()  # save_pretrained renames weights; from_pretrained knows how to name them back
+    with quiet():
+        saved = load_model(str(folder)).state_dict()  # save_pretrained renames weights; from_pretrained knows how to name them back
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(saved[name])

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from rich.console import Console
 
 from gpg_vl.config import Config, dump_config
@@ -113,8 +113,7 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     folder = Path(config.output.folder)
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
-                       log_with=[_tracker(name) for name in config.output.trackers] or None, project_dir=str(folder),
-                       kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)])
+                       log_with=[_tracker(name) for name in config.output.trackers] or None, project_dir=str(folder))
 
 
 def _tracker(name: str) -> str:
@@ -189,8 +188,6 @@ def launch(prepared: Prepared, accelerator: Accelerator, *, resume: bool, consol
         train(policy=wrapped, optimizer=optimizer_plain, accelerator=accelerator, engine=engine, rewarder=rewarder, encoder=prepared.encoder,
               examples=prepared.examples, sampling=_sampling(config), objective=_objective(config), schedule=_schedule(prepared), state=state,
               record=Record(folder, accelerator), hooks=hooks)
-    if config.output.trackers:
-        accelerator.end_training()
     return folder
 
 
