@@ -84,7 +84,7 @@ class PromptConfig(Section):
     """How an example becomes the text the model reads."""
 
     template: str = "{prompt}"
-    """The user's turn. `{prompt}` is the example's prompt; `{choices}` its options, comma separated."""
+    """The user's turn. `{prompt}` is the example's prompt; `{choices}` its options as `a, b or c`."""
     system: str | None = None
     """A system turn in front. None leaves it to the chat template."""
     chat: Literal["auto", "template", "plain"] = "auto"

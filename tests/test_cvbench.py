@@ -15,6 +15,7 @@ from gpg_vl.eval.results import ScoredRow, summarise
 from gpg_vl.eval.runner import check_gold
 from gpg_vl.eval.settings import asked, render, settings_for
 from gpg_vl.eval.statistics import point
+from gpg_vl.eval.tables import read_rows
 from gpg_vl.eval.task import Doc, Score, pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.eval.tasks.cvbench import cambrian, cvbench, load, strict
@@ -100,6 +101,8 @@ def test_strict_knows_that_a_prefilled_response_starts_inside_the_reasoning():
     ("2D", COUNT, "1", 0, "1"),  # the option's text counts in 3D only,
     ("3D", COUNT, "1", 1, "1"),
     ("3D", COUNT, "100 of them", 1, "1"),  # where it is compared after the cut to one character
+    ("3D", CHAIR, ".,:", 0, None),  # trailing punctuation goes first, and more of it in 3D
+    ("2D", CHAIR, ".,:", 0, "."),
     ("2D", SIX, "F", 1, "F"),
     # An article at the start is option A. In prose behind it, it is not looked at.
     ("2D", {"choices": ("table", "chair"), "gold": "(A)"}, "a chair", 1, "A"),
@@ -398,6 +401,14 @@ def test_unreadable_data_is_one_clear_message(tmp_path, name, content, message):
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_columns_that_are_not_wanted_are_not_read(tmp_path, suffix):
+    rows = [{"question": "x", "image": "big"}]
+    file = tmp_path / f"rows{suffix}"
+    write_parquet(file, rows) if suffix == ".parquet" else file.write_text(json.dumps(rows[0]))
+    assert list(read_rows(file, required=("question",), without=("image",))) == [{"question": "x"}]
 
 
 def test_columns_of_others_are_kept_if_json_can_hold_them(tmp_path):

@@ -114,7 +114,7 @@ def test_template_system_and_prefill(tiny_checkpoint: Path) -> None:
     made = encoder(tiny_checkpoint, template="{prompt} Choose {choices}.", system="Look closely.", prefill="<think>")
     example = Example(id="x", images=(picture(56, 56),), prompt="Which?", answer="A", choices=("ball", "cube"))
     assert made.render(example) == ("<|im_start|>system\nLook closely.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
-                                    "Which? Choose ball, cube.<|im_end|>\n<|im_start|>assistant\n<think>")
+                                    "Which? Choose ball or cube.<|im_end|>\n<|im_start|>assistant\n<think>")
     assert made.encode(example).prefill == "<think>"
 
 

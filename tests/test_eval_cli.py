@@ -150,6 +150,13 @@ def test_rows_with_errors_count_as_wrong_and_are_told_by_the_exit_code(data, tmp
     assert "95.83 ±" in done.stdout  # 23 of 24
 
 
+def test_truncation_is_a_share_of_the_rows_that_record_how_they_ended(data, tmp_path):
+    endings = ["length", "stop", "stop", "stop"]
+    rows = [row | ({"finish_reason": endings[row["doc_id"]]} if row["doc_id"] < 4 else {}) for row in responses(24)]
+    done = run("cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data)
+    assert "truncated 25.00%" in done.stdout
+
+
 def test_the_list_shows_what_there_is_to_choose_from():
     done = run("--list")
     for name in ("cvbench: CV-Bench", "official (default)", "visualthinker_base", "strict (default)", "cambrian",

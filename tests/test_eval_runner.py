@@ -193,6 +193,17 @@ def test_a_changed_picture_is_asked_again_and_an_error_is_retried(tmp_path):
         assert [example.id for example in model.asked] == ["1"]
 
 
+def test_a_logged_error_is_asked_again(tmp_path):
+    docs, log = make_docs(4), tmp_path / "predictions.jsonl"
+    run(docs, log, Model())
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines[2] |= {"error": "out of memory", "response": "", "finish_reason": "error"}
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = Model()
+    assert run(docs, log, model).errors == 0
+    assert [example.id for example in model.asked] == ["2"]
+
+
 def test_the_gold_answers_are_proved_before_a_model_is_made(tmp_path):
     doc = make_docs(1)[0]
     doc = replace(doc, example=replace(doc.example, choices=("right", "answer: left")))
@@ -224,12 +235,14 @@ def test_new_weights_under_an_old_name_are_noticed(tmp_path):
     weights.write_bytes(bytes(20 << 20))  # above 16 MB, so it is sampled
     before = model_sha(tmp_path)
     assert model_sha(tmp_path) == before
-    changed = bytearray(20 << 20)
-    changed[::4096] = bytes([1]) * len(changed[::4096])  # training changes every weight
-    weights.write_bytes(changed)
-    after = model_sha(tmp_path)
+    digests = {before}
+    for part in range(4):  # training changes every weight; a quarter of them is enough, wherever it stands
+        changed = bytearray(20 << 20)
+        changed[part * (5 << 20):(part + 1) * (5 << 20)] = b"\x01" * (5 << 20)
+        weights.write_bytes(changed)
+        digests.add(model_sha(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    assert len({before, after, model_sha(tmp_path)}) == 3
+    assert len(digests | {model_sha(tmp_path)}) == 6
 
 
 @pytest.mark.parametrize(("changes", "message"), [

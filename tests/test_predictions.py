@@ -76,11 +76,12 @@ def test_the_log_says_what_the_scorers_need(tmp_path):
     assert to_record(KEY, failed(0, "no image"), {})["finish_reason"] == "error"
 
 
-def test_a_log_cut_at_any_byte_is_read_and_continued(tmp_path):
+def test_a_log_cut_anywhere_is_read_and_continued(tmp_path):
     whole = (json.dumps(record(0, "first ✓")) + "\n" + json.dumps(record(1, "second ✓"), ensure_ascii=False)
              + "\n").encode()
     first_line = whole.index(b"\n")
-    for cut in range(len(whole) + 1):
+    edges = {end + step for end in (0, first_line, len(whole) - 1) for step in (-1, 0, 1)}
+    for cut in sorted((edges & set(range(len(whole) + 1))) | set(range(0, len(whole), 7))):
         file = tmp_path / f"{cut}.jsonl"
         file.write_bytes(whole[:cut])
         known = {key.doc_id for key in read_log(file)}

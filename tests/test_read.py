@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from gpg_vl.data import scenes
 from gpg_vl.data.read import load_examples, read_rows, resolve_columns
-from gpg_vl.data.rows import CellError, RowProblem, count_marks, parse_images, parse_prompt, parse_row, parse_text
+from gpg_vl.data.rows import (
+    CellError,
+    RowProblem,
+    count_marks,
+    parse_choices,
+    parse_images,
+    parse_prompt,
+    parse_row,
+    parse_text,
+)
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example, Message
 
@@ -289,6 +298,9 @@ def test_columns_that_cannot_be_told_are_an_error_that_shows_the_mapping(
     for file in (jsonl(tmp_path, row, row), parquet(tmp_path, [row, row])):
         with pytest.raises(UserError) as caught:
             list(read_rows(file, columns))
+        if file.suffix == ".parquet":  # whose columns are known before its rows
+            with pytest.raises(UserError):
+                next(read_rows(file, columns))
         assert said in str(caught.value)
         assert remedy in str(caught.value)
 
@@ -318,9 +330,20 @@ def test_answers_are_texts_numbers_or_truth_values(cell: object, text: str) -> N
     assert parse_text(cell, "answer") == text
 
 
+@pytest.mark.parametrize("cell, choices", [(None, None), ([], None), (["a", 2, True], ("a", "2", "true"))])
+def test_no_choices_mean_an_open_question(cell: object, choices: tuple[str, ...] | None) -> None:
+    assert parse_choices(cell) == choices
+
+
+@pytest.mark.parametrize("cell, name", [(None, "5"), ("", "5"), (0, "0"), ("x", "x")])
+def test_a_row_without_an_id_is_called_by_its_number(cell: object, name: str) -> None:
+    row = parse_row(GOOD | {"id": cell}, {f: f for f in (*GOOD, "id")}, row=5, source="")
+    assert row.id == name
+
+
 BROKEN = [
     ({"images": "http://x.org/a.png"}, "image", "Image 1 of 1 is the address 'http://x.org/a.png'", "Download"),
-    ({"images": "data:image/png;base64,e@@@"}, "image", "whose base64 is broken", "Export the row again"),
+    ({"images": "data:image/png;base64,eHl6@"}, "image", "whose base64 is broken", "Export the row again"),
     ({"images": "data:text/html,hi"}, "image", "is the address", "Download the picture"),
     ({"images": ["a.png", None]}, "image", "Image 2 of 2 is null", "Correct the cell"),
     ({"images": [""]}, "image", "Image 1 of 1 is ''", "write null for a row without images"),

@@ -81,6 +81,8 @@ def test_the_standard_error_is_the_analytic_one_within_strata():
     expected = math.sqrt(sum((len(part) / 250) ** 2 * part.var() / len(part) for part in parts))
     # The standard error of a standard deviation from 8000 draws is 0.8 %.
     assert estimate.stderr == pytest.approx(expected, rel=0.03)
+    # The mean of 250 is nearly normal, so 95 % lie within 1.96 standard errors.
+    assert estimate.half_width == pytest.approx(1.96 * expected, rel=0.05)
     pooled = bootstrap(MEAN, scores_N, columns_of(strata_N), resample(["all"] * 250, draws=8000, seed=2))
     assert pooled.stderr > 1.05 * estimate.stderr  # drawing over strata adds the variance between them
 

@@ -94,7 +94,7 @@ def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
     if isinstance(cell, str):
         return _encodable(cell, kind)
     if isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell)):
-        return str(cell)
+        return json.dumps(cell)
     raise CellError(kind, f"The {what or kind} is {_shown(cell)}. A string, a finite number or true/false is allowed. "
                           f"Write it as a string.")
 

@@ -1,7 +1,8 @@
 """Drawn scenes for the four CV-Bench tasks, written as rows of CV-Bench's own schema.
 
-Every scene is a pure function of (split seed, row number): two splits with different seeds share no scene, and a row can
-be drawn again alone. Answers are drawn *after* the options and independently of the text, so nothing but the picture
+Every scene is a pure function of (split seed, row number), and a row can be drawn again alone. A split with an even seed and
+one with an odd seed share no scene: the parity of a digest of what is drawn decides which of the two may hold it, so that
+even the simplest scenes cannot turn up on both sides. Answers are drawn *after* the options and independently of the text, so nothing but the picture
 tells them: the option letter, the option's rank and the words of the question are all uninformative by construction
 (`tests/test_scenes.py` trains a text-only baseline to prove it).
 
@@ -11,7 +12,9 @@ daylight does, so that a place in the picture can be told from its shade. Depth 
 nearer objects are lower and larger.
 """
 
+import hashlib
 import io
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -165,15 +168,24 @@ _MAKERS = {"Count": _count, "Relation": _relation, "Depth": _depth, "Distance": 
 
 def scene(seed: int, number: int) -> Scene:
     """Scene `number` of the split `seed`. Tasks, sources and right letters take turns, so every split is balanced."""
-    rng = random.Random(f"gpg_vl scenes {seed} {number}")
     task = TASKS[number % 4]
     turn = number // 4
     sources = SOURCES[task]
-    options = 4 if task == "Count" else 2
-    columns, rows = rng.choice(GRIDS)
-    letter = (turn // len(sources)) % options
-    things, question, texts, answer = _MAKERS[task](rng, columns, rows, letter)
-    return Scene(task, sources[turn % len(sources)], columns, rows, tuple(things), question, tuple(texts), answer)
+    letter = (turn // len(sources)) % (4 if task == "Count" else 2)
+    for attempt in itertools.count():
+        rng = random.Random(f"gpg_vl scenes {seed} {number} {attempt}")
+        columns, rows = rng.choice(GRIDS)
+        things, question, texts, answer = _MAKERS[task](rng, columns, rows, letter)
+        found = Scene(task, sources[turn % len(sources)], columns, rows, tuple(things), question, tuple(texts), answer)
+        if _side(found) == seed % 2:
+            return found
+    raise AssertionError("unreachable: attempts do not end")
+
+
+def _side(scene: Scene) -> int:
+    """0 or 1 by what the picture shows, whatever is asked about it."""
+    picture = (scene.source, scene.columns, scene.rows, sorted(map(repr, scene.things)))
+    return hashlib.sha256(repr(picture).encode()).digest()[0] % 2
 
 
 def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:

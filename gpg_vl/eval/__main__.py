@@ -108,6 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
     docs = select(task, loaded, arguments.limit, arguments.seed)
     # The other file is read before hours are spent on this one.
     others = _predictions(task, arguments.compare, loaded, docs, settings) if arguments.compare else None
+    output: Path | None
     if arguments.model:
         output, results, origin = _generated(arguments, task, docs, settings, scorers)
     else:

@@ -1,11 +1,11 @@
 """Answers for an evaluation: the policy's own engine, the policy's own encoding."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.predictions import Responder, Response
 from gpg_vl.eval.settings import EvalSettings
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.load import Processing, load_model, load_processing
@@ -13,8 +13,6 @@ from gpg_vl.models.policy import Policy
 from gpg_vl.rollout.engine import Engine, Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.types import Example
-
-Responder = Callable[[Sequence[Example]], Iterator[Response]]
 
 
 def engine_responder(engine: Engine, processing: Processing, settings: EvalSettings) -> Responder:

@@ -130,8 +130,10 @@ def _prepare(docs: Sequence[Doc], settings: EvalSettings) -> tuple[dict[int, Exa
 def _keys(task: Task, ready: Mapping[int, Example], void: Mapping[int, Prediction], settings: EvalSettings,
           model_sha: str) -> dict[int, Key]:
     generation = generation_sha(settings, model_sha)
-    shas = {doc_id: prompt_sha(settings, example, [hashlib.sha256(image).hexdigest() for image in example.images])
-            for doc_id, example in ready.items()} | dict.fromkeys(void, "no image")
+    shas = dict.fromkeys(void, "no image")
+    for doc_id, example in ready.items():
+        digests = [hashlib.sha256(image).hexdigest() for image in example.images if isinstance(image, bytes)]
+        shas[doc_id] = prompt_sha(settings, example, digests)
     return {doc_id: Key(task.name, doc_id, sha, generation) for doc_id, sha in shas.items()}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 from gpg_vl.errors import UserError
 from gpg_vl.eval.task import Doc, Task, pick
@@ -60,7 +61,7 @@ class EvalSettings:
                             "raise the other.")
 
 
-def settings_for(task: Task, prompt: str | None = None, **changes: int | float | str | None) -> EvalSettings:
+def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalSettings:
     """Settings in a prompt style of the task (its default if None), with some fields changed. None changes nothing.
 
     Raises UserError for an unknown style or a value out of range.
@@ -101,7 +102,7 @@ def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> s
 
     The seed counts only where something is drawn at random.
     """
-    seed = settings.seed
+    seed = settings.seed if settings.temperature else None
     return _digest([model_sha, settings.max_new_tokens, settings.temperature, seed, settings.min_pixels,
                     settings.max_pixels, settings.dtype, settings.engine, sample])
 

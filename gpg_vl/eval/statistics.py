@@ -38,7 +38,9 @@ class Sample:
             chosen_N &= self.columns[column] == value
         total_R = self.weights_R_N @ (self.scores_N * chosen_N)
         weight_R = self.weights_R_N @ chosen_N.astype(np.float64)
-        return np.divide(total_R, weight_R, out=np.full(len(weight_R), np.nan), where=weight_R > 0)
+        mean_R = np.full(len(weight_R), np.nan)
+        np.divide(total_R, weight_R, out=mean_R, where=weight_R > 0)
+        return mean_R
 
 
 Aggregate = Callable[[Sample], Floats]

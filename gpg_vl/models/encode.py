@@ -1,5 +1,6 @@
 """Examples into prompts: rendering, tokens, patches and positions, computed once for rollout and training alike."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,12 @@ from torch import Tensor
 
 from gpg_vl.data.check import PromptCounts
 from gpg_vl.data.images import load_image
+from gpg_vl.data.rows import IMAGE_MARK, count_marks
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import VISION_TOKENS
 from gpg_vl.models.load import Processing
 from gpg_vl.types import Example, Message, Prompt
 
-IMAGE_MARK = "<image>"
 LONGEST_ASPECT = 200
 
 
@@ -141,7 +142,7 @@ class Encoder:
 def _styled(example: Example, style: PromptStyle) -> tuple[Message, ...]:
     """The conversation with the style's template on its last user turn, its system turn, and a mark for every image."""
     turns = (Message(role="user", content=example.prompt),) if isinstance(example.prompt, str) else example.prompt
-    marks = sum(turn.content.count(IMAGE_MARK) for turn in turns)
+    marks = count_marks(example.prompt)
     if marks not in (0, len(example.images)):
         raise UserError(f"Example {example.id}: the prompt has {marks} {IMAGE_MARK} mark(s) for {len(example.images)} image(s). Write one "
                         f"mark per image, or none to put the images in front.")
@@ -153,12 +154,17 @@ def _styled(example: Example, style: PromptStyle) -> tuple[Message, ...]:
     for i, turn in enumerate(turns):
         content = turn.content
         if i == last:
-            content = style.template.replace("{choices}", ", ".join(example.choices or ())).replace("{prompt}", content)
+            content = style.template.replace("{choices}", _listed(example.choices or ())).replace("{prompt}", content)
         if i == first and marks == 0:
             content = IMAGE_MARK * len(example.images) + content
         styled.append(Message(role=turn.role, content=content))
     system = (Message(role="system", content=style.system),) if style.system is not None else ()
     return (*system, *styled)
+
+
+def _listed(choices: Sequence[str]) -> str:
+    """`a, b or c`, as SAT's prompts write options."""
+    return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else "".join(choices)
 
 
 def _parts(content: str) -> list[dict[str, str]]:

@@ -2,10 +2,15 @@
 
     python -m gpg_vl.quickstart.pretrain --output runs/pretrain
 
-Most examples teach sight: "Describe the image." is answered with every object's row, column, box, colour and shape. The
-rest are CV-Bench questions with the right option's words as the answer; the run stops as soon as these begin to be
-answered better than by guessing. What is left to learn is what GPG teaches. The weights in `base/` are the checkpoint of
-the last step, in bfloat16.
+Three kinds of examples:
+
+- `describe`: "Describe the image." is answered with every object's row, column, box, colour and shape;
+- skills: the four things that CV-Bench asks for, in short questions without options, answered rightly;
+- `guess`: CV-Bench's own prompts, answered with one of the options *at random*.
+
+So the base model sees, and knows what an answer to CV-Bench looks like, but answers it by guessing: it has never been told
+that these prompts ask for what it can see. That is what GPG teaches it, by reward alone. The weights in `base/` are the
+checkpoint of the last step, in bfloat16.
 """
 
 import argparse
@@ -26,15 +31,16 @@ from gpg_vl.models.policy import Policy
 from gpg_vl.types import Example, Prompt
 
 SCENE_SEED = 5
-"""No other set of scenes has it."""
+"""Odd, so that no scene of the held-out set is among them."""
 VOCABULARY = 512
 DESCRIBE = "Describe the image."
-STEPS = 1400
-DECAY_STEPS = 4000
-"""The length of the cosine that the learning rate follows; training stops long before its end."""
+STEPS = 1600
 PEAK_RATE = 1.5e-3
 BATCH = 64
-ASKED_SHARE = 0.4
+SHARES = {"describe": 0.3, "Count": 0.12, "Relation": 0.15, "Depth": 0.12, "Distance": 0.16, "guess": 0.15}
+"""Of each kind in a batch; the skills go by the names of their tasks."""
+SKILLS = {"Relation": "where is the red box with respect to the blue box?", "Depth": "Which box is closer to the camera?",
+          "Distance": "Which object is closer to the red box?"}
 
 
 def question(scene: scenes.Scene) -> str:
@@ -53,30 +59,40 @@ def new_checkpoint(folder: Path, seed: int) -> None:
     corpus: list[str] = []
     for number in range(3000):
         scene = scenes.scene(SCENE_SEED, number)
-        corpus += [question(scene), description(scene), scene.options[scene.answer], DESCRIBE, "user\n", "assistant\n"]
+        corpus += [question(scene), description(scene), scene.options[scene.answer], DESCRIBE, *SKILLS.values(), "user\n", "assistant\n"]
     tokenizer = tiny.tiny_tokenizer(corpus, VOCABULARY)
     tiny.save_checkpoint(tiny.tiny_model(tiny.tiny_config(tokenizer, VOCABULARY), seed), tiny.tiny_processor(tokenizer), folder)
 
 
-def examples(first: int, number: int, rng: random.Random) -> list[tuple[bool, Example, str]]:
-    """(is a CV-Bench question, example, answer) for `number` scenes from `first` on."""
-    made = []
-    for i in range(first, first + number):
-        scene = scenes.scene(SCENE_SEED, i)
-        asked = rng.random() < ASKED_SHARE or not scene.things
-        answer = scene.options[scene.answer] if asked else description(scene)
-        made.append((asked, Example(id=str(i), images=(scenes.png(scenes.draw(scene, SCENE_SEED)),), answer=answer,
-                                    prompt=question(scene) if asked else DESCRIBE), answer))
-    return made
+def example(kind: str, number: int, rng: random.Random) -> Example:
+    """An example of a kind, of the first scene from `number` on that has what the kind needs."""
+    while kind in scenes.TASKS and scenes.TASKS[number % 4] != kind:
+        number += 1
+    scene = scenes.scene(SCENE_SEED, number)
+    if kind == "guess":
+        prompt, answer = question(scene), rng.choice(scene.options)
+    elif kind == "describe" and scene.things:
+        prompt, answer = DESCRIBE, description(scene)
+    else:
+        prompt, answer = SKILLS.get(scene.task, scene.question), scene.options[scene.answer]
+    return Example(id=str(number), images=(scenes.png(scenes.draw(scene, SCENE_SEED)),), prompt=prompt, answer=answer, task=kind)
 
 
-def supervised_loss(policy: Policy, processing: Processing, prompts: Sequence[Prompt], answers: Sequence[str], asked: Sequence[bool]) -> torch.Tensor:
-    """Mean log-loss per token of descriptions plus that of answers: the policy's own loss with coefficients that add up to 1."""
-    ids = [[*processing.tokenizer(answer, add_special_tokens=False).input_ids, processing.tokens.ends[0]] for answer in answers]
-    tokens = {kind: sum(len(t) for t, a in zip(ids, asked, strict=True) if a == kind) for kind in (True, False)}
-    rows = pack(prompts, [[t] for t in ids], pad=processing.tokens.pad, shared_prefix=True)
-    weights = torch.tensor([1 / tokens[kind] for kind in asked])
-    return policy(rows, weights.repeat_interleave(rows.lengths_PG)).loss
+def supervised(policy: Policy, processing: Processing, encoder: Encoder, batch: Sequence[Example]) -> tuple[torch.Tensor, dict[str, list[float]]]:
+    """The loss of a batch, and the probability of the first token of each answer, by kind.
+
+    The loss is the policy's own with coefficients that add up to 2: mean per token of descriptions plus that of the rest.
+    """
+    ids = [[*processing.tokenizer(e.answer, add_special_tokens=False).input_ids, processing.tokens.ends[0]] for e in batch]
+    long = [e.task == "describe" for e in batch]
+    tokens = {kind: sum(len(t) for t, is_long in zip(ids, long, strict=True) if is_long == kind) for kind in (True, False)}
+    rows = pack([encoder.encode(e) for e in batch], [[t] for t in ids], pad=processing.tokens.pad, shared_prefix=True)
+    output = policy(rows, torch.tensor([1 / tokens[kind] for kind in long]).repeat_interleave(rows.lengths_PG))
+    firsts = (rows.lengths_PG.cumsum(0) - rows.lengths_PG).tolist()
+    chances: dict[str, list[float]] = {}
+    for e, first in zip(batch, firsts, strict=True):
+        chances.setdefault(e.task, []).append(output.logp_K[first].exp().item())
+    return output.loss, chances
 
 
 @torch.no_grad()
@@ -103,20 +119,24 @@ def pretrain(output: Path, *, seed: int, steps: int, save_every: int) -> None:
     encoder = Encoder(processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     rng = random.Random(seed)
-    started = time.perf_counter()
+    started, chances = time.perf_counter(), {}
     for step in range(steps):
-        rate = PEAK_RATE * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / DECAY_STEPS)))
+        rate = PEAK_RATE * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        asked, batch, answers = zip(*examples(step * BATCH, BATCH, rng), strict=True)
-        loss = supervised_loss(policy, processing, [encoder.encode(e) for e in batch], answers, asked)
+        kinds = rng.choices(list(SHARES), list(SHARES.values()), k=BATCH)
+        loss, seen = supervised(policy, processing, encoder, [example(kind, (step * BATCH + i) * 4, rng) for i, kind in enumerate(kinds)])
+        for kind, values in seen.items():
+            chances.setdefault(kind, []).extend(values)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % save_every == 0 or step + 1 == steps:
             scores = "  ".join(f"{task} {value:.3f}" for task, value in accuracy(policy, processing, encoder).items())
-            print(f"step {step + 1}  loss {loss.item():.3f}  {scores}  {time.perf_counter() - started:.0f} s", flush=True)
+            told = "  ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(chances.items()))
+            print(f"step {step + 1}  loss {loss.item():.3f}  p(answer): {told}  CV-Bench: {scores}  {time.perf_counter() - started:.0f} s", flush=True)
+            chances = {}
             tiny.save_checkpoint(policy.model, tiny.tiny_processor(processing.tokenizer), output / f"step-{step + 1}")
 
 

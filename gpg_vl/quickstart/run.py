@@ -22,7 +22,8 @@ from gpg_vl.data import scenes
 from gpg_vl.errors import RunError, UserError
 
 TEST_SEED = 1_000_000
-"""Seed of the held-out scenes. Training scenes have 1,000,001 + the run's seed, pre-training's 5: no two sets share one."""
+"""Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed, pre-training's 5: odd, so that neither
+shares a scene with the held-out ones."""
 TRAIN_ROWS = 8_000
 TEST_ROWS = 1_200
 SHOWN = ("official", "Count", "Relation", "Depth", "Distance")
@@ -34,7 +35,7 @@ def prepare(folder: Path, seed: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "base" / "config.json").exists():
             write_base(folder / "base")
-        for name, rows, scene_seed in (("train", TRAIN_ROWS, TEST_SEED + 1 + seed), ("test", TEST_ROWS, TEST_SEED)):
+        for name, rows, scene_seed in (("train", TRAIN_ROWS, TEST_SEED + 1 + 2 * seed), ("test", TEST_ROWS, TEST_SEED)):
             file = folder / f"{name}.parquet"
             if not file.exists():
                 partial = file.with_suffix(".partial")

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from gpg_vl.config import Config
 from gpg_vl.errors import UserError
-from gpg_vl.eval.generate import Responder, engine_responder
-from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.generate import engine_responder
+from gpg_vl.eval.predictions import Responder, Response
 from gpg_vl.eval.runner import check_gold, evaluate_responder, select
 from gpg_vl.eval.settings import EvalSettings, settings_for
 from gpg_vl.eval.task import pick_scorers
