@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
                                      "configs/quickstart.yaml, evaluates it again and prints both. Needs no network and no GPU.")
     quickstart.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written (default %(default)s)")
     quickstart.add_argument("--seed", type=int, default=0, help="training data, data order and sampling (default %(default)s)")
+    quickstart.add_argument("--train-rows", type=int, default=4000, help="scenes to train on (default %(default)s)")
+    quickstart.add_argument("--test-rows", type=int, default=1200, help="held-out scenes (default %(default)s)")
     quickstart.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"), help="default %(default)s")
     quickstart.add_argument("--since", type=float, help=argparse.SUPPRESS)  # when `make quickstart` began to install
     quickstart.add_argument("--prepare-only", action="store_true", help="write base model and data sets, then stop")
@@ -166,12 +168,13 @@ def _doctor(_: argparse.Namespace) -> int:
 def _quickstart(arguments: argparse.Namespace) -> int:
     from gpg_vl.quickstart.run import prepare, quickstart
 
+    rows = {"train_rows": arguments.train_rows, "test_rows": arguments.test_rows}
     if arguments.prepare_only:
-        print(f"wrote {prepare(arguments.folder, arguments.seed)}")
+        print(f"wrote {prepare(arguments.folder, arguments.seed, **rows)}")
         return 0
     if not arguments.config.is_file():
         raise UserError(f"There is no config file {arguments.config}. Start in the project's folder, or name it with --config.")
-    return quickstart(arguments.folder, arguments.seed, arguments.config, _console(), arguments.since or time.time())
+    return quickstart(arguments.folder, arguments.seed, arguments.config, _console(), started=arguments.since or time.time(), **rows)
 
 
 if __name__ == "__main__":

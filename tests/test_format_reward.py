@@ -17,8 +17,9 @@ RIGHT = ["<think>x</think><answer>B</answer>", "<think>\n\n</think>\n<answer>B</
          "<think>a < b > c</think><answer><b>B</b></answer>", "<think>so it is </answered></think><answer>B</answer>"]
 WRONG = {
     "": False, "B": False, "<answer>B</answer>": False, "<think>x</think>": False, "<think>x</think>B": False,
+    "<think>x</think>so<answer>B</answer>": False,
     "<think>x<answer>B</answer></think>": False, "<answer>B</answer><think>x</think>": False,
-    "<think>x</think>so<answer>B</answer>": False, "<think>x</think><answer>B": False, "<think>x</think><answer>B</answer> it is": False,
+    "<think>x</think><answer>B": False, "<think>x</think><answer>B</answer> it is": False,
     "So: <think>x</think><answer>B</answer>": False, "<THINK>x</THINK><answer>B</answer>": False,
     "<think>x</think></answer>B<answer>": False, "</think>x<think><answer>B</answer>": False,
     # what the legacy pattern rewards as well

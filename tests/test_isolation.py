@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -113,7 +114,7 @@ def test_every_kind_of_failure_costs_its_group_only(mine):
     groups = []
     for i, text in enumerate(bad):
         groups += [group(f"good-{i}", "half", "fine"), group(f"bad-{i}", "fine", text, "fine")]
-    with RewardPool({"choice": 0.0, f"{mine}:obey": 1.0}, time_limit=0.5) as pool:
+    with RewardPool({"choice": 0.0, f"{mine}:obey": 1.0}, time_limit=2.0) as pool:
         scored = pool.score(groups)
         again = pool.score(groups[:1])
     assert [g.example.id for g in scored.groups] == [f"good-{i}" for i in range(len(bad))]
@@ -126,7 +127,7 @@ def test_every_kind_of_failure_costs_its_group_only(mine):
         assert f"{mine}:obey" in message
         assert "completion 1 of example 'bad-" in message
         assert f"<think>{text}" in message
-    assert "within 0.5 s" in told["hang"]
+    assert "within 2 s" in told["hang"]
     assert "exit code 3" in told["exit"]
     assert "exit code 4" in told["sys.exit"]
     assert "SIGSEGV" in told["segfault"]
@@ -143,11 +144,18 @@ def test_every_kind_of_failure_costs_its_group_only(mine):
 def test_a_group_that_hangs_in_every_completion_costs_one_time_limit(mine):
     log = Path(mine + ".log")
     log.unlink(missing_ok=True)
-    with RewardPool({f"{mine}:obey": 1.0}, time_limit=0.5, workers=1) as pool:
+    with RewardPool({f"{mine}:obey": 1.0}, time_limit=2.0, workers=1) as pool:
         scored = pool.score([group(1, *["hang"] * 8), group(2, "fine")])
     assert [g.example.id for g in scored.groups] == ["2"]
     assert [(f.kind, f.member) for f in scored.failures] == [("timeout", 0)]
     assert sorted(log.read_text().splitlines()) == ["1 hang", "2 fine"]
+
+
+def test_a_call_that_begins_after_the_parent_went_to_wait_has_its_limit_too(mine):
+    hanging = group(1, "hang")
+    heavy = replace(hanging, example=replace(hanging.example, images=(bytes(40_000_000),)))  # takes long to receive
+    with RewardPool({f"{mine}:obey": 1.0}, time_limit=0.5, workers=1) as pool:
+        assert [f.kind for f in pool.score([heavy]).failures] == ["timeout"]
 
 
 def test_a_batched_reward_gets_all_completions_at_once(mine):
@@ -159,7 +167,7 @@ def test_a_batched_reward_gets_all_completions_at_once(mine):
 
 
 def test_a_batched_reward_fails_as_a_whole(mine):
-    with RewardPool({f"{mine}:stuck": 1.0}, time_limit=0.5) as pool:
+    with RewardPool({f"{mine}:stuck": 1.0}, time_limit=2.0) as pool:
         scored = pool.score([group(i, "a", "b") for i in range(4)])
     assert [g.example.id for g in scored.groups] == ["0", "1", "3"]
     assert [(f.kind, f.example_id, f.member) for f in scored.failures] == [("timeout", "2", None)]
@@ -318,6 +326,7 @@ print(*(worker.process.pid for worker in pool._workers), flush=True)
     "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "import os; os._exit(0)",
     "pass",  # no main guard, not closed
+    "pool.score([group(3, 'thread')]); import os; os._exit(0)",
     "pool.score([group(3, 'orphan')])",  # killed while a worker never lets go of the interpreter lock
 ])
 def test_workers_do_not_outlive_their_parent(mine, tmp_path, then):

@@ -250,6 +250,6 @@ def test_a_penalty_is_best_at_its_minimum():
     assert [(p.example_id, p.score, p.best) for p in problems] == [("2", 2.0, -1.0)]
 
 
-def test_gold_of_100_000_examples_is_checked_in_process():
-    rows = [row(str(i), "(B)") for i in range(99_999)] + [row("last", "(C)")]
+def test_gold_of_a_large_data_set_is_checked_in_process():
+    rows = [row(str(i), "(B)") for i in range(20_000)] + [row("last", "(C)")]
     assert [p.example_id for p in check_gold({"choice": 1.0, "format": 0.2}, rows)] == ["last"]

@@ -96,10 +96,10 @@ def test_order_of_groups_and_members_does_not_matter(tiny_checkpoint: Path, grou
 def test_groups_without_signal_change_nothing_under_sequence_mean_and_alpha(tiny_checkpoint: Path, groups: list[Group]) -> None:
     sequence = replace(OBJECTIVE, aggregation="sequence")
     valid = [g for g in groups if g.is_valid]
-    assert relative(gradient_of(tiny_checkpoint, valid, objective=sequence), gradient_of(tiny_checkpoint, groups, objective=sequence)) < 1e-12
+    assert relative(gradient_of(tiny_checkpoint, valid, objective=sequence), gradient_of(tiny_checkpoint, groups, objective=sequence)) < 1e-6
     off = replace(sequence, age="off")
     shrunk, full = gradient_of(tiny_checkpoint, groups, objective=off), gradient_of(tiny_checkpoint, valid, objective=off)
-    assert relative(shrunk * 8 / 5, full) < 1e-12
+    assert relative(shrunk * 8 / 5, full) < 1e-6
 
 
 def test_groups_without_signal_cost_no_pass(tiny_checkpoint: Path, groups: list[Group]) -> None:

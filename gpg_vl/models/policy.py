@@ -83,10 +83,23 @@ class Policy(nn.Module):
         """[B, S, H]: token embeddings with the image features put in their places."""
         embeddings = self.embed_tokens(rows.ids_B_S)
         if rows.pixel_values_N is None:
-            return embeddings
+            return embeddings + 0.0 * self._blank_features(embeddings) if torch.is_grad_enabled() else embeddings
         features = self.image_features(rows.pixel_values_N, rows.grid_thw_I_3)
         where = rows.image_mask_B_S[..., None].expand_as(embeddings)
         return embeddings.masked_scatter(where, features.to(embeddings.dtype))
+
+    def _blank_features(self, like: Tensor) -> Tensor | float:
+        """The sum of the features of one blank image token, if the vision tower is trained.
+
+        Added with factor 0 to rows without images, it gives every trained weight a gradient: processes that share gradients
+        would wait for each other for ever if one of them had images in a pass and another had none.
+        """
+        tower = self.family.vision_tower(self.model)
+        if tower is None or not any(p.requires_grad for p in tower.parameters()):
+            return 0.0
+        side = self.family.merge_size
+        values = 3 * self.model.config.vision_config.temporal_patch_size * self.family.patch_size**2
+        return self.image_features(like.new_zeros(side * side, values), torch.tensor([[1, side, side]], device=like.device)).sum()
 
     def embed_tokens(self, ids_B_S: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids_B_S)

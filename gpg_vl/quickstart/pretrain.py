@@ -2,22 +2,22 @@
 
     python -m gpg_vl.quickstart.pretrain --output runs/pretrain
 
-Three kinds of examples:
+Three kinds of examples in three stages (`STAGES`):
 
 - `describe`: "Describe the image." is answered with every object's row, column, box, colour and shape;
-- skills: the four things that CV-Bench asks for, in short questions without options, answered rightly;
-- `guess`: CV-Bench's own prompts, answered with one of the options *at random*.
+- `answer`: a CV-Bench prompt is answered with the words of the right option;
+- `guess`: a CV-Bench prompt is answered with the words of an option drawn at random.
 
-So the base model sees, and knows what an answer to CV-Bench looks like, but answers it by guessing: it has never been told
-that these prompts ask for what it can see. That is what GPG teaches it, by reward alone. The weights in `base/` are the
-checkpoint of the last step, in bfloat16.
+The model first learns to see, then to answer, and is then spoiled: a last stage of careless answers leaves it with its sight
+and with the form of an answer, but little better than guessing. That is the base model from which GPG starts, with nothing but
+a reward. The weights in `base/` are the last checkpoint in bfloat16.
 """
 
 import argparse
-import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,19 +28,33 @@ from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
-from gpg_vl.types import Example, Prompt
+from gpg_vl.types import Example
 
 SCENE_SEED = 5
 """Odd, so that no scene of the held-out set is among them."""
 VOCABULARY = 512
 DESCRIBE = "Describe the image."
-STEPS = 1600
-PEAK_RATE = 1.5e-3
 BATCH = 64
-SHARES = {"describe": 0.3, "Count": 0.12, "Relation": 0.15, "Depth": 0.12, "Distance": 0.16, "guess": 0.15}
-"""Of each kind in a batch; the skills go by the names of their tasks."""
-SKILLS = {"Relation": "where is the red box with respect to the blue box?", "Depth": "Which box is closer to the camera?",
-          "Distance": "Which object is closer to the red box?"}
+WARMUP_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stretch of training. The learning rate goes from `first_rate` to `last_rate` on a line."""
+
+    name: str
+    steps: int
+    first_rate: float
+    last_rate: float
+    shares: dict[str, float]
+    """Of each kind of example in a batch."""
+
+
+STAGES = (
+    Stage(name="see", steps=900, first_rate=1.5e-3, last_rate=1.3e-3, shares={"describe": 0.6, "answer": 0.4}),
+    Stage(name="answer", steps=600, first_rate=1.2e-3, last_rate=1e-4, shares={"describe": 0.1, "answer": 0.9}),
+    Stage(name="guess", steps=100, first_rate=3e-4, last_rate=3e-4, shares={"describe": 0.3, "guess": 0.7}),
+)
 
 
 def question(scene: scenes.Scene) -> str:
@@ -59,22 +73,18 @@ def new_checkpoint(folder: Path, seed: int) -> None:
     corpus: list[str] = []
     for number in range(3000):
         scene = scenes.scene(SCENE_SEED, number)
-        corpus += [question(scene), description(scene), scene.options[scene.answer], DESCRIBE, *SKILLS.values(), "user\n", "assistant\n"]
+        corpus += [question(scene), description(scene), scene.options[scene.answer], DESCRIBE, "user\n", "assistant\n"]
     tokenizer = tiny.tiny_tokenizer(corpus, VOCABULARY)
     tiny.save_checkpoint(tiny.tiny_model(tiny.tiny_config(tokenizer, VOCABULARY), seed), tiny.tiny_processor(tokenizer), folder)
 
 
 def example(kind: str, number: int, rng: random.Random) -> Example:
-    """An example of a kind, of the first scene from `number` on that has what the kind needs."""
-    while kind in scenes.TASKS and scenes.TASKS[number % 4] != kind:
-        number += 1
+    """Scene `number` as an example of a kind. A scene without objects cannot be described; its question is answered instead."""
     scene = scenes.scene(SCENE_SEED, number)
-    if kind == "guess":
-        prompt, answer = question(scene), rng.choice(scene.options)
-    elif kind == "describe" and scene.things:
+    if kind == "describe" and scene.things:
         prompt, answer = DESCRIBE, description(scene)
     else:
-        prompt, answer = SKILLS.get(scene.task, scene.question), scene.options[scene.answer]
+        prompt, answer = question(scene), rng.choice(scene.options) if kind == "guess" else scene.options[scene.answer]
     return Example(id=str(number), images=(scenes.png(scenes.draw(scene, SCENE_SEED)),), prompt=prompt, answer=answer, task=kind)
 
 
@@ -111,33 +121,42 @@ def accuracy(policy: Policy, processing: Processing, encoder: Encoder, number: i
     return {task: sum(values) / len(values) for task, values in right.items()}
 
 
-def pretrain(output: Path, *, seed: int, steps: int, save_every: int) -> None:
-    """Train from scratch and write checkpoints to `output`/step-N."""
-    new_checkpoint(output / "step-0", seed)
-    processing = load_processing(str(output / "step-0"))
-    policy = Policy(load_model(str(output / "step-0")), processing.family, processing.tokens)
+def pretrain(output: Path, *, seed: int, stages: Sequence[Stage], start: Path | None, first_step: int, save_every: int) -> Path:
+    """Train through `stages` and write checkpoints to `output`/step-N; returns the last.
+
+    start: a checkpoint to begin with instead of random weights; `first_step` is its step.
+    """
+    if start is None:
+        start = output / "step-0"
+        new_checkpoint(start, seed)
+    processing = load_processing(str(start))
+    policy = Policy(load_model(str(start)), processing.family, processing.tokens)
     encoder = Encoder(processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    rng = random.Random(seed)
-    started, chances = time.perf_counter(), {}
-    for step in range(steps):
-        rate = PEAK_RATE * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        kinds = rng.choices(list(SHARES), list(SHARES.values()), k=BATCH)
-        loss, seen = supervised(policy, processing, encoder, [example(kind, (step * BATCH + i) * 4, rng) for i, kind in enumerate(kinds)])
-        for kind, values in seen.items():
-            chances.setdefault(kind, []).extend(values)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            scores = "  ".join(f"{task} {value:.3f}" for task, value in accuracy(policy, processing, encoder).items())
-            told = "  ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(chances.items()))
-            print(f"step {step + 1}  loss {loss.item():.3f}  p(answer): {told}  CV-Bench: {scores}  {time.perf_counter() - started:.0f} s", flush=True)
-            chances = {}
-            tiny.save_checkpoint(policy.model, tiny.tiny_processor(processing.tokenizer), output / f"step-{step + 1}")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    began, step = time.perf_counter(), first_step
+    for stage in stages:
+        chances: dict[str, list[float]] = {}
+        for i in range(stage.steps):
+            rng = random.Random(f"{seed} {step}")
+            rate = stage.first_rate + (stage.last_rate - stage.first_rate) * i / stage.steps
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (step - first_step + 1) / WARMUP_STEPS)
+            kinds = rng.choices(list(stage.shares), list(stage.shares.values()), k=BATCH)
+            loss, seen = supervised(policy, processing, encoder, [example(k, step * BATCH + j, rng) for j, k in enumerate(kinds)])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            for kind, values in seen.items():
+                chances.setdefault(kind, []).extend(values)
+            if step % save_every == 0 or i + 1 == stage.steps:
+                told = "  ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(chances.items()))
+                scores = "  ".join(f"{task} {value:.3f}" for task, value in accuracy(policy, processing, encoder).items())
+                print(f"{stage.name} step {step}  p(first token): {told}  CV-Bench, greedy: {scores}  {time.perf_counter() - began:.0f} s", flush=True)
+                chances = {}
+                tiny.save_checkpoint(policy.model, tiny.tiny_processor(processing.tokenizer), output / f"step-{step}")
+    return output / f"step-{step}"
 
 
 def export(checkpoint: Path, folder: Path) -> None:
@@ -150,13 +169,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--stages", nargs="+", choices=[s.name for s in STAGES], default=[s.name for s in STAGES])
+    parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with this one, at the first of --stages")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the last checkpoint there in bfloat16")
     arguments = parser.parse_args()
-    pretrain(arguments.output, seed=arguments.seed, steps=arguments.steps, save_every=arguments.save_every)
+    stages = [stage for stage in STAGES if stage.name in arguments.stages]
+    first_step = sum(stage.steps for stage in STAGES[: STAGES.index(stages[0])])
+    last = pretrain(arguments.output, seed=arguments.seed, stages=stages, start=arguments.start, first_step=first_step, save_every=arguments.save_every)
     if arguments.export:
-        export(arguments.output / f"step-{arguments.steps}", arguments.export)
+        export(last, arguments.export)
 
 
 if __name__ == "__main__":

@@ -24,18 +24,16 @@ from gpg_vl.errors import RunError, UserError
 TEST_SEED = 1_000_000
 """Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed, pre-training's 5: odd, so that neither
 shares a scene with the held-out ones."""
-TRAIN_ROWS = 8_000
-TEST_ROWS = 1_200
 SHOWN = ("official", "Count", "Relation", "Depth", "Distance")
 
 
-def prepare(folder: Path, seed: int) -> Path:
+def prepare(folder: Path, seed: int, *, train_rows: int, test_rows: int) -> Path:
     """Write base/ (checkpoint), train.parquet and test.parquet into `folder`. What is there already is kept."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "base" / "config.json").exists():
             write_base(folder / "base")
-        for name, rows, scene_seed in (("train", TRAIN_ROWS, TEST_SEED + 1 + 2 * seed), ("test", TEST_ROWS, TEST_SEED)):
+        for name, rows, scene_seed in (("train", train_rows, TEST_SEED + 1 + 2 * seed), ("test", test_rows, TEST_SEED)):
             file = folder / f"{name}.parquet"
             if not file.exists():
                 partial = file.with_suffix(".partial")
@@ -59,15 +57,15 @@ def write_base(folder: Path) -> None:
     partial.rename(folder)
 
 
-def quickstart(folder: Path, seed: int, config: Path, console: Console, started: float) -> int:
+def quickstart(folder: Path, seed: int, config: Path, console: Console, *, started: float, train_rows: int, test_rows: int) -> int:
     """Prepare, evaluate, train, evaluate, and print both. Returns the exit code.
 
     started: seconds since the epoch from which the time in the last line counts.
     """
     if (folder / "run" / "metrics.jsonl").exists():
         raise UserError(f"The folder {folder} already holds a quickstart. Delete it, or choose another one with --folder.")
-    _say(console, "1/4", f"writing a tiny Qwen2-VL, {TRAIN_ROWS} training scenes and {TEST_ROWS} held-out scenes into {folder}")
-    prepare(folder, seed)
+    _say(console, "1/4", f"writing a tiny Qwen2-VL, {train_rows} training scenes and {test_rows} held-out scenes into {folder}")
+    prepare(folder, seed, train_rows=train_rows, test_rows=test_rows)
     test = folder / "test.parquet"
     _say(console, "2/4", "evaluating the base model")
     evaluate = [sys.executable, "-m", "gpg_vl.eval", "cvbench", "--data", str(test), "--prompt", "plain", "--scorer", "strict",

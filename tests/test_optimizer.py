@@ -1,0 +1,130 @@
+"""Schedules, weight decay, freezing, adapters, data order: small rules, checked by hand."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_policy import encoder
+
+from gpg_vl.data.order import index_at
+from gpg_vl.errors import UserError
+from gpg_vl.models.adapters import adapter_state, add_adapters, load_adapter_state, merged_state
+from gpg_vl.models.families import FAMILIES
+from gpg_vl.models.load import load_model, load_processing
+from gpg_vl.training.checkpoint import save_model
+from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
+from gpg_vl.types import Example
+
+
+def rates(schedule: str, steps: int = 5, warmup: int = 2, final: float = 0.0) -> list[float]:
+    return [learning_rate(s, peak=1.0, schedule=schedule, warmup_steps=warmup, steps=steps, final_fraction=final) for s in range(steps)]
+
+
+def test_schedules_by_hand() -> None:
+    assert rates("constant") == [0.5, 1.0, 1.0, 1.0, 1.0]
+    assert rates("linear") == [0.5, 1.0, 1.0, 0.5, 0.0]
+    assert rates("linear", final=0.2) == pytest.approx([0.5, 1.0, 1.0, 0.6, 0.2])
+    assert rates("cosine", steps=4, warmup=0) == pytest.approx([1.0, 0.75, 0.25, 0.0])
+    assert rates("linear", steps=1, warmup=0) == [1.0]
+    assert rates("linear", steps=2, warmup=5) == [0.2, 0.4]
+
+
+def test_decay_falls_on_matrices_only(tiny_checkpoint: Path) -> None:
+    model = load_model(str(tiny_checkpoint))
+    decayed, free = make_adamw(model, betas=(0.9, 0.99), weight_decay=0.1).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0.0
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_freezing_by_part(tiny_checkpoint: Path) -> None:
+    for parts in (["vision"], ["merger"], ["language"], ["vision", "language"]):
+        model = load_model(str(tiny_checkpoint))
+        freeze(model, FAMILIES["qwen2_vl"], parts)
+        frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+        expected = {n for n, _ in model.named_parameters() if
+                    ("merger" if "visual.merger" in n else "vision" if "visual" in n else "language") in parts}
+        assert frozen == expected
+        assert expected
+
+
+def test_a_text_model_has_no_vision_to_freeze(text_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="names vision, but qwen2 has no vision"):
+        freeze(load_model(str(text_checkpoint)), FAMILIES["qwen2"], ["vision"])
+
+
+@given(size=st.integers(1, 50), seed=st.integers(0, 10**6), epoch=st.integers(0, 5))
+def test_every_epoch_draws_every_example_once(size: int, seed: int, epoch: int) -> None:
+    drawn = [index_at(epoch * size + i, size=size, seed=seed) for i in range(size)]
+    assert Counter(drawn) == Counter(range(size))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [tuple(index_at(e * 40 + i, size=40, seed=s) for i in range(40)) for e, s in ((0, 0), (1, 0), (0, 1))]
+    assert len(set(orders)) == 3
+
+
+TARGETS = ("q_proj", "v_proj", "down_proj")
+
+
+def adapted(checkpoint: Path, seed: int = 0) -> torch.nn.Module:
+    model = load_model(str(checkpoint))
+    add_adapters(model, FAMILIES["qwen2_vl"], rank=2, alpha=4.0, targets=TARGETS, seed=seed)
+    return model
+
+
+def randomised(checkpoint: Path) -> torch.nn.Module:
+    model = adapted(checkpoint)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".lora_" in name:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+    return model
+
+
+def logits(model: torch.nn.Module, checkpoint: Path) -> torch.Tensor:
+    prompt = encoder(checkpoint).encode(Example(id="x", prompt="How many?", answer="1"))
+    with torch.no_grad():
+        return model(input_ids=prompt.input_ids_T[None]).logits
+
+
+def test_adapters_start_as_the_model_and_only_they_are_trained(tiny_checkpoint: Path) -> None:
+    model = adapted(tiny_checkpoint)
+    assert torch.equal(logits(model, tiny_checkpoint), logits(load_model(str(tiny_checkpoint)), tiny_checkpoint))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * len(TARGETS)
+    assert all(".lora_" in n and ".language_model." in n for n in trained)
+
+
+def test_a_merged_checkpoint_computes_what_the_adapters_compute(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = randomised(tiny_checkpoint)
+    before = logits(model, tiny_checkpoint)
+    assert (before - logits(load_model(str(tiny_checkpoint)), tiny_checkpoint)).abs().max() > 1e-3
+    save_model(model, load_processing(str(tiny_checkpoint)), tmp_path / "merged")
+    assert torch.allclose(logits(load_model(str(tmp_path / "merged")), tiny_checkpoint), before, atol=1e-5)
+    assert torch.equal(logits(model, tiny_checkpoint), before), "merging leaves the model itself alone"
+    assert merged_state(model).keys() == load_model(str(tiny_checkpoint)).state_dict().keys()
+
+
+def test_adapters_come_back_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model, other = randomised(tiny_checkpoint), adapted(tiny_checkpoint, seed=9)
+    save_file(adapter_state(model), tmp_path / "a.safetensors")
+    load_adapter_state(other, tmp_path / "a.safetensors")
+    assert torch.equal(logits(other, tiny_checkpoint), logits(model, tiny_checkpoint))
+    third = load_model(str(tiny_checkpoint))
+    add_adapters(third, FAMILIES["qwen2_vl"], rank=2, alpha=4.0, targets=["k_proj"], seed=0)
+    with pytest.raises(UserError, match="are not those of this config"):
+        load_adapter_state(third, tmp_path / "a.safetensors")
+
+
+def test_targets_that_name_nothing(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="names no linear layer of the language model"):
+        add_adapters(load_model(str(tiny_checkpoint)), FAMILIES["qwen2_vl"], rank=2, alpha=4.0, targets=["qkv"], seed=0)
