@@ -26,7 +26,9 @@ def write(out: Path, *, seed: int, number: int) -> Path:
     schema = pa.Table.from_pylist(list(scenes.rows(seed, 1))).schema
     with pq.ParquetWriter(partial, schema) as writer:
         for start in track(range(0, number, BATCH), description="drawing", transient=True):
-            writer.write_table(pa.Table.from_pylist(list(scenes.rows(seed, min(BATCH, number - start), start)), schema=schema))
+            writer.write_table(
+                pa.Table.from_pylist(list(scenes.rows(seed, min(BATCH, number - start), start)), schema=schema)
+            )
     partial.replace(file)
     return file
 

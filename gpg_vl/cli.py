@@ -47,25 +47,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gpg-vl", description="Teach vision-language models to reason, by reinforcement learning with "
-                                     "verifiable rewards and Group Policy Gradient.")
+    parser = argparse.ArgumentParser(
+        prog="gpg-vl",
+        description="Teach vision-language models to reason, by reinforcement learning with "
+        "verifiable rewards and Group Policy Gradient.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a model from a config", description=TRAIN_HELP,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    train = commands.add_parser(
+        "train",
+        help="train a model from a config",
+        description=TRAIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     train.add_argument("config", type=Path, help="a YAML file, such as configs/quickstart.yaml")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that differ from the file")
     train.add_argument("--dry-run", action="store_true", help="check everything, print the plan, load no weights")
     train.add_argument("--resume", action="store_true", help="go on with the run in output.folder")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("eval", help="evaluate a model or a file of predictions", add_help=False,
-                                   description="The same as python -m gpg_vl.eval.")
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a model or a file of predictions",
+        add_help=False,
+        description="The same as python -m gpg_vl.eval.",
+    )
     evaluate.add_argument("rest", nargs=argparse.REMAINDER)
     evaluate.set_defaults(run=_eval)
 
     data = commands.add_parser("data", help="check a data set").add_subparsers(required=True, metavar="ACTION")
-    check = data.add_parser("check", help="read every row, image and prompt of a config's data, without any model weights")
+    check = data.add_parser(
+        "check", help="read every row, image and prompt of a config's data, without any model weights"
+    )
     check.add_argument("config", type=Path)
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
     check.add_argument("--json", type=Path, help="also write the report to this file")
@@ -76,14 +89,23 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("overrides", nargs="*", metavar="section.key=value")
     config.set_defaults(run=_config)
 
-    doctor = commands.add_parser("doctor", help="say what is installed, what is missing for what, and test this machine")
+    doctor = commands.add_parser(
+        "doctor", help="say what is installed, what is missing for what, and test this machine"
+    )
     doctor.set_defaults(run=_doctor)
 
-    quickstart = commands.add_parser("quickstart", help="the whole way on a tiny model, offline: evaluate, train, evaluate",
-                                     description="Writes a tiny Qwen2-VL base model and drawn scenes, evaluates the base, trains it with "
-                                     "configs/quickstart.yaml, evaluates it again and prints both. Needs no network and no GPU.")
-    quickstart.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written (default %(default)s)")
-    quickstart.add_argument("--seed", type=int, default=0, help="training data, data order and sampling (default %(default)s)")
+    quickstart = commands.add_parser(
+        "quickstart",
+        help="the whole way on a tiny model, offline: evaluate, train, evaluate",
+        description="Writes a tiny Qwen2-VL base model and drawn scenes, evaluates the base, trains it with "
+        "configs/quickstart.yaml, evaluates it again and prints both. Needs no network and no GPU.",
+    )
+    quickstart.add_argument(
+        "--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written (default %(default)s)"
+    )
+    quickstart.add_argument(
+        "--seed", type=int, default=0, help="training data, data order and sampling (default %(default)s)"
+    )
     quickstart.add_argument("--train-rows", type=int, default=4000, help="scenes to train on (default %(default)s)")
     quickstart.add_argument("--test-rows", type=int, default=1200, help="held-out scenes (default %(default)s)")
     quickstart.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"), help="default %(default)s")
@@ -173,8 +195,12 @@ def _quickstart(arguments: argparse.Namespace) -> int:
         print(f"wrote {prepare(arguments.folder, arguments.seed, **rows)}")
         return 0
     if not arguments.config.is_file():
-        raise UserError(f"There is no config file {arguments.config}. Start in the project's folder, or name it with --config.")
-    return quickstart(arguments.folder, arguments.seed, arguments.config, _console(), started=arguments.since or time.time(), **rows)
+        raise UserError(
+            f"There is no config file {arguments.config}. Start in the project's folder, or name it with --config."
+        )
+    return quickstart(
+        arguments.folder, arguments.seed, arguments.config, _console(), started=arguments.since or time.time(), **rows
+    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,14 @@ Aggregation = Literal["token", "sequence", "constant", "group"]
 class Section(BaseModel):
     """A frozen group of keys that rejects unknown ones. The text under a key is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(),
-                              allow_inf_nan=False, str_strip_whitespace=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        str_strip_whitespace=False,
+    )
 
 
 class ModelConfig(Section):
@@ -54,8 +60,10 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _no_dropout(self) -> "ModelConfig":
         if self.lora_dropout:
-            raise ValueError(f"lora_dropout is {self.lora_dropout}; only 0 is allowed: GPG has no ratio that could correct "
-                             f"for a policy that samples and trains under different dropout masks. Set it to 0.")
+            raise ValueError(
+                f"lora_dropout is {self.lora_dropout}; only 0 is allowed: GPG has no ratio that could correct "
+                f"for a policy that samples and trains under different dropout masks. Set it to 0."
+            )
         return self
 
 
@@ -126,8 +134,10 @@ class AlgorithmConfig(Section):
     @model_validator(mode="after")
     def _token_age(self) -> "AlgorithmConfig":
         if self.age == "token" and self.aggregation != "token":
-            raise ValueError(f"age 'token' goes with aggregation 'token' only; aggregation is {self.aggregation!r}. "
-                             f"Use age 'inverse_valid_fraction', which is exact for {self.aggregation!r}.")
+            raise ValueError(
+                f"age 'token' goes with aggregation 'token' only; aggregation is {self.aggregation!r}. "
+                f"Use age 'inverse_valid_fraction', which is exact for {self.aggregation!r}."
+            )
         return self
 
 
@@ -146,8 +156,9 @@ class RewardsConfig(Section):
     @model_validator(mode="after")
     def _some(self) -> "RewardsConfig":
         if not self.weights or not any(self.weights.values()):
-            raise ValueError("weights names no reward with a weight other than 0. Name at least one: "
-                             "weights: {choice: 1.0}.")
+            raise ValueError(
+                "weights names no reward with a weight other than 0. Name at least one: weights: {choice: 1.0}."
+            )
         return self
 
 
@@ -236,8 +247,10 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"There is no config file {path}. Give the path of a YAML file; the ones that come with the "
-                        f"project are in configs/.") from None
+        raise UserError(
+            f"There is no config file {path}. Give the path of a YAML file; the ones that come with the "
+            f"project are in configs/."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The config file {path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
@@ -278,7 +291,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".", 2)
     if not equals or len(parts) < 2 or not all(parts):
-        raise UserError(f"The override {override!r} is not of the form section.key=value, as in train.learning_rate=1e-6.")
+        raise UserError(
+            f"The override {override!r} is not of the form section.key=value, as in train.learning_rate=1e-6."
+        )
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
@@ -301,7 +316,7 @@ def _explain(error: ErrorDetails) -> str:
         case "missing":
             return f"{where}: is required and missing. {_documentation(error['loc'])}"
         case "value_error":
-            return f"{where}: {str(error['ctx']['error'])}"
+            return f"{where}: {error['ctx']['error']!s}"
         case _:
             return f"{where}: {given!r} was given. {error['msg']}. {_documentation(error['loc'])}"
 

@@ -72,8 +72,10 @@ class Registry(Generic[T]):
             return self._from_file(name)
         target = self._lazy.get(name) or self._plugins().get(name)
         if target is None:
-            raise UnknownNameError(f"There is no {self.kind} called {name!r}. {did_you_mean(name, self.names())} "
-                                   f"A function of your own is named as path/to/file.py:function.")
+            raise UnknownNameError(
+                f"There is no {self.kind} called {name!r}. {did_you_mean(name, self.names())} "
+                f"A function of your own is named as path/to/file.py:function."
+            )
         module, _, attribute = target.partition(":")
         return self._checked(name, getattr(import_module(module), attribute, None), target)
 
@@ -82,8 +84,10 @@ class Registry(Generic[T]):
         for point in entry_points(group=self._group):
             owner = self._lazy.get(point.name) or found.get(point.name)
             if owner is not None and owner != point.value:
-                raise ValueError(f"The {self.kind} name {point.name!r} is taken twice: by {owner} and by {point.value}. "
-                                 f"Uninstall one of the plug-ins or rename its entry point.")
+                raise ValueError(
+                    f"The {self.kind} name {point.name!r} is taken twice: by {owner} and by {point.value}. "
+                    f"Uninstall one of the plug-ins or rename its entry point."
+                )
             found[point.name] = point.value
         return found
 
@@ -97,8 +101,10 @@ class Registry(Generic[T]):
         path, _, attribute = name.rpartition(":")
         file = Path(path).expanduser().resolve()
         if not file.is_file():
-            raise UnknownNameError(f"The {self.kind} {name!r} names the file {file}, which does not exist. "
-                                   f"Give a path relative to the folder you start from, or an absolute one.")
+            raise UnknownNameError(
+                f"The {self.kind} {name!r} names the file {file}, which does not exist. "
+                f"Give a path relative to the folder you start from, or an absolute one."
+            )
         return self._checked(name, getattr(_module_from(file), attribute, None), f"{file}:{attribute}")
 
     def _checked(self, name: str, function: object, where: str) -> T:
@@ -113,7 +119,8 @@ def _module_from(file: Path) -> ModuleType:
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, file)
-    assert spec is not None and spec.loader is not None, file
+    assert spec is not None, file
+    assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

@@ -22,8 +22,14 @@ from gpg_vl.types import Example
 def scene_example(number: int, seed: int = 3) -> Example:
     """A drawn scene as an example with its picture as bytes."""
     row = next(iter(scenes.rows(seed, 1, start=number)))
-    return Example(id=str(number), images=(row["image"]["bytes"],), prompt=row["prompt"], answer=row["answer"],
-                   choices=tuple(row["choices"]), task=row["task"])
+    return Example(
+        id=str(number),
+        images=(row["image"]["bytes"],),
+        prompt=row["prompt"],
+        answer=row["answer"],
+        choices=tuple(row["choices"]),
+        task=row["task"],
+    )
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +40,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     corpus = [row["prompt"] for row in scenes.rows(3, 40)] + list("ABCD0123456789")
     tokenizer = tiny.tiny_tokenizer(corpus, 384)
-    config = tiny.tiny_config(tokenizer, 384, num_hidden_layers=2, hidden_size=64, intermediate_size=96, num_attention_heads=2,
-                              num_key_value_heads=1)
+    config = tiny.tiny_config(
+        tokenizer,
+        384,
+        num_hidden_layers=2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
     tiny.save_checkpoint(tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), folder)
     return folder
 
@@ -49,9 +62,20 @@ def text_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-                                             num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                                             bos_token_id=None, tie_word_embeddings=True))
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=384,
+                hidden_size=64,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=None,
+                tie_word_embeddings=True,
+            )
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

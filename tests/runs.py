@@ -49,15 +49,33 @@ def write_config(folder: Path, checkpoint: Path, **sections: dict[str, Any]) -> 
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
-def gpg_vl(*arguments: str | Path, processes: int = 1, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def gpg_vl(
+    *arguments: str | Path, processes: int = 1, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, or in several under torchrun."""
-    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-                                                        "--standalone"]
-    return subprocess.run([*launcher, "-m", "gpg_vl", *map(str, arguments)], capture_output=True, text=True, env=environment(), cwd=cwd,
-                          timeout=timeout, check=False)
+    launcher = (
+        [sys.executable]
+        if processes == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    )
+    return subprocess.run(
+        [*launcher, "-m", "gpg_vl", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=cwd,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

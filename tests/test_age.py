@@ -24,9 +24,13 @@ BATCH = [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0,
 def counts(rewards_P_G: Sequence[Sequence[float]], lengths_P_G: Sequence[Sequence[int]] | None = None) -> StepCounts:
     lengths = lengths_P_G or [[1] * len(row) for row in rewards_P_G]
     valid = [len(set(row)) > 1 for row in rewards_P_G]
-    return StepCounts(groups=len(valid), valid_groups=sum(valid), completions=sum(map(len, rewards_P_G)),
-                      tokens=sum(map(sum, lengths)),
-                      valid_tokens=sum(sum(row) for row, ok in zip(lengths, valid, strict=True) if ok))
+    return StepCounts(
+        groups=len(valid),
+        valid_groups=sum(valid),
+        completions=sum(map(len, rewards_P_G)),
+        tokens=sum(map(sum, lengths)),
+        valid_tokens=sum(sum(row) for row, ok in zip(lengths, valid, strict=True) if ok),
+    )
 
 
 # ---- the factor
@@ -78,8 +82,10 @@ def test_the_two_fractions_are_inverses_and_alpha_lies_between_1_and_p(groups: t
 # ---- the threshold
 
 
-@pytest.mark.parametrize("beta_th,groups,needed", [(0.6, 5, 3), (0.55, 100, 55), (0.6, 4, 3), (0.5, 4, 2), (0.0, 8, 0),
-                                                   (1.0, 8, 8), (0.01, 8, 1)])
+@pytest.mark.parametrize(
+    "beta_th,groups,needed",
+    [(0.6, 5, 3), (0.55, 100, 55), (0.6, 4, 3), (0.5, 4, 2), (0.0, 8, 0), (1.0, 8, 8), (0.01, 8, 1)],
+)
 def test_the_threshold_rounds_up(beta_th: float, groups: int, needed: int) -> None:
     assert groups_needed(beta_th, groups) == needed
 
@@ -133,8 +139,15 @@ def run_ranks(ranks: list[Rank], *, slots: int, needed: int, max_rounds: int, st
             barrier.wait()
             return result
 
-        return collect(rank.carry, slots=slots, needed=needed, max_rounds=max_rounds, is_valid=lambda item: item.valid,
-                       draw=draw, total=total)
+        return collect(
+            rank.carry,
+            slots=slots,
+            needed=needed,
+            max_rounds=max_rounds,
+            is_valid=lambda item: item.valid,
+            draw=draw,
+            total=total,
+        )
 
     with ThreadPoolExecutor(len(ranks)) as pool:
         futures = [pool.submit(one, i) for i in range(len(ranks))]
@@ -232,8 +245,10 @@ def runs(draw: st.DrawFn) -> tuple[int, int, int, Outcomes]:
     world, slots, rounds = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
     random = Random(draw(st.integers(0, 2**32)))
     chances = [random.choice([0.0, 0.1, 0.5, 0.9]) for _ in range(world)]
-    outcomes = [[[[random.random() < chance for _ in range(slots)] for _ in range(rounds)] for chance in chances]
-                for _ in range(3)]
+    outcomes = [
+        [[[random.random() < chance for _ in range(slots)] for _ in range(rounds)] for chance in chances]
+        for _ in range(3)
+    ]
     return slots, draw(st.integers(0, world * slots)), rounds, outcomes
 
 
@@ -257,13 +272,15 @@ def test_every_valid_group_is_used_once_or_carried_once(case: tuple[int, int, in
             assert len(result.carry) < slots, "the surplus fits into the next step"
             assert list(result.seen) == found
             latest = [items for items in rank.drawn if items][-1] if found else []
-            assert set(result.used[len(used_valid):]) <= {item for item in latest if not item.valid}
+            assert set(result.used[len(used_valid) :]) <= {item for item in latest if not item.valid}
             for number, free in enumerate(rank.asked):
                 held = len(rank.carry) + sum(item.valid for items in rank.drawn[:number] for item in items)
                 assert free == (held < slots), "a rank draws if and only if it has a free slot"
         assert len({(r.rounds, r.cap_hit) for r in results}) == 1, "ranks agree"
-        reached = [sum(min(len(r.carry) + sum(i.valid for items in r.drawn[:n] for i in items), slots) for r in ranks)
-                   for n in range(1, results[0].rounds + 1)]
+        reached = [
+            sum(min(len(r.carry) + sum(i.valid for items in r.drawn[:n] for i in items), slots) for r in ranks)
+            for n in range(1, results[0].rounds + 1)
+        ]
         assert all(n < needed for n in reached[:-1]), "nothing is sampled once there is enough"
         assert results[0].cap_hit == (reached[-1] < needed)
         assert results[0].rounds == max_rounds or reached[-1] >= needed

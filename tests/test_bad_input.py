@@ -27,9 +27,16 @@ def test_no_such_config() -> None:
 
 
 def test_a_broken_row_is_named_with_its_remedy(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "<image>Which?", "images": ["missing.png"], "answer": "A", "choices": ["a", "b"]}\n'
-                                         '{"prompt": "Fine?", "answer": "A", "choices": ["a", "b"]}\n')
-    config = write_config(tmp_path, tiny_checkpoint, data={"train": str(tmp_path / "rows.jsonl"), "columns": {}}, rewards={"weights": {"choice": 1.0}})
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "<image>Which?", "images": ["missing.png"], "answer": "A", "choices": ["a", "b"]}\n'
+        '{"prompt": "Fine?", "answer": "A", "choices": ["a", "b"]}\n'
+    )
+    config = write_config(
+        tmp_path,
+        tiny_checkpoint,
+        data={"train": str(tmp_path / "rows.jsonl"), "columns": {}},
+        rewards={"weights": {"choice": 1.0}},
+    )
     for command in (("data", "check"), ("train",)):
         result = gpg_vl(*command, config)
         assert result.returncode == 2, result.stderr
@@ -50,20 +57,38 @@ def test_an_unknown_reward(tiny_checkpoint: Path, tmp_path: Path) -> None:
     refused(gpg_vl("train", config), "There is no reward called 'choise'. Did you mean 'choice'?")
 
 
-@pytest.mark.parametrize("body,told", [("raise KeyError('x')", "KeyError"), ("return float('nan')", "nan"), ("return 'yes'", "'yes'"),
-                                       ("import os; os._exit(3)", "exit"), ("import time; time.sleep(60)", "time")])
+@pytest.mark.parametrize(
+    "body,told",
+    [
+        ("raise KeyError('x')", "KeyError"),
+        ("return float('nan')", "nan"),
+        ("return 'yes'", "'yes'"),
+        ("import os; os._exit(3)", "exit"),
+        ("import time; time.sleep(60)", "time"),
+    ],
+)
 def test_a_reward_that_breaks_names_the_example(tiny_checkpoint: Path, tmp_path: Path, body: str, told: str) -> None:
     """It does so after the gold check, on a real completion."""
-    (tmp_path / "bad.py").write_text(f"def bad(completion, example):\n    if completion.text.startswith('<think>'):\n        return 1.0\n    {body}\n")
-    config = write_config(tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "time_limit": 1.0})
+    (tmp_path / "bad.py").write_text(
+        f"def bad(completion, example):\n    if completion.text.startswith('<think>'):\n        return 1.0\n    {body}\n"
+    )
+    config = write_config(
+        tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "time_limit": 1.0}
+    )
     refused(gpg_vl("train", config), "A reward broke", "bad.py:bad", told, "example", "rewards.on_error", code=1)
 
 
 def test_broken_groups_can_be_dropped_and_are_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.py").write_text("def bad(completion, example):\n    if completion.text.startswith('<think>'):\n        return 1.0\n"
-                                     "    if int(example.id) % 2:\n        raise RuntimeError('odd')\n    return sum(map(ord, completion.text)) % 5 / 4\n")
-    config = write_config(tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "on_error": "drop_group"},
-                          train={"prompts_per_step": 6, "steps": 2})
+    (tmp_path / "bad.py").write_text(
+        "def bad(completion, example):\n    if completion.text.startswith('<think>'):\n        return 1.0\n"
+        "    if int(example.id) % 2:\n        raise RuntimeError('odd')\n    return sum(map(ord, completion.text)) % 5 / 4\n"
+    )
+    config = write_config(
+        tmp_path,
+        tiny_checkpoint,
+        rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "on_error": "drop_group"},
+        train={"prompts_per_step": 6, "steps": 2},
+    )
     result = gpg_vl("train", config)
     assert result.returncode == 0, result.stderr
     rows = metrics(tmp_path / "run")
@@ -74,14 +99,22 @@ def test_broken_groups_can_be_dropped_and_are_counted(tiny_checkpoint: Path, tmp
 def test_wrong_model_family(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
-    refused(gpg_vl("train", write_config(tmp_path, tmp_path / "model")), "model type 'bert', which gpg_vl does not train", "qwen2_vl")
+    refused(
+        gpg_vl("train", write_config(tmp_path, tmp_path / "model")),
+        "model type 'bert', which gpg_vl does not train",
+        "qwen2_vl",
+    )
 
 
 def test_no_checkpoint_there(tmp_path: Path) -> None:
-    refused(gpg_vl("train", write_config(tmp_path, tmp_path / "nothing")), "has no config.json (the folder does not exist)")
+    refused(
+        gpg_vl("train", write_config(tmp_path, tmp_path / "nothing")), "has no config.json (the folder does not exist)"
+    )
 
 
-@pytest.mark.parametrize("damage,told", [("truncate", "damaged"), ("missing", "missing keys"), ("config", "cannot be read")])
+@pytest.mark.parametrize(
+    "damage,told", [("truncate", "damaged"), ("missing", "missing keys"), ("config", "cannot be read")]
+)
 def test_an_unreadable_checkpoint(tiny_checkpoint: Path, tmp_path: Path, damage: str, told: str) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -101,11 +134,16 @@ def test_an_unreadable_checkpoint(tiny_checkpoint: Path, tmp_path: Path, damage:
 
 def test_a_tracker_that_is_not_installed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_checkpoint, output={"trackers": ["wandb"]})
-    refused(gpg_vl("train", config), "output.trackers names wandb, which is not installed", "pip install 'gpg_vl[wandb]'")
+    refused(
+        gpg_vl("train", config), "output.trackers names wandb, which is not installed", "pip install 'gpg_vl[wandb]'"
+    )
 
 
 def test_lora_dropout(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    refused(gpg_vl("train", write_config(tmp_path, tiny_checkpoint, model={"lora_rank": 4, "lora_dropout": 0.1})), "lora_dropout is 0.1; only 0 is allowed")
+    refused(
+        gpg_vl("train", write_config(tmp_path, tiny_checkpoint, model={"lora_rank": 4, "lora_dropout": 0.1})),
+        "lora_dropout is 0.1; only 0 is allowed",
+    )
 
 
 def test_everything_frozen(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -137,12 +175,20 @@ def test_a_full_disk_while_metrics_are_written(tiny_checkpoint: Path, tmp_path: 
     (tmp_path / "run").mkdir()
     wrapper = tmp_path / "full.py"
     # the file turns into a full device once the run has opened its folder
-    wrapper.write_text("import sys\nfrom pathlib import Path\nimport gpg_vl.training.run as run\nopen_folder = run.open_folder\n"
-                       "def opened(config, resume):\n    folder = open_folder(config, resume=resume)\n"
-                       "    (folder / 'metrics.jsonl').symlink_to('/dev/full')\n    return folder\n"
-                       "run.open_folder = opened\nrun.truncate_metrics = lambda file, step: 0\n"
-                       "from gpg_vl.cli import main\nsys.exit(main(sys.argv[1:]))\n")
-    result = subprocess.run([sys.executable, str(wrapper), "train", str(config)], capture_output=True, text=True, env=environment(), check=False)
+    wrapper.write_text(
+        "import sys\nfrom pathlib import Path\nimport gpg_vl.training.run as run\nopen_folder = run.open_folder\n"
+        "def opened(config, resume):\n    folder = open_folder(config, resume=resume)\n"
+        "    (folder / 'metrics.jsonl').symlink_to('/dev/full')\n    return folder\n"
+        "run.open_folder = opened\nrun.truncate_metrics = lambda file, step: 0\n"
+        "from gpg_vl.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, str(wrapper), "train", str(config)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
     refused(result, "metrics.jsonl cannot be written", "No space left on device", "--resume", code=1)
 
 
@@ -150,9 +196,18 @@ def test_a_full_disk_while_a_checkpoint_is_written(tiny_checkpoint: Path, tmp_pa
     """A limit on file sizes stands for the full disk: the model's weights do not fit, and nothing of the checkpoint stays."""
     config = write_config(tmp_path, tiny_checkpoint, output={"samples_every": 0})
     wrapper = tmp_path / "small.py"
-    wrapper.write_text("import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-                       "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\nfrom gpg_vl.cli import main\nsys.exit(main(sys.argv[1:]))\n")
-    result = subprocess.run([sys.executable, str(wrapper), "train", str(config)], capture_output=True, text=True, env=environment(), check=False)
+    wrapper.write_text(
+        "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "from gpg_vl.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, str(wrapper), "train", str(config)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
     refused(result, "could not be written", "The last complete one is none", "--resume", code=1)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 

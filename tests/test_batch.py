@@ -21,16 +21,32 @@ from gpg_vl.types import Completion, Example, Group, Prompt
 VOCABULARY = 11
 PAD = 0
 LIMIT = 9
-REWARDS = [(1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.7, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 1.0), (1.0, 0.0, 1.2),
-           (2.9, 2.9, 2.9), (0.0, 0.0, 1.0)]
+REWARDS = [
+    (1.0, 0.0, 0.0),
+    (1.0, 1.0, 1.0),
+    (0.2, 0.7, 0.0),
+    (0.0, 0.0, 0.0),
+    (0.0, 1.0, 1.0),
+    (1.0, 0.0, 1.2),
+    (2.9, 2.9, 2.9),
+    (0.0, 0.0, 1.0),
+]
 LENGTHS = [(2, 5, 1), (4, 3, 7), (6, 1, 2), (1, 1, 9), (3, 3, 4), (9, 1, 1), (2, 2, 2), (1, 8, 5)]
-DEALS = {"1x8": [[0, 1, 2, 3, 4, 5, 6, 7]], "2x4": [[0, 1, 2, 3], [4, 5, 6, 7]], "8x1": [[i] for i in range(8)],
-         "one rank without signal": [[0, 2, 4, 5, 7], [1, 3, 6]]}
+DEALS = {
+    "1x8": [[0, 1, 2, 3, 4, 5, 6, 7]],
+    "2x4": [[0, 1, 2, 3], [4, 5, 6, 7]],
+    "8x1": [[i] for i in range(8)],
+    "one rank without signal": [[0, 2, 4, 5, 7], [1, 3, 6]],
+}
 CUTS = (1, 30, 60, 10**6)
 TOKEN = Objective(f_norm="one", age="inverse_valid_fraction", aggregation="token", max_new_tokens=LIMIT)
-OBJECTIVES = [Objective(f_norm=f_norm, age=age, aggregation=aggregation, max_new_tokens=LIMIT)
-              for f_norm in get_args(FNorm) for age in get_args(Age) for aggregation in get_args(Aggregation)
-              if age != "token" or aggregation == "token"]
+OBJECTIVES = [
+    Objective(f_norm=f_norm, age=age, aggregation=aggregation, max_new_tokens=LIMIT)
+    for f_norm in get_args(FNorm)
+    for age in get_args(Age)
+    for aggregation in get_args(Aggregation)
+    if age != "token" or aggregation == "token"
+]
 
 
 def make_prompt(number: int) -> Prompt:
@@ -38,10 +54,16 @@ def make_prompt(number: int) -> Prompt:
     length = 3 + number % 4
     ids = (torch.arange(length) * 3 + number) % (VOCABULARY - 1) + 1
     pictured = number % 3 == 0
-    return Prompt(example_id=str(number), text="", input_ids_T=ids, positions_3_T=torch.arange(length).expand(3, -1),
-                  next_position=length, image_mask_T=torch.arange(length) == (1 if pictured else -1),
-                  pixel_values_N=torch.full((4, 2), float(number)) if pictured else None,
-                  grid_thw_I_3=torch.tensor([[1, 2, 2]]) if pictured else None)
+    return Prompt(
+        example_id=str(number),
+        text="",
+        input_ids_T=ids,
+        positions_3_T=torch.arange(length).expand(3, -1),
+        next_position=length,
+        image_mask_T=torch.arange(length) == (1 if pictured else -1),
+        pixel_values_N=torch.full((4, 2), float(number)) if pictured else None,
+        grid_thw_I_3=torch.tensor([[1, 2, 2]]) if pictured else None,
+    )
 
 
 def make_group(number: int) -> Group:
@@ -50,8 +72,13 @@ def make_group(number: int) -> Group:
         ids = tuple(1 + (7 * number + 3 * member + 5 * t) % (VOCABULARY - 1) for t in range(length))
         logps = tuple(-float(100 * number + 10 * member + t) for t in range(length))  # a name for each token
         completions.append(Completion(token_ids=ids, logprobs=logps, text="", finish_reason="stop"))
-    return Group(example=Example(id=str(number), prompt="", answer=""), prompt=make_prompt(number),
-                 completions=tuple(completions), rewards=REWARDS[number], draw=number)
+    return Group(
+        example=Example(id=str(number), prompt="", answer=""),
+        prompt=make_prompt(number),
+        completions=tuple(completions),
+        rewards=REWARDS[number],
+        draw=number,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +94,25 @@ def deviation(groups: Sequence[Group]) -> float:
     return float(torch.tensor([r for g in groups for r in g.rewards], dtype=torch.float64).std())
 
 
-def passes_of(groups: Sequence[Group], *, objective: Objective = TOKEN, tokens_per_pass: int = 10**6,
-              shared_prefix: bool = True, step: Sequence[Group] | None = None) -> list[Pass]:
+def passes_of(
+    groups: Sequence[Group],
+    *,
+    objective: Objective = TOKEN,
+    tokens_per_pass: int = 10**6,
+    shared_prefix: bool = True,
+    step: Sequence[Group] | None = None,
+) -> list[Pass]:
     """This rank's passes; `step` are the groups of all ranks."""
     everyone = groups if step is None else step
-    return make_passes(groups, objective=objective, counts=add([counts_of([g]) for g in everyone]),
-                       batch_std=deviation(everyone), tokens_per_pass=tokens_per_pass, pad=PAD,
-                       shared_prefix=shared_prefix)
+    return make_passes(
+        groups,
+        objective=objective,
+        counts=add([counts_of([g]) for g in everyone]),
+        batch_std=deviation(everyone),
+        tokens_per_pass=tokens_per_pass,
+        pad=PAD,
+        shared_prefix=shared_prefix,
+    )
 
 
 def table() -> Tensor:
@@ -99,18 +138,27 @@ def formula(groups: Sequence[Group], objective: Objective) -> Tensor:
     tokens, number = sum(map(sum, flat_lengths)), sum(map(len, flat_lengths))
     valid = [len(set(g.rewards)) > 1 for g in groups]
     valid_tokens = sum(sum(lengths) for lengths, ok in zip(flat_lengths, valid, strict=True) if ok)
-    age = {"off": 1.0, "inverse_valid_fraction": len(groups) / sum(valid), "valid_fraction": sum(valid) / len(groups),
-           "token": tokens / valid_tokens}[objective.age]
+    age = {
+        "off": 1.0,
+        "inverse_valid_fraction": len(groups) / sum(valid),
+        "valid_fraction": sum(valid) / len(groups),
+        "token": tokens / valid_tokens,
+    }[objective.age]
     loss = torch.zeros((), dtype=torch.float64)
     for group, lengths in zip(groups, flat_lengths, strict=True):
         rewards = torch.tensor(group.rewards, dtype=torch.float64)
-        divisor = {"one": 1.0, "group_std": float(rewards.std()) + 1e-4,
-                   "batch_std": deviation_of_step + 1e-4}[objective.f_norm]
+        divisor = {"one": 1.0, "group_std": float(rewards.std()) + 1e-4, "batch_std": deviation_of_step + 1e-4}[
+            objective.f_norm
+        ]
         for completion, reward in zip(group.completions, rewards, strict=True):
             ids = torch.tensor([int(group.prompt.input_ids_T[-1]), *completion.token_ids])
             logp = torch.log_softmax(logits[ids[:-1]], dim=1)[torch.arange(len(ids) - 1), ids[1:]].sum()
-            mean = {"token": 1 / tokens, "sequence": 1 / len(completion.token_ids) / number,
-                    "constant": 1 / (number * LIMIT), "group": 1 / sum(lengths) / len(groups)}[objective.aggregation]
+            mean = {
+                "token": 1 / tokens,
+                "sequence": 1 / len(completion.token_ids) / number,
+                "constant": 1 / (number * LIMIT),
+                "group": 1 / sum(lengths) / len(groups),
+            }[objective.aggregation]
             if len(set(group.rewards)) > 1:
                 loss = loss - age * mean * (reward - rewards.mean()) / divisor * logp
     loss.backward()
@@ -132,14 +180,25 @@ def test_the_gradient_is_that_of_the_formula(groups: list[Group], objective: Obj
 @pytest.mark.parametrize("tokens_per_pass", CUTS)
 @pytest.mark.parametrize("deal", DEALS.values(), ids=DEALS)
 def test_the_gradient_is_the_same_for_every_cut_and_every_deal(
-        groups: list[Group], deal: list[list[int]], tokens_per_pass: int, shared_prefix: bool) -> None:
+    groups: list[Group], deal: list[list[int]], tokens_per_pass: int, shared_prefix: bool
+) -> None:
     """Bit-equal coefficients: only the order of the sum differs."""
-    for objective in (TOKEN, replace(TOKEN, aggregation="sequence", f_norm="group_std"),
-                      replace(TOKEN, f_norm="batch_std", age="token")):
+    for objective in (
+        TOKEN,
+        replace(TOKEN, aggregation="sequence", f_norm="group_std"),
+        replace(TOKEN, f_norm="batch_std", age="token"),
+    ):
         dealt = torch.zeros(VOCABULARY, VOCABULARY, dtype=torch.float64)
         for rank in deal:
-            dealt += gradient_of(passes_of([groups[i] for i in rank], objective=objective, step=groups,
-                                           tokens_per_pass=tokens_per_pass, shared_prefix=shared_prefix))
+            dealt += gradient_of(
+                passes_of(
+                    [groups[i] for i in rank],
+                    objective=objective,
+                    step=groups,
+                    tokens_per_pass=tokens_per_pass,
+                    shared_prefix=shared_prefix,
+                )
+            )
         whole = gradient_of(passes_of(groups, objective=objective))
         assert whole.norm() > 1e-2
         assert relative(dealt, whole) < 1e-12
@@ -164,7 +223,7 @@ def test_a_pass_holds_as_much_as_it_may(groups: list[Group], shared_prefix: bool
             assert number == 1 or one.rows.ids_B_S.numel() <= limit
         for i in range(len(passes) - 1):
             start = sum(held[:i])
-            (merged,) = passes_of(by_length[start:start + held[i] + 1], shared_prefix=shared_prefix)
+            (merged,) = passes_of(by_length[start : start + held[i] + 1], shared_prefix=shared_prefix)
             assert merged.rows.ids_B_S.numel() > limit, "the first group of the next pass would have fitted"
 
 
@@ -179,8 +238,9 @@ def test_groups_without_signal_are_counted_and_cost_no_pass(groups: list[Group])
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
 @pytest.mark.parametrize("tokens_per_pass", CUTS)
-def test_tokens_log_probs_and_pictures_stay_in_the_order_of_the_groups(groups: list[Group], tokens_per_pass: int,
-                                                                       shared_prefix: bool) -> None:
+def test_tokens_log_probs_and_pictures_stay_in_the_order_of_the_groups(
+    groups: list[Group], tokens_per_pass: int, shared_prefix: bool
+) -> None:
     passes = passes_of(groups, tokens_per_pass=tokens_per_pass, shared_prefix=shared_prefix)
     completions = [c for g in groups if g.is_valid for c in g.completions]
     assert torch.cat([one.sampled_logp_K for one in passes]).tolist() == [p for c in completions for p in c.logprobs]

@@ -52,8 +52,9 @@ def printed(report: DataReport, width: int = 200) -> str:
 def test_drawn_scenes_are_good_data(tmp_path: Path) -> None:
     rows = list(scenes.rows(3, 40))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
-    report = check(read_rows(tmp_path / "data.parquet", {"prompt": "prompt"}), count=count, max_prompt_tokens=100,
-                   source="scenes")
+    report = check(
+        read_rows(tmp_path / "data.parquet", {"prompt": "prompt"}), count=count, max_prompt_tokens=100, source="scenes"
+    )
     assert report.ok
     assert (report.rows, report.images, len(report.tokens)) == (40, 40, 40)
     assert report.tasks == {"Count": 10, "Depth": 10, "Distance": 10, "Relation": 10}
@@ -79,19 +80,27 @@ def test_0_1_2_and_5_images_of_mixed_sizes_are_counted() -> None:
 READ_PROBLEM = RowProblem(row=1, id="1", source="data.jsonl:2", kind="marks", message="2 marks. One. Add.")
 
 
-@pytest.mark.parametrize("row, kind, said, remedy", [
-    (READ_PROBLEM, "marks", "2 marks", "Add"),
-    (example(1, answer=" "), "answer", "The answer is empty", "Fill it in or remove the row"),
-    (example(1, choices=("a", "b")), "choices", "The answer '4' is none of the 2 choices 'a', 'b'", "Correct"),
-    (example(0), "id", "The id '0' already belongs to row 0", "Rename one"),
-    (example(1, prompt="x " * 101), "length", "has 101 tokens. max_prompt_tokens=100 are allowed", "shorten"),
-    (example(1, images=(encoded(gradient(280, 280)),) * 2), "length",
-     "has 202 tokens, 200 of them for 2 image(s) of 280x280, 280x280. max_prompt_tokens=100", "shrink the images"),
-    (example(1, images=("a.png",)), "image", "no image root was given", "Set the image root"),
-    *[(example(1, images=(data,)), "image", said, remedy) for data, said, remedy in CASES.values()],
-])
+@pytest.mark.parametrize(
+    "row, kind, said, remedy",
+    [
+        (READ_PROBLEM, "marks", "2 marks", "Add"),
+        (example(1, answer=" "), "answer", "The answer is empty", "Fill it in or remove the row"),
+        (example(1, choices=("a", "b")), "choices", "The answer '4' is none of the 2 choices 'a', 'b'", "Correct"),
+        (example(0), "id", "The id '0' already belongs to row 0", "Rename one"),
+        (example(1, prompt="x " * 101), "length", "has 101 tokens. max_prompt_tokens=100 are allowed", "shorten"),
+        (
+            example(1, images=(encoded(gradient(280, 280)),) * 2),
+            "length",
+            "has 202 tokens, 200 of them for 2 image(s) of 280x280, 280x280. max_prompt_tokens=100",
+            "shrink the images",
+        ),
+        (example(1, images=("a.png",)), "image", "no image root was given", "Set the image root"),
+        *[(example(1, images=(data,)), "image", said, remedy) for data, said, remedy in CASES.values()],
+    ],
+)
 def test_a_problem_is_named_by_row_and_id_and_the_rest_is_still_checked(
-        row: Row, kind: str, said: str, remedy: str) -> None:
+    row: Row, kind: str, said: str, remedy: str
+) -> None:
     report = checked([example(0), row, example(2), example(3, answer="")])
     assert not report.ok
     assert report.rows == 4
@@ -104,11 +113,17 @@ def test_a_problem_is_named_by_row_and_id_and_the_rest_is_still_checked(
     assert remedy in printed(report)
 
 
-@pytest.mark.parametrize("path, said", [
-    ("../secret.png", "climbs out of a folder"), ("{tmp}/secret.png", "outside the image root"),
-    ("link.png", "outside the image root"), ("none.png", "does not exist"), ("bomb.png", "60000x60000|too many pixels"),
-    ("cut.jpg", "truncated"),
-])
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("../secret.png", "climbs out of a folder"),
+        ("{tmp}/secret.png", "outside the image root"),
+        ("link.png", "outside the image root"),
+        ("none.png", "does not exist"),
+        ("bomb.png", "60000x60000|too many pixels"),
+        ("cut.jpg", "truncated"),
+    ],
+)
 def test_files_that_a_data_set_names_are_checked(path: str, said: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -174,12 +189,35 @@ def test_no_rows_are_a_problem() -> None:
     assert json.loads(report.to_json())["tokens"] is None
 
 
-@pytest.mark.parametrize("answer, good", [
-    ("A", True), ("c", True), ("(B)", True), ("b.", True), ("B:", True), (" (A) ", True), ("(B) Teal Cube", True),
-    ("teal cube", True), ("3", True), ("a dog", True), ("C. a dog", True), ("(A) 3", True), ("A dog", True),
-    ("D", False), ("(D)", False), ("4", False), ("(A) teal cube", False), ("cube", False), ("teal", False),
-    ("AB", False), ("1", False), ("A cat", False), ("(", False), ("Baa", False),
-])
+@pytest.mark.parametrize(
+    "answer, good",
+    [
+        ("A", True),
+        ("c", True),
+        ("(B)", True),
+        ("b.", True),
+        ("B:", True),
+        (" (A) ", True),
+        ("(B) Teal Cube", True),
+        ("teal cube", True),
+        ("3", True),
+        ("a dog", True),
+        ("C. a dog", True),
+        ("(A) 3", True),
+        ("A dog", True),
+        ("D", False),
+        ("(D)", False),
+        ("4", False),
+        ("(A) teal cube", False),
+        ("cube", False),
+        ("teal", False),
+        ("AB", False),
+        ("1", False),
+        ("A cat", False),
+        ("(", False),
+        ("Baa", False),
+    ],
+)
 def test_a_gold_answer_names_a_choice_by_letter_text_or_both(answer: str, good: bool) -> None:
     found = list(answer_problems(example(answer=answer, choices=("3", "Teal cube", "a dog"))))
     assert [kind for kind, _ in found] == ([] if good else ["choices"])
@@ -248,14 +286,21 @@ def test_the_json_report_holds_everything() -> None:
     got = json.loads(report.to_json())
     assert got["problems"] == [
         {"row": 1, "source": "", "kind": "answer", "message": report.problems[0].message, "id": "1"},
-        {"row": 1, "source": "data.jsonl:2", "kind": "marks", "message": READ_PROBLEM.message, "id": "1"}]
+        {"row": 1, "source": "data.jsonl:2", "kind": "marks", "message": READ_PROBLEM.message, "id": "1"},
+    ]
     del got["problems"]
     assert got == {
-        "source": "data", "ok": False, "rows": 3, "images": 1, "max_prompt_tokens": 100, "tasks": {"Count": 2},
+        "source": "data",
+        "ok": False,
+        "rows": 3,
+        "images": 1,
+        "max_prompt_tokens": 100,
+        "tasks": {"Count": 2},
         "tokens": {"total": 6, "min": 2, "median": 2, "p95": 4, "max": 4},
         "image_tokens": {"total": 2, "min": 0, "median": 0, "p95": 2, "max": 2},
         "image_sizes": [{"width": 56, "height": 28, "images": 1}],
-        "histogram": [{"from": n, "to": n, "rows": rows} for n, rows in ((2, 1), (3, 0), (4, 1))]}
+        "histogram": [{"from": n, "to": n, "rows": rows} for n, rows in ((2, 1), (3, 0), (4, 1))],
+    }
 
 
 @pytest.mark.parametrize("total", [None, 3])

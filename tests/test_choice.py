@@ -26,60 +26,168 @@ def example(answer, choices, identity="7"):
 
 CASES = [
     # a whole letter
-    ("B", SIDES, 1), ("(B)", SIDES, 1), ("B.", SIDES, 1), ("B)", SIDES, 1), (" B\n", SIDES, 1), ("b", SIDES, 1),
-    ("(b)", SIDES, 1), ("(a)", SIDES, 0), ("A", SIDES, 0), ("a", SIDES, None), (" a ", SIDES, None),
-    ("a", ("a", "the"), None), ("C", SIDES, None), ("(C)", SIDES, None), ("E", SIX, 4), ("(F)", SIX, 5),
-    ("G", SIX, None), ("AB", SIDES, None),
+    ("B", SIDES, 1),
+    ("(B)", SIDES, 1),
+    ("B.", SIDES, 1),
+    ("B)", SIDES, 1),
+    (" B\n", SIDES, 1),
+    ("b", SIDES, 1),
+    ("(b)", SIDES, 1),
+    ("(a)", SIDES, 0),
+    ("A", SIDES, 0),
+    ("a", SIDES, None),
+    (" a ", SIDES, None),
+    ("a", ("a", "the"), None),
+    ("C", SIDES, None),
+    ("(C)", SIDES, None),
+    ("E", SIX, 4),
+    ("(F)", SIX, 5),
+    ("G", SIX, None),
+    ("AB", SIDES, None),
     # a letter with the text after it, or in a sentence
-    ("(B) right", SIDES, 1), ("B. right", SIDES, 1), ("B: right", SIDES, 1), ("B) right", SIDES, 1),
-    ("B right", SIDES, 1), ("(A) left", SIDES, 0), ("A. left", SIDES, 0), ("A left", SIDES, 0), ("Option B", SIDES, 1),
-    ("** (B) **", SIDES, 1), ("The answer is (B)", SIDES, 1), ("The answer is (B).", SIDES, 1),
-    (r"\text{B}", SIDES, 1), ("B, so B", SIDES, 1), ("答案是B。", SIDES, 1), ("（B）", SIDES, 1), ("A或B", SIDES, None),
-    ("__B__", SIDES, 1), ("A\nbecause it is near", SIDES, 0),
+    ("(B) right", SIDES, 1),
+    ("B. right", SIDES, 1),
+    ("B: right", SIDES, 1),
+    ("B) right", SIDES, 1),
+    ("B right", SIDES, 1),
+    ("(A) left", SIDES, 0),
+    ("A. left", SIDES, 0),
+    ("A left", SIDES, 0),
+    ("Option B", SIDES, 1),
+    ("** (B) **", SIDES, 1),
+    ("The answer is (B)", SIDES, 1),
+    ("The answer is (B).", SIDES, 1),
+    (r"\text{B}", SIDES, 1),
+    ("B, so B", SIDES, 1),
+    ("答案是B。", SIDES, 1),
+    ("（B）", SIDES, 1),
+    ("A或B", SIDES, None),
+    ("__B__", SIDES, 1),
+    ("A\nbecause it is near", SIDES, 0),
     # two letters: neither the first nor the last
-    ("A or B", SIDES, None), ("A, B", SIDES, None), ("A/B", SIDES, None), ("A and B", SIDES, None),
-    ("AB or B", SIDES, 1), ("(A) or (B)", SIDES, None), ("A B", SIDES, None), ("not A but B", SIDES, None),
-    ("Neither A nor B", SIDES, None), ("A is correct, B is wrong", SIDES, None), ("A-B", SIDES, None),
-    ("(A)(B)", SIDES, None), ("A left, B right", SIDES, None), ("A: left\nB: right", SIDES, None),
+    ("A or B", SIDES, None),
+    ("A, B", SIDES, None),
+    ("A/B", SIDES, None),
+    ("A and B", SIDES, None),
+    ("AB or B", SIDES, 1),
+    ("(A) or (B)", SIDES, None),
+    ("A B", SIDES, None),
+    ("not A but B", SIDES, None),
+    ("Neither A nor B", SIDES, None),
+    ("A is correct, B is wrong", SIDES, None),
+    ("A-B", SIDES, None),
+    ("(A)(B)", SIDES, None),
+    ("A left, B right", SIDES, None),
+    ("A: left\nB: right", SIDES, None),
     ("C or B", SIDES, 1),
     # letters that are words or parts of words
-    ("A chair is closer", ("table", "stool"), None), ("A chair is closer", THINGS, 1),
-    ("A TV is closer", ("tv", "pc"), 0), ("A TV is closer", ("pc", "tv"), 1), ("A **small** thing", SIDES, None),
-    ("a b", SIDES, None), ("(B) A chair is closer", ("x", "y"), 1), ("Because it is near", SIDES, None),
-    ("A4 paper", SIDES, None), ("I cannot tell", SIDES, None), ("I cannot tell", tuple("123456789"), None),
-    ("I'm sure it is B", tuple("123456789"), 1), ("B-52", SIDES, None), ("B's", SIDES, None),
+    ("A chair is closer", ("table", "stool"), None),
+    ("A chair is closer", THINGS, 1),
+    ("A TV is closer", ("tv", "pc"), 0),
+    ("A TV is closer", ("pc", "tv"), 1),
+    ("A **small** thing", SIDES, None),
+    ("a b", SIDES, None),
+    ("(B) A chair is closer", ("x", "y"), 1),
+    ("Because it is near", SIDES, None),
+    ("A4 paper", SIDES, None),
+    ("I cannot tell", SIDES, None),
+    ("I cannot tell", tuple("123456789"), None),
+    ("I'm sure it is B", tuple("123456789"), 1),
+    ("B-52", SIDES, None),
+    ("B's", SIDES, None),
     ("The chair is closer than a table", THINGS, None),
     # the verbatim text
-    ("left", SIDES, 0), ("Left", SIDES, 0), ("left.", SIDES, 0), ("\nleft\n", SIDES, 0), ("RIGHT!", SIDES, 1),
+    ("left", SIDES, 0),
+    ("Left", SIDES, 0),
+    ("left.", SIDES, 0),
+    ("\nleft\n", SIDES, 0),
+    ("RIGHT!", SIDES, 1),
     ("Vitamin C", ("Vitamin A", "Vitamin B", "Vitamin D", "Vitamin C"), 3),
-    ("B is closer", ("B is closer", "A is closer"), 0), ("red", ("red", "dark red"), 0),
-    ("dark red", ("red", "dark red"), 1), ("3", ("3", "3", "2"), None), ("Straße", ("STRASSE", "Weg"), 0),
-    ("√3", ("3", "√3"), 1), ("?", ("?", "!"), 0), ("12%", ("12", "12%"), 1), ("C", ("A", "C"), 1),
-    ("B", ("B", "A"), 1), ("(B)", ("B", "A"), 1),
+    ("B is closer", ("B is closer", "A is closer"), 0),
+    ("red", ("red", "dark red"), 0),
+    ("dark red", ("red", "dark red"), 1),
+    ("3", ("3", "3", "2"), None),
+    ("Straße", ("STRASSE", "Weg"), 0),
+    ("√3", ("3", "√3"), 1),
+    ("?", ("?", "!"), 0),
+    ("12%", ("12", "12%"), 1),
+    ("C", ("A", "C"), 1),
+    ("B", ("B", "A"), 1),
+    ("(B)", ("B", "A"), 1),
     # the text in whole words
-    ("it is left", SIDES, 0), ("the chair on the right", SIDES, 1), ("**left**", SIDES, 0), ("'left'", SIDES, 0),
-    ("leftover", SIDES, None), ("lef", SIDES, None), ("left or right", SIDES, None),
-    ("not left but right", SIDES, None), ("It is left, not right", SIDES, None), ("top-left", SIDES, None),
-    ("light-blue", ("light blue", "green"), 0), ("a light blue one", ("light blue", "green"), 0),
-    ("it is dark red", ("red", "dark red"), None), ("desert-rose", ("rose", "tulip"), None),
-    ("rose, tulip, daisy", ("rose", "tulip", "daisy"), None), ("right's", SIDES, None),
+    ("it is left", SIDES, 0),
+    ("the chair on the right", SIDES, 1),
+    ("**left**", SIDES, 0),
+    ("'left'", SIDES, 0),
+    ("leftover", SIDES, None),
+    ("lef", SIDES, None),
+    ("left or right", SIDES, None),
+    ("not left but right", SIDES, None),
+    ("It is left, not right", SIDES, None),
+    ("top-left", SIDES, None),
+    ("light-blue", ("light blue", "green"), 0),
+    ("a light blue one", ("light blue", "green"), 0),
+    ("it is dark red", ("red", "dark red"), None),
+    ("desert-rose", ("rose", "tulip"), None),
+    ("rose, tulip, daisy", ("rose", "tulip", "daisy"), None),
+    ("right's", SIDES, None),
     # numbers
-    ("There are 3.", COUNTS, 0), ("three", COUNTS, 0), ("There are Two organs", COUNTS, 1), ("zero", COUNTS, 3),
-    ("11", COUNTS, None), ("10", COUNTS, None), ("there are 10", ("10", "1", "0"), 0), ("13 of them", COUNTS, None),
-    ("3.0", COUNTS, 0), ("it is 3.00", COUNTS, 0), ("it is 3.5", COUNTS, None), ("it is 0.5", ("5", "0"), None),
-    ("it is .5", ("5", "0"), None), ("it is .5", ("5", "0.5"), 1), ("it is 1,234", ("1234", "234"), 0),
-    ("it is 1234", ("1,234", "234"), 0), ("it is 1 234", ("234", "5"), None), ("it is -5", ("5", "6"), None),
-    ("it is -5", ("5", "-5"), 1), ("it is 5", ("-5", "6"), None), ("5-6", ("5", "8"), None), ("3-5", ("3", "5"), None),
-    ("737-200", ("737", "200"), None), ("about 12%", ("12", "13"), None), ("about 12 %", ("12%", "13%"), 0),
-    ("1/2", ("1", "3"), None), ("10:30", ("10", "31"), None), ("twenty one", ("20", "1"), None),
-    ("twenty-one", ("1", "3"), None), ("1.2.3", ("1", "9"), None), ("1,2,3 or 4", ("1", "2", "3", "4"), None),
-    ("3, 2, 1, 0", COUNTS, None), ("3 2 1 0", COUNTS, None), ("3210", COUNTS, None), ("5cm", ("5", "6"), None),
-    ("5 cm", ("5", "6"), 0), ("11米", ("1", "11"), None), ("145°", ("145", "35"), 0), ("145", ("145°", "35°"), 0),
-    ("it is √3", ("3", "4"), None), (r"\frac{1}{2}", ("1", "4"), None), ("it is 5²", ("5", "4"), None),
-    ("2π", ("2", "4"), None), ("it is 5", ("<5", "8"), None), ("3.0", ("30", "0"), None), ("007", ("7", "70"), 0),
+    ("There are 3.", COUNTS, 0),
+    ("three", COUNTS, 0),
+    ("There are Two organs", COUNTS, 1),
+    ("zero", COUNTS, 3),
+    ("11", COUNTS, None),
+    ("10", COUNTS, None),
+    ("there are 10", ("10", "1", "0"), 0),
+    ("13 of them", COUNTS, None),
+    ("3.0", COUNTS, 0),
+    ("it is 3.00", COUNTS, 0),
+    ("it is 3.5", COUNTS, None),
+    ("it is 0.5", ("5", "0"), None),
+    ("it is .5", ("5", "0"), None),
+    ("it is .5", ("5", "0.5"), 1),
+    ("it is 1,234", ("1234", "234"), 0),
+    ("it is 1234", ("1,234", "234"), 0),
+    ("it is 1 234", ("234", "5"), None),
+    ("it is -5", ("5", "6"), None),
+    ("it is -5", ("5", "-5"), 1),
+    ("it is 5", ("-5", "6"), None),
+    ("5-6", ("5", "8"), None),
+    ("3-5", ("3", "5"), None),
+    ("737-200", ("737", "200"), None),
+    ("about 12%", ("12", "13"), None),
+    ("about 12 %", ("12%", "13%"), 0),
+    ("1/2", ("1", "3"), None),
+    ("10:30", ("10", "31"), None),
+    ("twenty one", ("20", "1"), None),
+    ("twenty-one", ("1", "3"), None),
+    ("1.2.3", ("1", "9"), None),
+    ("1,2,3 or 4", ("1", "2", "3", "4"), None),
+    ("3, 2, 1, 0", COUNTS, None),
+    ("3 2 1 0", COUNTS, None),
+    ("3210", COUNTS, None),
+    ("5cm", ("5", "6"), None),
+    ("5 cm", ("5", "6"), 0),
+    ("11米", ("1", "11"), None),
+    ("145°", ("145", "35"), 0),
+    ("145", ("145°", "35°"), 0),
+    ("it is √3", ("3", "4"), None),
+    (r"\frac{1}{2}", ("1", "4"), None),
+    ("it is 5²", ("5", "4"), None),
+    ("2π", ("2", "4"), None),
+    ("it is 5", ("<5", "8"), None),
+    ("3.0", ("30", "0"), None),
+    ("007", ("7", "70"), 0),
     # nothing to read
-    ("", SIDES, None), (" ", SIDES, None), (".", SIDES, None), ("I cannot tell.", SIDES, None),
-    ("\u200b", SIDES, None), ("()", SIDES, None), ("B", (), None), ("left", ("", "left"), 1), ("", ("", "left"), None),
+    ("", SIDES, None),
+    (" ", SIDES, None),
+    (".", SIDES, None),
+    ("I cannot tell.", SIDES, None),
+    ("\u200b", SIDES, None),
+    ("()", SIDES, None),
+    ("B", (), None),
+    ("left", ("", "left"), 1),
+    ("", ("", "left"), None),
 ]
 
 
@@ -88,14 +196,33 @@ def test_case(candidate, choices, expected):
     assert match_choice(candidate, choices) == expected
 
 
-words = st.sampled_from(["ball", "cube", "ring", "star", "lamp", "red box", "blue box", "tall vase", "Sofa",
-                         "Desk lamp oil"])
-options = st.lists(words, min_size=2, max_size=8, unique=True).filter(
-    lambda chosen: not any(a != b and set(a.split()) <= set(b.split()) for a in chosen for b in chosen)).map(tuple)
-letter_forms = st.sampled_from(["{}", "({})", "{}.", "{})", " ({}) ", "The answer is {}.", "Option {}", "({}) {{text}}",
-                                "{}. {{text}}", "{}: {{text}}", "**{}**", "\n{}\n"])
-text_forms = st.sampled_from(["{}", "{}.", "\n{}\n", "It is the {}", "the {}, I think", "**{}**", "'{}'", "a {}!",
-                              "A {}."])
+words = st.sampled_from(
+    ["ball", "cube", "ring", "star", "lamp", "red box", "blue box", "tall vase", "Sofa", "Desk lamp oil"]
+)
+options = (
+    st.lists(words, min_size=2, max_size=8, unique=True)
+    .filter(lambda chosen: not any(a != b and set(a.split()) <= set(b.split()) for a in chosen for b in chosen))
+    .map(tuple)
+)
+letter_forms = st.sampled_from(
+    [
+        "{}",
+        "({})",
+        "{}.",
+        "{})",
+        " ({}) ",
+        "The answer is {}.",
+        "Option {}",
+        "({}) {{text}}",
+        "{}. {{text}}",
+        "{}: {{text}}",
+        "**{}**",
+        "\n{}\n",
+    ]
+)
+text_forms = st.sampled_from(
+    ["{}", "{}.", "\n{}\n", "It is the {}", "the {}, I think", "**{}**", "'{}'", "a {}!", "A {}."]
+)
 recase = st.sampled_from([str, str.lower, str.upper, str.title])
 
 
@@ -108,14 +235,27 @@ def test_the_letter_and_the_text_of_every_option_are_recognised(choices, data):
     assert match_choice(by_text, choices) == index
 
 
-lists = st.sampled_from(["{letter}", "({letter})", "{letter}.", "{text}", "({letter}) {text}", "{letter}. {text}",
-                         "{letter} {text}", "{letter}: {text}", "{letter}) {text}", "{letter}-{text}",
-                         "{text} ({letter})"])
+lists = st.sampled_from(
+    [
+        "{letter}",
+        "({letter})",
+        "{letter}.",
+        "{text}",
+        "({letter}) {text}",
+        "{letter}. {text}",
+        "{letter} {text}",
+        "{letter}: {text}",
+        "{letter}) {text}",
+        "{letter}-{text}",
+        "{text} ({letter})",
+    ]
+)
 separators = st.sampled_from([" ", ", ", "; ", " or ", " and ", "\n", "/", " / ", ",", ", or ", " vs ", " | ", "-"])
 
 
-@given(options, lists, separators, st.sampled_from(["", "The answer is ", "Either ", "both "]),
-       st.permutations(range(8)))
+@given(
+    options, lists, separators, st.sampled_from(["", "The answer is ", "Either ", "both "]), st.permutations(range(8))
+)
 def test_a_list_of_all_options_is_no_answer(choices, form, separator, before, order):
     entries = [form.format(letter=string.ascii_uppercase[i], text=choices[i]) for i in order if i < len(choices)]
     assert match_choice(before + separator.join(entries), choices) is None
@@ -135,9 +275,36 @@ def test_a_number_is_not_another_number(said, option):
         assert match_choice(form.format(said), (str(option), "none of these")) is None
 
 
-hostile = st.text() | st.lists(st.sampled_from(
-    ["A", "B", "a", "left", "right", " ", "-", ".", ",", "3", "(", ")", "'", "I", "\n", "\u0301", "²", "İ", "٣", "한",
-     "or", "%", "√"]), max_size=20).map("".join)
+hostile = st.text() | st.lists(
+    st.sampled_from(
+        [
+            "A",
+            "B",
+            "a",
+            "left",
+            "right",
+            " ",
+            "-",
+            ".",
+            ",",
+            "3",
+            "(",
+            ")",
+            "'",
+            "I",
+            "\n",
+            "\u0301",
+            "²",
+            "İ",
+            "٣",
+            "한",
+            "or",
+            "%",
+            "√",
+        ]
+    ),
+    max_size=20,
+).map("".join)
 
 
 @given(hostile, st.lists(hostile, max_size=30).map(tuple))
@@ -148,11 +315,19 @@ def test_any_text_has_a_result_in_range(candidate, choices):
 
 SIZE = 300_000
 LONG = {  # of a size at which quadratic work takes hours
-    "articles": ("A thing " * (SIZE // 8), None), "letters": ("A, " * (SIZE // 3), 0), "digits": ("1" * SIZE, None),
-    "points": ("1." * (SIZE // 2), None), "thousands": ("1" + ",111" * (SIZE // 4) + "x", None),
-    "hyphens": ("1-" * (SIZE // 2), None), "numbers": ("two " * (SIZE // 4), None), "marks": ("\u0301" * SIZE, None),
-    "quotes": ("A " + "*" * SIZE, 0), "blanks": ("A" + " " * SIZE + ".", 0), "text": ("the left " * (SIZE // 9), 1),
-    "nearly": ("the left of " * (SIZE // 12), None), "punctuation": ("B" + "." * SIZE, 1),
+    "articles": ("A thing " * (SIZE // 8), None),
+    "letters": ("A, " * (SIZE // 3), 0),
+    "digits": ("1" * SIZE, None),
+    "points": ("1." * (SIZE // 2), None),
+    "thousands": ("1" + ",111" * (SIZE // 4) + "x", None),
+    "hyphens": ("1-" * (SIZE // 2), None),
+    "numbers": ("two " * (SIZE // 4), None),
+    "marks": ("\u0301" * SIZE, None),
+    "quotes": ("A " + "*" * SIZE, 0),
+    "blanks": ("A" + " " * SIZE + ".", 0),
+    "text": ("the left " * (SIZE // 9), 1),
+    "nearly": ("the left of " * (SIZE // 12), None),
+    "punctuation": ("B" + "." * SIZE, 1),
 }
 
 
@@ -163,20 +338,39 @@ def test_work_is_proportional_to_the_length(name):
     assert match_choice(candidate, choices) == expected
 
 
-@pytest.mark.parametrize(("answer", "choices", "index"), [
-    ("(B)", SIDES, 1), ("B", SIDES, 1), (" (b) ", SIDES, 1), ("B.", SIDES, 1), ("left", SIDES, 0), ("Left.", SIDES, 0),
-    ("(F)", SIX, 5), ("4", SIX, 0), ("a", ("a", "the"), 0), ("(B)", ("B", "A"), 1), ("A", ("A", "B"), 0),
-])
+@pytest.mark.parametrize(
+    ("answer", "choices", "index"),
+    [
+        ("(B)", SIDES, 1),
+        ("B", SIDES, 1),
+        (" (b) ", SIDES, 1),
+        ("B.", SIDES, 1),
+        ("left", SIDES, 0),
+        ("Left.", SIDES, 0),
+        ("(F)", SIX, 5),
+        ("4", SIX, 0),
+        ("a", ("a", "the"), 0),
+        ("(B)", ("B", "A"), 1),
+        ("A", ("A", "B"), 0),
+    ],
+)
 def test_gold_is_a_letter_or_the_text_of_an_option(answer, choices, index):
     assert gold_index(example(answer, choices)) == index
 
 
-@pytest.mark.parametrize(("answer", "choices", "message"), [
-    ("(C)", SIDES, r"'\(C\)' of example '7' names no option of \(A\) left, \(B\) right"),
-    ("up", SIDES, "names no option"), ("", SIDES, "names no option"), ("it is left", SIDES, "names no option"),
-    ("B", ("B", "A"), "names 2 options"), ("3", ("3", "3"), "names 2 options"), ("left", None, "'7' has no choices"),
-    ("left", (), "'7' has no choices"),
-])
+@pytest.mark.parametrize(
+    ("answer", "choices", "message"),
+    [
+        ("(C)", SIDES, r"'\(C\)' of example '7' names no option of \(A\) left, \(B\) right"),
+        ("up", SIDES, "names no option"),
+        ("", SIDES, "names no option"),
+        ("it is left", SIDES, "names no option"),
+        ("B", ("B", "A"), "names 2 options"),
+        ("3", ("3", "3"), "names 2 options"),
+        ("left", None, "'7' has no choices"),
+        ("left", (), "'7' has no choices"),
+    ],
+)
 def test_impossible_gold_names_the_example(answer, choices, message):
     with pytest.raises(UserError, match=message):
         gold_index(example(answer, choices))
@@ -184,13 +378,23 @@ def test_impossible_gold_names_the_example(answer, choices, message):
         choice(completion("B"), example(answer, choices))
 
 
-@pytest.mark.parametrize(("response", "score"), [
-    ("<think>x</think><answer>(B)</answer>", 1.0), ("<think>x</think><answer>chair</answer>", 1.0),
-    ("The answer is (B)", 1.0), ("<think>x</think><answer>(A)</answer>", 0.0), ("(B) <answer>", 0.0),
-    ("<think>(B)</think><answer></answer>", 0.0),
-    ("<think>it is (B)</think>", 0.0), ("<think>it is (B)", 0.0), ("", 0.0), ("<answer>A or B</answer>", 0.0),
-    ("<answer>A</answer><answer>B</answer>", 1.0), ("The chair is closer than a table", 0.0),
-])
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("<think>x</think><answer>(B)</answer>", 1.0),
+        ("<think>x</think><answer>chair</answer>", 1.0),
+        ("The answer is (B)", 1.0),
+        ("<think>x</think><answer>(A)</answer>", 0.0),
+        ("(B) <answer>", 0.0),
+        ("<think>(B)</think><answer></answer>", 0.0),
+        ("<think>it is (B)</think>", 0.0),
+        ("<think>it is (B)", 0.0),
+        ("", 0.0),
+        ("<answer>A or B</answer>", 0.0),
+        ("<answer>A</answer><answer>B</answer>", 1.0),
+        ("The chair is closer than a table", 0.0),
+    ],
+)
 def test_the_reward(response, score):
     assert choice(completion(response), example("(B)", THINGS)) == score
 

@@ -28,7 +28,8 @@ ROWS = list(scenes.rows(seed=5, number=12))
 def make_doc(choices, gold="(A)", kind="2D", task="Relation", source="COCO", doc_id=0):
     columns = {"type": kind, "task": task, "source": source}
     prompt = "Which one? Select from the following choices.\n" + "\n".join(
-        f"({chr(65 + i)}) {text}" for i, text in enumerate(choices))
+        f"({chr(65 + i)}) {text}" for i, text in enumerate(choices)
+    )
     example = Example(id=str(doc_id), prompt=prompt, answer=gold, choices=tuple(choices), task=task, meta=columns)
     return Doc(doc_id=doc_id, example=example, gold=gold, columns=columns)
 
@@ -40,37 +41,40 @@ COUNT = {"choices": ("11", "1", "10", "0"), "gold": "(B)"}
 SIX = {"choices": ("1", "2", "3", "4", "5", "6"), "gold": "(F)"}
 
 
-@pytest.mark.parametrize(("given", "response", "score", "parsed"), [
-    (CHAIR, "(B)", 1, "B"),
-    (CHAIR, "B", 1, "B"),
-    (CHAIR, "B.", 1, "B"),
-    (CHAIR, "(B) chair", 1, "B"),
-    (CHAIR, "Chair.", 1, "B"),
-    (CHAIR, "(A)", 0, "A"),
-    (CHAIR, "", 0, None),
-    (CHAIR, "<answer></answer>", 0, None),
-    (CHAIR, "a", 0, None),  # the article, although option A exists
-    (CHAIR, "I cannot tell", 0, None),
-    (CHAIR, "(A) (B)", 0, None),  # a list of all options
-    (CHAIR, "(A) table or (B) chair", 0, None),
-    (CHAIR, "The chair is closer than a table", 0, None),  # names both; fools `cambrian`, see below
-    (CHAIR, "The chair is closer to the camera.", 1, "B"),
-    (CHAIR, "The answer is (B)", 1, "B"),
-    (CHAIR, "answer is: b", 1, "B"),
-    (CHAIR, "<think>first (A)</think><answer>(B)</answer>", 1, "B"),
-    (CHAIR, "<think>so <answer>(B)</answer></think>", 0, None),  # inside the reasoning
-    (CHAIR, "<answer>(A)</answer> no, <answer>(B)</answer>", 1, "B"),
-    (CHAIR, "<answer>\n(B)\n</answer>", 1, "B"),
-    (CHAIR, "so <answer>(B)", 0, None),  # cut off
-    (CHAIR, "<think>it must be (B)", 0, None),  # never left the reasoning
-    (CHAIR, r"\boxed{\text{B}}", 1, "B"),
-    (COUNT, "11", 0, "A"),
-    (COUNT, "There is 1 ball.", 1, "B"),
-    (COUNT, "one", 1, "B"),
-    (COUNT, "10", 0, "C"),
-    (SIX, "(F)", 1, "F"),
-    (CHAIR, "(F)", 0, None),  # not an option here
-])
+@pytest.mark.parametrize(
+    ("given", "response", "score", "parsed"),
+    [
+        (CHAIR, "(B)", 1, "B"),
+        (CHAIR, "B", 1, "B"),
+        (CHAIR, "B.", 1, "B"),
+        (CHAIR, "(B) chair", 1, "B"),
+        (CHAIR, "Chair.", 1, "B"),
+        (CHAIR, "(A)", 0, "A"),
+        (CHAIR, "", 0, None),
+        (CHAIR, "<answer></answer>", 0, None),
+        (CHAIR, "a", 0, None),  # the article, although option A exists
+        (CHAIR, "I cannot tell", 0, None),
+        (CHAIR, "(A) (B)", 0, None),  # a list of all options
+        (CHAIR, "(A) table or (B) chair", 0, None),
+        (CHAIR, "The chair is closer than a table", 0, None),  # names both; fools `cambrian`, see below
+        (CHAIR, "The chair is closer to the camera.", 1, "B"),
+        (CHAIR, "The answer is (B)", 1, "B"),
+        (CHAIR, "answer is: b", 1, "B"),
+        (CHAIR, "<think>first (A)</think><answer>(B)</answer>", 1, "B"),
+        (CHAIR, "<think>so <answer>(B)</answer></think>", 0, None),  # inside the reasoning
+        (CHAIR, "<answer>(A)</answer> no, <answer>(B)</answer>", 1, "B"),
+        (CHAIR, "<answer>\n(B)\n</answer>", 1, "B"),
+        (CHAIR, "so <answer>(B)", 0, None),  # cut off
+        (CHAIR, "<think>it must be (B)", 0, None),  # never left the reasoning
+        (CHAIR, r"\boxed{\text{B}}", 1, "B"),
+        (COUNT, "11", 0, "A"),
+        (COUNT, "There is 1 ball.", 1, "B"),
+        (COUNT, "one", 1, "B"),
+        (COUNT, "10", 0, "C"),
+        (SIX, "(F)", 1, "F"),
+        (CHAIR, "(F)", 0, None),  # not an option here
+    ],
+)
 def test_strict_scores_each_case_by_hand(given, response, score, parsed):
     got = strict(make_doc(**given), response, False)
     assert (got.score, got.parsed, got.answered) == (score, parsed, parsed is not None)
@@ -84,30 +88,33 @@ def test_strict_knows_that_a_prefilled_response_starts_inside_the_reasoning():
     assert strict(doc, "<answer>(A)</answer><answer>(B)</answer>", False).notes == "several"
 
 
-@pytest.mark.parametrize(("kind", "given", "response", "score", "parsed"), [
-    ("2D", CHAIR, "B", 1, "B"),
-    ("2D", CHAIR, "(b).", 1, "B"),
-    ("2D", CHAIR, "The answer is (B).", 1, "B"),
-    ("2D", CHAIR, "Answer: B", 1, "B"),
-    ("2D", CHAIR, "The answer is: b", 0, ":"),  # the first keyword wins and leaves the colon
-    ("3D", CHAIR, "The answer is: b", 0, ":"),
-    ("2D", CHAIR, "answer is a. No, the answer is b", 1, "B"),  # the last occurrence
-    ("2D", CHAIR, "chair", 0, "C"),  # c is not among two letters
-    ("2D", CHAIR, "but which?", 1, "B"),  # the first character of any prose
-    ("2D", CHAIR, "", 0, None),
-    ("2D", CHAIR, "<answer>B</answer>", 0, "<"),  # tags are not looked at
-    ("3D", CHAIR, "B:", 1, "B"),
-    ("3D", CHAIR, "(B),", 1, "B"),
-    ("2D", COUNT, "1", 0, "1"),  # the option's text counts in 3D only,
-    ("3D", COUNT, "1", 1, "1"),
-    ("3D", COUNT, "100 of them", 1, "1"),  # where it is compared after the cut to one character
-    ("3D", CHAIR, ".,:", 0, None),  # trailing punctuation goes first, and more of it in 3D
-    ("2D", CHAIR, ".,:", 0, "."),
-    ("2D", SIX, "F", 1, "F"),
-    # An article at the start is option A. In prose behind it, it is not looked at.
-    ("2D", {"choices": ("table", "chair"), "gold": "(A)"}, "a chair", 1, "A"),
-    ("2D", {"choices": ("table", "chair"), "gold": "(A)"}, "The chair is closer than a table", 0, "T"),
-])
+@pytest.mark.parametrize(
+    ("kind", "given", "response", "score", "parsed"),
+    [
+        ("2D", CHAIR, "B", 1, "B"),
+        ("2D", CHAIR, "(b).", 1, "B"),
+        ("2D", CHAIR, "The answer is (B).", 1, "B"),
+        ("2D", CHAIR, "Answer: B", 1, "B"),
+        ("2D", CHAIR, "The answer is: b", 0, ":"),  # the first keyword wins and leaves the colon
+        ("3D", CHAIR, "The answer is: b", 0, ":"),
+        ("2D", CHAIR, "answer is a. No, the answer is b", 1, "B"),  # the last occurrence
+        ("2D", CHAIR, "chair", 0, "C"),  # c is not among two letters
+        ("2D", CHAIR, "but which?", 1, "B"),  # the first character of any prose
+        ("2D", CHAIR, "", 0, None),
+        ("2D", CHAIR, "<answer>B</answer>", 0, "<"),  # tags are not looked at
+        ("3D", CHAIR, "B:", 1, "B"),
+        ("3D", CHAIR, "(B),", 1, "B"),
+        ("2D", COUNT, "1", 0, "1"),  # the option's text counts in 3D only,
+        ("3D", COUNT, "1", 1, "1"),
+        ("3D", COUNT, "100 of them", 1, "1"),  # where it is compared after the cut to one character
+        ("3D", CHAIR, ".,:", 0, None),  # trailing punctuation goes first, and more of it in 3D
+        ("2D", CHAIR, ".,:", 0, "."),
+        ("2D", SIX, "F", 1, "F"),
+        # An article at the start is option A. In prose behind it, it is not looked at.
+        ("2D", {"choices": ("table", "chair"), "gold": "(A)"}, "a chair", 1, "A"),
+        ("2D", {"choices": ("table", "chair"), "gold": "(A)"}, "The chair is closer than a table", 0, "T"),
+    ],
+)
 def test_cambrian_keeps_its_quirks(kind, given, response, score, parsed):
     got = cambrian(make_doc(kind=kind, **given), response, False)
     assert (got.score, got.parsed) == (score, parsed)
@@ -116,7 +123,13 @@ def test_cambrian_keeps_its_quirks(kind, given, response, score, parsed):
 def test_cambrian_counts_as_answered_only_what_could_be_right():
     doc = make_doc(**CHAIR)
     assert [cambrian(doc, text, False).answered for text in ("A", "b", "chair", "", "<answer>B", "100")] == [
-        True, True, False, False, False, False]
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
     assert cambrian(make_doc(kind="3D", **COUNT), "100", False).answered
 
 
@@ -156,8 +169,13 @@ def rows_with(accuracies):
     rows = []
     for source, task, n, right in accuracies:
         for i in range(n):
-            doc = make_doc(("1", "2", "3", "4") if task == "Count" else ("1", "2"), doc_id=len(rows), source=source,
-                           task=task, kind="3D" if source == "Omni3D" else "2D")
+            doc = make_doc(
+                ("1", "2", "3", "4") if task == "Count" else ("1", "2"),
+                doc_id=len(rows),
+                source=source,
+                task=task,
+                kind="3D" if source == "Omni3D" else "2D",
+            )
             text = "(A)" if i < right else "(B)"
             prediction = Prediction(doc_id=len(rows), response=Response(text=text, finish_reason="stop", n_tokens=2))
             rows.append(ScoredRow(doc=doc, prediction=prediction, scores={"strict": strict(doc, text, False)}))
@@ -178,8 +196,9 @@ def test_published_columns_give_the_published_total_as_micro(name, total, column
     sizes = {"Count": 788, "Relation": 650, "Depth": 600, "Distance": 600}
     # The right answers behind a column that was rounded or cut to two places.
     right = {task: round(column / 100 * sizes[task]) for task, column in zip(sizes, columns, strict=True)}
-    rows = rows_with([("Omni3D" if task in ("Depth", "Distance") else "COCO", task, sizes[task], right[task])
-                      for task in sizes])
+    rows = rows_with(
+        [("Omni3D" if task in ("Depth", "Distance") else "COCO", task, sizes[task], right[task]) for task in sizes]
+    )
     results = summarise(TASK, rows, seed=0, draws=200)
     estimates = results.estimates["strict"]
     for task, column in zip(sizes, columns, strict=True):
@@ -192,19 +211,41 @@ def test_published_columns_give_the_published_total_as_micro(name, total, column
 
 
 def test_aggregates_by_hand():
-    rows = rows_with([("ADE20K", "Count", 10, 5), ("ADE20K", "Relation", 10, 10), ("COCO", "Count", 40, 10),
-                      ("Omni3D", "Depth", 30, 15), ("Omni3D", "Distance", 10, 0)])
+    rows = rows_with(
+        [
+            ("ADE20K", "Count", 10, 5),
+            ("ADE20K", "Relation", 10, 10),
+            ("COCO", "Count", 40, 10),
+            ("Omni3D", "Depth", 30, 15),
+            ("Omni3D", "Distance", 10, 0),
+        ]
+    )
     estimates = summarise(TASK, rows, seed=0, draws=50).estimates["strict"]
     by_hand = {
-        "ADE20K": 15 / 20, "COCO": 10 / 40, "Omni3D": 15 / 40, "Count": 15 / 50, "Relation": 1.0, "Depth": 0.5,
-        "Distance": 0.0, "2D": (0.75 + 0.25) / 2, "3D": 0.375, "official": (0.5 + 0.375) / 2, "micro": 40 / 100,
+        "ADE20K": 15 / 20,
+        "COCO": 10 / 40,
+        "Omni3D": 15 / 40,
+        "Count": 15 / 50,
+        "Relation": 1.0,
+        "Depth": 0.5,
+        "Distance": 0.0,
+        "2D": (0.75 + 0.25) / 2,
+        "3D": 0.375,
+        "official": (0.5 + 0.375) / 2,
+        "micro": 40 / 100,
     }
     assert {name: estimate.value for name, estimate in estimates.items()} == pytest.approx(by_hand)
 
 
 def test_chance_is_the_mean_of_one_over_the_options_under_every_aggregate():
-    rows = rows_with([("ADE20K", "Count", 10, 0), ("ADE20K", "Relation", 30, 0), ("COCO", "Relation", 20, 0),
-                      ("Omni3D", "Depth", 40, 0)])
+    rows = rows_with(
+        [
+            ("ADE20K", "Count", 10, 0),
+            ("ADE20K", "Relation", 30, 0),
+            ("COCO", "Relation", 20, 0),
+            ("Omni3D", "Depth", 40, 0),
+        ]
+    )
     results = summarise(TASK, rows, seed=0, draws=10)
     assert results.chance["Count"] == 0.25
     assert results.chance["Depth"] == 0.5
@@ -236,15 +277,26 @@ def test_official_exists_in_every_resample_of_the_smallest_data():
 # --- prompts ---
 
 
-@pytest.mark.parametrize(("name", "text", "system", "tokens"), [
-    ("official", "{p}\nAnswer with the option's letter from the given choices directly.", None, 512),
-    ("cambrian", "{p}\nAnswer with the option's letter from the given choices directly.", None, 512),
-    ("lmms", "Note: You only need to respond with A, B, C, D without providing any additional information.\n\n{p}",
-     "You are a helpful assistant.", 1024),
-    ("visualthinker",
-     "{p}\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags.", None, 1024),
-    ("plain", "{p}", None, 1024),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "system", "tokens"),
+    [
+        ("official", "{p}\nAnswer with the option's letter from the given choices directly.", None, 512),
+        ("cambrian", "{p}\nAnswer with the option's letter from the given choices directly.", None, 512),
+        (
+            "lmms",
+            "Note: You only need to respond with A, B, C, D without providing any additional information.\n\n{p}",
+            "You are a helpful assistant.",
+            1024,
+        ),
+        (
+            "visualthinker",
+            "{p}\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags.",
+            None,
+            1024,
+        ),
+        ("plain", "{p}", None, 1024),
+    ],
+)
 def test_prompts_are_the_published_ones_to_the_letter(name, text, system, tokens):
     doc = make_doc(("3", "2", "1", "0"))
     settings = settings_for(TASK, name)
@@ -261,7 +313,8 @@ def test_the_base_prompt_ends_inside_the_reasoning():
     assert asked(settings, doc) + settings.prefill == (
         "<image>A conversation between User and Assistant. The user asks a question about the image, and the Assistant "
         "solves it. The assistant first thinks about the reasoning process in the mind and then provides the user with "
-        f"the answer.\nUser: {doc.example.prompt} \nAssistant: Let me solve this step by step.\n<think>")
+        f"the answer.\nUser: {doc.example.prompt} \nAssistant: Let me solve this step by step.\n<think>"
+    )
     assert settings.chat == "plain"
 
 
@@ -307,11 +360,13 @@ def by_kind(kind):
 
 
 LAYOUTS = {
-    "test_2d.parquet + test_3d.parquet": lambda at: [write_parquet(at / f"test_{k.lower()}.parquet", by_kind(k))
-                                                     for k in ("3D", "2D")] and at,
+    "test_2d.parquet + test_3d.parquet": lambda at: (
+        [write_parquet(at / f"test_{k.lower()}.parquet", by_kind(k)) for k in ("3D", "2D")] and at
+    ),
     "test.parquet": lambda at: write_parquet(at / "test.parquet", by_kind("2D") + by_kind("3D")).parent,
-    "test_2d.jsonl + test_3d.jsonl": lambda at: [write_jsonl(at / f"test_{k.lower()}.jsonl", by_kind(k))
-                                                 for k in ("3D", "2D")] and at,
+    "test_2d.jsonl + test_3d.jsonl": lambda at: (
+        [write_jsonl(at / f"test_{k.lower()}.jsonl", by_kind(k)) for k in ("3D", "2D")] and at
+    ),
     "test.jsonl": lambda at: write_jsonl(at / "test.jsonl", by_kind("2D") + by_kind("3D")).parent,
     "a parquet file": lambda at: write_parquet(at / "mine.parquet", by_kind("2D") + by_kind("3D")),
     "a jsonl file": lambda at: write_jsonl(at / "mine.jsonl", by_kind("2D") + by_kind("3D")),
@@ -352,21 +407,24 @@ def test_a_missing_column_names_file_and_column(tmp_path, write, column):
         load(write(tmp_path / f"test{suffix}", rows))
 
 
-@pytest.mark.parametrize(("column", "value", "allowed"), [
-    ("answer", "C", r"\(A\), \(B\)"),
-    ("answer", "(E)", r"\(A\), \(B\), \(C\), \(D\)\."),
-    ("answer", None, r"\(A\), \(B\)"),
-    ("type", "2d", "2D, 3D"),
-    ("task", "count", "Count, Relation, Depth, Distance"),
-    ("source", "ADE", "ADE20K, COCO, Omni3D"),
-    ("choices", ["one"], "2 to 26 option texts"),
-    ("choices", "one", "2 to 26 option texts"),
-    ("choices", ["one", ""], "2 to 26 option texts"),
-    ("prompt", " ", "a text"),
-    ("filename", "../secret.png", "a path below"),
-    ("filename", "/etc/passwd", "a path below"),
-    ("filename", None, "an encoded image, or a path below"),
-])
+@pytest.mark.parametrize(
+    ("column", "value", "allowed"),
+    [
+        ("answer", "C", r"\(A\), \(B\)"),
+        ("answer", "(E)", r"\(A\), \(B\), \(C\), \(D\)\."),
+        ("answer", None, r"\(A\), \(B\)"),
+        ("type", "2d", "2D, 3D"),
+        ("task", "count", "Count, Relation, Depth, Distance"),
+        ("source", "ADE", "ADE20K, COCO, Omni3D"),
+        ("choices", ["one"], "2 to 26 option texts"),
+        ("choices", "one", "2 to 26 option texts"),
+        ("choices", ["one", ""], "2 to 26 option texts"),
+        ("prompt", " ", "a text"),
+        ("filename", "../secret.png", "a path below"),
+        ("filename", "/etc/passwd", "a path below"),
+        ("filename", None, "an encoded image, or a path below"),
+    ],
+)
 def test_a_wrong_value_names_file_row_and_column(tmp_path, column, value, allowed):
     file = write_jsonl(tmp_path / "test.jsonl", ROWS)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -383,16 +441,19 @@ def test_half_a_download_is_refused(tmp_path):
     assert len(load(tmp_path / "test_2d.parquet")) == 6  # but the half may be asked for
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("absent", None, "There is no CV-Bench data at"),
-    ("folder/", None, "holds no .parquet and no .jsonl file"),
-    ("test.csv", b"a,b", "neither .parquet nor .jsonl"),
-    ("test.parquet", b"PAR1 torn", "cannot be read"),
-    ("test.jsonl", b"", "has no rows"),
-    ("test.jsonl", b'{"type": "2D"\n', "line 1: the line is not JSON"),
-    ("test.jsonl", b"[1]\n", "line 1: the line is list, not an object"),
-    ("test.jsonl", b"\xff\xfe\x00\n", "line 1: the line is not JSON"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent", None, "There is no CV-Bench data at"),
+        ("folder/", None, "holds no .parquet and no .jsonl file"),
+        ("test.csv", b"a,b", "neither .parquet nor .jsonl"),
+        ("test.parquet", b"PAR1 torn", "cannot be read"),
+        ("test.jsonl", b"", "has no rows"),
+        ("test.jsonl", b'{"type": "2D"\n', "line 1: the line is not JSON"),
+        ("test.jsonl", b"[1]\n", "line 1: the line is list, not an object"),
+        ("test.jsonl", b"\xff\xfe\x00\n", "line 1: the line is not JSON"),
+    ],
+)
 def test_unreadable_data_is_one_clear_message(tmp_path, name, content, message):
     path = tmp_path / name
     if name.endswith("/"):

@@ -36,8 +36,14 @@ def write(file: Path, rows) -> Path:
 
 
 def run(*arguments, cwd=None, code=0):
-    done = subprocess.run([sys.executable, "-W", "error", "-m", "gpg_vl.eval", *map(str, arguments)],
-                          capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "gpg_vl.eval", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=cwd,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -54,11 +60,14 @@ def test_a_file_is_scored_end_to_end(data, tmp_path):
     tree = json.loads((out / "results.json").read_text(encoding="utf-8"))
     numbers = tree["results"]["cvbench"]
     assert numbers["acc_micro,strict"] == numbers["acc_micro,cambrian"] == 18 / 24
-    right = {source: [i < 18 for i, row in enumerate(ROWS) if row["source"] == source]
-             for source in ("ADE20K", "COCO", "Omni3D")}
+    right = {
+        source: [i < 18 for i, row in enumerate(ROWS) if row["source"] == source]
+        for source in ("ADE20K", "COCO", "Omni3D")
+    }
     by_hand = {source: sum(marks) / len(marks) for source, marks in right.items()}
     assert numbers["acc_official,strict"] == pytest.approx(
-        ((by_hand["ADE20K"] + by_hand["COCO"]) / 2 + by_hand["Omni3D"]) / 2)
+        ((by_hand["ADE20K"] + by_hand["COCO"]) / 2 + by_hand["Omni3D"]) / 2
+    )
     assert 0 < numbers["acc_official_stderr,strict"] < 0.2
     low, high = numbers["acc_micro_ci95,strict"]
     assert low < 0.75 < high
@@ -70,17 +79,38 @@ def test_a_file_is_scored_end_to_end(data, tmp_path):
     assert list(tree["config"]["data"]) == [str(data / "test.parquet")]
     samples = [json.loads(line) for line in (out / "samples_cvbench.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [sample["doc_id"] for sample in samples] == list(range(N))
-    assert samples[20]["scores"]["strict"] == {"parsed": samples[20]["response"][1], "answered": True, "score": 0.0,
-                                               "notes": ""}
+    assert samples[20]["scores"]["strict"] == {
+        "parsed": samples[20]["response"][1],
+        "answered": True,
+        "score": 0.0,
+        "notes": "",
+    }
     assert samples[0]["doc"]["question"] == ROWS[0]["question"]
     assert sorted(path.name for path in out.iterdir()) == ["results.json", "samples_cvbench.jsonl"]
 
 
 def test_the_table_names_every_aggregate_and_its_interval(data, tmp_path):
     done = run("cvbench", "--predictions", write(tmp_path / "p.jsonl", responses(24)), "--data", data)
-    for name in ("official", "micro", "2D", "3D", "Count", "Relation", "Depth", "Distance", "ADE20K", "COCO", "Omni3D",
-                 "strict", "chance", "answered", "errors 0", "truncated not recorded", "prompt: not given",
-                 "1000 resamples"):
+    for name in (
+        "official",
+        "micro",
+        "2D",
+        "3D",
+        "Count",
+        "Relation",
+        "Depth",
+        "Distance",
+        "ADE20K",
+        "COCO",
+        "Omni3D",
+        "strict",
+        "chance",
+        "answered",
+        "errors 0",
+        "truncated not recorded",
+        "prompt: not given",
+        "1000 resamples",
+    ):
         assert name in done.stdout
     assert "100.00 ± 0.00 [100.00, 100.00]" in done.stdout
     assert "the data has 24 rows, the published benchmark 2638" in done.stdout
@@ -88,9 +118,11 @@ def test_the_table_names_every_aggregate_and_its_interval(data, tmp_path):
 
 def test_scoring_a_file_imports_no_torch(data, tmp_path):
     file = write(tmp_path / "p.jsonl", responses(24))
-    code = ("import sys; from gpg_vl.eval.__main__ import main; "
-            f"code = main(['cvbench', '--predictions', {str(file)!r}, '--data', {str(data)!r}]); "
-            "sys.exit(code or ('torch' in sys.modules) * 9)")
+    code = (
+        "import sys; from gpg_vl.eval.__main__ import main; "
+        f"code = main(['cvbench', '--predictions', {str(file)!r}, '--data', {str(data)!r}]); "
+        "sys.exit(code or ('torch' in sys.modules) * 9)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -99,8 +131,22 @@ def test_the_same_seed_gives_the_same_results_and_another_one_another_interval(d
     file = write(tmp_path / "p.jsonl", responses(11))
     numbers = []
     for seed in (1, 1, 2):
-        assert main(["cvbench", "--predictions", str(file), "--data", str(data), "--seed", str(seed), "--output",
-                     str(tmp_path / "out")]) == 0
+        assert (
+            main(
+                [
+                    "cvbench",
+                    "--predictions",
+                    str(file),
+                    "--data",
+                    str(data),
+                    "--seed",
+                    str(seed),
+                    "--output",
+                    str(tmp_path / "out"),
+                ]
+            )
+            == 0
+        )
         numbers.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"]["cvbench"])
     assert numbers[0] == numbers[1]
     assert numbers[0]["acc_micro,strict"] == numbers[2]["acc_micro,strict"]
@@ -159,8 +205,14 @@ def test_truncation_is_a_share_of_the_rows_that_record_how_they_ended(data, tmp_
 
 def test_the_list_shows_what_there_is_to_choose_from():
     done = run("--list")
-    for name in ("cvbench: CV-Bench", "official (default)", "visualthinker_base", "strict (default)", "cambrian",
-                 "2638 rows"):
+    for name in (
+        "cvbench: CV-Bench",
+        "official (default)",
+        "visualthinker_base",
+        "strict (default)",
+        "cambrian",
+        "2638 rows",
+    ):
         assert name in done.stdout
     assert run("cvbench", "--list").stdout == done.stdout
 
@@ -174,7 +226,9 @@ def test_help_shows_examples_and_exit_codes():
 def test_a_task_of_ones_own_is_named_by_its_file(data, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import replace\nfrom gpg_vl.eval.tasks.cvbench import cvbench\n"
-        "def small():\n    return replace(cvbench(), name='small', published_size=24)\n", encoding="utf-8")
+        "def small():\n    return replace(cvbench(), name='small', published_size=24)\n",
+        encoding="utf-8",
+    )
     file = write(tmp_path / "p.jsonl", responses(24))
     done = run("mine.py:small", "--predictions", file, "--data", data, cwd=tmp_path)
     assert done.stdout.startswith("small   ")
@@ -190,32 +244,37 @@ def test_flags_without_an_effect_are_named(data, tmp_path):
     assert done.stderr == "note: --batch-size has no effect with --predictions, where nothing is generated.\n"
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([], "No benchmark was named. Known: cvbench"),
-    (["cvbech", "--predictions", "P", "--data", "D"], "no eval task called 'cvbech'. Did you mean 'cvbench'?"),
-    (["cvbench", "--data", "D"], "Name a checkpoint with --model DIR, or a file of responses"),
-    (["cvbench", "--predictions", "P"], "Name the benchmark's file or folder with --data PATH"),
-    (["cvbench", "--predictions", "P", "--model", "M", "--data", "D"], "not allowed with argument --predictions"),
-    (["cvbench", "--predictions", "P", "--data", "D", "--scorer", "strct"], "Did you mean 'strict'?"),
-    (["cvbench", "--predictions", "P", "--data", "D", "--scorer", ""], "no scorer called ''"),
-    (["cvbench", "--predictions", "P", "--data", "D", "--prompt", "lms"], "Did you mean 'lmms'?"),
-    (["cvbench", "--predictions", "P", "--data", "D", "--limit", "few"], "'few' is no number; give rows (200) or"),
-    (["cvbench", "--predictions", "P", "--data", "D", "--limit", "0"], "The limit is 0. Allowed is"),
-    (["cvbench", "--predictions", "P", "--data", "D", "--max-new-tokens", "0"], "max_new_tokens is 0"),
-    (["cvbench", "--predictions", "P", "--data", "absent"], "There is no CV-Bench data at absent"),
-    (["cvbench", "--predictions", "absent", "--data", "D"], "The predictions file absent cannot be read"),
-    (["cvbench", "--predictions", "P", "--data", "D", "--compare", "absent"], "The predictions file absent cannot"),
-    (["cvbench", "--model", "absent", "--data", "D"], "There is no checkpoint folder absent"),
-    (["cvbench", "--predictions", "SHORT", "--data", "D"], "no response for 4 of 24 docs (doc_id 20, 21, 22, 23)"),
-    (["cvbench", "--predictions", "P", "--data", "D", "--compare", "SHORT"], "no response for 4 of 24 docs"),
-    (["cvbench", "--predictions", "BROKEN", "--data", "D"], "line 2: the line is not a JSON object"),
-    (["cvbench", "--predictions", "DOUBLE", "--data", "D"], "line 25: doc_id 0 was answered in line 1 already"),
-    (["cvbench", "--predictions", "MORE", "--data", "D"], "line 25: there is no doc_id 24 in the data"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "No benchmark was named. Known: cvbench"),
+        (["cvbech", "--predictions", "P", "--data", "D"], "no eval task called 'cvbech'. Did you mean 'cvbench'?"),
+        (["cvbench", "--data", "D"], "Name a checkpoint with --model DIR, or a file of responses"),
+        (["cvbench", "--predictions", "P"], "Name the benchmark's file or folder with --data PATH"),
+        (["cvbench", "--predictions", "P", "--model", "M", "--data", "D"], "not allowed with argument --predictions"),
+        (["cvbench", "--predictions", "P", "--data", "D", "--scorer", "strct"], "Did you mean 'strict'?"),
+        (["cvbench", "--predictions", "P", "--data", "D", "--scorer", ""], "no scorer called ''"),
+        (["cvbench", "--predictions", "P", "--data", "D", "--prompt", "lms"], "Did you mean 'lmms'?"),
+        (["cvbench", "--predictions", "P", "--data", "D", "--limit", "few"], "'few' is no number; give rows (200) or"),
+        (["cvbench", "--predictions", "P", "--data", "D", "--limit", "0"], "The limit is 0. Allowed is"),
+        (["cvbench", "--predictions", "P", "--data", "D", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["cvbench", "--predictions", "P", "--data", "absent"], "There is no CV-Bench data at absent"),
+        (["cvbench", "--predictions", "absent", "--data", "D"], "The predictions file absent cannot be read"),
+        (["cvbench", "--predictions", "P", "--data", "D", "--compare", "absent"], "The predictions file absent cannot"),
+        (["cvbench", "--model", "absent", "--data", "D"], "There is no checkpoint folder absent"),
+        (["cvbench", "--predictions", "SHORT", "--data", "D"], "no response for 4 of 24 docs (doc_id 20, 21, 22, 23)"),
+        (["cvbench", "--predictions", "P", "--data", "D", "--compare", "SHORT"], "no response for 4 of 24 docs"),
+        (["cvbench", "--predictions", "BROKEN", "--data", "D"], "line 2: the line is not a JSON object"),
+        (["cvbench", "--predictions", "DOUBLE", "--data", "D"], "line 25: doc_id 0 was answered in line 1 already"),
+        (["cvbench", "--predictions", "MORE", "--data", "D"], "line 25: there is no doc_id 24 in the data"),
+    ],
+)
 def test_a_mistake_is_one_message_and_exit_code_2(data, tmp_path, arguments, message):
     whole = list(responses(24))
     files = {
-        "D": data, "M": tmp_path, "P": write(tmp_path / "p.jsonl", whole),
+        "D": data,
+        "M": tmp_path,
+        "P": write(tmp_path / "p.jsonl", whole),
         "SHORT": write(tmp_path / "short.jsonl", whole[:20]),
         "DOUBLE": write(tmp_path / "double.jsonl", whole + whole[:1]),
         "MORE": write(tmp_path / "more.jsonl", [*whole, {"doc_id": 24, "response": "x"}]),

@@ -18,8 +18,14 @@ from gpg_vl.types import Example
 
 TASK = cvbench()
 SETTINGS = settings_for(TASK, "official", batch_size=2)
-PLACES = [("ADE20K", "Count"), ("ADE20K", "Relation"), ("COCO", "Count"), ("COCO", "Relation"), ("Omni3D", "Depth"),
-          ("Omni3D", "Distance")]
+PLACES = [
+    ("ADE20K", "Count"),
+    ("ADE20K", "Relation"),
+    ("COCO", "Count"),
+    ("COCO", "Relation"),
+    ("Omni3D", "Depth"),
+    ("Omni3D", "Distance"),
+]
 
 
 def make_docs(n, places=PLACES):
@@ -27,8 +33,15 @@ def make_docs(n, places=PLACES):
     for i in range(n):
         source, task = places[i % len(places)]
         columns = {"type": "3D" if source == "Omni3D" else "2D", "task": task, "source": source}
-        example = Example(id=str(i), images=(f"picture {i}".encode(),), prompt=f"Question {i}?",
-                          answer="(A)" if i % 2 else "(B)", choices=("left", "right"), task=task, meta=columns)
+        example = Example(
+            id=str(i),
+            images=(f"picture {i}".encode(),),
+            prompt=f"Question {i}?",
+            answer="(A)" if i % 2 else "(B)",
+            choices=("left", "right"),
+            task=task,
+            meta=columns,
+        )
         docs.append(Doc(doc_id=i, example=example, gold=example.answer, columns=columns))
     return docs
 
@@ -155,14 +168,17 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
     assert third.asked == []
 
 
-@pytest.mark.parametrize("change", [
-    {"settings": settings_for(TASK, "plain", batch_size=2)},
-    {"settings": replace(SETTINGS, max_new_tokens=9)},
-    {"settings": replace(SETTINGS, prefill="<think>")},
-    {"settings": replace(SETTINGS, system="Be brief.")},
-    {"settings": replace(SETTINGS, max_pixels=100_000)},
-    {"sha": "other weights"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": settings_for(TASK, "plain", batch_size=2)},
+        {"settings": replace(SETTINGS, max_new_tokens=9)},
+        {"settings": replace(SETTINGS, prefill="<think>")},
+        {"settings": replace(SETTINGS, system="Be brief.")},
+        {"settings": replace(SETTINGS, max_pixels=100_000)},
+        {"sha": "other weights"},
+    ],
+)
 def test_a_change_that_could_change_an_answer_asks_again(tmp_path, change):
     docs, log = make_docs(4), tmp_path / "predictions.jsonl"
     run(docs, log, Model())
@@ -208,8 +224,9 @@ def test_the_gold_answers_are_proved_before_a_model_is_made(tmp_path):
     doc = make_docs(1)[0]
     doc = replace(doc, example=replace(doc.example, choices=("right", "answer: left")))
     with pytest.raises(UserError, match="does not accept the right answer"):
-        evaluate(TASK, [doc], lambda: pytest.fail("a model was made"), SETTINGS, {}, log=tmp_path / "p.jsonl",
-                 model_sha="x")
+        evaluate(
+            TASK, [doc], lambda: pytest.fail("a model was made"), SETTINGS, {}, log=tmp_path / "p.jsonl", model_sha="x"
+        )
 
 
 # --- digests ---
@@ -224,9 +241,12 @@ def test_the_seed_counts_only_where_something_is_drawn():
 
 def test_the_prompt_digest_covers_text_and_pictures():
     example = render(SETTINGS, make_docs(1)[0])
-    digests = {prompt_sha(SETTINGS, example, ["a"]), prompt_sha(SETTINGS, example, ["b"]),
-               prompt_sha(replace(SETTINGS, chat="plain"), example, ["a"]),
-               prompt_sha(SETTINGS, render(SETTINGS, make_docs(2)[1]), ["a"])}
+    digests = {
+        prompt_sha(SETTINGS, example, ["a"]),
+        prompt_sha(SETTINGS, example, ["b"]),
+        prompt_sha(replace(SETTINGS, chat="plain"), example, ["a"]),
+        prompt_sha(SETTINGS, render(SETTINGS, make_docs(2)[1]), ["a"]),
+    }
     assert len(digests) == 4
 
 
@@ -238,19 +258,22 @@ def test_new_weights_under_an_old_name_are_noticed(tmp_path):
     digests = {before}
     for part in range(4):  # training changes every weight; a quarter of them is enough, wherever it stands
         changed = bytearray(20 << 20)
-        changed[part * (5 << 20):(part + 1) * (5 << 20)] = b"\x01" * (5 << 20)
+        changed[part * (5 << 20) : (part + 1) * (5 << 20)] = b"\x01" * (5 << 20)
         weights.write_bytes(changed)
         digests.add(model_sha(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert len(digests | {model_sha(tmp_path)}) == 6
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
-    ({"batch_size": -1}, "batch_size is -1; it must be at least 1"),
-    ({"temperature": -0.5}, "temperature is -0.5; it must be at least 0"),
-    ({"min_pixels": 500_000}, "min_pixels is 500000, above max_pixels, 401408"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+        ({"batch_size": -1}, "batch_size is -1; it must be at least 1"),
+        ({"temperature": -0.5}, "temperature is -0.5; it must be at least 0"),
+        ({"min_pixels": 500_000}, "min_pixels is 500000, above max_pixels, 401408"),
+    ],
+)
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         settings_for(TASK, "official", **changes)

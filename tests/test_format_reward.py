@@ -12,23 +12,38 @@ from gpg_vl.types import Completion, Example
 LEGACY = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 EXAMPLE = Example(id="7", prompt="Which?", answer="B")
 
-RIGHT = ["<think>x</think><answer>B</answer>", "<think>\n\n</think>\n<answer>B</answer>",
-         "<think></think><answer>B</answer>", " \n<think>x</think>\n\n <answer>\n(1,2),(3,4)\n</answer>\n",
-         "<think>a < b > c</think><answer><b>B</b></answer>", "<think>so it is </answered></think><answer>B</answer>"]
+RIGHT = [
+    "<think>x</think><answer>B</answer>",
+    "<think>\n\n</think>\n<answer>B</answer>",
+    "<think></think><answer>B</answer>",
+    " \n<think>x</think>\n\n <answer>\n(1,2),(3,4)\n</answer>\n",
+    "<think>a < b > c</think><answer><b>B</b></answer>",
+    "<think>so it is </answered></think><answer>B</answer>",
+]
 WRONG = {
-    "": False, "B": False, "<answer>B</answer>": False, "<think>x</think>": False, "<think>x</think>B": False,
+    "": False,
+    "B": False,
+    "<answer>B</answer>": False,
+    "<think>x</think>": False,
+    "<think>x</think>B": False,
     "<think>x</think>so<answer>B</answer>": False,
-    "<think>x<answer>B</answer></think>": False, "<answer>B</answer><think>x</think>": False,
-    "<think>x</think><answer>B": False, "<think>x</think><answer>B</answer> it is": False,
-    "So: <think>x</think><answer>B</answer>": False, "<THINK>x</THINK><answer>B</answer>": False,
-    "<think>x</think></answer>B<answer>": False, "</think>x<think><answer>B</answer>": False,
+    "<think>x<answer>B</answer></think>": False,
+    "<answer>B</answer><think>x</think>": False,
+    "<think>x</think><answer>B": False,
+    "<think>x</think><answer>B</answer> it is": False,
+    "So: <think>x</think><answer>B</answer>": False,
+    "<THINK>x</THINK><answer>B</answer>": False,
+    "<think>x</think></answer>B<answer>": False,
+    "</think>x<think><answer>B</answer>": False,
     # what the legacy pattern rewards as well
-    "<think>x</think><answer></answer>": True, "<think>x</think><answer> \n</answer>": True,
+    "<think>x</think><answer></answer>": True,
+    "<think>x</think><answer> \n</answer>": True,
     "<think>x</think><answer>A</answer><answer>B</answer>": True,
     "<think>x</think>hm<think>y</think><answer>B</answer>": True,
     "<think>x</think><think>y</think><answer>B</answer>": True,
     "<think>x<think>y</think></think><answer>B</answer>": True,
-    "<think><think>x</think><answer>B</answer>": True, "<think>x</think><answer><answer>B</answer></answer>": True,
+    "<think><think>x</think><answer>B</answer>": True,
+    "<think>x</think><answer><answer>B</answer></answer>": True,
     "<think>x</think><answer>A</answer> or <answer>B</answer>": True,
     "<think>x<answer>A</answer></think><answer>B</answer>": True,
     "<think>x</think><answer>B<think>y</think></answer>": True,
@@ -57,8 +72,9 @@ def test_a_prefilled_think_is_part_of_the_response():
     assert score("<think>x</think><answer>B</answer>", prefill="<think>") == 0.0
 
 
-pieces = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "x", " ", "\n", ""]),
-                  max_size=9).map("".join)
+pieces = st.lists(
+    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "x", " ", "\n", ""]), max_size=9
+).map("".join)
 
 
 @given(pieces | st.text())

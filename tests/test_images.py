@@ -65,21 +65,37 @@ def with_palette(transparent: bool) -> bytes:
     return encoded(image, transparency=0) if transparent else encoded(image)
 
 
-@pytest.mark.parametrize("data, pixels", [
-    (with_palette(False), [RED, BLUE]),
-    (with_palette(True), [WHITE, BLUE]),
-    (encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 0))), [WHITE]),
-    (encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 255))), [RED]),
-    (encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128))), [(127, 127, 127)]),
-    (encoded(Image.new("LA", (1, 1), (0, 0))), [WHITE]),
-    (encoded(Image.new("RGB", (1, 1), RED), transparency=RED), [WHITE]),
-    (encoded(Image.new("L", (1, 1), 77)), [(77,) * 3]),
-    (encoded(Image.new("1", (1, 1), 1)), [WHITE]),
-    (encoded(sixteen_bit()), [(v,) * 3 for v in (0, 0, 1, 255)]),
-    (encoded(sixteen_bit(), "TIFF"), [(v,) * 3 for v in (0, 0, 1, 255)]),
-    (encoded(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"), [RED]),
-], ids=["palette", "palette-alpha", "clear", "opaque", "half", "grey-clear", "colour-key", "grey", "bits", "16",
-        "16-tiff", "cmyk"])
+@pytest.mark.parametrize(
+    "data, pixels",
+    [
+        (with_palette(False), [RED, BLUE]),
+        (with_palette(True), [WHITE, BLUE]),
+        (encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 0))), [WHITE]),
+        (encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 255))), [RED]),
+        (encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128))), [(127, 127, 127)]),
+        (encoded(Image.new("LA", (1, 1), (0, 0))), [WHITE]),
+        (encoded(Image.new("RGB", (1, 1), RED), transparency=RED), [WHITE]),
+        (encoded(Image.new("L", (1, 1), 77)), [(77,) * 3]),
+        (encoded(Image.new("1", (1, 1), 1)), [WHITE]),
+        (encoded(sixteen_bit()), [(v,) * 3 for v in (0, 0, 1, 255)]),
+        (encoded(sixteen_bit(), "TIFF"), [(v,) * 3 for v in (0, 0, 1, 255)]),
+        (encoded(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"), [RED]),
+    ],
+    ids=[
+        "palette",
+        "palette-alpha",
+        "clear",
+        "opaque",
+        "half",
+        "grey-clear",
+        "colour-key",
+        "grey",
+        "bits",
+        "16",
+        "16-tiff",
+        "cmyk",
+    ],
+)
 def test_every_mode_becomes_rgb_with_transparency_over_white(data: bytes, pixels: list[tuple[int, ...]]) -> None:
     image = load(data)
     assert image.mode == "RGB"
@@ -124,7 +140,7 @@ def test_paths_below_the_root_are_read_relative_absolute_or_linked(tmp_path: Pat
 
 def broken_jpeg() -> bytes:
     data = encoded(gradient(200, 200), "JPEG")
-    return data[:len(data) // 2]
+    return data[: len(data) // 2]
 
 
 def float_tiff() -> bytes:
@@ -139,7 +155,7 @@ CASES = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "of another format", "convert it to PNG"),
     "no pixels": (bare_png(0, 3), "has no pixels", "remove the row"),
     "truncated jpeg": (broken_jpeg(), "is damaged or incomplete: image file is truncated", "A JPEG file that decodes"),
-    "truncated png": (PNG[:len(PNG) - 40], "is damaged or incomplete", "remove the row"),
+    "truncated png": (PNG[: len(PNG) - 40], "is damaged or incomplete", "remove the row"),
     "header only": (PNG[:33], "no picture that can be read: it is damaged", "Fetch it again"),
     "bytes flipped": (PNG[:60] + bytes(255 - b for b in PNG[60:80]) + PNG[80:], "is damaged or incomplete", "again"),
     "float": (float_tiff(), "32-bit pixels (mode F)", "8 bits per channel"),
@@ -190,23 +206,26 @@ def outside(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("path, said, remedy", [
-    ("../secret.png", "climbs out of a folder with '..'", "without '..'"),
-    ("img/../../secret.png", "climbs out of a folder with '..'", "without '..'"),
-    ("{tmp}/secret.png", "outside the image root", "Copy the file below the root"),
-    ("{tmp}/root-twin/a.png", "outside the image root", "set the image root"),
-    ("/etc/passwd", "outside the image root", "Copy the file below the root"),
-    ("link.png", "outside the image root", "after links are followed"),
-    ("up/secret.png", "outside the image root", "after links are followed"),
-    ("img/none.png", "does not exist", "correct the path or the image root"),
-    ("gone.png", "does not exist", "Restore the file"),
-    ("loop.png", "", "orrect the path"),
-    ("img", "is not a regular file", "remove the row"),
-    ("", "is not a regular file", "remove the row"),
-    ("pipe.png", "is not a regular file", "remove the row"),
-    ("a\0b.png", "", "orrect the path"),
-    ("x" * 5000, "x...x", "orrect the path"),
-])
+@pytest.mark.parametrize(
+    "path, said, remedy",
+    [
+        ("../secret.png", "climbs out of a folder with '..'", "without '..'"),
+        ("img/../../secret.png", "climbs out of a folder with '..'", "without '..'"),
+        ("{tmp}/secret.png", "outside the image root", "Copy the file below the root"),
+        ("{tmp}/root-twin/a.png", "outside the image root", "set the image root"),
+        ("/etc/passwd", "outside the image root", "Copy the file below the root"),
+        ("link.png", "outside the image root", "after links are followed"),
+        ("up/secret.png", "outside the image root", "after links are followed"),
+        ("img/none.png", "does not exist", "correct the path or the image root"),
+        ("gone.png", "does not exist", "Restore the file"),
+        ("loop.png", "", "orrect the path"),
+        ("img", "is not a regular file", "remove the row"),
+        ("", "is not a regular file", "remove the row"),
+        ("pipe.png", "is not a regular file", "remove the row"),
+        ("a\0b.png", "", "orrect the path"),
+        ("x" * 5000, "x...x", "orrect the path"),
+    ],
+)
 def test_a_path_stays_below_the_root(path: str, said: str, remedy: str, tmp_path: Path) -> None:
     root = outside(tmp_path)
     for use in (load, lambda image, root: image_digest(image, root=root)):
@@ -246,7 +265,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     data = bytearray(draw(st.sampled_from(SEEDS)))
     for place, value in draw(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6)):
         data[place % len(data)] = value
-    return bytes(data[:draw(st.integers(0, len(data)) | st.just(len(data)))])
+    return bytes(data[: draw(st.integers(0, len(data)) | st.just(len(data)))])
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of bad metadata in pictures that are otherwise whole

@@ -25,8 +25,11 @@ gpg_loss = jaxtyped(typechecker=beartype)(module.gpg_loss)
 
 AGGREGATIONS: tuple[Aggregation, ...] = ("token", "sequence", "constant", "group")
 EXACT: tuple[tuple[Aggregation, Age], ...] = (
-    ("sequence", "inverse_valid_fraction"), ("constant", "inverse_valid_fraction"), ("group", "inverse_valid_fraction"),
-    ("token", "token"))
+    ("sequence", "inverse_valid_fraction"),
+    ("constant", "inverse_valid_fraction"),
+    ("group", "inverse_valid_fraction"),
+    ("token", "token"),
+)
 """Where the corrected mean is the mean over valid groups alone."""
 LIMIT = 8
 
@@ -40,8 +43,9 @@ class Step(NamedTuple):
     mask_PG_T: Tensor
 
 
-def make_step(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]],
-              logps: Sequence[float] | None = None) -> Step:
+def make_step(
+    rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], logps: Sequence[float] | None = None
+) -> Step:
     """A step with one log-prob per completion, or with different ones everywhere. Under the mask stands nonsense."""
     lengths_PG = [n for row in lengths for n in row]
     mask = torch.arange(max(1, *lengths_PG))[None] < torch.tensor(lengths_PG)[:, None]
@@ -55,17 +59,27 @@ def make_step(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int
 def counts(step: Step) -> StepCounts:
     valid = [len(set(row)) > 1 for row in step.rewards_P_G.tolist()]
     tokens = step.lengths_P_G.sum(dim=1).tolist()
-    return StepCounts(groups=len(valid), valid_groups=sum(valid), completions=step.rewards_P_G.numel(),
-                      tokens=sum(tokens),
-                      valid_tokens=sum(t for t, ok in zip(tokens, valid, strict=True) if ok))
+    return StepCounts(
+        groups=len(valid),
+        valid_groups=sum(valid),
+        completions=step.rewards_P_G.numel(),
+        tokens=sum(tokens),
+        valid_tokens=sum(t for t, ok in zip(tokens, valid, strict=True) if ok),
+    )
 
 
-def run(step: Step, aggregation: Aggregation, age: Age, *, f_norm: FNorm = "one",
-        limit: int = LIMIT) -> tuple[LossOutput, Tensor]:
+def run(
+    step: Step, aggregation: Aggregation, age: Age, *, f_norm: FNorm = "one", limit: int = LIMIT
+) -> tuple[LossOutput, Tensor]:
     """(loss, its gradient with respect to every log-prob)."""
     total = counts(step)
-    c_P_G = coefficients(advantages(step.rewards_P_G, f_norm=f_norm), step.lengths_P_G, aggregation=aggregation,
-                         age=age_factor(total, age), denominator=denominator(total, aggregation, max_new_tokens=limit))
+    c_P_G = coefficients(
+        advantages(step.rewards_P_G, f_norm=f_norm),
+        step.lengths_P_G,
+        aggregation=aggregation,
+        age=age_factor(total, age),
+        denominator=denominator(total, aggregation, max_new_tokens=limit),
+    )
     output = gpg_loss(step.logp_PG_T, c_P_G.flatten(), step.mask_PG_T)
     (gradient,) = torch.autograd.grad(output.loss, step.logp_PG_T)
     return output, gradient
@@ -84,14 +98,24 @@ def varied() -> Step:
 # ---- the table
 
 
-@pytest.mark.parametrize("aggregation,age,expected", [
-    ("token", "off", -0.3), ("token", "inverse_valid_fraction", -0.6), ("token", "token", -0.5),
-    ("token", "valid_fraction", -0.15),
-    ("sequence", "off", -0.125), ("sequence", "inverse_valid_fraction", -0.25), ("sequence", "valid_fraction", -0.0625),
-    ("constant", "off", -0.09375), ("constant", "inverse_valid_fraction", -0.1875),
-    ("constant", "valid_fraction", -0.046875),
-    ("group", "off", -0.25), ("group", "inverse_valid_fraction", -0.5), ("group", "valid_fraction", -0.125),
-])
+@pytest.mark.parametrize(
+    "aggregation,age,expected",
+    [
+        ("token", "off", -0.3),
+        ("token", "inverse_valid_fraction", -0.6),
+        ("token", "token", -0.5),
+        ("token", "valid_fraction", -0.15),
+        ("sequence", "off", -0.125),
+        ("sequence", "inverse_valid_fraction", -0.25),
+        ("sequence", "valid_fraction", -0.0625),
+        ("constant", "off", -0.09375),
+        ("constant", "inverse_valid_fraction", -0.1875),
+        ("constant", "valid_fraction", -0.046875),
+        ("group", "off", -0.25),
+        ("group", "inverse_valid_fraction", -0.5),
+        ("group", "valid_fraction", -0.125),
+    ],
+)
 def test_the_value_of_the_loss(aggregation: Aggregation, age: Age, expected: float) -> None:
     """Token, off, by hand: A = 0.5, -0.5; -(0.5 * 2 * -1 + -0.5 * 4 * -2) / 10 = -(-1 + 4) / 10."""
     output, _ = run(example(), aggregation, age)
@@ -100,8 +124,9 @@ def test_the_value_of_the_loss(aggregation: Aggregation, age: Age, expected: flo
     assert not output.logp_sum.requires_grad
 
 
-@pytest.mark.parametrize("age,expected", [("off", -0.05), ("inverse_valid_fraction", -0.1), ("token", -1 / 12),
-                                          ("valid_fraction", -0.025)])
+@pytest.mark.parametrize(
+    "age,expected", [("off", -0.05), ("inverse_valid_fraction", -0.1), ("token", -1 / 12), ("valid_fraction", -0.025)]
+)
 def test_the_gradient_of_each_token(age: Age, expected: float) -> None:
     """Minus for the better completion (descent raises its log-prob), plus for the worse, 0 without signal or mask."""
     _, gradient = run(example(), "token", age)
@@ -109,8 +134,10 @@ def test_the_gradient_of_each_token(age: Age, expected: float) -> None:
     assert torch.allclose(gradient, torch.tensor(rows, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("aggregation,first,second", [
-    ("sequence", -0.5 / 2 / 4, 0.5 / 4 / 4), ("constant", -0.5 / 32, 0.5 / 32), ("group", -0.5 / 6 / 2, 0.5 / 6 / 2)])
+@pytest.mark.parametrize(
+    "aggregation,first,second",
+    [("sequence", -0.5 / 2 / 4, 0.5 / 4 / 4), ("constant", -0.5 / 32, 0.5 / 32), ("group", -0.5 / 6 / 2, 0.5 / 6 / 2)],
+)
 def test_the_weight_of_a_token_in_each_mean(aggregation: Aggregation, first: float, second: float) -> None:
     """1/(|o_i| N), 1/(N L_max) and 1/(K_g P), with N = 4, L_max = 8, K_1 = 6, P = 2."""
     _, gradient = run(example(), aggregation, "off")
@@ -132,8 +159,9 @@ def test_on_a_vocabulary_of_two_the_gradient_is_the_analytic_one() -> None:
     """
     logits = torch.tensor([0.3, -1.1], dtype=torch.float64, requires_grad=True)
     logp_PG_T = torch.log_softmax(logits, dim=0)[:, None]
-    c_P_G = coefficients(torch.tensor([[0.5, -0.5]]), torch.tensor([[1, 1]]), aggregation="token", age=1.0,
-                         denominator=2.0)
+    c_P_G = coefficients(
+        torch.tensor([[0.5, -0.5]]), torch.tensor([[1, 1]]), aggregation="token", age=1.0, denominator=2.0
+    )
     gpg_loss(logp_PG_T, c_P_G.flatten(), torch.ones(2, 1, dtype=torch.bool)).loss.backward()
     assert logits.grad is not None
     assert logits.grad.tolist() == pytest.approx([-0.25, 0.25], rel=1e-12)
@@ -213,8 +241,12 @@ def test_order_of_members_and_groups_does_not_matter(aggregation: Aggregation) -
     output, gradient = run(step, aggregation, "inverse_valid_fraction")
     order = torch.tensor([[7, 6, 8], [3, 4, 5], [11, 10, 9], [0, 2, 1]])  # of PG: groups 2, 1, 3, 0, members turned
     flat = order.flatten()
-    turned = Step(step.rewards_P_G.flatten()[order], step.lengths_P_G.flatten()[order],
-                  step.logp_PG_T.detach()[flat].requires_grad_(), step.mask_PG_T[flat])
+    turned = Step(
+        step.rewards_P_G.flatten()[order],
+        step.lengths_P_G.flatten()[order],
+        step.logp_PG_T.detach()[flat].requires_grad_(),
+        step.mask_PG_T[flat],
+    )
     again, changed = run(turned, aggregation, "inverse_valid_fraction")
     assert again.loss.item() == pytest.approx(output.loss.item(), rel=1e-12)
     assert torch.allclose(changed, gradient[flat], rtol=1e-12, atol=0)
@@ -234,9 +266,15 @@ def test_wrong_shapes_are_refused_under_test() -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.integers(2, 5).flatmap(lambda g: st.lists(
-    st.lists(st.tuples(st.sampled_from([0.0, 0.2, 1.0, 1.2]), st.integers(1, 6)), min_size=g, max_size=g),
-    min_size=1, max_size=4)))
+@given(
+    st.integers(2, 5).flatmap(
+        lambda g: st.lists(
+            st.lists(st.tuples(st.sampled_from([0.0, 0.2, 1.0, 1.2]), st.integers(1, 6)), min_size=g, max_size=g),
+            min_size=1,
+            max_size=4,
+        )
+    )
+)
 def test_on_policy_without_age_gpg_has_the_gradients_of_its_baselines(groups: list[list[tuple[float, int]]]) -> None:
     """GRPO (no KL, F = 1), Dr. GRPO and RLOO, from their own formulas: a clipped surrogate at ratio 1, plain loops."""
     rewards, lengths = [[r for r, _ in group] for group in groups], [[n for _, n in group] for group in groups]
@@ -263,9 +301,12 @@ def test_on_policy_without_age_gpg_has_the_gradients_of_its_baselines(groups: li
     def ours(aggregation: Aggregation, limit: int = LIMIT) -> Tensor:
         return run(step, aggregation, "off", limit=limit)[1]
 
-    for theirs, mine in ((gradient(grpo), ours("sequence")), (gradient(token_grpo), ours("token")),
-                         (gradient(dr_grpo), ours("constant")),
-                         (gradient(rloo), ours("constant", limit=1) * size / (size - 1))):
+    for theirs, mine in (
+        (gradient(grpo), ours("sequence")),
+        (gradient(token_grpo), ours("token")),
+        (gradient(dr_grpo), ours("constant")),
+        (gradient(rloo), ours("constant", limit=1) * size / (size - 1)),
+    ):
         assert torch.allclose(theirs, mine, rtol=1e-9, atol=1e-12)
 
 
@@ -280,8 +321,12 @@ def with_groups(step: Step, groups: Sequence[int]) -> tuple[Step, Tensor]:
     """A step of the given groups of another, some of them several times, and which of its rows belong to valid ones."""
     size = step.rewards_P_G.shape[1]
     rows = torch.tensor([g * size + i for g in groups for i in range(size)])
-    made = Step(step.rewards_P_G[list(groups)], step.lengths_P_G[list(groups)],
-                step.logp_PG_T.detach()[rows].requires_grad_(), step.mask_PG_T[rows])
+    made = Step(
+        step.rewards_P_G[list(groups)],
+        step.lengths_P_G[list(groups)],
+        step.logp_PG_T.detach()[rows].requires_grad_(),
+        step.mask_PG_T[rows],
+    )
     return made, valid_rows(made)
 
 

@@ -20,7 +20,10 @@ from gpg_vl.types import Example
 
 
 def rates(schedule: str, steps: int = 5, warmup: int = 2, final: float = 0.0) -> list[float]:
-    return [learning_rate(s, peak=1.0, schedule=schedule, warmup_steps=warmup, steps=steps, final_fraction=final) for s in range(steps)]
+    return [
+        learning_rate(s, peak=1.0, schedule=schedule, warmup_steps=warmup, steps=steps, final_fraction=final)
+        for s in range(steps)
+    ]
 
 
 def test_schedules_by_hand() -> None:
@@ -47,8 +50,11 @@ def test_freezing_by_part(tiny_checkpoint: Path) -> None:
         model = load_model(str(tiny_checkpoint))
         freeze(model, FAMILIES["qwen2_vl"], parts)
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-        expected = {n for n, _ in model.named_parameters() if
-                    ("merger" if "visual.merger" in n else "vision" if "visual" in n else "language") in parts}
+        expected = {
+            n
+            for n, _ in model.named_parameters()
+            if ("merger" if "visual.merger" in n else "vision" if "visual" in n else "language") in parts
+        }
         assert frozen == expected
         assert expected
 

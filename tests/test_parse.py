@@ -25,8 +25,10 @@ CASES = {
     "unclosed reasoning": ("<think>the answer is (B)", found(None, "none", unclosed_think=True)),
     "unclosed reasoning, boxed": (r"<think>so \boxed{B}", found(None, "none", unclosed_think=True)),
     "unclosed reasoning, answered": ("<think>so <answer>B</answer>", found("B", "answer", unclosed_think=True)),
-    "unclosed reasoning, answer cut off": ("<think>so <answer>B",
-                                           found(None, "answer", unclosed_think=True, truncated=True)),
+    "unclosed reasoning, answer cut off": (
+        "<think>so <answer>B",
+        found(None, "answer", unclosed_think=True, truncated=True),
+    ),
     "reasoning reopened": ("<think>a</think>The answer is B <think>or", found(None, "none", unclosed_think=True)),
     "answer before the reasoning ends": ("<answer>A</answer></think>", found(None, "none")),
     # step 2: the answer block
@@ -86,13 +88,16 @@ def test_case(name):
     assert extract_answer(text) == expected
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("it is A</think><answer>B</answer>", found("B", "answer")),
-    ("it is A</think>B", found("B", "text")),
-    ("it is A", found(None, "none", unclosed_think=True)),
-    ("it is A, the answer is A", found(None, "none", unclosed_think=True)),
-    ("no tag <answer>B</answer>", found("B", "answer", unclosed_think=True)),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("it is A</think><answer>B</answer>", found("B", "answer")),
+        ("it is A</think>B", found("B", "text")),
+        ("it is A", found(None, "none", unclosed_think=True)),
+        ("it is A, the answer is A", found(None, "none", unclosed_think=True)),
+        ("no tag <answer>B</answer>", found("B", "answer", unclosed_think=True)),
+    ],
+)
 def test_a_prefilled_think_is_an_opening_tag_with_or_without_the_tag_in_the_text(text, expected):
     completion = Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop", prefill="<think>")
     assert extract_answer(text, prefilled_think=True) == expected
@@ -100,8 +105,25 @@ def test_a_prefilled_think_is_an_opening_tag_with_or_without_the_tag_in_the_text
     assert extract_answer(completion.response, prefilled_think=True) == expected
 
 
-pieces = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", r"\boxed", "{", "}", "\\", "answer is ",
-                          "answer:", "A", " ", "\n", "<", "5"])
+pieces = st.sampled_from(
+    [
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        r"\boxed",
+        "{",
+        "}",
+        "\\",
+        "answer is ",
+        "answer:",
+        "A",
+        " ",
+        "\n",
+        "<",
+        "5",
+    ]
+)
 texts = st.one_of(st.text(), st.lists(pieces | st.text(max_size=3), max_size=30).map("".join))
 
 
@@ -128,8 +150,9 @@ def test_blocks_are_those_of_the_pattern(text):
         assert extract_answer(text).candidate == (blocks[-1].strip() or None)
 
 
-balanced = st.recursive(st.text("ab 1^", max_size=5),
-                        lambda inner: st.lists(inner.map("{{{}}}".format) | inner).map("".join))
+balanced = st.recursive(
+    st.text("ab 1^", max_size=5), lambda inner: st.lists(inner.map("{{{}}}".format) | inner).map("".join)
+)
 
 
 @given(balanced)
@@ -143,8 +166,10 @@ HOSTILE = {  # of a size at which quadratic work takes hours
     "think tags never closed": ("<think>" * (MILLION // 7), None),
     "boxes never closed": (r"\boxed{" * (MILLION // 7), r"\boxed{" * (MILLION // 7)),
     "braces never closed": (r"\boxed" + "{" * MILLION, r"\boxed" + "{" * MILLION),
-    "braces nested 10,000 deep": (r"\boxed{" + "{" * 10_000 + "5" + "}" * 10_000 + "}",
-                                  "{" * 10_000 + "5" + "}" * 10_000),
+    "braces nested 10,000 deep": (
+        r"\boxed{" + "{" * 10_000 + "5" + "}" * 10_000 + "}",
+        "{" * 10_000 + "5" + "}" * 10_000,
+    ),
     "boxes without braces": (r"\boxed x" * (MILLION // 8), "x"),
     "phrases": ("answer is " * (MILLION // 10) + "B", "B"),
     "answer and blanks": ("answer" + " " * MILLION + "B", "answer" + " " * MILLION + "B"),

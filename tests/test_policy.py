@@ -20,7 +20,9 @@ COMPLETIONS = [[(5, 9, 300, 7), (11,), (12, 13)], [(40, 41, 42, 43, 44), (50, 51
 
 
 def encoder(checkpoint: Path, **style: str) -> Encoder:
-    return Encoder(processing=load_processing(str(checkpoint)), style=PromptStyle(**style), limits=PixelLimits(), root=None)
+    return Encoder(
+        processing=load_processing(str(checkpoint)), style=PromptStyle(**style), limits=PixelLimits(), root=None
+    )
 
 
 def prompts(checkpoint: Path) -> list[Prompt]:
@@ -38,7 +40,9 @@ def policy(tiny_checkpoint: Path) -> Policy:
 
 
 def gradients(policy: Policy) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel(), dtype=p.dtype) for p in policy.parameters()])
+    return torch.cat(
+        [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel(), dtype=p.dtype) for p in policy.parameters()]
+    )
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -46,9 +50,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("dtype,tolerance,gradient_tolerance", [(torch.float32, 1e-4, 1e-5), (torch.float64, 1e-9, 1e-6)])
-def test_rows_of_groups_equal_the_stock_model(tiny_checkpoint: Path, shared: bool, dtype: torch.dtype, tolerance: float,
-                                              gradient_tolerance: float) -> None:
+@pytest.mark.parametrize(
+    "dtype,tolerance,gradient_tolerance", [(torch.float32, 1e-4, 1e-5), (torch.float64, 1e-9, 1e-6)]
+)
+def test_rows_of_groups_equal_the_stock_model(
+    tiny_checkpoint: Path, shared: bool, dtype: torch.dtype, tolerance: float, gradient_tolerance: float
+) -> None:
     processing = load_processing(str(tiny_checkpoint))
     policy = Policy(load_model(str(tiny_checkpoint)), processing.family, processing.tokens, temperature=0.7).to(dtype)
     two = prompts(tiny_checkpoint)
@@ -80,7 +87,9 @@ def test_log_probs_do_not_depend_on_the_neighbours_in_a_pass(policy: Policy, tin
     """Two images of different size in one pass: each completion as if it were alone."""
     two = prompts(tiny_checkpoint)
     together = policy(pack(two, COMPLETIONS, pad=0, shared_prefix=True)).logp_K
-    alone = torch.cat([policy(pack([p], [c], pad=0, shared_prefix=True)).logp_K for p, c in zip(two, COMPLETIONS, strict=True)])
+    alone = torch.cat(
+        [policy(pack([p], [c], pad=0, shared_prefix=True)).logp_K for p, c in zip(two, COMPLETIONS, strict=True)]
+    )
     assert torch.allclose(together, alone, atol=1e-5, rtol=0)
 
 
@@ -106,11 +115,15 @@ def test_a_vision_model_reads_rows_with_and_without_image_in_one_pass(policy: Po
     plain = encoder(tiny_checkpoint).encode(Example(id="t", prompt="How many balls? Two.", answer="2"))
     two = [plain, prompts(tiny_checkpoint)[0]]
     output = policy(pack(two, [[(5, 6)], [(7,)]], pad=tokens.pad, shared_prefix=True))
-    naive = torch.cat([naive_logp(policy.model, tokens, two[0], (5, 6)), naive_logp(policy.model, tokens, two[1], (7,))])
+    naive = torch.cat(
+        [naive_logp(policy.model, tokens, two[0], (5, 6)), naive_logp(policy.model, tokens, two[1], (7,))]
+    )
     assert torch.allclose(output.logp_K, naive.detach(), atol=1e-5)
 
 
-def test_the_head_is_the_same_in_one_tile_and_in_many(policy: Policy, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_is_the_same_in_one_tile_and_in_many(
+    policy: Policy, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = pack(prompts(tiny_checkpoint), COMPLETIONS, pad=0, shared_prefix=True)
     c_K = torch.linspace(-1, 1, len(rows.targets_K))
     results = []
@@ -160,12 +173,14 @@ def test_a_model_with_dropout_is_refused(tiny_checkpoint: Path) -> None:
 def test_mask_of_a_small_row_by_hand() -> None:
     """prompt of 2, completions of 1 and 2, one padding token."""
     mask = sibling_mask(torch.tensor([[0, 0, 1, 2, 2, -1]]))[0, 0].int().tolist()
-    assert mask == [[1, 0, 0, 0, 0, 0],
-                    [1, 1, 0, 0, 0, 0],
-                    [1, 1, 1, 0, 0, 0],
-                    [1, 1, 0, 1, 0, 0],
-                    [1, 1, 0, 1, 1, 0],
-                    [0, 0, 0, 0, 0, 1]]
+    assert mask == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
 
 
 def test_padded_generation_of_the_stock_model_is_left_alone(policy: Policy, tiny_checkpoint: Path) -> None:

@@ -37,8 +37,9 @@ def write(file, *lines):
 
 
 def read(file, known=range(3), needed=None, **options):
-    return read_predictions(file, task="cvbench", known=set(known), needed=list(known if needed is None else needed),
-                            **options)
+    return read_predictions(
+        file, task="cvbench", known=set(known), needed=list(known if needed is None else needed), **options
+    )
 
 
 # --- the log of a run ---
@@ -70,15 +71,25 @@ def test_a_record_can_be_read_before_the_writer_is_done(tmp_path):
 def test_the_log_says_what_the_scorers_need(tmp_path):
     prediction = said(0, "(B)", finish_reason="length", prefill="<think>")
     assert to_record(KEY, prediction, {"gold": "(B)", "source": "COCO"}) == {
-        "task": "cvbench", "doc_id": 0, "prompt_sha": "prompt", "gen_sha": "generation", "sample": 0, "response": "(B)",
-        "prefill": "<think>", "finish_reason": "length", "n_tokens": 3, "error": None,
-        "doc": {"gold": "(B)", "source": "COCO"}}
+        "task": "cvbench",
+        "doc_id": 0,
+        "prompt_sha": "prompt",
+        "gen_sha": "generation",
+        "sample": 0,
+        "response": "(B)",
+        "prefill": "<think>",
+        "finish_reason": "length",
+        "n_tokens": 3,
+        "error": None,
+        "doc": {"gold": "(B)", "source": "COCO"},
+    }
     assert to_record(KEY, failed(0, "no image"), {})["finish_reason"] == "error"
 
 
 def test_a_log_cut_anywhere_is_read_and_continued(tmp_path):
-    whole = (json.dumps(record(0, "first ✓")) + "\n" + json.dumps(record(1, "second ✓"), ensure_ascii=False)
-             + "\n").encode()
+    whole = (
+        json.dumps(record(0, "first ✓")) + "\n" + json.dumps(record(1, "second ✓"), ensure_ascii=False) + "\n"
+    ).encode()
     first_line = whole.index(b"\n")
     edges = {end + step for end in (0, first_line, len(whole) - 1) for step in (-1, 0, 1)}
     for cut in sorted((edges & set(range(len(whole) + 1))) | set(range(0, len(whole), 7))):
@@ -100,8 +111,12 @@ def test_damage_before_the_end_of_a_log_is_an_error_that_names_the_line(tmp_path
 
 def test_the_last_record_of_a_key_wins_and_another_key_is_another_record(tmp_path):
     other = KEY._replace(gen_sha="longer answers")
-    file = write(tmp_path / "log.jsonl", to_record(KEY, failed(0, "image lost"), {}), record(0, "(B)"),
-                 record(0, "(C)", key=other))
+    file = write(
+        tmp_path / "log.jsonl",
+        to_record(KEY, failed(0, "image lost"), {}),
+        record(0, "(B)"),
+        record(0, "(C)", key=other),
+    )
     assert {key: prediction.response.text for key, prediction in read_log(file).items()} == {KEY: "(B)", other: "(C)"}
 
 
@@ -109,8 +124,13 @@ def test_the_last_record_of_a_key_wins_and_another_key_is_another_record(tmp_pat
 
 
 def test_the_simple_form_is_enough(tmp_path):
-    file = write(tmp_path / "p.jsonl", {"doc_id": 2, "response": "c"}, {"doc_id": 0, "response": ""}, "",
-                 {"doc_id": 1, "response": "b", "anything": ["else"], "n_tokens": 7, "finish_reason": "length"})
+    file = write(
+        tmp_path / "p.jsonl",
+        {"doc_id": 2, "response": "c"},
+        {"doc_id": 0, "response": ""},
+        "",
+        {"doc_id": 1, "response": "b", "anything": ["else"], "n_tokens": 7, "finish_reason": "length"},
+    )
     predictions = read(file, prefill="<think>")
     assert [predictions[i].response.text for i in range(3)] == ["", "b", "c"]
     assert predictions[0].response == Response(text="", finish_reason=None, n_tokens=None, prefill="<think>")
@@ -122,9 +142,16 @@ def test_a_row_that_records_its_prefill_is_believed(tmp_path):
     assert read(file, known=[0], prefill="<think>")[0].response.prefill == ""
 
 
-@pytest.mark.parametrize(("prefill", "inside"), [
-    ("", False), ("<think>", True), ("<think>\n\n</think>\n", False), ("Sure. <think>\nFirst", True),
-    ("<think>a</think><think>", True)])
+@pytest.mark.parametrize(
+    ("prefill", "inside"),
+    [
+        ("", False),
+        ("<think>", True),
+        ("<think>\n\n</think>\n", False),
+        ("Sure. <think>\nFirst", True),
+        ("<think>a</think><think>", True),
+    ],
+)
 def test_a_response_knows_whether_it_starts_inside_the_reasoning(prefill, inside):
     assert Response(text="", finish_reason="stop", n_tokens=0, prefill=prefill).prefilled_think is inside
 
@@ -141,26 +168,29 @@ def test_only_the_docs_that_are_needed_must_be_there(tmp_path):
 GOOD = {"doc_id": 0, "response": "a"}
 
 
-@pytest.mark.parametrize(("second", "message"), [
-    ("{", "line 2: the line is not a JSON object"),
-    ("[0]", "line 2: the line is not a JSON object"),
-    ("null", "line 2: the line is not a JSON object"),
-    ("[" * 100_000, "line 2: the line is not a JSON object"),
-    ('{"doc_id": ' + "9" * 5000 + "}", "line 2: the line is not a JSON object"),
-    ({"doc_id": 1}, r"line 2: there is no 'response' in \['doc_id'\]"),
-    ({"response": "b"}, r"line 2: there is no 'doc_id' in \['response'\]"),
-    ({"doc_id": "1", "response": "b"}, "line 2: 'doc_id' is '1'. Allowed is int"),
-    ({"doc_id": True, "response": "b"}, "line 2: 'doc_id' is True. Allowed is int"),
-    ({"doc_id": 1.0, "response": "b"}, "line 2: 'doc_id' is 1.0. Allowed is int"),
-    ({"doc_id": 1, "response": None}, "line 2: 'response' is None. Allowed is str"),
-    ({"doc_id": 1, "response": ["b"]}, "line 2: 'response' is .*. Allowed is str"),
-    ({"doc_id": 1, "response": "b", "finish_reason": "eos"}, "line 2: finish_reason is 'eos'. Allowed are 'stop'"),
-    ({"doc_id": 9, "response": "b"}, "line 2: there is no doc_id 9 in the data, which has 3 docs"),
-    ({"doc_id": -1, "response": "b"}, "line 2: there is no doc_id -1"),
-    ({"doc_id": 0, "response": "b"}, "line 2: doc_id 0 was answered in line 1 already. One response per doc"),
-    ({"doc_id": 1, "response": "b", "task": "refcoco"}, "line 2: the row is of the task 'refcoco', but 'cvbench'"),
-    ({"doc_id": 1, "response": "b", "gen_sha": "x"}, "line 2: there is no 'task'"),
-])
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("{", "line 2: the line is not a JSON object"),
+        ("[0]", "line 2: the line is not a JSON object"),
+        ("null", "line 2: the line is not a JSON object"),
+        ("[" * 100_000, "line 2: the line is not a JSON object"),
+        ('{"doc_id": ' + "9" * 5000 + "}", "line 2: the line is not a JSON object"),
+        ({"doc_id": 1}, r"line 2: there is no 'response' in \['doc_id'\]"),
+        ({"response": "b"}, r"line 2: there is no 'doc_id' in \['response'\]"),
+        ({"doc_id": "1", "response": "b"}, "line 2: 'doc_id' is '1'. Allowed is int"),
+        ({"doc_id": True, "response": "b"}, "line 2: 'doc_id' is True. Allowed is int"),
+        ({"doc_id": 1.0, "response": "b"}, "line 2: 'doc_id' is 1.0. Allowed is int"),
+        ({"doc_id": 1, "response": None}, "line 2: 'response' is None. Allowed is str"),
+        ({"doc_id": 1, "response": ["b"]}, "line 2: 'response' is .*. Allowed is str"),
+        ({"doc_id": 1, "response": "b", "finish_reason": "eos"}, "line 2: finish_reason is 'eos'. Allowed are 'stop'"),
+        ({"doc_id": 9, "response": "b"}, "line 2: there is no doc_id 9 in the data, which has 3 docs"),
+        ({"doc_id": -1, "response": "b"}, "line 2: there is no doc_id -1"),
+        ({"doc_id": 0, "response": "b"}, "line 2: doc_id 0 was answered in line 1 already. One response per doc"),
+        ({"doc_id": 1, "response": "b", "task": "refcoco"}, "line 2: the row is of the task 'refcoco', but 'cvbench'"),
+        ({"doc_id": 1, "response": "b", "gen_sha": "x"}, "line 2: there is no 'task'"),
+    ],
+)
 def test_a_bad_line_is_named_by_its_number(tmp_path, second, message):
     file = write(tmp_path / "p.jsonl", GOOD, second, {"doc_id": 2, "response": "c"})
     with pytest.raises(UserError, match=rf"p\.jsonl, {message}"):
@@ -173,8 +203,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_log_is_a_predictions_file(tmp_path):
-    file = write(tmp_path / "log.jsonl", record(0, "(B)"), to_record(KEY._replace(doc_id=1), failed(1, "lost"), {}),
-                 record(0, "(C)"), record(1, "(D)", key=KEY._replace(prompt_sha="with image")))
+    file = write(
+        tmp_path / "log.jsonl",
+        record(0, "(B)"),
+        to_record(KEY._replace(doc_id=1), failed(1, "lost"), {}),
+        record(0, "(C)"),
+        record(1, "(D)", key=KEY._replace(prompt_sha="with image")),
+    )
     predictions = read(file, known=range(2))
     assert [predictions[i].response.text for i in range(2)] == ["(C)", "(D)"]
     assert all(prediction.error is None for prediction in predictions.values())
@@ -187,8 +222,11 @@ def test_two_runs_in_one_log_are_not_mixed(tmp_path):
 
 
 def test_an_error_is_read_as_one(tmp_path):
-    file = write(tmp_path / "p.jsonl", {"doc_id": 0, "error": "out of memory"},
-                 {"doc_id": 1, "response": "half", "finish_reason": "error"})
+    file = write(
+        tmp_path / "p.jsonl",
+        {"doc_id": 0, "error": "out of memory"},
+        {"doc_id": 1, "response": "half", "finish_reason": "error"},
+    )
     predictions = read(file, known=range(2))
     assert predictions[0].error == "out of memory"
     assert predictions[1].error == "no reason was recorded"

@@ -20,7 +20,19 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     config["train"].update(steps=2, prompts_per_step=4)
     config["eval"].update(every=0, limit=8)
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
-    result = gpg_vl("quickstart", "--folder", folder / "q", "--config", folder / "small.yaml", "--train-rows", "16", "--test-rows", "48", "--seed", "2")
+    result = gpg_vl(
+        "quickstart",
+        "--folder",
+        folder / "q",
+        "--config",
+        folder / "small.yaml",
+        "--train-rows",
+        "16",
+        "--test-rows",
+        "48",
+        "--seed",
+        "2",
+    )
     assert result.returncode == 0, result.stderr
     return folder / "q", result.stdout
 
@@ -28,14 +40,30 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_last_line_can_be_read_by_a_machine(quick: tuple[Path, str]) -> None:
     number = r"-?\d+\.\d"
     last = quick[1].strip().splitlines()[-1]
-    match = re.fullmatch(rf"quickstart: base ({number}) trained ({number}) gain ({number}) \[{number}, {number}\] seconds \d+ run (\S+)", last)
+    match = re.fullmatch(
+        rf"quickstart: base ({number}) trained ({number}) gain ({number}) \[{number}, {number}\] seconds \d+ run (\S+)",
+        last,
+    )
     assert match, last
     assert abs(float(match[2]) - float(match[1]) - float(match[3])) < 0.11
     assert Path(match[4]) == quick[0] / "run"
 
 
 def test_the_table_shows_every_task_with_chance(quick: tuple[Path, str]) -> None:
-    for text in ("official", "Count", "Relation", "Depth", "Distance", "base", "trained", "difference", "chance", "43.8", "25.0", "50.0"):
+    for text in (
+        "official",
+        "Count",
+        "Relation",
+        "Depth",
+        "Distance",
+        "base",
+        "trained",
+        "difference",
+        "chance",
+        "43.8",
+        "25.0",
+        "50.0",
+    ):
         assert text in quick[1], text
 
 

@@ -51,8 +51,11 @@ def problem(row: object) -> RowProblem:
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda text: "<image>" not in text)
 words = texts.filter(lambda text: bool(text.strip()))
 paths = st.from_regex(r"[a-z]{1,6}(/[a-z0-9]{1,6})?\.png", fullmatch=True)
-json_values = st.recursive(st.none() | st.booleans() | st.integers(-2**53, 2**53) | st.floats(allow_nan=False,
-                           allow_infinity=False) | texts, lambda inner: st.lists(inner, max_size=2), max_leaves=3)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=3,
+)
 
 
 @st.composite
@@ -63,25 +66,47 @@ def marked(draw: st.DrawFn, images: int) -> str | tuple[Message, ...]:
     if draw(st.booleans()):
         return "".join(pieces)
     at = draw(st.integers(0, len(pieces)))
-    history = draw(st.sampled_from([(), (Message(role="system", content="Be brief."),),
-                                    (Message(role="user", content="Hi"), Message(role="assistant", content="Hello"))]))
+    history = draw(
+        st.sampled_from(
+            [
+                (),
+                (Message(role="system", content="Be brief."),),
+                (Message(role="user", content="Hi"), Message(role="assistant", content="Hello")),
+            ]
+        )
+    )
     return (*history, *(Message(role="user", content="".join(part)) for part in (pieces[:at], pieces[at:])))
 
 
 @st.composite
 def examples(draw: st.DrawFn) -> Example:
     images = tuple(draw(st.lists(paths | st.binary(min_size=1, max_size=9), max_size=3)))
-    return Example(id=draw(words), images=images, prompt=draw(marked(len(images))), answer=draw(texts),
-                   choices=draw(st.none() | st.lists(texts, min_size=1, max_size=4).map(tuple)), task=draw(texts),
-                   meta={"note": draw(texts), "rank": draw(st.integers(-9, 9))})
+    return Example(
+        id=draw(words),
+        images=images,
+        prompt=draw(marked(len(images))),
+        answer=draw(texts),
+        choices=draw(st.none() | st.lists(texts, min_size=1, max_size=4).map(tuple)),
+        task=draw(texts),
+        meta={"note": draw(texts), "rank": draw(st.integers(-9, 9))},
+    )
 
 
 def plain_row(example: Example) -> dict[str, Any]:
-    prompt = example.prompt if isinstance(example.prompt, str) else [
-        {"role": message.role, "content": message.content} for message in example.prompt]
+    prompt = (
+        example.prompt
+        if isinstance(example.prompt, str)
+        else [{"role": message.role, "content": message.content} for message in example.prompt]
+    )
     choices = None if example.choices is None else list(example.choices)
-    return {"id": example.id, "prompt": prompt, "answer": example.answer, "choices": choices, "task": example.task,
-            **example.meta}
+    return {
+        "id": example.id,
+        "prompt": prompt,
+        "answer": example.answer,
+        "choices": choices,
+        "task": example.task,
+        **example.meta,
+    }
 
 
 def data_uri(picture: bytes) -> str:
@@ -94,8 +119,10 @@ def json_row(example: Example) -> dict[str, Any]:
 
 
 def arrow_row(example: Example) -> dict[str, Any]:
-    images = [{"bytes": None, "path": image} if isinstance(image, str) else {"bytes": image, "path": "lost.png"}
-              for image in example.images]
+    images = [
+        {"bytes": None, "path": image} if isinstance(image, str) else {"bytes": image, "path": "lost.png"}
+        for image in example.images
+    ]
     return plain_row(example) | {"images": images}
 
 
@@ -137,9 +164,11 @@ def test_marks_are_as_many_as_images_or_none(images: int, marks: int, gap: str) 
 # Any JSON in any cell is an example or a problem.
 
 keys = st.sampled_from(["role", "content", "type", "text", "bytes", "path", "x"])
-anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=4),
-                        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
-                        max_leaves=6)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=6,
+)
 optional = {"images": anything, "choices": anything, "task": anything, "id": anything}
 
 
@@ -156,6 +185,7 @@ def test_any_cells_are_an_example_or_a_problem(cells: dict[str, Any]) -> None:
 
 
 # Sources.
+
 
 def test_scenes_are_read_from_parquet_as_they_were_drawn(tmp_path: Path) -> None:
     rows = list(scenes.rows(3, 80))  # more than two batches
@@ -218,8 +248,9 @@ def test_class_labels_are_read_by_name(tmp_path: Path) -> None:
     import datasets
 
     kinds = {"question": datasets.Value("string"), "answer": datasets.ClassLabel(names=["cat", "dog"])}
-    data = datasets.Dataset.from_list([{"question": "?", "answer": n} for n in (1, 0, None, -1)],
-                                      features=datasets.Features(kinds))
+    data = datasets.Dataset.from_list(
+        [{"question": "?", "answer": n} for n in (1, 0, None, -1)], features=datasets.Features(kinds)
+    )
     data.save_to_disk(str(tmp_path / "saved"))
     rows = list(read_rows(tmp_path / "saved"))
     assert [row.answer for row in rows[:2]] == ["dog", "cat"]
@@ -232,9 +263,11 @@ def test_splits_of_saved_data_sets_are_named(tmp_path: Path) -> None:
     bare = saved(tmp_path / "bare", {"": [GOOD]})
     assert len(load_examples(f"datasets:{one}")) == len(load_examples(one)) == 1
     assert len(load_examples(f"datasets:{two}:test")) == 2
-    for source, said, remedy in ((str(two), "names no split, and the data set has 2", f"datasets:{two}:train"),
-                                 (f"datasets:{two}:tset", "'test'?", f"datasets:{two}:train"),
-                                 (f"datasets:{bare}:train", "saved without splits", "Leave the split out")):
+    for source, said, remedy in (
+        (str(two), "names no split, and the data set has 2", f"datasets:{two}:train"),
+        (f"datasets:{two}:tset", "'test'?", f"datasets:{two}:train"),
+        (f"datasets:{bare}:train", "saved without splits", "Leave the split out"),
+    ):
         with pytest.raises(UserError) as caught:
             load_examples(source)
         assert said in str(caught.value)
@@ -259,42 +292,72 @@ def test_an_unknown_data_set_says_what_to_check(tmp_path: Path) -> None:
 
 # Columns.
 
-@pytest.mark.parametrize("row, columns", [
-    ({"prompt": "?", "answer": "x"}, {}),
-    ({"question": "?", "solution": "x"}, {}),
-    ({"problem": "?", "ground_truth": "x"}, {}),
-    ({"q": "?", "a": "x"}, {"prompt": "q", "answer": "a"}),
-    ({"question": "?", "prompt": "no", "answer": "x"}, {"prompt": "question"}),
-    ({"prompt": "?", "answer": "no", "solution": "no", "gold": "x"}, {"answer": "gold"}),
-    ({"prompt": [{"role": "user", "content": "?"}], "reward_model": {"ground_truth": "x"}},
-     {"answer": "reward_model.ground_truth"}),
-    ({"prompt": "?", "a.b": "x"}, {"answer": "a.b"}),
-    ({"problem": "?", "prompt": "kind", "answer": "x"}, {"task": "prompt"}),
-])
+
+@pytest.mark.parametrize(
+    "row, columns",
+    [
+        ({"prompt": "?", "answer": "x"}, {}),
+        ({"question": "?", "solution": "x"}, {}),
+        ({"problem": "?", "ground_truth": "x"}, {}),
+        ({"q": "?", "a": "x"}, {"prompt": "q", "answer": "a"}),
+        ({"question": "?", "prompt": "no", "answer": "x"}, {"prompt": "question"}),
+        ({"prompt": "?", "answer": "no", "solution": "no", "gold": "x"}, {"answer": "gold"}),
+        (
+            {"prompt": [{"role": "user", "content": "?"}], "reward_model": {"ground_truth": "x"}},
+            {"answer": "reward_model.ground_truth"},
+        ),
+        ({"prompt": "?", "a.b": "x"}, {"answer": "a.b"}),
+        ({"problem": "?", "prompt": "kind", "answer": "x"}, {"task": "prompt"}),
+    ],
+)
 def test_common_names_are_found_and_declared_ones_win(
-        row: dict[str, Any], columns: dict[str, str], tmp_path: Path) -> None:
+    row: dict[str, Any], columns: dict[str, str], tmp_path: Path
+) -> None:
     for file in (jsonl(tmp_path, row), parquet(tmp_path, [row])):
         (example,) = load_examples(file, columns)
         assert example.prompt in ("?", (Message(role="user", content="?"),))
         assert example.answer == "x"
 
 
-@pytest.mark.parametrize("row, columns, said, remedy", [
-    ({"prompt": "?", "question": "?", "answer": "x"}, {}, "'prompt' and 'question', and each could be the prompt",
-     "columns: {prompt: prompt}"),
-    ({"prompt": "?", "answer": "x", "image": "a.png", "images": ["a.png"]}, {}, "'images' and 'image'",
-     "columns: {images: images}"),
-    ({"prompt": "?", "label": "x"}, {},
-     "has no column 'answer' or 'solution' or 'ground_truth' for the answer. Known: label, prompt.",
-     "columns: {answer: <column>}"),
-    ({"prompt": "?", "answer": "x", "pics": []}, {"images": "pic"},
-     "has no column 'pic' for the images. Did you mean 'pics'?", "columns: {images: <column>}"),
-    ({"prompt": "?", "answer": "x"}, {"image": "pics"},
-     "the field 'image', which examples do not have. Did you mean 'images'?", "columns: {field: column}"),
-    ({"prompt": "?", "answer": "x"}, {"images": ""}, "gives '' for the field 'images'", "leave the field out"),
-])
+@pytest.mark.parametrize(
+    "row, columns, said, remedy",
+    [
+        (
+            {"prompt": "?", "question": "?", "answer": "x"},
+            {},
+            "'prompt' and 'question', and each could be the prompt",
+            "columns: {prompt: prompt}",
+        ),
+        (
+            {"prompt": "?", "answer": "x", "image": "a.png", "images": ["a.png"]},
+            {},
+            "'images' and 'image'",
+            "columns: {images: images}",
+        ),
+        (
+            {"prompt": "?", "label": "x"},
+            {},
+            "has no column 'answer' or 'solution' or 'ground_truth' for the answer. Known: label, prompt.",
+            "columns: {answer: <column>}",
+        ),
+        (
+            {"prompt": "?", "answer": "x", "pics": []},
+            {"images": "pic"},
+            "has no column 'pic' for the images. Did you mean 'pics'?",
+            "columns: {images: <column>}",
+        ),
+        (
+            {"prompt": "?", "answer": "x"},
+            {"image": "pics"},
+            "the field 'image', which examples do not have. Did you mean 'images'?",
+            "columns: {field: column}",
+        ),
+        ({"prompt": "?", "answer": "x"}, {"images": ""}, "gives '' for the field 'images'", "leave the field out"),
+    ],
+)
 def test_columns_that_cannot_be_told_are_an_error_that_shows_the_mapping(
-        row: dict[str, Any], columns: dict[str, str], said: str, remedy: str, tmp_path: Path) -> None:
+    row: dict[str, Any], columns: dict[str, str], said: str, remedy: str, tmp_path: Path
+) -> None:
     for file in (jsonl(tmp_path, row, row), parquet(tmp_path, [row, row])):
         with pytest.raises(UserError) as caught:
             list(read_rows(file, columns))
@@ -315,12 +378,23 @@ def test_a_jsonl_row_may_leave_an_optional_column_out(tmp_path: Path) -> None:
 
 # Cells.
 
-@pytest.mark.parametrize("cell, images", [
-    (None, ()), ([], ()), ("a.png", ("a.png",)), (b"\x89PNG", (b"\x89PNG",)), (["a.png", b"x"], ("a.png", b"x")),
-    ({"bytes": b"x", "path": "a.png"}, (b"x",)), ({"bytes": None, "path": "a.png"}, ("a.png",)),
-    ([{"bytes": b"x"}, {"path": "a.png"}], (b"x", "a.png")), ({"bytes": b"", "path": None}, (b"",)),
-    ("data:image/png;base64,eHl6", (b"xyz",)), ("DATA:image/svg+xml;base64,eH\n l6", (b"xyz",)),
-])
+
+@pytest.mark.parametrize(
+    "cell, images",
+    [
+        (None, ()),
+        ([], ()),
+        ("a.png", ("a.png",)),
+        (b"\x89PNG", (b"\x89PNG",)),
+        (["a.png", b"x"], ("a.png", b"x")),
+        ({"bytes": b"x", "path": "a.png"}, (b"x",)),
+        ({"bytes": None, "path": "a.png"}, ("a.png",)),
+        ([{"bytes": b"x"}, {"path": "a.png"}], (b"x", "a.png")),
+        ({"bytes": b"", "path": None}, (b"",)),
+        ("data:image/png;base64,eHl6", (b"xyz",)),
+        ("DATA:image/svg+xml;base64,eH\n l6", (b"xyz",)),
+    ],
+)
 def test_pictures_come_in_every_shape_that_data_sets_use(cell: object, images: tuple[str | bytes, ...]) -> None:
     assert parse_images(cell) == images
 
@@ -359,10 +433,18 @@ BROKEN = [
     ({"prompt": ["?"]}, "prompt", "Message 1 of 1 is '?'", '{"role": "user", "content": "..."}'),
     ({"prompt": [{"role": "tool", "content": "?"}]}, "prompt", "has the role 'tool'", "system, user, assistant"),
     ({"prompt": [{"role": "user", "content": None}]}, "prompt", "has the content null", "images column"),
-    ({"prompt": [{"role": "user", "content": [{"type": "video", "video": "v"}]}]}, "prompt",
-     "has the content {'type': 'video', 'video': 'v'}", "{type: image}"),
-    ({"prompt": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "4"}]}, "prompt",
-     "ends with a turn of the assistant", "Remove the turns"),
+    (
+        {"prompt": [{"role": "user", "content": [{"type": "video", "video": "v"}]}]},
+        "prompt",
+        "has the content {'type': 'video', 'video': 'v'}",
+        "{type: image}",
+    ),
+    (
+        {"prompt": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "4"}]},
+        "prompt",
+        "ends with a turn of the assistant",
+        "Remove the turns",
+    ),
     ({"answer": None}, "answer", "The column 'answer' is null", "Fill the cell"),
     ({"answer": ["4"]}, "answer", "The answer is ['4']", "Write it as a string"),
     ({"answer": float("nan")}, "answer", "The answer is nan", "Write it as a string"),
@@ -375,7 +457,8 @@ BROKEN = [
 
 @pytest.mark.parametrize("cells, kind, said, remedy", BROKEN, ids=[str(i) for i in range(len(BROKEN))])
 def test_a_broken_row_is_a_value_in_its_place(
-        cells: dict[str, Any], kind: str, said: str, remedy: str, tmp_path: Path) -> None:
+    cells: dict[str, Any], kind: str, said: str, remedy: str, tmp_path: Path
+) -> None:
     file = jsonl(tmp_path, GOOD, {"id": "odd", **GOOD, **cells}, GOOD)
     rows = list(read_rows(file))
     broken = problem(rows[1])
@@ -389,12 +472,15 @@ def test_a_broken_row_is_a_value_in_its_place(
         load_examples(file)
 
 
-@pytest.mark.parametrize("line, said", [
-    ('{"prompt": "?", "answer": "x"', "The line is not JSON"),
-    ("[1, 2]", "JSON of type list"),
-    ("[" * 100_000, "The line is not JSON"),
-    ('{"prompt": "?", "answer": ' + "9" * 5000 + "}", "The line is not JSON"),
-])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('{"prompt": "?", "answer": "x"', "The line is not JSON"),
+        ("[1, 2]", "JSON of type list"),
+        ("[" * 100_000, "The line is not JSON"),
+        ('{"prompt": "?", "answer": ' + "9" * 5000 + "}", "The line is not JSON"),
+    ],
+)
 def test_a_broken_line_is_named_by_its_number(line: str, said: str, tmp_path: Path) -> None:
     file = jsonl(tmp_path, GOOD, "", line, GOOD)
     rows = list(read_rows(file))
@@ -431,6 +517,7 @@ def test_columns_that_json_cannot_hold_stay_out_of_meta(tmp_path: Path) -> None:
 
 # Files.
 
+
 def test_the_first_ten_problems_and_their_number_are_shown(tmp_path: Path) -> None:
     file = jsonl(tmp_path, *[GOOD | {"answer": None} for _ in range(13)], GOOD)
     with pytest.raises(UserError) as caught:
@@ -442,16 +529,20 @@ def test_the_first_ten_problems_and_their_number_are_shown(tmp_path: Path) -> No
     assert lines[12].endswith("Correct or remove these rows.")
 
 
-@pytest.mark.parametrize("name, content, said, remedy", [
-    ("data.jsnl", None, "does not exist. Did you mean", "Correct the path"),
-    ("nothing/at/all.jsonl", None, "does not exist. A .jsonl or .parquet file", "Correct the path"),
-    ("data.csv", b"a,b\n", "ends in '.csv'", "Convert it"),
-    ("broken.parquet", b"not parquet at all", "cannot be read: ", "Write or fetch it again"),
-    ("empty.parquet", b"", "cannot be read: ", "It must be a complete Parquet file"),
-    ("empty.jsonl", b"\n\n", "holds no rows", "At least one is needed"),
-])
+@pytest.mark.parametrize(
+    "name, content, said, remedy",
+    [
+        ("data.jsnl", None, "does not exist. Did you mean", "Correct the path"),
+        ("nothing/at/all.jsonl", None, "does not exist. A .jsonl or .parquet file", "Correct the path"),
+        ("data.csv", b"a,b\n", "ends in '.csv'", "Convert it"),
+        ("broken.parquet", b"not parquet at all", "cannot be read: ", "Write or fetch it again"),
+        ("empty.parquet", b"", "cannot be read: ", "It must be a complete Parquet file"),
+        ("empty.jsonl", b"\n\n", "holds no rows", "At least one is needed"),
+    ],
+)
 def test_a_broken_file_is_a_user_error(
-        name: str, content: bytes | None, said: str, remedy: str, tmp_path: Path) -> None:
+    name: str, content: bytes | None, said: str, remedy: str, tmp_path: Path
+) -> None:
     jsonl(tmp_path, GOOD)
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -491,7 +582,7 @@ def test_a_parquet_file_that_breaks_off_in_the_middle_is_a_user_error(tmp_path: 
     pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=10, compression="zstd")
     data = bytearray(file.read_bytes())
     middle = pq.read_metadata(file).row_group(2).column(0).data_page_offset
-    data[middle:middle + 400] = bytes(400)
+    data[middle : middle + 400] = bytes(400)
     file.write_bytes(data)
     with pytest.raises(UserError, match=r"data\.parquet cannot be read: .*It must be a complete Parquet file"):
         load_examples(file, {"prompt": "prompt"})

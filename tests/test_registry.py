@@ -13,8 +13,11 @@ GROUP = "gpg_vl.test_plugins"
 
 @pytest.fixture
 def registry():
-    return Registry("reward", builtin={"choice": "gpg_vl.rewards.choice:choice", "broken": "gpg_vl.nowhere:f"},
-                    entry_point_group=GROUP)
+    return Registry(
+        "reward",
+        builtin={"choice": "gpg_vl.rewards.choice:choice", "broken": "gpg_vl.nowhere:f"},
+        entry_point_group=GROUP,
+    )
 
 
 @pytest.fixture
@@ -95,8 +98,11 @@ def test_a_decorator_cannot_take_a_taken_name(registry, install):
     install("plugin_tally", "def tally(completion, example): return 0.25", tally="plugin_tally:tally")
     registry.register("mine")(in_order)
     registry.register("mine")(in_order)  # the same function again, as when its module is reloaded
-    for name, owner in (("choice", r"gpg_vl\.rewards\.choice:choice"), ("tally", "plugin_tally:tally"),
-                        ("mine", rf"{__name__}:in_order")):
+    for name, owner in (
+        ("choice", r"gpg_vl\.rewards\.choice:choice"),
+        ("tally", "plugin_tally:tally"),
+        ("mine", rf"{__name__}:in_order"),
+    ):
         with pytest.raises(ValueError, match=rf"'{name}' is taken twice: by {owner} and by .*lambda"):
             registry.register(name)(lambda completion, example: 1.0)
 
@@ -117,11 +123,14 @@ def test_a_file_that_fails_is_tried_again(registry, tmp_path):
     assert registry.get(f"{file}:f")(None, None) == 1.0
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("no/such.py:f", r"names the file /.*/no/such\.py, which does not exist"),
-    ("chioce", r"There is no reward called 'chioce'\. Did you mean 'choice'\? Known: broken, choice\."),
-    ("xyz", r"There is no reward called 'xyz'\. Known: broken, choice\. .*path/to/file\.py:function"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no/such.py:f", r"names the file /.*/no/such\.py, which does not exist"),
+        ("chioce", r"There is no reward called 'chioce'\. Did you mean 'choice'\? Known: broken, choice\."),
+        ("xyz", r"There is no reward called 'xyz'\. Known: broken, choice\. .*path/to/file\.py:function"),
+    ],
+)
 def test_an_unknown_name_is_explained(registry, name, message):
     with pytest.raises(UnknownNameError, match=message) as error:
         registry.get(name)

@@ -32,7 +32,11 @@ def engine(policy: Policy, checkpoint: Path, prompts_per_batch: int = 8) -> Nati
 
 def some_prompts(checkpoint: Path) -> list:
     encode = encoder(checkpoint).encode
-    return [*prompts(checkpoint), encode(Example(id="t", prompt="How many balls?", answer="2")), encode(scene_example(6))]
+    return [
+        *prompts(checkpoint),
+        encode(Example(id="t", prompt="How many balls?", answer="2")),
+        encode(scene_example(6)),
+    ]
 
 
 def test_recorded_log_probs_are_those_of_the_stock_model(policy: Policy, tiny_checkpoint: Path) -> None:
@@ -84,7 +88,9 @@ def test_vision_tokens_are_never_sampled(tiny_checkpoint: Path) -> None:
     model.set_output_embeddings(head)
     policy = Policy(model, processing.family, processing.tokens)
     for temperature in (0.0, 1.0):
-        out = engine(policy, tiny_checkpoint).generate(prompts(tiny_checkpoint), replace(SAMPLING, temperature=temperature), [0, 1])
+        out = engine(policy, tiny_checkpoint).generate(
+            prompts(tiny_checkpoint), replace(SAMPLING, temperature=temperature), [0, 1]
+        )
         sampled = {t for group in out for c in group for t in c.token_ids}
         assert sampled
         assert not sampled & set(processing.tokens.never_sampled)
@@ -107,7 +113,9 @@ def test_every_end_token_ends_an_answer(tiny_checkpoint: Path) -> None:
 
 
 def test_an_answer_cut_off_by_the_limit_says_so(policy: Policy, tiny_checkpoint: Path) -> None:
-    (group,) = engine(policy, tiny_checkpoint).generate(prompts(tiny_checkpoint)[:1], replace(SAMPLING, max_new_tokens=2), [0])
+    (group,) = engine(policy, tiny_checkpoint).generate(
+        prompts(tiny_checkpoint)[:1], replace(SAMPLING, max_new_tokens=2), [0]
+    )
     ends = load_processing(str(tiny_checkpoint)).tokens.ends
     for completion in group:
         assert completion.finish_reason == ("stop" if completion.token_ids[-1] in ends else "length")
@@ -117,9 +125,12 @@ def test_an_answer_cut_off_by_the_limit_says_so(policy: Policy, tiny_checkpoint:
 def test_image_and_prompt_are_computed_once_per_prompt(policy: Policy, tiny_checkpoint: Path) -> None:
     """Counted by hooks on the modules, and told by the engine."""
     patches, prefilled = [], []
-    hooks = [policy.model.model.visual.register_forward_pre_hook(lambda m, a: patches.append(len(a[0]))),
-             policy.model.model.language_model.register_forward_pre_hook(
-                 lambda m, a, k: prefilled.append(k["inputs_embeds"].shape[:2]), with_kwargs=True)]
+    hooks = [
+        policy.model.model.visual.register_forward_pre_hook(lambda m, a: patches.append(len(a[0]))),
+        policy.model.model.language_model.register_forward_pre_hook(
+            lambda m, a, k: prefilled.append(k["inputs_embeds"].shape[:2]), with_kwargs=True
+        ),
+    ]
     two = prompts(tiny_checkpoint)
     run = engine(policy, tiny_checkpoint)
     run.generate(two, SAMPLING, [0, 1])
@@ -137,8 +148,11 @@ def test_greedy_is_the_argmax_of_the_stock_model(policy: Policy, tiny_checkpoint
     tokens = load_processing(str(tiny_checkpoint)).tokens
     so_far: tuple[int, ...] = ()
     for token in group[0].token_ids:
-        options = [float(naive_logp(policy.model, tokens, prompt, (*so_far, t))[-1].detach()) for t in (token, *range(0, 380, 7))
-                   if t not in tokens.never_sampled]
+        options = [
+            float(naive_logp(policy.model, tokens, prompt, (*so_far, t))[-1].detach())
+            for t in (token, *range(0, 380, 7))
+            if t not in tokens.never_sampled
+        ]
         assert max(options) == options[0]
         so_far += (token,)
 

@@ -9,8 +9,23 @@ from PIL import Image
 
 from gpg_vl.data import scenes
 
-COLUMNS = {"idx", "type", "task", "image", "question", "choices", "answer", "prompt", "filename", "source", "source_dataset", "source_filename",
-           "target_class", "target_size", "bbox"}
+COLUMNS = {
+    "idx",
+    "type",
+    "task",
+    "image",
+    "question",
+    "choices",
+    "answer",
+    "prompt",
+    "filename",
+    "source",
+    "source_dataset",
+    "source_filename",
+    "target_class",
+    "target_size",
+    "bbox",
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +98,9 @@ def test_variety(drawn: list[scenes.Scene]) -> None:
     assert {t.colour for t in things} == set(scenes.COLOURS)
     assert len({t.size for t in things}) > 6
     assert {(s.columns, s.rows) for s in drawn} == set(scenes.GRIDS)
-    assert any(len(s.things) > sum(t.box is not None for t in s.things) for s in drawn if s.task == "Depth"), "there are distractors"
+    assert any(len(s.things) > sum(t.box is not None for t in s.things) for s in drawn if s.task == "Depth"), (
+        "there are distractors"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -96,13 +113,27 @@ def test_a_text_only_model_is_at_chance(drawn: list[scenes.Scene]) -> None:
     def options(s: scenes.Scene) -> list[str]:
         ranks = sorted(s.options)
         words = s.question.replace("?", "").replace("(", "").replace(")", "").split()
-        return [" ".join([f"letter{i}", f"rank{ranks.index(o)}", f"text{o}", f"n{len(s.options)}", *(f"{w}_{o}" for w in words),
-                          *(f"{other}_{o}_{i}" for other in s.options)]) for i, o in enumerate(s.options)]
+        return [
+            " ".join(
+                [
+                    f"letter{i}",
+                    f"rank{ranks.index(o)}",
+                    f"text{o}",
+                    f"n{len(s.options)}",
+                    *(f"{w}_{o}" for w in words),
+                    *(f"{other}_{o}_{i}" for other in s.options),
+                ]
+            )
+            for i, o in enumerate(s.options)
+        ]
 
     vectorize = HashingVectorizer(n_features=2**14, token_pattern=r"\S+").transform
     train, test = drawn[:3000], drawn[3000:]
     model = LogisticRegression(max_iter=300, C=0.3)
-    model.fit(vectorize([text for s in train for text in options(s)]), [i == s.answer for s in train for i in range(len(s.options))])
+    model.fit(
+        vectorize([text for s in train for text in options(s)]),
+        [i == s.answer for s in train for i in range(len(s.options))],
+    )
     right = defaultdict(list)
     for s in test:
         scores = model.decision_function(vectorize(options(s)))
@@ -121,5 +152,9 @@ def test_the_letter_that_was_right_before_tells_nothing(drawn: list[scenes.Scene
         seen[s.task, tuple(sorted(s.options))][s.options[s.answer]] += 1
     for task, chance in (("Count", 0.25), ("Relation", 0.5), ("Depth", 0.5), ("Distance", 0.5)):
         rows = [s for s in test if s.task == task]
-        hits = sum(seen[task, tuple(sorted(s.options))].most_common(1)[0][0] == s.options[s.answer] for s in rows if seen[task, tuple(sorted(s.options))])
+        hits = sum(
+            seen[task, tuple(sorted(s.options))].most_common(1)[0][0] == s.options[s.answer]
+            for s in rows
+            if seen[task, tuple(sorted(s.options))]
+        )
         assert hits / len(rows) < chance + 2.5 * (chance * (1 - chance) / len(rows)) ** 0.5

@@ -35,24 +35,49 @@ def returning(value, *, batched=False, low=0.0, high=1.0):
     return Reward(name="mine.py:f", function=lambda given, example: value, batched=batched, low=low, high=high)
 
 
-@pytest.mark.parametrize(("value", "expected"), [
-    (0.5, 0.5), (0, 0.0), (1, 1.0), (True, 1.0), (False, 0.0), (np.float32(0.25), 0.25), (np.float64(1.0), 1.0),
-    (np.int64(1), 1.0), (Fraction(1, 4), 0.25), (1 + 1e-12, 1.0), (-1e-12, 0.0),
-])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.5, 0.5),
+        (0, 0.0),
+        (1, 1.0),
+        (True, 1.0),
+        (False, 0.0),
+        (np.float32(0.25), 0.25),
+        (np.float64(1.0), 1.0),
+        (np.int64(1), 1.0),
+        (Fraction(1, 4), 0.25),
+        (1 + 1e-12, 1.0),
+        (-1e-12, 0.0),
+    ],
+)
 def test_any_real_number_in_range_is_a_value(value, expected):
     got = call(returning(value), COMPLETION, EXAMPLE)
     assert got == [expected]
     assert type(got[0]) is float
 
 
-@pytest.mark.parametrize(("value", "said"), [
-    (None, "returned None.*every path ends in a `return`"), ("1.0", "returned '1.0'"), (math.nan, "returned nan"),
-    (math.inf, "returned inf"), (-math.inf, "returned -inf"), (1.1, r"returned 1\.1.*@in_range"), (2, "returned 2"),
-    (-0.1, "returned -0.1"), (10**400, "returned 1000"), (1j, "returned 1j"), ([1.0], r"returned \[1\.0\]"),
-    ((), r"returned \(\)"),
-    (np.float32("nan"), "returned np.float32"), (np.array([1.0]), r"returned array.*`value\.item\(\)`"),
-    (torch.tensor(1.0), r"returned tensor.*`value\.item\(\)`"), (1 + 1e-6, "returned 1.000001"),
-])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "returned None.*every path ends in a `return`"),
+        ("1.0", "returned '1.0'"),
+        (math.nan, "returned nan"),
+        (math.inf, "returned inf"),
+        (-math.inf, "returned -inf"),
+        (1.1, r"returned 1\.1.*@in_range"),
+        (2, "returned 2"),
+        (-0.1, "returned -0.1"),
+        (10**400, "returned 1000"),
+        (1j, "returned 1j"),
+        ([1.0], r"returned \[1\.0\]"),
+        ((), r"returned \(\)"),
+        (np.float32("nan"), "returned np.float32"),
+        (np.array([1.0]), r"returned array.*`value\.item\(\)`"),
+        (torch.tensor(1.0), r"returned tensor.*`value\.item\(\)`"),
+        (1 + 1e-6, "returned 1.000001"),
+    ],
+)
 def test_anything_else_is_refused_by_reward_example_and_value(value, said):
     with pytest.raises(RewardValueError, match=said) as error:
         call(returning(value), COMPLETION, EXAMPLE)
@@ -102,8 +127,9 @@ def test_different_parts_that_tie_give_equal_totals():
 @given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), st.lists(st.floats(0, 1), min_size=3, max_size=3))
 def test_equal_parts_give_equal_totals_and_the_order_of_parts_does_not_matter(weights, values):
     names = dict(zip("abc", weights, strict=True))
-    results = {totals({name: (values["abc".index(name)],) * 2 for name in order}, names)
-               for order in permutations("abc")}
+    results = {
+        totals({name: (values["abc".index(name)],) * 2 for name in order}, names) for order in permutations("abc")
+    }
     assert len(results) == 1
     one, other = results.pop()
     assert one == other
@@ -120,11 +146,17 @@ def test_a_scored_group_keeps_what_it_was():
     assert group.rewards == ()
 
 
-@pytest.mark.parametrize(("weights", "message"), [
-    ({}, "No reward is named"), ({"choice": math.nan}, "'choice' is nan"), ({"choice": "1"}, "'choice' is '1'"),
-    ({"a": 1, "b": math.inf}, "'b' is inf"), ({"choice": None}, "'choice' is None"),
-    ({"choice": True}, "'choice' is True"),
-])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "No reward is named"),
+        ({"choice": math.nan}, "'choice' is nan"),
+        ({"choice": "1"}, "'choice' is '1'"),
+        ({"a": 1, "b": math.inf}, "'b' is inf"),
+        ({"choice": None}, "'choice' is None"),
+        ({"choice": True}, "'choice' is True"),
+    ],
+)
 def test_weights_are_finite_numbers(weights, message):
     with pytest.raises(UserError, match=message):
         checked_weights(weights)
@@ -147,22 +179,32 @@ def example_first(example, answer): ...
 def completion_last(row, completion): ...
 def plural(completions, example): ...
 async def coroutine(completion, example): ...
-def generator(completion, example): yield 1.0
+def generator(completion, example):
+    yield 1.0
 
 
-@pytest.mark.parametrize("function", [plain, defaults, anything, other_names, min,
-                                      functools.partial(three, tokenizer=1)])
+@pytest.mark.parametrize(
+    "function", [plain, defaults, anything, other_names, min, functools.partial(three, tokenizer=1)]
+)
 def test_a_function_of_completion_and_example_is_accepted(function):
     check_signature("mine", function, is_batched=False)
 
 
-@pytest.mark.parametrize(("function", "message"), [
-    (one, r"declared as `\(completion\)`.*exactly two arguments, \(completion, example\).*def one\(completion, "),
-    (three, "missing a required argument: 'tokenizer'"), (keywords, "exactly two"), (other_style, "exactly two"),
-    (swapped, "the completion comes first"), (example_first, "the completion comes first"),
-    (completion_last, "the completion comes first"), (plural, "one completion at a time.*@batched"),
-    (coroutine, "coroutine or a generator"), (generator, "coroutine or a generator"),
-])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (one, r"declared as `\(completion\)`.*exactly two arguments, \(completion, example\).*def one\(completion, "),
+        (three, "missing a required argument: 'tokenizer'"),
+        (keywords, "exactly two"),
+        (other_style, "exactly two"),
+        (swapped, "the completion comes first"),
+        (example_first, "the completion comes first"),
+        (completion_last, "the completion comes first"),
+        (plural, "one completion at a time.*@batched"),
+        (coroutine, "coroutine or a generator"),
+        (generator, "coroutine or a generator"),
+    ],
+)
 def test_any_other_function_is_refused(function, message):
     with pytest.raises(UserError, match=message) as error:
         check_signature("mine", function, is_batched=False)
@@ -180,7 +222,8 @@ def test_load_reads_the_declarations(tmp_path):
         "from gpg_vl.rewards import batched, in_range\n"
         "@in_range(-1, 2)\ndef wide(completion, example): return 2\n"
         "@batched\ndef many(completions, example): return [1] * len(completions)\n"
-        "def bad(example, completion): return 1\n")
+        "def bad(example, completion): return 1\n"
+    )
     wide, many = load(f"{tmp_path}/mine.py:wide"), load(f"{tmp_path}/mine.py:many")
     assert (wide.batched, wide.low, wide.high) == (False, -1.0, 2.0)
     assert (many.batched, many.low, many.high) == (True, 0.0, 1.0)
@@ -199,12 +242,22 @@ def test_good_gold_has_no_problems():
 
 
 def test_every_bad_gold_is_reported_with_what_the_reward_saw():
-    rows = [row("good", "(B)"), row("range", "(C)"), row("bare", "left", None), row("empty", "", ("", "x")),
-            row("tagged", "<answer>B</answer>")]
+    rows = [
+        row("good", "(B)"),
+        row("range", "(C)"),
+        row("bare", "left", None),
+        row("empty", "", ("", "x")),
+        row("tagged", "<answer>B</answer>"),
+    ]
     problems = check_gold({"choice": 1.0, "format": 0.2}, rows)
     assert [(p.reward, p.example_id, p.score, p.best) for p in problems] == [
-        ("choice", "range", None, 1.0), ("choice", "bare", None, 1.0), ("choice", "empty", None, 1.0),
-        ("choice", "tagged", None, 1.0), ("format", "empty", 0.0, 1.0), ("format", "tagged", 0.0, 1.0)]
+        ("choice", "range", None, 1.0),
+        ("choice", "bare", None, 1.0),
+        ("choice", "empty", None, 1.0),
+        ("choice", "tagged", None, 1.0),
+        ("format", "empty", 0.0, 1.0),
+        ("format", "tagged", 0.0, 1.0),
+    ]
     assert problems[0].saw.startswith("<think>\n\n</think>\n<answer>(C)</answer>\n")
     assert "names no option" in problems[0].saw
     assert problems[4].saw == "<think>\n\n</think>\n<answer></answer>"
@@ -241,7 +294,9 @@ def test_user_rewards_are_checked_in_the_pool_only():
     pool = FakePool(**{"1": 2.0, "2": 1.0, "3": broke, "4": 2.0 - 1e-12})
     problems = check_gold({"mine.py:f": 0.5, "choice": 1.0}, [row(str(i), "A") for i in range(1, 5)], pool=pool)
     assert [(p.reward, p.example_id, p.score, p.best) for p in problems] == [
-        ("mine.py:f", "2", 1.0, 2.0), ("mine.py:f", "3", None, 2.0)]
+        ("mine.py:f", "2", 1.0, 2.0),
+        ("mine.py:f", "3", None, 2.0),
+    ]
     assert problems[1].saw.endswith("\nit died")
 
 

@@ -51,8 +51,12 @@ def test_a_weighted_mean_is_the_mean_of_the_docs_written_out(table, seed):
     sample = Sample(scores_N=np.array(scores), columns=columns_of(strata_N, groups_N), weights_R_N=weights_R_N)
     got_R = sample.mean(stratum="x", group="p")
     for draw, got in zip(weights_R_N, got_R, strict=True):
-        drawn = [score for (s, g, score), times in zip(table, draw, strict=True) if (s, g) == ("x", "p")
-                 for _ in range(int(times))]
+        drawn = [
+            score
+            for (s, g, score), times in zip(table, draw, strict=True)
+            if (s, g) == ("x", "p")
+            for _ in range(int(times))
+        ]
         assert got == pytest.approx(sum(drawn) / len(drawn)) if drawn else math.isnan(got)
 
 
@@ -104,8 +108,9 @@ def test_a_group_without_docs_has_no_value_and_raises_no_warning():
 
 def test_a_group_that_some_resamples_miss_is_judged_by_the_others():
     scores_N = np.array([1.0, 0.0, 0.0, 0.0])
-    estimate = bootstrap(lambda sample: sample.mean(group="p"), scores_N, columns_of("aaaa", "pqqq"),
-                         resample(["a"] * 4, seed=0))
+    estimate = bootstrap(
+        lambda sample: sample.mean(group="p"), scores_N, columns_of("aaaa", "pqqq"), resample(["a"] * 4, seed=0)
+    )
     assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
 
 
@@ -121,7 +126,8 @@ def test_a_paired_difference_ignores_what_both_runs_share():
     other_way = bootstrap_difference(MEAN, second_N, first_N, columns, weights_R_N)
     assert one_way.value == pytest.approx(point(MEAN, first_N, columns) - point(MEAN, second_N, columns))
     assert (one_way.value, one_way.low, one_way.high) == pytest.approx(
-        (-other_way.value, -other_way.high, -other_way.low))
+        (-other_way.value, -other_way.high, -other_way.low)
+    )
     single = bootstrap(MEAN, first_N, columns, weights_R_N)
     # Unpaired the error would be about sqrt(2) of a single run's; only 20 docs of 400 carry any here.
     assert one_way.stderr < 0.6 * single.stderr

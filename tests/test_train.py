@@ -42,15 +42,27 @@ def test_the_run_folder_holds_what_the_design_says(finished: Path) -> None:
     assert {"config.yaml", "metrics.jsonl", "samples", "checkpoints"} <= {p.name for p in run.iterdir()}
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert {"reward", "accuracy", "valid_share", "alpha", "length_all", "length_valid", "logp_gap_max", "rounds", "groups_seen",
-            "carried_groups"} <= rows[0].keys()
+    assert {
+        "reward",
+        "accuracy",
+        "valid_share",
+        "alpha",
+        "length_all",
+        "length_valid",
+        "logp_gap_max",
+        "rounds",
+        "groups_seen",
+        "carried_groups",
+    } <= rows[0].keys()
     assert all(row["logp_gap_max"] < 1e-4 for row in rows), "what is trained must be what was sampled"
     assert any(row["grad_norm"] > 0 for row in rows)
     sample = json.loads((run / "samples" / "step-000002" / "samples.jsonl").read_text().splitlines()[0])
     assert (run / "samples" / "step-000002" / sample["images"][0]).read_bytes().startswith(b"\x89PNG")
     assert len(sample["completions"]) == 3
     assert "reward" in sample["completions"][0]
-    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000003", "step-000004"], "keep_checkpoints is 2"
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000003", "step-000004"], (
+        "keep_checkpoints is 2"
+    )
 
 
 def test_a_checkpoint_is_an_ordinary_model(finished: Path, tiny_checkpoint: Path) -> None:
@@ -75,10 +87,18 @@ def test_the_same_run_again_is_the_same_bit_for_bit(finished: Path, tiny_checkpo
 
 def kill_after(config: Path, rows: int, processes: int = 1) -> None:
     """Start a run and kill all of it with SIGKILL as soon as metrics.jsonl has so many rows."""
-    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-                                                        "--standalone"]
-    process = subprocess.Popen([*launcher, "-m", "gpg_vl", "train", str(config)], env=environment(), start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    launcher = (
+        [sys.executable]
+        if processes == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    )
+    process = subprocess.Popen(
+        [*launcher, "-m", "gpg_vl", "train", str(config)],
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     file = config.parent / "run" / "metrics.jsonl"
     while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= rows):
         time.sleep(0.005)
@@ -105,16 +125,26 @@ def test_killed_and_resumed_on_two_processes_with_surplus_groups(tiny_checkpoint
     for name in ("whole", "killed"):
         folder = tmp_path / name
         folder.mkdir()
-        config = write_config(folder, tiny_checkpoint, train={"prompts_per_step": 4, "steps": 3}, algorithm={"beta_th": 1.0},
-                              rollout={"group_size": 2, "max_new_tokens": 2})
+        config = write_config(
+            folder,
+            tiny_checkpoint,
+            train={"prompts_per_step": 4, "steps": 3},
+            algorithm={"beta_th": 1.0},
+            rollout={"group_size": 2, "max_new_tokens": 2},
+        )
         if name == "killed":
             kill_after(config, 2, processes=2)
         result = gpg_vl("train", config, *(["--resume"] if name == "killed" else []), processes=2)
         assert result.returncode == 0, result.stderr
         runs[name] = folder / "run"
-    rows = {name: [{k: v for k, v in row.items() if not k.startswith("reward/")} for row in metrics(run)] for name, run in runs.items()}
+    rows = {
+        name: [{k: v for k, v in row.items() if not k.startswith("reward/")} for row in metrics(run)]
+        for name, run in runs.items()
+    }
     assert rows["killed"] == rows["whole"]
-    assert any(row["carried_groups"] for row in rows["whole"][:-1]), "without surplus groups this would not test their way"
+    assert any(row["carried_groups"] for row in rows["whole"][:-1]), (
+        "without surplus groups this would not test their way"
+    )
     assert any(row["rounds"] > 1 for row in rows["whole"])
     assert equal(weights(last_checkpoint(runs["killed"])), weights(last_checkpoint(runs["whole"])))
 
@@ -131,7 +161,9 @@ def test_a_half_written_checkpoint_is_not_taken(finished: Path, tiny_checkpoint:
 
 
 def test_frozen_parts_do_not_change(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_checkpoint, model={"freeze": ["vision", "merger"]}, train={"weight_decay": 0.1})
+    config = write_config(
+        tmp_path, tiny_checkpoint, model={"freeze": ["vision", "merger"]}, train={"weight_decay": 0.1}
+    )
     assert gpg_vl("train", config).returncode == 0
     before = load_model(str(tiny_checkpoint)).state_dict()
     after = load_model(str(last_checkpoint(tmp_path / "run") / "model")).state_dict()
@@ -141,7 +173,12 @@ def test_frozen_parts_do_not_change(tiny_checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_the_merger_alone_can_be_frozen(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    assert gpg_vl("train", write_config(tmp_path, tiny_checkpoint, model={"freeze": ["merger"]}, train={"steps": 2})).returncode == 0
+    assert (
+        gpg_vl(
+            "train", write_config(tmp_path, tiny_checkpoint, model={"freeze": ["merger"]}, train={"steps": 2})
+        ).returncode
+        == 0
+    )
     before = load_model(str(tiny_checkpoint)).state_dict()
     after = load_model(str(last_checkpoint(tmp_path / "run") / "model")).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -159,7 +196,10 @@ def test_lora_trains_adapters_resumes_and_saves_a_merged_model(tiny_checkpoint: 
         result = gpg_vl("train", config, *(["--resume"] if folder == killed else []))
         assert result.returncode == 0, result.stderr
     checkpoint = last_checkpoint(whole / "run")
-    assert equal(load_file(checkpoint / "adapters.safetensors"), load_file(last_checkpoint(killed / "run") / "adapters.safetensors"))
+    assert equal(
+        load_file(checkpoint / "adapters.safetensors"),
+        load_file(last_checkpoint(killed / "run") / "adapters.safetensors"),
+    )
     before = load_model(str(tiny_checkpoint)).state_dict()
     after = load_model(str(checkpoint / "model")).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -180,12 +220,18 @@ def test_two_processes_train_and_evaluate(tiny_checkpoint: Path, tmp_path: Path)
 
 def test_a_step_without_signal_is_skipped_and_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The format reward gives a random model nothing, ever: no group is valid, the cap is hit, no weight moves."""
-    config = write_config(tmp_path, tiny_checkpoint, rewards={"weights": {"format": 1.0}}, algorithm={"max_resample_attempts": 2},
-                          train={"steps": 2, "weight_decay": 0.1})
+    config = write_config(
+        tmp_path,
+        tiny_checkpoint,
+        rewards={"weights": {"format": 1.0}},
+        algorithm={"max_resample_attempts": 2},
+        train={"steps": 2, "weight_decay": 0.1},
+    )
     assert gpg_vl("train", config).returncode == 0
     rows = metrics(tmp_path / "run")
-    assert [(r["step_skipped"], r["alpha"], r["loss"], r["rounds"], r["resample_cap_hit"], r["groups_seen"]) for r in rows] == [
-        (1, None, 0.0, 2, 1, 4)] * 2
+    assert [
+        (r["step_skipped"], r["alpha"], r["loss"], r["rounds"], r["resample_cap_hit"], r["groups_seen"]) for r in rows
+    ] == [(1, None, 0.0, 2, 1, 4)] * 2
     assert rows[-1]["skipped_steps"] == 2
     assert rows[-1]["position"] == 8
     before = load_model(str(tiny_checkpoint)).state_dict()
@@ -196,16 +242,28 @@ def test_a_step_without_signal_is_skipped_and_counted(tiny_checkpoint: Path, tmp
 def test_the_plan_is_printed_and_a_dry_run_stops_there(tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = gpg_vl("train", write_config(tmp_path, tiny_checkpoint), "--dry-run")
     assert result.returncode == 0, result.stderr
-    for text in ("4 steps", "2 groups x 3 answers = 6 answers", "temperature 1.0, top_p 1, top_k off", "memory", "prompt of row 0",
-                 "<|vision_start|><|image_pad|><|vision_end|>", "How many"):
+    for text in (
+        "4 steps",
+        "2 groups x 3 answers = 6 answers",
+        "temperature 1.0, top_p 1, top_k off",
+        "memory",
+        "prompt of row 0",
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        "How many",
+    ):
         assert text in result.stdout, text
     assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_ends_with_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_checkpoint, train={"steps": 100000}, output={"checkpoint_every": 0})
-    process = subprocess.Popen([sys.executable, "-m", "gpg_vl", "train", str(config)], env=environment(), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpg_vl", "train", str(config)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     file = tmp_path / "run" / "metrics.jsonl"
     while not (file.exists() and file.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None

@@ -23,8 +23,9 @@ def valid_groups(rewards_P_G: Float[Tensor, "P G"]) -> Bool[Tensor, "P"]:
     return rewards_P_G.amax(dim=1) > rewards_P_G.amin(dim=1)
 
 
-def advantages(rewards_P_G: Float[Tensor, "P G"], *, f_norm: FNorm = "one",
-               batch_std: float | None = None) -> Float[Tensor, "P G"]:
+def advantages(
+    rewards_P_G: Float[Tensor, "P G"], *, f_norm: FNorm = "one", batch_std: float | None = None
+) -> Float[Tensor, "P G"]:
     """A = (r - mean of the group) / F_norm; exactly 0 in groups without signal.
 
     f_norm: `one` is GPG. `group_std` divides by the group's standard deviation + 1e-4 (GRPO). `batch_std` divides by

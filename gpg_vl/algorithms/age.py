@@ -73,8 +73,16 @@ class Collected(Generic[T]):
     """True if `max_rounds` ended the search below the threshold."""
 
 
-def collect(carry: Sequence[T], *, slots: int, needed: int, max_rounds: int, is_valid: Callable[[T], bool],
-            draw: Callable[[bool], Sequence[T]], total: Callable[[int], int]) -> Collected[T]:
+def collect(
+    carry: Sequence[T],
+    *,
+    slots: int,
+    needed: int,
+    max_rounds: int,
+    is_valid: Callable[[T], bool],
+    draw: Callable[[bool], Sequence[T]],
+    total: Callable[[int], int],
+) -> Collected[T]:
     """Sample groups until `needed` of the step's slots, over all ranks, hold a valid group.
 
     draw: called once per round on every rank, with True if this rank has a free slot. Returns the scored groups it

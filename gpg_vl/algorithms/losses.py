@@ -59,16 +59,23 @@ def token_weights(lengths_P_G: Int[Tensor, "P G"], aggregation: Aggregation) -> 
             return (1.0 / group_tokens_P_1.double()).expand(lengths_P_G.shape)
 
 
-def coefficients(advantages_P_G: Float[Tensor, "P G"], lengths_P_G: Int[Tensor, "P G"], *, aggregation: Aggregation,
-                 age: float, denominator: float) -> Float[Tensor, "P G"]:
+def coefficients(
+    advantages_P_G: Float[Tensor, "P G"],
+    lengths_P_G: Int[Tensor, "P G"],
+    *,
+    aggregation: Aggregation,
+    age: float,
+    denominator: float,
+) -> Float[Tensor, "P G"]:
     """c_i of the module's formula, float64: what each token's -log pi of completion i is multiplied by."""
     if age == 0.0:  # no valid group in the step: no division, exactly no gradient
         return torch.zeros_like(advantages_P_G, dtype=torch.float64)
     return age * advantages_P_G.double() * token_weights(lengths_P_G, aggregation) / denominator
 
 
-def gpg_loss(logp_PG_T: Float[Tensor, "PG T"], coefficients_PG: Float[Tensor, "PG"],
-             loss_mask_PG_T: Bool[Tensor, "PG T"]) -> LossOutput:
+def gpg_loss(
+    logp_PG_T: Float[Tensor, "PG T"], coefficients_PG: Float[Tensor, "PG"], loss_mask_PG_T: Bool[Tensor, "PG T"]
+) -> LossOutput:
     """- sum_i c_i sum_t log pi(o_it) over the tokens where the mask is True.
 
     What stands under a False mask may be anything, infinities included: it has no value and no gradient.

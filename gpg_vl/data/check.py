@@ -101,17 +101,33 @@ class DataReport:
 
     def to_json(self) -> str:
         """Everything in the report as one JSON object, lengths as summaries and a histogram."""
-        return json.dumps({
-            "source": self.source, "ok": self.ok, "rows": self.rows, "images": self.images,
-            "tokens": _summary_object(self.tokens), "image_tokens": _summary_object(self.image_tokens),
-            "histogram": [{"from": low, "to": high, "rows": rows} for low, high, rows in histogram(self.tokens)],
-            "image_sizes": [{"width": w, "height": h, "images": n} for (w, h), n in self.image_sizes.items()],
-            "tasks": dict(self.tasks), "max_prompt_tokens": self.max_prompt_tokens,
-            "problems": [asdict(problem) for problem in self.problems]}, indent=2)
+        return json.dumps(
+            {
+                "source": self.source,
+                "ok": self.ok,
+                "rows": self.rows,
+                "images": self.images,
+                "tokens": _summary_object(self.tokens),
+                "image_tokens": _summary_object(self.image_tokens),
+                "histogram": [{"from": low, "to": high, "rows": rows} for low, high, rows in histogram(self.tokens)],
+                "image_sizes": [{"width": w, "height": h, "images": n} for (w, h), n in self.image_sizes.items()],
+                "tasks": dict(self.tasks),
+                "max_prompt_tokens": self.max_prompt_tokens,
+                "problems": [asdict(problem) for problem in self.problems],
+            },
+            indent=2,
+        )
 
 
-def check(rows: Iterable[Row], *, count: Count, max_prompt_tokens: int | None, source: str = "",
-          console: Console | None = None, total: int | None = None) -> DataReport:
+def check(
+    rows: Iterable[Row],
+    *,
+    count: Count,
+    max_prompt_tokens: int | None,
+    source: str = "",
+    console: Console | None = None,
+    total: int | None = None,
+) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of the report, too.
@@ -133,13 +149,22 @@ def check(rows: Iterable[Row], *, count: Count, max_prompt_tokens: int | None, s
         counted += [counts] if counts else []
         problems += [RowProblem(row=number, id=row.id, source="", kind=kind, message=text) for kind, text in found]
     if not seen and not problems:
-        problems.append(_of_source(0, source, "There are no rows. At least one is needed. Check that the source was "
-                                              "written completely."))
+        problems.append(
+            _of_source(
+                0, source, "There are no rows. At least one is needed. Check that the source was written completely."
+            )
+        )
     sizes = Counter(size for counts in counted for size in counts.image_sizes)
-    return DataReport(source=source, rows=seen, tokens=tuple(counts.tokens for counts in counted),
-                      image_tokens=tuple(counts.image_tokens for counts in counted),
-                      image_sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
-                      tasks=dict(sorted(tasks.items())), problems=tuple(problems), max_prompt_tokens=max_prompt_tokens)
+    return DataReport(
+        source=source,
+        rows=seen,
+        tokens=tuple(counts.tokens for counts in counted),
+        image_tokens=tuple(counts.image_tokens for counts in counted),
+        image_sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
+        tasks=dict(sorted(tasks.items())),
+        problems=tuple(problems),
+        max_prompt_tokens=max_prompt_tokens,
+    )
 
 
 def _whole(rows: Iterable[Row], source: str) -> Iterator[Row]:
@@ -165,13 +190,16 @@ def _watched(rows: Iterator[Row], console: Console | None, total: int | None) ->
         yield from progress.track(rows, total=total, description="checking rows")
 
 
-def _checked(example: Example, count: Count, limit: int | None, first_row: int,
-             row: int) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
+def _checked(
+    example: Example, count: Count, limit: int | None, first_row: int, row: int
+) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
     """The counts of one example, None if it cannot be encoded, and everything that is wrong with it."""
     found: list[tuple[Kind, str]] = [*answer_problems(example)]
     if first_row != row:
-        text = (f"The id {example.id!r} already belongs to row {first_row}. Each id is allowed once, because "
-                f"predictions and logs are found by it. Rename one, or remove the repetition.")
+        text = (
+            f"The id {example.id!r} already belongs to row {first_row}. Each id is allowed once, because "
+            f"predictions and logs are found by it. Rename one, or remove the repetition."
+        )
         found.append(("id", text))
     try:
         counts = count(example)
@@ -180,9 +208,11 @@ def _checked(example: Example, count: Count, limit: int | None, first_row: int,
     if limit is not None and counts.tokens > limit:
         sizes = ", ".join(f"{width}x{height}" for width, height in counts.image_sizes)
         pictures = f", {counts.image_tokens} of them for {len(counts.image_sizes)} image(s) of {sizes}" if sizes else ""
-        text = (f"The prompt has {counts.tokens} tokens{pictures}. max_prompt_tokens={limit} are allowed, and a "
-                f"prompt is never cut. Raise max_prompt_tokens, shrink the images (max_pixels), shorten the text, or "
-                f"remove the row.")
+        text = (
+            f"The prompt has {counts.tokens} tokens{pictures}. max_prompt_tokens={limit} are allowed, and a "
+            f"prompt is never cut. Raise max_prompt_tokens, shrink the images (max_pixels), shorten the text, or "
+            f"remove the row."
+        )
         found.append(("length", text))
     return counts, found
 
@@ -198,9 +228,14 @@ def answer_problems(example: Example) -> Iterator[tuple[Kind, str]]:
         yield "answer", "The answer is empty. Every row needs a gold answer. Fill it in or remove the row."
     elif example.choices is not None and not _names_choice(answer, example.choices):
         last = chr(ord("A") + min(len(example.choices), 26) - 1)
-        yield "choices", (f"The answer {example.answer!r} is none of the {len(example.choices)} choices "
-                          f"{', '.join(map(repr, example.choices))}. A letter from A to {last} or the text of an "
-                          f"option is allowed. Correct the answer or the choices.")
+        yield (
+            "choices",
+            (
+                f"The answer {example.answer!r} is none of the {len(example.choices)} choices "
+                f"{', '.join(map(repr, example.choices))}. A letter from A to {last} or the text of an "
+                f"option is allowed. Correct the answer or the choices."
+            ),
+        )
 
 
 def _names_choice(answer: str, choices: Sequence[str]) -> bool:
@@ -219,8 +254,13 @@ def summarise(values: Sequence[int]) -> Summary | None:
     if not values:
         return None
     ordered = sorted(values)
-    return Summary(total=sum(ordered), min=ordered[0], median=ordered[_rank(len(ordered), 50)],
-                   p95=ordered[_rank(len(ordered), 95)], max=ordered[-1])
+    return Summary(
+        total=sum(ordered),
+        min=ordered[0],
+        median=ordered[_rank(len(ordered), 50)],
+        p95=ordered[_rank(len(ordered), 95)],
+        max=ordered[-1],
+    )
 
 
 def _rank(number: int, percent: int) -> int:
@@ -281,8 +321,9 @@ def _image_table(image_sizes: Mapping[tuple[int, int], int]) -> Table:
 def _problem_lines(problems: Sequence[RowProblem]) -> Iterator[Text]:
     """Plain text, because a message may hold what looks like markup."""
     kinds = Counter(problem.kind for problem in problems)
-    yield Text(f"{len(problems)} problems: " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()),
-               style="bold")
+    yield Text(
+        f"{len(problems)} problems: " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()), style="bold"
+    )
     for problem in problems[:_SHOWN_PROBLEMS]:
         yield Text(f"  {problem}")
     if len(problems) > _SHOWN_PROBLEMS:

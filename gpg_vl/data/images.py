@@ -23,8 +23,18 @@ from gpg_vl.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 # What Pillow's decoders of these formats raise on damaged files. Pillow has no common base class for it.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, ZeroDivisionError,
-           struct.error, zlib.error)
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+)
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -48,14 +58,18 @@ def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Ima
         with opened:
             _refuse_bomb(opened.size, name, max_pixels)
             if opened.mode in ("I", "F"):
-                raise ImageError(f"{name} has 32-bit pixels (mode {opened.mode}), which have no agreed black and "
-                                 f"white. 8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel.")
+                raise ImageError(
+                    f"{name} has 32-bit pixels (mode {opened.mode}), which have no agreed black and "
+                    f"white. 8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel."
+                )
             try:
                 return _rgb(ImageOps.exif_transpose(opened))
             except _DAMAGE as error:
-                raise ImageError(f"{name} is damaged or incomplete: {_reason(error)}. A {opened.format} file that "
-                                 f"decodes to its last pixel is needed. Fetch or export it again, or remove the "
-                                 f"row.") from error
+                raise ImageError(
+                    f"{name} is damaged or incomplete: {_reason(error)}. A {opened.format} file that "
+                    f"decodes to its last pixel is needed. Fetch or export it again, or remove the "
+                    f"row."
+                ) from error
 
 
 def image_digest(image: str | bytes, *, root: Path | None) -> str:
@@ -84,36 +98,50 @@ def _file(image: str | bytes, root: Path | None) -> io.BytesIO | io.BufferedRead
             if path.stat().st_size:
                 return path.open("rb")
     except OSError as error:
-        raise ImageError(f"{name} cannot be read: {_reason(error)}. A readable file is needed. Check its permissions "
-                         f"and its disk, or remove the row.") from error
-    raise ImageError(f"{name} is empty (0 bytes). {', '.join(FORMATS)} files are allowed. Fetch or export it again, or "
-                     f"remove the row.")
+        raise ImageError(
+            f"{name} cannot be read: {_reason(error)}. A readable file is needed. Check its permissions "
+            f"and its disk, or remove the row."
+        ) from error
+    raise ImageError(
+        f"{name} is empty (0 bytes). {', '.join(FORMATS)} files are allowed. Fetch or export it again, or "
+        f"remove the row."
+    )
 
 
 def _inside(path: str, root: Path | None) -> Path:
     """The resolved file, once it is known to be a regular file below `root`. Raises ImageError."""
     name = describe(path)
     if root is None:
-        raise ImageError(f"{name} is a path, and no image root was given. Paths are read below the image root only. "
-                         f"Set the image root (data.root) to the folder that the paths start from.")
+        raise ImageError(
+            f"{name} is a path, and no image root was given. Paths are read below the image root only. "
+            f"Set the image root (data.root) to the folder that the paths start from."
+        )
     if ".." in PurePath(path).parts:
-        raise ImageError(f"{name} climbs out of a folder with '..'. Paths below the image root {root} are allowed. "
-                         f"Move the file below the root and name it without '..'.")
+        raise ImageError(
+            f"{name} climbs out of a folder with '..'. Paths below the image root {root} are allowed. "
+            f"Move the file below the root and name it without '..'."
+        )
     try:
         base = root.resolve()
         file = (base / path).resolve()  # follows links, so a link that leads outside shows where it leads
         inside, regular, present = file.is_relative_to(base), file.is_file(), file.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a NUL character
-        raise ImageError(f"{name} is not a usable path: {_reason(error)}. Paths below the image root {root} are "
-                         f"allowed. Correct the path or remove the row.") from error
+        raise ImageError(
+            f"{name} is not a usable path: {_reason(error)}. Paths below the image root {root} are "
+            f"allowed. Correct the path or remove the row."
+        ) from error
     if not inside:
-        raise ImageError(f"{name} leads to {file}, outside the image root. Paths below {base} are allowed, after "
-                         f"links are followed. Copy the file below the root, or set the image root to a folder that "
-                         f"holds it.")
+        raise ImageError(
+            f"{name} leads to {file}, outside the image root. Paths below {base} are allowed, after "
+            f"links are followed. Copy the file below the root, or set the image root to a folder that "
+            f"holds it."
+        )
     if not regular:
         what = "is not a regular file" if present else "does not exist"
-        raise ImageError(f"{name} {what}: {file}. A picture file below the image root {base} is needed. Restore the "
-                         f"file, correct the path or the image root, or remove the row.")
+        raise ImageError(
+            f"{name} {what}: {file}. A picture file below the image root {base} is needed. Restore the "
+            f"file, correct the path or the image root, or remove the row."
+        )
     return file
 
 
@@ -122,23 +150,31 @@ def _open(file: io.BytesIO | io.BufferedReader, name: str) -> ImageFile.ImageFil
     try:
         return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} declares too many pixels: {_reason(error)}. {_pillow_limit()} Shrink the picture, or "
-                         f"remove the row.") from error
+        raise ImageError(
+            f"{name} declares too many pixels: {_reason(error)}. {_pillow_limit()} Shrink the picture, or "
+            f"remove the row."
+        ) from error
     except _DAMAGE as error:
-        raise ImageError(f"{name} is no picture that can be read: it is damaged, has no pixels, or is of another "
-                         f"format. {', '.join(FORMATS)} files are allowed. Fetch it again, convert it to PNG, or "
-                         f"remove the row.") from error
+        raise ImageError(
+            f"{name} is no picture that can be read: it is damaged, has no pixels, or is of another "
+            f"format. {', '.join(FORMATS)} files are allowed. Fetch it again, convert it to PNG, or "
+            f"remove the row."
+        ) from error
 
 
 def _refuse_bomb(size: tuple[int, int], name: str, max_pixels: int) -> None:
     pixels = size[0] * size[1]
     limit = Image.MAX_IMAGE_PIXELS
     if pixels > max_pixels:
-        raise ImageError(f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. At most {max_pixels} are "
-                         f"decoded. Shrink the picture, remove the row, or raise max_image_pixels.")
+        raise ImageError(
+            f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. At most {max_pixels} are "
+            f"decoded. Shrink the picture, remove the row, or raise max_image_pixels."
+        )
     if limit is not None and pixels > limit:
-        raise ImageError(f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. {_pillow_limit()} Shrink the "
-                         f"picture, or remove the row.")
+        raise ImageError(
+            f"{name} declares {size[0]}x{size[1]} = {pixels} pixels. {_pillow_limit()} Shrink the "
+            f"picture, or remove the row."
+        )
 
 
 def _pillow_limit() -> str:

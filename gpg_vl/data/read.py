@@ -26,8 +26,9 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
 REQUIRED = ("prompt", "answer")
 
 
-def load_examples(source: str | Path, columns: Mapping[str, str] | None = None, *,
-                  limit: int | None = None) -> list[Example]:
+def load_examples(
+    source: str | Path, columns: Mapping[str, str] | None = None, *, limit: int | None = None
+) -> list[Example]:
     """Every example of a source, or of its first `limit` rows; or none, if one is broken.
 
     Raises:
@@ -38,15 +39,18 @@ def load_examples(source: str | Path, columns: Mapping[str, str] | None = None, 
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise UserError(f"{len(problems)} of the {len(rows)} rows of {source} cannot be used:\n{listed}{more}\nEvery "
-                        f"row must be usable, because none is dropped silently. Correct or remove these rows.")
+        raise UserError(
+            f"{len(problems)} of the {len(rows)} rows of {source} cannot be used:\n{listed}{more}\nEvery "
+            f"row must be usable, because none is dropped silently. Correct or remove these rows."
+        )
     if not rows:
         raise UserError(f"{source} holds no rows. At least one is needed. Check that it was written completely.")
     return [row for row in rows if isinstance(row, Example)]
 
 
-def read_rows(source: str | Path, columns: Mapping[str, str] | None = None, *,
-              limit: int | None = None) -> Iterator[Row]:
+def read_rows(
+    source: str | Path, columns: Mapping[str, str] | None = None, *, limit: int | None = None
+) -> Iterator[Row]:
     """Every row of a source, or its first `limit` rows, in order, as an Example or a RowProblem.
 
     `source` is a `.jsonl` or `.parquet` file, a folder of these (in the order of their names), a folder written by
@@ -100,9 +104,11 @@ def resolve_columns(available: Collection[str], declared: Mapping[str, str], *, 
         if field in declared or not found:
             continue
         if len(found) > 1:
-            raise UserError(f"{where} has the columns {' and '.join(map(repr, found))}, and each could be the "
-                            f"{field}. One column per field is allowed. Declare which it is: columns: {{{field}: "
-                            f"{found[0]}}}.")
+            raise UserError(
+                f"{where} has the columns {' and '.join(map(repr, found))}, and each could be the "
+                f"{field}. One column per field is allowed. Declare which it is: columns: {{{field}: "
+                f"{found[0]}}}."
+            )
         mapping[field] = found[0]
     return mapping
 
@@ -110,21 +116,30 @@ def resolve_columns(available: Collection[str], declared: Mapping[str, str], *, 
 def _checked(columns: Mapping[str, str]) -> dict[str, str]:
     for field, column in columns.items():
         if field not in COMMON_NAMES:
-            raise UserError(f"The column mapping names the field {field!r}, which examples do not have. "
-                            f"{did_you_mean(field, list(COMMON_NAMES))} Write the mapping as columns: {{field: "
-                            f"column}}.")
+            raise UserError(
+                f"The column mapping names the field {field!r}, which examples do not have. "
+                f"{did_you_mean(field, list(COMMON_NAMES))} Write the mapping as columns: {{field: "
+                f"column}}."
+            )
         if not isinstance(column, str) or not column:
-            raise UserError(f"The column mapping gives {column!r} for the field {field!r}. The name of a column is "
-                            f"allowed. Name one, or leave the field out.")
+            raise UserError(
+                f"The column mapping gives {column!r} for the field {field!r}. The name of a column is "
+                f"allowed. Name one, or leave the field out."
+            )
     return dict(columns)
 
 
 def _require(available: Collection[str], declared: Mapping[str, str], *, where: str) -> None:
     """Raise UserError if a declared column, or any column for a required field, is missing."""
-    wanted = {field: (field_names if field not in declared else (declared[field],))
-              for field, field_names in COMMON_NAMES.items() if field in declared or field in REQUIRED}
+    wanted = {
+        field: (field_names if field not in declared else (declared[field],))
+        for field, field_names in COMMON_NAMES.items()
+        if field in declared or field in REQUIRED
+    }
     for field, names in wanted.items():
         if not any(name in available or name.split(".")[0] in available for name in names):
-            raise UserError(f"{where} has no column {' or '.join(map(repr, names))} for the {field}. "
-                            f"{did_you_mean(names[0], list(available))} Declare the right one: columns: {{{field}: "
-                            f"<column>}}.")
+            raise UserError(
+                f"{where} has no column {' or '.join(map(repr, names))} for the {field}. "
+                f"{did_you_mean(names[0], list(available))} Declare the right one: columns: {{{field}: "
+                f"<column>}}."
+            )

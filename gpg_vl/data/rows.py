@@ -18,8 +18,9 @@ from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example, Message
 
 IMAGE_MARK = "<image>"
-Kind = Literal["source", "json", "column", "id", "image", "prompt", "marks", "answer", "choices", "task", "length",
-               "encode"]
+Kind = Literal[
+    "source", "json", "column", "id", "image", "prompt", "marks", "answer", "choices", "task", "length", "encode"
+]
 _ROLES = ("system", "user", "assistant")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
@@ -79,14 +80,27 @@ def parse_row(cells: Mapping[str, Any], mapping: Mapping[str, str], *, row: int,
         answer = parse_text(_required(cells, mapping, "answer"), "answer")
         choices = parse_choices(_cell(cells, mapping, "choices"))
         task = _cell(cells, mapping, "task")
-        return Example(id=name, images=images, prompt=prompt, answer=answer, choices=choices,
-                       task="" if task is None else parse_text(task, "task"),
-                       meta=_meta({key: cell for key, cell in cells.items() if key not in mapping.values()}))
+        return Example(
+            id=name,
+            images=images,
+            prompt=prompt,
+            answer=answer,
+            choices=choices,
+            task="" if task is None else parse_text(task, "task"),
+            meta=_meta({key: cell for key, cell in cells.items() if key not in mapping.values()}),
+        )
     except CellError as error:
         return RowProblem(row=row, id=name, source=source, kind=error.kind, message=error.message)
     except RecursionError:
-        return RowProblem(row=row, id=name, source=source, kind="json", message=(
-            "A cell is nested hundreds of levels deep. Lists and structs of ordinary depth are allowed. Flatten it."))
+        return RowProblem(
+            row=row,
+            id=name,
+            source=source,
+            kind="json",
+            message=(
+                "A cell is nested hundreds of levels deep. Lists and structs of ordinary depth are allowed. Flatten it."
+            ),
+        )
 
 
 def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
@@ -95,8 +109,11 @@ def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
         return _encodable(cell, kind)
     if isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell)):
         return json.dumps(cell)
-    raise CellError(kind, f"The {what or kind} is {_shown(cell)}. A string, a finite number or true/false is allowed. "
-                          f"Write it as a string.")
+    raise CellError(
+        kind,
+        f"The {what or kind} is {_shown(cell)}. A string, a finite number or true/false is allowed. "
+        f"Write it as a string.",
+    )
 
 
 def parse_images(cell: object) -> tuple[str | bytes, ...]:
@@ -118,19 +135,28 @@ def _picture(cell: object, name: str) -> str | bytes:
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, str) or not cell:
-        raise CellError("image", f"{name} is {_shown(cell)}. A path, encoded bytes, a {{bytes, path}} struct, a "
-                                 f"base64 data URI, or a list of these is allowed. Correct the cell; write null for a "
-                                 f"row without images.")
+        raise CellError(
+            "image",
+            f"{name} is {_shown(cell)}. A path, encoded bytes, a {{bytes, path}} struct, a "
+            f"base64 data URI, or a list of these is allowed. Correct the cell; write null for a "
+            f"row without images.",
+        )
     if uri := _DATA_URI.match(cell):
         try:
-            return base64.b64decode("".join(cell[uri.end():].split()), validate=True)
+            return base64.b64decode("".join(cell[uri.end() :].split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise CellError("image", f"{name} is a data URI whose base64 is broken: {error}. Complete base64 is "
-                                     f"needed. Export the row again.") from error
+            raise CellError(
+                "image",
+                f"{name} is a data URI whose base64 is broken: {error}. Complete base64 is "
+                f"needed. Export the row again.",
+            ) from error
     if _URL.match(cell):
-        raise CellError("image", f"{name} is the address {_shown(cell)}. Paths, bytes and data:image/...;base64 are "
-                                 f"allowed; nothing is fetched from the network. Download the picture and write its "
-                                 f"path.")
+        raise CellError(
+            "image",
+            f"{name} is the address {_shown(cell)}. Paths, bytes and data:image/...;base64 are "
+            f"allowed; nothing is fetched from the network. Download the picture and write its "
+            f"path.",
+        )
     return _encodable(cell, "image")
 
 
@@ -145,20 +171,30 @@ def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
     elif isinstance(cell, list) and cell:
         prompt = tuple(_message(message, f"Message {i} of {len(cell)}") for i, message in enumerate(cell, 1))
         if prompt[-1].role != "user":
-            raise CellError("prompt", f"The conversation ends with a turn of the {prompt[-1].role}. The last turn "
-                                      f"must be the user's, because the model writes the next one. Remove the turns "
-                                      f"after it.")
+            raise CellError(
+                "prompt",
+                f"The conversation ends with a turn of the {prompt[-1].role}. The last turn "
+                f"must be the user's, because the model writes the next one. Remove the turns "
+                f"after it.",
+            )
     else:
-        raise CellError("prompt", f"The prompt is {_shown(cell)}. A string or a non-empty list of {{role, content}} "
-                                  f"messages is allowed. Correct the cell.")
+        raise CellError(
+            "prompt",
+            f"The prompt is {_shown(cell)}. A string or a non-empty list of {{role, content}} "
+            f"messages is allowed. Correct the cell.",
+        )
     marks = count_marks(prompt)
     if marks not in (0, images):
-        raise CellError("marks", f"The prompt has {marks} {IMAGE_MARK} mark(s) and the row has {images} image(s). One "
-                                 f"mark for each image, or no mark at all, is allowed. Add or remove marks or images "
-                                 f"until both numbers are equal.")
+        raise CellError(
+            "marks",
+            f"The prompt has {marks} {IMAGE_MARK} mark(s) and the row has {images} image(s). One "
+            f"mark for each image, or no mark at all, is allowed. Add or remove marks or images "
+            f"until both numbers are equal.",
+        )
     if not images and not any(text.strip() for text in _texts(prompt)):
-        raise CellError("prompt", "The prompt is empty and there is no image. A question is needed. Write one, or "
-                                  "remove the row.")
+        raise CellError(
+            "prompt", "The prompt is empty and there is no image. A question is needed. Write one, or remove the row."
+        )
     return prompt
 
 
@@ -173,11 +209,16 @@ def _texts(prompt: str | tuple[Message, ...]) -> list[str]:
 
 def _message(cell: object, name: str) -> Message:
     if not isinstance(cell, dict) or not {"role", "content"} <= cell.keys():
-        raise CellError("prompt", f"{name} is {_shown(cell)}. A message has a role and a content. Write it as "
-                                  f'{{"role": "user", "content": "..."}}.')
+        raise CellError(
+            "prompt",
+            f"{name} is {_shown(cell)}. A message has a role and a content. Write it as "
+            f'{{"role": "user", "content": "..."}}.',
+        )
     if cell["role"] not in _ROLES:
-        raise CellError("prompt", f"{name} has the role {_shown(cell['role'])}. The roles are {', '.join(_ROLES)}. "
-                                  f"Rename or remove it.")
+        raise CellError(
+            "prompt",
+            f"{name} has the role {_shown(cell['role'])}. The roles are {', '.join(_ROLES)}. Rename or remove it.",
+        )
     content = cell["content"]
     parts = content if isinstance(content, list) else [content]
     return Message(role=cell["role"], content="".join(_part(part, name) for part in parts))
@@ -191,9 +232,12 @@ def _part(cell: object, name: str) -> str:
         return IMAGE_MARK
     if isinstance(cell, dict) and cell.get("type") == "text" and isinstance(cell.get("text"), str):
         return _encodable(cell["text"], "prompt")
-    raise CellError("prompt", f"{name} has the content {_shown(cell)}. A string, or a list of {{type: text, text: "
-                              f"...}} and {{type: image}} parts, is allowed. Put the pictures themselves into the "
-                              f"images column.")
+    raise CellError(
+        "prompt",
+        f"{name} has the content {_shown(cell)}. A string, or a list of {{type: text, text: "
+        f"...}} and {{type: image}} parts, is allowed. Put the pictures themselves into the "
+        f"images column.",
+    )
 
 
 def parse_choices(cell: object) -> tuple[str, ...] | None:
@@ -201,8 +245,11 @@ def parse_choices(cell: object) -> tuple[str, ...] | None:
     if cell is None or cell == []:
         return None
     if not isinstance(cell, list):
-        raise CellError("choices", f"The choices are {_shown(cell)}. A list of option texts, or null, is allowed. "
-                                   f"Write them as a list in the order of the letters.")
+        raise CellError(
+            "choices",
+            f"The choices are {_shown(cell)}. A list of option texts, or null, is allowed. "
+            f"Write them as a list in the order of the letters.",
+        )
     return tuple(parse_text(option, "choices", f"option {i} of {len(cell)}") for i, option in enumerate(cell, 1))
 
 
@@ -223,10 +270,16 @@ def _required(cells: Mapping[str, Any], mapping: Mapping[str, str], field: Liter
         return cell
     column = mapping.get(field, field)
     if column in cells:
-        raise CellError(field, f"The column {column!r} is null, so the row has no {field}. Every row needs one. Fill "
-                               f"the cell or remove the row.")
-    raise CellError("column", f"The row has no column {column!r} for its {field}. {did_you_mean(column, list(cells))} "
-                              f"Add the column, or declare where it is: columns: {{{field}: <column>}}.")
+        raise CellError(
+            field,
+            f"The column {column!r} is null, so the row has no {field}. Every row needs one. Fill "
+            f"the cell or remove the row.",
+        )
+    raise CellError(
+        "column",
+        f"The row has no column {column!r} for its {field}. {did_you_mean(column, list(cells))} "
+        f"Add the column, or declare where it is: columns: {{{field}: <column>}}.",
+    )
 
 
 def _meta(cells: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,8 +310,11 @@ def _encodable(text: str, kind: Kind) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise CellError(kind, f"The {kind} text holds half a surrogate pair at character {error.start}. Unicode text "
-                              f"is allowed. Remove the character or export the row again.") from error
+        raise CellError(
+            kind,
+            f"The {kind} text holds half a surrogate pair at character {error.start}. Unicode text "
+            f"is allowed. Remove the character or export the row again.",
+        ) from error
     return text
 
 

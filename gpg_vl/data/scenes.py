@@ -1,10 +1,10 @@
 """Drawn scenes for the four CV-Bench tasks, written as rows of CV-Bench's own schema.
 
-Every scene is a pure function of (split seed, row number), and a row can be drawn again alone. A split with an even seed and
-one with an odd seed share no scene: the parity of a digest of what is drawn decides which of the two may hold it, so that
-even the simplest scenes cannot turn up on both sides. Answers are drawn *after* the options and independently of the text, so nothing but the picture
-tells them: the option letter, the option's rank and the words of the question are all uninformative by construction
-(`tests/test_scenes.py` trains a text-only baseline to prove it).
+Every scene is a pure function of (split seed, row number), and a row can be drawn again alone. A split with an even seed
+and one with an odd seed share no scene: the parity of a digest of what is drawn decides which of the two may hold it, so
+that even the simplest scenes cannot turn up on both sides. Answers are drawn *after* the options and independently of the
+text, so nothing but the picture tells them: the option letter, the option's rank and the words of the question are all
+uninformative by construction (`tests/test_scenes.py` trains a text-only baseline to prove it).
 
 What a picture looks like: cells of 28 pixels (one visual token of Qwen2-VL each), at most one object per cell, objects
 of varied shape, colour and size with a little jitter. The background fades from top to bottom and from left to right, as
@@ -86,8 +86,15 @@ def _standing(rng: random.Random, shape: str, cell: tuple[int, int], rows: int, 
     return Thing(shape, rng.choice(sorted(COLOURS)), *cell, size=size, box=box)
 
 
-def _distractors(rng: random.Random, things: list[Thing], banned: set[str], columns: int, rows: int, most: int,
-                 make: Callable[[random.Random, str, tuple[int, int]], Thing]) -> list[Thing]:
+def _distractors(
+    rng: random.Random,
+    things: list[Thing],
+    banned: set[str],
+    columns: int,
+    rows: int,
+    most: int,
+    make: Callable[[random.Random, str, tuple[int, int]], Thing],
+) -> list[Thing]:
     taken = {(t.column, t.row) for t in things}
     free = [(c, r) for c in range(columns) for r in range(rows) if (c, r) not in taken]
     shapes = [s for s in SHAPES if s not in banned]
@@ -121,8 +128,10 @@ def _relation(rng: random.Random, columns: int, rows: int, letter: int) -> tuple
     right = words[0] if gap < 0 else words[1]
     options = [w for w in words if w != right]
     options.insert(letter, right)
-    question = (f"Considering the relative positions of the {first} (annotated by the red box) and the {second} (annotated by "
-                f"the blue box) in the image provided, where is the {first} located with respect to the {second}?")
+    question = (
+        f"Considering the relative positions of the {first} (annotated by the red box) and the {second} (annotated by "
+        f"the blue box) in the image provided, where is the {first} located with respect to the {second}?"
+    )
     return things, question, options, letter
 
 
@@ -138,8 +147,10 @@ def _depth(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[li
     near, far = (first, second) if gap > 0 else (second, first)
     options = [far]
     options.insert(letter, near)
-    question = (f"Which object is closer to the camera taking this photo, the {first} (highlighted by a red box) "
-                f"or the {second} (highlighted by a blue box)?")
+    question = (
+        f"Which object is closer to the camera taking this photo, the {first} (highlighted by a red box) "
+        f"or the {second} (highlighted by a blue box)?"
+    )
     return things, question, options, letter
 
 
@@ -151,15 +162,20 @@ def _distance(rng: random.Random, columns: int, rows: int, letter: int) -> tuple
         if min(to_first, to_second) == 1 and max(to_first, to_second) >= 3:
             break
     first_nearer = to_first < to_second
-    things = [_standing(rng, anchor, a, rows, "red")._replace(margin=5), _standing(rng, first, b, rows, "blue"),
-              _standing(rng, second, c, rows, "green")]
+    things = [
+        _standing(rng, anchor, a, rows, "red")._replace(margin=5),
+        _standing(rng, first, b, rows, "blue"),
+        _standing(rng, second, c, rows, "green"),
+    ]
     things += _distractors(rng, things, {anchor, first, second}, columns, rows, 2, partial(_standing, rows=rows))
     right, wrong = (first, second) if first_nearer else (second, first)
     options = [wrong]
     options.insert(letter, right)
-    question = (f"Estimate the real-world distances between objects in this image. Which object is closer to the {anchor} "
-                f"(highlighted by a red box), the {first} (highlighted by a blue box) or the {second} "
-                f"(highlighted by a green box)?")
+    question = (
+        f"Estimate the real-world distances between objects in this image. Which object is closer to the {anchor} "
+        f"(highlighted by a red box), the {first} (highlighted by a blue box) or the {second} "
+        f"(highlighted by a green box)?"
+    )
     return things, question, options, letter
 
 
@@ -192,25 +208,45 @@ def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     if shape == "cone":
         return [(x, y - r), (x + r, y + r), (x - r, y + r)]
     if shape == "star":
-        return [(x, y - r), (x + r * .35, y - r * .35), (x + r, y), (x + r * .35, y + r * .35),
-                (x, y + r), (x - r * .35, y + r * .35), (x - r, y), (x - r * .35, y - r * .35)]
-    t = r * .34
-    return [(x - t, y - r), (x + t, y - r), (x + t, y - t), (x + r, y - t), (x + r, y + t), (x + t, y + t),
-            (x + t, y + r), (x - t, y + r), (x - t, y + t), (x - r, y + t), (x - r, y - t), (x - t, y - t)]
+        return [
+            (x, y - r),
+            (x + r * 0.35, y - r * 0.35),
+            (x + r, y),
+            (x + r * 0.35, y + r * 0.35),
+            (x, y + r),
+            (x - r * 0.35, y + r * 0.35),
+            (x - r, y),
+            (x - r * 0.35, y - r * 0.35),
+        ]
+    t = r * 0.34
+    return [
+        (x - t, y - r),
+        (x + t, y - r),
+        (x + t, y - t),
+        (x + r, y - t),
+        (x + r, y + t),
+        (x + t, y + t),
+        (x + t, y + r),
+        (x - t, y + r),
+        (x - t, y + t),
+        (x - r, y + t),
+        (x - r, y - t),
+        (x - t, y - t),
+    ]
 
 
 def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, jitter: tuple[int, int]) -> None:
     k = SUPERSAMPLE
-    x, y = ((cell + .5) * CELL * k + j * k for cell, j in zip((thing.column, thing.row), jitter, strict=True))
+    x, y = ((cell + 0.5) * CELL * k + j * k for cell, j in zip((thing.column, thing.row), jitter, strict=True))
     r = thing.size * k / 2
     colour = COLOURS[thing.colour]
-    outline = tuple(round(c * .45) for c in colour)
+    outline = tuple(round(c * 0.45) for c in colour)
     if thing.shape == "ball":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=outline, width=k)
     elif thing.shape == "ring":
-        draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=round(r * .42))
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=round(r * 0.42))
     elif thing.shape == "cube":
-        r *= .9
+        r *= 0.9
         draw.rectangle((x - r, y - r, x + r, y + r), fill=colour, outline=outline, width=k)
     else:
         draw.polygon(_polygon(thing.shape, x, y, r), fill=colour, outline=outline, width=k)
@@ -252,13 +288,27 @@ def rows(seed: int, number: int, start: int = 0) -> Iterator[dict[str, Any]]:
     """`number` rows of the split `seed` in CV-Bench's columns (spec: `nyu-visionx/CV-Bench`)."""
     for i in range(start, start + number):
         s = scene(seed, i)
-        prompt = s.question + " Select from the following choices.\n" + "\n".join(
-            f"({chr(65 + j)}) {text}" for j, text in enumerate(s.options))
+        prompt = (
+            s.question
+            + " Select from the following choices.\n"
+            + "\n".join(f"({chr(65 + j)}) {text}" for j, text in enumerate(s.options))
+        )
         kind = "2D" if s.task in ("Count", "Relation") else "3D"
         name = f"img/{kind}/{s.task.lower()}/drawn_{seed}_{i}.png"
         yield {
-            "idx": i, "type": kind, "task": s.task, "image": {"bytes": png(draw(s, seed)), "path": name},
-            "question": s.question, "choices": list(s.options), "answer": f"({chr(65 + s.answer)})", "prompt": prompt,
-            "filename": name, "source": s.source, "source_dataset": "drawn scenes", "source_filename": f"drawn_{seed}_{i}",
-            "target_class": None, "target_size": None, "bbox": None,
+            "idx": i,
+            "type": kind,
+            "task": s.task,
+            "image": {"bytes": png(draw(s, seed)), "path": name},
+            "question": s.question,
+            "choices": list(s.options),
+            "answer": f"({chr(65 + s.answer)})",
+            "prompt": prompt,
+            "filename": name,
+            "source": s.source,
+            "source_dataset": "drawn scenes",
+            "source_filename": f"drawn_{seed}_{i}",
+            "target_class": None,
+            "target_size": None,
+            "bbox": None,
         }

@@ -51,23 +51,29 @@ def tables(source: str) -> Iterator[Table]:
         return
     path = Path(source)
     if not path.exists():
-        raise UserError(f"The data source {source!r} does not exist.{_sibling(path)} A .jsonl or .parquet file, a "
-                        f"folder of these, or {_HUB}NAME[:SPLIT] is allowed. Correct the path.")
+        raise UserError(
+            f"The data source {source!r} does not exist.{_sibling(path)} A .jsonl or .parquet file, a "
+            f"folder of these, or {_HUB}NAME[:SPLIT] is allowed. Correct the path."
+        )
     if _is_saved(path):
         yield _table(source, _saved(source, path, split=None))
         return
     files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"The folder {source!r} holds no .jsonl and no .parquet file. Files in the folder itself are "
-                        f"read, not those in its subfolders. Give the folder that holds them.")
+        raise UserError(
+            f"The folder {source!r} holds no .jsonl and no .parquet file. Files in the folder itself are "
+            f"read, not those in its subfolders. Give the folder that holds them."
+        )
     for file in files:
         if file.suffix == ".jsonl":
             yield Table(name=str(file), columns=None, rows=_jsonl(file))
         elif file.suffix == ".parquet":
             yield _parquet_table(file)
         else:
-            raise UserError(f"The data file {source!r} ends in {file.suffix!r}. {' and '.join(SUFFIXES)} are allowed. "
-                            f"Convert it, or give it the right name.")
+            raise UserError(
+                f"The data file {source!r} ends in {file.suffix!r}. {' and '.join(SUFFIXES)} are allowed. "
+                f"Convert it, or give it the right name."
+            )
 
 
 def _sibling(path: Path) -> str:
@@ -84,19 +90,26 @@ def _jsonl(file: Path) -> Iterator[tuple[str, Cells | CellError]]:
                 if line.strip():
                     yield f"{file}:{number}", _json_object(line)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}. A readable file is needed. Check its permissions "
-                        f"and its disk.") from error
+        raise UserError(
+            f"{file} cannot be read: {error.strerror}. A readable file is needed. Check its permissions and its disk."
+        ) from error
 
 
 def _json_object(line: bytes) -> Cells | CellError:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return CellError("json", f"The line is not JSON: {error}. One JSON object per line, in UTF-8, is allowed. "
-                                 f"Correct the line; where the last line is cut, the file was not written completely.")
+        return CellError(
+            "json",
+            f"The line is not JSON: {error}. One JSON object per line, in UTF-8, is allowed. "
+            f"Correct the line; where the last line is cut, the file was not written completely.",
+        )
     if not isinstance(value, dict):
-        return CellError("json", f"The line is JSON of type {type(value).__name__}. One object with named columns per "
-                                 f"line is allowed. Write it as {{'prompt': ..., 'answer': ...}} in JSON.")
+        return CellError(
+            "json",
+            f"The line is JSON of type {type(value).__name__}. One object with named columns per "
+            f"line is allowed. Write it as {{'prompt': ..., 'answer': ...}} in JSON.",
+        )
     return value
 
 
@@ -141,9 +154,11 @@ def _hub_table(source: str) -> Table:
     try:
         loaded = datasets.load_dataset(name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{source!r} cannot be loaded: {_words(error)}. {_HUB}NAME_OR_PATH[:SPLIT] names a "
-                        f"data set that the datasets library finds. Check the name and the network, or download the "
-                        f"data set and give its files.") from error
+        raise UserError(
+            f"{source!r} cannot be loaded: {_words(error)}. {_HUB}NAME_OR_PATH[:SPLIT] names a "
+            f"data set that the datasets library finds. Check the name and the network, or download the "
+            f"data set and give its files."
+        ) from error
     return _table(source, _one_split(source, name, loaded, split))
 
 
@@ -166,14 +181,18 @@ def _one_split(source: str, name: str, loaded: "Dataset | Mapping[str, Dataset]"
     if not isinstance(loaded, Mapping):
         if split is None:
             return loaded
-        raise UserError(f"{source!r} names the split {split!r}, and this data set was saved without splits. Only "
-                        f"{_HUB}{name} is allowed. Leave the split out.")
+        raise UserError(
+            f"{source!r} names the split {split!r}, and this data set was saved without splits. Only "
+            f"{_HUB}{name} is allowed. Leave the split out."
+        )
     splits = list(loaded)
     chosen = splits[0] if split is None and len(splits) == 1 else split
     if chosen is None or chosen not in loaded:
-        raise UserError(f"{source!r} names {'no split' if split is None else f'the split {split!r}'}, and the data "
-                        f"set has {len(splits)}. {did_you_mean(split or '', splits)} Name one of them: "
-                        f"{_HUB}{name}:{splits[0]}.")
+        raise UserError(
+            f"{source!r} names {'no split' if split is None else f'the split {split!r}'}, and the data "
+            f"set has {len(splits)}. {did_you_mean(split or '', splits)} Name one of them: "
+            f"{_HUB}{name}:{splits[0]}."
+        )
     return loaded[chosen]
 
 

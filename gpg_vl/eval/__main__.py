@@ -31,8 +31,13 @@ A predictions file has a line {"doc_id": <row number from 0>, "response": "<text
 A stopped run is continued by the same command: what is in OUTPUT/predictions.jsonl is not asked again.
 exit code: 0 every row was scored; 1 some rows have errors (they count as wrong); 2 something to correct was given.
 """
-_GENERATION = {"max_new_tokens": "--max-new-tokens", "batch_size": "--batch-size", "min_pixels": "--min-pixels",
-               "max_pixels": "--max-pixels", "dtype": "--dtype"}
+_GENERATION = {
+    "max_new_tokens": "--max-new-tokens",
+    "batch_size": "--batch-size",
+    "min_pixels": "--min-pixels",
+    "max_pixels": "--max-pixels",
+    "dtype": "--dtype",
+}
 _PACKAGES = ("gpg_vl", "numpy", "pillow", "pyarrow", "torch", "transformers", "qwen-vl-utils")
 
 
@@ -51,8 +56,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m gpg_vl.eval")
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=prog, description="Measure a vision-language model on a benchmark, from local files only.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog=prog,
+        description="Measure a vision-language model on a benchmark, from local files only.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("task", nargs="?", metavar="TASK", help="the benchmark, such as cvbench, or my.py:function")
     add("--list", action="store_true", help="list the benchmarks, or what TASK has to choose from, and stop")
@@ -62,15 +70,25 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     what.add_argument("--predictions", type=Path, metavar="FILE", help="score these responses; no model is loaded")
     add("--scorer", default=None, metavar="A,B", help="scorers, or all (default: strict and the benchmark owner's)")
     add("--prompt", metavar="NAME", help="how the question is put; a name that --list shows")
-    add("--limit", type=_limit, metavar="N", help="this many rows, or this fraction (0.1), drawn in proportion from "
-                                                  "every stratum")
+    add(
+        "--limit",
+        type=_limit,
+        metavar="N",
+        help="this many rows, or this fraction (0.1), drawn in proportion from every stratum",
+    )
     add("--seed", type=int, default=0, metavar="S", help="draws the rows of --limit and the bootstrap (default 0)")
-    add("--output", type=Path, metavar="DIR", help="where predictions, samples and results go (with --model default: "
-                                                   "runs/eval-TASK-MODEL-DIGEST; with --predictions: only printed)")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where predictions, samples and results go (with --model default: "
+        "runs/eval-TASK-MODEL-DIGEST; with --predictions: only printed)",
+    )
     add("--compare", type=Path, metavar="FILE", help="another predictions file on the same rows: print the difference")
     only = parser.add_argument_group("with --model")
-    only.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: what the prompt was "
-                                                                      "published with)")
+    only.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest answer (default: what the prompt was published with)"
+    )
     only.add_argument("--batch-size", type=int, metavar="N", help="prompts answered together (default 16)")
     only.add_argument("--min-pixels", type=int, metavar="N", help="smaller images are enlarged to this (default 3136)")
     only.add_argument("--max-pixels", type=int, metavar="N", help="larger images are shrunk to this (default 401408)")
@@ -117,8 +135,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if others is not None:
         comparison = compare(task, results.rows, score_rows(docs, others, scorers), seed=arguments.seed)
     if output:
-        config = origin | {"seed": arguments.seed, "limit": arguments.limit, "packages": _versions(),
-                           "data": {str(file): file_sha(file) for file in task.files(arguments.data)}}
+        config = origin | {
+            "seed": arguments.seed,
+            "limit": arguments.limit,
+            "packages": _versions(),
+            "data": {str(file): file_sha(file) for file in task.files(arguments.data)},
+        }
         tree = results_json(results, task=task, original=len(loaded), config=config)
         if comparison is not None:
             per_scorer = {name: comparison_json(one) for name, one in comparison.items()}
@@ -133,22 +155,29 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _refuse_incomplete(arguments: argparse.Namespace) -> None:
     if not arguments.task:
-        raise UserError(f"No benchmark was named. Known: {', '.join(tasks.names())}. Write it first, as in "
-                        "python -m gpg_vl.eval cvbench --help.")
+        raise UserError(
+            f"No benchmark was named. Known: {', '.join(tasks.names())}. Write it first, as in "
+            "python -m gpg_vl.eval cvbench --help."
+        )
     if not (arguments.model or arguments.predictions):
-        raise UserError("There is nothing to measure. Name a checkpoint with --model DIR, or a file of responses with "
-                        "--predictions FILE; --help shows examples.")
+        raise UserError(
+            "There is nothing to measure. Name a checkpoint with --model DIR, or a file of responses with "
+            "--predictions FILE; --help shows examples."
+        )
     if not arguments.data:
-        raise UserError("There are no questions. Name the benchmark's file or folder with --data PATH; --help shows "
-                        "examples.")
+        raise UserError(
+            "There are no questions. Name the benchmark's file or folder with --data PATH; --help shows examples."
+        )
 
 
-def _generated(arguments: argparse.Namespace, task: Task, docs: list[Doc], settings: EvalSettings,
-               scorers: Mapping[str, Scorer]) -> tuple[Path, Results, dict[str, Any]]:
+def _generated(
+    arguments: argparse.Namespace, task: Task, docs: list[Doc], settings: EvalSettings, scorers: Mapping[str, Scorer]
+) -> tuple[Path, Results, dict[str, Any]]:
     model: Path = arguments.model
     if not model.is_dir():
-        raise UserError(f"There is no checkpoint folder {model}. Give a folder with config.json and weights; nothing "
-                        "is downloaded.")
+        raise UserError(
+            f"There is no checkpoint folder {model}. Give a folder with config.json and weights; nothing is downloaded."
+        )
     digest = model_sha(model)
     output = arguments.output or Path("runs") / f"eval-{task.name}-{model.resolve().name}-{digest[:8]}"
 
@@ -157,13 +186,27 @@ def _generated(arguments: argparse.Namespace, task: Task, docs: list[Doc], setti
 
         return model_responder(model, settings)
 
-    results = evaluate(task, docs, make_responder, settings, scorers, log=output / "predictions.jsonl",
-                       model_sha=digest, console=Console(stderr=True))
+    results = evaluate(
+        task,
+        docs,
+        make_responder,
+        settings,
+        scorers,
+        log=output / "predictions.jsonl",
+        model_sha=digest,
+        console=Console(stderr=True),
+    )
     return output, results, {"model": str(model), "model_sha": digest, **asdict(settings)}
 
 
-def _scored(arguments: argparse.Namespace, task: Task, loaded: list[Doc], docs: list[Doc], settings: EvalSettings,
-            scorers: Mapping[str, Scorer]) -> tuple[Path | None, Results, dict[str, Any]]:
+def _scored(
+    arguments: argparse.Namespace,
+    task: Task,
+    loaded: list[Doc],
+    docs: list[Doc],
+    settings: EvalSettings,
+    scorers: Mapping[str, Scorer],
+) -> tuple[Path | None, Results, dict[str, Any]]:
     for name, flag in _GENERATION.items():
         if getattr(arguments, name) is not None:
             print(f"note: {flag} has no effect with --predictions, where nothing is generated.", file=sys.stderr)
@@ -171,18 +214,37 @@ def _scored(arguments: argparse.Namespace, task: Task, loaded: list[Doc], docs: 
     check_gold(task, docs, scorers)
     results = score(task, docs, predictions, scorers, seed=arguments.seed)
     # How somebody else's responses were asked for is known only if the user says so.
-    return arguments.output, results, {"predictions": str(arguments.predictions), "prompt": arguments.prompt,
-                                       "predictions_sha256": file_sha(arguments.predictions)}
+    return (
+        arguments.output,
+        results,
+        {
+            "predictions": str(arguments.predictions),
+            "prompt": arguments.prompt,
+            "predictions_sha256": file_sha(arguments.predictions),
+        },
+    )
 
 
-def _predictions(task: Task, file: Path, loaded: list[Doc], docs: list[Doc],
-                 settings: EvalSettings) -> dict[int, Prediction]:
-    return read_predictions(file, task=task.name, known={doc.doc_id for doc in loaded},
-                            needed=[doc.doc_id for doc in docs], prefill=settings.prefill)
+def _predictions(
+    task: Task, file: Path, loaded: list[Doc], docs: list[Doc], settings: EvalSettings
+) -> dict[int, Prediction]:
+    return read_predictions(
+        file,
+        task=task.name,
+        known={doc.doc_id for doc in loaded},
+        needed=[doc.doc_id for doc in docs],
+        prefill=settings.prefill,
+    )
 
 
-def _print(arguments: argparse.Namespace, task: Task, results: Results, comparison: Mapping[str, Comparison] | None,
-           settings: EvalSettings, loaded: int) -> None:
+def _print(
+    arguments: argparse.Namespace,
+    task: Task,
+    results: Results,
+    comparison: Mapping[str, Comparison] | None,
+    settings: EvalSettings,
+    loaded: int,
+) -> None:
     prompt = settings.prompt if arguments.model or arguments.prompt else "not given"
     console = Console(width=None if sys.stdout.isatty() else 160)
     measured = arguments.model or arguments.predictions
@@ -195,16 +257,22 @@ def _print(arguments: argparse.Namespace, task: Task, results: Results, comparis
     if len(results.rows) < loaded:
         print(f"note: {len(results.rows)} of {loaded} rows, drawn by --limit and --seed {arguments.seed}.")
     if loaded != task.published_size:
-        print(f"note: the data has {loaded} rows, the published benchmark {task.published_size}. Published numbers are "
-              "of all.")
+        print(
+            f"note: the data has {loaded} rows, the published benchmark {task.published_size}. Published numbers are "
+            "of all."
+        )
     for name, share in results.answered.items():
         if share < 0.9:
-            print(f"warning: {name} finds an answer in only {share:.1%} of the responses (prompt: {prompt}). Read some "
-                  "samples: the model may not follow this prompt.")
+            print(
+                f"warning: {name} finds an answer in only {share:.1%} of the responses (prompt: {prompt}). Read some "
+                "samples: the model may not follow this prompt."
+            )
     if results.errors:
         first = next(row.prediction for row in results.rows if row.prediction.error is not None)
-        print(f"warning: {results.errors} rows have errors and count as wrong; the first is doc_id {first.doc_id}: "
-              f"{first.error}")
+        print(
+            f"warning: {results.errors} rows have errors and count as wrong; the first is doc_id {first.doc_id}: "
+            f"{first.error}"
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -22,20 +22,24 @@ class Comparison:
     """None where scores are not all 0 or 1."""
 
 
-def compare(task: Task, rows: Sequence[ScoredRow], others: Sequence[ScoredRow], *, seed: int,
-            draws: int = DRAWS) -> dict[str, Comparison]:
+def compare(
+    task: Task, rows: Sequence[ScoredRow], others: Sequence[ScoredRow], *, seed: int, draws: int = DRAWS
+) -> dict[str, Comparison]:
     """`rows` minus `others` per scorer, joined on doc_id. Raises ValueError unless both are of the same docs."""
     by_id = {row.doc.doc_id: row for row in others}
     if by_id.keys() != {row.doc.doc_id for row in rows}:
-        raise ValueError(f"A comparison needs the same docs twice; {len(rows)} and {len(others)} rows with different "
-                         "ids were given.")
+        raise ValueError(
+            f"A comparison needs the same docs twice; {len(rows)} and {len(others)} rows with different ids were given."
+        )
     others = [by_id[row.doc.doc_id] for row in rows]
     columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
     found = {}
     for scorer in rows[0].scores:
         first_N, second_N = scores_of(rows, scorer), scores_of(others, scorer)
-        differences = {name: bootstrap_difference(aggregate, first_N, second_N, columns, weights_R_N)
-                       for name, aggregate in task.aggregates.items()}
+        differences = {
+            name: bootstrap_difference(aggregate, first_N, second_N, columns, weights_R_N)
+            for name, aggregate in task.aggregates.items()
+        }
         binary = np.isin(np.concatenate([first_N, second_N]), (0.0, 1.0)).all()
         found[scorer] = Comparison(differences=differences, mcnemar=mcnemar(first_N, second_N) if binary else None)
     return found
@@ -60,8 +64,12 @@ def comparison_json(one: Comparison) -> dict[str, Any]:
     """The comparison for results.json, as fractions of 1."""
     numbers: dict[str, Any] = {
         f"diff_{name}": {"value": json_number(e.value), "ci95": [json_number(e.low), json_number(e.high)]}
-        for name, e in one.differences.items()}
+        for name, e in one.differences.items()
+    }
     if one.mcnemar is not None:
-        numbers["mcnemar"] = {"only_this": one.mcnemar.only_first, "only_other": one.mcnemar.only_second,
-                              "p_value": one.mcnemar.p_value}
+        numbers["mcnemar"] = {
+            "only_this": one.mcnemar.only_first,
+            "only_other": one.mcnemar.only_second,
+            "p_value": one.mcnemar.p_value,
+        }
     return numbers

@@ -20,17 +20,29 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
 
     Examples are answered `settings.batch_size` at a time; responses come in their order.
     """
-    encoder = Encoder(processing=processing, style=PromptStyle(chat=settings.chat, prefill=settings.prefill), root=None,
-                      limits=PixelLimits(min_pixels=settings.min_pixels, max_pixels=settings.max_pixels, max_image_pixels=settings.max_image_pixels))
-    sampling = Sampling(group_size=1, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
+    encoder = Encoder(
+        processing=processing,
+        style=PromptStyle(chat=settings.chat, prefill=settings.prefill),
+        root=None,
+        limits=PixelLimits(
+            min_pixels=settings.min_pixels, max_pixels=settings.max_pixels, max_image_pixels=settings.max_image_pixels
+        ),
+    )
+    sampling = Sampling(
+        group_size=1, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
+    )
 
     def respond(examples: Sequence[Example]) -> Iterator[Response]:
         for start in range(0, len(examples), settings.batch_size):
-            batch = examples[start:start + settings.batch_size]
+            batch = examples[start : start + settings.batch_size]
             draws = [_draw(example) for example in batch]
             for (completion,) in engine.generate([encoder.encode(e) for e in batch], sampling, draws):
-                yield Response(text=completion.text, finish_reason=completion.finish_reason, n_tokens=len(completion.token_ids),
-                               prefill=completion.prefill)
+                yield Response(
+                    text=completion.text,
+                    finish_reason=completion.finish_reason,
+                    n_tokens=len(completion.token_ids),
+                    prefill=completion.prefill,
+                )
 
     return respond
 
@@ -41,7 +53,9 @@ def model_responder(model: Path, settings: EvalSettings) -> Responder:
     policy = Policy(load_model(str(model)), processing.family, processing.tokens)
     autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    return engine_responder(NativeEngine(policy, processing, prompts_per_batch=settings.batch_size, autocast=autocast), processing, settings)
+    return engine_responder(
+        NativeEngine(policy, processing, prompts_per_batch=settings.batch_size, autocast=autocast), processing, settings
+    )
 
 
 def _draw(example: Example) -> int:

@@ -76,10 +76,19 @@ def failed(doc_id: int, error: str) -> Prediction:
 def to_record(key: Key, prediction: Prediction, doc: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the log. `doc` is what scorers need (text columns, gold, strata), so that the log outlives the data."""
     response = prediction.response
-    return {"task": key.task, "doc_id": key.doc_id, "prompt_sha": key.prompt_sha, "gen_sha": key.gen_sha, "sample": 0,
-            "response": response.text, "prefill": response.prefill,
-            "finish_reason": "error" if prediction.error is not None else response.finish_reason,
-            "n_tokens": response.n_tokens, "error": prediction.error, "doc": dict(doc)}
+    return {
+        "task": key.task,
+        "doc_id": key.doc_id,
+        "prompt_sha": key.prompt_sha,
+        "gen_sha": key.gen_sha,
+        "sample": 0,
+        "response": response.text,
+        "prefill": response.prefill,
+        "finish_reason": "error" if prediction.error is not None else response.finish_reason,
+        "n_tokens": response.n_tokens,
+        "error": prediction.error,
+        "doc": dict(doc),
+    }
 
 
 def read_log(file: Path) -> dict[Key, Prediction]:
@@ -115,8 +124,9 @@ def appending(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             os.fsync(stream.fileno())
 
 
-def read_predictions(file: Path, *, task: str, known: Collection[int], needed: Collection[int],
-                     prefill: str = "") -> dict[int, Prediction]:
+def read_predictions(
+    file: Path, *, task: str, known: Collection[int], needed: Collection[int], prefill: str = ""
+) -> dict[int, Prediction]:
     """The predictions of the docs in `needed`, from a log or from lines `{"doc_id": 0, "response": "..."}`.
 
     `known` are all doc ids of the benchmark; rows of known docs that are not needed (a limited run) are left out.
@@ -130,21 +140,29 @@ def read_predictions(file: Path, *, task: str, known: Collection[int], needed: C
         key = _key(file, line, row) if "gen_sha" in row else None
         doc_id = prediction.doc_id
         if row.get("task", task) != task:
-            raise UserError(f"{file}, line {line}: the row is of the task {row['task']!r}, but {task!r} is evaluated. "
-                            f"Give a file of {task}.")
+            raise UserError(
+                f"{file}, line {line}: the row is of the task {row['task']!r}, but {task!r} is evaluated. "
+                f"Give a file of {task}."
+            )
         if doc_id not in known:
-            raise UserError(f"{file}, line {line}: there is no doc_id {doc_id} in the data, which has {len(known)} "
-                            "docs with row numbers from 0. Give the data that the predictions were made for.")
+            raise UserError(
+                f"{file}, line {line}: there is no doc_id {doc_id} in the data, which has {len(known)} "
+                "docs with row numbers from 0. Give the data that the predictions were made for."
+            )
         if doc_id in found and not _replaces(key, *found[doc_id][1:]):
             why = "" if key is None else " with another prompt, checkpoint or setting"
-            raise UserError(f"{file}, line {line}: doc_id {doc_id} was answered in line {found[doc_id][0]} "
-                            f"already{why}. One response per doc is allowed. Remove one of the two.")
+            raise UserError(
+                f"{file}, line {line}: doc_id {doc_id} was answered in line {found[doc_id][0]} "
+                f"already{why}. One response per doc is allowed. Remove one of the two."
+            )
         found[doc_id] = (line, key, prediction)
     if missing := sorted(set(needed) - found.keys()):
         first = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise UserError(f"{file} has no response for {len(missing)} of {len(needed)} docs (doc_id {first}). Every doc "
-                        "counts. Generate the missing ones, or score a part of the docs with the --limit and --seed "
-                        "it was generated with.")
+        raise UserError(
+            f"{file} has no response for {len(missing)} of {len(needed)} docs (doc_id {first}). Every doc "
+            "counts. Generate the missing ones, or score a part of the docs with the --limit and --seed "
+            "it was generated with."
+        )
     return {doc_id: found[doc_id][2] for doc_id in needed}
 
 
@@ -158,8 +176,9 @@ def _rows(file: Path, *, torn_end: bool) -> Iterator[tuple[int, dict[str, Any]]]
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"The predictions file {file} cannot be read: {error.strerror}. Give the path of a .jsonl "
-                        "file.") from None
+        raise UserError(
+            f"The predictions file {file} cannot be read: {error.strerror}. Give the path of a .jsonl file."
+        ) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -167,8 +186,10 @@ def _rows(file: Path, *, torn_end: bool) -> Iterator[tuple[int, dict[str, Any]]]
         if isinstance(row, dict):
             yield number, row
         elif not (torn_end and number == len(lines)):
-            raise UserError(f"{file}, line {number}: the line is not a JSON object: {line[:60]!r}. Every line must "
-                            'look like {"doc_id": 0, "response": "..."}. Correct or remove it.')
+            raise UserError(
+                f"{file}, line {number}: the line is not a JSON object: {line[:60]!r}. Every line must "
+                'look like {"doc_id": 0, "response": "..."}. Correct or remove it.'
+            )
 
 
 def _parsed(line: bytes) -> object:
@@ -184,13 +205,18 @@ def _prediction(file: Path, line: int, row: Mapping[str, Any], prefill: str) -> 
     text = "" if error is not None else _field(file, line, row, "response", (str,))
     finish = _field(file, line, row, "finish_reason", (str, type(None)), None)
     if finish not in ("stop", "length", "error", None):
-        raise UserError(f"{file}, line {line}: finish_reason is {finish!r}. Allowed are 'stop', 'length' and null "
-                        "(unknown). Correct it or leave it out.")
+        raise UserError(
+            f"{file}, line {line}: finish_reason is {finish!r}. Allowed are 'stop', 'length' and null "
+            "(unknown). Correct it or leave it out."
+        )
     if finish == "error" and error is None:
         error = "no reason was recorded"
-    response = Response(text=text, finish_reason=None if finish == "error" else finish,
-                        n_tokens=_field(file, line, row, "n_tokens", (int, type(None)), None),
-                        prefill=_field(file, line, row, "prefill", (str,), prefill))
+    response = Response(
+        text=text,
+        finish_reason=None if finish == "error" else finish,
+        n_tokens=_field(file, line, row, "n_tokens", (int, type(None)), None),
+        prefill=_field(file, line, row, "prefill", (str,), prefill),
+    )
     return Prediction(doc_id=_field(file, line, row, "doc_id", (int,)), response=response, error=error)
 
 
@@ -202,14 +228,16 @@ def _key(file: Path, line: int, row: Mapping[str, Any]) -> Key:
 _REQUIRED = object()
 
 
-def _field(file: Path, line: int, row: Mapping[str, Any], name: str, kinds: tuple[type, ...],
-           default: object = _REQUIRED) -> Any:
+def _field(
+    file: Path, line: int, row: Mapping[str, Any], name: str, kinds: tuple[type, ...], default: object = _REQUIRED
+) -> Any:
     """The value of a field, checked. Raises UserError that names file, line and field."""
     value = row.get(name, default)
     allowed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
     if value is _REQUIRED:
-        raise UserError(f"{file}, line {line}: there is no {name!r} in {sorted(row)}. It must be there, as {allowed}. "
-                        "Add it.")
+        raise UserError(
+            f"{file}, line {line}: there is no {name!r} in {sorted(row)}. It must be there, as {allowed}. Add it."
+        )
     if not isinstance(value, kinds) or isinstance(value, bool):  # True is an int to Python, but it is no row number
         raise UserError(f"{file}, line {line}: {name!r} is {value!r:.60}. Allowed is {allowed}. Correct it.")
     return value

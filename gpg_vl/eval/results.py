@@ -72,8 +72,13 @@ class Results:
                 numbers[f"acc_{name}_stderr,{scorer}"] = json_number(estimate.stderr)
                 numbers[f"acc_{name}_ci95,{scorer}"] = [json_number(estimate.low), json_number(estimate.high)]
             numbers[f"answered,{scorer}"] = self.answered[scorer]
-        numbers |= {"n": len(self.rows), "answered": self.answered[self.headline], "truncated": self.truncated,
-                    "errors": self.errors, "chance": self.mean_chance}
+        numbers |= {
+            "n": len(self.rows),
+            "answered": self.answered[self.headline],
+            "truncated": self.truncated,
+            "errors": self.errors,
+            "chance": self.mean_chance,
+        }
         numbers |= {f"chance_{name}": json_number(value) for name, value in self.chance.items()}
         numbers |= {f"labels,{scorer}": dict(counts) for scorer, counts in self.labels.items()}
         return numbers
@@ -83,28 +88,44 @@ def summarise(task: Task, rows: Sequence[ScoredRow], *, seed: int, draws: int = 
     """Every aggregate of every scorer with its interval. Pure; deterministic in the rows and the seed."""
     columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
     scorers = list(rows[0].scores)
-    estimates = {scorer: {name: bootstrap(aggregate, scores_of(rows, scorer), columns, weights_R_N)
-                          for name, aggregate in task.aggregates.items()} for scorer in scorers}
+    estimates = {
+        scorer: {
+            name: bootstrap(aggregate, scores_of(rows, scorer), columns, weights_R_N)
+            for name, aggregate in task.aggregates.items()
+        }
+        for scorer in scorers
+    }
     chance_N = np.array([task.chance(row.doc) for row in rows])
     reasons = [row.prediction.response.finish_reason for row in rows]
     finished = [reason for reason in reasons if reason is not None]
     return Results(
-        task=task.name, estimates=estimates, labels=_labels(task, rows, scorers),
+        task=task.name,
+        estimates=estimates,
+        labels=_labels(task, rows, scorers),
         chance={name: point(aggregate, chance_N, columns) for name, aggregate in task.aggregates.items()},
         mean_chance=float(chance_N.mean()),
         answered={scorer: sum(row.scores[scorer].answered for row in rows) / len(rows) for scorer in scorers},
         truncated=finished.count("length") / len(finished) if finished else None,
-        errors=sum(row.prediction.error is not None for row in rows), rows=tuple(rows))
+        errors=sum(row.prediction.error is not None for row in rows),
+        rows=tuple(rows),
+    )
 
 
 def results_json(results: Results, *, task: Task, original: int, config: Mapping[str, Any]) -> dict[str, Any]:
     """results.json. `original` is how many docs the data has, before any limit; `config` how the answers came about."""
     return {
         "results": {task.name: results.flat()},
-        "configs": {task.name: {"description": task.description, "source": task.source,
-                                "published_size": task.published_size, "aggregates": list(task.aggregates),
-                                "scorers": list(results.estimates), "limited_by": list(task.strata),
-                                "resampled_within": list(task.resample_within)}},
+        "configs": {
+            task.name: {
+                "description": task.description,
+                "source": task.source,
+                "published_size": task.published_size,
+                "aggregates": list(task.aggregates),
+                "scorers": list(results.estimates),
+                "limited_by": list(task.strata),
+                "resampled_within": list(task.resample_within),
+            }
+        },
         "versions": {task.name: task.version},
         "n-samples": {task.name: {"original": original, "effective": len(results.rows)}},
         "config": dict(config),
@@ -118,12 +139,20 @@ def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[
     """
     for row in results.rows:
         doc, response = row.doc, row.prediction.response
-        yield {"doc_id": doc.doc_id, "input": asked(settings, doc) if settings else doc.example.prompt,
-               "target": doc.gold, "response": response.text, "prefill": response.prefill,
-               "finish_reason": response.finish_reason, "error": row.prediction.error,
-               "scores": {name: {"parsed": one.parsed, "answered": one.answered, "score": one.score, "notes": one.notes}
-                          for name, one in row.scores.items()},
-               "doc": dict(doc.columns)}
+        yield {
+            "doc_id": doc.doc_id,
+            "input": asked(settings, doc) if settings else doc.example.prompt,
+            "target": doc.gold,
+            "response": response.text,
+            "prefill": response.prefill,
+            "finish_reason": response.finish_reason,
+            "error": row.prediction.error,
+            "scores": {
+                name: {"parsed": one.parsed, "answered": one.answered, "score": one.score, "notes": one.notes}
+                for name, one in row.scores.items()
+            },
+            "doc": dict(doc.columns),
+        }
 
 
 def write_results(folder: Path, tree: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], task: str) -> None:
@@ -151,8 +180,10 @@ def results_table(results: Results) -> Table:
 def results_notes(results: Results) -> list[str]:
     """What stands under the table: how many rows, how they ended, and how often each answer was given."""
     truncated = "not recorded" if results.truncated is None else _percent(results.truncated) + "%"
-    lines = [f"n = {len(results.rows)}   truncated {truncated}   errors {results.errors}",
-             f"± and [ ]: 95% percentile bootstrap, {DRAWS} resamples"]
+    lines = [
+        f"n = {len(results.rows)}   truncated {truncated}   errors {results.errors}",
+        f"± and [ ]: 95% percentile bootstrap, {DRAWS} resamples",
+    ]
     for scorer, counts in results.labels.items():
         lines.append(f"answers, {scorer}: " + "  ".join(f"{label} {count}" for label, count in counts.items()))
     return lines
@@ -195,8 +226,10 @@ def _labels(task: Task, rows: Sequence[ScoredRow], scorers: Sequence[str]) -> di
         return {}
     counts = {scorer: Counter(_label(row.scores[scorer]) for row in rows) for scorer in scorers}
     counts["gold"] = Counter(task.gold_label(row.doc) for row in rows)
-    return {scorer: {label: one[label] for label in sorted(one, key=lambda label: (label == UNANSWERED, label))}
-            for scorer, one in counts.items()}
+    return {
+        scorer: {label: one[label] for label in sorted(one, key=lambda label: (label == UNANSWERED, label))}
+        for scorer, one in counts.items()
+    }
 
 
 def _label(score: Score) -> str:

@@ -30,15 +30,20 @@ def select(task: Task, docs: Sequence[Doc], limit: int | float | None, seed: int
     if limit is None:
         return list(docs)
     if limit <= 0 or (isinstance(limit, float) and limit > 1):
-        raise UserError(f"The limit is {limit}. Allowed is a whole number of docs from 1, or a fraction of them up to "
-                        f"1.0. Leave it out to take all {len(docs)}.")
+        raise UserError(
+            f"The limit is {limit}. Allowed is a whole number of docs from 1, or a fraction of them up to "
+            f"1.0. Leave it out to take all {len(docs)}."
+        )
     wanted = min(len(docs), round(limit * len(docs)) if isinstance(limit, float) else limit)
     members: dict[tuple[str, ...], list[Doc]] = {}
     for doc in docs:
         members.setdefault(stratum(doc, task.strata), []).append(doc)
     quotas = _quotas({name: len(group) for name, group in members.items()}, wanted)
-    taken = {doc.doc_id for name, group in members.items()
-             for doc in sorted(group, key=lambda doc: _lot(seed, doc.doc_id))[: quotas[name]]}
+    taken = {
+        doc.doc_id
+        for name, group in members.items()
+        for doc in sorted(group, key=lambda doc: _lot(seed, doc.doc_id))[: quotas[name]]
+    }
     return [doc for doc in docs if doc.doc_id in taken]
 
 
@@ -53,13 +58,16 @@ def check_gold(task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer]) -
             golds = task.gold_responses(doc)
             if not enough(scorer(doc, gold, False).score == 1 for gold in golds):
                 got = ", ".join(f"{gold!r} scores {scorer(doc, gold, False).score:g}" for gold in golds)
-                raise UserError(f"Doc {doc.doc_id} of {task.name}: the scorer {name!r} does not accept the right "
-                                f"answer: {got}. The options are {doc.example.choices}. Correct the row, or drop the "
-                                "scorer.")
+                raise UserError(
+                    f"Doc {doc.doc_id} of {task.name}: the scorer {name!r} does not accept the right "
+                    f"answer: {got}. The options are {doc.example.choices}. Correct the row, or drop the "
+                    "scorer."
+                )
 
 
-def evaluate_responder(task: Task, docs: Sequence[Doc], responder: Responder, settings: EvalSettings,
-                       scorers: Mapping[str, Scorer]) -> Results:
+def evaluate_responder(
+    task: Task, docs: Sequence[Doc], responder: Responder, settings: EvalSettings, scorers: Mapping[str, Scorer]
+) -> Results:
     """Ask and score without any file: what a training loop calls. A doc whose image cannot be read is an error row."""
     ready, void = _prepare(docs, settings)
     answered = zip(ready, responder(list(ready.values())), strict=True)
@@ -67,8 +75,17 @@ def evaluate_responder(task: Task, docs: Sequence[Doc], responder: Responder, se
     return score(task, docs, predictions, scorers, seed=settings.seed)
 
 
-def evaluate(task: Task, docs: Sequence[Doc], make_responder: Callable[[], Responder], settings: EvalSettings,
-             scorers: Mapping[str, Scorer], *, log: Path, model_sha: str, console: Console | None = None) -> Results:
+def evaluate(
+    task: Task,
+    docs: Sequence[Doc],
+    make_responder: Callable[[], Responder],
+    settings: EvalSettings,
+    scorers: Mapping[str, Scorer],
+    *,
+    log: Path,
+    model_sha: str,
+    console: Console | None = None,
+) -> Results:
     """Ask what `log` does not hold yet, append each response to it as it comes, and score all.
 
     The scorers are proved on the gold answers first. Errors in the log are asked again. Raises UserError.
@@ -91,14 +108,16 @@ def evaluate(task: Task, docs: Sequence[Doc], make_responder: Callable[[], Respo
     return score(task, docs, void | done, scorers, seed=settings.seed)
 
 
-def score(task: Task, docs: Sequence[Doc], predictions: Mapping[int, Prediction], scorers: Mapping[str, Scorer], *,
-          seed: int) -> Results:
+def score(
+    task: Task, docs: Sequence[Doc], predictions: Mapping[int, Prediction], scorers: Mapping[str, Scorer], *, seed: int
+) -> Results:
     """The results of predictions that are there for every doc. Pure; `seed` is the bootstrap's."""
     return summarise(task, score_rows(docs, predictions, scorers), seed=seed)
 
 
-def score_rows(docs: Sequence[Doc], predictions: Mapping[int, Prediction],
-               scorers: Mapping[str, Scorer]) -> list[ScoredRow]:
+def score_rows(
+    docs: Sequence[Doc], predictions: Mapping[int, Prediction], scorers: Mapping[str, Scorer]
+) -> list[ScoredRow]:
     """Every doc under every scorer, in the order of the docs. A prediction with an error scores 0 everywhere."""
     rows = []
     for doc in docs:
@@ -127,8 +146,9 @@ def _prepare(docs: Sequence[Doc], settings: EvalSettings) -> tuple[dict[int, Exa
     return ready, void
 
 
-def _keys(task: Task, ready: Mapping[int, Example], void: Mapping[int, Prediction], settings: EvalSettings,
-          model_sha: str) -> dict[int, Key]:
+def _keys(
+    task: Task, ready: Mapping[int, Example], void: Mapping[int, Prediction], settings: EvalSettings, model_sha: str
+) -> dict[int, Key]:
     generation = generation_sha(settings, model_sha)
     shas = dict.fromkeys(void, "no image")
     for doc_id, example in ready.items():

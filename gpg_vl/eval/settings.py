@@ -57,8 +57,10 @@ class EvalSettings:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.min_pixels > self.max_pixels:
-            raise UserError(f"min_pixels is {self.min_pixels}, above max_pixels, {self.max_pixels}. Lower the one or "
-                            "raise the other.")
+            raise UserError(
+                f"min_pixels is {self.min_pixels}, above max_pixels, {self.max_pixels}. Lower the one or "
+                "raise the other."
+            )
 
 
 def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalSettings:
@@ -68,8 +70,15 @@ def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalS
     """
     name = prompt or task.default_prompt
     style = pick(task, "prompt", name, task.prompts)
-    settings = EvalSettings(task=task.name, prompt=name, template=style.template, system=style.system, chat=style.chat,
-                            prefill=style.prefill, max_new_tokens=style.max_new_tokens)
+    settings = EvalSettings(
+        task=task.name,
+        prompt=name,
+        template=style.template,
+        system=style.system,
+        chat=style.chat,
+        prefill=style.prefill,
+        max_new_tokens=style.max_new_tokens,
+    )
     return replace(settings, **{field: value for field, value in changes.items() if value is not None})
 
 
@@ -85,8 +94,11 @@ def asked(settings: EvalSettings, doc: Doc) -> str:
     if not isinstance(doc.example.prompt, str):
         raise TypeError(f"Doc {doc.doc_id} has a conversation as its prompt; an eval template is filled with a text.")
     choices = doc.example.choices or ()
-    fillings = {"prompt": doc.example.prompt, "choices": ", ".join(choices),
-                "letters": ", ".join(ascii_uppercase[: len(choices)])}
+    fillings = {
+        "prompt": doc.example.prompt,
+        "choices": ", ".join(choices),
+        "letters": ", ".join(ascii_uppercase[: len(choices)]),
+    }
     # One pass over the template's own text, so that a question may contain the word {choices}.
     return re.sub(r"\{(prompt|choices|letters)\}", lambda mark: fillings[mark[1]], settings.template)
 
@@ -103,8 +115,19 @@ def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> s
     The seed counts only where something is drawn at random.
     """
     seed = settings.seed if settings.temperature else None
-    return _digest([model_sha, settings.max_new_tokens, settings.temperature, seed, settings.min_pixels,
-                    settings.max_pixels, settings.dtype, settings.engine, sample])
+    return _digest(
+        [
+            model_sha,
+            settings.max_new_tokens,
+            settings.temperature,
+            seed,
+            settings.min_pixels,
+            settings.max_pixels,
+            settings.dtype,
+            settings.engine,
+            sample,
+        ]
+    )
 
 
 def model_sha(folder: Path) -> str:

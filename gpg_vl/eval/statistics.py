@@ -104,24 +104,35 @@ def point(aggregate: Aggregate, scores_N: Floats, columns: Mapping[str, NDArray[
     return float(aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=ones_1_N))[0])
 
 
-def bootstrap(aggregate: Aggregate, scores_N: Floats, columns: Mapping[str, NDArray[np.str_]],
-              weights_R_N: Floats) -> Estimate:
+def bootstrap(
+    aggregate: Aggregate, scores_N: Floats, columns: Mapping[str, NDArray[np.str_]], weights_R_N: Floats
+) -> Estimate:
     """The aggregate of the scores, with the interval that the resamples give it."""
-    return _estimate(point(aggregate, scores_N, columns),
-                     aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=weights_R_N)))
+    return _estimate(
+        point(aggregate, scores_N, columns),
+        aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=weights_R_N)),
+    )
 
 
-def bootstrap_difference(aggregate: Aggregate, first_N: Floats, second_N: Floats,
-                         columns: Mapping[str, NDArray[np.str_]], weights_R_N: Floats) -> Estimate:
+def bootstrap_difference(
+    aggregate: Aggregate,
+    first_N: Floats,
+    second_N: Floats,
+    columns: Mapping[str, NDArray[np.str_]],
+    weights_R_N: Floats,
+) -> Estimate:
     """aggregate(first) - aggregate(second), two runs on the same docs in the same order.
 
     Both runs are drawn together, so what makes a doc hard for both does not widen the interval.
     """
     if first_N.shape != second_N.shape:
-        raise ValueError(f"A paired difference needs the same docs twice; got {len(first_N)} and {len(second_N)} "
-                         "scores.")
-    drawn_R = [aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=weights_R_N))
-               for scores_N in (first_N, second_N)]
+        raise ValueError(
+            f"A paired difference needs the same docs twice; got {len(first_N)} and {len(second_N)} scores."
+        )
+    drawn_R = [
+        aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=weights_R_N))
+        for scores_N in (first_N, second_N)
+    ]
     value = point(aggregate, first_N, columns) - point(aggregate, second_N, columns)
     return _estimate(value, drawn_R[0] - drawn_R[1])
 

@@ -21,14 +21,16 @@ def read_rows(file: Path, *, required: Sequence[str], without: Sequence[str] = (
     Raises UserError for an unreadable file, a malformed line, or a required column that is missing, naming it.
     """
     if file.suffix not in SUFFIXES:
-        raise UserError(f"{file} is neither .parquet nor .jsonl. Give a file of one of these kinds, or the folder of "
-                        "the benchmark.")
+        raise UserError(
+            f"{file} is neither .parquet nor .jsonl. Give a file of one of these kinds, or the folder of the benchmark."
+        )
     rows = _parquet(file, required, without) if file.suffix == ".parquet" else _jsonl(file, required, without)
     try:
         yield from rows
     except (OSError, pa.ArrowInvalid) as error:  # pyarrow raises both for a damaged file
-        raise UserError(f"{file} cannot be read: {error}. A complete {file.suffix} file is needed; fetch it "
-                        "again.") from None
+        raise UserError(
+            f"{file} cannot be read: {error}. A complete {file.suffix} file is needed; fetch it again."
+        ) from None
 
 
 def json_columns(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,8 +58,10 @@ def _json_value(value: Any) -> Any:
 
 def _missing_column(file: Path, where: str, column: str, present: Sequence[str]) -> UserError:
     """The error for a required column that is not there."""
-    return UserError(f"{file}{where} has no column {column!r}; it has {', '.join(present) or 'none'}. Give the "
-                     "benchmark's own file, or add the column.")
+    return UserError(
+        f"{file}{where} has no column {column!r}; it has {', '.join(present) or 'none'}. Give the "
+        "benchmark's own file, or add the column."
+    )
 
 
 def _parquet(file: Path, required: Sequence[str], without: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -78,11 +82,14 @@ def _jsonl(file: Path, required: Sequence[str], without: Sequence[str]) -> Itera
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}, line {number}: the line is not JSON ({error}). Every line must be one "
-                                "object. Correct or remove it.") from None
+                raise UserError(
+                    f"{file}, line {number}: the line is not JSON ({error}). Every line must be one "
+                    "object. Correct or remove it."
+                ) from None
             if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number}: the line is {type(row).__name__}, not an object. Correct or "
-                                "remove it.")
+                raise UserError(
+                    f"{file}, line {number}: the line is {type(row).__name__}, not an object. Correct or remove it."
+                )
             for column in required:
                 if column not in row:
                     raise _missing_column(file, f", line {number},", column, list(row))

@@ -12,21 +12,32 @@ from gpg_vl.models.families import Family
 ADAPTER = "default"
 
 
-def add_adapters(model: nn.Module, family: Family, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
+def add_adapters(
+    model: nn.Module, family: Family, *, rank: int, alpha: float, targets: Sequence[str], seed: int
+) -> None:
     """Add adapters to the language model's linear layers called `targets` and freeze every other weight.
 
     Dropout is 0: the policy that samples and the one that trains must be the same. The start is the model itself (B = 0).
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = [name for name, module in model.named_modules()
-             if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets and family.part_of(name + ".weight") == "language"]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and name.rpartition(".")[2] in targets
+        and family.part_of(name + ".weight") == "language"
+    ]
     if not names:
-        raise UserError(f"model.lora_targets {list(targets)} names no linear layer of the language model. Usual names are q_proj, "
-                        f"k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.")
+        raise UserError(
+            f"model.lora_targets {list(targets)} names no linear layer of the language model. Usual names are q_proj, "
+            f"k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), model, ADAPTER)
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), model, ADAPTER
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
@@ -64,8 +75,10 @@ def load_adapter_state(model: nn.Module, file: Path) -> None:
     saved = load_file(file)
     here = {name: p for name, p in model.named_parameters() if ".lora_" in name}
     if saved.keys() != here.keys():
-        raise UserError(f"The adapters in {file} are not those of this config ({len(saved)} saved, {len(here)} expected). Resume with the "
-                        f"lora settings that the run was started with.")
+        raise UserError(
+            f"The adapters in {file} are not those of this config ({len(saved)} saved, {len(here)} expected). Resume with the "
+            f"lora settings that the run was started with."
+        )
     with torch.no_grad():
         for name, parameter in here.items():
             parameter.copy_(saved[name])

@@ -53,11 +53,15 @@ class Encoder:
         messages = _styled(example, self.style)
         for message in messages:
             if token := next((t for t in (*VISION_TOKENS, "<|im_start|>", "<|im_end|>") if t in message.content), None):
-                raise UserError(f"Example {example.id}: the prompt contains the control token {token}. Only {IMAGE_MARK} may stand "
-                                f"for an image; remove the token from the text.")
+                raise UserError(
+                    f"Example {example.id}: the prompt contains the control token {token}. Only {IMAGE_MARK} may stand "
+                    f"for an image; remove the token from the text."
+                )
         template = self.processing.chat_template
         if self.style.chat == "template" and template is None:
-            raise UserError("prompt.chat is 'template', but the checkpoint has no chat template. Use 'plain' for a base model.")
+            raise UserError(
+                "prompt.chat is 'template', but the checkpoint has no chat template. Use 'plain' for a base model."
+            )
         plain = self.style.chat == "plain" or template is None
         text = self._plain(messages) if plain else self._templated(messages)
         return text + self.style.prefill
@@ -67,8 +71,11 @@ class Encoder:
         sizes = [self._resized(image, example) for image in self._images(example)]
         per_image = [self._tokens_of(height, width) for height, width in sizes]
         marks = self._token_ids(self.render(example))
-        return PromptCounts(tokens=len(marks) - len(sizes) + sum(per_image), image_tokens=sum(per_image),
-                            image_sizes=tuple((width, height) for height, width in sizes))
+        return PromptCounts(
+            tokens=len(marks) - len(sizes) + sum(per_image),
+            image_tokens=sum(per_image),
+            image_sizes=tuple((width, height) for height, width in sizes),
+        )
 
     def encode(self, example: Example) -> Prompt:
         """The example as tensors. Raises UserError for an example that cannot be encoded.
@@ -84,8 +91,17 @@ class Encoder:
         image_mask_T = ids_T == (-1 if self.processing.tokens.image is None else self.processing.tokens.image)
         assert int(image_mask_T.sum()) == sum(per_image), (example.id, int(image_mask_T.sum()), per_image)
         positions = family.positions(ids_T, image_mask_T, grid, family.merge_size)
-        return Prompt(example_id=example.id, text=text, prefill=self.style.prefill, input_ids_T=ids_T, positions_3_T=positions,
-                      next_position=int(positions.max()) + 1, image_mask_T=image_mask_T, pixel_values_N=pixel_values, grid_thw_I_3=grid)
+        return Prompt(
+            example_id=example.id,
+            text=text,
+            prefill=self.style.prefill,
+            input_ids_T=ids_T,
+            positions_3_T=positions,
+            next_position=int(positions.max()) + 1,
+            image_mask_T=image_mask_T,
+            pixel_values_N=pixel_values,
+            grid_thw_I_3=grid,
+        )
 
     def _templated(self, messages: tuple[Message, ...]) -> str:
         vision = self.processing.family.has_vision
@@ -101,8 +117,10 @@ class Encoder:
 
     def _images(self, example: Example) -> list[Image.Image]:
         if example.images and not self.processing.family.has_vision:
-            raise UserError(f"Example {example.id} has {len(example.images)} image(s), but {self.processing.family.model_type} "
-                            f"reads text only. Use a vision-language checkpoint or data without images.")
+            raise UserError(
+                f"Example {example.id} has {len(example.images)} image(s), but {self.processing.family.model_type} "
+                f"reads text only. Use a vision-language checkpoint or data without images."
+            )
         return [load_image(image, root=self.root, max_pixels=self.limits.max_image_pixels) for image in example.images]
 
     def _resized(self, image: Image.Image, example: Example) -> tuple[int, int]:
@@ -112,12 +130,18 @@ class Encoder:
         width, height = image.size
         side = self.processing.family.patch_size * self.processing.family.merge_size
         if max(width, height) > LONGEST_ASPECT * min(width, height):
-            raise UserError(f"Example {example.id}: an image of {width}x{height} pixels is more than {LONGEST_ASPECT} times as long as "
-                            f"wide. Crop or pad it.")
-        resized = smart_resize(height, width, factor=side, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels)
+            raise UserError(
+                f"Example {example.id}: an image of {width}x{height} pixels is more than {LONGEST_ASPECT} times as long as "
+                f"wide. Crop or pad it."
+            )
+        resized = smart_resize(
+            height, width, factor=side, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
+        )
         if min(resized) < side:
-            raise UserError(f"Example {example.id}: an image of {width}x{height} pixels is thinner than one image token once it is "
-                            f"shrunk to {self.limits.max_pixels} pixels. Crop it or raise data.max_pixels.")
+            raise UserError(
+                f"Example {example.id}: an image of {width}x{height} pixels is thinner than one image token once it is "
+                f"shrunk to {self.limits.max_pixels} pixels. Crop it or raise data.max_pixels."
+            )
         return resized
 
     def _tokens_of(self, height: int, width: int) -> int:
@@ -133,8 +157,12 @@ class Encoder:
         resized = []
         for image in images:
             self._resized(image, example)  # says in words what the library would assert
-            resized.append(fetch_image({"image": image, "min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels},
-                                       image_patch_size=self.processing.family.patch_size))
+            resized.append(
+                fetch_image(
+                    {"image": image, "min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels},
+                    image_patch_size=self.processing.family.patch_size,
+                )
+            )
         features = self.processing.image_processor(images=resized, do_resize=False, return_tensors="pt")
         return features["pixel_values"].float(), features["image_grid_thw"].long()
 
@@ -144,8 +172,10 @@ def _styled(example: Example, style: PromptStyle) -> tuple[Message, ...]:
     turns = (Message(role="user", content=example.prompt),) if isinstance(example.prompt, str) else example.prompt
     marks = count_marks(example.prompt)
     if marks not in (0, len(example.images)):
-        raise UserError(f"Example {example.id}: the prompt has {marks} {IMAGE_MARK} mark(s) for {len(example.images)} image(s). Write one "
-                        f"mark per image, or none to put the images in front.")
+        raise UserError(
+            f"Example {example.id}: the prompt has {marks} {IMAGE_MARK} mark(s) for {len(example.images)} image(s). Write one "
+            f"mark per image, or none to put the images in front."
+        )
     last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=None)
     if last is None:
         raise UserError(f"Example {example.id}: the prompt has no user turn. Add a message with role 'user'.")
@@ -182,7 +212,9 @@ def _expand(ids: list[int], image_id: int | None, per_image: list[int], example_
     """Each image id repeated as often as the vision tower will produce features for its image."""
     found = ids.count(image_id) if image_id is not None else 0
     if found != len(per_image):
-        raise UserError(f"Example {example_id}: the rendered prompt holds {found} image token(s) for {len(per_image)} image(s). The chat "
-                        f"template must write one per image.")
+        raise UserError(
+            f"Example {example_id}: the rendered prompt holds {found} image token(s) for {len(per_image)} image(s). The chat "
+            f"template must write one per image."
+        )
     counts = iter(per_image)
     return [token for token_id in ids for token in ([token_id] * next(counts) if token_id == image_id else [token_id])]

@@ -89,8 +89,15 @@ _QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family(model_type="qwen2_vl", model_class="Qwen2VLForConditionalGeneration", has_vision=True, patch_size=14,
-               merge_size=2, image_markup=_QWEN_IMAGE, positions=mrope_positions),
+        Family(
+            model_type="qwen2_vl",
+            model_class="Qwen2VLForConditionalGeneration",
+            has_vision=True,
+            patch_size=14,
+            merge_size=2,
+            image_markup=_QWEN_IMAGE,
+            positions=mrope_positions,
+        ),
         Family(model_type="qwen2", model_class="Qwen2ForCausalLM", has_vision=False, positions=text_positions),
     )
 }
@@ -99,6 +106,8 @@ FAMILIES = {
 def family_of(model_type: str, where: str) -> Family:
     """The family called `model_type`. Raises UserError that names the supported ones."""
     if model_type not in FAMILIES:
-        raise UserError(f"The checkpoint {where} is of model type {model_type!r}, which gpg_vl does not train. "
-                        f"{did_you_mean(model_type, list(FAMILIES))} Choose a checkpoint of one of these.")
+        raise UserError(
+            f"The checkpoint {where} is of model type {model_type!r}, which gpg_vl does not train. "
+            f"{did_you_mean(model_type, list(FAMILIES))} Choose a checkpoint of one of these."
+        )
     return FAMILIES[model_type]

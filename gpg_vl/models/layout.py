@@ -52,7 +52,9 @@ def row_cost(prompt_length: int, completion_lengths: Sequence[int], *, shared_pr
     return len(completion_lengths), prompt_length + max(completion_lengths, default=0)
 
 
-def pack(prompts: Sequence[Prompt], completions_P_G_T: Sequence[Sequence[Sequence[int]]], *, pad: int, shared_prefix: bool) -> Rows:
+def pack(
+    prompts: Sequence[Prompt], completions_P_G_T: Sequence[Sequence[Sequence[int]]], *, pad: int, shared_prefix: bool
+) -> Rows:
     """Lay out P prompts, each with its completions' token ids. Groups may differ in size, completions in length."""
     rows: list[tuple[Prompt, Sequence[Sequence[int]]]] = []
     for prompt, completions in zip(prompts, completions_P_G_T, strict=True):
@@ -73,9 +75,9 @@ def pack(prompts: Sequence[Prompt], completions_P_G_T: Sequence[Sequence[Sequenc
         image_mask[b, :at] = prompt.image_mask_T
         for k, tokens in enumerate(completions, start=1):
             n = len(tokens)
-            ids[b, at:at + n] = torch.tensor(tokens, dtype=torch.long)
-            positions[:, b, at:at + n] = torch.arange(n) + prompt.next_position
-            segments[b, at:at + n] = k
+            ids[b, at : at + n] = torch.tensor(tokens, dtype=torch.long)
+            positions[:, b, at : at + n] = torch.arange(n) + prompt.next_position
+            segments[b, at : at + n] = k
             source_row += [b] * n
             source_column += [prompt.length - 1, *range(at, at + n - 1)][:n]
             targets += tokens
@@ -83,11 +85,16 @@ def pack(prompts: Sequence[Prompt], completions_P_G_T: Sequence[Sequence[Sequenc
             at += n
     pictures = [p for p, _ in rows if p.pixel_values_N is not None]
     return Rows(
-        ids_B_S=ids, positions_3_B_S=positions, segments_B_S=segments, image_mask_B_S=image_mask,
+        ids_B_S=ids,
+        positions_3_B_S=positions,
+        segments_B_S=segments,
+        image_mask_B_S=image_mask,
         pixel_values_N=torch.cat([p.pixel_values_N for p in pictures]) if pictures else None,
         grid_thw_I_3=torch.cat([p.grid_thw_I_3 for p in pictures]) if pictures else None,
-        source_row_K=torch.tensor(source_row, dtype=torch.long), source_column_K=torch.tensor(source_column, dtype=torch.long),
-        targets_K=torch.tensor(targets, dtype=torch.long), lengths_PG=torch.tensor(lengths, dtype=torch.long),
+        source_row_K=torch.tensor(source_row, dtype=torch.long),
+        source_column_K=torch.tensor(source_column, dtype=torch.long),
+        targets_K=torch.tensor(targets, dtype=torch.long),
+        lengths_PG=torch.tensor(lengths, dtype=torch.long),
     )
 
 

@@ -48,13 +48,17 @@ def read_config(path: str, revision: str | None = None) -> Any:
     folder = Path(path).expanduser()
     looks_local = folder.exists() or path.startswith((".", "/", "~"))
     if looks_local and not (folder / "config.json").is_file():
-        raise UserError(f"The checkpoint {path} has no config.json{'' if folder.exists() else ' (the folder does not exist)'}. "
-                        f"Give a folder written by save_pretrained, or a hub name.")
+        raise UserError(
+            f"The checkpoint {path} has no config.json{'' if folder.exists() else ' (the folder does not exist)'}. "
+            f"Give a folder written by save_pretrained, or a hub name."
+        )
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The checkpoint {path} cannot be read: {_first_line(error)} Give a folder written by save_pretrained, "
-                        f"or a hub name of a supported family.") from None
+        raise UserError(
+            f"The checkpoint {path} cannot be read: {_first_line(error)} Give a folder written by save_pretrained, "
+            f"or a hub name of a supported family."
+        ) from None
 
 
 def load_processing(path: str, revision: str | None = None) -> Processing:
@@ -65,15 +69,25 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
     family = family_of(config.model_type, path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        images = (AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)
-                  if family.has_vision else None)
+        images = (
+            AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)
+            if family.has_vision
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"The tokenizer or image processor of {path} cannot be read: {_first_line(error)} Copy the files "
-                        f"tokenizer.json, tokenizer_config.json and preprocessor_config.json from the original checkpoint.") from None
+        raise UserError(
+            f"The tokenizer or image processor of {path} cannot be read: {_first_line(error)} Copy the files "
+            f"tokenizer.json, tokenizer_config.json and preprocessor_config.json from the original checkpoint."
+        ) from None
     if tokenizer.chat_template is None and (Path(path) / "chat_template.json").is_file():
         tokenizer.chat_template = json.loads((Path(path) / "chat_template.json").read_text())["chat_template"]
-    return Processing(family=family, tokenizer=tokenizer, image_processor=images, chat_template=tokenizer.chat_template,
-                      tokens=_tokens(path, config, tokenizer, family))
+    return Processing(
+        family=family,
+        tokenizer=tokenizer,
+        image_processor=images,
+        chat_template=tokenizer.chat_template,
+        tokens=_tokens(path, config, tokenizer, family),
+    )
 
 
 def _tokens(path: str, config: Any, tokenizer: Any, family: Family) -> Tokens:
@@ -88,8 +102,12 @@ def _tokens(path: str, config: Any, tokenizer: Any, family: Family) -> Tokens:
         raise UserError(f"The checkpoint {path} names no end-of-sequence token. Set eos_token_id in its config.json.")
     vocabulary = tokenizer.get_vocab()
     vision = tuple(vocabulary[t] for t in VISION_TOKENS if t in vocabulary)
-    return Tokens(ends=tuple(dict.fromkeys(found)), pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else found[0],
-                  image=config.image_token_id if family.has_vision else None, never_sampled=vision)
+    return Tokens(
+        ends=tuple(dict.fromkeys(found)),
+        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else found[0],
+        image=config.image_token_id if family.has_vision else None,
+        never_sampled=vision,
+    )
 
 
 def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa") -> nn.Module:
@@ -103,19 +121,30 @@ def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa
     family = family_of(config.model_type, path)
     model_class = getattr(transformers, family.model_class)
     try:
-        model, report = model_class.from_pretrained(path, revision=revision, dtype=torch.float32, trust_remote_code=False,
-                                                    attn_implementation=attention, output_loading_info=True, use_safetensors=True)
+        model, report = model_class.from_pretrained(
+            path,
+            revision=revision,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            attn_implementation=attention,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"The weights of {path} cannot be read: {_first_line(error)} Copy the checkpoint again; only safetensors "
-                        f"files are read.") from None
+        raise UserError(
+            f"The weights of {path} cannot be read: {_first_line(error)} Copy the checkpoint again; only safetensors "
+            f"files are read."
+        ) from None
     except Exception as error:
         if type(error).__name__ != "SafetensorError":  # a class of the compiled module, without a public home
             raise
         raise UserError(f"The weights of {path} are damaged: {_first_line(error)} Copy the checkpoint again.") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, report.get(kind) or ())):
-            raise UserError(f"The checkpoint {path} has {len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}. Its weights and its "
-                            f"config.json do not belong together; use a matching pair.")
+            raise UserError(
+                f"The checkpoint {path} has {len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}. Its weights and its "
+                f"config.json do not belong together; use a matching pair."
+            )
     return model.eval()
 
 

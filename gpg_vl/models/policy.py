@@ -45,11 +45,15 @@ class Policy(nn.Module):
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
-            raise UserError(f"The model has layers of type {', '.join(sorted(kinds))}; only full_attention is supported. Set "
-                            f"use_sliding_window to false in the checkpoint's config.json if its prompts are short enough.")
+            raise UserError(
+                f"The model has layers of type {', '.join(sorted(kinds))}; only full_attention is supported. Set "
+                f"use_sliding_window to false in the checkpoint's config.json if its prompts are short enough."
+            )
         if getattr(config, "attention_dropout", 0.0):
-            raise UserError(f"The model has attention_dropout {config.attention_dropout}; only 0 is allowed, because the policy that "
-                            f"samples and the one that trains must be the same. Set it to 0 in the checkpoint's config.json.")
+            raise UserError(
+                f"The model has attention_dropout {config.attention_dropout}; only 0 is allowed, because the policy that "
+                f"samples and the one that trains must be the same. Set it to 0 in the checkpoint's config.json."
+            )
         never = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
         never[list(tokens.never_sampled)] = True
         self.register_buffer("never_sampled_V", never, persistent=False)
@@ -58,14 +62,18 @@ class Policy(nn.Module):
         """Score the completions of `rows`; `coefficients_K` (default 0) weighs each token's log-prob in the loss."""
         hidden = self.hidden_states(rows)
         hidden_K_H = hidden[rows.source_row_K, rows.source_column_K]
-        coefficients_K = torch.zeros(len(hidden_K_H), device=hidden.device) if coefficients_K is None else coefficients_K
+        coefficients_K = (
+            torch.zeros(len(hidden_K_H), device=hidden.device) if coefficients_K is None else coefficients_K
+        )
         tile = max(1, HEAD_TILE_ELEMENTS // self.never_sampled_V.shape[0])
         loss = hidden_K_H.new_zeros((), dtype=torch.float32)
         logps, entropies = [], []
         for start in range(0, len(hidden_K_H), tile):
             part = slice(start, start + tile)
             arguments = (hidden_K_H[part], rows.targets_K[part])
-            if torch.is_grad_enabled():  # the tile's logits are computed again in the backward pass instead of being kept
+            if (
+                torch.is_grad_enabled()
+            ):  # the tile's logits are computed again in the backward pass instead of being kept
                 logp, entropy = checkpoint(self._score, *arguments, use_reentrant=False)
             else:
                 logp, entropy = self._score(*arguments)
@@ -73,7 +81,9 @@ class Policy(nn.Module):
             logps.append(logp.detach())
             entropies.append(entropy.detach())
         empty = hidden_K_H.new_zeros(0)
-        return PolicyOutput(loss + 0.0 * hidden.float().sum(), torch.cat(logps or [empty]), torch.cat(entropies or [empty]))
+        return PolicyOutput(
+            loss + 0.0 * hidden.float().sum(), torch.cat(logps or [empty]), torch.cat(entropies or [empty])
+        )
 
     def hidden_states(self, rows: Rows) -> Tensor:
         """Final hidden states [B, S, H] of every token of every row."""
@@ -99,17 +109,26 @@ class Policy(nn.Module):
             return 0.0
         side = self.family.merge_size
         values = 3 * self.model.config.vision_config.temporal_patch_size * self.family.patch_size**2
-        return self.image_features(like.new_zeros(side * side, values), torch.tensor([[1, side, side]], device=like.device)).sum()
+        return self.image_features(
+            like.new_zeros(side * side, values), torch.tensor([[1, side, side]], device=like.device)
+        ).sum()
 
     def embed_tokens(self, ids_B_S: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids_B_S)
 
-    def tower_states(self, positions_3_B_S: Tensor, mask_B_1_S_K: Tensor, *, embeddings: Tensor, cache: Cache | None = None) -> Tensor:
+    def tower_states(
+        self, positions_3_B_S: Tensor, mask_B_1_S_K: Tensor, *, embeddings: Tensor, cache: Cache | None = None
+    ) -> Tensor:
         """The text tower alone. Positions and mask are explicit, so no rule of the library is consulted for them."""
         tower = self.family.language_model(self.model)
         positions = positions_3_B_S if self.family.has_vision else positions_3_B_S[0]
-        return tower(inputs_embeds=embeddings, position_ids=positions, attention_mask={"full_attention": mask_B_1_S_K},
-                     past_key_values=cache, use_cache=cache is not None).last_hidden_state
+        return tower(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask={"full_attention": mask_B_1_S_K},
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
 
     def image_features(self, pixel_values_N: Tensor, grid_thw_I_3: Tensor) -> Tensor:
         """[image tokens, H] of all images in order."""

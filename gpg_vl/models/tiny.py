@@ -27,8 +27,16 @@ from transformers import (  # noqa: E402
     Qwen2VLProcessor,
 )
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-                  "<|image_pad|>", "<|video_pad|>")
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -44,32 +52,62 @@ def tiny_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(SPECIAL_TOKENS), show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(SPECIAL_TOKENS),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   padding_side="left", additional_special_tokens=list(SPECIAL_TOKENS),
-                                   clean_up_tokenization_spaces=False, model_max_length=2048)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast, vocabulary: int, **text: Any) -> Qwen2VLConfig:
     """Text: hidden 128, 4 layers, 4 heads of 32 and 2 key-value heads. Vision: embed 96, 2 layers. `text` overrides."""
     token = tokenizer.convert_tokens_to_ids
-    ends = {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>")}
+    ends = {
+        "bos_token_id": token("<|endoftext|>"),
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+    }
     return Qwen2VLConfig(
         text_config={
-            "vocab_size": vocabulary, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+            "vocab_size": vocabulary,
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "tie_word_embeddings": True, **ends, **text,
+            "tie_word_embeddings": True,
+            **ends,
+            **text,
         },
-        vision_config={"depth": 2, "embed_dim": 96, "hidden_size": text.get("hidden_size", 128), "num_heads": 3,
-                       "mlp_ratio": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2},
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True, **ends,
+        vision_config={
+            "depth": 2,
+            "embed_dim": 96,
+            "hidden_size": text.get("hidden_size", 128),
+            "num_heads": 3,
+            "mlp_ratio": 3,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+        **ends,
     )
 
 
@@ -78,8 +116,12 @@ def tiny_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str | None
 
     tokenizer.chat_template = chat_template
     size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 256}
-    return Qwen2VLProcessor(image_processor=Qwen2VLImageProcessor(size=size), tokenizer=tokenizer,
-                            video_processor=Qwen2VLVideoProcessor(size=size), chat_template=chat_template)
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size),
+        chat_template=chat_template,
+    )
 
 
 def tiny_model(config: Qwen2VLConfig, seed: int) -> Qwen2VLForConditionalGeneration:
@@ -96,8 +138,13 @@ def save_checkpoint(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLPr
     with quiet():
         model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    near_greedy = {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1,
-                   "bos_token_id": model.config.text_config.bos_token_id,
-                   "eos_token_id": [model.config.text_config.eos_token_id, model.config.text_config.pad_token_id],
-                   "pad_token_id": model.config.text_config.pad_token_id}
+    near_greedy = {
+        "do_sample": True,
+        "temperature": 0.01,
+        "top_p": 0.001,
+        "top_k": 1,
+        "bos_token_id": model.config.text_config.bos_token_id,
+        "eos_token_id": [model.config.text_config.eos_token_id, model.config.text_config.pad_token_id],
+        "pad_token_id": model.config.text_config.pad_token_id,
+    }
     (folder / "generation_config.json").write_text(json.dumps(near_greedy, indent=2) + "\n")

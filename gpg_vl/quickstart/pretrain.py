@@ -59,13 +59,19 @@ STAGES = (
 
 def question(scene: scenes.Scene) -> str:
     """The prompt as CV-Bench writes it; see `scenes.rows`."""
-    return scene.question + " Select from the following choices.\n" + "\n".join(f"({chr(65 + i)}) {o}" for i, o in enumerate(scene.options))
+    return (
+        scene.question
+        + " Select from the following choices.\n"
+        + "\n".join(f"({chr(65 + i)}) {o}" for i, o in enumerate(scene.options))
+    )
 
 
 def description(scene: scenes.Scene) -> str:
     """`1 2 red box orange ball; 3 4 teal cube`: row and column from 1, box if there is one, colour, shape."""
     ordered = sorted(scene.things, key=lambda thing: (thing.row, thing.column))
-    return "; ".join(f"{t.row + 1} {t.column + 1} {t.box + ' box ' if t.box else ''}{t.colour} {t.shape}" for t in ordered)
+    return "; ".join(
+        f"{t.row + 1} {t.column + 1} {t.box + ' box ' if t.box else ''}{t.colour} {t.shape}" for t in ordered
+    )
 
 
 def new_checkpoint(folder: Path, seed: int) -> None:
@@ -75,7 +81,9 @@ def new_checkpoint(folder: Path, seed: int) -> None:
         scene = scenes.scene(SCENE_SEED, number)
         corpus += [question(scene), description(scene), scene.options[scene.answer], DESCRIBE, "user\n", "assistant\n"]
     tokenizer = tiny.tiny_tokenizer(corpus, VOCABULARY)
-    tiny.save_checkpoint(tiny.tiny_model(tiny.tiny_config(tokenizer, VOCABULARY), seed), tiny.tiny_processor(tokenizer), folder)
+    tiny.save_checkpoint(
+        tiny.tiny_model(tiny.tiny_config(tokenizer, VOCABULARY), seed), tiny.tiny_processor(tokenizer), folder
+    )
 
 
 def example(kind: str, number: int, rng: random.Random) -> Example:
@@ -85,17 +93,25 @@ def example(kind: str, number: int, rng: random.Random) -> Example:
         prompt, answer = DESCRIBE, description(scene)
     else:
         prompt, answer = question(scene), rng.choice(scene.options) if kind == "guess" else scene.options[scene.answer]
-    return Example(id=str(number), images=(scenes.png(scenes.draw(scene, SCENE_SEED)),), prompt=prompt, answer=answer, task=kind)
+    return Example(
+        id=str(number), images=(scenes.png(scenes.draw(scene, SCENE_SEED)),), prompt=prompt, answer=answer, task=kind
+    )
 
 
-def supervised(policy: Policy, processing: Processing, encoder: Encoder, batch: Sequence[Example]) -> tuple[torch.Tensor, dict[str, list[float]]]:
+def supervised(
+    policy: Policy, processing: Processing, encoder: Encoder, batch: Sequence[Example]
+) -> tuple[torch.Tensor, dict[str, list[float]]]:
     """The loss of a batch, and the probability of the first token of each answer, by kind.
 
     The loss is the policy's own with coefficients that add up to 2: mean per token of descriptions plus that of the rest.
     """
-    ids = [[*processing.tokenizer(e.answer, add_special_tokens=False).input_ids, processing.tokens.ends[0]] for e in batch]
+    ids = [
+        [*processing.tokenizer(e.answer, add_special_tokens=False).input_ids, processing.tokens.ends[0]] for e in batch
+    ]
     long = [e.task == "describe" for e in batch]
-    tokens = {kind: sum(len(t) for t, is_long in zip(ids, long, strict=True) if is_long == kind) for kind in (True, False)}
+    tokens = {
+        kind: sum(len(t) for t, is_long in zip(ids, long, strict=True) if is_long == kind) for kind in (True, False)
+    }
     rows = pack([encoder.encode(e) for e in batch], [[t] for t in ids], pad=processing.tokens.pad, shared_prefix=True)
     output = policy(rows, torch.tensor([1 / tokens[kind] for kind in long]).repeat_interleave(rows.lengths_PG))
     firsts = (rows.lengths_PG.cumsum(0) - rows.lengths_PG).tolist()
@@ -111,17 +127,26 @@ def accuracy(policy: Policy, processing: Processing, encoder: Encoder, number: i
     right: dict[str, list[bool]] = {task: [] for task in scenes.TASKS}
     for start in range(10**8, 10**8 + number, 100):
         batch = [scenes.scene(SCENE_SEED, i) for i in range(start, start + 100)]
-        prompts = [encoder.encode(Example(id="", images=(scenes.png(scenes.draw(s, SCENE_SEED)),), prompt=question(s), answer="")) for s in batch]
+        prompts = [
+            encoder.encode(
+                Example(id="", images=(scenes.png(scenes.draw(s, SCENE_SEED)),), prompt=question(s), answer="")
+            )
+            for s in batch
+        ]
         rows = pack(prompts, [[()] for _ in prompts], pad=processing.tokens.pad, shared_prefix=True)
         hidden = policy.hidden_states(rows)
         last = (rows.segments_B_S == 0).sum(dim=1) - 1
         best = policy.logits(hidden[torch.arange(len(batch)), last], temperature=1.0).argmax(dim=-1).tolist()
         for scene, token in zip(batch, best, strict=True):
-            right[scene.task].append(token == processing.tokenizer(scene.options[scene.answer], add_special_tokens=False).input_ids[0])
+            right[scene.task].append(
+                token == processing.tokenizer(scene.options[scene.answer], add_special_tokens=False).input_ids[0]
+            )
     return {task: sum(values) / len(values) for task, values in right.items()}
 
 
-def pretrain(output: Path, *, seed: int, stages: Sequence[Stage], start: Path | None, first_step: int, save_every: int) -> Path:
+def pretrain(
+    output: Path, *, seed: int, stages: Sequence[Stage], start: Path | None, first_step: int, save_every: int
+) -> Path:
     """Train through `stages` and write checkpoints to `output`/step-N; returns the last.
 
     start: a checkpoint to begin with instead of random weights; `first_step` is its step.
@@ -142,7 +167,9 @@ def pretrain(output: Path, *, seed: int, stages: Sequence[Stage], start: Path | 
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step - first_step + 1) / WARMUP_STEPS)
             kinds = rng.choices(list(stage.shares), list(stage.shares.values()), k=BATCH)
-            loss, seen = supervised(policy, processing, encoder, [example(k, step * BATCH + j, rng) for j, k in enumerate(kinds)])
+            loss, seen = supervised(
+                policy, processing, encoder, [example(k, step * BATCH + j, rng) for j, k in enumerate(kinds)]
+            )
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -152,8 +179,14 @@ def pretrain(output: Path, *, seed: int, stages: Sequence[Stage], start: Path | 
                 chances.setdefault(kind, []).extend(values)
             if step % save_every == 0 or i + 1 == stage.steps:
                 told = "  ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(chances.items()))
-                scores = "  ".join(f"{task} {value:.3f}" for task, value in accuracy(policy, processing, encoder).items())
-                print(f"{stage.name} step {step}  p(first token): {told}  CV-Bench, greedy: {scores}  {time.perf_counter() - began:.0f} s", flush=True)
+                scores = "  ".join(
+                    f"{task} {value:.3f}" for task, value in accuracy(policy, processing, encoder).items()
+                )
+                print(
+                    f"{stage.name} step {step}  p(first token): {told}  CV-Bench, greedy: {scores}  "
+                    f"{time.perf_counter() - began:.0f} s",
+                    flush=True,
+                )
                 chances = {}
                 tiny.save_checkpoint(policy.model, tiny.tiny_processor(processing.tokenizer), output / f"step-{step}")
     return output / f"step-{step}"
@@ -162,7 +195,9 @@ def pretrain(output: Path, *, seed: int, stages: Sequence[Stage], start: Path | 
 def export(checkpoint: Path, folder: Path) -> None:
     """The checkpoint in bfloat16, as it is shipped."""
     processing = load_processing(str(checkpoint))
-    tiny.save_checkpoint(load_model(str(checkpoint)).to(torch.bfloat16), tiny.tiny_processor(processing.tokenizer), folder)
+    tiny.save_checkpoint(
+        load_model(str(checkpoint)).to(torch.bfloat16), tiny.tiny_processor(processing.tokenizer), folder
+    )
 
 
 def main() -> None:
@@ -171,12 +206,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--stages", nargs="+", choices=[s.name for s in STAGES], default=[s.name for s in STAGES])
-    parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with this one, at the first of --stages")
+    parser.add_argument(
+        "--start", type=Path, metavar="CHECKPOINT", help="begin with this one, at the first of --stages"
+    )
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the last checkpoint there in bfloat16")
     arguments = parser.parse_args()
     stages = [stage for stage in STAGES if stage.name in arguments.stages]
     first_step = sum(stage.steps for stage in STAGES[: STAGES.index(stages[0])])
-    last = pretrain(arguments.output, seed=arguments.seed, stages=stages, start=arguments.start, first_step=first_step, save_every=arguments.save_every)
+    last = pretrain(
+        arguments.output,
+        seed=arguments.seed,
+        stages=stages,
+        start=arguments.start,
+        first_step=first_step,
+        save_every=arguments.save_every,
+    )
     if arguments.export:
         export(last, arguments.export)
 

@@ -22,8 +22,8 @@ from gpg_vl.data import scenes
 from gpg_vl.errors import RunError, UserError
 
 TEST_SEED = 1_000_000
-"""Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed, pre-training's 5: odd, so that neither
-shares a scene with the held-out ones."""
+"""Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed, pre-training's 5: odd, so that
+neither shares a scene with the held-out ones."""
 SHOWN = ("official", "Count", "Relation", "Depth", "Distance")
 
 
@@ -57,26 +57,70 @@ def write_base(folder: Path) -> None:
     partial.rename(folder)
 
 
-def quickstart(folder: Path, seed: int, config: Path, console: Console, *, started: float, train_rows: int, test_rows: int) -> int:
+def quickstart(
+    folder: Path, seed: int, config: Path, console: Console, *, started: float, train_rows: int, test_rows: int
+) -> int:
     """Prepare, evaluate, train, evaluate, and print both. Returns the exit code.
 
     started: seconds since the epoch from which the time in the last line counts.
     """
     if (folder / "run" / "metrics.jsonl").exists():
-        raise UserError(f"The folder {folder} already holds a quickstart. Delete it, or choose another one with --folder.")
-    _say(console, "1/4", f"writing a tiny Qwen2-VL, {train_rows} training scenes and {test_rows} held-out scenes into {folder}")
+        raise UserError(
+            f"The folder {folder} already holds a quickstart. Delete it, or choose another one with --folder."
+        )
+    _say(
+        console,
+        "1/4",
+        f"writing a tiny Qwen2-VL, {train_rows} training scenes and {test_rows} held-out scenes into {folder}",
+    )
     prepare(folder, seed, train_rows=train_rows, test_rows=test_rows)
     test = folder / "test.parquet"
     _say(console, "2/4", "evaluating the base model")
-    evaluate = [sys.executable, "-m", "gpg_vl.eval", "cvbench", "--data", str(test), "--prompt", "plain", "--scorer", "strict",
-                "--max-new-tokens", "6", "--batch-size", "64"]
+    evaluate = [
+        sys.executable,
+        "-m",
+        "gpg_vl.eval",
+        "cvbench",
+        "--data",
+        str(test),
+        "--prompt",
+        "plain",
+        "--scorer",
+        "strict",
+        "--max-new-tokens",
+        "6",
+        "--batch-size",
+        "64",
+    ]
     _run([*evaluate, "--model", str(folder / "base"), "--output", str(folder / "eval-base")])
     _say(console, "3/4", "training it with GPG")
-    _run([sys.executable, "-m", "gpg_vl", "train", str(config), f"train.seed={seed}", f"model.path={folder / 'base'}",
-          f"data.train={folder / 'train.parquet'}", f"eval.data={test}", f"output.folder={folder / 'run'}"])
+    _run(
+        [
+            sys.executable,
+            "-m",
+            "gpg_vl",
+            "train",
+            str(config),
+            f"train.seed={seed}",
+            f"model.path={folder / 'base'}",
+            f"data.train={folder / 'train.parquet'}",
+            f"eval.data={test}",
+            f"output.folder={folder / 'run'}",
+        ]
+    )
     _say(console, "4/4", "evaluating the trained model on the same held-out scenes")
     trained = sorted((folder / "run" / "checkpoints").glob("step-*"))[-1] / "model"
-    _run([*evaluate, "--model", str(trained), "--output", str(folder / "eval-trained"), "--compare", str(folder / "eval-base" / "predictions.jsonl")])
+    _run(
+        [
+            *evaluate,
+            "--model",
+            str(trained),
+            "--output",
+            str(folder / "eval-trained"),
+            "--compare",
+            str(folder / "eval-base" / "predictions.jsonl"),
+        ]
+    )
     before, after = (json.loads((folder / f"eval-{name}" / "results.json").read_text()) for name in ("base", "trained"))
     console.print(summary_table(before, after))
     seconds = time.time() - started
@@ -89,13 +133,21 @@ def summary_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     """Base, trained, difference with its paired 95% interval, and chance, in per cent."""
     base, trained = before["results"]["cvbench"], after["results"]["cvbench"]
     differences = after["comparison"]["strict"]
-    table = Table(title=f"CV-Bench scenes, strict, {trained['n']} held-out rows, accuracy in % with 95% intervals", title_justify="left")
+    table = Table(
+        title=f"CV-Bench scenes, strict, {trained['n']} held-out rows, accuracy in % with 95% intervals",
+        title_justify="left",
+    )
     for name in ("", "base", "trained", "difference", "chance"):
         table.add_column(name, justify="right" if name else "left")
     for name in SHOWN:
         cells = [_with_interval(row[f"acc_{name},strict"], row[f"acc_{name}_ci95,strict"]) for row in (base, trained)]
         gain = differences[f"diff_{name}"]
-        table.add_row(name, *cells, _with_interval(gain["value"], gain["ci95"], sign="+"), f"{100 * trained[f'chance_{name}']:.1f}")
+        table.add_row(
+            name,
+            *cells,
+            _with_interval(gain["value"], gain["ci95"], sign="+"),
+            f"{100 * trained[f'chance_{name}']:.1f}",
+        )
     return table
 
 
@@ -104,8 +156,11 @@ def last_line(before: dict[str, Any], after: dict[str, Any], seconds: float, run
     base, trained = (tree["results"]["cvbench"]["acc_official,strict"] for tree in (before, after))
     gain = after["comparison"]["strict"]["diff_official"]
     low, high = gain["ci95"]
-    return (f"quickstart: base {100 * base:.1f} trained {100 * trained:.1f} gain {100 * gain['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}] "
-            f"seconds {seconds:.0f} run {run}")
+    return (
+        f"quickstart: base {100 * base:.1f} trained {100 * trained:.1f} gain {100 * gain['value']:.1f} "
+        f"[{100 * low:.1f}, {100 * high:.1f}] "
+        f"seconds {seconds:.0f} run {run}"
+    )
 
 
 def _with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
@@ -120,4 +175,6 @@ def _run(command: Sequence[str]) -> None:
     print("$ " + " ".join("python" if part == sys.executable else part for part in command), flush=True)
     code = subprocess.run(command, check=False).returncode
     if code:
-        raise RunError(f"The command above ended with exit code {code}. Its message says why; the quickstart stops here.")
+        raise RunError(
+            f"The command above ended with exit code {code}. Its message says why; the quickstart stops here."
+        )

@@ -15,9 +15,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.registry import Registry
 from gpg_vl.types import Completion, Example
 
-RewardFunction = (
-    Callable[[Completion, Example], float] | Callable[[Sequence[Completion], Example], Sequence[float]]
-)
+RewardFunction = Callable[[Completion, Example], float] | Callable[[Sequence[Completion], Example], Sequence[float]]
 
 BUILTIN = {
     "choice": "gpg_vl.rewards.choice:choice",
@@ -49,8 +47,10 @@ def batched(function: F) -> F:
 def in_range(low: float, high: float) -> Callable[[F], F]:
     """Decorator: the reward returns values from `low` to `high`, both included, instead of 0 to 1."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"@in_range({low}, {high}) is not a range. Both ends must be finite and the first one smaller. "
-                        f"Bound the reward, for example with tanh, so that it has a range to declare.")
+        raise UserError(
+            f"@in_range({low}, {high}) is not a range. Both ends must be finite and the first one smaller. "
+            f"Bound the reward, for example with tanh, so that it has a range to declare."
+        )
 
     def declare(function: F) -> F:
         function.declared_range = (float(low), float(high))  # type: ignore[union-attr]  # as above

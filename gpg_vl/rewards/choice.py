@@ -22,17 +22,62 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _CAPITAL = re.compile(rf"(?<![^\W_{_CJK}])([A-Z])(?![^\W_{_CJK}])")
 _NEXT_WORD = re.compile(r"[ \t]+[*_\"'“‘`]*([^\W_]+)")
 # No article stands before these, so "A or B" and "A is right, B is wrong" name two letters.
-_AFTER_A_LETTER = frozenset({"and", "or", "nor", "but", "not", "vs", "versus", "is", "isn", "was", "are", "than",
-                             "because", "since", "as", "if", "over"})
+_AFTER_A_LETTER = frozenset(
+    {
+        "and",
+        "or",
+        "nor",
+        "but",
+        "not",
+        "vs",
+        "versus",
+        "is",
+        "isn",
+        "was",
+        "are",
+        "than",
+        "because",
+        "since",
+        "as",
+        "if",
+        "over",
+    }
+)
 
 _RUN = re.compile(r"(?:(?<![\w.])\.(?=[0-9]))?[^\W_]+(?:(?<=[0-9])[.,](?=[0-9])[^\W_]+)*")
 _NUMERAL = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?:\.(?P<part>[0-9]+))?")
 _PART = re.compile(r"[^.,]+")
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(
-    ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
-_NUMBER_PARTS = frozenset({"thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand",
-                           "million"})
+_NUMBER_WORDS = {
+    word: str(value)
+    for value, word in enumerate(
+        (
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        )
+    )
+}
+_NUMBER_PARTS = frozenset(
+    {"thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million"}
+)
 _GLUE = frozenset("-‐‑–−/'’&_")
 _DIGIT_GLUE = frozenset(":.,+*")
 # An expression means more than its words ("√3" is not "3"), so it is compared whole and never looked for inside a text.
@@ -54,16 +99,20 @@ def gold_index(example: Example) -> int:
     """
     choices, gold = example.choices, example.answer.strip()
     if not choices:
-        raise UserError(f"Example {example.id!r} has no choices, but the reward 'choice' scores multiple choice only. "
-                        f"Map a column to `choices`, or use another reward for this data set.")
+        raise UserError(
+            f"Example {example.id!r} has no choices, but the reward 'choice' scores multiple choice only. "
+            f"Map a column to `choices`, or use another reward for this data set."
+        )
     letter = _whole_letter(gold, len(choices))
     readings: set[int] = {*_equal_options(gold, choices), *(() if letter is None else (letter,))}
     if len(readings) == 1:
         return readings.pop()
     options = ", ".join(f"({LETTERS[i] if i < len(LETTERS) else i + 1}) {text}" for i, text in enumerate(choices))
-    raise UserError(f"The gold answer {example.answer!r} of example {example.id!r} names "
-                    f"{'no option' if not readings else f'{len(readings)} options'} of {options}. "
-                    f"Write it as a parenthesised letter, such as (A), or as the text of exactly one option.")
+    raise UserError(
+        f"The gold answer {example.answer!r} of example {example.id!r} names "
+        f"{'no option' if not readings else f'{len(readings)} options'} of {options}. "
+        f"Write it as a parenthesised letter, such as (A), or as the text of exactly one option."
+    )
 
 
 def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
@@ -130,12 +179,12 @@ def _reads_as_word(candidate: str, found: re.Match[str], option: str) -> Literal
     "A chair" is a word. "A or B", and "A left" where option A is "left", may be lists: not to be credited, but not to
     be overlooked beside another letter either. "A, B" and "A B" are letters.
     """
-    if found[1] == "I" and candidate[found.end():found.end() + 1] in {"'", "’"}:
+    if found[1] == "I" and candidate[found.end() : found.end() + 1] in {"'", "’"}:
         return "word"
     following = _NEXT_WORD.match(candidate, found.end())
     if following is None or (len(following[1]) == 1 and following[1] in LETTERS):
         return None
-    rest = candidate[following.start(1):following.start(1) + len(option)]
+    rest = candidate[following.start(1) : following.start(1) + len(option)]
     if following[1].casefold() in _AFTER_A_LETTER or (option and rest.casefold() == option.casefold()):
         return "list"
     return "word"
@@ -184,8 +233,8 @@ def _value(text: str, start: int, end: int) -> str:
     numeral = _NUMERAL.fullmatch(word)
     if numeral is None:
         return _NUMBER_WORDS.get(word, word)
-    negative = text[start - 1:start] in {"-", "−"} and not _glued(text, start, -1)
-    percent = text[end:end + 2].lstrip(" ").startswith("%")
+    negative = text[start - 1 : start] in {"-", "−"} and not _glued(text, start, -1)
+    percent = text[end : end + 2].lstrip(" ").startswith("%")
     part = (numeral["part"] or "").rstrip("0")
     whole = numeral["whole"].replace(",", "").lstrip("0") or "0"  # not int(), which refuses 5,000 digits
     return ("-" if negative else "") + whole + ("." + part if part else "") + ("%" if percent else "")
@@ -196,13 +245,15 @@ def _stands_free(text: str, spans: Sequence[tuple[int, int]], first: int, end: i
     left, right = spans[first], spans[end - 1]
     if _glued(text, left[0], -1) or _glued(text, right[1] - 1, 1):
         return False
-    return not ((first > 0 and _one_number(text, spans[first - 1], left))
-                or (end < len(spans) and _one_number(text, right, spans[end])))
+    return not (
+        (first > 0 and _one_number(text, spans[first - 1], left))
+        or (end < len(spans) and _one_number(text, right, spans[end]))
+    )
 
 
 def _one_number(text: str, left: tuple[int, int], right: tuple[int, int]) -> bool:
     """True for two numerals with only blanks between them."""
-    between = text[left[1]:right[0]]
+    between = text[left[1] : right[0]]
     return between.isspace() and all(_is_number(text[slice(*span)].casefold()) for span in (left, right))
 
 

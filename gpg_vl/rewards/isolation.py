@@ -58,8 +58,12 @@ class _Worker:
         context = get_context("spawn")
         memory = context.RawArray("d", (0.0, -1.0, -1.0, -1.0))
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, memory, tuple(names), folder, time_limit),
-                                       daemon=True, name="gpg_vl reward worker")
+        self.process = context.Process(
+            target=serve,
+            args=(theirs, memory, tuple(names), folder, time_limit),
+            daemon=True,
+            name="gpg_vl reward worker",
+        )
         with _without_main():
             self.process.start()
         theirs.close()
@@ -131,15 +135,19 @@ class RewardPool:
     def __init__(self, weights: Mapping[str, float], *, time_limit: float = 10.0, workers: int = 2) -> None:
         self.weights = checked_weights(weights)
         if not 0.0 < time_limit < float("inf"):
-            raise UserError(f"The time limit of the rewards is {time_limit!r}. It must be a positive number of "
-                            f"seconds; 10 is ample for most rewards.")
+            raise UserError(
+                f"The time limit of the rewards is {time_limit!r}. It must be a positive number of "
+                f"seconds; 10 is ample for most rewards."
+            )
         if workers < 1:
             raise UserError(f"The number of reward workers is {workers!r}. It must be at least 1; 2 is the default.")
         known = rewards.names()
         for name in self.weights:
             if name not in known and ".py:" not in name:
-                raise UserError(f"There is no reward called {name!r}. {did_you_mean(name, known)} "
-                                f"A function of your own is named as path/to/file.py:function.")
+                raise UserError(
+                    f"There is no reward called {name!r}. {did_you_mean(name, known)} "
+                    f"A function of your own is named as path/to/file.py:function."
+                )
         self._time_limit = time_limit
         self._size = workers
         self._folder = str(Path.cwd())
@@ -171,8 +179,11 @@ class RewardPool:
         Raises UserError if a reward cannot be loaded, RunError if workers die without a reward being at fault.
         """
         outcomes = self.evaluate([Item(group.example, group.completions) for group in groups])
-        scored = [with_rewards(group, outcome, self.weights)
-                  for group, outcome in zip(groups, outcomes, strict=True) if not isinstance(outcome, RewardFailure)]
+        scored = [
+            with_rewards(group, outcome, self.weights)
+            for group, outcome in zip(groups, outcomes, strict=True)
+            if not isinstance(outcome, RewardFailure)
+        ]
         return Scored(groups=scored, failures=[outcome for outcome in outcomes if isinstance(outcome, RewardFailure)])
 
     def evaluate(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Outcome]:
@@ -246,14 +257,21 @@ class RewardPool:
         if place is None or place[0] not in worker.pending:
             self._stillborn += 1
             if self._stillborn >= MAX_STILLBORN:
-                raise RunError(f"A reward worker {how} while no reward was running, {MAX_STILLBORN} times in a row. "
-                               f"Its own messages stand above; look at the memory that is left, and for a module of a "
-                               f"reward that ends the process when it is imported.")
+                raise RunError(
+                    f"A reward worker {how} while no reward was running, {MAX_STILLBORN} times in a row. "
+                    f"Its own messages stand above; look at the memory that is left, and for a module of a "
+                    f"reward that ends the process when it is imported."
+                )
         elif not (late and worker.place.since != entered):  # else it came through at the last moment and was in another
             self._stillborn = 0
             index, number, member = place
-            job.outcomes[index] = _fatal(job.names[number], job.items[index], None if member < 0 else member, how,
-                                         limit=self._time_limit if late else None)
+            job.outcomes[index] = _fatal(
+                job.names[number],
+                job.items[index],
+                None if member < 0 else member,
+                how,
+                limit=self._time_limit if late else None,
+            )
         rest = [index for index in worker.pending if index not in job.outcomes]
         if rest:
             job.queue.appendleft(rest)
@@ -262,23 +280,36 @@ class RewardPool:
 def _fatal(name: str, item: Item, member: int | None, how: str, *, limit: float | None) -> RewardFailure:
     """The failure of a call that took its worker with it: a time limit, or else a crash."""
     if limit is not None:
-        message = (f"The reward {name!r} gave no result within {limit:g} s on {where(item, member)}. "
-                   f"Make it faster, or raise rewards.time_limit.")
+        message = (
+            f"The reward {name!r} gave no result within {limit:g} s on {where(item, member)}. "
+            f"Make it faster, or raise rewards.time_limit."
+        )
     else:
-        message = (f"The reward {name!r} {how} on {where(item, member)}. A reward must return or raise; "
-                   f"look for sys.exit, os._exit, native code and memory.")
-    return RewardFailure(kind="crash" if limit is None else "timeout", reward=name, example_id=item.example.id,
-                         member=member, message=message)
+        message = (
+            f"The reward {name!r} {how} on {where(item, member)}. A reward must return or raise; "
+            f"look for sys.exit, os._exit, native code and memory."
+        )
+    return RewardFailure(
+        kind="crash" if limit is None else "timeout",
+        reward=name,
+        example_id=item.example.id,
+        member=member,
+        message=message,
+    )
 
 
 def _refusal(refused: Refused) -> str:
     if refused.why == "unknown" and refused.name in rewards.names():
-        return (f"The reward {refused.name!r} was registered by a decorator in this process only, and the processes "
-                f"that run rewards cannot find it. Name it as path/to/file.py:function, or announce it as an entry "
-                f"point of the group 'gpg_vl.rewards' in an installed package.")
+        return (
+            f"The reward {refused.name!r} was registered by a decorator in this process only, and the processes "
+            f"that run rewards cannot find it. Name it as path/to/file.py:function, or announce it as an entry "
+            f"point of the group 'gpg_vl.rewards' in an installed package."
+        )
     if refused.why == "import":
-        return (f"The reward {refused.name!r} cannot be imported. Correct its module, or install what it needs:\n"
-                f"{refused.message}")
+        return (
+            f"The reward {refused.name!r} cannot be imported. Correct its module, or install what it needs:\n"
+            f"{refused.message}"
+        )
     return refused.message
 
 

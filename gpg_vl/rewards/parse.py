@@ -47,12 +47,20 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
     unclosed = "<think>" in rest or (prefilled_think and not closed)
     blocks = _answer_blocks(rest)
     if blocks.complete or blocks.unclosed:
-        return Extracted(candidate=blocks.last.strip() or None, step="answer", unclosed_think=unclosed,
-                         truncated=blocks.unclosed, several=blocks.complete > 1)
+        return Extracted(
+            candidate=blocks.last.strip() or None,
+            step="answer",
+            unclosed_think=unclosed,
+            truncated=blocks.unclosed,
+            several=blocks.complete > 1,
+        )
     if unclosed:
         return Extracted(candidate=None, step="none", unclosed_think=True)
-    candidates: tuple[tuple[Step, str], ...] = (("boxed", last_boxed(rest)), ("phrase", _last_phrase(rest)),
-                                                ("text", rest.strip()))
+    candidates: tuple[tuple[Step, str], ...] = (
+        ("boxed", last_boxed(rest)),
+        ("phrase", _last_phrase(rest)),
+        ("text", rest.strip()),
+    )
     for step, candidate in candidates:
         if candidate:
             return Extracted(candidate=candidate, step=step)
@@ -75,7 +83,7 @@ def _answer_blocks(text: str) -> _Blocks:
         end = text.find("</answer>", start)
         if end < 0:
             return _Blocks(count, last, unclosed=True)
-        count, last, position = count + 1, text[start + len("<answer>"):end], end + len("</answer>")
+        count, last, position = count + 1, text[start + len("<answer>") : end], end + len("</answer>")
     return _Blocks(count, last, unclosed=False)
 
 
@@ -116,4 +124,4 @@ def _last_phrase(text: str) -> str:
     if introduced < 0:
         return ""
     line_end = _LINE_END.search(text, introduced)
-    return text[introduced:line_end.start() if line_end else len(text)].strip()
+    return text[introduced : line_end.start() if line_end else len(text)].strip()

@@ -99,17 +99,23 @@ def check_signature(name: str, function: Callable[..., object], *, is_batched: b
     try:
         signature.bind(object(), object())
     except TypeError as error:
-        raise UserError(f"The reward {name!r} is declared as `{signature}`. It is called with exactly two arguments, "
-                        f"({first}, example): {error}. {wanted}; everything else is in `example.meta`.") from None
+        raise UserError(
+            f"The reward {name!r} is declared as `{signature}`. It is called with exactly two arguments, "
+            f"({first}, example): {error}. {wanted}; everything else is in `example.meta`."
+        ) from None
     names = list(signature.parameters)
     if names[0] == "example" or names[1:2] in (["completion"], ["completions"]):
         raise UserError(f"The reward {name!r} is declared as `{signature}`, but the completion comes first. {wanted}.")
     if names[0] == "completions" and not is_batched:
-        raise UserError(f"The reward {name!r} is declared as `{signature}`, but it is given one completion at a time. "
-                        f"Decorate it with @batched (gpg_vl.rewards) to be given all completions of an example.")
+        raise UserError(
+            f"The reward {name!r} is declared as `{signature}`, but it is given one completion at a time. "
+            f"Decorate it with @batched (gpg_vl.rewards) to be given all completions of an example."
+        )
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise UserError(f"The reward {name!r} is a coroutine or a generator, but it must return its value. "
-                        f"{wanted} with an ordinary `return`.")
+        raise UserError(
+            f"The reward {name!r} is a coroutine or a generator, but it must return its value. "
+            f"{wanted} with an ordinary `return`."
+        )
 
 
 def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
@@ -118,8 +124,10 @@ def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
         raise UserError("No reward is named. Give at least one with its weight, such as `rewards: {choice: 1.0}`.")
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, Real) or not -math.inf < weight < math.inf:
-            raise UserError(f"The weight of the reward {name!r} is {weight!r}. It must be a finite number; "
-                            f"write 1.0 for a reward that counts in full.")
+            raise UserError(
+                f"The weight of the reward {name!r} is {weight!r}. It must be a finite number; "
+                f"write 1.0 for a reward that counts in full."
+            )
     return {name: float(weight) for name, weight in weights.items()}
 
 
@@ -129,8 +137,10 @@ def call(reward: Reward, given: Completion | Sequence[Completion], example: Exam
     if isinstance(given, Completion):
         return [checked_value(returned, reward, example.id)]
     if not isinstance(returned, list | tuple) or len(returned) != len(given):
-        raise RewardValueError(f"The batched reward {reward.name!r} returned {reprlib.repr(returned)} for example "
-                               f"{example.id!r}. It must return a list of {len(given)} numbers, one per completion.")
+        raise RewardValueError(
+            f"The batched reward {reward.name!r} returned {reprlib.repr(returned)} for example "
+            f"{example.id!r}. It must return a list of {len(given)} numbers, one per completion."
+        )
     return [checked_value(value, reward, example.id) for value in returned]
 
 
@@ -150,8 +160,10 @@ def checked_value(value: object, reward: Reward, example_id: str) -> float:
         advice = "Check that every path ends in a `return`"
     elif hasattr(value, "item"):
         advice = "Return `value.item()` of an array or tensor with one element"
-    raise RewardValueError(f"The reward {reward.name!r} returned {reprlib.repr(value)} for example {example_id!r}. "
-                           f"It must return a number from {reward.low:g} to {reward.high:g}. {advice}.")
+    raise RewardValueError(
+        f"The reward {reward.name!r} returned {reprlib.repr(value)} for example {example_id!r}. "
+        f"It must return a number from {reward.low:g} to {reward.high:g}. {advice}."
+    )
 
 
 def totals(parts: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> tuple[float, ...]:
@@ -204,8 +216,12 @@ def gold_completion(example: Example) -> Completion:
     return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
 
 
-def check_gold(weights: Mapping[str, float], examples: Iterable[Example], *, pool: Isolated | None = None,
-               ) -> list[GoldProblem]:
+def check_gold(
+    weights: Mapping[str, float],
+    examples: Iterable[Example],
+    *,
+    pool: Isolated | None = None,
+) -> list[GoldProblem]:
     """Every (reward, example) whose reward is not the best one on the example's own gold answer, reward by reward.
 
     Built-in rewards run in this process, which takes seconds for 100,000 examples. Other rewards are user code and
@@ -219,18 +235,29 @@ def check_gold(weights: Mapping[str, float], examples: Iterable[Example], *, poo
             low, high = reward.low, reward.high
             outcomes: Iterable[float | str] = (_gold_score(reward, item) for item in items)
         elif pool is None:
-            raise ValueError(f"The reward {name!r} is not built in, so it must not run in this process. "
-                             f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(BUILTIN)}.")
+            raise ValueError(
+                f"The reward {name!r} is not built in, so it must not run in this process. "
+                f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(BUILTIN)}."
+            )
         else:
             low, high = pool.ranges()[name]
-            outcomes = (outcome.message if isinstance(outcome, RewardFailure) else outcome[name][0]
-                        for outcome in pool.evaluate(items, [name]))
+            outcomes = (
+                outcome.message if isinstance(outcome, RewardFailure) else outcome[name][0]
+                for outcome in pool.evaluate(items, [name])
+            )
         best = low if weight < 0 else high
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, str) or abs(outcome - best) > RANGE_SLACK:
                 score, why = (None, f"\n{outcome}") if isinstance(outcome, str) else (outcome, "")
-                problems.append(GoldProblem(reward=name, example_id=item.example.id, score=score, best=best,
-                                            saw=item.completions[0].response + why))
+                problems.append(
+                    GoldProblem(
+                        reward=name,
+                        example_id=item.example.id,
+                        score=score,
+                        best=best,
+                        saw=item.completions[0].response + why,
+                    )
+                )
     return problems
 
 

@@ -161,11 +161,21 @@ _short.maxstring = 200
 
 def _failure(name: str, item: Item, member: int | None, error: Exception) -> RewardFailure:
     if isinstance(error, RewardValueError):
-        return RewardFailure(kind="value", reward=name, example_id=item.example.id, member=member,
-                             message=f"{error} It was given {where(item, member)}.")
-    return RewardFailure(kind="exception", reward=name, example_id=item.example.id, member=member,
-                         message=f"The reward {name!r} must return 0.0 for what it cannot parse, but it raised an "
-                                 f"exception on {where(item, member)}:\n{_traceback(error)}")
+        return RewardFailure(
+            kind="value",
+            reward=name,
+            example_id=item.example.id,
+            member=member,
+            message=f"{error} It was given {where(item, member)}.",
+        )
+    return RewardFailure(
+        kind="exception",
+        reward=name,
+        example_id=item.example.id,
+        member=member,
+        message=f"The reward {name!r} must return 0.0 for what it cannot parse, but it raised an "
+        f"exception on {where(item, member)}:\n{_traceback(error)}",
+    )
 
 
 def _refused(name: str, error: Exception) -> Refused:

@@ -35,8 +35,13 @@ class Sampling:
 class Engine(Protocol):
     """Answers prompts with the current policy."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, draws: Sequence[int],
-                 done: Callable[[int], None] | None = None) -> list[tuple[Completion, ...]]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        draws: Sequence[int],
+        done: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
         """`group_size` completions for each prompt, in order.
 
         draws: the place of each prompt in the data order. The random numbers of a completion depend on the seed, its draw

@@ -35,7 +35,9 @@ class NativeEngine:
     autocast: dtype of the forward pass, the same as in training; None computes in the weights' own.
     """
 
-    def __init__(self, policy: Policy, processing: Processing, *, prompts_per_batch: int, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, policy: Policy, processing: Processing, *, prompts_per_batch: int, autocast: torch.dtype | None = None
+    ) -> None:
         self._policy = policy
         self._tokenizer = processing.tokenizer
         self._tokens = processing.tokens
@@ -46,8 +48,13 @@ class NativeEngine:
     def sync(self, version: int) -> None:
         """Nothing to do: the engine reads the weights that are trained."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, draws: Sequence[int],
-                 done: Callable[[int], None] | None = None) -> list[tuple[Completion, ...]]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        draws: Sequence[int],
+        done: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`."""
         answers: list[tuple[Completion, ...]] = []
         training = self._policy.training
@@ -64,7 +71,9 @@ class NativeEngine:
             self._policy.train(training)
         return answers
 
-    def _batch(self, prompts: Sequence[Prompt], sampling: Sampling, draws: Sequence[int], device: torch.device) -> list[tuple[Completion, ...]]:
+    def _batch(
+        self, prompts: Sequence[Prompt], sampling: Sampling, draws: Sequence[int], device: torch.device
+    ) -> list[tuple[Completion, ...]]:
         size = sampling.group_size
         hidden_B_H, cache, visible_B_S = self._prefill(prompts, device)
         cache.batch_repeat_interleave(size)
@@ -90,28 +99,37 @@ class NativeEngine:
         counted_B = torch.stack(open_B_T, dim=1).sum(dim=1).tolist()
         self.work = replace(self.work, decoded_tokens=self.work.decoded_tokens + sum(counted_B))
         tokens, logps = torch.stack(tokens_B_T, dim=1).tolist(), torch.stack(logp_B_T, dim=1).tolist()
-        flat = [self._completion(ids[:n], logp[:n], prompts[i // size].prefill)
-                for i, (ids, logp, n) in enumerate(zip(tokens, logps, counted_B, strict=True))]
-        return [tuple(flat[i * size:(i + 1) * size]) for i in range(len(prompts))]
+        flat = [
+            self._completion(ids[:n], logp[:n], prompts[i // size].prefill)
+            for i, (ids, logp, n) in enumerate(zip(tokens, logps, counted_B, strict=True))
+        ]
+        return [tuple(flat[i * size : (i + 1) * size]) for i in range(len(prompts))]
 
     def _prefill(self, prompts: Sequence[Prompt], device: torch.device) -> tuple[Tensor, DynamicCache, Tensor]:
         """Last hidden state, key-value cache and the mask of real prompt tokens, one row per prompt."""
         rows = pack(prompts, [[()] for _ in prompts], pad=self._tokens.pad, shared_prefix=True).to(device)
         policy = self._policy
         cache = DynamicCache(config=policy.model.config.get_text_config())
-        hidden = policy.tower_states(rows.positions_3_B_S, sibling_mask(rows.segments_B_S), cache=cache, embeddings=policy.embed(rows))
+        hidden = policy.tower_states(
+            rows.positions_3_B_S, sibling_mask(rows.segments_B_S), cache=cache, embeddings=policy.embed(rows)
+        )
         visible_B_S = rows.segments_B_S != PADDING
         last_B = visible_B_S.sum(dim=1) - 1
         patches = 0 if rows.pixel_values_N is None else len(rows.pixel_values_N)
-        self.work = replace(self.work, vision_patches=self.work.vision_patches + patches,
-                            prefilled_tokens=self.work.prefilled_tokens + int(visible_B_S.sum()))
+        self.work = replace(
+            self.work,
+            vision_patches=self.work.vision_patches + patches,
+            prefilled_tokens=self.work.prefilled_tokens + int(visible_B_S.sum()),
+        )
         return hidden[torch.arange(len(prompts), device=device), last_B], cache, visible_B_S
 
     def _decode(self, token_B: Tensor, position_B: Tensor, visible_B_S: Tensor, cache: DynamicCache) -> Tensor:
         policy = self._policy
         positions_3_B_1 = position_B[None, :, None].expand(3, -1, -1)
         embeddings = policy.embed_tokens(token_B[:, None])
-        return policy.tower_states(positions_3_B_1, visible_B_S[:, None, None, :], cache=cache, embeddings=embeddings)[:, 0]
+        return policy.tower_states(positions_3_B_1, visible_B_S[:, None, None, :], cache=cache, embeddings=embeddings)[
+            :, 0
+        ]
 
     def _sample(self, hidden_B_H: Tensor, sampling: Sampling, random_B: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens, and their log-probs under the distribution that they were drawn from (under the model if greedy)."""
@@ -126,5 +144,10 @@ class NativeEngine:
 
     def _completion(self, ids: list[int], logps: list[float], prefill: str) -> Completion:
         reason: FinishReason = "stop" if ids and ids[-1] in self._tokens.ends else "length"
-        return Completion(token_ids=tuple(ids), logprobs=tuple(logps), finish_reason=reason, prefill=prefill,
-                          text=self._tokenizer.decode(ids, skip_special_tokens=True))
+        return Completion(
+            token_ids=tuple(ids),
+            logprobs=tuple(logps),
+            finish_reason=reason,
+            prefill=prefill,
+            text=self._tokenizer.decode(ids, skip_special_tokens=True),
+        )

@@ -54,8 +54,16 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save(folder: Path, *, state: RunState, model: nn.Module, processing: Processing, optimizer: torch.optim.Optimizer,
-         accelerator: Accelerator, keep: int) -> Path:
+def save(
+    folder: Path,
+    *,
+    state: RunState,
+    model: nn.Module,
+    processing: Processing,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    keep: int,
+) -> Path:
     """Write a checkpoint of the run after `state.step` steps and delete all but the newest `keep`. Raises RunError."""
     final = folder / f"{PREFIX}{state.step:06d}"
     hidden = folder / f".{final.name}.partial"
@@ -71,8 +79,13 @@ def save(folder: Path, *, state: RunState, model: nn.Module, processing: Process
             if has_adapters(model):
                 save_file(adapter_state(model), hidden / "adapters.safetensors")
             torch.save(optimizer.state_dict(), hidden / "optimizer.pt")
-            counters = {"step": state.step, "position": state.position, "skipped_steps": state.skipped_steps,
-                        "completions": state.completions, "processes": accelerator.num_processes}
+            counters = {
+                "step": state.step,
+                "position": state.position,
+                "skipped_steps": state.skipped_steps,
+                "completions": state.completions,
+                "processes": accelerator.num_processes,
+            }
             (hidden / "state.json").write_text(json.dumps(counters, indent=2) + "\n")
             _flush(hidden)
             shutil.rmtree(final, ignore_errors=True)
@@ -82,8 +95,10 @@ def save(folder: Path, *, state: RunState, model: nn.Module, processing: Process
                 shutil.rmtree(old)
     except (OSError, RuntimeError) as error:  # torch.save and safetensors report a full disk as RuntimeError
         shutil.rmtree(hidden, ignore_errors=True)
-        raise RunError(f"The checkpoint {final} could not be written: {error}. The last complete one is {latest(folder) or 'none'}; make "
-                       f"room and go on with --resume.") from error
+        raise RunError(
+            f"The checkpoint {final} could not be written: {error}. The last complete one is {latest(folder) or 'none'}; make "
+            f"room and go on with --resume."
+        ) from error
     accelerator.wait_for_everyone()
     return final
 
@@ -97,14 +112,18 @@ def save_model(model: nn.Module, processing: Processing, folder: Path) -> None:
         processing.image_processor.save_pretrained(folder)
 
 
-def restore(checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> RunState:
+def restore(
+    checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> RunState:
     """Put a checkpoint into model, optimizer and random states. Surplus groups come back without prompts or examples:
     see `revive`. Raises UserError if the checkpoint cannot be read or is of another number of processes."""
     try:
         counters = json.loads((checkpoint / "state.json").read_text())
         if counters["processes"] != accelerator.num_processes:
-            raise UserError(f"The checkpoint {checkpoint} was written by {counters['processes']} process(es); this run has "
-                            f"{accelerator.num_processes}. Start as many as then.")
+            raise UserError(
+                f"The checkpoint {checkpoint} was written by {counters['processes']} process(es); this run has "
+                f"{accelerator.num_processes}. Start as many as then."
+            )
         if has_adapters(model):
             load_adapter_state(model, checkpoint / "adapters.safetensors")
         else:
@@ -114,44 +133,90 @@ def restore(checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimi
     except UserError:
         raise
     except Exception as error:
-        if not isinstance(error, OSError | ValueError | KeyError | RuntimeError | EOFError) and type(error).__name__ not in (
-                "SafetensorError", "UnpicklingError"):
+        if not isinstance(error, OSError | ValueError | KeyError | RuntimeError | EOFError) and type(
+            error
+        ).__name__ not in ("SafetensorError", "UnpicklingError"):
             raise
-        raise UserError(f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; --resume then "
-                        f"goes on from the one before it.") from error
+        raise UserError(
+            f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; --resume then "
+            f"goes on from the one before it."
+        ) from error
     torch.set_rng_state(mine["torch"])
     if torch.cuda.is_available() and "cuda" in mine:
         torch.cuda.set_rng_state(mine["cuda"])
     random.setstate(_tuples(mine["python"]))
     np.random.set_state(_tuples(mine["numpy"]))
-    return RunState(step=counters["step"], position=counters["position"], skipped_steps=counters["skipped_steps"],
-                    completions=counters["completions"], carry=mine["carry"])
+    return RunState(
+        step=counters["step"],
+        position=counters["position"],
+        skipped_steps=counters["skipped_steps"],
+        completions=counters["completions"],
+        carry=mine["carry"],
+    )
 
 
 def revive(saved: Sequence[dict[str, Any]], group_of: Any) -> list[Group]:
     """Surplus groups from their saved form. `group_of(draw)` gives the group of a draw without completions."""
     groups = []
     for row in saved:
-        completions = tuple(Completion(token_ids=tuple(c["token_ids"]), logprobs=tuple(c["logprobs"]), text=c["text"],
-                                       finish_reason=c["finish_reason"], prefill=c["prefill"]) for c in row["completions"])
+        completions = tuple(
+            Completion(
+                token_ids=tuple(c["token_ids"]),
+                logprobs=tuple(c["logprobs"]),
+                text=c["text"],
+                finish_reason=c["finish_reason"],
+                prefill=c["prefill"],
+            )
+            for c in row["completions"]
+        )
         empty: Group = group_of(row["draw"])
-        groups.append(Group(example=empty.example, prompt=empty.prompt, completions=completions, rewards=tuple(row["rewards"]),
-                            reward_parts={k: tuple(v) for k, v in row["reward_parts"].items()}, draw=row["draw"]))
+        groups.append(
+            Group(
+                example=empty.example,
+                prompt=empty.prompt,
+                completions=completions,
+                rewards=tuple(row["rewards"]),
+                reward_parts={k: tuple(v) for k, v in row["reward_parts"].items()},
+                draw=row["draw"],
+            )
+        )
     return groups
 
 
 def _rank_state(state: RunState) -> dict[str, Any]:
-    carry = [{"draw": g.draw, "rewards": list(g.rewards), "reward_parts": {k: list(v) for k, v in g.reward_parts.items()},
-              "completions": [{"token_ids": list(c.token_ids), "logprobs": list(c.logprobs), "text": c.text,
-                               "finish_reason": c.finish_reason, "prefill": c.prefill} for c in g.completions]} for g in state.carry]
+    carry = [
+        {
+            "draw": g.draw,
+            "rewards": list(g.rewards),
+            "reward_parts": {k: list(v) for k, v in g.reward_parts.items()},
+            "completions": [
+                {
+                    "token_ids": list(c.token_ids),
+                    "logprobs": list(c.logprobs),
+                    "text": c.text,
+                    "finish_reason": c.finish_reason,
+                    "prefill": c.prefill,
+                }
+                for c in g.completions
+            ],
+        }
+        for g in state.carry
+    ]
     name, keys, *rest = np.random.get_state()
-    saved = {"torch": torch.get_rng_state(), "python": _lists(random.getstate()), "numpy": [name, keys.tolist(), *rest], "carry": carry}
+    saved = {
+        "torch": torch.get_rng_state(),
+        "python": _lists(random.getstate()),
+        "numpy": [name, keys.tolist(), *rest],
+        "carry": carry,
+    }
     return saved | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
     with quiet():
-        saved = load_model(str(folder)).state_dict()  # save_pretrained renames weights; from_pretrained knows how to name them back
+        saved = load_model(
+            str(folder)
+        ).state_dict()  # save_pretrained renames weights; from_pretrained knows how to name them back
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(saved[name])

@@ -19,9 +19,18 @@ class Display:
         self._plain_every = plain_every
         self._steps = steps
         self._started, self._first = time.perf_counter(), done
-        self._progress = Progress(SpinnerColumn(), TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=16),
-                                  TextColumn("{task.description}"), TimeRemainingColumn(compact=True), TextColumn("left"),
-                                  console=console, disable=not (enabled and console.is_terminal), speed_estimate_period=120)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=16),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=console,
+            disable=not (enabled and console.is_terminal),
+            speed_estimate_period=120,
+        )
         self._task = self._progress.add_task("starting", total=steps, completed=done)
 
     def __enter__(self) -> "Display":
@@ -36,17 +45,24 @@ class Display:
         if not self._enabled:
             return
         if "reward" not in metrics:
-            self._console.print(f"step {step:>5}  evaluation  " + "  ".join(f"{k} {100 * v:.1f}" for k, v in metrics.items() if isinstance(v, float)),
-                                highlight=False)
+            self._console.print(
+                f"step {step:>5}  evaluation  "
+                + "  ".join(f"{k} {100 * v:.1f}" for k, v in metrics.items() if isinstance(v, float)),
+                highlight=False,
+            )
             return
         alpha = "-" if metrics["alpha"] is None else f"{metrics['alpha']:.2f}"
-        line = (f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  valid {metrics['valid_share']:.2f}  alpha {alpha}  "
-                f"length {metrics['length_all']:.1f}  {seconds['step']:.2f} s/step")
+        line = (
+            f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  valid {metrics['valid_share']:.2f}  "
+            f"alpha {alpha}  length {metrics['length_all']:.1f}  {seconds['step']:.2f} s/step"
+        )
         self._progress.update(self._task, completed=step, description=line)
         if not self._console.is_terminal and (step % self._plain_every == 0 or step in (1, self._steps)):
             pace = (time.perf_counter() - self._started) / max(step - self._first, 1)
             left = round(pace * (self._steps - step))
-            self._console.print(f"step {step:>5}/{self._steps}  {line}  {left // 60}:{left % 60:02d} left", highlight=False)
+            self._console.print(
+                f"step {step:>5}/{self._steps}  {line}  {left // 60}:{left % 60:02d} left", highlight=False
+            )
 
     def phase(self, phase: str, done: int, of: int) -> None:
         """Life signs within a step; only a terminal shows them."""

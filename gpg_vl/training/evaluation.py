@@ -26,7 +26,9 @@ def make_evaluation(config: Config) -> Evaluation | None:
     if config.eval.task is None:
         return None
     if config.eval.data is None:
-        raise UserError(f"eval.task is {config.eval.task!r}, but eval.data names no data. Set eval.data, or eval.task to null.")
+        raise UserError(
+            f"eval.task is {config.eval.task!r}, but eval.data names no data. Set eval.data, or eval.task to null."
+        )
     task = tasks.get(config.eval.task)()
     docs = select(task, task.load(Path(config.eval.data)), config.eval.limit, seed=0)
     scorers = pick_scorers(task, ["strict"])
@@ -36,22 +38,43 @@ def make_evaluation(config: Config) -> Evaluation | None:
     def evaluate(engine: Engine, processing: Processing, accelerator: Accelerator) -> dict[str, Any]:
         respond = shared(engine_responder(engine, processing, settings), accelerator)
         results = evaluate_responder(task, docs, respond, settings, scorers)
-        scores = {name: estimate.value for name, estimate in results.estimates["strict"].items() if estimate.value == estimate.value}
-        return {**scores, "answered": results.answered["strict"], "truncated": results.truncated, "rows": len(results.rows)}
+        scores = {
+            name: estimate.value
+            for name, estimate in results.estimates["strict"].items()
+            if estimate.value == estimate.value
+        }
+        return {
+            **scores,
+            "answered": results.answered["strict"],
+            "truncated": results.truncated,
+            "rows": len(results.rows),
+        }
 
     return evaluate
 
 
 def eval_settings(config: Config) -> EvalSettings:
     """Greedy answers in the run's own prompt, or in the task's style that `eval.prompt` names."""
-    limits: dict[str, Any] = {"max_new_tokens": config.eval.max_new_tokens or config.rollout.max_new_tokens, "min_pixels": config.data.min_pixels,
-                              "max_pixels": config.data.max_pixels, "max_image_pixels": config.data.max_image_pixels, "dtype": config.model.dtype,
-                              "batch_size": config.rollout.prompts_per_batch}
+    limits: dict[str, Any] = {
+        "max_new_tokens": config.eval.max_new_tokens or config.rollout.max_new_tokens,
+        "min_pixels": config.data.min_pixels,
+        "max_pixels": config.data.max_pixels,
+        "max_image_pixels": config.data.max_image_pixels,
+        "dtype": config.model.dtype,
+        "batch_size": config.rollout.prompts_per_batch,
+    }
     assert config.eval.task is not None
     if config.eval.prompt is not None:
         return settings_for(tasks.get(config.eval.task)(), config.eval.prompt, **limits)
-    return EvalSettings(task=config.eval.task, prompt="run", template=config.prompt.template, system=config.prompt.system, chat=config.prompt.chat,
-                        prefill=config.prompt.prefill, **limits)
+    return EvalSettings(
+        task=config.eval.task,
+        prompt="run",
+        template=config.prompt.template,
+        system=config.prompt.system,
+        chat=config.prompt.chat,
+        prefill=config.prompt.prefill,
+        **limits,
+    )
 
 
 def shared(responder: Responder, accelerator: Accelerator) -> Responder:
@@ -60,7 +83,7 @@ def shared(responder: Responder, accelerator: Accelerator) -> Responder:
         return responder
 
     def respond(examples: Sequence[Example]) -> Iterator[Response]:
-        mine = list(responder(examples[accelerator.process_index::accelerator.num_processes]))
+        mine = list(responder(examples[accelerator.process_index :: accelerator.num_processes]))
         hands = gathered(accelerator, mine)
         return (hands[i % len(hands)][i // len(hands)] for i in range(len(examples)))
 

@@ -80,9 +80,22 @@ class Clock:
         self.seconds[name] += time.perf_counter() - start
 
 
-def train(*, policy: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, engine: Engine, rewarder: Rewarder,
-          encoder: Encoder, examples: Sequence[Example], sampling: Sampling, objective: Objective, schedule: Schedule, state: RunState,
-          record: Record, hooks: Hooks) -> RunState:
+def train(
+    *,
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    engine: Engine,
+    rewarder: Rewarder,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    objective: Objective,
+    schedule: Schedule,
+    state: RunState,
+    record: Record,
+    hooks: Hooks,
+) -> RunState:
     """Train from `state` to `schedule.steps`. Returns the final state; all that is to be known is in the record.
 
     Raises RunError if a reward breaks (unless its groups are to be dropped) or a step is not finite.
@@ -90,24 +103,50 @@ def train(*, policy: nn.Module, optimizer: torch.optim.Optimizer, accelerator: A
     while state.step < schedule.steps:
         clock = Clock()
         with clock.phase("step"):
-            collected, position, failures = _collect(accelerator, engine, rewarder, encoder, examples, sampling, schedule, state, hooks, clock)
+            collected, position, failures = _collect(
+                accelerator, engine, rewarder, encoder, examples, sampling, schedule, state, hooks, clock
+            )
             counts, deviation = global_counts(accelerator, collected.used)
             rate = schedule.learning_rate(state.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with clock.phase("train"):
-                outcome = update(policy, optimizer, accelerator, collected.used, counts=counts, batch_std=deviation, objective=objective,
-                                 tokens_per_pass=schedule.tokens_per_pass, pad=schedule.pad, shared_prefix=schedule.shared_prefix,
-                                 max_grad_norm=schedule.max_grad_norm)
+                outcome = update(
+                    policy,
+                    optimizer,
+                    accelerator,
+                    collected.used,
+                    counts=counts,
+                    batch_std=deviation,
+                    objective=objective,
+                    tokens_per_pass=schedule.tokens_per_pass,
+                    pad=schedule.pad,
+                    shared_prefix=schedule.shared_prefix,
+                    max_grad_norm=schedule.max_grad_norm,
+                )
             engine.sync(state.step + 1)
-        state = replace(state, step=state.step + 1, position=position, carry=list(collected.carry),
-                        skipped_steps=state.skipped_steps + (not outcome.applied),
-                        completions=state.completions + int(sums(accelerator, [sum(len(g.completions) for g in collected.seen)])[0]))
+        state = replace(
+            state,
+            step=state.step + 1,
+            position=position,
+            carry=list(collected.carry),
+            skipped_steps=state.skipped_steps + (not outcome.applied),
+            completions=state.completions
+            + int(sums(accelerator, [sum(len(g.completions) for g in collected.seen)])[0]),
+        )
         alpha = age_factor(counts, objective.age) if counts.valid_groups else None
-        metrics = {**_seen(accelerator, collected, failures), "alpha": alpha, "valid_used": counts.valid_groups, "learning_rate": rate,
-                   "length_all": counts.tokens / max(counts.completions, 1),
-                   "length_valid": counts.valid_tokens / max(counts.valid_groups * sampling.group_size, 1),
-                   **_told(outcome), "skipped_steps": state.skipped_steps, "position": state.position, "completions": state.completions}
+        metrics = {
+            **_seen(accelerator, collected, failures),
+            "alpha": alpha,
+            "valid_used": counts.valid_groups,
+            "learning_rate": rate,
+            "length_all": counts.tokens / max(counts.completions, 1),
+            "length_valid": counts.valid_tokens / max(counts.valid_groups * sampling.group_size, 1),
+            **_told(outcome),
+            "skipped_steps": state.skipped_steps,
+            "position": state.position,
+            "completions": state.completions,
+        }
         record.metrics(state.step, "train", metrics, clock.seconds)
         hooks.show(state.step, metrics, clock.seconds)
         if schedule.samples_every and (state.step == 1 or state.step % schedule.samples_every == 0):
@@ -127,9 +166,18 @@ def train(*, policy: nn.Module, optimizer: torch.optim.Optimizer, accelerator: A
     return state
 
 
-def _collect(accelerator: Accelerator, engine: Engine, rewarder: Rewarder, encoder: Encoder, examples: Sequence[Example],
-             sampling: Sampling, schedule: Schedule, state: RunState, hooks: Hooks, clock: Clock
-             ) -> tuple[Collected[Group], int, list[RewardFailure]]:
+def _collect(
+    accelerator: Accelerator,
+    engine: Engine,
+    rewarder: Rewarder,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    schedule: Schedule,
+    state: RunState,
+    hooks: Hooks,
+    clock: Clock,
+) -> tuple[Collected[Group], int, list[RewardFailure]]:
     """The groups of one step on this rank, the data position after them, and what went wrong in rewards."""
     slots = schedule.prompts_per_step // accelerator.num_processes
     position = state.position
@@ -146,20 +194,33 @@ def _collect(accelerator: Accelerator, engine: Engine, rewarder: Rewarder, encod
         with clock.phase("encode"):
             fresh = [empty_group(encoder, examples, draw, schedule.seed) for draw in range(first, first + slots)]
         with clock.phase("rollout"):
-            answers = engine.generate([g.prompt for g in fresh], sampling, [g.draw for g in fresh],
-                                      done=lambda n: hooks.progress("rollout", n, slots * sampling.group_size))
+            answers = engine.generate(
+                [g.prompt for g in fresh],
+                sampling,
+                [g.draw for g in fresh],
+                done=lambda n: hooks.progress("rollout", n, slots * sampling.group_size),
+            )
         with clock.phase("reward"):
             scored = rewarder.score([replace(g, completions=a) for g, a in zip(fresh, answers, strict=True)])
         failures.extend(scored.failures)
         return scored.groups
 
-    collected = collect(state.carry, slots=slots, needed=groups_needed(schedule.beta_th, schedule.prompts_per_step),
-                        max_rounds=schedule.max_resample_attempts, is_valid=lambda group: group.is_valid, draw=draw,
-                        total=lambda number: int(sums(accelerator, [number])[0]))
+    collected = collect(
+        state.carry,
+        slots=slots,
+        needed=groups_needed(schedule.beta_th, schedule.prompts_per_step),
+        max_rounds=schedule.max_resample_attempts,
+        is_valid=lambda group: group.is_valid,
+        draw=draw,
+        total=lambda number: int(sums(accelerator, [number])[0]),
+    )
     broken = [failure for rank in gathered(accelerator, failures) for failure in rank]
     if broken and not schedule.drop_broken_groups:
-        raise RunError(f"A reward broke: {broken[0]}" + (f" ({len(broken) - 1} more in this step)" if len(broken) > 1 else "") +
-                       " Mend the reward, or set rewards.on_error to drop_group to go on without such groups.")
+        raise RunError(
+            f"A reward broke: {broken[0]}"
+            + (f" ({len(broken) - 1} more in this step)" if len(broken) > 1 else "")
+            + " Mend the reward, or set rewards.on_error to drop_group to go on without such groups."
+        )
     return collected, position, broken
 
 
@@ -179,17 +240,48 @@ def _seen(accelerator: Accelerator, collected: Collected[Group], failures: Seque
     all_right = sum(not g.is_valid and b == len(g.rewards) for g, b in zip(seen, best, strict=True))
     all_wrong = sum(not g.is_valid and b == 0 for g, b in zip(seen, best, strict=True))
     stops = sum(c.finish_reason == "length" for g in seen for c in g.completions)
-    totals = sums(accelerator, [len(seen), len(rewards), sum(rewards), sum(g.is_valid for g in seen), all_right, all_wrong, sum(best), stops,
-                                len(collected.carry), *parts])
+    totals = sums(
+        accelerator,
+        [
+            len(seen),
+            len(rewards),
+            sum(rewards),
+            sum(g.is_valid for g in seen),
+            all_right,
+            all_wrong,
+            sum(best),
+            stops,
+            len(collected.carry),
+            *parts,
+        ],
+    )
     groups, completions, reward, valid, right, wrong, full, cut, carried, *part_sums = totals
     groups, completions = max(groups, 1), max(completions, 1)
-    return {"reward": reward / completions, "accuracy": full / completions, "valid_share": valid / groups, "all_right_share": right / groups,
-            "all_wrong_share": wrong / groups, "truncated_share": cut / completions, "groups_seen": int(totals[0]),
-            "carried_groups": int(carried), "rounds": int(most(accelerator, collected.rounds)), "resample_cap_hit": int(collected.cap_hit),
-            "reward_failures": len(failures), **{f"reward/{n}": s / completions for n, s in zip(names, part_sums, strict=True)}}
+    return {
+        "reward": reward / completions,
+        "accuracy": full / completions,
+        "valid_share": valid / groups,
+        "all_right_share": right / groups,
+        "all_wrong_share": wrong / groups,
+        "truncated_share": cut / completions,
+        "groups_seen": int(totals[0]),
+        "carried_groups": int(carried),
+        "rounds": int(most(accelerator, collected.rounds)),
+        "resample_cap_hit": int(collected.cap_hit),
+        "reward_failures": len(failures),
+        **{f"reward/{n}": s / completions for n, s in zip(names, part_sums, strict=True)},
+    }
 
 
 def _told(outcome: StepOutcome) -> dict[str, Any]:
-    return {"step_skipped": int(not outcome.applied), "loss": outcome.loss, "grad_norm": outcome.grad_norm, "entropy": outcome.entropy,
-            "logp_gap_mean": outcome.logp_gap_mean, "logp_gap_max": outcome.logp_gap_max, "passes": outcome.passes,
-            "trained_tokens": outcome.trained_tokens, "trained_vision_patches": outcome.vision_patches}
+    return {
+        "step_skipped": int(not outcome.applied),
+        "loss": outcome.loss,
+        "grad_norm": outcome.grad_norm,
+        "entropy": outcome.entropy,
+        "logp_gap_mean": outcome.logp_gap_mean,
+        "logp_gap_max": outcome.logp_gap_max,
+        "passes": outcome.passes,
+        "trained_tokens": outcome.trained_tokens,
+        "trained_vision_patches": outcome.vision_patches,
+    }

@@ -13,7 +13,9 @@ from gpg_vl.models.families import Family
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def learning_rate(step: int, *, peak: float, schedule: Schedule, warmup_steps: int, steps: int, final_fraction: float) -> float:
+def learning_rate(
+    step: int, *, peak: float, schedule: Schedule, warmup_steps: int, steps: int, final_fraction: float
+) -> float:
     """The rate of optimizer step `step` (0, 1, ...): up to `peak` over the warm-up, then along the schedule.
 
     linear and cosine reach `peak * final_fraction` at the last step.
@@ -32,15 +34,19 @@ def make_adamw(model: nn.Module, *, betas: tuple[float, float], weight_decay: fl
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise UserError("model.freeze freezes every weight: there is nothing to train. Leave one part out of it.")
-    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas)
 
 
 def freeze(model: nn.Module, family: Family, parts: Sequence[str]) -> None:
     """Switch off the gradient of every weight of the named parts: `vision`, `merger`, `language`."""
     if not family.has_vision and (wrong := sorted({"vision", "merger"} & set(parts))):
-        raise UserError(f"model.freeze names {', '.join(wrong)}, but {family.model_type} has no vision. Remove it from model.freeze.")
+        raise UserError(
+            f"model.freeze names {', '.join(wrong)}, but {family.model_type} has no vision. Remove it from model.freeze."
+        )
     for name, parameter in model.named_parameters():
         if family.part_of(name) in parts:
             parameter.requires_grad_(False)

@@ -54,8 +54,10 @@ class Record:
             self._append(self._folder / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
         if self._accelerator.trackers:
-            self._accelerator.log({f"{kind}/{k}": v for k, v in {**numbers, **{f"seconds_{k}": s for k, s in seconds.items()}}.items()},
-                                  step=step)
+            self._accelerator.log(
+                {f"{kind}/{k}": v for k, v in {**numbers, **{f"seconds_{k}": s for k, s in seconds.items()}}.items()},
+                step=step,
+            )
 
     def samples(self, step: int, groups: Sequence[Group]) -> None:
         """Dump the first groups of a step: prompt, images as files, completions, rewards."""
@@ -65,7 +67,9 @@ class Record:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"The folder {folder} cannot be made: {error}. Make room or choose another output.folder.") from error
+            raise RunError(
+                f"The folder {folder} cannot be made: {error}. Make room or choose another output.folder."
+            ) from error
         rows = []
         for group in groups[:SAMPLED_GROUPS]:
             images = []
@@ -76,12 +80,26 @@ class Record:
                     images.append(name)
                 else:
                     images.append(image)
-            rows.append({
-                "id": group.example.id, "task": group.example.task, "prompt": group.prompt.text, "images": images,
-                "answer": group.example.answer, "choices": group.example.choices,
-                "completions": [{"text": c.text, "finish_reason": c.finish_reason, "tokens": len(c.token_ids), "reward": r,
-                                 **{f"reward/{k}": v[j] for k, v in group.reward_parts.items()}}
-                                for j, (c, r) in enumerate(zip(group.completions, group.rewards, strict=True))]})
+            rows.append(
+                {
+                    "id": group.example.id,
+                    "task": group.example.task,
+                    "prompt": group.prompt.text,
+                    "images": images,
+                    "answer": group.example.answer,
+                    "choices": group.example.choices,
+                    "completions": [
+                        {
+                            "text": c.text,
+                            "finish_reason": c.finish_reason,
+                            "tokens": len(c.token_ids),
+                            "reward": r,
+                            **{f"reward/{k}": v[j] for k, v in group.reward_parts.items()},
+                        }
+                        for j, (c, r) in enumerate(zip(group.completions, group.rewards, strict=True))
+                    ],
+                }
+            )
         _write(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _append(self, file: Path, line: str) -> None:
@@ -89,7 +107,9 @@ class Record:
             with file.open("a", encoding="utf-8") as out:
                 out.write(line)
         except OSError as error:
-            raise RunError(f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume.") from error
+            raise RunError(
+                f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume."
+            ) from error
 
     def flush(self) -> None:
         """Bring metrics.jsonl to the disk, so that a checkpoint never knows more steps than it."""
@@ -103,7 +123,9 @@ def _write(file: Path, data: bytes) -> None:
     try:
         file.write_bytes(data)
     except OSError as error:
-        raise RunError(f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume.") from error
+        raise RunError(
+            f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume."
+        ) from error
 
 
 def _suffix(data: bytes) -> str:

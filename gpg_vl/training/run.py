@@ -4,27 +4,23 @@
 trains.
 """
 
-import hashlib
 import json
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from rich.console import Console
 
-from gpg_vl.config import Config, dump_config
+from gpg_vl.config import Config
 from gpg_vl.data.check import DataReport, check
 from gpg_vl.data.read import load_examples, read_rows
-from gpg_vl.errors import RunError, UserError
+from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.load import Processing, load_model, load_processing
@@ -36,6 +32,8 @@ from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.training import checkpoint as checkpoints
 from gpg_vl.training.batch import Objective
 from gpg_vl.training.display import Display
+from gpg_vl.training.folder import open_folder
+from gpg_vl.training.interrupt import StopRequest
 from gpg_vl.training.loop import Hooks, Schedule, empty_group, train
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
 from gpg_vl.training.plan import Plan, make_plan
@@ -44,8 +42,6 @@ from gpg_vl.types import Example
 
 Evaluation = Callable[[Engine, Processing, Accelerator], dict[str, Any]]
 """Scores the current policy; the same on every rank."""
-HARMLESS = ("output.", "eval.", "train.steps", "train.epochs", "rewards.workers", "rewards.time_limit", "rollout.prompts_per_batch")
-"""Keys that may change between a run and its resumption."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,22 +59,42 @@ class Prepared:
 def make_encoder(config: Config) -> Encoder:
     """The encoder of a config's model, prompt and data sections. Loads the tokenizer, no weights."""
     root = Path(config.data.root) if config.data.root else _folder_of(config.data.train)
-    return Encoder(processing=load_processing(config.model.path, config.model.revision), root=root,
-                   style=PromptStyle(template=config.prompt.template, system=config.prompt.system, chat=config.prompt.chat, prefill=config.prompt.prefill),
-                   limits=PixelLimits(min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels, max_image_pixels=config.data.max_image_pixels))
+    return Encoder(
+        processing=load_processing(config.model.path, config.model.revision),
+        root=root,
+        style=PromptStyle(
+            template=config.prompt.template,
+            system=config.prompt.system,
+            chat=config.prompt.chat,
+            prefill=config.prompt.prefill,
+        ),
+        limits=PixelLimits(
+            min_pixels=config.data.min_pixels,
+            max_pixels=config.data.max_pixels,
+            max_image_pixels=config.data.max_image_pixels,
+        ),
+    )
 
 
 def check_data(config: Config, encoder: Encoder, console: Console | None) -> DataReport:
     """Read and check every row of the training data."""
     rows = read_rows(config.data.train, config.data.columns, limit=config.data.limit)
-    return check(rows, count=encoder.count, max_prompt_tokens=config.data.max_prompt_tokens, console=console, source=config.data.train)
+    return check(
+        rows,
+        count=encoder.count,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        console=console,
+        source=config.data.train,
+    )
 
 
 def prepare(config: Config, *, processes: int, console: Console | None) -> Prepared:
     """Check data, rewards and sizes, and plan the run. Raises UserError with everything that is wrong."""
     if config.train.prompts_per_step % processes:
-        raise UserError(f"train.prompts_per_step is {config.train.prompts_per_step}, which {processes} processes cannot share. Choose a multiple "
-                        f"of {processes}.")
+        raise UserError(
+            f"train.prompts_per_step is {config.train.prompts_per_step}, which {processes} processes cannot share. "
+            f"Choose a multiple of {processes}."
+        )
     if config.rollout.engine != "native":
         raise UserError(f"rollout.engine is {config.rollout.engine!r}. Known: native.")
     encoder = make_encoder(config)
@@ -86,24 +102,43 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
     if not report.ok:
         if console:
             report.render(console)
-        raise UserError(f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Mend the rows or choose others; "
-                        f"nothing is dropped silently.")
+        raise UserError(
+            f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Mend the rows or choose others; "
+            f"nothing is dropped silently."
+        )
     examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
     _refuse_bad_rewards(config, examples)
-    steps = config.train.steps if config.train.steps is not None else ceil(config.train.epochs * len(examples) / config.train.prompts_per_step)
-    plan = make_plan(config, family=encoder.processing.family, prompt_tokens=report.tokens, image_tokens=report.image_tokens,
-                     processes=processes, steps=steps, first_prompt=encoder.render(examples[0]))
-    return Prepared(config=config, processing=encoder.processing, encoder=encoder, examples=examples, report=report, plan=plan)
+    steps = (
+        config.train.steps
+        if config.train.steps is not None
+        else ceil(config.train.epochs * len(examples) / config.train.prompts_per_step)
+    )
+    plan = make_plan(
+        config,
+        family=encoder.processing.family,
+        prompt_tokens=report.tokens,
+        image_tokens=report.image_tokens,
+        processes=processes,
+        steps=steps,
+        first_prompt=encoder.render(examples[0]),
+    )
+    return Prepared(
+        config=config, processing=encoder.processing, encoder=encoder, examples=examples, report=report, plan=plan
+    )
 
 
 def _refuse_bad_rewards(config: Config, examples: Sequence[Example]) -> None:
-    with RewardPool(config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers) as pool:
+    with RewardPool(
+        config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers
+    ) as pool:
         problems = check_gold(config.rewards.weights, examples, pool=pool)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise UserError(f"{len(problems)} gold answer(s) do not get full marks from their own reward:\n{shown}{more}\nMend the data or the reward: a "
-                        f"policy could not be rewarded for the right answer.")
+        raise UserError(
+            f"{len(problems)} gold answer(s) do not get full marks from their own reward:\n{shown}{more}\n"
+            f"Mend the data or the reward: a policy could not be rewarded for the right answer."
+        )
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -112,51 +147,27 @@ def make_accelerator(config: Config) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     folder = Path(config.output.folder)
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
-                       log_with=[_tracker(name) for name in config.output.trackers] or None, project_dir=str(folder))
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
+        log_with=[_tracker(name) for name in config.output.trackers] or None,
+        project_dir=str(folder),
+    )
 
 
 def _tracker(name: str) -> str:
     import importlib.util
 
     if importlib.util.find_spec(name) is None:
-        raise UserError(f"output.trackers names {name}, which is not installed. Install it with: pip install 'gpg_vl[{name}]', or remove it.")
+        raise UserError(
+            f"output.trackers names {name}, which is not installed. Install it with: pip install 'gpg_vl[{name}]', or remove it."
+        )
     return name
 
 
-def open_folder(config: Config, *, resume: bool) -> Path:
-    """Make the run folder and write config.yaml, or check that it is the same run. Main process only. Raises UserError."""
-    folder = Path(config.output.folder)
-    file = folder / "config.yaml"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume and file.exists():
-            changed = _differences(yaml.safe_load(file.read_text()), config.model_dump(mode="json"))
-            if changed:
-                raise UserError(f"The run in {folder} was started with other settings: {'; '.join(changed)}. Resume with the same ones, or start "
-                                f"a new run in another output.folder.")
-        elif not resume and ((folder / "metrics.jsonl").exists() or checkpoints.latest(folder / "checkpoints")):
-            raise UserError(f"The folder {folder} already holds a run. Go on with it by --resume, or choose another output.folder.")
-        partial = file.with_suffix(".partial")
-        partial.write_text(dump_config(config), encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise UserError(f"The run folder {folder} cannot be written: {error}. Choose another output.folder.") from None
-    return folder
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    lines = []
-    for section, keys in now.items():
-        for key, value in keys.items():
-            old = before.get(section, {}).get(key)
-            name = f"{section}.{key}"
-            if old != value and not name.startswith(HARMLESS):
-                lines.append(f"{name} was {old!r}, is {value!r}")
-    return lines
-
-
-def launch(prepared: Prepared, accelerator: Accelerator, *, resume: bool, console: Console, evaluation: Evaluation | None) -> Path:
+def launch(
+    prepared: Prepared, accelerator: Accelerator, *, resume: bool, console: Console, evaluation: Evaluation | None
+) -> Path:
     """Load the model and train. Returns the run folder. Raises UserError or RunError."""
     config, plan = prepared.config, prepared.plan
     folder = Path(config.output.folder)
@@ -169,39 +180,89 @@ def launch(prepared: Prepared, accelerator: Accelerator, *, resume: bool, consol
     optimizer_plain = getattr(optimizer_wrapped, "optimizer", optimizer_wrapped)
     if resume and (start := checkpoints.latest(folder / "checkpoints")):
         state = checkpoints.restore(start, model=policy.model, optimizer=optimizer_plain, accelerator=accelerator)
-        state.carry = checkpoints.revive(state.carry, lambda draw: empty_group(prepared.encoder, prepared.examples, draw, config.train.seed))
+        state.carry = checkpoints.revive(
+            state.carry, lambda draw: empty_group(prepared.encoder, prepared.examples, draw, config.train.seed)
+        )
     if accelerator.is_main_process:
         dropped = truncate_metrics(folder / "metrics.jsonl", state.step)
         if resume:
-            console.print(f"resuming from {start or 'the beginning (no complete checkpoint)'}; {dropped} later metric row(s) will be computed again")
+            console.print(
+                f"resuming from {start or 'the beginning (no complete checkpoint)'}; "
+                f"{dropped} later metric row(s) will be computed again"
+            )
     if config.output.trackers:
         accelerator.init_trackers("gpg_vl", config=_flat(config))
     autocast = torch.bfloat16 if config.model.dtype == "bfloat16" else None
-    engine = NativeEngine(policy, prepared.processing, prompts_per_batch=config.rollout.prompts_per_batch, autocast=autocast)
+    engine = NativeEngine(
+        policy, prepared.processing, prompts_per_batch=config.rollout.prompts_per_batch, autocast=autocast
+    )
     main = accelerator.is_main_process
-    with (RewardPool(config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers) as rewarder,
-          Display(console, steps=plan.steps, done=state.step, enabled=main) as display, _StopRequest(console if main else None) as stop):
+    with (
+        RewardPool(
+            config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers
+        ) as rewarder,
+        Display(console, steps=plan.steps, done=state.step, enabled=main) as display,
+        StopRequest(console if main else None) as stop,
+    ):
         hooks = Hooks(
             evaluate=partial(evaluation, engine, prepared.processing, accelerator) if evaluation else None,
-            checkpoint=lambda now: _checkpoint(now, folder, policy, prepared.processing, optimizer_plain, accelerator, config.output.keep_checkpoints),
-            show=display.step, progress=display.phase, stop_wanted=stop.wanted)
-        train(policy=wrapped, optimizer=optimizer_plain, accelerator=accelerator, engine=engine, rewarder=rewarder, encoder=prepared.encoder,
-              examples=prepared.examples, sampling=_sampling(config), objective=_objective(config), schedule=_schedule(prepared), state=state,
-              record=Record(folder, accelerator), hooks=hooks)
+            checkpoint=lambda now: _checkpoint(
+                now, folder, policy, prepared.processing, optimizer_plain, accelerator, config.output.keep_checkpoints
+            ),
+            show=display.step,
+            progress=display.phase,
+            stop_wanted=stop.wanted,
+        )
+        train(
+            policy=wrapped,
+            optimizer=optimizer_plain,
+            accelerator=accelerator,
+            engine=engine,
+            rewarder=rewarder,
+            encoder=prepared.encoder,
+            examples=prepared.examples,
+            sampling=_sampling(config),
+            objective=_objective(config),
+            schedule=_schedule(prepared),
+            state=state,
+            record=Record(folder, accelerator),
+            hooks=hooks,
+        )
     return folder
 
 
-def _checkpoint(state: checkpoints.RunState, folder: Path, policy: Policy, processing: Processing, optimizer: torch.optim.Optimizer,
-                accelerator: Accelerator, keep: int) -> None:
-    checkpoints.save(folder / "checkpoints", state=state, model=policy.model, processing=processing, optimizer=optimizer,
-                     accelerator=accelerator, keep=keep)
+def _checkpoint(
+    state: checkpoints.RunState,
+    folder: Path,
+    policy: Policy,
+    processing: Processing,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    keep: int,
+) -> None:
+    checkpoints.save(
+        folder / "checkpoints",
+        state=state,
+        model=policy.model,
+        processing=processing,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        keep=keep,
+    )
 
 
 def _policy_and_optimizer(prepared: Prepared) -> tuple[Policy, torch.optim.AdamW]:
     config, family = prepared.config, prepared.processing.family
     model = load_model(config.model.path, revision=config.model.revision)
     if config.model.lora_rank:
-        add_adapters(model, family, rank=config.model.lora_rank, alpha=config.model.lora_alpha, targets=config.model.lora_targets, seed=config.train.seed)
+        add_adapters(
+            model,
+            family,
+            rank=config.model.lora_rank,
+            alpha=config.model.lora_alpha,
+            targets=config.model.lora_targets,
+            seed=config.train.seed,
+        )
     freeze(model, family, config.model.freeze)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -210,56 +271,57 @@ def _policy_and_optimizer(prepared: Prepared) -> tuple[Policy, torch.optim.AdamW
 
 
 def _sampling(config: Config) -> Sampling:
-    return Sampling(group_size=config.rollout.group_size, temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens,
-                    seed=config.train.seed)
+    return Sampling(
+        group_size=config.rollout.group_size,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+        seed=config.train.seed,
+    )
 
 
 def _objective(config: Config) -> Objective:
-    return Objective(f_norm=config.algorithm.f_norm, age=config.algorithm.age, aggregation=config.algorithm.aggregation,
-                     max_new_tokens=config.rollout.max_new_tokens)
+    return Objective(
+        f_norm=config.algorithm.f_norm,
+        age=config.algorithm.age,
+        aggregation=config.algorithm.aggregation,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
 
 
 def _schedule(prepared: Prepared) -> Schedule:
     config, steps = prepared.config, prepared.plan.steps
-    rate = partial(learning_rate, peak=config.train.learning_rate, schedule=config.train.schedule, warmup_steps=config.train.warmup_steps,
-                   steps=steps, final_fraction=config.train.final_lr_fraction)
-    return Schedule(steps=steps, prompts_per_step=config.train.prompts_per_step, beta_th=config.algorithm.beta_th,
-                    max_resample_attempts=config.algorithm.max_resample_attempts, learning_rate=rate, max_grad_norm=config.train.max_grad_norm,
-                    tokens_per_pass=config.train.tokens_per_pass, shared_prefix=config.train.shared_prefix, seed=config.train.seed,
-                    pad=prepared.processing.tokens.pad, drop_broken_groups=config.rewards.on_error == "drop_group", eval_every=config.eval.every,
-                    checkpoint_every=config.output.checkpoint_every, samples_every=config.output.samples_every)
-
-
-class _StopRequest:
-    """Ctrl-C or SIGTERM: finish the step, write a checkpoint, stop. A second one stops at once."""
-
-    def __init__(self, console: Console | None) -> None:
-        self._console = console
-        self._asked = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def wanted(self) -> bool:
-        return self._asked
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        if self._console:
-            self._console.print("stopping after this step, with a checkpoint; once more to stop at once")
-
-    def __enter__(self) -> "_StopRequest":
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    rate = partial(
+        learning_rate,
+        peak=config.train.learning_rate,
+        schedule=config.train.schedule,
+        warmup_steps=config.train.warmup_steps,
+        steps=steps,
+        final_fraction=config.train.final_lr_fraction,
+    )
+    return Schedule(
+        steps=steps,
+        prompts_per_step=config.train.prompts_per_step,
+        beta_th=config.algorithm.beta_th,
+        max_resample_attempts=config.algorithm.max_resample_attempts,
+        learning_rate=rate,
+        max_grad_norm=config.train.max_grad_norm,
+        tokens_per_pass=config.train.tokens_per_pass,
+        shared_prefix=config.train.shared_prefix,
+        seed=config.train.seed,
+        pad=prepared.processing.tokens.pad,
+        drop_broken_groups=config.rewards.on_error == "drop_group",
+        eval_every=config.eval.every,
+        checkpoint_every=config.output.checkpoint_every,
+        samples_every=config.output.samples_every,
+    )
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    return {f"{section}.{key}": value if isinstance(value, int | float | str | bool) else json.dumps(value)
-            for section, keys in config.model_dump(mode="json").items() for key, value in keys.items()}
+    return {
+        f"{section}.{key}": value if isinstance(value, int | float | str | bool) else json.dumps(value)
+        for section, keys in config.model_dump(mode="json").items()
+        for key, value in keys.items()
+    }
 
 
 def _folder_of(source: str) -> Path | None:

@@ -60,14 +60,21 @@ def accumulate(policy: nn.Module, accelerator: Accelerator, passes: Sequence[Pas
     for i in range(rounds):
         one = passes[i] if i < len(passes) else idle_pass(pad)
         rows = one.rows.to(accelerator.device)
-        with torch.enable_grad(), (policy.no_sync() if accelerator.num_processes > 1 and i + 1 < rounds else nullcontext()):
+        with (
+            torch.enable_grad(),
+            policy.no_sync() if accelerator.num_processes > 1 and i + 1 < rounds else nullcontext(),
+        ):
             output = policy(rows, one.coefficients_K.to(accelerator.device))
             # distributed wrappers average gradients over ranks; the denominators are global already
             accelerator.backward(output.loss * accelerator.num_processes)
         loss += output.loss.item()
         if len(one.sampled_logp_K):
             difference = (output.logp_K.float().cpu() - one.sampled_logp_K).abs()
-            entropy, gap, gap_max = entropy + output.entropy_K.sum().item(), gap + difference.sum().item(), max(gap_max, difference.max().item())
+            entropy, gap, gap_max = (
+                entropy + output.entropy_K.sum().item(),
+                gap + difference.sum().item(),
+                max(gap_max, difference.max().item()),
+            )
             tokens += len(difference)
         patches += 0 if rows.pixel_values_N is None else len(rows.pixel_values_N)
     row_tokens = sum(int((one.rows.segments_B_S >= 0).sum()) for one in passes)
@@ -75,16 +82,43 @@ def accumulate(policy: nn.Module, accelerator: Accelerator, passes: Sequence[Pas
     return [*totals, most(accelerator, gap_max), rounds]
 
 
-def update(policy: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, groups: Sequence[Group], *,
-           counts: StepCounts, batch_std: float | None, objective: Objective, tokens_per_pass: int, pad: int, shared_prefix: bool,
-           max_grad_norm: float) -> StepOutcome:
+def update(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    groups: Sequence[Group],
+    *,
+    counts: StepCounts,
+    batch_std: float | None,
+    objective: Objective,
+    tokens_per_pass: int,
+    pad: int,
+    shared_prefix: bool,
+    max_grad_norm: float,
+) -> StepOutcome:
     """Train on the groups of one step. Raises NonFiniteError, with weights and optimizer as they were."""
     if counts.valid_groups == 0:
         # AdamW would still move on zero gradients (momentum, decay), so nothing at all is done
-        return StepOutcome(applied=False, loss=0.0, grad_norm=0.0, entropy=0.0, logp_gap_mean=0.0, logp_gap_max=0.0, passes=0,
-                           trained_tokens=0, vision_patches=0)
-    passes = make_passes(groups, objective=objective, counts=counts, batch_std=batch_std, tokens_per_pass=tokens_per_pass, pad=pad,
-                         shared_prefix=shared_prefix)
+        return StepOutcome(
+            applied=False,
+            loss=0.0,
+            grad_norm=0.0,
+            entropy=0.0,
+            logp_gap_mean=0.0,
+            logp_gap_max=0.0,
+            passes=0,
+            trained_tokens=0,
+            vision_patches=0,
+        )
+    passes = make_passes(
+        groups,
+        objective=objective,
+        counts=counts,
+        batch_std=batch_std,
+        tokens_per_pass=tokens_per_pass,
+        pad=pad,
+        shared_prefix=shared_prefix,
+    )
     policy.train()
     optimizer.zero_grad(set_to_none=True)
     loss, entropy, gap, tokens, row_tokens, patches, gap_max, rounds = accumulate(policy, accelerator, passes, pad=pad)
@@ -92,7 +126,18 @@ def update(policy: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Acc
     norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
     if not (torch.isfinite(torch.tensor([loss, norm])).all()):
         optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied.")
+        raise NonFiniteError(
+            f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied."
+        )
     optimizer.step()
-    return StepOutcome(applied=True, loss=loss, grad_norm=norm, entropy=entropy / tokens, logp_gap_mean=gap / tokens, logp_gap_max=gap_max,
-                       passes=int(rounds), trained_tokens=int(row_tokens), vision_patches=int(patches))
+    return StepOutcome(
+        applied=True,
+        loss=loss,
+        grad_norm=norm,
+        entropy=entropy / tokens,
+        logp_gap_mean=gap / tokens,
+        logp_gap_max=gap_max,
+        passes=int(rounds),
+        trained_tokens=int(row_tokens),
+        vision_patches=int(patches),
+    )

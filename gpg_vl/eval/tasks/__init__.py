@@ -9,4 +9,5 @@ from gpg_vl.eval.task import Task
 from gpg_vl.registry import Registry
 
 tasks: Registry[Callable[[], Task]] = Registry(
-    "eval task", builtin={"cvbench": "gpg_vl.eval.tasks.cvbench:cvbench"}, entry_point_group="gpg_vl.eval_tasks")
+    "eval task", builtin={"cvbench": "gpg_vl.eval.tasks.cvbench:cvbench"}, entry_point_group="gpg_vl.eval_tasks"
+)

@@ -24,29 +24,40 @@ KINDS = ("2D", "3D")
 TASKS = ("Count", "Relation", "Depth", "Distance")
 SOURCES = ("ADE20K", "COCO", "Omni3D")
 REQUIRED = ("type", "task", "choices", "answer", "prompt", "source")
-LAYOUTS = (("test_2d.parquet", "test_3d.parquet"), ("test.parquet",),
-           ("test_2d.jsonl", "test_3d.jsonl"), ("test.jsonl",))
+LAYOUTS = (
+    ("test_2d.parquet", "test_3d.parquet"),
+    ("test.parquet",),
+    ("test_2d.jsonl", "test_3d.jsonl"),
+    ("test.jsonl",),
+)
 
 _CAMBRIAN = PromptStyle(
-    template="{prompt}\nAnswer with the option's letter from the given choices directly.", max_new_tokens=512)
+    template="{prompt}\nAnswer with the option's letter from the given choices directly.", max_new_tokens=512
+)
 PROMPTS = {
     "official": _CAMBRIAN,
     "cambrian": _CAMBRIAN,
     "lmms": PromptStyle(
         template="Note: You only need to respond with {letters} without providing any additional "
-                 "information.\n\n{prompt}",
-        system="You are a helpful assistant.", max_new_tokens=1024),
+        "information.\n\n{prompt}",
+        system="You are a helpful assistant.",
+        max_new_tokens=1024,
+    ),
     "visualthinker": PromptStyle(
         template="{prompt}\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> "
-                 "tags.",
-        max_new_tokens=1024),
+        "tags.",
+        max_new_tokens=1024,
+    ),
     # For base checkpoints: bare text without roles, which ends inside the reasoning.
     # NOTE: the original has the image and then the word <image>; a mark stands for the image, so here the word is lost.
     "visualthinker_base": PromptStyle(
         template="<image>A conversation between User and Assistant. The user asks a question about the image, and the "
-                 "Assistant solves it. The assistant first thinks about the reasoning process in the mind and then "
-                 "provides the user with the answer.\nUser: {prompt} \nAssistant: Let me solve this step by step.\n",
-        chat="plain", prefill="<think>", max_new_tokens=1024),
+        "Assistant solves it. The assistant first thinks about the reasoning process in the mind and then "
+        "provides the user with the answer.\nUser: {prompt} \nAssistant: Let me solve this step by step.\n",
+        chat="plain",
+        prefill="<think>",
+        max_new_tokens=1024,
+    ),
     "plain": PromptStyle(template="{prompt}", max_new_tokens=1024),
 }
 
@@ -54,19 +65,33 @@ PROMPTS = {
 def cvbench() -> Task:
     """The task, for `python -m gpg_vl.eval cvbench`."""
     return Task(
-        name="cvbench", version="1", published_size=2638,
+        name="cvbench",
+        version="1",
+        published_size=2638,
         description="CV-Bench: 2D counting and relations, 3D depth and distance; multiple choice with 2 to 6 options",
         source="https://huggingface.co/datasets/nyu-visionx/CV-Bench (Apache-2.0)",
-        files=data_files, load=load,
+        files=data_files,
+        load=load,
         # The benchmark owner's question. Models trained to reason are asked with `visualthinker` or their own style.
-        prompts=PROMPTS, default_prompt="official",
-        scorers={"strict": strict, "official": cambrian, "cambrian": cambrian}, default_scorers=("strict", "official"),
-        gold_responses=gold_responses, gold_label=lambda doc: ascii_uppercase[_gold(doc)],
+        prompts=PROMPTS,
+        default_prompt="official",
+        scorers={"strict": strict, "official": cambrian, "cambrian": cambrian},
+        default_scorers=("strict", "official"),
+        gold_responses=gold_responses,
+        gold_label=lambda doc: ascii_uppercase[_gold(doc)],
         chance=lambda doc: 1 / len(_choices(doc)),
-        aggregates={"official": official, "micro": Sample.mean, "2D": two_d, "3D": three_d,
-                    **{name: _mean_of("task", name) for name in TASKS},
-                    **{name: _mean_of("source", name) for name in SOURCES}},
-        groups=("type", "task", "source"), strata=("source", "task"), resample_within=("source",))
+        aggregates={
+            "official": official,
+            "micro": Sample.mean,
+            "2D": two_d,
+            "3D": three_d,
+            **{name: _mean_of("task", name) for name in TASKS},
+            **{name: _mean_of("source", name) for name in SOURCES},
+        },
+        groups=("type", "task", "source"),
+        strata=("source", "task"),
+        resample_within=("source",),
+    )
 
 
 # --- aggregates: accuracies in [0, 1], one per resample -------------------------------------------------------------
@@ -146,21 +171,27 @@ def data_files(path: Path) -> tuple[Path, ...]:
     if path.is_file():
         return (path,)
     if not path.is_dir():
-        raise UserError(f"There is no CV-Bench data at {path}. Give a .parquet or .jsonl file, or the folder of the "
-                        "downloaded data set.")
+        raise UserError(
+            f"There is no CV-Bench data at {path}. Give a .parquet or .jsonl file, or the folder of the "
+            "downloaded data set."
+        )
     for layout in LAYOUTS:
         present = [name for name in layout if (path / name).is_file()]
         if present == list(layout):
             return tuple(path / name for name in layout)
         if present:
-            raise UserError(f"{path} has {present[0]} but not {next(n for n in layout if n not in present)}, half of "
-                            "CV-Bench. Fetch the other half, or give the path of the one file to evaluate it alone.")
+            raise UserError(
+                f"{path} has {present[0]} but not {next(n for n in layout if n not in present)}, half of "
+                "CV-Bench. Fetch the other half, or give the path of the one file to evaluate it alone."
+            )
     tables = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if len(tables) != 1:
         found = ", ".join(file.name for file in tables) or "no .parquet and no .jsonl file"
-        raise UserError(f"{path} holds {found}. A CV-Bench folder holds "
-                        f"{' or '.join(' + '.join(layout) for layout in LAYOUTS)}, or one table of another name. Give "
-                        "the path of the file.")
+        raise UserError(
+            f"{path} holds {found}. A CV-Bench folder holds "
+            f"{' or '.join(' + '.join(layout) for layout in LAYOUTS)}, or one table of another name. Give "
+            "the path of the file."
+        )
     return (tables[0],)
 
 
@@ -171,8 +202,11 @@ def load(path: Path, *, images: bool = True) -> list[Doc]:
     `filename`). Whether an image file can be read is found out when it is needed.
     """
     without = () if images else ("image",)
-    rows = ((file, number, row) for file in data_files(path)
-            for number, row in enumerate(read_rows(file, required=REQUIRED, without=without)))
+    rows = (
+        (file, number, row)
+        for file in data_files(path)
+        for number, row in enumerate(read_rows(file, required=REQUIRED, without=without))
+    )
     docs = [_doc(doc_id, row, _Place(file, number), images) for doc_id, (file, number, row) in enumerate(rows)]
     if not docs:
         raise UserError(f"{path} has no rows. CV-Bench has 2638. Give the right file, or fetch it again.")
@@ -186,8 +220,10 @@ class _Place(NamedTuple):
     number: int
 
     def wrong(self, column: str, value: object, allowed: str) -> UserError:
-        return UserError(f"{self.file}, row {self.number}, column {column!r}: the value is {value!r:.80}. Allowed is "
-                         f"{allowed}. Correct the row, or fetch the file again.")
+        return UserError(
+            f"{self.file}, row {self.number}, column {column!r}: the value is {value!r:.80}. Allowed is "
+            f"{allowed}. Correct the row, or fetch the file again."
+        )
 
 
 def _doc(doc_id: int, row: Mapping[str, Any], place: _Place, images: bool) -> Doc:
@@ -202,8 +238,15 @@ def _doc(doc_id: int, row: Mapping[str, Any], place: _Place, images: bool) -> Do
     if not (isinstance(row["prompt"], str) and row["prompt"].strip()):
         raise place.wrong("prompt", row["prompt"], "a text")
     columns = json_columns({name: value for name, value in row.items() if name != "image"})
-    example = Example(id=str(doc_id), images=(_image(row, place),) if images else (), prompt=row["prompt"],
-                      answer=row["answer"], choices=tuple(choices), task=row["task"], meta=columns)
+    example = Example(
+        id=str(doc_id),
+        images=(_image(row, place),) if images else (),
+        prompt=row["prompt"],
+        answer=row["answer"],
+        choices=tuple(choices),
+        task=row["task"],
+        meta=columns,
+    )
     return Doc(doc_id=doc_id, example=example, gold=row["answer"], columns=columns)
 
 
@@ -216,6 +259,7 @@ def _image(row: Mapping[str, Any], place: _Place) -> str | bytes:
         return cell
     name = cell or row.get("filename")
     if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise place.wrong("image" if cell else "filename", name, "an encoded image, or a path below "
-                                                                 f"{place.file.parent}")
+        raise place.wrong(
+            "image" if cell else "filename", name, f"an encoded image, or a path below {place.file.parent}"
+        )
     return str((place.file.parent / name).absolute())

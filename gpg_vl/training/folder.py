@@ -1,0 +1,57 @@
+"""The run folder: made for a new run, or checked to be that of the run that is resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpg_vl.config import Config, dump_config
+from gpg_vl.errors import UserError
+from gpg_vl.training import checkpoint as checkpoints
+
+HARMLESS = (
+    "output.",
+    "eval.",
+    "train.steps",
+    "train.epochs",
+    "rewards.workers",
+    "rewards.time_limit",
+    "rollout.prompts_per_batch",
+)
+"""Keys that may change between a run and its resumption."""
+
+
+def open_folder(config: Config, *, resume: bool) -> Path:
+    """Make the run folder and write config.yaml, or check that it is the same run. Main process only. Raises UserError."""
+    folder = Path(config.output.folder)
+    file = folder / "config.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume and file.exists():
+            changed = _differences(yaml.safe_load(file.read_text()), config.model_dump(mode="json"))
+            if changed:
+                raise UserError(
+                    f"The run in {folder} was started with other settings: {'; '.join(changed)}. "
+                    f"Resume with the same ones, or start a new run in another output.folder."
+                )
+        elif not resume and ((folder / "metrics.jsonl").exists() or checkpoints.latest(folder / "checkpoints")):
+            raise UserError(
+                f"The folder {folder} already holds a run. Go on with it by --resume, or choose another output.folder."
+            )
+        partial = file.with_suffix(".partial")
+        partial.write_text(dump_config(config), encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"The run folder {folder} cannot be written: {error}. Choose another output.folder.") from None
+    return folder
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    lines = []
+    for section, keys in now.items():
+        for key, value in keys.items():
+            old = before.get(section, {}).get(key)
+            name = f"{section}.{key}"
+            if old != value and not name.startswith(HARMLESS):
+                lines.append(f"{name} was {old!r}, is {value!r}")
+    return lines
