@@ -1,7 +1,7 @@
 """`gpg-vl doctor`: what is installed, what is missing for what, and whether this machine samples what it trains.
 
-`examine` looks and never raises: whatever is wrong becomes a finding with its remedy. Heavy packages that may be absent
-or slow (vllm, deepspeed) are looked up, not imported.
+`examine` looks and never raises: whatever is wrong becomes a finding with its remedy. Packages that may be absent or are
+slow to load (vllm, deepspeed) are looked up, not imported.
 """
 
 import importlib.util
@@ -12,7 +12,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,9 +22,11 @@ if TYPE_CHECKING:  # the doctor must start where half of the packages are missin
     from packaging.requirements import Requirement
     from rich.console import Console
 
+    Ranges = dict[tuple[str, str], Requirement]
+
 Status = Literal["ok", "missing", "problem"]
 PYTHON = (3, 11)
-REQUIRED = {  # distribution: (module, what it is needed for); version ranges stand in pyproject.toml
+REQUIRED = {  # distribution: (module, what it is needed for); the version ranges stand in pyproject.toml
     "torch": ("torch", "everything"),
     "torchvision": ("torchvision", "resizing images"),
     "transformers": ("transformers", "models, processors and tokenizers"),
@@ -89,28 +92,23 @@ class Report:
 
 
 def examine() -> Report:
-    """Look at this installation and machine, then test them. Takes about ten seconds, writes only to a temporary folder."""
-    findings = [
-        _python(),
-        *_packages(),
-        *_guarded("torch devices", _devices),
-        *_guarded("torch.distributed", _distributed),
-        *_guarded("CPU", _processors),
-        *_guarded("memory", _memory),
-        _disk(Path.cwd()),
-        *(_optional(extra) for extra in OPTIONAL),
-    ]
-    if all(finding.status == "ok" for finding in findings if finding.required):
+    """Look at this installation and machine, then test them: about ten seconds. Writes to a temporary folder only."""
+    ranges = _ranges()
+    found = {name: _required(name, ranges) for name in REQUIRED}
+    for name, load in (("torch", _torch), ("torchvision", _torchvision)):
+        if found["torch"].status == found[name].status == "ok":
+            (found[name],) = _guarded(name, partial(load, found[name]))
+    findings = [_python(), *found.values()]
+    if found["torch"].status == "ok":
+        for name, look in (("GPU", _devices), ("torch.distributed", _distributed), ("CPU", _processors)):
+            findings += _guarded(name, look)
+    findings += [_wait_policy(), *_memory(), _disk(Path.cwd()), *(_optional(extra, ranges) for extra in OPTIONAL)]
+    if Report(findings=tuple(findings)).ok:
         findings += _guarded("self-test", _self_test)
     else:
+        not_run = "not run: something above has to be mended first"
         findings.append(
-            Finding(
-                name="self-test",
-                status="missing",
-                detail="not run, because of what is missing above",
-                needed_for="knowing that it works",
-                remedy="mend the rest, then: gpg-vl doctor",
-            )
+            Finding(name="self-test", status="missing", detail=not_run, remedy="then run gpg-vl doctor again")
         )
     return Report(findings=tuple(findings))
 
@@ -121,121 +119,71 @@ def render(report: Report, console: "Console") -> int:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in range(4):
-        table.add_column(overflow="fold")
-    for f in report.findings:
-        mark, style = _mark(f)
-        table.add_row(
-            Text(mark, style=style),
-            Text(f.name),
-            Text(f.detail),
-            Text(f"for {f.needed_for}" if f.needed_for else "", style="dim"),
-        )
+    for finding in report.findings:
+        style = "green" if finding.status == "ok" else "bold red" if finding.required else "yellow"
+        purpose = f"for {finding.needed_for}" if finding.needed_for else ""
+        mark = Text(finding.status, style=style)
+        table.add_row(mark, Text(finding.name), Text(finding.detail), Text(purpose, style="dim"))
     console.print(table)
-    open_ends = [f for f in report.findings if f.status != "ok" and f.remedy]
-    for title, required in (("\nTo do:", True), ("\nIf you need it:", False)):
-        if chosen := [f for f in open_ends if f.required is required]:
-            console.print(Text(title, style="bold"))
-            for f in chosen:
-                console.print(Text(f"  {f.name}: {f.remedy}"), soft_wrap=True)
+    for title, required in (("To do:", True), ("If you need it:", False)):
+        open_ends = [f for f in report.findings if f.status != "ok" and f.remedy and f.required is required]
+        if open_ends:
+            console.print(Text(f"\n{title}", style="bold"))
+        for finding in open_ends:
+            console.print(Text(f"  {finding.name}: {finding.remedy}"), soft_wrap=True)
     failed = [f.name for f in report.findings if f.required and f.status != "ok"]
-    console.print(Text(f"\nnot ready: {', '.join(failed)}" if failed else "\nready", style="bold"))
+    console.print(Text(f"\nnot ready: {', '.join(failed)}" if failed else "\nready", style="bold"), soft_wrap=True)
     return 1 if failed else 0
-
-
-def _mark(finding: Finding) -> tuple[str, str]:
-    if finding.status == "ok":
-        return "ok", "green"
-    return finding.status, "bold red" if finding.required else "yellow"
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     """The findings of `look`, or one that tells what went wrong in it."""
     try:
         return list(look())
-    except Exception as error:  # noqa: BLE001 - a broken installation fails in ways nobody can list; naming them is the task
-        return [
-            Finding(
-                name=name,
-                status="problem",
-                detail=f"{type(error).__name__}: {_first_line(error)}",
-                remedy="reinstall into a fresh environment: python -m venv .venv && .venv/bin/pip install gpg_vl",
-            )
-        ]
+    except Exception as error:  # noqa: BLE001 - a broken installation fails in ways nobody can list; telling them is the task
+        detail = f"{type(error).__name__}: {_first_line(error)}"
+        remedy = "make a fresh environment in the project's folder: rm -r .venv && make install"
+        return [Finding(name=name, status="problem", detail=detail, remedy=remedy)]
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | str) -> str:
     return (str(error).strip().splitlines() or ["(no message)"])[0]
 
 
 def _python() -> Finding:
     needed = ".".join(map(str, PYTHON))
-    found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < PYTHON:
-        return Finding(
-            name="Python",
-            status="problem",
-            detail=f"{found}; {needed} or newer is needed",
-            needed_for="everything",
-            remedy=f"make the environment with a newer one: python{needed} -m venv .venv",
-        )
-    return Finding(name="Python", status="ok", detail=f"{found} at {sys.executable}")
-
-
-def _packages() -> Iterator[Finding]:
-    ranges = _ranges()
-    for distribution, (module, needed_for) in REQUIRED.items():
-        requirement = ranges.get((distribution, ""))
-        remedy = f"pip install '{requirement or distribution}'"
-        finding = _installed(distribution, (distribution,), module, requirement, needed_for, remedy, required=True)
-        if distribution == "torchvision" and finding.status == "ok":
-            yield from _guarded("torchvision", lambda found=finding: _torchvision(found))
-        else:
-            yield finding
-
-
-def _optional(extra: str) -> Finding:
-    distributions, module, needed_for = OPTIONAL[extra]
-    finding = _installed(
-        extra,
-        distributions,
-        module,
-        _ranges().get((extra, extra)),
-        needed_for,
-        f"pip install 'gpg_vl[{extra}]'",
-        required=False,
+    found = Finding(
+        name="Python", status="ok", detail=".".join(map(str, sys.version_info[:3])), needed_for="everything"
     )
-    if extra == "deepspeed" and finding.status == "ok":
-        return _with_build_tools(finding)
-    return finding
+    if sys.version_info >= PYTHON:
+        return replace(found, detail=f"{found.detail} at {sys.executable}")
+    remedy = f"rm -r .venv && make install PYTHON=python{needed}"
+    return replace(found, status="problem", detail=f"{found.detail}; {needed} or newer is needed", remedy=remedy)
 
 
-def _installed(
-    name: str,
-    distributions: tuple[str, ...],
-    module: str,
-    requirement: "Requirement | None",
-    needed_for: str,
-    remedy: str,
-    *,
-    required: bool,
-) -> Finding:
+def _required(distribution: str, ranges: "Ranges") -> Finding:
+    module, needed_for = REQUIRED[distribution]
+    requirement = ranges.get((distribution, ""))
+    found = _installed((distribution,), module, requirement, remedy=f"pip install '{requirement or distribution}'")
+    return replace(found, name=distribution, needed_for=needed_for)
+
+
+def _optional(extra: str, ranges: "Ranges") -> Finding:
+    distributions, module, needed_for = OPTIONAL[extra]
+    found = _installed(distributions, module, ranges.get((extra, extra)), remedy=f"pip install 'gpg_vl[{extra}]'")
+    found = replace(found, name=extra, needed_for=needed_for, required=False)
+    return _with_build_tools(found) if extra == "deepspeed" and found.status == "ok" else found
+
+
+def _installed(distributions: tuple[str, ...], module: str, requirement: "Requirement | None", remedy: str) -> Finding:
     """Whether a package can be found, without importing it, and whether its version will do."""
+    name = distributions[0]
     found = next((v for d in distributions if (v := _version(d))), None)
     if found is None or importlib.util.find_spec(module) is None:
-        return Finding(
-            name=name, status="missing", detail="not installed", needed_for=needed_for, remedy=remedy, required=required
-        )
+        return Finding(name=name, status="missing", detail="not installed", remedy=remedy)
     if requirement is not None and not requirement.specifier.contains(found, prereleases=True):
-        return Finding(
-            name=name,
-            status="problem",
-            detail=f"{found}; {requirement.specifier} is needed",
-            needed_for=needed_for,
-            remedy=remedy,
-            required=required,
-        )
-    return Finding(name=name, status="ok", detail=found, needed_for=needed_for, required=required)
+        return Finding(name=name, status="problem", detail=f"{found}; {requirement.specifier} is needed", remedy=remedy)
+    return Finding(name=name, status="ok", detail=found)
 
 
 def _version(distribution: str) -> str | None:
@@ -245,8 +193,8 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _ranges() -> dict[tuple[str, str], "Requirement"]:
-    """(distribution, extra or "") -> the range that this package declares; empty if it is not installed but only lies there."""
+def _ranges() -> "Ranges":
+    """(distribution, extra or "") -> the range that this package declares; empty if it is not installed."""
     if importlib.util.find_spec("packaging") is None:
         return {}
     from packaging.requirements import Requirement
@@ -255,13 +203,24 @@ def _ranges() -> dict[tuple[str, str], "Requirement"]:
         declared = [Requirement(line) for line in requires("gpg_vl") or ()]
     except PackageNotFoundError:
         return {}
-    ranges: dict[tuple[str, str], Requirement] = {}
+    ranges: Ranges = {}
     for requirement in declared:
         for extra in ("", *OPTIONAL):
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 plain = Requirement(f"{requirement.name}{requirement.specifier}")
                 ranges.setdefault((requirement.name.lower(), extra), plain)
     return ranges
+
+
+def _torch(found: Finding) -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        detail = f"{found.detail} does not load: {_first_line(error)}"
+        yield replace(found, status="problem", detail=detail, remedy="pip install --force-reinstall torch")
+        return
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
+    yield replace(found, detail=f"{found.detail}, {build} build")
 
 
 def _torchvision(found: Finding) -> Iterator[Finding]:
@@ -271,106 +230,58 @@ def _torchvision(found: Finding) -> Iterator[Finding]:
     try:
         import torchvision  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        yield Finding(
-            name="torchvision",
-            status="problem",
-            detail=f"{found.detail} does not load: {_first_line(error)}",
-            needed_for=found.needed_for,
-            remedy="install the one that belongs to your torch: pip install --force-reinstall torchvision",
-        )
+        detail = f"{found.detail} does not load: {_first_line(error)}"
+        remedy = "take the one made for your torch: pip install --force-reinstall torch torchvision"
+        yield replace(found, status="problem", detail=detail, remedy=remedy)
         return
-    note = " (compiled for another build of torch; gpg_vl declares its operators, resizing works)" if declared else ""
-    yield Finding(name="torchvision", status="ok", detail=found.detail + note, needed_for=found.needed_for)
+    note = ", compiled for another build of torch; gpg_vl declares its operators, so that resizing works"
+    yield replace(found, detail=found.detail + note * declared)
 
 
 def _with_build_tools(found: Finding) -> Finding:
     """DeepSpeed compiles its optimizers on first use."""
-    tools = {
-        "ninja": shutil.which("ninja"),
-        "a C++ compiler": next(filter(None, map(shutil.which, _compilers())), None),
-    }
-    missing = [name for name, path in tools.items() if path is None]
-    if missing:
-        return Finding(
-            name=found.name,
-            status="problem",
-            detail=f"{found.detail}, without {' and '.join(missing)}",
-            required=False,
-            needed_for=found.needed_for,
-            remedy="pip install ninja, and a C++ compiler from your system (Debian: apt install g++)",
+    compilers = (os.environ.get("CXX") or "c++", "g++", "clang++")
+    tools = {"ninja": shutil.which("ninja"), "a C++ compiler": next(filter(None, map(shutil.which, compilers)), None)}
+    if missing := [name for name, path in tools.items() if path is None]:
+        remedy = "pip install ninja; a C++ compiler comes from your system (Debian: apt install g++)"
+        return replace(
+            found, status="problem", detail=f"{found.detail}, without {' and '.join(missing)}", remedy=remedy
         )
-    return Finding(
-        name=found.name,
-        status="ok",
-        detail=f"{found.detail}, with {' and '.join(map(str, tools.values()))}",
-        required=False,
-        needed_for=found.needed_for,
-    )
-
-
-def _compilers() -> tuple[str, ...]:
-    return (os.environ.get("CXX") or "c++", "g++", "clang++")
+    return replace(found, detail=f"{found.detail}, with {' and '.join(map(str, tools.values()))}")
 
 
 def _devices() -> Iterator[Finding]:
     import torch
 
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
+    gpu = Finding(name="GPU", status="ok", detail="", needed_for="models of real size", required=False)
     with warnings.catch_warnings(record=True) as caught:  # an old driver is told as a warning
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
-    if not usable and build != "CPU":
-        why = f": {_first_line(caught[0].message)}" if caught and isinstance(caught[0].message, Warning) else ""
-        yield Finding(
-            name="GPU",
-            status="problem",
-            detail=f"torch is a {build} build but sees no device{why}",
-            required=False,
-            needed_for="models of real size",
-            remedy="see whether nvidia-smi lists a device and its driver is new enough for this build",
-        )
-    elif not usable:
-        yield Finding(
-            name="GPU",
-            status="missing",
-            detail=f"torch is a {build} build",
-            needed_for="models of real size",
-            required=False,
-            remedy="on a machine with a GPU, install a CUDA build of torch: https://pytorch.org/get-started/locally",
-        )
-    else:
+    if usable:
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            yield Finding(
-                name=f"GPU {index}",
-                status="ok",
-                required=False,
-                needed_for="models of real size",
-                detail=f"{torch.cuda.get_device_name(index)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, torch for {build}",
-            )
+            memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+            yield replace(gpu, name=f"GPU {index}", detail=f"{torch.cuda.get_device_name(index)}, {memory}")
+    elif torch.version.cuda or torch.version.hip:
+        why = "".join(f": {_first_line(str(warning.message))}" for warning in caught[:1])
+        remedy = "see whether nvidia-smi lists a device, and whether its driver is new enough for this torch"
+        yield replace(gpu, status="problem", detail=f"torch sees no device{why}", remedy=remedy)
+    else:
+        remedy = "on a machine with a GPU take a CUDA build of torch: https://pytorch.org/get-started/locally"
+        yield replace(gpu, status="missing", detail="torch is a CPU build", remedy=remedy)
 
 
 def _distributed() -> Iterator[Finding]:
     from torch import distributed
 
     there = distributed.is_available()
+    gloo, nccl = there and distributed.is_gloo_available(), there and distributed.is_nccl_available()
     for backend, present, needed_for, remedy in (
-        (
-            "gloo",
-            there and distributed.is_gloo_available(),
-            "several processes on CPUs",
-            "install a torch that is built with gloo",
-        ),
-        ("nccl", there and distributed.is_nccl_available(), "several GPUs", "install a CUDA build of torch"),
+        ("gloo", gloo, "several processes on CPUs", "take a torch that is built with gloo"),
+        ("nccl", nccl, "several GPUs", "take a CUDA build of torch"),
     ):
-        yield Finding(
-            name=backend,
-            status="ok" if present else "missing",
-            detail="in torch" if present else "not in this torch",
-            needed_for=needed_for,
-            remedy="" if present else remedy,
-            required=False,
-        )
+        found = Finding(name=backend, status="ok", detail="in torch", needed_for=needed_for, required=False)
+        yield found if present else replace(found, status="missing", detail="not in this torch", remedy=remedy)
 
 
 def _processors() -> Iterator[Finding]:
@@ -379,32 +290,24 @@ def _processors() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
     detail = f"{cores} core(s) for this process, {threads} thread(s) of torch"
-    if threads > cores:
-        yield Finding(
-            name="CPU",
-            status="problem",
-            detail=detail,
-            required=False,
-            needed_for="speed",
-            remedy=f"export OMP_NUM_THREADS={cores}",
-        )
-    else:
-        yield Finding(name="CPU", status="ok", detail=detail)
+    found = Finding(name="CPU", status="ok", detail=detail, needed_for="speed", required=False)
+    yield found if threads <= cores else replace(found, status="problem", remedy=f"export OMP_NUM_THREADS={cores}")
+
+
+def _wait_policy() -> Finding:
     policy = os.environ.get("OMP_WAIT_POLICY", "")
-    if policy.lower() == "passive":
-        yield Finding(name="OMP_WAIT_POLICY", status="ok", detail=policy)
-    else:
-        yield Finding(
-            name="OMP_WAIT_POLICY",
-            status="problem",
-            detail=policy or "not set",
-            required=False,
-            remedy="export OMP_WAIT_POLICY=passive",
-            needed_for="speed beside other programs: waiting threads spin otherwise",
-        )
+    why = "speed beside other programs: unless it is passive, waiting threads spin"
+    found = Finding(name="OMP_WAIT_POLICY", status="ok", detail=policy or "not set", needed_for=why, required=False)
+    return (
+        found
+        if policy.lower() == "passive"
+        else replace(found, status="problem", remedy="export OMP_WAIT_POLICY=passive")
+    )
 
 
 def _memory() -> Iterator[Finding]:
+    if importlib.util.find_spec("psutil") is None:
+        return  # said among the packages
     import psutil
 
     memory = psutil.virtual_memory()
@@ -415,31 +318,17 @@ def _memory() -> Iterator[Finding]:
 def _disk(folder: Path) -> Finding:
     """Room for runs: a checkpoint holds the weights and twice as much of optimizer state, all float32."""
     if not os.access(folder, os.W_OK):
-        return Finding(
-            name="disk",
-            status="problem",
-            detail=f"{folder} cannot be written",
-            needed_for="run folders",
-            required=False,
-            remedy="start in a folder of your own, or set output.folder",
-        )
+        found = Finding(name="disk", status="problem", detail=f"{folder} cannot be written", required=False)
+        return replace(found, needed_for="run folders", remedy="start in a folder of your own, or set output.folder")
     free = shutil.disk_usage(folder).free
     return _enough(
-        "disk", free >= LEAST_DISK, f"{free / GIB:.1f} GiB free in {folder}", "make room, or start on another disk"
+        "disk", free >= LEAST_DISK, f"{free / GIB:.1f} GiB free in {folder}", "make room, or start elsewhere"
     )
 
 
 def _enough(name: str, enough: bool, detail: str, remedy: str) -> Finding:
-    if enough:
-        return Finding(name=name, status="ok", detail=detail, required=False)
-    return Finding(
-        name=name,
-        status="problem",
-        detail=f"{detail}: little",
-        needed_for="the quickstart",
-        remedy=remedy,
-        required=False,
-    )
+    found = Finding(name=name, status="ok", detail=detail, needed_for="the quickstart and more", required=False)
+    return found if enough else replace(found, status="problem", detail=f"{detail}, which is little", remedy=remedy)
 
 
 def _self_test() -> Iterator[Finding]:
@@ -447,19 +336,13 @@ def _self_test() -> Iterator[Finding]:
     started = time.perf_counter()
     gap, tokens, device = _sampling_gap()
     seconds = time.perf_counter() - started
-    detail = (
-        f"{tokens} tokens sampled on {device}: log-probs of sampling and training differ by {gap:.1e} ({seconds:.0f} s)"
-    )
+    detail = f"log-probs of {tokens} tokens sampled on {device} differ by {gap:.1e} from training's ({seconds:.0f} s)"
+    found = Finding(name="self-test", status="ok", detail=detail, needed_for="training on what was sampled")
     if gap <= LARGEST_GAP:
-        yield Finding(name="self-test", status="ok", detail=detail)
-    else:
-        yield Finding(
-            name="self-test",
-            status="problem",
-            detail=f"{detail}, more than {LARGEST_GAP:g}",
-            needed_for="training what was sampled",
-            remedy="this combination of torch and transformers computes differently with a cache; take the versions of constraints.txt",
-        )
+        yield found
+        return
+    remedy = "torch and transformers do not compute alike with and without a cache: pip install -r constraints.txt"
+    yield replace(found, status="problem", detail=f"{detail}; {LARGEST_GAP:g} is allowed", remedy=remedy)
 
 
 def _sampling_gap() -> tuple[float, int, str]:
@@ -485,11 +368,11 @@ def _sampling_gap() -> tuple[float, int, str]:
         tiny.save_checkpoint(tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), Path(folder))
         processing = load_processing(folder)
         policy = Policy(load_model(folder), processing.family, processing.tokens).to(device)
-        prompt = Encoder(processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None).encode(example)
-        engine = NativeEngine(policy, processing, prompts_per_batch=1)
-        (group,) = engine.generate([prompt], Sampling(group_size=2, temperature=1.0, max_new_tokens=12, seed=0), [0])
-        rows = pack([prompt], [[c.token_ids for c in group]], pad=processing.tokens.pad, shared_prefix=True).to(device)
-        with torch.no_grad():
-            trained_K = policy(rows).logp_K.cpu()
+    prompt = Encoder(processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None).encode(example)
+    sampling = Sampling(group_size=2, temperature=1.0, max_new_tokens=12, seed=0)
+    (group,) = NativeEngine(policy, processing, prompts_per_batch=1).generate([prompt], sampling, [0])
+    rows = pack([prompt], [[c.token_ids for c in group]], pad=processing.tokens.pad, shared_prefix=True).to(device)
+    with torch.no_grad():
+        trained_K = policy(rows).logp_K.cpu()
     sampled_K = torch.tensor([logp for c in group for logp in c.logprobs])
     return float((trained_K - sampled_K).abs().max()), len(sampled_K), str(device)

@@ -55,8 +55,6 @@ class Thing(NamedTuple):
     row: int
     size: int
     box: str | None = None
-    margin: int = -1
-    """Pixels from the edge of the cell out to the box; below 0 the box is inside."""
 
 
 class Scene(NamedTuple):
@@ -156,14 +154,15 @@ def _depth(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[li
 
 def _distance(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
     anchor, first, second = rng.sample(SHAPES, 3)
-    while True:
+    while True:  # the anchor stands in front, one of the others beside or right behind it, the other one far back
         a, b, c = _cells(rng, columns, rows, 3)
         to_first, to_second = (abs(x[0] - a[0]) + abs(x[1] - a[1]) for x in (b, c))
-        if min(to_first, to_second) == 1 and max(to_first, to_second) >= 3:
+        near, far = (b, c) if to_first < to_second else (c, b)
+        if a[1] == rows - 1 and min(to_first, to_second) == 1 and a[1] - far[1] >= 2:
             break
-    first_nearer = to_first < to_second
+    first_nearer = near == b
     things = [
-        _standing(rng, anchor, a, rows, "red")._replace(margin=5),
+        _standing(rng, anchor, a, rows, "red"),
         _standing(rng, first, b, rows, "blue"),
         _standing(rng, second, c, rows, "green"),
     ]
@@ -251,8 +250,8 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, jitter: tuple[int, int]
     else:
         draw.polygon(_polygon(thing.shape, x, y, r), fill=colour, outline=outline, width=k)
     if thing.box:
-        left, top = (thing.column * CELL - thing.margin) * k, (thing.row * CELL - thing.margin) * k
-        side = (CELL + 2 * thing.margin) * k - 1
+        left, top = (thing.column * CELL + 1) * k, (thing.row * CELL + 1) * k
+        side = (CELL - 2) * k - 1
         draw.rectangle((left, top, left + side, top + side), outline=BOXES[thing.box], width=2 * k)
 
 
