@@ -273,7 +273,8 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML: every key, defaults included. `load_config` reads it back unchanged."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def documented_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -339,8 +339,8 @@ def test_whatever_breaks_in_the_self_test_is_a_finding(monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def report() -> Iterator[Report]:
-    yield Report(
+def report() -> Report:
+    return Report(
         findings=(
             Finding(name="torch", status="ok", detail="2.13.0", needed_for="everything"),
             Finding(name="peft", status="problem", detail="0.1; >=0.19 is needed", remedy="pip install 'peft>=0.19'"),

@@ -105,7 +105,7 @@ def _count(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[li
     number = rng.choice(options)
     shape = rng.choice(SHAPES)
     things = [_flat(rng, shape, cell) for cell in _cells(rng, columns, rows, number)]
-    things += _distractors(rng, things, {shape}, columns, rows, 4, _flat)
+    things += _distractors(rng, things, {shape}, columns, rows, 2, _flat)
     rest = rng.sample([o for o in options if o != number], 3)
     rest.insert(letter, number)
     noun = {"cross": "crosses"}.get(shape, shape + "s")

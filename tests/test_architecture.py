@@ -1,0 +1,425 @@
+"""The rules of the house that a machine can check: who may import whom, and that prose names what exists."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import sys
+import tomllib
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from gpg_vl.cli import _parser as cli_parser
+from gpg_vl.config import Config, load_config
+from gpg_vl.eval.__main__ import _parser as eval_parser
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gpg_vl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+ROOMS = (
+    ("types", "errors", "registry"),
+    ("config",),
+    ("data",),
+    ("models",),
+    ("rollout",),
+    ("rewards",),
+    ("algorithms",),
+    ("eval",),
+    ("training",),
+    ("quickstart", "doctor"),
+    ("cli",),
+    ("__main__", ""),
+)
+"""From left to right. A module imports from its own room and from rooms to its left. "" is the package's __init__."""
+FORBIDDEN = {"rewards": ("models", "rollout"), "eval": ("training",)}
+"""On top of that: rewards must start in a blink, and a benchmark must not know how a model was trained."""
+RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import in a file, inside functions and under TYPE_CHECKING too.
+
+    `from gpg_vl import cli` counts as gpg_vl.cli. Relative imports are made absolute.
+    """
+    package = ".".join(("gpg_vl", *file.relative_to(PACKAGE).parts[:-1]))
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: -node.level + 1 or None] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                submodule = f"{module}.{alias.name}"
+                yield node.lineno, submodule if is_module_of_ours(submodule) else module
+
+
+def is_module_of_ours(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return name.startswith("gpg_vl.") and (path.with_suffix(".py").is_file() or path.is_dir())
+
+
+def room(file: Path) -> str:
+    """The name in ROOMS that a file of the package belongs to."""
+    first = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def room_of_module(name: str) -> str | None:
+    """The room of an imported module of ours, None for another package."""
+    parts = name.split(".")
+    return None if parts[0] != "gpg_vl" else parts[1] if len(parts) > 1 else ""
+
+
+def at(file: Path, line: int) -> str:
+    return f"{file.relative_to(ROOT)}:{line}"
+
+
+# ---- imports
+
+
+def test_every_module_has_a_room() -> None:
+    assert {room(file) for file in FILES} <= RANK.keys(), "a new room needs its place in ROOMS"
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{at(file, line)} is in {room(file) or '__init__'} and imports {name}, which stands to its right"
+        for file in FILES
+        for line, name in imports(file)
+        if (other := room_of_module(name)) is not None and other != room(file) and not may_import(room(file), other)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def may_import(room: str, other: str) -> bool:
+    return other in RANK and RANK[other] <= RANK[room] and other not in FORBIDDEN.get(room, ())
+
+
+@pytest.mark.parametrize(
+    "source,expected",
+    [
+        ("from gpg_vl.training.step import update", ["gpg_vl.training.step"]),
+        ("def f():\n    from gpg_vl import cli", ["gpg_vl.cli"]),
+        ("from ..models import load, policy", ["gpg_vl.models.load", "gpg_vl.models.policy"]),
+        ("from . import sources", ["gpg_vl.data.sources"]),
+        ("from .rows import Row", ["gpg_vl.data.rows"]),
+        ("import gpg_vl.models.load as l, torch", ["gpg_vl.models.load", "torch"]),
+        ("if TYPE_CHECKING:\n    from torch import Tensor", ["torch"]),
+    ],
+)
+def test_no_way_of_importing_is_overlooked(monkeypatch: pytest.MonkeyPatch, source: str, expected: list[str]) -> None:
+    """That the test above sees what it should: written as if in gpg_vl/data/new.py."""
+    monkeypatch.setattr(Path, "read_text", lambda self: source)
+    assert [name for _, name in imports(PACKAGE / "data" / "new.py")] == expected
+
+
+def test_the_order_of_the_rooms_is_meant() -> None:
+    assert may_import("models", "data")
+    assert may_import("training", "eval")
+    assert not may_import("data", "models")
+    assert not may_import("eval", "training")
+    assert not may_import("rewards", "models")
+    assert not may_import("rewards", "rollout")
+    assert not may_import("models", "nowhere")
+
+
+def test_rewards_do_not_import_torch() -> None:
+    """Workers that compute rewards are started for every run; torch would cost each of them seconds."""
+    heavy = ("torch", "transformers", "accelerate")
+    wrong = [
+        f"{at(file, line)} imports {name}"
+        for file in FILES
+        if room(file) == "rewards"
+        for line, name in imports(file)
+        if name.split(".")[0] in heavy
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_mathematics_is_pure() -> None:
+    """Advantages, age and losses know tensors, and no config, logger, process group or tokenizer."""
+    allowed = {"torch", "jaxtyping", "typing", "collections", "dataclasses", "math"}
+    wrong = [
+        f"{at(file, line)} imports {name}"
+        for file in FILES
+        if room(file) == "algorithms"
+        for line, name in imports(file)
+        if name.split(".")[0] not in allowed and not name.startswith("gpg_vl.algorithms")
+    ]
+    wrong += [
+        f"{at(file, line)} imports {name}"
+        for file in FILES
+        if room(file) == "algorithms"
+        for line, name in imports(file)
+        if name.startswith(("torch.distributed", "torch.nn", "torch.optim"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+UNDECLARED = {"jaxtyping", "numpy", "packaging"}
+"""Imported by the package, declared only under an extra or not at all: they happen to come along with others."""
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {Requirement(line).name.lower() for line in project["dependencies"]} | {"gpg-vl", "gpg_vl"}
+    comes_with = {"tokenizers": "transformers", "pydantic_core": "pydantic"}
+    distributions = packages_distributions()
+    missing = {}
+    for file in FILES:
+        for line, name in imports(file):
+            top = comes_with.get(name.split(".")[0], name.split(".")[0])
+            owners = {d.lower() for d in distributions.get(top, [top])}
+            if top not in sys.stdlib_module_names and not owners & declared:
+                missing.setdefault(top, at(file, line))
+    assert missing.keys() <= UNDECLARED, f"declare in pyproject.toml what is imported: {missing}"
+    assert missing.keys() >= UNDECLARED, f"declared by now: take them out of UNDECLARED: {UNDECLARED - missing.keys()}"
+
+
+# ---- files
+
+
+def test_no_file_is_longer_than_can_be_read() -> None:
+    long = {str(f.relative_to(ROOT)): n for f in FILES if (n := len(f.read_text().splitlines())) > 400}
+    assert not long, f"more than 400 lines; split them by noun: {long}"
+
+
+def test_no_checkpoint_or_data_set_can_run_code() -> None:
+    """No remote code, no unpickling."""
+    wrong = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Import(names=names) if {a.name for a in names} & {
+                    "pickle",
+                    "dill",
+                    "cloudpickle",
+                    "shelve",
+                    "marshal",
+                }:
+                    wrong.append(f"{at(file, node.lineno)} imports a module that runs what it reads")
+                case ast.ImportFrom(module="pickle" | "dill" | "cloudpickle" | "shelve" | "marshal"):
+                    wrong.append(f"{at(file, node.lineno)} imports from a module that runs what it reads")
+                case ast.keyword(arg="trust_remote_code", value=value):
+                    if not (isinstance(value, ast.Constant) and value.value is False):
+                        wrong.append(f"{at(file, value.lineno)} may run code of a checkpoint")
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load"), keywords=keywords):
+                    if not any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in keywords):
+                        wrong.append(f"{at(file, node.lineno)} calls torch.load without weights_only=True")
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="yaml"), attr="load" | "unsafe_load" | "full_load")):
+                    wrong.append(f"{at(file, node.lineno)} reads YAML that can make objects; use yaml.safe_load")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_checkpoints_are_only_read_with_remote_code_off() -> None:
+    """Every from_pretrained says so itself, because the library's default may change."""
+    wrong = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":
+                keywords = {k.arg for k in node.keywords}
+                if "trust_remote_code" not in keywords:
+                    wrong.append(at(file, node.lineno))
+    assert not wrong, f"from_pretrained without trust_remote_code=False: {wrong}"
+
+
+# ---- configs
+
+
+def test_there_are_configs() -> None:
+    assert {"quickstart.yaml", "cvbench_qwen2vl_2b.yaml"} <= {file.name for file in CONFIGS}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.name)
+def test_every_config_parses_and_its_names_resolve(file: Path) -> None:
+    from gpg_vl.eval.tasks import tasks
+    from gpg_vl.rewards import rewards
+
+    config = load_config(file)
+    for name in config.rewards.weights:
+        assert callable(rewards.get(name))
+    if config.eval.task is not None:
+        task = tasks.get(config.eval.task)()
+        assert config.eval.prompt is None or config.eval.prompt in task.prompts
+    assert config.algorithm.age != "valid_fraction", "the inverse of the paper's alpha is nobody's preset"
+
+
+def test_the_defaults_are_those_of_the_paper() -> None:
+    algorithm = Config.model_fields["algorithm"].default
+    assert (algorithm.f_norm, algorithm.age, algorithm.aggregation) == ("one", "inverse_valid_fraction", "token")
+
+
+# ---- prose
+
+
+def text_of(document: str) -> str:
+    file = ROOT / document
+    assert file.is_file(), f"{document} is part of the project and is not there"
+    return file.read_text()
+
+
+def code_of(text: str) -> Iterator[str]:
+    """Lines of code of a Markdown text: inline, fenced or indented by four spaces."""
+    fenced = False
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            yield line.strip()
+        else:
+            yield from re.findall(r"`([^`]+)`", line)
+
+
+def is_path(word: str) -> bool:
+    """Whether a word claims that there is a file or folder of the project.
+
+    Not meant: what a user makes (my..., anything under runs/ or data/), what a run folder holds, placeholders, addresses,
+    and names on the hub such as Qwen/Qwen2-VL-2B, whose first part is no folder here.
+    """
+    if not re.fullmatch(r"[\w.*/-]+", word) or word.startswith(("-", "/", "http")) or not re.search(r"[a-z]", word):
+        return False
+    first = word.split("/")[0]
+    if first in ("runs", "data", "path", "samples", "checkpoints", "model") or first.startswith("my"):
+        return False
+    if "/" in word:
+        return (ROOT / first).exists() or word.endswith("/") or Path(word).suffix in SUFFIXES
+    return Path(word).suffix in SUFFIXES and word not in RUN_FILES
+
+
+SUFFIXES = (".py", ".md", ".yaml", ".toml", ".txt")
+RUN_FILES = ("config.yaml",)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_in_prose_exists(document: str) -> None:
+    words = {word.rstrip(".,;:") for code in code_of(text_of(document)) for word in code.split()}
+    named = {word for word in words if is_path(word)}
+    assert named, f"{document} names no file: is it still read rightly?"
+    missing = sorted(word for word in named if not any(ROOT.glob(word.rstrip("/"))))
+    assert not missing, f"{document} names what is not there: {missing}"
+
+
+@pytest.mark.parametrize(
+    "word,expected",
+    [
+        ("tests/test_age.py", True),
+        ("gpg_vl/rewards/", True),
+        ("configs/*.yaml", True),
+        ("gpg_vl/nowhere", True),
+        ("gone.md", True),
+        ("Qwen/Qwen2-VL-2B", False),
+        ("nyu-visionx/CV-Bench", False),
+        ("runs/quickstart/run", False),
+        ("my_rewards.py", False),
+        ("my_rewards.py:in_order", False),
+        ("section.key=value", False),
+        ("config.yaml", False),
+        ("1/2", False),
+        ("https://x.org/a.md", False),
+    ],
+)
+def test_what_counts_as_a_path(word: str, expected: bool) -> None:
+    assert is_path(word) is expected
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The commands of a text as words, without prompt, comment, variables and what stands behind a pipe."""
+    for code in code_of(text):
+        for part in re.split(r"\s(?:&&|\|)\s", code.removeprefix("$ ")):
+            try:
+                words = shlex.split(part, comments=True)
+            except ValueError:  # an apostrophe in Python code: no command
+                continue
+            while words and re.fullmatch(r"\w+=\S*", words[0]):
+                words = words[1:]
+            if words:
+                yield words
+
+
+def refusal(words: list[str]) -> str | None:
+    """Why a command cannot be run, or None. Only our own programs, `make` and `python` are looked at."""
+    program, rest = words[0], words[1:]
+    module = rest.index("-m") if "-m" in rest else None
+    if program == "make":
+        return next((f"no target {w} in the Makefile" for w in rest if "=" not in w and w not in make_targets()), None)
+    if program == "gpg-vl":
+        return refused_by(cli_parser(), rest)
+    if program in ("python", "python3", "torchrun", "accelerate") and module is not None:
+        name, arguments = rest[module + 1], rest[module + 2 :]
+        if name == "gpg_vl":
+            return refused_by(cli_parser(), arguments)
+        if name == "gpg_vl.eval":
+            return refused_by(eval_parser("eval"), arguments)
+        return None if importlib.util.find_spec(name) else f"no module {name}"
+    if program in ("python", "python3") and rest and rest[0].endswith(".py") and is_path(rest[0]):
+        return None if (ROOT / rest[0]).is_file() else f"no file {rest[0]}"
+    return None
+
+
+def refused_by(parser: ArgumentParser, arguments: list[str]) -> str | None:
+    """What argparse says to the arguments. Help and a bare program name are fine."""
+    if not arguments or "--help" in arguments:
+        return None
+    if arguments[0] == "eval" and any(isinstance(a, _SubParsersAction) for a in parser._actions):
+        return refused_by(eval_parser("eval"), arguments[1:])
+    try:
+        parser.parse_args(arguments)
+    except SystemExit:
+        return f"the parser refuses {' '.join(arguments)}"
+    return None
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_in_prose_can_be_run(document: str) -> None:
+    found = list(commands(text_of(document)))
+    assert any(words[0] in ("make", "gpg-vl") for words in found), (
+        f"{document} names no command: is it still read rightly?"
+    )
+    refused = [f"{' '.join(words)}: {why}" for words in found if (why := refusal(words))]
+    assert not refused, f"{document} names commands that do not exist:\n" + "\n".join(refused)
+
+
+@pytest.mark.parametrize(
+    "line,fine",
+    [
+        ("gpg-vl doctor", True),
+        ("gpg-vl repair", False),
+        ("gpg-vl train my.yaml train.learning_rate=1e-6 --dry-run", True),
+        ("gpg-vl train my.yaml --dryrun", False),
+        ("gpg-vl data check my.yaml   # rows and images", True),
+        ("gpg-vl data mend my.yaml", False),
+        ("gpg-vl eval cvbench --model DIR --data PATH", True),
+        ("gpg-vl eval cvbench --modle DIR", False),
+        ("python -m gpg_vl.eval --list", True),
+        ("python -m gpg_vl.eval --lists", False),
+        ("torchrun --nproc-per-node 2 -m gpg_vl train my.yaml", True),
+        ("torchrun --nproc-per-node 2 -m gpg_vl tarin my.yaml", False),
+        ("python -m gpg_vl.evaluate", False),
+        ("python -m venv .venv", True),
+        ("OMP_NUM_THREADS=1 make test", True),
+        ("make PYTHON=python3.12 quickstart", True),
+        ("make coffee", False),
+        ("python data_recipes/scenes.py --out data", True),
+        ("python data_recipes/gone.py", False),
+        ("git commit", True),
+    ],
+)
+def test_what_counts_as_a_command_that_can_be_run(line: str, fine: bool) -> None:
+    (words,) = commands(f"    {line}\n")
+    assert (refusal(words) is None) is fine
+
+
+def test_the_makefile_says_what_it_can_do() -> None:
+    listed = set(re.findall(r"make (\w+) ", (ROOT / "Makefile").read_text()))
+    assert {"quickstart", "test", "lint", "install"} <= make_targets() & listed
