@@ -1,6 +1,6 @@
 """`gpg-vl doctor`: what is installed, what is missing for what, and whether this machine samples what it trains.
 
-`examine` looks and never raises: whatever is wrong becomes a finding with its remedy. Packages that may be absent or are
+`examine` looks and never raises: whatever is wrong becomes a finding with its remedy. Packages that may be absent or
 slow to load (vllm, deepspeed) are looked up, not imported.
 """
 

@@ -213,8 +213,10 @@ def test_no_checkpoint_or_data_set_can_run_code() -> None:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load"), keywords=keywords):
                     if not any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in keywords):
                         wrong.append(f"{at(file, node.lineno)} calls torch.load without weights_only=True")
-                case ast.Call(func=ast.Attribute(value=ast.Name(id="yaml"), attr="load" | "unsafe_load" | "full_load")):
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="yaml"), attr="unsafe_load" | "full_load")):
                     wrong.append(f"{at(file, node.lineno)} reads YAML that can make objects; use yaml.safe_load")
+                case ast.Attribute(value=ast.Name(id="yaml"), attr="Loader" | "UnsafeLoader" | "FullLoader"):
+                    wrong.append(f"{at(file, node.lineno)} reads YAML that can make objects; use yaml.SafeLoader")
     assert not wrong, "\n".join(wrong)
 
 
@@ -280,13 +282,13 @@ def code_of(text: str) -> Iterator[str]:
 def is_path(word: str) -> bool:
     """Whether a word claims that there is a file or folder of the project.
 
-    Not meant: what a user makes (my..., anything under runs/ or data/), what a run folder holds, placeholders, addresses,
-    and names on the hub such as Qwen/Qwen2-VL-2B, whose first part is no folder here.
+    Not meant: what a user makes (my..., anything under .venv/, runs/ or data/), what a run folder holds, placeholders,
+    addresses, and names on the hub such as Qwen/Qwen2-VL-2B, whose first part is no folder here.
     """
     if not re.fullmatch(r"[\w.*/-]+", word) or word.startswith(("-", "/", "http")) or not re.search(r"[a-z]", word):
         return False
     first = word.split("/")[0]
-    if first in ("runs", "data", "path", "samples", "checkpoints", "model") or first.startswith("my"):
+    if first in (".venv", "runs", "data", "path", "samples", "checkpoints", "model") or first.startswith("my"):
         return False
     if "/" in word:
         return (ROOT / first).exists() or word.endswith("/") or Path(word).suffix in SUFFIXES
@@ -345,7 +347,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def refusal(words: list[str]) -> str | None:
     """Why a command cannot be run, or None. Only our own programs, `make` and `python` are looked at."""
-    program, rest = words[0], words[1:]
+    program, rest = Path(words[0]).name, words[1:]
     module = rest.index("-m") if "-m" in rest else None
     if program == "make":
         return next((f"no target {w} in the Makefile" for w in rest if "=" not in w and w not in make_targets()), None)
@@ -407,6 +409,7 @@ def test_every_command_in_prose_can_be_run(document: str) -> None:
         ("torchrun --nproc-per-node 2 -m gpg_vl tarin my.yaml", False),
         ("python -m gpg_vl.evaluate", False),
         ("python -m venv .venv", True),
+        (".venv/bin/python -m pytset", False),
         ("OMP_NUM_THREADS=1 make test", True),
         ("make PYTHON=python3.12 quickstart", True),
         ("make coffee", False),
