@@ -29,7 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a shared machine several times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, behind = parser.parse_known_args(argv)
+    if behind and (any(text.startswith("-") for text in behind) or not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
+    if behind:  # argparse does not take overrides up again behind an option
+        arguments.overrides += behind
     try:
         return arguments.run(arguments)
     except UserError as error:

@@ -4,6 +4,7 @@ A YAML file, then `section.key=value` overrides from the command line. Unknown k
 The entry point unpacks the sections into plain arguments: nothing below it receives a config.
 """
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,26 @@ from gpg_vl.registry import did_you_mean
 FNorm = Literal["one", "group_std", "batch_std"]
 Age = Literal["inverse_valid_fraction", "off", "token", "valid_fraction"]
 Aggregation = Literal["token", "sequence", "constant", "group"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `off`, `no` and 2024-10-01 are the texts they look like, and a key given twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  the base class declares it so
+        first: [(tag, form) for tag, form in resolvers if not tag.endswith((":bool", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if repeated := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 class Section(BaseModel):
@@ -245,7 +266,7 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:
     """The config in `file` with `section.key=value` overrides (values are YAML). Raises UserError."""
     path = Path(file)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(
             f"There is no config file {path}. Give the path of a YAML file; the ones that come with the "
@@ -253,7 +274,7 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The config file {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a number and is none, such as 0x_
         raise UserError(f"The config file {path} is not YAML: {error}.") from None
     if not isinstance(tree, dict):
         raise UserError(f"The config file {path} holds {type(tree).__name__}, not sections. Start with `model:`.")
@@ -296,8 +317,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             f"The override {override!r} is not of the form section.key=value, as in train.learning_rate=1e-6."
         )
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+        value = yaml.load(text, _Loader) if text else None
+    except (yaml.YAMLError, ValueError):
         value = text
     node = tree
     for part in parts[:-1]:

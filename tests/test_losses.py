@@ -80,7 +80,7 @@ def run(
         age=age_factor(total, age),
         denominator=denominator(total, aggregation, max_new_tokens=limit),
     )
-    output = gpg_loss(step.logp_PG_T, c_P_G.flatten(), step.mask_PG_T)
+    output = gpg_loss(step.logp_PG_T[step.mask_PG_T], c_P_G.flatten().repeat_interleave(step.lengths_P_G.flatten()))
     (gradient,) = torch.autograd.grad(output.loss, step.logp_PG_T)
     return output, gradient
 
@@ -158,11 +158,11 @@ def test_on_a_vocabulary_of_two_the_gradient_is_the_analytic_one() -> None:
     d/d logit_0 = -(1/2)(0.5 (1-p) + 0.5 p) = -1/4, whatever p is.
     """
     logits = torch.tensor([0.3, -1.1], dtype=torch.float64, requires_grad=True)
-    logp_PG_T = torch.log_softmax(logits, dim=0)[:, None]
+    logp_K = torch.log_softmax(logits, dim=0)
     c_P_G = coefficients(
         torch.tensor([[0.5, -0.5]]), torch.tensor([[1, 1]]), aggregation="token", age=1.0, denominator=2.0
     )
-    gpg_loss(logp_PG_T, c_P_G.flatten(), torch.ones(2, 1, dtype=torch.bool)).loss.backward()
+    gpg_loss(logp_K, c_P_G.flatten()).loss.backward()
     assert logits.grad is not None
     assert logits.grad.tolist() == pytest.approx([-0.25, 0.25], rel=1e-12)
 
@@ -253,13 +253,12 @@ def test_order_of_members_and_groups_does_not_matter(aggregation: Aggregation) -
 
 
 def test_wrong_shapes_are_refused_under_test() -> None:
-    mask = torch.ones(4, 3, dtype=torch.bool)
     with pytest.raises(TypeCheckError):
-        gpg_loss(torch.zeros(4, 3), torch.zeros(2, 2), mask)
+        gpg_loss(torch.zeros(4), torch.zeros(3))
     with pytest.raises(TypeCheckError):
-        gpg_loss(torch.zeros(4, 3), torch.zeros(3), mask)
+        gpg_loss(torch.zeros(4, 3), torch.zeros(4))
     with pytest.raises(TypeCheckError):
-        gpg_loss(torch.zeros(4, 3), torch.zeros(4), mask.float())
+        gpg_loss(torch.zeros(4), torch.zeros(4, dtype=torch.bool))
 
 
 # ---- other algorithms, written out

@@ -11,7 +11,7 @@ same gradient however it is cut.
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpg_vl.algorithms.age import StepCounts
@@ -73,13 +73,9 @@ def coefficients(
     return age * advantages_P_G.double() * token_weights(lengths_P_G, aggregation) / denominator
 
 
-def gpg_loss(
-    logp_PG_T: Float[Tensor, "PG T"], coefficients_PG: Float[Tensor, "PG"], loss_mask_PG_T: Bool[Tensor, "PG T"]
-) -> LossOutput:
-    """- sum_i c_i sum_t log pi(o_it) over the tokens where the mask is True.
+def gpg_loss(logp_K: Float[Tensor, "K"], coefficients_K: Float[Tensor, "K"]) -> LossOutput:
+    """- sum over the K completion tokens of a pass of c * log pi. A pass without tokens has loss 0.
 
-    What stands under a False mask may be anything, infinities included: it has no value and no gradient.
+    Ragged completions stand one behind the other; each token has the coefficient of its completion.
     """
-    logp_PG_T = torch.where(loss_mask_PG_T, logp_PG_T, 0.0)
-    loss = -(coefficients_PG.to(logp_PG_T.dtype)[:, None] * logp_PG_T).sum()
-    return LossOutput(loss, logp_PG_T.detach().sum())
+    return LossOutput(-(coefficients_K.to(logp_K.dtype) * logp_K).sum(), logp_K.detach().sum())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
+from gpg_vl.algorithms.losses import gpg_loss
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import Family
 from gpg_vl.models.layout import Rows, sibling_mask
@@ -77,7 +78,7 @@ class Policy(nn.Module):
                 logp, entropy = checkpoint(self._score, *arguments, use_reentrant=False)
             else:
                 logp, entropy = self._score(*arguments)
-            loss = loss - (coefficients_K[part].to(logp.dtype) * logp).sum()
+            loss = loss + gpg_loss(logp, coefficients_K[part]).loss
             logps.append(logp.detach())
             entropies.append(entropy.detach())
         empty = hidden_K_H.new_zeros(0)
