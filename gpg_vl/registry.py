@@ -14,10 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
+from gpg_vl.errors import UserError
+
 T = TypeVar("T", bound=Callable[..., object])
 
 
-class UnknownNameError(KeyError, ValueError):
+class UnknownNameError(KeyError, UserError):
     """A name that no one owns. Also a `KeyError`, so that mapping-style callers can catch it."""
 
     def __str__(self) -> str:  # KeyError would print the repr

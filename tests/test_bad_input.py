@@ -9,9 +9,9 @@ import pytest
 from runs import environment, gpg_vl, metrics, write_config, write_scenes
 
 
-def refused(result: subprocess.CompletedProcess[str], *texts: str, code: int = 2) -> None:
+def refused(result: subprocess.CompletedProcess[str], *texts: str, code: int = 2, trace: str = "Traceback") -> None:
     assert result.returncode == code, (result.returncode, result.stderr)
-    assert "Traceback" not in result.stderr, result.stderr
+    assert trace not in result.stderr, result.stderr
     for text in texts:
         assert text in result.stderr, (text, result.stderr)
 
@@ -75,7 +75,16 @@ def test_a_reward_that_breaks_names_the_example(tiny_checkpoint: Path, tmp_path:
     config = write_config(
         tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "time_limit": 1.0}
     )
-    refused(gpg_vl("train", config), "A reward broke", "bad.py:bad", told, "example", "rewards.on_error", code=1)
+    refused(
+        gpg_vl("train", config),
+        "A reward broke",
+        "bad.py:bad",
+        told,
+        "example",
+        "rewards.on_error",
+        code=1,
+        trace="gpg_vl/cli.py",
+    )
 
 
 def test_broken_groups_can_be_dropped_and_are_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -88,6 +97,7 @@ def test_broken_groups_can_be_dropped_and_are_counted(tiny_checkpoint: Path, tmp
         tiny_checkpoint,
         rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "on_error": "drop_group"},
         train={"prompts_per_step": 6, "steps": 2},
+        algorithm={"beta_th": 0.0},
     )
     result = gpg_vl("train", config)
     assert result.returncode == 0, result.stderr

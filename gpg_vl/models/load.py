@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from gpg_vl.errors import UserError
@@ -135,9 +136,7 @@ def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa
             f"The weights of {path} cannot be read: {_first_line(error)} Copy the checkpoint again; only safetensors "
             f"files are read."
         ) from None
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # a class of the compiled module, without a public home
-            raise
+    except SafetensorError as error:
         raise UserError(f"The weights of {path} are damaged: {_first_line(error)} Copy the checkpoint again.") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, report.get(kind) or ())):

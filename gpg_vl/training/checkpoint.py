@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -93,7 +94,7 @@ def save(
             _flush_folder(folder)
             for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
                 shutil.rmtree(old)
-    except (OSError, RuntimeError) as error:  # torch.save and safetensors report a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as torch and safetensors put it
         shutil.rmtree(hidden, ignore_errors=True)
         raise RunError(
             f"The checkpoint {final} could not be written: {error}. The last complete one is {latest(folder) or 'none'}; make "
@@ -133,9 +134,8 @@ def restore(
     except UserError:
         raise
     except Exception as error:
-        if not isinstance(error, OSError | ValueError | KeyError | RuntimeError | EOFError) and type(
-            error
-        ).__name__ not in ("SafetensorError", "UnpicklingError"):
+        unreadable = isinstance(error, OSError | ValueError | KeyError | RuntimeError | EOFError | SafetensorError)
+        if not unreadable and type(error).__name__ != "UnpicklingError":  # what torch.load says of a file that is none
             raise
         raise UserError(
             f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; --resume then "
