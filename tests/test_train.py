@@ -280,3 +280,19 @@ def test_tensorboard_gets_the_metrics(tiny_checkpoint: Path, tmp_path: Path) -> 
     result = gpg_vl("train", config)
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_bfloat16_trains_on_what_was_sampled(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Rollout and training run under the same autocast, and master weights stay float32."""
+    config = write_config(
+        tmp_path, tiny_checkpoint, model={"dtype": "bfloat16", "gradient_checkpointing": True}, train={"steps": 2}
+    )
+    result = gpg_vl("train", config)
+    assert result.returncode == 0, result.stderr
+    rows = metrics(tmp_path / "run")
+    assert max(row["logp_gap_max"] for row in rows) < 0.05, "another precision on one side would differ by more"
+    exact = metrics(finished / "run")[0]["entropy"]
+    assert rows[0]["entropy"] == pytest.approx(exact, rel=0.02)
+    assert rows[0]["entropy"] != exact, "the setting must have an effect"
+    assert any(row["grad_norm"] > 0 for row in rows)
+    assert {str(w.dtype) for w in weights(last_checkpoint(tmp_path / "run")).values()} == {"torch.float32"}
