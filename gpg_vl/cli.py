@@ -138,17 +138,18 @@ def _train(arguments: argparse.Namespace) -> int:
     accelerator = make_accelerator(config)
     talk = accelerator.is_main_process
     prepared = prepare(config, processes=accelerator.num_processes, console=console if talk else None)
-    evaluation = make_evaluation(config)
+    evaluation = make_evaluation(config, prepared.processing)
     if talk:
         prepared.report.render(console)
         render_plan(prepared.plan, config, console)
-    if not arguments.dry_run:
-        folder = launch(prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation)
-        if talk:
-            console.print(f"run folder: {folder}", highlight=False)
+    finished = arguments.dry_run or launch(
+        prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation
+    )
+    if talk and not arguments.dry_run:
+        console.print(f"run folder: {config.output.folder}", highlight=False)
     accelerator.wait_for_everyone()  # a process that leaves early would break off the last word of another
     accelerator.end_training()
-    return 0
+    return 0 if finished else 130
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -188,7 +188,7 @@ class TrainConfig(Section):
 
     prompts_per_step: int = Field(32, ge=1)
     """P: groups per optimizer step, over all processes."""
-    steps: int | None = Field(None, ge=0)
+    steps: int | None = Field(None, ge=1)
     """Optimizer steps. Leave it out to train for `epochs`."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data, if `steps` is not given (resampling draws from the same passes)."""
@@ -210,10 +210,10 @@ class TrainConfig(Section):
     """Most padded tokens in one forward and backward pass; groups of a step are cut into passes by it."""
     shared_prefix: bool = True
     """Encode image and prompt once per group. False gives every completion its own row (same gradient, slower)."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seeds data order and sampling."""
     deterministic: bool = True
-    """Refuse operations that do not repeat themselves bit for bit (torch.use_deterministic_algorithms)."""
+    """Use operations that repeat themselves bit for bit; on a GPU those that cannot are named in a warning."""
 
 
 class EvalConfig(Section):

@@ -175,6 +175,9 @@ def test_a_folder_that_holds_a_run(tiny_checkpoint: Path, tmp_path: Path) -> Non
     refused(gpg_vl("train", config), "already holds a run. Go on with it by --resume")
     refused(gpg_vl("train", config, "--resume", "train.learning_rate=0.5"), "train.learning_rate was 0.001, is 0.5")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    write_scenes(tmp_path / "train.parquet", 13)
+    refused(gpg_vl("train", config, "--resume", "train.steps=2"), "The data is not what the run", "start a new run")
+    write_scenes(tmp_path / "train.parquet", 12)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     (checkpoint / "optimizer.pt").write_bytes(b"not a checkpoint")
     refused(gpg_vl("train", config, "--resume", "train.steps=2"), "cannot be read", "Delete this folder")

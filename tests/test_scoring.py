@@ -1,9 +1,14 @@
 """Values, totals, signatures and the check of gold answers; all in this process."""
 
 import functools
+import json
 import math
+import re
+import textwrap
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from gpg_vl.rewards.scoring import (
     check_signature,
     checked_value,
     checked_weights,
+    gold_completion,
     load,
     totals,
     with_rewards,
@@ -308,3 +314,21 @@ def test_a_penalty_is_best_at_its_minimum():
 def test_gold_of_a_large_data_set_is_checked_in_process():
     rows = [row(str(i), "(B)") for i in range(20_000)] + [row("last", "(C)")]
     assert [p.example_id for p in check_gold({"choice": 1.0, "format": 0.2}, rows)] == ["last"]
+
+
+def test_the_reward_of_the_readme_accepts_the_row_of_the_readme(tmp_path: Path) -> None:
+    """The code and the row are read out of README.md; gold gets full marks, anything else nothing."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code = re.search(r"( {4}from gpg_vl\.rewards\.parse.*?)\n\n[^ ]", readme, re.DOTALL)
+    row = re.search(r'    (\{"id": "7".*\})', readme)
+    assert code
+    assert row
+    (tmp_path / "my_rewards.py").write_text(textwrap.dedent(code[1]))
+    fields = json.loads(row[1])
+    example = Example(
+        id=fields["id"], prompt=fields["prompt"], answer=fields["answer"], choices=tuple(fields["choices"])
+    )
+    reward = load(f"{tmp_path / 'my_rewards.py'}:exact")
+    assert call(reward, gold_completion(example), example) == [1.0]
+    wrong = replace(gold_completion(example), text="<answer>(A)</answer>")
+    assert call(reward, wrong, example) == [0.0]

@@ -271,6 +271,7 @@ def test_ctrl_c_ends_with_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert "stopping after this step, with a checkpoint" in out
+    assert process.returncode == 130, "what comes after it in a script must not take it for finished"
     steps = [row["step"] for row in metrics(tmp_path / "run")]
     assert last_checkpoint(tmp_path / "run").name == f"step-{steps[-1]:06d}"
 

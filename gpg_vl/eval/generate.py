@@ -15,12 +15,9 @@ from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.types import Example
 
 
-def engine_responder(engine: Engine, processing: Processing, settings: EvalSettings) -> Responder:
-    """A responder that asks `engine`. Examples are rendered already, so the encoder adds the chat template and prefill only.
-
-    Examples are answered `settings.batch_size` at a time; responses come in their order.
-    """
-    encoder = Encoder(
+def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
+    """Encodes rendered examples, whose images are bytes."""
+    return Encoder(
         processing=processing,
         style=PromptStyle(chat=settings.chat, prefill=settings.prefill),
         root=None,
@@ -28,6 +25,14 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
             min_pixels=settings.min_pixels, max_pixels=settings.max_pixels, max_image_pixels=settings.max_image_pixels
         ),
     )
+
+
+def engine_responder(engine: Engine, processing: Processing, settings: EvalSettings) -> Responder:
+    """A responder that asks `engine`. Examples are rendered already, so the encoder adds the chat template and prefill only.
+
+    Examples are answered `settings.batch_size` at a time; responses come in their order.
+    """
+    encoder = eval_encoder(processing, settings)
     sampling = Sampling(
         group_size=1, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
     )

@@ -69,7 +69,7 @@ def evaluate_responder(
     task: Task, docs: Sequence[Doc], responder: Responder, settings: EvalSettings, scorers: Mapping[str, Scorer]
 ) -> Results:
     """Ask and score without any file: what a training loop calls. A doc whose image cannot be read is an error row."""
-    ready, void = _prepare(docs, settings)
+    ready, void = prepare(docs, settings)
     answered = zip(ready, responder(list(ready.values())), strict=True)
     predictions = void | {doc_id: Prediction(doc_id=doc_id, response=response) for doc_id, response in answered}
     return score(task, docs, predictions, scorers, seed=settings.seed)
@@ -91,7 +91,7 @@ def evaluate(
     The scorers are proved on the gold answers first. Errors in the log are asked again. Raises UserError.
     """
     check_gold(task, docs, scorers)
-    ready, void = _prepare(docs, settings)
+    ready, void = prepare(docs, settings)
     by_id = {doc.doc_id: doc for doc in docs}
     keys = _keys(task, ready, void, settings, model_sha)
     known = read_log(log)
@@ -132,7 +132,7 @@ def score_rows(
     return rows
 
 
-def _prepare(docs: Sequence[Doc], settings: EvalSettings) -> tuple[dict[int, Example], dict[int, Prediction]]:
+def prepare(docs: Sequence[Doc], settings: EvalSettings) -> tuple[dict[int, Example], dict[int, Prediction]]:
     """Rendered examples with their images as bytes, and error predictions of the docs whose images cannot be read."""
     ready, void = {}, {}
     for doc in docs:

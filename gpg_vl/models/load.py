@@ -46,7 +46,7 @@ def read_config(path: str, revision: str | None = None) -> Any:
     ensure_torchvision()
     from transformers import AutoConfig
 
-    folder = Path(path).expanduser()
+    folder = Path(path)
     looks_local = folder.exists() or path.startswith((".", "/", "~"))
     if looks_local and not (folder / "config.json").is_file():
         raise UserError(
@@ -80,23 +80,22 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
             f"The tokenizer or image processor of {path} cannot be read: {_first_line(error)} Copy the files "
             f"tokenizer.json, tokenizer_config.json and preprocessor_config.json from the original checkpoint."
         ) from None
-    if tokenizer.chat_template is None and (Path(path) / "chat_template.json").is_file():
-        tokenizer.chat_template = json.loads((Path(path) / "chat_template.json").read_text())["chat_template"]
+    if tokenizer.chat_template is None:  # older vision checkpoints keep it in a file of its own
+        tokenizer.chat_template = _read_json(path, revision, "chat_template.json").get("chat_template")
     return Processing(
         family=family,
         tokenizer=tokenizer,
         image_processor=images,
         chat_template=tokenizer.chat_template,
-        tokens=_tokens(path, config, tokenizer, family),
+        tokens=_tokens(path, revision, config, tokenizer, family),
     )
 
 
-def _tokens(path: str, config: Any, tokenizer: Any, family: Family) -> Tokens:
+def _tokens(path: str, revision: str | None, config: Any, tokenizer: Any, family: Family) -> Tokens:
     """End tokens are those of the generation config (ids only: its sampling settings are never read), config and tokenizer."""
     text_config = config.get_text_config()
     found: list[int] = []
-    generation = Path(path) / "generation_config.json"
-    listed = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
+    listed = _read_json(path, revision, "generation_config.json").get("eos_token_id")
     for ids in (listed, getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id):
         found += ids if isinstance(ids, list) else [ids] if ids is not None else []
     if not found:
@@ -109,6 +108,18 @@ def _tokens(path: str, config: Any, tokenizer: Any, family: Family) -> Tokens:
         image=config.image_token_id if family.has_vision else None,
         never_sampled=vision,
     )
+
+
+def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
+    """A JSON file of the checkpoint, in a folder or on the hub; {} if it has none. Raises UserError if it is not JSON."""
+    from transformers.utils import cached_file
+
+    file = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    try:
+        content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    except ValueError as error:
+        raise UserError(f"{name} of {path} is not JSON: {error}. Copy the file from the original checkpoint.") from None
+    return content
 
 
 def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa") -> nn.Module:

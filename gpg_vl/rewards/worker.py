@@ -76,6 +76,8 @@ class Place:
 def serve(pipe: Connection, memory: Any, names: Sequence[str], folder: str, time_limit: float) -> None:
     """The worker's life, which ends when the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
+    with suppress(PermissionError):  # it leads a group already
+        os.setsid()  # a SIGTERM to the whole group is for the parent too: it finishes its step and writes a checkpoint
     with suppress(OSError):
         os.dup2(2, 1)  # what a reward prints belongs to the log: standard output may be somebody's data
     sys.stdout = sys.stderr

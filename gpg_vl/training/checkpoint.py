@@ -11,6 +11,7 @@ Everything is written into a hidden folder beside it, flushed to the disk and th
 hidden folder that no resume looks at. Files are read with `weights_only=True`: a checkpoint cannot run code.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from torch import nn
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.models.adapters import adapter_state, has_adapters, load_adapter_state, merged_state
 from gpg_vl.models.load import Processing, load_model, quiet
-from gpg_vl.types import Completion, Group
+from gpg_vl.types import Completion, Example, Group
 
 PREFIX = "step-"
 
@@ -49,6 +50,14 @@ class RunState:
     """This rank's surplus valid groups, first in line for the next step."""
 
 
+def data_digest(examples: Sequence[Example]) -> str:
+    """What the order of a run refers to: ids, prompts and answers of the examples. 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.id, example.prompt, example.answer)).encode())
+    return digest.hexdigest()[:16]
+
+
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`, or None."""
     found = sorted(p for p in folder.glob(f"{PREFIX}*") if (p / "state.json").is_file())
@@ -64,8 +73,12 @@ def save(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     keep: int,
+    data: str,
 ) -> Path:
-    """Write a checkpoint of the run after `state.step` steps and delete all but the newest `keep`. Raises RunError."""
+    """Write a checkpoint of the run after `state.step` steps and delete all but the newest `keep`. Raises RunError.
+
+    data: digest of the examples; see `data_digest`.
+    """
     final = folder / f"{PREFIX}{state.step:06d}"
     hidden = folder / f".{final.name}.partial"
     try:
@@ -86,6 +99,7 @@ def save(
                 "skipped_steps": state.skipped_steps,
                 "completions": state.completions,
                 "processes": accelerator.num_processes,
+                "data": data,
             }
             (hidden / "state.json").write_text(json.dumps(counters, indent=2) + "\n")
             _flush(hidden)
@@ -114,12 +128,17 @@ def save_model(model: nn.Module, processing: Processing, folder: Path) -> None:
 
 
 def restore(
-    checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, data: str
 ) -> RunState:
     """Put a checkpoint into model, optimizer and random states. Surplus groups come back without prompts or examples:
     see `revive`. Raises UserError if the checkpoint cannot be read or is of another number of processes."""
     try:
         counters = json.loads((checkpoint / "state.json").read_text())
+        if counters["data"] != data:
+            raise UserError(
+                f"The data is not what the run in {checkpoint} was started with: other rows, answers or prompts. Its order "
+                f"would mean other examples now. Put the old file back, or start a new run."
+            )
         if counters["processes"] != accelerator.num_processes:
             raise UserError(
                 f"The checkpoint {checkpoint} was written by {counters['processes']} process(es); this run has "

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 
 from gpg_vl.config import Config
 from gpg_vl.errors import UserError
-from gpg_vl.eval.generate import engine_responder
+from gpg_vl.eval.generate import engine_responder, eval_encoder
 from gpg_vl.eval.predictions import Responder, Response
-from gpg_vl.eval.runner import check_gold, evaluate_responder, select
+from gpg_vl.eval.runner import check_gold, evaluate_responder, prepare, select
 from gpg_vl.eval.settings import EvalSettings, settings_for
 from gpg_vl.eval.task import pick_scorers
 from gpg_vl.eval.tasks import tasks
@@ -21,8 +21,11 @@ from gpg_vl.training.run import Evaluation
 from gpg_vl.types import Example
 
 
-def make_evaluation(config: Config) -> Evaluation | None:
-    """The evaluation that the config's `eval` section asks for, its data read and its scorers proved. Raises UserError."""
+def make_evaluation(config: Config, processing: Processing) -> Evaluation | None:
+    """The evaluation that the config's `eval` section asks for: data read, scorers proved, every doc encoded once.
+
+    Raises UserError: what is wrong with the data must not come out after the training.
+    """
     if config.eval.task is None:
         return None
     if config.eval.data is None:
@@ -34,6 +37,13 @@ def make_evaluation(config: Config) -> Evaluation | None:
     scorers = pick_scorers(task, ["strict"])
     check_gold(task, docs, scorers)
     settings = eval_settings(config)
+    ready, void = prepare(docs, settings)
+    if void:
+        first = next(iter(void.values()))
+        raise UserError(f"Doc {first.doc_id} of {config.eval.data}: {first.error}. Mend the row or choose other data.")
+    encoder = eval_encoder(processing, settings)
+    for example in ready.values():
+        encoder.count(example)
 
     def evaluate(engine: Engine, processing: Processing, accelerator: Accelerator) -> dict[str, Any]:
         respond = shared(engine_responder(engine, processing, settings), accelerator)

@@ -183,6 +183,16 @@ def _collect(
     position = state.position
     failures: list[RewardFailure] = []
 
+    def refuse_broken(mine: Sequence[RewardFailure]) -> None:
+        broken = [failure for rank in gathered(accelerator, list(mine)) for failure in rank]
+        failures.extend(broken)
+        if broken and not schedule.drop_broken_groups:
+            more = f" ({len(broken) - 1} more in this round)" if len(broken) > 1 else ""
+            raise RunError(
+                f"A reward broke: {broken[0]}{more} Mend the reward, or set rewards.on_error to drop_group to go on "
+                f"without such groups."
+            )
+
     def draw(free: bool) -> list[Group]:
         nonlocal position
         # every rank takes the next `slots` examples of the common order, ranks without a free slot none
@@ -190,6 +200,7 @@ def _collect(
         first = position + slots * sum(drawing[: accelerator.process_index])
         position += slots * sum(drawing)
         if not free:
+            refuse_broken([])
             return []
         with clock.phase("encode"):
             fresh = [empty_group(encoder, examples, draw, schedule.seed) for draw in range(first, first + slots)]
@@ -202,7 +213,7 @@ def _collect(
             )
         with clock.phase("reward"):
             scored = rewarder.score([replace(g, completions=a) for g, a in zip(fresh, answers, strict=True)])
-        failures.extend(scored.failures)
+        refuse_broken(scored.failures)
         return scored.groups
 
     collected = collect(
@@ -214,14 +225,7 @@ def _collect(
         draw=draw,
         total=lambda number: int(sums(accelerator, [number])[0]),
     )
-    broken = [failure for rank in gathered(accelerator, failures) for failure in rank]
-    if broken and not schedule.drop_broken_groups:
-        raise RunError(
-            f"A reward broke: {broken[0]}"
-            + (f" ({len(broken) - 1} more in this step)" if len(broken) > 1 else "")
-            + " Mend the reward, or set rewards.on_error to drop_group to go on without such groups."
-        )
-    return collected, position, broken
+    return collected, position, failures
 
 
 def empty_group(encoder: Encoder, examples: Sequence[Example], draw: int, seed: int) -> Group:

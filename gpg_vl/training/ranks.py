@@ -1,10 +1,12 @@
 """The few things that processes tell each other, over accelerate. With one process each is the identity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+from gpg_vl.errors import UserError
 
 
 def sums(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
@@ -23,6 +25,18 @@ def most(accelerator: Accelerator, value: float) -> float:
     tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
     torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tensor.item()
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
+    """Run `action` on the main process; what a user got wrong there is raised on every process, so that none waits for it."""
+    message = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except UserError as error:
+            message = str(error)
+    if message := gathered(accelerator, message)[0]:
+        raise UserError(message)
 
 
 def gathered(accelerator: Accelerator, value: Any) -> list[Any]:

@@ -37,6 +37,7 @@ from gpg_vl.training.interrupt import StopRequest
 from gpg_vl.training.loop import Hooks, Schedule, empty_group, train
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
 from gpg_vl.training.plan import Plan, make_plan
+from gpg_vl.training.ranks import on_main
 from gpg_vl.training.record import Record, truncate_metrics
 from gpg_vl.types import Example
 
@@ -145,7 +146,8 @@ def make_accelerator(config: Config) -> Accelerator:
     """Devices, precision, processes and trackers. Deterministic algorithms are switched on here if asked for."""
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # on a GPU some library kernels have no such form: there a warning names them instead of stopping the run
+        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     folder = Path(config.output.folder)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -167,19 +169,20 @@ def _tracker(name: str) -> str:
 
 def launch(
     prepared: Prepared, accelerator: Accelerator, *, resume: bool, console: Console, evaluation: Evaluation | None
-) -> Path:
-    """Load the model and train. Returns the run folder. Raises UserError or RunError."""
+) -> bool:
+    """Load the model and train. Returns False if the run was interrupted before its end. Raises UserError or RunError."""
     config, plan = prepared.config, prepared.plan
     folder = Path(config.output.folder)
-    if accelerator.is_main_process:
-        open_folder(config, resume=resume)
-    accelerator.wait_for_everyone()
+    on_main(accelerator, lambda: open_folder(config, resume=resume))
     policy, optimizer = _policy_and_optimizer(prepared)
     state, start = checkpoints.RunState(), None
     wrapped, optimizer_wrapped = accelerator.prepare(policy, optimizer)
+    data = checkpoints.data_digest(prepared.examples)
     optimizer_plain = getattr(optimizer_wrapped, "optimizer", optimizer_wrapped)
     if resume and (start := checkpoints.latest(folder / "checkpoints")):
-        state = checkpoints.restore(start, model=policy.model, optimizer=optimizer_plain, accelerator=accelerator)
+        state = checkpoints.restore(
+            start, model=policy.model, optimizer=optimizer_plain, accelerator=accelerator, data=data
+        )
         state.carry = checkpoints.revive(
             state.carry, lambda draw: empty_group(prepared.encoder, prepared.examples, draw, config.train.seed)
         )
@@ -207,13 +210,20 @@ def launch(
         hooks = Hooks(
             evaluate=partial(evaluation, engine, prepared.processing, accelerator) if evaluation else None,
             checkpoint=lambda now: _checkpoint(
-                now, folder, policy, prepared.processing, optimizer_plain, accelerator, config.output.keep_checkpoints
+                now,
+                folder,
+                policy,
+                prepared.processing,
+                optimizer_plain,
+                accelerator,
+                config.output.keep_checkpoints,
+                data,
             ),
             show=display.step,
             progress=display.phase,
             stop_wanted=stop.wanted,
         )
-        train(
+        final = train(
             policy=wrapped,
             optimizer=optimizer_plain,
             accelerator=accelerator,
@@ -228,7 +238,7 @@ def launch(
             record=Record(folder, accelerator),
             hooks=hooks,
         )
-    return folder
+    return final.step == plan.steps
 
 
 def _checkpoint(
@@ -239,6 +249,7 @@ def _checkpoint(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     keep: int,
+    data: str,
 ) -> None:
     checkpoints.save(
         folder / "checkpoints",
@@ -248,6 +259,7 @@ def _checkpoint(
         optimizer=optimizer,
         accelerator=accelerator,
         keep=keep,
+        data=data,
     )
 
 
