@@ -10,8 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpg_vl.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 TRAIN_HELP = """\
 Train a vision-language model with Group Policy Gradient.
@@ -120,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _console():  # type: ignore[no-untyped-def]  # rich is imported late: --help must be quick
-    from rich.console import Console
+def _console() -> "Console":
+    from rich.console import Console  # late: --help must be quick
 
     return Console(width=None if sys.stdout.isatty() else 140)
 

@@ -30,7 +30,7 @@ def truncate_metrics(file: Path, step: int) -> int:
         else:
             dropped += 1
     partial = file.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
+    _write(partial, "".join(kept).encode())
     partial.replace(file)
     return dropped
 
