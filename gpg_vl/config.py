@@ -69,6 +69,8 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     freeze: tuple[Literal["vision", "merger", "language"], ...] = ()
     """Parts whose weights must not change: the vision tower, the merger behind it, the language model."""
+    vision_cache_mb: int = Field(2048, ge=0)
+    """Memory for the features of images while vision and merger are frozen: each image is encoded once per run. 0: none."""
     lora_rank: int = Field(0, ge=0)
     """Rank of low-rank adapters on the language model (peft). 0 trains the weights themselves."""
     lora_alpha: float = Field(32.0, gt=0)
@@ -134,7 +136,9 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     """Divides the logits, in sampling and in training alike. top_k, top_p and penalties are off by design."""
     prompts_per_batch: int = Field(32, ge=1)
-    """Prompts that are prefilled and decoded together; affects memory and speed only."""
+    """Prompts whose image and text are computed together; affects memory and speed only."""
+    slots: int = Field(128, ge=1)
+    """Answers that are decoded together; one that ends makes room for the next. Affects memory and speed only."""
 
 
 class AlgorithmConfig(Section):
@@ -207,9 +211,12 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm."""
     tokens_per_pass: int = Field(16384, ge=1)
-    """Most padded tokens in one forward and backward pass; groups of a step are cut into passes by it."""
+    """Most tokens in one forward and backward pass; a larger group is computed in pieces, its prompt still once."""
     shared_prefix: bool = True
     """Encode image and prompt once per group. False gives every completion its own row (same gradient, slower)."""
+    attention: Literal["auto", "split", "varlen", "dense"] = "auto"
+    """How completions attend to their shared prompt. `split` runs anywhere, `varlen` needs CUDA and bfloat16, `dense` is
+    quadratic in the tokens of a pass and there to compare with. `auto` takes the fastest that was measured."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seeds data order and sampling."""
     deterministic: bool = True

@@ -372,7 +372,7 @@ def _sampling_gap() -> tuple[float, int, str]:
     prompt = Encoder(processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None).encode(example)
     sampling = Sampling(group_size=2, temperature=1.0, max_new_tokens=12, seed=0)
     (group,) = NativeEngine(policy, processing, prompts_per_batch=1).generate([prompt], sampling, [0])
-    rows = pack([prompt], [[c.token_ids for c in group]], pad=processing.tokens.pad, shared_prefix=True).to(device)
+    rows = pack([prompt], [[c.token_ids for c in group]]).to(device)
     with torch.no_grad():
         trained_K = policy(rows).logp_K.cpu()
     sampled_K = torch.tensor([logp for c in group for logp in c.logprobs])

@@ -81,6 +81,8 @@ class Prompt:
     """float32 patches of all images, or None for a text-only prompt."""
     grid_thw_I_3: Tensor | None = None
     """int64 patches of each image in time, height and width."""
+    image_keys: tuple[str, ...] = ()
+    """One per image, equal for equal patches: what an image is known by when it is to be computed once."""
 
     @property
     def length(self) -> int:

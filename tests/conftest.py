@@ -35,14 +35,24 @@ def scene_example(number: int, seed: int = 3) -> Example:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny Qwen2-VL in the ordinary format."""
+    return _vision_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", "qwen2_vl")
+
+
+@pytest.fixture(scope="session")
+def newer_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Qwen2.5-VL: windows in its vision tower, everything else as in the other."""
+    return _vision_checkpoint(tmp_path_factory.mktemp("newer") / "checkpoint", "qwen2_5_vl")
+
+
+def _vision_checkpoint(folder: Path, model_type: str) -> Path:
     from gpg_vl.models import tiny
 
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     corpus = [row["prompt"] for row in scenes.rows(3, 40)] + list("ABCD0123456789")
     tokenizer = tiny.tiny_tokenizer(corpus, 384)
     config = tiny.tiny_config(
         tokenizer,
         384,
+        model_type=model_type,
         num_hidden_layers=2,
         hidden_size=64,
         intermediate_size=96,

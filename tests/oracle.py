@@ -24,7 +24,8 @@ def naive_logp(
         }
     if hasattr(model, "model") and hasattr(model.model, "rope_deltas"):
         model.model.rope_deltas = None
-    logits_T_V = model(input_ids=ids, use_cache=False, **arguments).logits[0].float() / temperature
+    logits_T_V = model(input_ids=ids, use_cache=False, **arguments).logits[0]
+    logits_T_V = logits_T_V.to(torch.promote_types(logits_T_V.dtype, torch.float32)) / temperature
     forbidden = torch.zeros(logits_T_V.shape[1], dtype=torch.bool)
     forbidden[list(tokens.never_sampled)] = True
     logp = torch.log_softmax(logits_T_V.masked_fill(forbidden, -torch.inf), dim=-1)

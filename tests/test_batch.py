@@ -19,7 +19,6 @@ from gpg_vl.training.batch import Objective, Pass, counts_of, idle_pass, make_pa
 from gpg_vl.types import Completion, Example, Group, Prompt
 
 VOCABULARY = 11
-PAD = 0
 LIMIT = 9
 REWARDS = [
     (1.0, 0.0, 0.0),
@@ -63,6 +62,7 @@ def make_prompt(number: int) -> Prompt:
         image_mask_T=torch.arange(length) == (1 if pictured else -1),
         pixel_values_N=torch.full((4, 2), float(number)) if pictured else None,
         grid_thw_I_3=torch.tensor([[1, 2, 2]]) if pictured else None,
+        image_keys=(f"picture {number}",) if pictured else (),
     )
 
 
@@ -110,7 +110,6 @@ def passes_of(
         counts=add([counts_of([g]) for g in everyone]),
         batch_std=deviation(everyone),
         tokens_per_pass=tokens_per_pass,
-        pad=PAD,
         shared_prefix=shared_prefix,
     )
 
@@ -124,9 +123,13 @@ def gradient_of(passes: Sequence[Pass]) -> Tensor:
     """Each pass backward on its own, gradients added up, as an optimizer step does."""
     logits = table()
     for one in passes:
-        sources = one.rows.ids_B_S[one.rows.source_row_K, one.rows.source_column_K]
-        logp_K = torch.log_softmax(logits[sources], dim=1)[torch.arange(len(sources)), one.rows.targets_K]
-        (-(one.coefficients_K.double() * logp_K).sum()).backward()
+        at = 0
+        for part in one.packed.suffixes:
+            sources = torch.cat([one.packed.ids_S, part.ids_U])[part.source_K]
+            logp_K = torch.log_softmax(logits[sources], dim=1)[torch.arange(len(sources)), part.targets_K]
+            (-(one.coefficients_K[at : at + len(sources)].double() * logp_K).sum()).backward()
+            at += len(sources)
+        assert at == len(one.coefficients_K)
     return torch.zeros_like(logits) if logits.grad is None else logits.grad
 
 
@@ -213,18 +216,61 @@ def test_counting_per_rank_would_be_wrong(groups: list[Group]) -> None:
 @pytest.mark.parametrize("turned", [False, True], ids=["longest last", "longest first"])
 @pytest.mark.parametrize("shared_prefix", [True, False])
 def test_a_pass_holds_as_much_as_it_may(groups: list[Group], shared_prefix: bool, turned: bool) -> None:
-    """No pass is above the limit unless it is one group, and the next pass's first group would not have fitted."""
+    """No pass is above the limit unless it is one group, and the first of the next pass would not have fitted."""
     by_length = sorted((g for g in groups if g.is_valid), key=row_length, reverse=turned)
+    trained = [(g, c) for g in by_length for c, r in zip(g.completions, g.rewards, strict=True) if r != mean(g.rewards)]
     for limit in range(1, 220, 6):
         passes = passes_of(by_length, tokens_per_pass=limit, shared_prefix=shared_prefix)
-        held = [len(one.rows.lengths_PG) // 3 for one in passes]
-        assert sum(held) == len(by_length)
-        for one, number in zip(passes, held, strict=True):
-            assert number == 1 or one.rows.ids_B_S.numel() <= limit
-        for i in range(len(passes) - 1):
-            start = sum(held[:i])
-            (merged,) = passes_of(by_length[start : start + held[i] + 1], shared_prefix=shared_prefix)
-            assert merged.rows.ids_B_S.numel() > limit, "the first group of the next pass would have fitted"
+        assert sum(len(one.packed.counts) for one in passes) == len(trained)
+        for one, following in zip(passes, [*passes[1:], None], strict=True):
+            alone = len(one.packed.prefix_lengths) == 1
+            assert alone or one.packed.tokens <= limit
+            assert (len(one.packed.suffixes) > 1) <= (shared_prefix and one.packed.tokens > limit)
+            if following is not None:
+                first = following.packed.prefix_lengths[0]
+                first += sum(
+                    n
+                    for part in following.packed.suffixes
+                    for n, p in zip(part.lengths, part.prefixes, strict=True)
+                    if not p
+                )
+                assert one.packed.tokens + first > limit, "the first group of the next pass would have fitted"
+
+
+def test_a_group_above_the_limit_is_cut_into_pieces_that_keep_it(groups: list[Group]) -> None:
+    """The prompt stands in the pass once; each piece holds as many completions as fit beside it, at least one."""
+    for limit in range(1, 60, 3):
+        for one in passes_of([groups[0]], tokens_per_pass=limit):
+            (prompt,) = one.packed.prefix_lengths
+            held = [sum(part.lengths) for part in one.packed.suffixes]
+            assert all(
+                prompt + n <= limit or len(part.lengths) == 1 for n, part in zip(held, one.packed.suffixes, strict=True)
+            )
+            firsts = [part.lengths[0] for part in one.packed.suffixes[1:]]
+            assert all(prompt + n + more > limit for n, more in zip(held, firsts, strict=False))
+
+
+def test_completions_with_the_mean_reward_cost_nothing(groups: list[Group]) -> None:
+    """Rewards 0, 1/2, 1: the middle one has advantage 0, is not run, and still counts in the denominator."""
+    group = replace(groups[0], rewards=(0.0, 0.5, 1.0))
+    (one,) = passes_of([group])
+    lengths = [len(c.token_ids) for c in group.completions]
+    assert one.packed.counts == (lengths[0], lengths[2])
+    assert one.coefficients_K[0].item() == pytest.approx(-0.5 / sum(lengths))
+    assert one.coefficients_K[-1].item() == pytest.approx(0.5 / sum(lengths))
+
+
+def test_groups_with_the_same_images_share_a_pass_and_the_image(groups: list[Group]) -> None:
+    """Whatever stands between them, and also if they do not fit."""
+    pictured = [g for g in groups if g.is_valid and g.prompt.image_keys]
+    other = next(g for g in groups if g.is_valid and not g.prompt.image_keys)
+    twin = replace(pictured[0], prompt=replace(pictured[0].prompt, example_id="twin"))
+    for limit in (45, 10**6):
+        passes = passes_of([pictured[0], other, twin], tokens_per_pass=limit)
+        (holding,) = [one for one in passes if one.packed.image_keys]
+        assert holding.packed.image_keys == pictured[0].prompt.image_keys
+        assert len(holding.packed.image_places) == 2
+        assert holding.packed.patches == 4
 
 
 def test_groups_without_signal_are_counted_and_cost_no_pass(groups: list[Group]) -> None:
@@ -242,23 +288,34 @@ def test_tokens_log_probs_and_pictures_stay_in_the_order_of_the_groups(
     groups: list[Group], tokens_per_pass: int, shared_prefix: bool
 ) -> None:
     passes = passes_of(groups, tokens_per_pass=tokens_per_pass, shared_prefix=shared_prefix)
-    completions = [c for g in groups if g.is_valid for c in g.completions]
+    trained = [
+        (g, c)
+        for g in groups
+        if g.is_valid
+        for c, r in zip(g.completions, g.rewards, strict=True)
+        if r != mean(g.rewards)
+    ]
+    completions = [c for _, c in trained]
     assert torch.cat([one.sampled_logp_K for one in passes]).tolist() == [p for c in completions for p in c.logprobs]
-    assert torch.cat([one.rows.targets_K for one in passes]).tolist() == [t for c in completions for t in c.token_ids]
+    targets = [part.targets_K for one in passes for part in one.packed.suffixes]
+    assert torch.cat(targets).tolist() == [t for c in completions for t in c.token_ids]
     for one in passes:
-        assert len(one.coefficients_K) == len(one.sampled_logp_K) == int(one.rows.lengths_PG.sum())
-    pictures = [g.prompt for g in groups if g.is_valid and g.prompt.pixel_values_N is not None]
-    copies = 1 if shared_prefix else 3
-    expected = torch.cat([p.pixel_values_N for p in pictures for _ in range(copies)])
-    found = [one.rows.pixel_values_N for one in passes if one.rows.pixel_values_N is not None]
+        assert len(one.coefficients_K) == len(one.sampled_logp_K) == sum(one.packed.counts)
+    rows = (
+        [g.prompt for g, _ in trained] if not shared_prefix else list({g.draw: g.prompt for g, _ in trained}.values())
+    )
+    expected = torch.cat([p.pixel_values_N for p in rows if p.pixel_values_N is not None])
+    found = [one.packed.pixel_values_N for one in passes if one.packed.pixel_values_N is not None]
     assert torch.equal(torch.cat(found), expected)
+    if shared_prefix:
+        assert [e for one in passes for e in one.examples] == list(dict.fromkeys(g.example.id for g, _ in trained))
 
 
 def test_an_idle_pass_adds_exactly_nothing() -> None:
-    one = idle_pass(PAD)
+    one = idle_pass()
     assert torch.count_nonzero(gradient_of([one])) == 0
-    assert one.rows.ids_B_S.numel() == 2
-    assert len(one.coefficients_K) == len(one.rows.targets_K) == 1
+    assert one.packed.tokens == 1
+    assert len(one.coefficients_K) == len(one.packed.suffixes[0].targets_K) == 1
     assert len(one.sampled_logp_K) == 0, "nothing was sampled, so nothing is compared"
 
 
@@ -283,6 +340,10 @@ def test_alpha_of_the_running_example_is_two_not_sixteen_sevenths() -> None:
 
 def test_an_unscored_group_carries_no_signal() -> None:
     assert counts_of([replace(make_group(0), rewards=())]).valid_groups == 0
+
+
+def mean(rewards: Sequence[float]) -> float:
+    return sum(rewards) / len(rewards)
 
 
 def row_length(group: Group) -> int:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -305,12 +306,13 @@ def test_little_memory_and_little_disk_are_told(monkeypatch: pytest.MonkeyPatch,
 
 def test_log_probs_that_differ_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that records something else than what the policy computes: here off by a thousandth."""
-    real = NativeEngine._completion
+    real = NativeEngine.generate
 
-    def off(self: NativeEngine, ids: list[int], logps: list[float], prefill: str) -> Any:
-        return real(self, ids, [p + 1e-3 for p in logps], prefill)
+    def off(self: NativeEngine, *arguments: Any) -> Any:
+        groups = real(self, *arguments)
+        return [tuple(replace(c, logprobs=tuple(p + 1e-3 for p in c.logprobs)) for c in group) for group in groups]
 
-    monkeypatch.setattr(NativeEngine, "_completion", off)
+    monkeypatch.setattr(NativeEngine, "generate", off)
     (finding,) = doctor._self_test()
     assert finding.status == "problem"
     assert "differ by 1.0e-03" in finding.detail

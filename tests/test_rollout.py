@@ -13,6 +13,7 @@ from test_policy import encoder, prompts
 
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.rollout.decode import cast_matrices, with_matrices
 from gpg_vl.rollout.engine import Sampling, choose, truncate, uniforms
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.types import Example
@@ -26,8 +27,28 @@ def policy(tiny_checkpoint: Path) -> Policy:
     return Policy(load_model(str(tiny_checkpoint)), processing.family, processing.tokens)
 
 
-def engine(policy: Policy, checkpoint: Path, prompts_per_batch: int = 8) -> NativeEngine:
-    return NativeEngine(policy, load_processing(str(checkpoint)), prompts_per_batch=prompts_per_batch)
+def engine(policy: Policy, checkpoint: Path, prompts_per_batch: int = 8, slots: int = 128) -> NativeEngine:
+    return NativeEngine(policy, load_processing(str(checkpoint)), prompts_per_batch=prompts_per_batch, slots=slots)
+
+
+class Constant(torch.nn.Module):
+    """In the place of the last norm: the same hidden state everywhere, so that the head alone decides."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(x)
+
+
+def preferring(checkpoint: Path, tokens: list[int], *, by: float) -> Policy:
+    """A policy whose logits are `by` for these tokens and 0 for all others."""
+    processing = load_processing(str(checkpoint))
+    model = load_model(str(checkpoint))
+    head = torch.nn.Linear(64, 384, bias=False)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[tokens] = by / 64
+    model.set_output_embeddings(head)
+    model.model.language_model.norm = Constant()
+    return Policy(model, processing.family, processing.tokens)
 
 
 def some_prompts(checkpoint: Path) -> list:
@@ -48,11 +69,14 @@ def test_recorded_log_probs_are_those_of_the_stock_model(policy: Policy, tiny_ch
             assert torch.allclose(torch.tensor(completion.logprobs), expected.detach(), atol=1e-4, rtol=0)
 
 
-def test_the_same_answers_whatever_the_batch_cut_and_the_order(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_the_same_answers_whatever_the_cut_the_slots_and_the_order(policy: Policy, tiny_checkpoint: Path) -> None:
     four = some_prompts(tiny_checkpoint)
     whole = engine(policy, tiny_checkpoint, 8).generate(four, SAMPLING, [10, 11, 12, 13])
-    for cut in (1, 2, 3):
-        again = engine(policy, tiny_checkpoint, cut).generate(four, SAMPLING, [10, 11, 12, 13])
+    assert len({len(c.token_ids) for g in whole for c in g}) > 1, "slots must become free at different times"
+    for cut, slots in ((1, 128), (2, 1), (3, 3), (4, 5), (1, 15)):
+        again = engine(policy, tiny_checkpoint, cut, slots).generate(four, SAMPLING, [10, 11, 12, 13])
+        for a, b in zip([c for g in again for c in g], [c for g in whole for c in g], strict=True):
+            assert np.allclose(a.logprobs, b.logprobs, atol=1e-5, rtol=0)
         assert [[c.token_ids for c in g] for g in again] == [[c.token_ids for c in g] for g in whole]
     backwards = engine(policy, tiny_checkpoint, 3).generate(four[::-1], SAMPLING, [13, 12, 11, 10])[::-1]
     assert [[c.token_ids for c in g] for g in backwards] == [[c.token_ids for c in g] for g in whole]
@@ -77,16 +101,9 @@ def test_members_draws_and_seeds_differ(policy: Policy, tiny_checkpoint: Path) -
 def test_vision_tokens_are_never_sampled(tiny_checkpoint: Path) -> None:
     """Also if the model likes nothing better."""
     processing = load_processing(str(tiny_checkpoint))
-    model = load_model(str(tiny_checkpoint))
     assert len(processing.tokens.never_sampled) == 5
     assert processing.tokens.image in processing.tokens.never_sampled
-    head = torch.nn.Linear(64, 384)
-    with torch.no_grad():
-        head.weight.copy_(model.get_output_embeddings().weight)
-        head.bias.zero_()
-        head.bias[list(processing.tokens.never_sampled)] = 100.0
-    model.set_output_embeddings(head)
-    policy = Policy(model, processing.family, processing.tokens)
+    policy = preferring(tiny_checkpoint, list(processing.tokens.never_sampled), by=100.0)
     for temperature in (0.0, 1.0):
         out = engine(policy, tiny_checkpoint).generate(
             prompts(tiny_checkpoint), replace(SAMPLING, temperature=temperature), [0, 1]
@@ -100,14 +117,7 @@ def test_every_end_token_ends_an_answer(tiny_checkpoint: Path) -> None:
     processing = load_processing(str(tiny_checkpoint))
     assert len(processing.tokens.ends) == 2
     for end in processing.tokens.ends:
-        model = load_model(str(tiny_checkpoint))
-        head = torch.nn.Linear(64, 384)
-        with torch.no_grad():
-            head.weight.zero_()
-            head.bias.zero_()
-            head.bias[end] = 50.0
-        model.set_output_embeddings(head)
-        policy = Policy(model, processing.family, processing.tokens)
+        policy = preferring(tiny_checkpoint, [end], by=50.0)
         (group,) = engine(policy, tiny_checkpoint).generate(prompts(tiny_checkpoint)[:1], SAMPLING, [0])
         assert {(c.token_ids, c.finish_reason, c.text) for c in group} == {((end,), "stop", "")}
 
@@ -137,9 +147,73 @@ def test_image_and_prompt_are_computed_once_per_prompt(policy: Policy, tiny_chec
     for hook in hooks:
         hook.remove()
     assert sum(patches) == sum(len(p.pixel_values_N) for p in two) == run.work.vision_patches
-    assert tuple(prefilled[0]) == (2, max(p.length for p in two))
-    assert all(tuple(shape) == (8, 1) for shape in prefilled[1:]), "after the prefill only single tokens are decoded"
+    assert tuple(prefilled[0]) == (1, sum(p.length for p in two))
+    assert all(shape[1] == 1 for shape in prefilled[1:]), "after the prefill only single tokens are decoded"
     assert run.work.prefilled_tokens == sum(p.length for p in two)
+    assert run.work.slot_steps == sum(shape[0] for shape in prefilled[1:])
+    assert run.work.decode_calls == len(prefilled) - 1
+
+
+def test_an_image_that_is_asked_about_twice_is_computed_once_per_call(policy: Policy, tiny_checkpoint: Path) -> None:
+    """Also in another batch of prompts; and again in the next call, when the weights may be others."""
+    encode = encoder(tiny_checkpoint).encode
+    picture = scene_example(1)
+    twice = [encode(replace(picture, id=q, prompt=f"<image>{q}")) for q in ("How many?", "Which is nearer?")]
+    run = engine(policy, tiny_checkpoint, prompts_per_batch=1)
+    first = run.generate(twice, SAMPLING, [0, 1])
+    assert run.work.vision_patches == len(twice[0].pixel_values_N)
+    assert run.generate(twice, SAMPLING, [0, 1]) == first
+    assert run.work.vision_patches == 2 * len(twice[0].pixel_values_N)
+
+
+def test_a_finished_slot_takes_the_next_answer(policy: Policy, tiny_checkpoint: Path) -> None:
+    """16 answers in 3 slots: as many calls as a slot at most needs, not as the longest answer of each three in turn."""
+    four = some_prompts(tiny_checkpoint)
+    run = engine(policy, tiny_checkpoint, slots=3)
+    lengths = [len(c.token_ids) - 1 for g in run.generate(four, SAMPLING, [10, 11, 12, 13]) for c in g]
+    busy, calls = [0, 0, 0], 0
+    waiting = list(lengths)
+    while True:  # the schedule by hand: an answer of n tokens occupies its slot for n - 1 calls
+        for s in range(3):
+            while not busy[s] and waiting:
+                busy[s] = waiting.pop(0)
+        if not any(busy):
+            break
+        busy, calls = [max(0, b - 1) for b in busy], calls + 1
+    in_turns = sum(max(lengths[i : i + 3]) for i in range(0, len(lengths), 3))
+    assert run.work.decode_calls == calls < in_turns
+    assert run.work.decoded_tokens == sum(lengths) + len(lengths)
+
+
+def test_slots_that_nobody_waits_for_are_given_up(tiny_checkpoint: Path) -> None:
+    """Answers end with about one chance in ten per token: half of the 16 slots are empty soon."""
+    ends = load_processing(str(tiny_checkpoint)).tokens.ends
+    run = engine(preferring(tiny_checkpoint, list(ends), by=3.0), tiny_checkpoint, slots=16)
+    sampling = replace(SAMPLING, max_new_tokens=40)
+    groups = run.generate(some_prompts(tiny_checkpoint), sampling, [10, 11, 12, 13])
+    lengths = [len(c.token_ids) for g in groups for c in g]
+    assert max(lengths) > 10
+    assert sum(n - 1 for n in lengths) <= run.work.slot_steps < 0.6 * 16 * (max(lengths) - 1)
+
+
+def test_matrices_cast_once_give_the_numbers_of_autocast(policy: Policy, tiny_checkpoint: Path) -> None:
+    """What decoding on CUDA computes with, bit for bit; and the parameters are back in their place afterwards."""
+    hidden = torch.randn(3, 1, 64, generator=torch.Generator().manual_seed(0))
+    layer = policy.model.model.language_model.layers[0].mlp
+    matrices = cast_matrices(policy, torch.bfloat16)
+    names = {name.rpartition(".")[0].rpartition(".")[2] for name in matrices}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
+    seen: list[torch.dtype] = []
+
+    def run() -> torch.Tensor:
+        seen.append(layer.up_proj.weight.dtype)
+        return layer(hidden)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = run()
+        assert torch.equal(with_matrices(policy, matrices, run), expected)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert layer.up_proj.weight.dtype == torch.float32
 
 
 def test_greedy_is_the_argmax_of_the_stock_model(policy: Policy, tiny_checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from gpg_vl.data.images import load_image
 from gpg_vl.data.rows import IMAGE_MARK, count_marks
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import VISION_TOKENS
+from gpg_vl.models.features import image_key
 from gpg_vl.models.load import Processing
 from gpg_vl.types import Example, Message, Prompt
 
@@ -101,6 +102,7 @@ class Encoder:
             image_mask_T=image_mask_T,
             pixel_values_N=pixel_values,
             grid_thw_I_3=grid,
+            image_keys=_keys(pixel_values, grid),
         )
 
     def _templated(self, messages: tuple[Message, ...]) -> str:
@@ -165,6 +167,13 @@ class Encoder:
             )
         features = self.processing.image_processor(images=resized, do_resize=False, return_tensors="pt")
         return features["pixel_values"].float(), features["image_grid_thw"].long()
+
+
+def _keys(pixel_values_N: Tensor | None, grid_thw_I_3: Tensor | None) -> tuple[str, ...]:
+    if pixel_values_N is None or grid_thw_I_3 is None:
+        return ()
+    patches = pixel_values_N.split(grid_thw_I_3.prod(dim=1).tolist())
+    return tuple(image_key(one, grid) for one, grid in zip(patches, grid_thw_I_3, strict=True))
 
 
 def _styled(example: Example, style: PromptStyle) -> tuple[Message, ...]:

@@ -1,8 +1,8 @@
 """What differs between model families, all of it in this one place.
 
 A family says which tokens stand for vision, how a grid of patches becomes positions, and where the parts of the model
-are. Qwen2-VL is complete; text-only Qwen2 and Qwen2.5 take the same path with no vision part. To add a family, add an
-entry to `FAMILIES` and, if its positions differ, a position function; the tests run over every entry.
+are. Qwen2-VL and Qwen2.5-VL are complete; text-only Qwen2 and Qwen2.5 take the same path with no vision part. To add a
+family, add an entry to `FAMILIES` and, if its positions differ, a position function; the tests run over every entry.
 """
 
 from collections.abc import Callable
@@ -92,6 +92,15 @@ FAMILIES = {
         Family(
             model_type="qwen2_vl",
             model_class="Qwen2VLForConditionalGeneration",
+            has_vision=True,
+            patch_size=14,
+            merge_size=2,
+            image_markup=_QWEN_IMAGE,
+            positions=mrope_positions,
+        ),
+        Family(
+            model_type="qwen2_5_vl",
+            model_class="Qwen2_5_VLForConditionalGeneration",
             has_vision=True,
             patch_size=14,
             merge_size=2,

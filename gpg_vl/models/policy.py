@@ -1,34 +1,47 @@
-"""The policy: one module whose forward turns rows of groups into a loss, or into log-probs.
+"""The policy: one module whose forward turns a packed pass into a loss, or into log-probs.
 
 Everything that touches a parameter happens inside `forward`, so distributed wrappers see ordinary module calls.
+
+A pass is computed in one piece, or in two phases: the prefixes once, with their graph; then the suffixes piece by piece
+against the prefixes' keys and values, each piece forward and backward; the gradients that the pieces leave in those keys and
+values go through the prefixes once. Both ways give the same gradient; the second holds one piece's activations at a time.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import Cache
 
-from gpg_vl.algorithms.losses import gpg_loss
 from gpg_vl.errors import UserError
+from gpg_vl.models import attention
+from gpg_vl.models.attention import Branches, Kernel, LayerAttention, SharedPrefix
 from gpg_vl.models.families import Family
-from gpg_vl.models.layout import Rows, sibling_mask
+from gpg_vl.models.features import FeatureCache
+from gpg_vl.models.head import gpg_head, sampling_logits, token_scores, with_gradient
+from gpg_vl.models.layout import Packed, Suffixes
 from gpg_vl.models.load import Tokens
-
-HEAD_TILE_ELEMENTS = 2**24
-"""Most elements of one [tokens, vocabulary] tile of the head: 64 MB in float32."""
 
 
 class PolicyOutput(NamedTuple):
-    """What one pass returns. `_K` are the completion tokens of the pass, in the order of `Rows.targets_K`."""
+    """What one pass returns. `_K` are the completion tokens of the pass, in the order of its completions."""
 
     loss: Tensor
-    """- sum of coefficients_K * logp_K, to differentiate."""
+    """- sum of coefficients_K * logp_K, to differentiate; 0 without coefficients."""
     logp_K: Tensor
-    """log pi of every completion token, without gradient."""
+    """log pi of every completion token. Differentiable only if no coefficients were given."""
     entropy_K: Tensor
     """Entropy in nats of the distribution each token was drawn from, without gradient."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """What the policy has computed so far, counted where it is done."""
+
+    vision_patches: int = 0
+    tower_tokens: int = 0
 
 
 class Policy(nn.Module):
@@ -36,112 +49,278 @@ class Policy(nn.Module):
 
     model: the transformers model, with or without adapters in it.
     temperature: divides the logits, as it does in sampling.
+    kernel: how attention over shared prefixes is computed, see `models.attention`.
+    features: kept image features; None computes every image of every pass.
     """
 
-    def __init__(self, model: nn.Module, family: Family, tokens: Tokens, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        tokens: Tokens,
+        *,
+        temperature: float = 1.0,
+        kernel: Kernel = "split",
+        features: FeatureCache | None = None,
+    ) -> None:
         super().__init__()
+        _refuse_unsupported(model)
+        attention.install(model, has_vision=family.has_vision)
         self.model = model
         self.family = family
         self.temperature = temperature
-        config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise UserError(
-                f"The model has layers of type {', '.join(sorted(kinds))}; only full_attention is supported. Set "
-                f"use_sliding_window to false in the checkpoint's config.json if its prompts are short enough."
-            )
-        if getattr(config, "attention_dropout", 0.0):
-            raise UserError(
-                f"The model has attention_dropout {config.attention_dropout}; only 0 is allowed, because the policy that "
-                f"samples and the one that trains must be the same. Set it to 0 in the checkpoint's config.json."
-            )
+        self.kernel = kernel
+        self.work = Work()
+        self._features = features
+        self._rollout_features: FeatureCache | None = None
         never = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
         never[list(tokens.never_sampled)] = True
         self.register_buffer("never_sampled_V", never, persistent=False)
 
-    def forward(self, rows: Rows, coefficients_K: Tensor | None = None) -> PolicyOutput:
-        """Score the completions of `rows`; `coefficients_K` (default 0) weighs each token's log-prob in the loss."""
-        hidden = self.hidden_states(rows)
-        hidden_K_H = hidden[rows.source_row_K, rows.source_column_K]
-        coefficients_K = (
-            torch.zeros(len(hidden_K_H), device=hidden.device) if coefficients_K is None else coefficients_K
-        )
-        tile = max(1, HEAD_TILE_ELEMENTS // self.never_sampled_V.shape[0])
-        loss = hidden_K_H.new_zeros((), dtype=torch.float32)
-        logps, entropies = [], []
-        for start in range(0, len(hidden_K_H), tile):
-            part = slice(start, start + tile)
-            arguments = (hidden_K_H[part], rows.targets_K[part])
-            if (
-                torch.is_grad_enabled()
-            ):  # the tile's logits are computed again in the backward pass instead of being kept
-                logp, entropy = checkpoint(self._score, *arguments, use_reentrant=False)
-            else:
-                logp, entropy = self._score(*arguments)
-            loss = loss + gpg_loss(logp, coefficients_K[part]).loss
-            logps.append(logp.detach())
-            entropies.append(entropy.detach())
-        empty = hidden_K_H.new_zeros(0)
-        return PolicyOutput(
-            loss + 0.0 * hidden.float().sum(), torch.cat(logps or [empty]), torch.cat(entropies or [empty])
-        )
+    def forward(self, packed: Packed, coefficients_K: Tensor | None = None) -> PolicyOutput:
+        """Score the completions of `packed`; `coefficients_K` weighs each token's log-prob in the loss."""
+        if coefficients_K is None:
+            return self._log_probs(packed)
+        if len(packed.suffixes) > 1 and torch.is_grad_enabled():
+            return self._two_phases(packed, coefficients_K)
+        outputs = []
+        for hidden_K_H, part, weights_K in self._pieces(packed, coefficients_K):
+            outputs.append(self._loss(hidden_K_H, part, weights_K))
+        return _added(outputs)
 
-    def hidden_states(self, rows: Rows) -> Tensor:
-        """Final hidden states [B, S, H] of every token of every row."""
-        return self.tower_states(rows.positions_3_B_S, sibling_mask(rows.segments_B_S), embeddings=self.embed(rows))
+    def _log_probs(self, packed: Packed) -> PolicyOutput:
+        scores = [
+            token_scores(hidden, self._head_weight, part.targets_K, self.never_sampled_V, temperature=self.temperature)
+            for hidden, part, _ in self._pieces(packed, None)
+        ]
+        logp_K, entropy_K = (torch.cat(column) for column in zip(*scores, strict=True))
+        return PolicyOutput(logp_K.new_zeros(()), logp_K, entropy_K)
 
-    def embed(self, rows: Rows) -> Tensor:
-        """[B, S, H]: token embeddings with the image features put in their places."""
-        embeddings = self.embed_tokens(rows.ids_B_S)
-        if rows.pixel_values_N is None:
+    def _pieces(
+        self, packed: Packed, coefficients_K: Tensor | None
+    ) -> Iterator[tuple[Tensor, Suffixes, Tensor | None]]:
+        """Hidden states before each completion token, for each piece of the pass."""
+        if len(packed.suffixes) == 1:
+            (part,) = packed.suffixes
+            ids, positions = _joined(packed.ids_S, part.ids_U), _joined(packed.positions_3_S, part.positions_3_U)
+            shared = self._shared(packed, part)
+            states_T_H = self.tower(self.embed(packed, ids), positions, shared)
+            yield states_T_H[part.source_K], part, coefficients_K
+            return
+        states_S_H, keys = self.prefixes(packed)
+        at = 0
+        for part in packed.suffixes:
+            end = at + len(part.targets_K)
+            states_T_H = torch.cat([states_S_H, self._suffix_states(packed, part, keys)])
+            yield states_T_H[part.source_K], part, None if coefficients_K is None else coefficients_K[at:end]
+            at = end
+
+    def _two_phases(self, packed: Packed, coefficients_K: Tensor) -> PolicyOutput:
+        states_S_H, keys = self.prefixes(packed)
+        crossing = [states_S_H, *(x for pair in keys for x in pair)]
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in crossing]
+        leaf_keys = list(zip(leaves[1::2], leaves[2::2], strict=True))
+        parameters = [p for p in self._language_parameters() if p.requires_grad]
+        wanted = [x for x in leaves if x.requires_grad] + parameters
+        gradients: list[Tensor | None] = [None] * len(wanted)
+        outputs, at = [], 0
+        for part in packed.suffixes:
+            end = at + len(part.targets_K)
+            states_T_H = torch.cat([leaves[0], self._suffix_states(packed, part, leaf_keys)])
+            output = self._loss(states_T_H[part.source_K], part, coefficients_K[at:end])
+            with torch.autocast(states_T_H.device.type, enabled=False):
+                fresh = torch.autograd.grad(output.loss, wanted, allow_unused=True)
+            gradients = [_sum(held, more) for held, more in zip(gradients, fresh, strict=True)]
+            outputs.append(PolicyOutput(output.loss.detach(), output.logp_K, output.entropy_K))
+            at = end
+        total = _added(outputs)
+        inputs = [x for x in crossing if x.requires_grad] + parameters
+        return total._replace(loss=with_gradient(total.loss, inputs, gradients))
+
+    def prefixes(self, packed: Packed) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Final hidden states [S, H] of the prefixes, and each layer's keys and values [1, Hkv, S, D]."""
+        device = packed.ids_S.device
+        branches = Branches(prefix_lengths=packed.prefix_lengths)
+        shared = SharedPrefix(attend=attention.make_attend(self.kernel, branches, device))
+        states_S_H = self.tower(self.embed(packed, packed.ids_S), packed.positions_3_S, shared)
+        # a list of its own: recomputation under gradient checkpointing calls the attention again
+        return states_S_H, [shared.kept[layer] for layer in sorted(shared.kept)]
+
+    def _suffix_states(self, packed: Packed, part: Suffixes, keys: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """[U, H]"""
+        if not len(part.ids_U):
+            return keys[0][0].new_zeros(0, self._head_weight.shape[1])
+        branches = Branches(
+            prefix_lengths=packed.prefix_lengths,
+            suffix_lengths=part.lengths,
+            prefixes=part.prefixes,
+            prefix_queries=False,
+        )
+        attend = attention.make_attend(self.kernel, branches, part.ids_U.device)
+        return self.tower(self.embed_tokens(part.ids_U), part.positions_3_U, SharedPrefix(attend=attend, given=keys))
+
+    def _shared(self, packed: Packed, part: Suffixes) -> SharedPrefix:
+        branches = Branches(prefix_lengths=packed.prefix_lengths, suffix_lengths=part.lengths, prefixes=part.prefixes)
+        return SharedPrefix(attend=attention.make_attend(self.kernel, branches, packed.ids_S.device))
+
+    def _loss(self, hidden_K_H: Tensor, part: Suffixes, coefficients_K: Tensor) -> PolicyOutput:
+        output = gpg_head(
+            hidden_K_H,
+            self._head_weight,
+            part.targets_K,
+            coefficients_K,
+            self.never_sampled_V,
+            temperature=self.temperature,
+        )
+        return PolicyOutput(output.loss, output.logp_K, output.entropy_K)
+
+    def tower(self, embeddings_T_H: Tensor, positions_3_T: Tensor, shared: LayerAttention) -> Tensor:
+        """The text tower alone: [T, H] or, for T rows of one token, [T, 1, H]. Positions and attention are given, not derived."""
+        is_one_row = embeddings_T_H.dim() == 2
+        embeddings_B_T_H = embeddings_T_H[None] if is_one_row else embeddings_T_H
+        positions_3_B_T = positions_3_T[:, None] if is_one_row else positions_3_T
+        self.work.tower_tokens += embeddings_B_T_H.shape[0] * embeddings_B_T_H.shape[1]
+        states = self.family.language_model(self.model)(
+            inputs_embeds=embeddings_B_T_H,
+            position_ids=positions_3_B_T if self.family.has_vision else positions_3_B_T[0],
+            attention_mask={"full_attention": None},
+            use_cache=False,
+            shared=shared,
+        ).last_hidden_state
+        return states[0] if is_one_row else states
+
+    def embed(self, packed: Packed, ids_T: Tensor) -> Tensor:
+        """[T, H]: embeddings of the prefixes' ids, image features in their places, and of what follows them in `ids_T`."""
+        embeddings = self.embed_tokens(ids_T)
+        if packed.pixel_values_N is None:
             return embeddings + 0.0 * self._blank_features(embeddings) if torch.is_grad_enabled() else embeddings
-        features = self.image_features(rows.pixel_values_N, rows.grid_thw_I_3)
-        where = rows.image_mask_B_S[..., None].expand_as(embeddings)
-        return embeddings.masked_scatter(where, features.to(embeddings.dtype))
+        features = self.image_features(packed)
+        placed = torch.cat([features[i] for i in packed.image_places]).to(embeddings.dtype)
+        where_T = torch.nn.functional.pad(packed.image_mask_S, (0, len(ids_T) - len(packed.ids_S)))
+        return embeddings.masked_scatter(where_T[:, None].expand_as(embeddings), placed)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def image_features(self, packed: Packed) -> list[Tensor]:
+        """[image tokens, H] of each distinct image: kept ones where they are valid, else one pass of the vision tower."""
+        if packed.pixel_values_N is None or packed.grid_thw_I_3 is None:
+            return []
+        if not self._trains_vision() and self._features is not None:
+            # one image at a time, so that features are a function of the image alone and resuming finds the same
+            with torch.no_grad():
+                return self._remembered(packed, self._features, one_by_one=True)
+        if self._rollout_features is not None and not torch.is_grad_enabled():
+            return self._remembered(packed, self._rollout_features, one_by_one=False)
+        return self._seen(packed.pixel_values_N, packed.grid_thw_I_3)
+
+    @contextmanager
+    def remembering_images(self, max_bytes: int = 2**31) -> Iterator[None]:
+        """Within, weights do not change, and an image that was seen without gradient is not computed again."""
+        self._rollout_features = FeatureCache(max_bytes)
+        try:
+            yield
+        finally:
+            self._rollout_features = None
+
+    def _remembered(self, packed: Packed, cache: FeatureCache, *, one_by_one: bool) -> list[Tensor]:
+        dtype = attention_dtype(self)
+        known = {key: cache.get(key, dtype) for key in packed.image_keys}
+        missing = [i for i, key in enumerate(packed.image_keys) if known[key] is None]
+        sizes = packed.grid_thw_I_3.prod(dim=1).tolist()
+        patches = packed.pixel_values_N.split(sizes)
+        for chunk in [[i] for i in missing] if one_by_one else [missing] if missing else []:
+            seen = self._seen(torch.cat([patches[i] for i in chunk]), packed.grid_thw_I_3[chunk])
+            for i, features in zip(chunk, seen, strict=True):
+                known[packed.image_keys[i]] = features
+                cache.put(packed.image_keys[i], features, dtype)
+        return [known[key] for key in packed.image_keys]
+
+    def _seen(self, pixel_values_N: Tensor, grid_thw_I_3: Tensor) -> list[Tensor]:
+        self.work.vision_patches += len(pixel_values_N)
+        return list(self.model.model.get_image_features(pixel_values_N, grid_thw_I_3).pooler_output)
+
+    def _trains_vision(self) -> bool:
+        tower = self.family.vision_tower(self.model)
+        return tower is not None and any(p.requires_grad for p in tower.parameters())
 
     def _blank_features(self, like: Tensor) -> Tensor | float:
         """The sum of the features of one blank image token, if the vision tower is trained.
 
-        Added with factor 0 to rows without images, it gives every trained weight a gradient: processes that share gradients
+        Added with factor 0 to passes without images, it gives every trained weight a gradient: processes that share gradients
         would wait for each other for ever if one of them had images in a pass and another had none.
         """
-        tower = self.family.vision_tower(self.model)
-        if tower is None or not any(p.requires_grad for p in tower.parameters()):
+        if not self._trains_vision():
             return 0.0
         side = self.family.merge_size
         values = 3 * self.model.config.vision_config.temporal_patch_size * self.family.patch_size**2
-        return self.image_features(
+        (features,) = self._seen(
             like.new_zeros(side * side, values), torch.tensor([[1, side, side]], device=like.device)
-        ).sum()
+        )
+        return features.sum()
 
-    def embed_tokens(self, ids_B_S: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(ids_B_S)
+    def logits(self, hidden_B_H: Tensor, *, temperature: float) -> Tensor:
+        """[B, V] logits of the sampling distribution: over the temperature, vision tokens out of reach."""
+        return sampling_logits(hidden_B_H, self._head_weight, self.never_sampled_V, temperature=temperature)
 
-    def tower_states(
-        self, positions_3_B_S: Tensor, mask_B_1_S_K: Tensor, *, embeddings: Tensor, cache: Cache | None = None
-    ) -> Tensor:
-        """The text tower alone. Positions and mask are explicit, so no rule of the library is consulted for them."""
-        tower = self.family.language_model(self.model)
-        positions = positions_3_B_S if self.family.has_vision else positions_3_B_S[0]
-        return tower(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            attention_mask={"full_attention": mask_B_1_S_K},
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+    @property
+    def _head_weight(self) -> Tensor:
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
 
-    def image_features(self, pixel_values_N: Tensor, grid_thw_I_3: Tensor) -> Tensor:
-        """[image tokens, H] of all images in order."""
-        return torch.cat(list(self.model.model.get_image_features(pixel_values_N, grid_thw_I_3).pooler_output))
+    def _language_parameters(self) -> list[nn.Parameter]:
+        """All but those of the vision tower, each once."""
+        return [p for name, p in self.model.named_parameters() if self.family.part_of(name) == "language"]
 
-    def logits(self, hidden_K_H: Tensor, *, temperature: float) -> Tensor:
-        """float32 logits of the sampling distribution: over the temperature, vision tokens at minus infinity."""
-        logits_K_V = self.model.get_output_embeddings()(hidden_K_H).float() / temperature
-        return logits_K_V.masked_fill(self.never_sampled_V, -torch.inf)
 
-    def _score(self, hidden_K_H: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor]:
-        logp_K_V = torch.log_softmax(self.logits(hidden_K_H, temperature=self.temperature), dim=-1)
-        with torch.no_grad():
-            entropy_K = -torch.where(logp_K_V.isneginf(), 0.0, logp_K_V.exp() * logp_K_V).sum(dim=-1)
-        return logp_K_V.gather(1, targets_K[:, None])[:, 0], entropy_K
+def attention_dtype(policy: Policy) -> torch.dtype:
+    """What the policy computes in here: the dtype of autocast, or that of its weights."""
+    device = policy.never_sampled_V.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return policy.model.get_output_embeddings().weight.dtype
+
+
+def _refuse_unsupported(model: nn.Module) -> None:
+    """What would make the shared pass differ from separate rows. Raises UserError."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise UserError(
+            f"The model has layers of type {', '.join(sorted(kinds))}; only full_attention is supported. Set "
+            f"use_sliding_window to false in the checkpoint's config.json if its prompts are short enough."
+        )
+    parts = {"text": config, "vision": getattr(model.config, "vision_config", None)}
+    for part, settings in parts.items():
+        if rate := getattr(settings, "attention_dropout", 0.0):
+            raise UserError(
+                f"The model's {part} config has attention_dropout {rate}; only 0 is allowed, because the policy that samples "
+                f"and the one that trains must be the same, and a prompt that is computed once for its group draws one "
+                f"mask where separate rows draw one each. Set it to 0 in the checkpoint's config.json."
+            )
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise UserError("The model's head has a bias, which the head of gpg_vl does not compute. Choose one without.")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            raise UserError(
+                f"The module {name} drops out with probability {module.p}; only 0 is allowed, because a prompt that is "
+                f"computed once for its group draws one mask where separate rows draw one each. Set the dropout of the "
+                f"model or adapter to 0."
+            )
+
+
+def _joined(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cat([a, b], dim=-1) if b.shape[-1] else a
+
+
+def _sum(held: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if held is None or more is None:
+        return more if held is None else held
+    return held.add_(more)
+
+
+def _added(outputs: Sequence[PolicyOutput]) -> PolicyOutput:
+    if len(outputs) == 1:
+        return outputs[0]
+    losses, logps, entropies = zip(*outputs, strict=True)
+    return PolicyOutput(torch.stack(losses).sum(), torch.cat(logps), torch.cat(entropies))

@@ -1,4 +1,4 @@
-"""A tiny Qwen2-VL checkpoint in the ordinary Hugging Face format, made offline from a seed.
+"""A tiny Qwen2-VL or Qwen2.5-VL checkpoint in the ordinary Hugging Face format, made offline from a seed.
 
 It has every part of a real one (vision tower, merger, M-RoPE, tied embeddings, chat template, special tokens, a
 near-greedy `generation_config.json` like the released checkpoints ship), so that what works with it works with them:
@@ -20,7 +20,10 @@ ensure_torchvision()
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers  # noqa: E402
 from tokenizers.models import BPE  # noqa: E402
 from transformers import (  # noqa: E402
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -70,15 +73,20 @@ def tiny_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, vocabulary: int, **text: Any) -> Qwen2VLConfig:
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: int, *, model_type: str = "qwen2_vl", **text: Any
+) -> Qwen2VLConfig | Qwen2_5_VLConfig:
     """Text: hidden 128, 4 layers, 4 heads of 32 and 2 key-value heads. Vision: embed 96, 2 layers. `text` overrides."""
+    if model_type not in _VISION:
+        raise ValueError(f"model_type is {model_type!r}; known are {', '.join(_VISION)}")
     token = tokenizer.convert_tokens_to_ids
     ends = {
         "bos_token_id": token("<|endoftext|>"),
         "eos_token_id": token("<|im_end|>"),
         "pad_token_id": token("<|endoftext|>"),
     }
-    return Qwen2VLConfig(
+    config_class, vision, width = _VISION[model_type]
+    return config_class(
         text_config={
             "vocab_size": vocabulary,
             "hidden_size": 128,
@@ -94,13 +102,12 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, vocabulary: int, **text: Any
         },
         vision_config={
             "depth": 2,
-            "embed_dim": 96,
-            "hidden_size": text.get("hidden_size", 128),
             "num_heads": 3,
-            "mlp_ratio": 3,
             "patch_size": 14,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
+            **vision,
+            width: text.get("hidden_size", 128),
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
@@ -109,6 +116,18 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, vocabulary: int, **text: Any
         tie_word_embeddings=True,
         **ends,
     )
+
+
+_VISION: dict[str, tuple[type, dict[str, Any], str]] = {
+    "qwen2_vl": (Qwen2VLConfig, {"embed_dim": 96, "mlp_ratio": 3}, "hidden_size"),
+    # windows of 4x4 patches in the first layer, attention over the whole image in the second
+    "qwen2_5_vl": (
+        Qwen2_5_VLConfig,
+        {"hidden_size": 96, "intermediate_size": 192, "window_size": 56, "fullatt_block_indexes": [1]},
+        "out_hidden_size",
+    ),
+}
+"""Configuration class, vision settings, and what the width of the image features is called."""
 
 
 def tiny_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = CHAT_TEMPLATE) -> Qwen2VLProcessor:
@@ -124,15 +143,16 @@ def tiny_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str | None
     )
 
 
-def tiny_model(config: Qwen2VLConfig, seed: int) -> Qwen2VLForConditionalGeneration:
+def tiny_model(config: Qwen2VLConfig | Qwen2_5_VLConfig, seed: int) -> PreTrainedModel:
     """Weights from `seed` alone: the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2VLForConditionalGeneration(config)
+        newer = isinstance(config, Qwen2_5_VLConfig)
+        model = (Qwen2_5_VLForConditionalGeneration if newer else Qwen2VLForConditionalGeneration)(config)
     return model.float().eval()
 
 
-def save_checkpoint(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, folder: Path) -> None:
+def save_checkpoint(model: PreTrainedModel, processor: Qwen2VLProcessor, folder: Path) -> None:
     """Write weights, configuration, tokenizer, processor and chat template as `from_pretrained` expects them."""
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():

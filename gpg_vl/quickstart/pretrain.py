@@ -116,9 +116,10 @@ def supervised(
     tokens = {
         kind: sum(len(t) for t, is_long in zip(ids, long, strict=True) if is_long == kind) for kind in (True, False)
     }
-    rows = pack([encoder.encode(e) for e in batch], [[t] for t in ids], pad=processing.tokens.pad, shared_prefix=True)
-    output = policy(rows, torch.tensor([1 / tokens[kind] for kind in long]).repeat_interleave(rows.lengths_PG))
-    firsts = (rows.lengths_PG.cumsum(0) - rows.lengths_PG).tolist()
+    packed = pack([encoder.encode(e) for e in batch], [[t] for t in ids])
+    lengths = torch.tensor(packed.counts)
+    output = policy(packed, torch.tensor([1 / tokens[kind] for kind in long]).repeat_interleave(lengths))
+    firsts = (lengths.cumsum(0) - lengths).tolist()
     chances: dict[str, list[float]] = {}
     for e, first in zip(batch, firsts, strict=True):
         chances.setdefault(e.task, []).append(output.logp_K[first].exp().item())
@@ -137,10 +138,10 @@ def accuracy(policy: Policy, processing: Processing, encoder: Encoder, number: i
             )
             for s in batch
         ]
-        rows = pack(prompts, [[()] for _ in prompts], pad=processing.tokens.pad, shared_prefix=True)
-        hidden = policy.hidden_states(rows)
-        last = (rows.segments_B_S == 0).sum(dim=1) - 1
-        best = policy.logits(hidden[torch.arange(len(batch)), last], temperature=1.0).argmax(dim=-1).tolist()
+        packed = pack(prompts, [[] for _ in prompts])
+        states_S_H, _ = policy.prefixes(packed)
+        last = torch.tensor(packed.prefix_lengths).cumsum(0) - 1
+        best = policy.logits(states_S_H[last], temperature=1.0).argmax(dim=-1).tolist()
         for scene, token in zip(batch, best, strict=True):
             right[scene.task].append(
                 token == processing.tokenizer(scene.options[scene.answer], add_special_tokens=False).input_ids[0]

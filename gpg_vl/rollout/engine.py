@@ -32,8 +32,26 @@ class Sampling:
     """Above 0 only so many of the likeliest tokens are drawn. Evaluation only."""
 
 
+@dataclass(slots=True, kw_only=True)
+class EngineWork:
+    """What an engine has computed so far. Counted where it is done."""
+
+    vision_patches: int = 0
+    prefilled_tokens: int = 0
+    """Tokens of prompts."""
+    decoded_tokens: int = 0
+    """Tokens of answers."""
+    decode_calls: int = 0
+    slot_steps: int = 0
+    """Slots times calls: what was computed for those tokens, idle slots included."""
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
 class Engine(Protocol):
     """Answers prompts with the current policy."""
+
+    work: EngineWork
 
     def generate(
         self,

@@ -1,49 +1,69 @@
 """The native engine: the policy itself answers, in this process.
 
-Image and prompt are computed once per prompt; the key-value cache is then repeated for the members of the group, and only
-the answers are decoded G-fold.
+Image and prompt are computed once per prompt. The members of all groups then wait for slots: a slot whose answer has ended
+takes the next one, so a long answer does not hold up the others.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from gpg_vl.models.layout import PADDING, pack, sibling_mask
+from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
-from gpg_vl.rollout.engine import Sampling, choose, truncate, uniforms
+from gpg_vl.rollout.decode import BUCKET, GraphDecoder, Slots, decode
+from gpg_vl.rollout.engine import EngineWork, Sampling, choose, truncate, uniforms
 from gpg_vl.types import Completion, FinishReason, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkDone:
-    """What an engine has computed so far, for the counters that the run logs."""
+class _Start:
+    """A prompt that is computed and waits for its answers to be decoded."""
 
-    vision_patches: int = 0
-    prefilled_tokens: int = 0
-    decoded_tokens: int = 0
+    keys_L_2_H_P_D: Tensor
+    hidden_H: Tensor
+    next_position: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Answer:
+    """A completion while it is decoded."""
+
+    prompt: int
+    member: int
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
 
 
 class NativeEngine:
     """Samples with a `Policy` on its own device.
 
-    prompts_per_batch: prompts prefilled and decoded together.
+    prompts_per_batch: prompts computed together before decoding.
+    slots: answers decoded together.
     autocast: dtype of the forward pass, the same as in training; None computes in the weights' own.
     """
 
     def __init__(
-        self, policy: Policy, processing: Processing, *, prompts_per_batch: int, autocast: torch.dtype | None = None
+        self,
+        policy: Policy,
+        processing: Processing,
+        *,
+        prompts_per_batch: int,
+        slots: int = 128,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self._policy = policy
         self._tokenizer = processing.tokenizer
         self._tokens = processing.tokens
         self._prompts_per_batch = prompts_per_batch
+        self._slots = slots
         self._autocast = autocast
-        self.work = WorkDone()
+        self.work = EngineWork()
 
     def sync(self, version: int) -> None:
         """Nothing to do: the engine reads the weights that are trained."""
@@ -56,98 +76,201 @@ class NativeEngine:
         done: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`."""
-        answers: list[tuple[Completion, ...]] = []
+        if not prompts:
+            return []
+        device = self._policy.never_sampled_V.device
         training = self._policy.training
         self._policy.eval()
-        device = self._policy.never_sampled_V.device
         try:
-            with torch.no_grad(), torch.autocast(device.type, self._autocast, enabled=self._autocast is not None):
-                for start in range(0, len(prompts), self._prompts_per_batch):
-                    part = slice(start, start + self._prompts_per_batch)
-                    answers += self._batch(prompts[part], sampling, draws[part], device)
-                    if done:
-                        done(len(answers[start:]) * sampling.group_size)
+            with (
+                torch.no_grad(),
+                torch.autocast(device.type, self._autocast, enabled=self._autocast is not None),
+                self._policy.remembering_images(),
+            ):
+                run = _Run(self, prompts, sampling, draws, done)
+                return run.answers()
         finally:
             self._policy.train(training)
-        return answers
 
-    def _batch(
-        self, prompts: Sequence[Prompt], sampling: Sampling, draws: Sequence[int], device: torch.device
-    ) -> list[tuple[Completion, ...]]:
-        size = sampling.group_size
-        hidden_B_H, cache, visible_B_S = self._prefill(prompts, device)
-        cache.batch_repeat_interleave(size)
-        visible_B_S = visible_B_S.repeat_interleave(size, dim=0)
-        hidden_B_H = hidden_B_H.repeat_interleave(size, dim=0)
-        following_B = torch.tensor([p.next_position for p in prompts], device=device).repeat_interleave(size)
-        random_B_T = np.stack([uniforms(sampling, draw, member) for draw in draws for member in range(size)])
-        random_B_T = torch.from_numpy(random_B_T).to(device)
-        ends = torch.tensor(self._tokens.ends, device=device)
-        open_B = torch.ones(len(hidden_B_H), dtype=torch.bool, device=device)
-        tokens_B_T, logp_B_T, open_B_T = [], [], []
-        for t in range(sampling.max_new_tokens):
-            token_B, logp_B = self._sample(hidden_B_H, sampling, random_B_T[:, t])
-            token_B = torch.where(open_B, token_B, self._tokens.pad)
-            tokens_B_T.append(token_B)
-            logp_B_T.append(logp_B)
-            open_B_T.append(open_B)
-            open_B = open_B & ~torch.isin(token_B, ends)
-            if t + 1 == sampling.max_new_tokens or not bool(open_B.any()):
-                break
-            visible_B_S = torch.cat([visible_B_S, visible_B_S.new_ones(len(visible_B_S), 1)], dim=1)
-            hidden_B_H = self._decode(token_B, following_B + t, visible_B_S, cache)
-        counted_B = torch.stack(open_B_T, dim=1).sum(dim=1).tolist()
-        self.work = replace(self.work, decoded_tokens=self.work.decoded_tokens + sum(counted_B))
-        tokens, logps = torch.stack(tokens_B_T, dim=1).tolist(), torch.stack(logp_B_T, dim=1).tolist()
-        flat = [
-            self._completion(ids[:n], logp[:n], prompts[i // size].prefill)
-            for i, (ids, logp, n) in enumerate(zip(tokens, logps, counted_B, strict=True))
-        ]
-        return [tuple(flat[i * size : (i + 1) * size]) for i in range(len(prompts))]
 
-    def _prefill(self, prompts: Sequence[Prompt], device: torch.device) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Last hidden state, key-value cache and the mask of real prompt tokens, one row per prompt."""
-        rows = pack(prompts, [[()] for _ in prompts], pad=self._tokens.pad, shared_prefix=True).to(device)
-        policy = self._policy
-        cache = DynamicCache(config=policy.model.config.get_text_config())
-        hidden = policy.tower_states(
-            rows.positions_3_B_S, sibling_mask(rows.segments_B_S), cache=cache, embeddings=policy.embed(rows)
+class _Run:
+    """One call of `generate`: who waits, who is in which slot, what is said so far."""
+
+    def __init__(
+        self,
+        engine: NativeEngine,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        draws: Sequence[int],
+        done: Callable[[int], None] | None,
+    ) -> None:
+        self._engine, self._policy, self._work = engine, engine._policy, engine.work
+        self._prompts, self._sampling, self._draws, self._done = prompts, sampling, draws, done
+        self._device = self._policy.never_sampled_V.device
+        self._waiting = deque(
+            _Answer(prompt=p, member=m) for p in range(len(prompts)) for m in range(sampling.group_size)
         )
-        visible_B_S = rows.segments_B_S != PADDING
-        last_B = visible_B_S.sum(dim=1) - 1
-        patches = 0 if rows.pixel_values_N is None else len(rows.pixel_values_N)
-        self.work = replace(
-            self.work,
-            vision_patches=self.work.vision_patches + patches,
-            prefilled_tokens=self.work.prefilled_tokens + int(visible_B_S.sum()),
-        )
-        return hidden[torch.arange(len(prompts), device=device), last_B], cache, visible_B_S
+        self._ends = frozenset(engine._tokens.ends)
+        self._finished: dict[tuple[int, int], _Answer] = {}
+        self._starts: dict[int, _Start] = {}
+        self._computed = 0
+        count = min(engine._slots, len(self._waiting))
+        self._random_S_T = torch.zeros(count, sampling.max_new_tokens, dtype=torch.float64, device=self._device)
+        self._offset_S = torch.zeros(count, dtype=torch.long, device=self._device)
+        self._answers: list[_Answer | None] = [None] * count
+        self._slots: Slots | None = None
+        self._decoder: GraphDecoder | None = None
 
-    def _decode(self, token_B: Tensor, position_B: Tensor, visible_B_S: Tensor, cache: DynamicCache) -> Tensor:
-        policy = self._policy
-        positions_3_B_1 = position_B[None, :, None].expand(3, -1, -1)
-        embeddings = policy.embed_tokens(token_B[:, None])
-        return policy.tower_states(positions_3_B_1, visible_B_S[:, None, None, :], cache=cache, embeddings=embeddings)[
-            :, 0
-        ]
+    def answers(self) -> list[tuple[Completion, ...]]:
+        self._admit()
+        while any(self._answers):
+            self._decode()
+            self._admit()
+        size = self._sampling.group_size
+        return [tuple(self._completion(self._finished[p, m]) for m in range(size)) for p in range(len(self._prompts))]
 
-    def _sample(self, hidden_B_H: Tensor, sampling: Sampling, random_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens, and their log-probs under the distribution that they were drawn from (under the model if greedy)."""
-        logits_B_V = self._policy.logits(hidden_B_H, temperature=sampling.temperature or 1.0)
-        logp_B_V = torch.log_softmax(logits_B_V, dim=-1)
-        if sampling.temperature == 0:
-            token_B = logp_B_V.argmax(dim=-1)
-        else:
-            logp_B_V = torch.log_softmax(truncate(logp_B_V, top_k=sampling.top_k, top_p=sampling.top_p), dim=-1)
-            token_B = choose(logp_B_V, random_B)
-        return token_B, logp_B_V.gather(1, token_B[:, None])[:, 0]
+    def _admit(self) -> None:
+        """Fill free slots with waiting answers. Their first tokens come from the prompts' last hidden states."""
+        free = [s for s, answer in enumerate(self._answers) if answer is None]
+        while free and self._waiting:
+            admitted: list[tuple[int, _Answer]] = []
+            while free and self._waiting:
+                self._compute_prompts_up_to(self._waiting[0].prompt)
+                admitted.append((free.pop(0), self._waiting.popleft()))
+            self._take_places(admitted)
+            hidden = torch.stack([self._starts[a.prompt].hidden_H for _, a in admitted])
+            self._sample(hidden, [s for s, _ in admitted])
+            self._forget_prompts_before(self._waiting[0].prompt if self._waiting else len(self._prompts))
+            free = [s for s, answer in enumerate(self._answers) if answer is None]
+        if not self._waiting:
+            self._shrink()
 
-    def _completion(self, ids: list[int], logps: list[float], prefill: str) -> Completion:
-        reason: FinishReason = "stop" if ids and ids[-1] in self._tokens.ends else "length"
+    def _take_places(self, admitted: Sequence[tuple[int, _Answer]]) -> None:
+        with self._timed("decode_seconds"):
+            slots_of: dict[int, list[int]] = {}
+            for slot, answer in admitted:
+                self._answers[slot] = answer
+                slots_of.setdefault(answer.prompt, []).append(slot)
+            for prompt, slots in slots_of.items():
+                start = self._starts[prompt]
+                if self._slots is None:
+                    longest = max(p.length for p in self._prompts)
+                    width = longest + self._sampling.max_new_tokens
+                    self._slots = Slots(start.keys_L_2_H_P_D, slots=len(self._answers), width=width)
+                    if self._device.type == "cuda":
+                        self._decoder = GraphDecoder(self._policy, self._slots, self._engine._autocast)
+                self._slots.admit(start.keys_L_2_H_P_D, slots)
+                self._offset_S[torch.tensor(slots, device=self._device)] = (
+                    start.next_position - self._prompts[prompt].length
+                )
+            rows = [torch.from_numpy(uniforms(self._sampling, self._draws[a.prompt], a.member)) for _, a in admitted]
+            index = torch.tensor([s for s, _ in admitted], device=self._device)
+            self._random_S_T[index] = torch.stack(rows).to(self._device)
+
+    def _compute_prompts_up_to(self, last: int) -> None:
+        while self._computed <= last:
+            part = range(self._computed, min(self._computed + self._engine._prompts_per_batch, len(self._prompts)))
+            self._prefill(part)
+            self._computed = part.stop
+
+    def _prefill(self, part: range) -> None:
+        prompts = [self._prompts[p] for p in part]
+        before = self._policy.work.vision_patches
+        with self._timed("prefill_seconds"):
+            packed = pack(prompts, [[] for _ in prompts]).to(self._device)
+            states_S_H, keys = self._policy.prefixes(packed)
+            keys_L_2_H_S_D = torch.stack([torch.cat(pair) for pair in keys])
+            at = 0
+            for p, prompt in zip(part, prompts, strict=True):
+                end = at + prompt.length
+                self._starts[p] = _Start(
+                    keys_L_2_H_P_D=keys_L_2_H_S_D[:, :, :, at:end],
+                    hidden_H=states_S_H[end - 1],
+                    next_position=prompt.next_position,
+                )
+                at = end
+        self._work.prefilled_tokens += at
+        self._work.vision_patches += self._policy.work.vision_patches - before
+
+    def _forget_prompts_before(self, first: int) -> None:
+        for p in [p for p in self._starts if p < first]:
+            del self._starts[p]
+
+    def _decode(self) -> None:
+        """One more token for every slot in use."""
+        assert self._slots is not None
+        busy = [s for s, answer in enumerate(self._answers) if answer is not None]
+        with self._timed("decode_seconds"):
+            lengths = [self._prompts[a.prompt].length + len(a.tokens) for a in self._answers if a is not None]
+            tokens = [a.tokens[-1] if a is not None else self._engine._tokens.pad for a in self._answers]
+            token_S = torch.tensor(tokens, device=self._device)
+            position_S = self._slots.length_S + self._offset_S
+            width = self._slots.cache.shape[4]
+            if self._decoder is None:
+                self._slots.attended = max(lengths)
+                hidden_S_H = decode(self._policy, self._slots, token_S, position_S)
+            else:
+                self._slots.attended = min(width, -(-max(lengths) // BUCKET) * BUCKET)
+                hidden_S_H = self._decoder(token_S, position_S)
+        self._work.decode_calls += 1
+        self._work.slot_steps += len(self._answers)
+        self._sample(hidden_S_H[torch.tensor(busy, device=self._device)], busy)
+
+    def _sample(self, hidden_B_H: Tensor, slots: Sequence[int]) -> None:
+        """Append a token to the answer in each of these slots; free those whose answer has ended."""
+        answers = [self._answers[s] for s in slots]
+        with self._timed("decode_seconds"):
+            turn_B = torch.tensor([len(a.tokens) for a in answers], device=self._device)
+            random_B = self._random_S_T[torch.tensor(slots, device=self._device), turn_B]
+            token_B, logp_B = draw(self._policy, hidden_B_H, self._sampling, random_B)
+            tokens, logps = token_B.tolist(), logp_B.tolist()
+        ended = 0
+        for slot, answer, token, logp in zip(slots, answers, tokens, logps, strict=True):
+            answer.tokens.append(token)
+            answer.logps.append(logp)
+            if token in self._ends or len(answer.tokens) == self._sampling.max_new_tokens:
+                self._finished[answer.prompt, answer.member] = answer
+                self._answers[slot] = None
+                ended += 1
+        self._work.decoded_tokens += len(tokens)
+        if ended and self._done:
+            self._done(ended)
+
+    def _shrink(self) -> None:
+        """Nobody waits: where shapes may change, half-empty slots are given up."""
+        busy = [s for s, answer in enumerate(self._answers) if answer is not None]
+        if self._slots is None or self._decoder is not None or not 0 < len(busy) <= len(self._answers) // 2:
+            return
+        index = torch.tensor(busy, device=self._device)
+        self._slots.keep(busy)
+        self._random_S_T, self._offset_S = self._random_S_T[index], self._offset_S[index]
+        self._answers = [self._answers[s] for s in busy]
+
+    def _completion(self, answer: _Answer) -> Completion:
+        reason: FinishReason = "stop" if answer.tokens[-1] in self._ends else "length"
         return Completion(
-            token_ids=tuple(ids),
-            logprobs=tuple(logps),
+            token_ids=tuple(answer.tokens),
+            logprobs=tuple(answer.logps),
             finish_reason=reason,
-            prefill=prefill,
-            text=self._tokenizer.decode(ids, skip_special_tokens=True),
+            prefill=self._prompts[answer.prompt].prefill,
+            text=self._engine._tokenizer.decode(answer.tokens, skip_special_tokens=True),
         )
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        setattr(self._work, what, getattr(self._work, what) + perf_counter() - start)
+
+
+def draw(policy: Policy, hidden_B_H: Tensor, sampling: Sampling, random_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens, and their log-probs under the distribution that they were drawn from (under the model if greedy)."""
+    logits_B_V = policy.logits(hidden_B_H, temperature=sampling.temperature or 1.0)
+    logp_B_V = torch.log_softmax(logits_B_V, dim=-1)
+    if sampling.temperature == 0:
+        token_B = logp_B_V.argmax(dim=-1)
+    else:
+        if sampling.top_k > 0 or sampling.top_p < 1.0:
+            logp_B_V = torch.log_softmax(truncate(logp_B_V, top_k=sampling.top_k, top_p=sampling.top_p), dim=-1)
+        token_B = choose(logp_B_V, random_B)
+    return token_B, logp_B_V.gather(1, token_B[:, None])[:, 0]

@@ -17,6 +17,7 @@ HARMLESS = (
     "rewards.workers",
     "rewards.time_limit",
     "rollout.prompts_per_batch",
+    "rollout.slots",
 )
 """Keys that may change between a run and its resumption."""
 

@@ -19,12 +19,12 @@ from gpg_vl.data.order import index_at
 from gpg_vl.errors import RunError
 from gpg_vl.models.encode import Encoder
 from gpg_vl.rewards.scoring import RewardFailure, Scored
-from gpg_vl.rollout.engine import Engine, Sampling
+from gpg_vl.rollout.engine import Engine, EngineWork, Sampling
 from gpg_vl.training.batch import Objective
 from gpg_vl.training.checkpoint import RunState
 from gpg_vl.training.ranks import gathered, most, sums
 from gpg_vl.training.record import Record
-from gpg_vl.training.step import StepOutcome, global_counts, update
+from gpg_vl.training.step import NonFiniteError, StepOutcome, global_counts, update
 from gpg_vl.types import Example, Group
 
 
@@ -47,7 +47,6 @@ class Schedule:
     tokens_per_pass: int
     shared_prefix: bool
     seed: int
-    pad: int
     drop_broken_groups: bool
     eval_every: int
     checkpoint_every: int
@@ -101,7 +100,7 @@ def train(
     Raises RunError if a reward breaks (unless its groups are to be dropped) or a step is not finite.
     """
     while state.step < schedule.steps:
-        clock = Clock()
+        clock, work = Clock(), replace(engine.work)
         with clock.phase("step"):
             collected, position, failures = _collect(
                 accelerator, engine, rewarder, encoder, examples, sampling, schedule, state, hooks, clock
@@ -111,19 +110,25 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with clock.phase("train"):
-                outcome = update(
-                    policy,
-                    optimizer,
-                    accelerator,
-                    collected.used,
-                    counts=counts,
-                    batch_std=deviation,
-                    objective=objective,
-                    tokens_per_pass=schedule.tokens_per_pass,
-                    pad=schedule.pad,
-                    shared_prefix=schedule.shared_prefix,
-                    max_grad_norm=schedule.max_grad_norm,
-                )
+                try:
+                    outcome = update(
+                        policy,
+                        optimizer,
+                        accelerator,
+                        collected.used,
+                        counts=counts,
+                        batch_std=deviation,
+                        objective=objective,
+                        tokens_per_pass=schedule.tokens_per_pass,
+                        shared_prefix=schedule.shared_prefix,
+                        max_grad_norm=schedule.max_grad_norm,
+                    )
+                except NonFiniteError as error:
+                    kept = record.broken(state.step + 1, collected.used)
+                    raise NonFiniteError(
+                        f"Step {state.step + 1}: {error} The groups of the step are kept in {kept}. A smaller "
+                        f"train.learning_rate or another reward may help; go on from the last checkpoint with --resume."
+                    ) from None
             engine.sync(state.step + 1)
         state = replace(
             state,
@@ -146,7 +151,11 @@ def train(
             "skipped_steps": state.skipped_steps,
             "position": state.position,
             "completions": state.completions,
+            **_counted(accelerator, engine.work, work),
         }
+        clock.seconds.update(outcome.seconds)
+        clock.seconds["prefill"] = engine.work.prefill_seconds - work.prefill_seconds
+        clock.seconds["decode"] = engine.work.decode_seconds - work.decode_seconds
         record.metrics(state.step, "train", metrics, clock.seconds)
         hooks.show(state.step, metrics, clock.seconds)
         if schedule.samples_every and (state.step == 1 or state.step % schedule.samples_every == 0):
@@ -275,6 +284,13 @@ def _seen(accelerator: Accelerator, collected: Collected[Group], failures: Seque
         "reward_failures": len(failures),
         **{f"reward/{n}": s / completions for n, s in zip(names, part_sums, strict=True)},
     }
+
+
+def _counted(accelerator: Accelerator, now: EngineWork, before: EngineWork) -> dict[str, Any]:
+    """What the rollout of the step has computed, over all ranks."""
+    fields = ("vision_patches", "prefilled_tokens", "decoded_tokens", "slot_steps")
+    counts = sums(accelerator, [getattr(now, f) - getattr(before, f) for f in fields])
+    return {f"rollout_{f}": int(n) for f, n in zip(fields, counts, strict=True)}
 
 
 def _told(outcome: StepOutcome) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpg_vl.config import Config
+from gpg_vl.models.attention import Kernel, choose_kernel
+from gpg_vl.models.cost import Cost, VisionMode, group_cost, shape_of
 from gpg_vl.models.families import Family
 from gpg_vl.models.load import read_config
 
@@ -33,8 +35,19 @@ class Plan:
     trained_parameters: int
     passes_per_step: int
     """Per process, if every group is valid and every answer as long as it may be."""
+    kernel: Kernel
+    """How attention over shared prompts is computed here."""
+    kernel_note: str
+    """Why it is not the one that was asked for, or ""."""
+    cost: Cost
+    """Of one group of median prompt whose answers are as long as they may be."""
+    naive_cost: Cost
+    """The same with image and prompt computed for every answer."""
     memory_bytes: Mapping[str, float]
     """By what takes it."""
+    group_activations: float
+    """Bytes of activations of one such group in one pass."""
+    naive_activations: float
     first_prompt: str
 
 
@@ -73,53 +86,90 @@ def make_plan(
 ) -> Plan:
     """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example."""
     ordered = sorted(prompt_tokens)
-    median = ordered[len(ordered) // 2]
+    median, image_median = ordered[len(ordered) // 2], sorted(image_tokens)[len(image_tokens) // 2]
     parameters, trained = count_parameters(config, family)
-    groups = config.train.prompts_per_step // processes
-    size, longest = config.rollout.group_size, config.rollout.max_new_tokens
-    rows, row_tokens = (1, median + size * longest) if config.train.shared_prefix else (size, median + longest)
-    per_pass = max(1, config.train.tokens_per_pass // (rows * row_tokens))
+    costs = {shared: _cost(config, family, median, image_median, shared=shared) for shared in (True, False)}
+    here = costs[config.train.shared_prefix]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kernel, why = choose_kernel(config.train.attention, device, _dtype(config))
     return Plan(
         examples=len(prompt_tokens),
         steps=steps,
         epochs=steps * config.train.prompts_per_step / len(prompt_tokens),
         prompts_per_step=config.train.prompts_per_step,
-        group_size=size,
+        group_size=config.rollout.group_size,
         processes=processes,
         prompt_tokens_median=median,
         prompt_tokens_max=ordered[-1],
-        image_tokens_median=sorted(image_tokens)[len(image_tokens) // 2],
+        image_tokens_median=image_median,
         parameters=parameters,
         trained_parameters=trained,
-        passes_per_step=ceil(groups / per_pass),
-        memory_bytes=_memory(config, parameters, trained, rows * row_tokens, per_pass, prompt_tokens_max=ordered[-1]),
+        passes_per_step=ceil(
+            config.train.prompts_per_step // processes / max(1, config.train.tokens_per_pass // here.tokens)
+        ),
+        kernel=kernel,
+        kernel_note=why,
+        cost=here,
+        naive_cost=costs[False],
+        memory_bytes=_memory(config, parameters, trained, here.tokens, prompt_tokens_max=ordered[-1]),
+        naive_activations=_activations(config, costs[False].tokens),
+        group_activations=_activations(config, here.tokens),
         first_prompt=first_prompt,
     )
 
 
-def _memory(
-    config: Config, parameters: int, trained: int, tokens_of_group: int, groups_per_pass: int, *, prompt_tokens_max: int
-) -> dict[str, float]:
-    """Bytes per process. Weights, gradients and moments are exact; activations and cache follow the usual counting:
+def vision_mode(config: Config, family: Family) -> VisionMode:
+    """What becomes of the vision tower in a run with these settings."""
+    if not family.has_vision or config.model.lora_rank or {"vision", "merger"} <= set(config.model.freeze):
+        return "kept" if config.model.vision_cache_mb else "frozen"
+    return "frozen" if "vision" in config.model.freeze else "trained"
 
-    34 numbers of hidden size per token and layer, of which checkpointing keeps one; two of key-value size per cached token.
-    """
-    text = read_config(config.model.path, config.model.revision).get_text_config()
-    width = 2 if config.model.dtype == "bfloat16" else 4
-    tokens = max(tokens_of_group, min(config.train.tokens_per_pass, tokens_of_group * groups_per_pass))
-    kept = 2 if config.model.gradient_checkpointing else 34
-    cached = (
-        config.rollout.prompts_per_batch
-        * config.rollout.group_size
-        * (prompt_tokens_max + config.rollout.max_new_tokens)
+
+def _cost(config: Config, family: Family, prompt: int, image_tokens: int, *, shared: bool) -> Cost:
+    """Of one group of median prompt, every answer as long as it may be."""
+    mode = vision_mode(config, family)
+    return group_cost(
+        shape_of(read_config(config.model.path, config.model.revision), has_vision=family.has_vision),
+        prompt=prompt,
+        image_tokens=image_tokens,
+        completion=config.rollout.max_new_tokens,
+        group_size=config.rollout.group_size,
+        shared=shared,
+        recompute=config.model.gradient_checkpointing,
+        # the naive way has nowhere to keep features
+        vision="frozen" if mode == "kept" and not shared else mode,
     )
+
+
+def _dtype(config: Config) -> torch.dtype:
+    return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+
+
+def _activations(config: Config, tokens: int) -> float:
+    """Bytes, by the usual counting: 34 numbers of hidden size per token and layer, of which checkpointing keeps two."""
+    text = read_config(config.model.path, config.model.revision).get_text_config()
+    kept = 2 if config.model.gradient_checkpointing else 34
+    return float(tokens * text.hidden_size * text.num_hidden_layers * kept * _dtype(config).itemsize)
+
+
+def _memory(
+    config: Config, parameters: int, trained: int, tokens_of_group: int, *, prompt_tokens_max: int
+) -> dict[str, float]:
+    """Bytes per process. Weights, gradients and moments are exact, activations estimated for a full pass."""
+    text = read_config(config.model.path, config.model.revision).get_text_config()
+    tokens = config.train.tokens_per_pass
+    if config.train.prompts_per_step * tokens_of_group < tokens:
+        tokens = config.train.prompts_per_step * tokens_of_group
+    answers = min(config.rollout.slots, config.train.prompts_per_step * config.rollout.group_size)
+    cached = answers * (prompt_tokens_max + config.rollout.max_new_tokens)
+    cached += config.rollout.prompts_per_batch * prompt_tokens_max
     key_value = 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * text.num_hidden_layers
     return {
         "weights": 4.0 * parameters,
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
-        "activations": float(tokens * text.hidden_size * text.num_hidden_layers * kept * width),
-        "key-value cache": float(cached * key_value * width),
+        "activations": _activations(config, tokens),
+        "key-value cache": float(cached * key_value * _dtype(config).itemsize),
     }
 
 
@@ -144,6 +194,8 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
         "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()),
         "objective": f"f_norm {config.algorithm.f_norm}, age {config.algorithm.age}, beta_th {config.algorithm.beta_th:g}, "
         f"{config.algorithm.aggregation} mean, learning rate {config.train.learning_rate:g} {config.train.schedule}",
+        "attention": f"{plan.kernel}{f' ({plan.kernel_note})' if plan.kernel_note else ''}",
+        "work": _work(plan),
         "memory": f"about {_size(sum(plan.memory_bytes.values()))} per process: "
         + ", ".join(f"{k} {_size(v)}" for k, v in plan.memory_bytes.items()),
         "output": str(Path(config.output.folder)),
@@ -152,6 +204,31 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
         table.add_row(name, value)
     console.print(Panel(table, title="plan", title_align="left"))
     console.print(Panel(Text(plan.first_prompt), title="prompt of row 0, as the model reads it", title_align="left"))
+
+
+def _work(plan: Plan) -> str:
+    """Predicted operations of a step, beside what they would be without sharing."""
+    ours, naive = plan.cost, plan.naive_cost
+    groups = plan.prompts_per_step
+    text = (
+        f"{_operations(groups * ours.total)} per step at most: prefill {_operations(groups * ours.prefill)}, "
+        f"decode {_operations(groups * ours.decode)}, train {_operations(groups * ours.train)}; "
+        f"{ours.tokens} tokens and {ours.patches} patches per group"
+    )
+    if ours == naive:
+        return f"{text}; image and prompt are computed for every answer (train.shared_prefix is false)"
+    ratios = (
+        f"{naive.total / ours.total:.1f} times the operations (train {naive.train / ours.train:.1f}, prefill "
+        f"{naive.prefill / ours.prefill:.1f}) and {plan.naive_activations / plan.group_activations:.1f} times the activations"
+    )
+    return f"{text}. Computing image and prompt for every answer would take {ratios}"
+
+
+def _operations(number: float) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}FLOP"
+    return f"{number / 1e6:.0f} MFLOP"
 
 
 def _size(number: float) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from safetensors.torch import save
 
 from gpg_vl.errors import RunError
 from gpg_vl.types import Group
@@ -63,44 +65,24 @@ class Record:
         """Dump the first groups of a step: prompt, images as files, completions, rewards."""
         if not self._main or not groups:
             return
-        folder = self._folder / "samples" / f"step-{step:06d}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"The folder {folder} cannot be made: {error}. Make room or choose another output.folder."
-            ) from error
-        rows = []
-        for group in groups[:SAMPLED_GROUPS]:
-            images = []
-            for i, image in enumerate(group.example.images):
-                if isinstance(image, bytes):
-                    name = f"{len(rows)}-{i}{_suffix(image)}"
-                    _write(folder / name, image)
-                    images.append(name)
-                else:
-                    images.append(image)
-            rows.append(
-                {
-                    "id": group.example.id,
-                    "task": group.example.task,
-                    "prompt": group.prompt.text,
-                    "images": images,
-                    "answer": group.example.answer,
-                    "choices": group.example.choices,
-                    "completions": [
-                        {
-                            "text": c.text,
-                            "finish_reason": c.finish_reason,
-                            "tokens": len(c.token_ids),
-                            "reward": r,
-                            **{f"reward/{k}": v[j] for k, v in group.reward_parts.items()},
-                        }
-                        for j, (c, r) in enumerate(zip(group.completions, group.rewards, strict=True))
-                    ],
-                }
-            )
-        _write(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        _dump(_made(self._folder / "samples" / f"step-{step:06d}"), groups[:SAMPLED_GROUPS])
+
+    def broken(self, step: int, groups: Sequence[Group]) -> Path:
+        """Keep all groups of this process that a failed update was made of, tensors included. Returns the folder."""
+        folder = _made(self._folder / "broken" / f"step-{step:06d}-process-{self._accelerator.process_index}")
+        _dump(folder, groups)
+        tensors = {
+            f"{number}.{name}": value.contiguous()
+            for number, group in enumerate(groups)
+            for name in ("input_ids_T", "positions_3_T", "image_mask_T", "pixel_values_N", "grid_thw_I_3")
+            if (value := getattr(group.prompt, name)) is not None
+        }
+        for number, group in enumerate(groups):
+            for member, completion in enumerate(group.completions):
+                tensors[f"{number}.{member}.token_ids"] = torch.tensor(completion.token_ids)
+                tensors[f"{number}.{member}.logprobs"] = torch.tensor(completion.logprobs)
+        _write(folder / "tensors.safetensors", save(tensors))
+        return folder
 
     def _append(self, file: Path, line: str) -> None:
         try:
@@ -117,6 +99,51 @@ class Record:
         if self._main and file.exists():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"The folder {folder} cannot be made: {error}. Make room or choose another output.folder."
+        ) from error
+    return folder
+
+
+def _dump(folder: Path, groups: Sequence[Group]) -> None:
+    """samples.jsonl, and the images that came as bytes."""
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        images = []
+        for i, image in enumerate(group.example.images):
+            if isinstance(image, bytes):
+                name = f"{len(rows)}-{i}{_suffix(image)}"
+                _write(folder / name, image)
+                images.append(name)
+            else:
+                images.append(image)
+        rows.append(
+            {
+                "id": group.example.id,
+                "task": group.example.task,
+                "prompt": group.prompt.text,
+                "images": images,
+                "answer": group.example.answer,
+                "choices": group.example.choices,
+                "completions": [
+                    {
+                        "text": c.text,
+                        "finish_reason": c.finish_reason,
+                        "tokens": len(c.token_ids),
+                        "reward": r,
+                        **{f"reward/{k}": v[j] for k, v in group.reward_parts.items()},
+                    }
+                    for j, (c, r) in enumerate(zip(group.completions, group.rewards, strict=True))
+                ],
+            }
+        )
+    _write(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -22,7 +22,9 @@ from gpg_vl.data.check import DataReport, check
 from gpg_vl.data.read import load_examples, read_rows
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import add_adapters
+from gpg_vl.models.attention import Kernel
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.features import FeatureCache
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.rewards.isolation import RewardPool
@@ -174,7 +176,7 @@ def launch(
     config, plan = prepared.config, prepared.plan
     folder = Path(config.output.folder)
     on_main(accelerator, lambda: open_folder(config, resume=resume))
-    policy, optimizer = _policy_and_optimizer(prepared)
+    policy, optimizer = _policy_and_optimizer(prepared, plan.kernel)
     state, start = checkpoints.RunState(), None
     wrapped, optimizer_wrapped = accelerator.prepare(policy, optimizer)
     data = checkpoints.data_digest(prepared.examples)
@@ -197,7 +199,11 @@ def launch(
         accelerator.init_trackers("gpg_vl", config=_flat(config))
     autocast = torch.bfloat16 if config.model.dtype == "bfloat16" else None
     engine = NativeEngine(
-        policy, prepared.processing, prompts_per_batch=config.rollout.prompts_per_batch, autocast=autocast
+        policy,
+        prepared.processing,
+        prompts_per_batch=config.rollout.prompts_per_batch,
+        slots=config.rollout.slots,
+        autocast=autocast,
     )
     main = accelerator.is_main_process
     with (
@@ -263,7 +269,7 @@ def _checkpoint(
     )
 
 
-def _policy_and_optimizer(prepared: Prepared) -> tuple[Policy, torch.optim.AdamW]:
+def _policy_and_optimizer(prepared: Prepared, kernel: Kernel) -> tuple[Policy, torch.optim.AdamW]:
     config, family = prepared.config, prepared.processing.family
     model = load_model(config.model.path, revision=config.model.revision)
     if config.model.lora_rank:
@@ -278,7 +284,14 @@ def _policy_and_optimizer(prepared: Prepared) -> tuple[Policy, torch.optim.AdamW
     freeze(model, family, config.model.freeze)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy = Policy(model, family, prepared.processing.tokens, temperature=config.rollout.temperature)
+    policy = Policy(
+        model,
+        family,
+        prepared.processing.tokens,
+        temperature=config.rollout.temperature,
+        kernel=kernel,
+        features=FeatureCache(config.model.vision_cache_mb * 2**20) if config.model.vision_cache_mb else None,
+    )
     return policy, make_adamw(model, betas=config.train.betas, weight_decay=config.train.weight_decay)
 
 
@@ -320,7 +333,6 @@ def _schedule(prepared: Prepared) -> Schedule:
         tokens_per_pass=config.train.tokens_per_pass,
         shared_prefix=config.train.shared_prefix,
         seed=config.train.seed,
-        pad=prepared.processing.tokens.pad,
         drop_broken_groups=config.rewards.on_error == "drop_group",
         eval_every=config.eval.every,
         checkpoint_every=config.output.checkpoint_every,

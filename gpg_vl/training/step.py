@@ -1,8 +1,10 @@
 """One optimizer step: passes forward and backward, one update. The gradient does not know how the groups were cut."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from time import perf_counter
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +13,7 @@ from torch import nn
 from gpg_vl.algorithms.age import StepCounts
 from gpg_vl.errors import RunError
 from gpg_vl.training.batch import Objective, Pass, counts_of, idle_pass, make_passes
-from gpg_vl.training.ranks import most, sums
+from gpg_vl.training.ranks import gathered, most, sums
 from gpg_vl.types import Group
 
 
@@ -21,17 +23,20 @@ class StepOutcome:
 
     applied: bool
     """False if no group carried a signal: weights and optimizer are untouched."""
-    loss: float
-    grad_norm: float
-    entropy: float
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    entropy: float = 0.0
     """Mean over the trained tokens, in nats."""
-    logp_gap_mean: float
+    logp_gap_mean: float = 0.0
     """Mean absolute difference between the engine's log-probs and the trainer's."""
-    logp_gap_max: float
-    passes: int
-    trained_tokens: int
-    """Prompt and completion tokens that went through the language model, without padding."""
-    vision_patches: int
+    logp_gap_max: float = 0.0
+    passes: int = 0
+    trained_tokens: int = 0
+    """Tokens that went through the language model."""
+    vision_patches: int = 0
+    """Patches that went through the vision tower."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of this rank, by part of the update."""
 
 
 class NonFiniteError(RunError):
@@ -50,36 +55,63 @@ def global_counts(accelerator: Accelerator, groups: Sequence[Group]) -> tuple[St
     return StepCounts(**{f: int(n) for f, n in zip(fields, numbers, strict=True)}), deviation
 
 
-def accumulate(policy: nn.Module, accelerator: Accelerator, passes: Sequence[Pass], *, pad: int) -> list[float]:
-    """Add the gradient of this rank's passes; the last one averages over ranks. Returns sums to report.
+@dataclass(slots=True, kw_only=True)
+class Sums:
+    """What the passes of a step add up to, over all ranks."""
+
+    loss: float = 0.0
+    entropy: float = 0.0
+    gap: float = 0.0
+    gap_max: float = 0.0
+    tokens: float = 0.0
+    """Completion tokens."""
+    passes: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"train_forward": 0.0, "train_backward": 0.0})
+    """Of this rank. The backward of a pass that is computed in pieces is part of its forward."""
+    broken: list[str] = field(default_factory=list)
+    """Examples of this rank's passes whose loss is not finite."""
+
+
+def accumulate(policy: nn.Module, accelerator: Accelerator, passes: Sequence[Pass]) -> Sums:
+    """Add the gradient of this rank's passes; the last one averages over ranks.
 
     Every rank makes the same number of passes, so that no collective waits for a rank that has nothing to do.
     """
-    rounds = int(most(accelerator, len(passes)))
-    loss = entropy = gap = gap_max = tokens = patches = 0.0
-    for i in range(rounds):
-        one = passes[i] if i < len(passes) else idle_pass(pad)
-        rows = one.rows.to(accelerator.device)
+    total = Sums(passes=int(most(accelerator, len(passes))))
+    for i in range(total.passes):
+        one = passes[i] if i < len(passes) else idle_pass()
+        is_last = i + 1 == total.passes
         with (
             torch.enable_grad(),
-            policy.no_sync() if accelerator.num_processes > 1 and i + 1 < rounds else nullcontext(),
+            policy.no_sync() if accelerator.num_processes > 1 and not is_last else nullcontext(),
         ):
-            output = policy(rows, one.coefficients_K.to(accelerator.device))
-            # distributed wrappers average gradients over ranks; the denominators are global already
-            accelerator.backward(output.loss * accelerator.num_processes)
-        loss += output.loss.item()
+            with _timed(total.seconds, "train_forward"):
+                output = policy(one.packed.to(accelerator.device), one.coefficients_K.to(accelerator.device))
+                loss = output.loss.item()
+            with _timed(total.seconds, "train_backward"):
+                # distributed wrappers average gradients over ranks; the denominators are global already
+                accelerator.backward(output.loss * accelerator.num_processes)
+        total.loss += loss
+        if not isfinite(loss):
+            total.broken += one.examples
         if len(one.sampled_logp_K):
             difference = (output.logp_K.float().cpu() - one.sampled_logp_K).abs()
-            entropy, gap, gap_max = (
-                entropy + output.entropy_K.sum().item(),
-                gap + difference.sum().item(),
-                max(gap_max, difference.max().item()),
-            )
-            tokens += len(difference)
-        patches += 0 if rows.pixel_values_N is None else len(rows.pixel_values_N)
-    row_tokens = sum(int((one.rows.segments_B_S >= 0).sum()) for one in passes)
-    totals = sums(accelerator, [loss, entropy, gap, tokens, row_tokens, patches])
-    return [*totals, most(accelerator, gap_max), rounds]
+            total.entropy += output.entropy_K.sum().item()
+            total.gap += difference.sum().item()
+            total.gap_max = max(total.gap_max, difference.max().item())
+            total.tokens += len(difference)
+    total.loss, total.entropy, total.gap, total.tokens = sums(
+        accelerator, [total.loss, total.entropy, total.gap, total.tokens]
+    )
+    total.gap_max = most(accelerator, total.gap_max)
+    return total
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + perf_counter() - start
 
 
 def update(
@@ -92,52 +124,54 @@ def update(
     batch_std: float | None,
     objective: Objective,
     tokens_per_pass: int,
-    pad: int,
     shared_prefix: bool,
     max_grad_norm: float,
 ) -> StepOutcome:
     """Train on the groups of one step. Raises NonFiniteError, with weights and optimizer as they were."""
     if counts.valid_groups == 0:
         # AdamW would still move on zero gradients (momentum, decay), so nothing at all is done
-        return StepOutcome(
-            applied=False,
-            loss=0.0,
-            grad_norm=0.0,
-            entropy=0.0,
-            logp_gap_mean=0.0,
-            logp_gap_max=0.0,
-            passes=0,
-            trained_tokens=0,
-            vision_patches=0,
-        )
+        return StepOutcome(applied=False)
     passes = make_passes(
         groups,
         objective=objective,
         counts=counts,
         batch_std=batch_std,
         tokens_per_pass=tokens_per_pass,
-        pad=pad,
         shared_prefix=shared_prefix,
     )
+    work = accelerator.unwrap_model(policy).work
+    before = replace(work)
     policy.train()
     optimizer.zero_grad(set_to_none=True)
-    loss, entropy, gap, tokens, row_tokens, patches, gap_max, rounds = accumulate(policy, accelerator, passes, pad=pad)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
-    if not (torch.isfinite(torch.tensor([loss, norm])).all()):
-        optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(
-            f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied."
-        )
-    optimizer.step()
+    total = accumulate(policy, accelerator, passes)
+    with _timed(total.seconds, "optimizer"):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
+        if not (isfinite(total.loss) and isfinite(norm)):
+            optimizer.zero_grad(set_to_none=True)
+            raise _non_finite(accelerator, total, norm)
+        optimizer.step()
+    tokens, patches = sums(
+        accelerator, [work.tower_tokens - before.tower_tokens, work.vision_patches - before.vision_patches]
+    )
     return StepOutcome(
         applied=True,
-        loss=loss,
+        loss=total.loss,
         grad_norm=norm,
-        entropy=entropy / tokens,
-        logp_gap_mean=gap / tokens,
-        logp_gap_max=gap_max,
-        passes=int(rounds),
-        trained_tokens=int(row_tokens),
+        entropy=total.entropy / total.tokens,
+        logp_gap_mean=total.gap / total.tokens,
+        logp_gap_max=total.gap_max,
+        passes=total.passes,
+        trained_tokens=int(tokens),
         vision_patches=int(patches),
+        seconds=total.seconds,
+    )
+
+
+def _non_finite(accelerator: Accelerator, total: Sums, norm: float) -> NonFiniteError:
+    broken = [example for rank in gathered(accelerator, total.broken) for example in rank]
+    shown = ", ".join(broken[:8]) + (f" and {len(broken) - 8} more" if len(broken) > 8 else "")
+    where = f"The loss broke in the passes of these examples: {shown}." if broken else "Only the gradient broke."
+    return NonFiniteError(
+        f"The loss is {total.loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where}"
     )

@@ -1,0 +1,308 @@
+"""Attention over shared prefixes: who sees whom, and the kernels that compute it.
+
+A prefix token sees the tokens before it in its prompt. A suffix token sees its whole prompt and the tokens before it in its
+own completion, never a sibling. A kernel is a function from the lengths of a pass (`Branches`) to a function of queries, keys
+and values; all kernels compute the same numbers:
+
+- `split`: prompts and completions as two padded batches, the keys of a prompt repeated for its completions. Any device.
+- `varlen`: no padding, on CUDA with bfloat16 or float16 (`torch.nn.attention.varlen`).
+- `dense`: one boolean mask over everything. Quadratic in the tokens of the pass; the oracle of the tests.
+
+They are reached through transformers' own registry of attention functions, by a keyword argument of the text tower. A call
+without that argument, such as an ordinary forward or `generate`, takes the library's sdpa path.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from gpg_vl.errors import UserError
+
+NAME = "gpg_shared_prefix"
+"""What the attention function is called in transformers' registry."""
+
+Kernel = Literal["split", "varlen", "dense"]
+
+Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+"""(queries [1, H, Q, D], keys [1, Hkv, S+U, D], values, scale) -> [1, H, Q, D]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branches:
+    """The lengths of a pass: prefixes one behind the other, then suffixes, each the continuation of a prefix."""
+
+    prefix_lengths: tuple[int, ...]
+    suffix_lengths: tuple[int, ...] = ()
+    prefixes: tuple[int, ...] = ()
+    """The prefix that each suffix continues."""
+    prefix_queries: bool = True
+    """False: only suffix tokens ask; the keys of the prefixes come from an earlier call."""
+
+    def without_empty(self) -> "Branches":
+        kept = [(n, p) for n, p in zip(self.suffix_lengths, self.prefixes, strict=True) if n]
+        return Branches(
+            prefix_lengths=self.prefix_lengths,
+            suffix_lengths=tuple(n for n, _ in kept),
+            prefixes=tuple(p for _, p in kept),
+            prefix_queries=self.prefix_queries,
+        )
+
+
+class LayerAttention(Protocol):
+    """What the text tower is handed: called once per layer with this layer's queries, keys and values."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class SharedPrefix:
+    """The attention of one pass through the text tower.
+
+    attend: the kernel, made for the lengths of the pass.
+    given: keys and values [1, Hkv, S, D] of each layer's prefixes, if the pass computes suffixes only.
+    kept: filled with each layer's own keys and values.
+    """
+
+    attend: Attend
+    given: Sequence[tuple[Tensor, Tensor]] | None = None
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        if self.given is None:
+            self.kept[layer] = key, value
+        else:
+            prefix_key, prefix_value = self.given[layer]
+            key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
+        return self.attend(query, key, value, scale)
+
+
+def install(model: nn.Module, *, has_vision: bool) -> None:
+    """Let the text tower of `model` take a `LayerAttention` as the keyword argument `shared`. Vision is left alone."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _attention)
+    # without a mask function an ordinary padded batch would be computed without its mask
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation({"text_config": NAME} if has_vision else NAME)
+    if model.config.get_text_config()._attn_implementation != NAME:
+        raise UserError(
+            "This version of transformers does not let the attention of the text tower be replaced. Install one from 5.17 on."
+        )
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    *,
+    shared: LayerAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The signature of transformers' attention functions: q, k, v [B, H, S, D] with positions applied -> [B, S, H, D]."""
+    if shared is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    # rotation leaves float32 behind under autocast; what is kept and multiplied has the dtype that autocast computes in
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return shared(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None
+
+
+def choose_kernel(wanted: Literal["auto"] | Kernel, device: torch.device, dtype: torch.dtype) -> tuple[Kernel, str]:
+    """The kernel to use, and why it is not the wanted one ("" if it is)."""
+    if wanted != "varlen":
+        return ("split" if wanted == "auto" else wanted), ""
+    missing = varlen_missing(device, dtype)
+    return ("split", f"varlen needs {missing}; split is used instead") if missing else ("varlen", "")
+
+
+def varlen_missing(device: torch.device, dtype: torch.dtype) -> str:
+    """What the varlen kernel lacks here, or ""."""
+    if device.type != "cuda":
+        return f"a CUDA device, this is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"bfloat16 or float16, this is {str(dtype).removeprefix('torch.')}"
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return f"torch.nn.attention.varlen, which torch {torch.__version__} lacks"
+    import inspect
+
+    if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
+        return f"grouped-query attention in varlen_attn, which torch {torch.__version__} lacks"
+    return ""
+
+
+def make_attend(kernel: Kernel, branches: Branches, device: torch.device) -> Attend:
+    """The attention of a pass with these lengths."""
+    branches = branches.without_empty()
+    match kernel:
+        case "dense":
+            return dense(branches, device)
+        case "split":
+            return split(branches, device)
+        case "varlen":
+            return varlen(branches, device, _varlen_on_cuda)
+
+
+def dense(branches: Branches, device: torch.device) -> Attend:
+    mask_Q_K = visible(branches, device)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        key, value = _for_every_head(key, query), _for_every_head(value, query)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask_Q_K, scale=scale)
+
+    return attend
+
+
+def visible(branches: Branches, device: torch.device) -> Tensor:
+    """bool [queries, keys], True where the query may see the key."""
+    lengths = branches.prefix_lengths + branches.suffix_lengths
+    counts = torch.tensor(lengths, device=device)
+    run_K = torch.arange(len(lengths), device=device).repeat_interleave(counts)
+    of_run = torch.tensor([*range(len(branches.prefix_lengths)), *branches.prefixes], device=device)
+    prefix_K = of_run[run_K]
+    is_prefix_K = run_K < len(branches.prefix_lengths)
+    order = torch.arange(len(run_K), device=device)
+    own = (run_K[:, None] == run_K[None, :]) & (order[:, None] >= order[None, :])
+    prompt = ~is_prefix_K[:, None] & is_prefix_K[None, :] & (prefix_K[:, None] == prefix_K[None, :])
+    first = 0 if branches.prefix_queries else sum(branches.prefix_lengths)
+    return (own | prompt)[first:]
+
+
+def split(branches: Branches, device: torch.device) -> Attend:
+    """Two padded batches: the prefixes, causal; the suffixes, each over the keys of its prefix and its own."""
+    prefix_tokens = sum(branches.prefix_lengths)
+    prefixes = _Padded.of(branches.prefix_lengths, 0, device)
+    suffixes = _Padded.of(branches.suffix_lengths, 0, device) if branches.suffix_lengths else None
+    used = sorted(set(branches.prefixes))
+    starts = [0, *accumulate(branches.prefix_lengths)]
+    if suffixes:
+        keys_of_used = _Padded.of([branches.prefix_lengths[p] for p in used], [starts[p] for p in used], device)
+        row_R = torch.tensor([used.index(p) for p in branches.prefixes], device=device)
+        size = suffixes.width
+        causal = torch.ones(size, size, dtype=torch.bool, device=device).tril().expand(len(row_R), -1, -1)
+        seen = keys_of_used.present_B_L[row_R][:, None, :].expand(-1, size, -1)
+        mask_R_1_C_K = torch.cat([seen, causal], dim=2)[:, None]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        outputs = []
+        if branches.prefix_queries:
+            q, k, v = (prefixes.pad(x[:, :, :prefix_tokens]) for x in (query, key, value))
+            k, v = _for_every_head(k, q), _for_every_head(v, q)
+            outputs.append(prefixes.unpad(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)))
+        if suffixes:
+            q = suffixes.pad(query[:, :, prefix_tokens if branches.prefix_queries else 0 :])
+            k, v = (
+                torch.cat([keys_of_used.pad(x)[row_R], suffixes.pad(x[:, :, prefix_tokens:])], dim=2)
+                for x in (key, value)
+            )
+            k, v = _for_every_head(k, q), _for_every_head(v, q)
+            attended = scaled_dot_product_attention(q, k, v, attn_mask=mask_R_1_C_K, scale=scale)
+            outputs.append(suffixes.unpad(attended))
+        return torch.cat(outputs, dim=2)
+
+    return attend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Padded:
+    """Runs of tokens as rows of one width."""
+
+    index_BL: Tensor
+    """The token that stands at each place of the padded batch; any token where there is none."""
+    back_T: Tensor
+    """The place of each token in the padded batch."""
+    present_B_L: Tensor
+    width: int
+    is_plain: bool
+    """All runs are as long as the first, and they follow each other from the first token on: a reshape is enough."""
+
+    @staticmethod
+    def of(lengths: Sequence[int], starts: Sequence[int] | int, device: torch.device) -> "_Padded":
+        if isinstance(starts, int):
+            starts = list(accumulate(lengths, initial=starts))[:-1]
+        width = max(lengths)
+        lengths_B_1 = torch.tensor(lengths, device=device)[:, None]
+        place_1_L = torch.arange(width, device=device)[None, :]
+        present = place_1_L < lengths_B_1
+        index = torch.tensor(starts, device=device)[:, None] + torch.minimum(place_1_L, lengths_B_1 - 1)
+        return _Padded(
+            index_BL=index.flatten(),
+            back_T=present.flatten().nonzero()[:, 0],
+            present_B_L=present,
+            width=width,
+            is_plain=all(n == width for n in lengths) and list(starts) == [width * b for b in range(len(lengths))],
+        )
+
+    def pad(self, x_1_H_T_D: Tensor) -> Tensor:
+        """[B, H, L, D]."""
+        heads, _, size = x_1_H_T_D.shape[1:]
+        rows = len(self.present_B_L)
+        taken = x_1_H_T_D[0, :, : rows * self.width] if self.is_plain else x_1_H_T_D[0].index_select(1, self.index_BL)
+        return taken.reshape(heads, rows, self.width, size).transpose(0, 1)
+
+    def unpad(self, x_B_H_L_D: Tensor) -> Tensor:
+        """[1, H, T, D]."""
+        rows, heads, width, size = x_B_H_L_D.shape
+        flat = x_B_H_L_D.transpose(0, 1).reshape(heads, rows * width, size)
+        return (flat if self.is_plain else flat.index_select(1, self.back_T))[None]
+
+
+RaggedKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, float | None], Tensor]
+"""(q [Q, H, D], k [K, Hkv, D], v, where runs of queries start and end, likewise of keys, longest, longest, scale) -> [Q, H, D];
+causal, the last query of a run aligned with its last key."""
+
+
+def varlen(branches: Branches, device: torch.device, kernel: RaggedKernel) -> Attend:
+    """No padding: every prefix is a run of queries over itself, every suffix one over its prefix and itself."""
+    starts = [0, *accumulate(branches.prefix_lengths)]
+    prefix_tokens = starts[-1]
+    query_runs: list[int] = []
+    key_index: list[Tensor] = []
+    if branches.prefix_queries:
+        query_runs += branches.prefix_lengths
+        key_index += [torch.arange(a, b) for a, b in pairwise(starts)]
+    at = prefix_tokens
+    for length, prefix in zip(branches.suffix_lengths, branches.prefixes, strict=True):
+        query_runs.append(length)
+        key_index.append(torch.cat([torch.arange(starts[prefix], starts[prefix + 1]), torch.arange(at, at + length)]))
+        at += length
+    key_runs = [len(index) for index in key_index]
+    keys = torch.cat(key_index).to(device)
+    ends_q = torch.tensor([0, *accumulate(query_runs)], dtype=torch.int32, device=device)
+    ends_k = torch.tensor([0, *accumulate(key_runs)], dtype=torch.int32, device=device)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        k, v = k.index_select(0, keys), v.index_select(0, keys)
+        out = kernel(q.contiguous(), k, v, ends_q, ends_k, max(query_runs), max(key_runs), scale)
+        return out.transpose(0, 1)[None]
+
+    return attend
+
+
+def _varlen_on_cuda(
+    q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, longest_q: int, longest_k: int, scale: float | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out: Tensor = varlen_attn(
+        q, k, v, ends_q, ends_k, longest_q, longest_k, scale=scale, window_size=(-1, 0), enable_gqa=True
+    )
+    return out
+
+
+def _for_every_head(x: Tensor, query: Tensor) -> Tensor:
+    """Keys or values [B, Hkv, L, D] repeated to the heads of the queries."""
+    repeat = query.shape[1] // x.shape[1]
+    return x if repeat == 1 else x.repeat_interleave(repeat, dim=1)

@@ -1,0 +1,125 @@
+"""What a group costs, in floating point operations: the naive way and with image and prompt once.
+
+    forward of T tokens over K keys each      2 body T + 4 layers width T K / 2      (causal: half of the square)
+    head of C tokens                          2 head C, and 4 head C more for its gradient
+    training                                  3 forwards; 4 if activations are computed again
+    vision                                    likewise, without the half; 1 forward if frozen, none if its features are kept
+
+A multiplication and an addition count as two. Norms, rotations and softmax are left out: they are bytes, not arithmetic.
+The numbers of this model are compared with counted operations in tests/test_cost.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+VisionMode = Literal["trained", "frozen", "kept"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The sizes of a model that arithmetic depends on."""
+
+    body: int
+    """Weights of the text tower's matrices, embeddings not included."""
+    head: int
+    """Hidden size times vocabulary."""
+    layers: int
+    width: int
+    """Heads times head size."""
+    patch_weights: int = 0
+    """Weights of the vision tower that every patch passes."""
+    merger_weights: int = 0
+    """Weights of the merger that every image token passes."""
+    vision_layers: int = 0
+    """Layers with attention over the whole image."""
+    vision_width: int = 0
+    merge: int = 1
+    """Patches per image token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one group costs."""
+
+    prefill: float
+    """Operations of the rollout before decoding."""
+    decode: float
+    train: float
+    tokens: int
+    """Tokens through the text tower in training."""
+    patches: int
+    """Patches through the vision tower, rollout and training together."""
+
+    @property
+    def total(self) -> float:
+        return self.prefill + self.decode + self.train
+
+
+def shape_of(config: Any, *, has_vision: bool) -> Shape:
+    """The shape of a transformers config of a supported family."""
+    text = config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    width, narrow = size * text.num_attention_heads, size * text.num_key_value_heads
+    per_layer = text.hidden_size * (2 * width + 2 * narrow + 3 * text.intermediate_size)
+    sizes: dict[str, int] = {}
+    if has_vision:
+        vision = config.vision_config
+        embed = getattr(vision, "embed_dim", None) or vision.hidden_size
+        gated = not hasattr(vision, "embed_dim")  # Qwen2.5-VL: three matrices and a width of its own
+        mlp = 3 * embed * vision.intermediate_size if gated else 2 * embed * int(embed * vision.mlp_ratio)
+        patch = 3 * vision.temporal_patch_size * vision.patch_size**2 * embed
+        merge = vision.spatial_merge_size**2
+        sizes = {
+            "patch_weights": vision.depth * (4 * embed * embed + mlp) + patch,
+            "merger_weights": (merge * embed) ** 2 + merge * embed * text.hidden_size,
+            "vision_layers": len(vision.fullatt_block_indexes) if gated else vision.depth,
+            "vision_width": embed,
+            "merge": merge,
+        }
+    return Shape(
+        body=per_layer * text.num_hidden_layers,
+        head=text.hidden_size * text.vocab_size,
+        layers=text.num_hidden_layers,
+        width=width,
+        **sizes,
+    )
+
+
+def group_cost(
+    shape: Shape,
+    *,
+    prompt: int,
+    image_tokens: int,
+    completion: int,
+    group_size: int,
+    shared: bool,
+    recompute: bool,
+    vision: VisionMode,
+) -> Cost:
+    """The cost of one group of equally long completions; `prompt` includes the image tokens, all in one image."""
+    copies = 1 if shared else group_size
+    passes = 4 if recompute else 3
+    see = image_forward(shape, image_tokens)
+    run = completion - 1  # nothing is predicted from the last token
+    branches = group_size * (2 * shape.body * run + _attention(shape, run, prompt + run / 2))
+    prefix = 2 * shape.body * prompt + _attention(shape, prompt, prompt / 2)
+    seen = {"trained": passes, "frozen": 1, "kept": 0}[vision]
+    return Cost(
+        prefill=copies * (prefix + (0 if vision == "kept" else see)),
+        decode=branches + 2 * shape.head * group_size * completion,
+        train=passes * (copies * prefix + branches) + copies * seen * see + 6 * shape.head * group_size * completion,
+        tokens=copies * prompt + group_size * run,
+        patches=0 if vision == "kept" else 2 * copies * image_tokens * shape.merge,
+    )
+
+
+def image_forward(shape: Shape, image_tokens: int) -> float:
+    """Operations of one image through vision tower and merger."""
+    patches = image_tokens * shape.merge
+    attention = 4 * shape.vision_layers * shape.vision_width * patches**2
+    return 2 * shape.patch_weights * patches + 2 * shape.merger_weights * image_tokens + attention
+
+
+def _attention(shape: Shape, queries: float, keys: float) -> float:
+    """Scores and weighted sums of so many queries over so many keys each, all layers."""
+    return 4 * shape.layers * shape.width * queries * keys

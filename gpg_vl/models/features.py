@@ -1,0 +1,54 @@
+"""Image features that need not be computed again: bounded, and known by what the image holds.
+
+While the vision tower and its merger are frozen, an image has the same features in every step. While they are trained,
+features are good for the rollout of one step at most.
+"""
+
+import hashlib
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+
+def image_key(patches: Tensor, grid_3: Tensor) -> str:
+    """Equal for equal patches on an equal grid, whatever file they came from."""
+    digest = hashlib.blake2b(patches.contiguous().numpy().tobytes(), digest_size=16)
+    digest.update(repr(grid_3.tolist()).encode())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Features [image tokens, H] by image key and dtype; what was used longest ago goes first.
+
+    max_bytes: of all features together. A single larger image is not kept.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = 0
+        self._features: OrderedDict[tuple[str, torch.dtype], Tensor] = OrderedDict()
+
+    def get(self, key: str, dtype: torch.dtype) -> Tensor | None:
+        features = self._features.get((key, dtype))
+        if features is not None:
+            self._features.move_to_end((key, dtype))
+        return features
+
+    def put(self, key: str, features: Tensor, dtype: torch.dtype) -> None:
+        size = features.numel() * features.element_size()
+        if size > self._max_bytes or (key, dtype) in self._features:
+            return
+        self._features[key, dtype] = features
+        self._held += size
+        while self._held > self._max_bytes:
+            _, oldest = self._features.popitem(last=False)
+            self._held -= oldest.numel() * oldest.element_size()
+
+    def clear(self) -> None:
+        self._features.clear()
+        self._held = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return self._held
