@@ -1,5 +1,6 @@
 """What a user can get wrong ends in one message, an exit code other than 0, no traceback and nothing half-written."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from runs import environment, gpg_vl, metrics, write_config, write_scenes
+from safetensors.torch import load_file
 
 
 def refused(result: subprocess.CompletedProcess[str], *texts: str, code: int = 2, trace: str = "Traceback") -> None:
@@ -237,3 +239,40 @@ def test_evaluation_without_data(tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_scenes(tmp_path / "test.parquet", 8)
     config = write_config(tmp_path, tiny_checkpoint, eval={"task": "cvbnch", "data": str(tmp_path / "test.parquet")})
     refused(gpg_vl("train", config), "cvbnch", "Did you mean 'cvbench'?")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_groups(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Rewards that no float32 can hold make the loss infinite: nothing is applied, everything can be looked at."""
+    (tmp_path / "huge.py").write_text(
+        "from gpg_vl.rewards import in_range\n"
+        "@in_range(0, 1e100)\n"
+        "def huge(completion, example):\n"
+        "    if completion.text.startswith('<think>'):\n"
+        "        return 1e100\n"
+        "    return sum(map(ord, completion.text)) % 5 / 4 * 1e100\n"
+    )
+    config = write_config(tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'huge.py'}:huge": 1.0}})
+    kept = tmp_path / "run" / "broken" / "step-000001-process-0"
+    refused(
+        gpg_vl("train", config),
+        "Step 1: The loss is",
+        "The update was not applied. The loss broke in the passes of these examples: ",
+        f"The groups of the step are kept in {kept}",
+        code=1,
+    )
+    rows = [json.loads(line) for line in (kept / "samples.jsonl").read_text().splitlines()]
+    tensors = load_file(kept / "tensors.safetensors")
+    assert len(rows) == 2
+    assert all((kept / name).stat().st_size > 100 for row in rows for name in row["images"])
+    assert len(rows[0]["completions"]) == 3
+    assert tensors["0.pixel_values_N"].shape[1] == 1176
+    assert len(tensors["1.2.token_ids"]) == len(tensors["1.2.logprobs"]) == rows[1]["completions"][2]["tokens"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_attention_kernel_that_the_machine_lacks_is_named_in_the_plan(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_checkpoint, train={"attention": "varlen"})
+    result = gpg_vl("train", config, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "split (varlen needs" in result.stdout
+    assert "split is used instead" in " ".join(result.stdout.split())

@@ -247,12 +247,33 @@ def test_the_plan_is_printed_and_a_dry_run_stops_there(tiny_checkpoint: Path, tm
         "2 groups x 3 answers = 6 answers",
         "temperature 1.0, top_p 1, top_k off",
         "memory",
+        "attention  split",
+        "MFLOP per step at most: prefill",
+        "tokens and",
+        "times the operations",
+        "activations",
         "prompt of row 0",
         "<|vision_start|><|image_pad|><|vision_end|>",
         "How many",
     ):
         assert text in result.stdout, text
     assert not (tmp_path / "run").exists()
+
+
+def test_every_step_tells_what_was_computed_and_how_long_its_parts_took(finished: Path) -> None:
+    """The rollout sees each picture and prompt once, training again only those that carry a signal."""
+    for line in (finished / "run" / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["rollout_vision_patches"] % 4 == 0
+        assert 0 < row["rollout_vision_patches"] < 4 * row["rollout_prefilled_tokens"]
+        assert row["rollout_decoded_tokens"] <= 4 * 3 * row["groups_seen"]
+        if not row["step_skipped"]:
+            assert 0 < row["trained_vision_patches"] <= row["rollout_vision_patches"]
+            assert row["trained_tokens"] <= row["rollout_prefilled_tokens"] + row["rollout_decoded_tokens"]
+            assert {"prefill", "decode", "reward", "train_forward", "train_backward", "optimizer"} <= set(
+                row["seconds"]
+            )
+            assert row["seconds"]["train_forward"] + row["seconds"]["train_backward"] <= row["seconds"]["train"]
 
 
 def test_ctrl_c_ends_with_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
