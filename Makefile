@@ -4,15 +4,20 @@ BIN := .venv/bin
 SEED ?= 0
 FOLDER ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 STAMP := .venv/.installed
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint quickstart clean
+.PHONY: help install test lint quickstart exactness growth bench-peers bench-gpu clean
 
 help:
 	@echo "make quickstart   train a tiny vision-language model and see it improve (offline, CPU, minutes; SEED=0 FOLDER=runs/...)"
 	@echo "make test         the test suite (offline, CPU)"
 	@echo "make lint         ruff and mypy"
 	@echo "make install      only the set-up"
+	@echo "make exactness    the gradient of every way of sharing against the stock model, with gates (CPU, four minutes)"
+	@echo "make growth       how seconds and memory grow with group and image, as a picture (CPU, ten minutes)"
+	@echo "make bench-gpu    the shape of Qwen2-VL-2B with random weights on the GPU that is there"
+	@echo "make bench-peers  one training step beside TRL's, in an environment of its own (Linux, CPU, half an hour; ARGS=--quick: minutes)"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
@@ -35,5 +40,26 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The peers get the same pinned torch and transformers; both sides run in this one environment, in processes of their own.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		trl==1.16.0 prefix-grouper==0.0.1.post1 --editable .
+	@touch $@
+
+exactness: $(STAMP)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.exactness
+
+growth: $(STAMP)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.growth
+
+# On a machine with a GPU whose Python has torch for it: no environment is made.
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu
+
+bench-peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m benchmarks.peers $(ARGS)
+
 clean:
-	rm -rf .venv runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv $(PEERS) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

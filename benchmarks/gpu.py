@@ -1,0 +1,171 @@
+"""Qwen2-VL-2B's shape with random weights on one GPU: seconds, memory, decoding and utilisation, sharing or not.
+
+    python -m benchmarks.gpu                       the grid on the GPU that is there (make bench-gpu)
+    python -m benchmarks.gpu --model tiny --quick  the same program on any machine, to see that it runs
+
+Utilisation counts the operations of the shared computation only, whatever was computed: work that is done twice is not work.
+Writes benchmarks/results/gpu.json after every row, so that a run that is cut off keeps what it has, and goes on from there.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.step import Bench, Case, as_row, device_here, folder_of_results
+from gpg_vl.models.attention import varlen_missing
+
+PROMPTS = ((356, 256), (652, 484), (1300, 1156))
+"""Prompt tokens and image tokens; an image is square, so its tokens are a square number."""
+PEAK = 790e12
+"""Operations per second in bfloat16 that the utilisation refers to; of an H200 by default."""
+
+
+def grid(*, quick: bool) -> list[Case]:
+    """Every system on every case: shared with each kernel, naive with the same kernel."""
+    prompts = ((60, 16),) if quick else PROMPTS
+    lengths, sizes = ((8,), (4,)) if quick else ((64, 256), (8, 16))
+    here = device_here()
+    precision = "bfloat16" if here.type == "cuda" else "float32"
+    ragged = not varlen_missing(here, getattr(torch, precision))
+    ways = [("split", True), *([("varlen", True)] if ragged else []), ("varlen" if ragged else "split", False)]
+    return [
+        Case(
+            group_size=size,
+            image_tokens=image,
+            text_tokens=prompt - image,
+            completion=length,
+            groups=2 if quick else 8,
+            shared=shared,
+            kernel=kernel,
+            vision=vision,
+            checkpointing=checkpointing,
+            dtype=precision,
+            slots=64 if quick else 128,
+        )
+        for (prompt, image), length, size, vision, checkpointing, (kernel, shared) in itertools.product(
+            prompts, lengths, sizes, ("frozen", "trained"), (False, True), ways
+        )
+    ]
+
+
+def build(model: str, folder: Path) -> tuple[torch.nn.Module, Any]:
+    """(model with random weights, processing). The 2B shape is made on the device, not read from anywhere."""
+    from gpg_vl.models import tiny
+    from gpg_vl.models.load import load_processing, quiet
+
+    tokenizer = tiny.tiny_tokenizer(["How many balls are there in the picture?"], 512)
+    config = tiny.tiny_config(tokenizer, 512) if model == "tiny" else tiny.tiny_config(tokenizer, 151_936, **TEXT_2B)
+    with quiet():
+        small = tiny.tiny_config(tokenizer, 512)
+        tiny.save_checkpoint(tiny.tiny_model(small, seed=0), tiny.tiny_processor(tokenizer), folder)
+    if model == "2b":
+        vision = config.vision_config
+        vision.depth, vision.embed_dim, vision.num_heads, vision.mlp_ratio = 32, 1280, 16, 4
+    from transformers import Qwen2VLForConditionalGeneration
+
+    with device_here():
+        torch.manual_seed(0)
+        made = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    return made.float().eval(), load_processing(str(folder))
+
+
+TEXT_2B = {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+}
+
+
+def utilisation(row: dict[str, Any], shared: dict[str, Any], peak: float) -> float:
+    """Of the training step: operations of the shared computation over what the device could have done meanwhile."""
+    return float(shared["timing"]["train_operations"] / (row["timing"]["train_seconds"] * peak))
+
+
+def show(rows: list[dict[str, Any]], peak: float) -> Table:
+    table = Table(
+        "P / C / G", "vision", "recompute", "way", "prefill s", "decode s", "tok/s", "train s", "util %", "GiB"
+    )
+    for row in rows:
+        case, timing = row["case"], row["timing"]
+        twin = next(r for r in rows if r["case"]["shared"] and all(r["case"][k] == case[k] for k in SAME))
+        table.add_row(
+            f"{case['text_tokens'] + case['image_tokens']} / {case['completion']} / {case['group_size']}",
+            case["vision"],
+            "yes" if case["checkpointing"] else "no",
+            f"{case['kernel']}, {'once per group' if case['shared'] else 'for every answer'}",
+            f"{timing['prefill_seconds']:.2f}",
+            f"{timing['decode_seconds']:.2f}",
+            f"{timing['decoded_tokens'] / timing['decode_seconds']:.0f}",
+            f"{timing['train_seconds']:.2f}",
+            f"{100 * utilisation(row, twin, peak):.1f}",
+            f"{timing['peak_bytes'] / 2**30:.1f}",
+        )
+    return table
+
+
+SAME = ("group_size", "image_tokens", "text_tokens", "completion", "vision", "checkpointing")
+"""What two rows of one comparison have in common."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("2b", "tiny"), default="2b")
+    parser.add_argument("--quick", action="store_true", help="one small case, one step")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps per row, after one that is not")
+    parser.add_argument(
+        "--peak", type=float, default=PEAK, help=f"operations per second of the device, default {PEAK:g}"
+    )
+    parser.add_argument("--out", type=Path, default=folder_of_results(), metavar="DIR")
+    arguments = parser.parse_args()
+    device = device_here()
+    if arguments.model == "2b" and device.type != "cuda":
+        print("gpu.py: there is no CUDA device here. Use --model tiny to see that the program runs.", file=sys.stderr)
+        return 2
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / ("gpu.json" if arguments.model == "2b" else "gpu_tiny.json")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    kept = json.loads(file.read_text()) if file.exists() else {"device": name, "rows": []}
+    rows: list[dict[str, Any]] = kept["rows"] if kept["device"] == name else []
+    console = Console()
+    for case in grid(quick=arguments.quick):
+        if any(row["case"] == as_case(case) for row in rows):
+            continue
+        console.print(f"{len(rows) + 1}: {case}")
+        rows.append(_measured(arguments.model, case, 1 if arguments.quick else arguments.steps, device))
+        file.write_text(json.dumps({"device": name, "rows": rows}, indent=1) + "\n")
+    console.print(show(rows, arguments.peak))
+    print(f"wrote {file}")
+    return 0
+
+
+def as_case(case: Case) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(case)
+
+
+def _measured(model: str, case: Case, steps: int, device: torch.device) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        made, processing = build(model, Path(folder))
+    shown = replace(case)
+    row = as_row(shown, Bench(made, processing, shown, device).measure(steps=steps, warmup=1))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The peer: TRL's own GRPOTrainer, unchanged, with the settings under which its gradient is that of GPG.
+
+beta 0, no scaling of rewards, one iteration per batch, temperature 1, AdamW. It runs its own `train()`: data loader, chat
+template, image processor, generation, rewards, shuffling, micro-batches, loss, optimizer. Around it are a clock and counters.
+Only for gradient parity and for the sweep over micro-batches is its sampling replaced, by completions that are given to it.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpg_vl.models.torchvision_shim import ensure_torchvision
+
+ensure_torchvision()
+
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from datasets import Image as ImageColumn  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers import AutoProcessor, PrinterCallback, Qwen2VLForConditionalGeneration, TrainerCallback  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+from benchmarks.anchor import Question, Row, completions  # noqa: E402
+from benchmarks.meter import Meter  # noqa: E402
+from benchmarks.ours import LEARNING_RATE, MAX_GRAD_NORM, forbidden  # noqa: E402
+from gpg_vl.models.load import load_processing, quiet  # noqa: E402
+
+LOSS_OF = {"sequence": "grpo", "token": "dapo"}
+"""TRL's name for each of our ways to average."""
+Given = Callable[[int], Sequence[Sequence[Sequence[int]]]]
+"""Number of the step -> token ids of its completions, by prompt and member."""
+
+
+def make_trainer(
+    checkpoint: Path,
+    row: Row,
+    asked: Sequence[Question],
+    rewards: Callable[[int], Sequence[float]],
+    *,
+    micro_batch: int,
+    steps: int,
+    output: str,
+    loss: str = "dapo",
+    checkpointing: bool = False,
+    max_grad_norm: float = MAX_GRAD_NORM,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> GRPOTrainer:
+    """A trainer over the questions in their order. `rewards` gives the rewards of the group of prompt 0, 1, ..."""
+    if row.completions % micro_batch:
+        raise ValueError(f"{row.completions} completions a step cannot be cut into micro-batches of {micro_batch}.")
+    with quiet():
+        model = Qwen2VLForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
+    processor = AutoProcessor.from_pretrained(checkpoint, padding_side="left", trust_remote_code=False)
+    settings = GRPOConfig(
+        output_dir=output,
+        max_steps=steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=row.completions // micro_batch,
+        steps_per_generation=row.completions // micro_batch,
+        num_generations=row.group_size,
+        num_iterations=1,
+        max_completion_length=row.completion_tokens,
+        generation_kwargs={
+            "min_new_tokens": row.completion_tokens,
+            "suppress_tokens": list(forbidden(load_processing(str(checkpoint)).tokens)),
+        },
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        beta=0.0,
+        loss_type=loss,
+        scale_rewards="none",
+        disable_dropout=True,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=max_grad_norm,
+        gradient_checkpointing=checkpointing,
+        shuffle_dataset=False,
+        dataloader_num_workers=0,
+        use_cpu=True,
+        bf16=False,
+        seed=0,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        args=settings,
+        processing_class=processor,
+        reward_funcs=_Rewards(rewards, row),
+        train_dataset=_dataset(asked),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _Rewards:
+    """TRL's reward function: prompts come in order, each with its G completions one behind the other."""
+
+    __name__ = "pattern"
+
+    def __init__(self, rewards: Callable[[int], Sequence[float]], row: Row) -> None:
+        self._rewards = rewards
+        self._group_size = row.group_size
+        self._prompt = 0
+
+    def __call__(self, completions: list[Any], **_: Any) -> list[float]:
+        groups = len(completions) // self._group_size
+        values = [float(r) for g in range(groups) for r in self._rewards(self._prompt + g)]
+        self._prompt += groups
+        return values
+
+
+def _dataset(asked: Sequence[Question]) -> Dataset:
+    """As users have it: conversations, and pictures as encoded files that are decoded when a row is read."""
+    rows = {
+        "prompt": [[{"role": "user", "content": q.text}] for q in asked],
+        "image": [{"bytes": q.png, "path": None} for q in asked],
+    }
+    return Dataset.from_dict(rows).cast_column("image", ImageColumn())
+
+
+def give(trainer: GRPOTrainer, given: Given, seen: list[dict[str, Any]] | None = None) -> None:
+    """Replace sampling by given completions; `seen` collects what the model would have been asked."""
+    steps = iter(range(trainer.args.max_steps))
+
+    def instead(
+        prompt_ids: list[list[int]], images: object, fields: dict[str, Any], *_: object
+    ) -> tuple[list[list[int]], None]:
+        if seen is not None:
+            seen.append({"prompt_ids": prompt_ids, **fields})
+        return [list(tokens) for group in given(next(steps)) for tokens in group], None
+
+    trainer._generate_single_turn = instead
+
+
+class _StepEnds(TrainerCallback):
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._meter.step_ended()
+
+
+def run(
+    checkpoint: Path,
+    row: Row,
+    asked: Sequence[Question],
+    *,
+    steps: int,
+    warmup: int,
+    micro_batch: int,
+    checkpointing: bool,
+    given: bool,
+) -> Meter:
+    """Measure `steps` steps of `trainer.train()` after `warmup`."""
+    with tempfile.TemporaryDirectory() as output:
+        trainer = make_trainer(
+            checkpoint,
+            row,
+            asked,
+            row.rewards,
+            micro_batch=micro_batch,
+            steps=warmup + steps,
+            output=output,
+            checkpointing=checkpointing,
+        )
+        meter = Meter(trainer.model.model.visual, trainer.model.model.language_model, warmup=warmup)
+        trainer.add_callback(_StepEnds(meter))
+        if given:
+            give(trainer, lambda step: completions(row, step))
+        rollout = trainer._generate_and_score_completions
+
+        def timed(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            start = time.perf_counter()
+            scored = rollout(inputs)
+            meter.rollout_took(time.perf_counter() - start)
+            lengths = scored["completion_mask"].sum(dim=1)
+            assert bool((lengths == row.completion_tokens).all()), "a completion ended early"
+            return scored
+
+        trainer._generate_and_score_completions = timed
+        meter.start()
+        trainer.train()
+    return meter
+
+
+class _KeepGradient(TrainerCallback):
+    def __init__(self) -> None:
+        self.gradient: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        self.gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def gradient(
+    checkpoint: Path,
+    row: Row,
+    asked: Sequence[Question],
+    tokens_P_G_T: Sequence[Sequence[Sequence[int]]],
+    rewards_P_G: Sequence[Sequence[float]],
+    aggregation: str,
+    *,
+    micro_batch: int,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """TRL's gradient of a step on given completions, unclipped, and the prompts and patches that it made of the questions."""
+    keep, seen = _KeepGradient(), []
+    with tempfile.TemporaryDirectory() as output:
+        trainer = make_trainer(
+            checkpoint,
+            row,
+            asked,
+            lambda prompt: rewards_P_G[prompt],
+            micro_batch=micro_batch,
+            steps=1,
+            output=output,
+            loss=LOSS_OF[aggregation],
+            max_grad_norm=0.0,  # none, in transformers
+            callbacks=[keep],
+        )
+        give(trainer, lambda _: tokens_P_G_T, seen)
+        trainer.train()
+    return keep.gradient, seen[0]

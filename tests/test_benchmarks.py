@@ -1,0 +1,125 @@
+"""The programs of benchmarks/ run, count what they compute, and say the truth about it. Small models, one step."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import environment
+
+from benchmarks import exactness, growth
+from benchmarks.exactness import Finding
+from benchmarks.gpu import PEAK, grid, utilisation
+from benchmarks.step import Case, Timing, as_row
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=Path(__file__).parent.parent,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> None:
+    result = run("benchmarks.gpu", "--model", "tiny", "--quick", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    kept = json.loads((tmp_path / "gpu_tiny.json").read_text())
+    assert len(kept["rows"]) == len(grid(quick=True))
+    by_way = {(r["case"]["vision"], r["case"]["checkpointing"], r["case"]["shared"]): r["timing"] for r in kept["rows"]}
+    for vision in ("frozen", "trained"):
+        shared, naive = (by_way[vision, False, s] for s in (True, False))
+        assert naive["rollout_patches"] == 4 * shared["rollout_patches"] == 4 * 2 * 64
+        assert naive["trained_patches"] == 4 * shared["trained_patches"]
+        assert naive["prefilled_tokens"] == 4 * shared["prefilled_tokens"]
+        assert naive["decoded_tokens"] == shared["decoded_tokens"] == 2 * 4 * 8
+        assert naive["trained_tokens"] - shared["trained_tokens"] == 3 * shared["prefilled_tokens"]
+        assert naive["train_operations"] > shared["train_operations"]
+    again = run("benchmarks.gpu", "--model", "tiny", "--quick", "--out", tmp_path)
+    assert again.returncode == 0
+    assert "Case(" not in again.stdout, "rows that are there are not measured again"
+    assert json.loads((tmp_path / "gpu_tiny.json").read_text()) == kept
+
+
+def test_without_a_gpu_the_real_shape_is_refused(tmp_path: Path) -> None:
+    result = run("benchmarks.gpu", "--out", tmp_path)
+    assert result.returncode == 2
+    assert "there is no CUDA device here. Use --model tiny" in result.stderr
+
+
+def test_growth_measures_both_ways_and_draws_a_picture(tmp_path: Path) -> None:
+    one = Case(group_size=2, image_tokens=16, text_tokens=20, completion=4)
+    timing = {"prefill_seconds": 1.0, "decode_seconds": 1.0, "train_seconds": 2.0, "seconds": 4.0, "peak_bytes": 2**20}
+    rows = [
+        {"case": as_row(case, blank())["case"], "timing": timing | {"total_operations": 1e9 * case.group_size}}
+        for case in growth.cases((2, 4), (64, 144))
+    ]
+    (tmp_path / "growth.json").write_text(json.dumps(rows))
+    drawn = run("benchmarks.growth", "--draw", "--out", tmp_path, "--picture", tmp_path / "growth.png")
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    measured = {
+        s: growth.measure(Case(**(as_row(one, blank())["case"] | {"shared": s})), steps=1, warmup=0)
+        for s in (True, False)
+    }
+    ours, naive = (measured[s]["timing"] for s in (True, False))
+    assert naive["trained_patches"] == 2 * ours["trained_patches"] == 2 * 2 * 64
+    assert ours["seconds"] > 0
+
+
+def blank() -> Timing:
+    return Timing(**dict.fromkeys(Timing.__dataclass_fields__, 0))
+
+
+def test_growth_varies_one_thing_at_a_time() -> None:
+    points = [(c.group_size, c.image_tokens, c.shared) for c in growth.cases((2, 4, 8, 16, 32), (64, 256, 1024))]
+    assert len(points) == len(set(points)) == 2 * (5 + 3 - 1)
+    assert all(g == 8 or i == 256 for g, i, _ in points)
+
+
+def test_utilisation_counts_shared_operations_only() -> None:
+    """Twice the time for the same answers is half the utilisation, whatever was computed meanwhile."""
+    shared = {"timing": {"train_operations": 395e12, "train_seconds": 1.0}}
+    naive = {"timing": {"train_operations": 2000e12, "train_seconds": 2.0}}
+    assert utilisation(shared, shared, PEAK) == pytest.approx(0.5)
+    assert utilisation(naive, shared, PEAK) == pytest.approx(0.25)
+
+
+def finding(**changed: Any) -> Finding:
+    given = {
+        "what": "w",
+        "family": "f",
+        "precision": "float32",
+        "group_size": 2,
+        "images": 1,
+        "error": 1e-6,
+        "gate": 1e-5,
+    }
+    return Finding(**{**given, **changed})
+
+
+def test_the_table_of_exactness_shows_the_worst_case_and_what_missed_its_gate() -> None:
+    findings = [finding(), finding(error=9e-6, images=2), finding(error=2e-5, what="v")]
+    assert [f.passed for f in findings] == [True, True, False]
+    assert [f.error for f in exactness.worst(findings)] == [9e-6, 2e-5]
+    lines = exactness.markdown(findings).splitlines()
+    assert lines[2].endswith("| ok |")
+    assert lines[3].endswith("| MISSED |")
+    assert finding(error=0.0, gate=0.0).passed
+    assert not finding(error=1e-9, gate=0.0).passed
+
+
+def test_one_case_of_exactness_passes_its_gates(tmp_path: Path) -> None:
+    import torch
+
+    folder = exactness.checkpoint(tmp_path / "tiny", "qwen2_vl")
+    found = exactness.gradients(folder, "qwen2_vl", torch.float64, 2, 1)
+    assert len(found) == 2 * len(exactness.WAYS)
+    assert all(f.passed for f in found), [f for f in found if not f.passed]
+    assert max(f.error for f in found) > 0, "errors of exactly zero would mean that something was compared with itself"
