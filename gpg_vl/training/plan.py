@@ -111,7 +111,15 @@ def make_plan(
         kernel_note=why,
         cost=here,
         naive_cost=costs[False],
-        memory_bytes=_memory(config, parameters, trained, here.tokens, prompt_tokens_max=ordered[-1]),
+        memory_bytes=_memory(
+            config,
+            family,
+            parameters,
+            trained,
+            here.tokens,
+            prompt_tokens_max=ordered[-1],
+            image_tokens_total=sum(image_tokens),
+        ),
         naive_activations=_activations(config, costs[False].tokens),
         group_activations=_activations(config, here.tokens),
         first_prompt=first_prompt,
@@ -153,7 +161,14 @@ def _activations(config: Config, tokens: int) -> float:
 
 
 def _memory(
-    config: Config, parameters: int, trained: int, tokens_of_group: int, *, prompt_tokens_max: int
+    config: Config,
+    family: Family,
+    parameters: int,
+    trained: int,
+    tokens_of_group: int,
+    *,
+    prompt_tokens_max: int,
+    image_tokens_total: int,
 ) -> dict[str, float]:
     """Bytes per process. Weights, gradients and moments are exact, activations estimated for a full pass."""
     text = read_config(config.model.path, config.model.revision).get_text_config()
@@ -164,12 +179,17 @@ def _memory(
     cached = answers * (prompt_tokens_max + config.rollout.max_new_tokens)
     cached += config.rollout.prompts_per_batch * prompt_tokens_max
     key_value = 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * text.num_hidden_layers
+    kept = {}
+    if vision_mode(config, family) == "kept" and image_tokens_total:
+        every = float(image_tokens_total * text.hidden_size * _dtype(config).itemsize)
+        kept["image features"] = min(every, config.model.vision_cache_mb * 2.0**20)
     return {
         "weights": 4.0 * parameters,
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
         "activations": _activations(config, tokens),
         "key-value cache": float(cached * key_value * _dtype(config).itemsize),
+        **kept,
     }
 
 
