@@ -159,9 +159,9 @@ class Bomb:
 @pytest.mark.parametrize("name", ["refs(unc).p", "flowers.pth", "a.pkl", "a.pickle", "a.pt", "a.npy"])
 def test_a_pickle_is_never_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-    for given in (tmp_path / name, tmp_path):
+    for path in (tmp_path / name, tmp_path):
         with pytest.raises(UserError) as caught:
-            opened(given)
+            opened(path)
         assert "runs code when it is opened, so it is never opened here" in str(caught.value)
         assert "one JSON object per line" in str(caught.value)
 
