@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def test_rows_are_read_from_any_row_on(tmp_path: Path, kind: str, start: int) ->
 def test_only_the_columns_that_are_needed_are_read(tmp_path: Path) -> None:
     (source,) = opened(write_parquet(tmp_path / "a.parquet", made(2), TYPES))
     assert [set(cells) for _, cells in source.read(0)] == [{"n", "text"}] * 2
+
+
+def test_reading_a_file_does_not_keep_what_was_read(tmp_path: Path) -> None:
+    """24 MB in row groups of 1 MB: Arrow must never hold a quarter of them."""
+    random.seed(0)
+    rows = [{"n": n, "text": random.randbytes(20_000).hex(), "huge": ""} for n in range(600)]
+    (source,) = opened(write_parquet(tmp_path / "a.parquet", rows, TYPES, row_group_size=25, compression="none"))
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in source.read(0)]
+    assert len(held) == 600
+    assert max(held) < 6_000_000
 
 
 @pytest.mark.parametrize("start", [0, 2, 3, 5, 8])

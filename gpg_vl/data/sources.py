@@ -128,7 +128,8 @@ def parquet_rows(
     """The place and cells of each row from number `start` on, whole row groups before it unread; of some columns only."""
     name = name or str(file)
     try:
-        with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as parquet:
+        # pre_buffer would keep every column of every row group until the last row is read
+        with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
             groups, number = _row_groups_from(parquet, start)
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
                 for cells in batch.to_pylist():
