@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from recipe_runs import ROOT, broken, card, examples, run, run_killed, script, tree
 from sources import geometry3k, picture, r1v, reasonseg, refcoco, sat, struct, text, virft
 
+from gpg_vl import cli
 from gpg_vl.config import parse_config
 from gpg_vl.data import scenes
 from gpg_vl.rewards.scoring import check_gold
@@ -186,6 +188,24 @@ def test_a_broken_row_is_reported_and_counted(name: str, tmp_path: Path, capsys:
     assert len(examples(out, split)) == facts["rows"] < CASES[name].rows
     assert not [row for row in examples(out, split) if row.id.startswith(f"{split}-000006")]
     assert run(*arguments, "--allow-broken", "1") == 0
+
+
+@pytest.mark.parametrize("name", ["sat", "math_levels", "reasonseg folder"])
+def test_what_is_made_passes_the_data_check_of_a_run(
+    name: str, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the sections that the card shows, a model's own tokens, and no column declared."""
+    rows = made(name, tmp_path)
+    tree = {
+        "model": {"path": str(tiny_checkpoint)},
+        "data": {"train": str(tmp_path / "out" / "train"), "max_prompt_tokens": 4000},
+        "output": {"folder": str(tmp_path / "run")},
+        **card(tmp_path / "out")["settings"],
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert cli.main(["data", "check", str(tmp_path / "config.yaml")]) == 0
+    images = sum(len(row.images) for row in rows)
+    assert f"{len(rows)} rows, {images} images, 0 problems" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", sorted({case.command[0] for case in CASES.values()}))

@@ -72,7 +72,7 @@ def _asked(name: str, ask: Callable[[], T]) -> T:
     from huggingface_hub.errors import HfHubHTTPError
 
     # the error of the HTTP library below the hub's client, whichever that is in its version
-    transport = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    transport = next((kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"), HfHubHTTPError)
     try:
         return ask()
     except UserError:
