@@ -31,7 +31,7 @@ def convert(row: RawRow, *, prompt: str, levels: str) -> Example | LeftOut:
     level = row.text("level").removeprefix("Level ").strip()
     if level not in ("?", "1", "2", "3", "4", "5"):
         raise BrokenRowError(f"The level is {row.text('level')!r:.80}. `Level 1` to `Level 5`, or 1 to 5, is needed.")
-    if level == "?" or not levels[0] <= level <= levels[-1]:
+    if not levels[0] <= level <= levels[-1]:  # "?" stands behind the digits
         return LeftOut(reason=f"level {level}")
     answer = last_boxed(row.text("solution"))
     if not answer:

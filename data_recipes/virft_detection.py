@@ -5,7 +5,8 @@
 
 Parquet with `image`, `problem` and `solution`: `<answer>[{'Position': [x1, y1, x2, y2], 'Confidence': c}, ...]</answer>` in
 thousandths of the picture, or `<answer>No Objects</answer>`. The problem is the prompt, as it stands. Every box must have
-its corners in order, inside of the picture; rows with others are reported.
+its corners in order, inside of the picture; rows with others are reported. A gold box is certain, so the answer states each
+with confidence 1.0, whatever the solution says; `meta` keeps the published confidences.
 """
 
 import json
@@ -21,44 +22,50 @@ _LONGEST = 100_000
 
 
 def convert(row: RawRow) -> Example:
-    """The problem as it stands, with the boxes as the data set writes them."""
-    problem, answer = row.text("problem"), untagged(row.text("solution"))
-    boxes = boxes_of(answer)
+    """The problem as it stands, with the gold boxes in the form it asks for."""
+    problem, objects = row.text("problem"), objects_of(untagged(row.text("solution")))
     picture = row.picture("image")
     category = _CATEGORY.search(problem)
+    sure = [{"Position": item["Position"], "Confidence": 1.0} for item in objects]
     return Example(
         id=row.id,
         images=(picture.data,),
         prompt=problem,
-        answer=answer,
+        answer=repr(sure) if sure else "No Objects",
         task=category[1] if category else "",
-        meta={"coordinates": "rel1000", "boxes": boxes, "image_size": [picture.width, picture.height]},
+        meta={
+            "coordinates": "rel1000",
+            "boxes": [item["Position"] for item in objects],
+            "confidences": [item["Confidence"] for item in objects],
+            "image_size": [picture.width, picture.height],
+        },
     )
 
 
-def boxes_of(answer: str) -> list[list[float]]:
-    """The boxes of a solution, none for `No Objects`. Its quotes are those of Python, so they are turned for JSON."""
-    if answer.casefold() == "no objects":
+def objects_of(solution: str) -> list[dict[str, Any]]:
+    """The objects of a solution, none for `No Objects`. Its quotes are those of Python, so they are turned for JSON."""
+    if solution.casefold() == "no objects":
         return []
-    if len(answer) > _LONGEST:
-        raise BrokenRowError(f"The solution has {len(answer)} characters; at most {_LONGEST} are read.")
+    if len(solution) > _LONGEST:
+        raise BrokenRowError(f"The solution has {len(solution)} characters; at most {_LONGEST} are read.")
     try:
-        objects = json.loads(answer.replace("'", '"'))
+        objects = json.loads(solution.replace("'", '"'))
     except (ValueError, RecursionError) as error:
-        raise BrokenRowError(f"The solution {answer!r:.80} is no list of boxes: {error}.") from error
+        raise BrokenRowError(f"The solution {solution!r:.80} is no list of boxes: {error}.") from error
     if not isinstance(objects, list) or not objects or not all(isinstance(item, dict) for item in objects):
-        raise BrokenRowError(f"The solution {answer!r:.80} is neither `No Objects` nor a list of boxes.")
-    return [_box(item) for item in objects]
+        raise BrokenRowError(f"The solution {solution!r:.80} is neither `No Objects` nor a list of boxes.")
+    for item in objects:
+        _refuse_no_box(item)
+    return objects
 
 
-def _box(item: dict[str, Any]) -> list[float]:
+def _refuse_no_box(item: dict[str, Any]) -> None:
     box = finite_numbers(item.get("Position"), "A Position")
     (confidence,) = finite_numbers([item.get("Confidence")], "A Confidence")
     if len(box) != 4 or not (0 <= box[0] < box[2] <= 1000 and 0 <= box[1] < box[3] <= 1000):
         raise BrokenRowError(f"The Position {item.get('Position')} is no box with its corners in order from 0 to 1000.")
     if not 0 <= confidence <= 1:
         raise BrokenRowError(f"The Confidence {confidence:g} is not from 0 to 1.")
-    return list(box)
 
 
 def settings() -> dict[str, Any]:

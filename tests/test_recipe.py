@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from recipe_runs import broken, card, examples, tree
+from rich.console import Console
 from sources import picture
 from test_images import bare_png
 
@@ -268,11 +270,12 @@ def test_half_a_line_in_the_journal_does_not_count(tmp_path: Path) -> None:
     expected = tree(tmp_path / "whole")
     journal = expected["journal.jsonl"]
     lines = journal.splitlines(keepends=True)
-    cut_points = [len(lines[0]) + len(lines[1]) // 2, len(journal) - 1, len(b"".join(lines[:3])), len(lines[0])]
-    for place, length in enumerate(cut_points):
+    left = [journal[:length] for length in (len(lines[0]) + len(lines[1]) // 2, len(journal) - 1, len(lines[0]))]
+    left.append(b"".join(lines[:3]) + b"\0" * 100_000)  # what a power cut may leave
+    for place, content in enumerate(left):
         out = tmp_path / f"cut-{place}"
         shutil.copytree(tmp_path / "whole", out)
-        (out / "journal.jsonl").write_bytes(journal[:length])
+        (out / "journal.jsonl").write_bytes(content)
         make(recipe(), request(out))
         assert tree(out) == expected
 
@@ -378,6 +381,14 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_run(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         make(recipe(), request(tmp_path / "file" / "out"))
+
+
+def test_progress_is_shown_with_the_broken_rows_so_far(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    make(recipe(), request(tmp_path / "out"), console)
+    shown = console.file.getvalue()
+    assert "train (2 broken)" in shown
+    assert "23/23" in shown
 
 
 # Memory.
@@ -523,6 +534,14 @@ def test_an_allowance_that_is_none_is_refused(tmp_path: Path, text: str, capsys:
         main(recipe(), ["--out", str(tmp_path / "out"), f"--allow-broken={text}"])
     assert caught.value.code == 2
     assert "neither a number of rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["../x", "a/b", "", "a,,b", "a,a", ".hidden", "a b"])
+def test_a_split_is_a_safe_name_of_a_folder(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(recipe(has_source=True), ["--source", "x", "--out", str(tmp_path / "out"), "--split", text])
+    assert caught.value.code == 2
+    assert "is no list of different names" in capsys.readouterr().err
 
 
 def test_a_bug_of_a_recipe_is_no_broken_row(tmp_path: Path) -> None:

@@ -340,3 +340,15 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch: pytest.Monke
         UserError, match=r"'owner/set' cannot be read.*fetch the files and give their folder as --source"
     ):
         opened("owner/set")
+
+
+def test_a_connection_that_breaks_is_no_traceback(hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP library's own error is not an OSError."""
+    (kind,) = (kind for kind in huggingface_hub.errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+
+    def broken(self: Any, name: str, *, revision: str | None) -> Any:
+        raise kind("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", broken)
+    with pytest.raises(UserError, match="cannot be read: Name or service not known"):
+        opened("owner/set")

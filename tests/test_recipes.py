@@ -503,12 +503,12 @@ def test_refcoco_from_vlm_r1s_list_in_both_prompts(tmp_path: Path) -> None:
 
 
 def test_refcoco_from_the_hubs_copy_asks_for_each_expression(tmp_path: Path) -> None:
-    """(20.5, 10.25) and 80x60 pixels end at (100.5, 70.25): 102.5, 102.5, 502.5 and 702.5 thousandths, cut off."""
+    """(20.75, 10.375) and 80x60 pixels end at (100.75, 70.375): 103.75, 103.75, 503.75 and 703.75 thousandths, cut off."""
     rows = made("refcoco parquet", tmp_path)
     assert [row.id for row in rows[:4]] == ["val-000000-0", "val-000000-1", "val-000001-0", "val-000002-0"]
     assert [row.prompt for row in rows[:2]] == [grounding("left man 0"), grounding("guy in 0")]
-    assert {row.answer for row in rows} == {"(102,102),(502,702)"}
-    assert rows[0].meta["box_pixels"] == [20.5, 10.25, 100.5, 70.25]
+    assert {row.answer for row in rows} == {"(103,103),(503,703)"}
+    assert rows[0].meta["box_pixels"] == [20.75, 10.375, 100.75, 70.375]
 
 
 def test_refcocos_pickle_is_refused_with_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -597,11 +597,21 @@ def test_more_shots_than_pictures_are_refused(tmp_path: Path, capsys: pytest.Cap
 
 def test_virft_detection_keeps_the_problem_and_says_whose_numbers_they_are(tmp_path: Path) -> None:
     rows = made("virft_detection", tmp_path)
+    answers = (
+        "[{'Position': [10, 20, 300, 400], 'Confidence': 1.0}]",
+        "[{'Position': [0, 0, 1000, 500], 'Confidence': 1.0}, {'Position': [5, 6, 7, 8], 'Confidence': 1.0}]",
+        "No Objects",
+    )
     for n, row in enumerate(rows):
-        category, solution, boxes = virft.OBJECTS[n % 3]
+        category, _, boxes, confidences = virft.OBJECTS[n % 3]
         assert row.prompt == virft.DETECTION.replace("{category}", category)
-        assert (row.answer, row.task) == (solution, category)
-        assert row.meta == {"coordinates": "rel1000", "boxes": boxes, "image_size": [200, 100]}
+        assert (row.answer, row.task) == (answers[n % 3], category)
+        assert row.meta == {
+            "coordinates": "rel1000",
+            "boxes": boxes,
+            "confidences": confidences,
+            "image_size": [200, 100],
+        }
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def write_hub(folder: Path, rows: int = 12, **changes: Any) -> Path:
             "question": "Please carefully observe the area circled in the image.",
             "answer": [f"left man {n}"] if n == 1 else [f"left man {n}", f"guy in {n}"],
             "segmentation": [1.0, 2.0, 3.0, 4.0],
-            "bbox": [20.5, 10.25, 80.0, 60.0],
+            "bbox": [20.75, 10.375, 80.0, 60.0],
             "iscrowd": 0,
             "file_name": f"COCO_train2014_{n}.jpg",
         }

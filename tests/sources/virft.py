@@ -23,13 +23,14 @@ DETECTION = (
     "[x1, y1, x2, y2], 'Confidence': number}, ...]</answer>\nPlease strictly follow the format."
 )
 OBJECTS = (
-    ("bus", "[{'Position': [10, 20, 300, 400], 'Confidence': 1}]", [[10, 20, 300, 400]]),
+    ("bus", "[{'Position': [10, 20, 300, 400], 'Confidence': 1}]", [[10, 20, 300, 400]], [1]),
     (
         "fire hydrant",
         "[{'Position': [0, 0, 1000, 500], 'Confidence': 0.95}, {'Position': [5, 6, 7, 8], 'Confidence': 1.0}]",
         [[0, 0, 1000, 500], [5, 6, 7, 8]],
+        [0.95, 1.0],
     ),
-    ("hair drier", "No Objects", []),
+    ("hair drier", "No Objects", [], []),
 )
 
 
@@ -56,7 +57,7 @@ def write_class_folders(folder: Path, classes: Sequence[str], pictures: int) -> 
 def write_detection(folder: Path, rows: int = 12, **changes: Any) -> Path:
     made = []
     for n in range(rows):
-        category, solution, _ = OBJECTS[n % 3]
+        category, solution, *_ = OBJECTS[n % 3]
         row = {
             "image": struct(picture(n, (200, 100))),
             "problem": DETECTION.replace("{category}", category),

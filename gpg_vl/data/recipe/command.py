@@ -25,8 +25,9 @@ def main(recipe: Recipe | Mapping[str, Recipe], argv: Sequence[str] | None = Non
     """Run a recipe, or the one of several that the first argument names. Returns the exit code."""
     arguments = _parser(recipe).parse_args(argv)
     chosen: Recipe = arguments.recipe
+    console = Console(stderr=True)
     try:
-        made = make(chosen, _request(chosen, arguments), Console(stderr=True))
+        made = make(chosen, _request(chosen, arguments), console if console.is_terminal else None)
         print(_summary(chosen, made))
         _refuse(made, arguments.allow_broken)
     except UserError as error:

@@ -72,12 +72,13 @@ def _asked(name: str, ask: Callable[[], T]) -> T:
     from huggingface_hub.errors import HfHubHTTPError
 
     # the error of the HTTP library below the hub's client, whichever that is in its version
-    transport = next((kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"), HfHubHTTPError)
+    kinds = HfHubHTTPError.__mro__
+    transport = tuple(kind for kind in kinds if kind.__name__ == "HTTPError" and issubclass(kind, Exception))
     try:
         return ask()
     except UserError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError, transport) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, *transport) as error:
         words = " ".join(str(error).split()).rstrip(".")
         raise UserError(
             f"The hub's data set {name!r} cannot be read: {words}. There is no local file or folder of that name either. "
