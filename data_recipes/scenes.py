@@ -1,51 +1,79 @@
-"""Drawn scenes in CV-Bench's Parquet schema: an endless training set for Count, Relation, Depth and Distance.
+"""Drawn scenes for the four CV-Bench tasks, Count, Relation, Depth and Distance: an endless training set.
 
-    python data_recipes/scenes.py --out data/scenes --seed 1 --rows 10000
+    python data_recipes/scenes.py --out data/scenes --seed 1 --rows 10000 --test-rows 1200
 
-Row i of seed s is always the same scene; sets of different seeds share none. Needs no network.
+Row i of a seed is always the same scene. Train scenes are drawn with the odd number 2 * seed + 1 and held-out ones with the
+even number 2 * seed, and scenes of an odd and of an even number are never the same (`gpg_vl/data/scenes.py`). Needs no
+network. `gpg-vl quickstart` writes its own scenes, in CV-Bench's columns.
 """
 
-import argparse
 import sys
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.progress import track
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 from gpg_vl.data import scenes
-
-BATCH = 500
-
-
-def write(out: Path, *, seed: int, number: int) -> Path:
-    """Write `number` rows to out/scenes.parquet, in batches; complete or absent. Returns the file."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "scenes.parquet"
-    partial = file.with_suffix(".partial")
-    schema = pa.Table.from_pylist(list(scenes.rows(seed, 1))).schema
-    with pq.ParquetWriter(partial, schema) as writer:
-        for start in track(range(0, number, BATCH), description="drawing", transient=True):
-            writer.write_table(
-                pa.Table.from_pylist(list(scenes.rows(seed, min(BATCH, number - start), start)), schema=schema)
-            )
-    partial.replace(file)
-    return file
+from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, main
+from gpg_vl.data.rows import CellError
+from gpg_vl.data.sources import Cells
+from gpg_vl.errors import UserError
+from gpg_vl.types import Example
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rows", type=int, default=10_000)
-    arguments = parser.parse_args()
-    try:
-        print(f"wrote {write(arguments.out, seed=arguments.seed, number=arguments.rows)}")
-    except OSError as error:
-        print(f"scenes.py: {arguments.out} cannot be written: {error}. Choose another --out.", file=sys.stderr)
-        return 2
-    return 0
+def convert(row: RawRow, *, rows: int, test_rows: int) -> Example:
+    """One scene. The answer is a letter in parentheses, as in CV-Bench."""
+    return Example(
+        id=row.id,
+        images=row.images("image"),
+        prompt=row.text("prompt"),
+        answer=row.text("answer"),
+        choices=tuple(row.texts("choices")),
+        task=row.text("task"),
+        meta={"type": row.text("type"), "source": row.text("source")},
+    )
 
+
+def opened(request: Request) -> list[Source]:
+    numbers = {"train": request.options["rows"], "test": request.options["test_rows"]}
+    if not numbers["train"]:
+        raise UserError("--rows is 0. At least one scene to train on is needed.")
+    return [
+        Source(
+            split=split,
+            read=partial(_drawn, 2 * request.seed + (split == "train"), number),
+            total=number,
+            root=None,
+            facts={"drawn with": 2 * request.seed + (split == "train"), "rows": number},
+        )
+        for split, number in numbers.items()
+        if number
+    ]
+
+
+def _drawn(seed: int, number: int, start: int) -> Iterator[tuple[str, Cells | CellError]]:
+    for row in scenes.rows(seed, number - start, start):
+        yield row["filename"], row
+
+
+def settings(*, rows: int, test_rows: int) -> dict[str, Any]:
+    return {"rewards": {"weights": {"choice": 1.0}}}
+
+
+RECIPE = Recipe(
+    name="scenes",
+    title="Drawn scenes for the CV-Bench tasks",
+    help=__doc__,
+    licence="none: every picture is drawn by gpg_vl",
+    splits=("train", "test"),
+    has_source=False,
+    open=opened,
+    convert=convert,
+    options={
+        "rows": Option(default=10_000, help="scenes to train on"),
+        "test_rows": Option(default=0, help="held-out scenes, none of which is among the others"),
+    },
+    settings=settings,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(RECIPE))

@@ -14,6 +14,7 @@ import hashlib
 import io
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from PIL import Image, ImageFile, ImageOps
@@ -21,6 +22,8 @@ from PIL import Image, ImageFile, ImageOps
 from gpg_vl.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_ENCODED_BYTES = 256 << 20
+"""A longer picture file is not copied into memory by `read_picture`."""
 
 # What Pillow's decoders of these formats raise on damaged files. Pillow has no common base class for it.
 _DAMAGE = (
@@ -40,6 +43,21 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 class ImageError(UserError):
     """A picture that cannot be used: missing, outside the root, damaged, too large, or of an unknown format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An encoded picture that is known to decode to its last pixel.
+
+    Example: `Picture(data=b"\\x89PNG...", format="PNG", width=112, height=84)`
+    """
+
+    data: bytes
+    format: str
+    """One of `FORMATS`."""
+    width: int
+    """In pixels, as the picture is shown: after its EXIF orientation."""
+    height: int
 
 
 def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Image.Image:
@@ -70,6 +88,25 @@ def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Ima
                     f"decodes to its last pixel is needed. Fetch or export it again, or remove the "
                     f"row."
                 ) from error
+
+
+def read_picture(image: str | bytes, *, root: Path | None, max_pixels: int) -> Picture:
+    """The encoded bytes of a picture, once they have been decoded completely. The arguments are those of `load_image`.
+
+    Raises:
+        ImageError: for every picture that cannot be used.
+    """
+    width, height = load_image(image, root=root, max_pixels=max_pixels).size
+    with _file(image, root) as file:
+        data = file.read(MAX_ENCODED_BYTES + 1)
+    if len(data) > MAX_ENCODED_BYTES:
+        raise ImageError(
+            f"{describe(image)} is longer than {MAX_ENCODED_BYTES >> 20} MiB. Shorter picture files are allowed. "
+            f"Shrink it or remove the row."
+        )
+    with _open(io.BytesIO(data), describe(image)) as opened:
+        assert opened.format is not None, describe(image)
+        return Picture(data=data, format=opened.format, width=width, height=height)
 
 
 def image_digest(image: str | bytes, *, root: Path | None) -> str:

@@ -66,7 +66,7 @@ def tables(source: str) -> Iterator[Table]:
         )
     for file in files:
         if file.suffix == ".jsonl":
-            yield Table(name=str(file), columns=None, rows=_jsonl(file))
+            yield Table(name=str(file), columns=None, rows=jsonl_rows(file))
         elif file.suffix == ".parquet":
             yield _parquet_table(file)
         else:
@@ -82,13 +82,14 @@ def _sibling(path: Path) -> str:
     return f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 
-def _jsonl(file: Path) -> Iterator[tuple[str, Cells | CellError]]:
-    """One object per line; blank lines do not count as rows."""
+def jsonl_rows(file: Path, *, name: str | None = None) -> Iterator[tuple[str, Cells | CellError]]:
+    """The place and cells of each line; blank lines do not count as rows. `name` is what places call the file."""
+    name = name or str(file)
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield f"{file}:{number}", _json_object(line)
+                    yield f"{name}:{number}", _json_object(line)
     except OSError as error:
         raise UserError(
             f"{file} cannot be read: {error.strerror}. A readable file is needed. Check its permissions and its disk."
@@ -118,19 +119,34 @@ def _parquet_table(file: Path) -> Table:
         names = pq.read_schema(file).names
     except (pa.ArrowException, OSError) as error:
         raise _broken(str(file), "a complete Parquet file", error) from error
-    return Table(name=str(file), columns=names, rows=_parquet(file))
+    return Table(name=str(file), columns=names, rows=parquet_rows(file))
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Cells]]:
+def parquet_rows(
+    file: Path, *, name: str | None = None, columns: Sequence[str] | None = None, start: int = 0
+) -> Iterator[tuple[str, Cells]]:
+    """The place and cells of each row from number `start` on, whole row groups before it unread; of some columns only."""
+    name = name or str(file)
     try:
-        with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as parquet:
-            number = 0
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+        # pre_buffer would keep every column of every row group until the last row is read
+        with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
+            groups, number = _row_groups_from(parquet, start)
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
                 for cells in batch.to_pylist():
-                    yield f"{file}[{number}]", cells
+                    if number >= start:
+                        yield f"{name}[{number}]", cells
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise _broken(str(file), "a complete Parquet file", error) from error
+
+
+def _row_groups_from(parquet: pq.ParquetFile, start: int) -> tuple[list[int], int]:
+    """The row groups that hold row `start` and what follows, and the number of the first row in them."""
+    group, first = 0, 0
+    while group < parquet.num_row_groups and first + parquet.metadata.row_group(group).num_rows <= start:
+        first += parquet.metadata.row_group(group).num_rows
+        group += 1
+    return list(range(group, parquet.num_row_groups)), first
 
 
 def _broken(name: str, needed: str, error: Exception) -> UserError:
