@@ -144,10 +144,15 @@ def sweep(result: Mapping[str, Any]) -> list[str]:
     if not result["sweep"]:
         return [f"TRL's micro-batch was given, not searched for: {result['micro_batch']} completions.", ""]
     cells = [
-        [str(run["settings"]["micro_batch"]), f"{run['steps'][0]['seconds']:.1f}", f"{run['rss_peak'] / 1e9:.2f}"]
+        [
+            str(run["settings"]["micro_batch"]),
+            f"{run['steps'][0]['seconds']:.1f}",
+            f"{run['steps'][0]['cpu_seconds']:.1f}",
+            f"{run['rss_peak'] / 1e9:.2f}",
+        ]
         for run in result["sweep"]
     ]
-    head = ("completions per micro-batch", "s per step without sampling", "peak RSS, GB")
+    head = ("completions per micro-batch", "s per step without sampling", "CPU s", "peak RSS, GB")
     said = (
         f"TRL's best micro-batch on row {result['sweep'][0]['row']} is {result['micro_batch']} completions; it is used "
         "throughout. One step each; sampling does not depend on it and is left out."

@@ -368,7 +368,7 @@ def test_the_table_pools_rounds_and_states_the_factors() -> None:
     )
     assert "PrefixGrouper 0.0.1.post1, training only takes 1.00x the training seconds of gpg_vl." in text
     assert text.count("relative error 7.0e-07") == 1, "the equality of this case, beside its seconds"
-    assert "| 2 | 30.0 | 4.00 |" in text
+    assert "| 2 | 30.0 | 60.0 | 4.00 |" in text
     assert "Measured steps: TRL 1.16.0 `GRPOTrainer` 3, gpg_vl 3, PrefixGrouper" in text
     assert "Unfinished" not in text
     assert "tok/s" not in text
