@@ -294,7 +294,7 @@ class FakePool:
 
 
 def test_user_rewards_are_checked_in_the_pool_only():
-    with pytest.raises(ValueError, match=r"'mine.py:f' is not built in.*pool=RewardPool"):
+    with pytest.raises(ValueError, match=r"'mine.py:f' is not known to be quick.*pool=RewardPool"):
         check_gold({"mine.py:f": 1.0}, [row("1", "A")])
     broke = RewardFailure(kind="crash", reward="mine.py:f", example_id="3", member=0, message="it died")
     pool = FakePool(**{"1": 2.0, "2": 1.0, "3": broke, "4": 2.0 - 1e-12})

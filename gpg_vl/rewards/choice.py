@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gpg_vl.errors import UserError
+from gpg_vl.rewards.numerals import is_glued, stands_free, word_spans, word_values
 from gpg_vl.rewards.parse import extract_answer
 from gpg_vl.types import Completion, Example
 
@@ -44,42 +45,6 @@ _AFTER_A_LETTER = frozenset(
     }
 )
 
-_RUN = re.compile(r"(?:(?<![\w.])\.(?=[0-9]))?[^\W_]+(?:(?<=[0-9])[.,](?=[0-9])[^\W_]+)*")
-_NUMERAL = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?:\.(?P<part>[0-9]+))?")
-_PART = re.compile(r"[^.,]+")
-_NUMBER_WORDS = {
-    word: str(value)
-    for value, word in enumerate(
-        (
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        )
-    )
-}
-_NUMBER_PARTS = frozenset(
-    {"thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million"}
-)
-_GLUE = frozenset("-‐‑–−/'’&_")
-_DIGIT_GLUE = frozenset(":.,+*")
 # An expression means more than its words ("√3" is not "3"), so it is compared whole and never looked for inside a text.
 _EXPRESSION = re.compile(r"[√∛^×÷±π²³]|\\(?:[dt]?frac|sqrt|pi|times|cdot)")
 _OPTION_EXPRESSION = re.compile(r"[√∛^×÷±π²³<>≤≥=+*/\\]")
@@ -168,7 +133,7 @@ def _lone_capital(candidate: str, choices: Sequence[str]) -> int | None:
         if as_word == "word":
             continue
         mentioned.add(index)
-        if not as_word and not _glued(candidate, found.start(), -1) and not _glued(candidate, found.end() - 1, 1):
+        if not as_word and not is_glued(candidate, found.start(), -1) and not is_glued(candidate, found.end() - 1, 1):
             alone.add(index)
     return mentioned.pop() if len(mentioned) == 1 and mentioned == alone else None
 
@@ -196,74 +161,17 @@ def _named_in_words(candidate: str, choices: Sequence[str]) -> int | None:
         return None
     phrases: dict[str, list[tuple[int, list[str]]]] = {}
     for index, option in enumerate(choices):
-        phrase = [] if _OPTION_EXPRESSION.search(option) else _values(option, _spans(option))
+        phrase = [] if _OPTION_EXPRESSION.search(option) else word_values(option, word_spans(option))
         if phrase:
             phrases.setdefault(phrase[0], []).append((index, phrase))
-    spans = _spans(candidate)
-    values = _values(candidate, spans)
+    spans = word_spans(candidate)
+    values = word_values(candidate, spans)
     named, free = set(), set()
     for start, value in enumerate(values):
         for index, phrase in phrases.get(value, ()):
             end = start + len(phrase)
             if values[start:end] == phrase:
                 named.add(index)
-                if _stands_free(candidate, spans, start, end):
+                if stands_free(candidate, spans, start, end):
                     free.add(index)
     return named.pop() if len(named) == 1 and named == free else None
-
-
-def _spans(text: str) -> list[tuple[int, int]]:
-    """Where the words are. "1,234", "1.5" and ".5" are one; "1,2,3" and "1.2.3" are lists and fall apart."""
-    spans: list[tuple[int, int]] = []
-    for run in _RUN.finditer(text):
-        if run[0].isalpha() or _NUMERAL.fullmatch(run[0]):
-            spans.append(run.span())
-        else:
-            spans += (part.span() for part in _PART.finditer(text, *run.span()))
-    return spans
-
-
-def _values(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """The words case-folded, and numerals in one spelling: `-5`, `12%`, and 3 for `three` and `3.0`."""
-    return [_value(text, start, end) for start, end in spans]
-
-
-def _value(text: str, start: int, end: int) -> str:
-    word = text[start:end].casefold()
-    numeral = _NUMERAL.fullmatch(word)
-    if numeral is None:
-        return _NUMBER_WORDS.get(word, word)
-    negative = text[start - 1 : start] in {"-", "−"} and not _glued(text, start, -1)
-    percent = text[end : end + 2].lstrip(" ").startswith("%")
-    part = (numeral["part"] or "").rstrip("0")
-    whole = numeral["whole"].replace(",", "").lstrip("0") or "0"  # not int(), which refuses 5,000 digits
-    return ("-" if negative else "") + whole + ("." + part if part else "") + ("%" if percent else "")
-
-
-def _stands_free(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
-    """True if nothing beside the words `first` to `end` makes them mean something else, as in "x-5" or "twenty one"."""
-    left, right = spans[first], spans[end - 1]
-    if _glued(text, left[0], -1) or _glued(text, right[1] - 1, 1):
-        return False
-    return not (
-        (first > 0 and _one_number(text, spans[first - 1], left))
-        or (end < len(spans) and _one_number(text, right, spans[end]))
-    )
-
-
-def _one_number(text: str, left: tuple[int, int], right: tuple[int, int]) -> bool:
-    """True for two numerals with only blanks between them."""
-    between = text[left[1] : right[0]]
-    return between.isspace() and all(_is_number(text[slice(*span)].casefold()) for span in (left, right))
-
-
-def _is_number(word: str) -> bool:
-    return word in _NUMBER_WORDS or word in _NUMBER_PARTS or _NUMERAL.fullmatch(word) is not None
-
-
-def _glued(text: str, edge: int, step: int) -> bool:
-    """True if the character beyond `edge` ties it to another word, as in "x-5", "5/6", "B's", "1.2.3", "10:30"."""
-    tie, beyond = edge + step, edge + 2 * step
-    if min(tie, beyond) < 0 or max(tie, beyond) >= len(text) or not text[beyond].isalnum():
-        return False
-    return text[tie] in _GLUE or (text[tie] in _DIGIT_GLUE and text[edge].isdigit() and text[beyond].isdigit())

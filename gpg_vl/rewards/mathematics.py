@@ -1,0 +1,133 @@
+"""Mathematics: whether an answer is the same number, expression, set, interval or equation as the gold answer.
+
+The reward is registered as `math`. What an answer states is found here; whether two statements are the same is decided
+in `expressions`, at last by math-verify.
+"""
+
+import re
+
+from gpg_vl.errors import UserError
+from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
+from gpg_vl.rewards.expressions import equal, normalize, readable
+from gpg_vl.rewards.numerals import negated, word_spans
+from gpg_vl.rewards.parse import extract_answer, last_boxed
+from gpg_vl.types import Completion, Example
+
+MAX_CANDIDATE = 2000
+"""Characters of an answer that are looked at; an expression of 400 with a sentence around it is well below."""
+
+# The dollar form last: a `\$` is money. One line, as an unclosed dollar must not swallow what follows.
+_SPAN = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$([^$]+)\$\$|(?<!\\)\$([^$\n]+)(?<!\\)\$", re.DOTALL)
+_LIST_WORDS = re.compile(r"(?:\s|,|;|\band\b|\bor\b)*")
+_TEXT_COMMAND = re.compile(r"\\(?:begin|end|text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}")
+_UNIT = re.compile(r"(?<=[0-9}\s])\s*\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\s*\^\s*\{?[23]\}?)?\s*$")
+_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![A-Za-z])|\bdegrees?\b)\s*$")
+_NAMED = re.compile(r"\s*(?:\\?[A-Za-z]+|[A-Za-z]\([A-Za-z]\)|[A-Za-z]_\{?[A-Za-z0-9]\}?)\s*=(?!=)")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan log ln exp sqrt pi".split())  # noqa: SIM905
+_NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?|-?\.[0-9]+")
+
+EXAMPLES = (
+    Sample(response=r"<think>so</think>The answer is $\boxed{\dfrac{1}{2}}$.", answer=r"\frac{1}{2}"),
+    Sample(response="<answer>0.5</answer>", answer=r"\frac{1}{2}"),
+    Sample(response=r"<answer>$x = (x+1)^2$</answer>", answer="x^2+2x+1"),
+    Sample(response=r"<answer>-6 and 6</answer>", answer=r"\{6,-6\}"),
+    Sample(response=r"<answer>[1,2)</answer>", answer="(1,2]"),
+    Sample(response="<answer>1, 2, 3</answer>", answer="3"),
+    Sample(response=r"<answer>9^{9^{9}}</answer>", answer="3"),
+)
+
+
+def explain(completion: Completion, example: Example) -> Explanation:
+    """How `math` reads a completion."""
+    return explanation(completion, stated, gold_expression(example))
+
+
+@explained(explain, EXAMPLES)
+def math(completion: Completion, example: Example) -> float:
+    """1.0 if the answer is mathematically the gold answer, else 0.0.
+
+    Numbers, fractions, roots, expressions with letters, sets, tuples, intervals, equations and matrices are compared as
+    math-verify does: `1/2` is `0.5`, `(x+1)^2` is `x^2+2x+1`, `\\{6,-6\\}` has no order, `x=5` is `5`. A list is not its
+    last member. A decimal must agree with an irrational or periodic gold to six places and a relative 2e-6.
+    """
+    gold = gold_expression(example)
+    candidate = extract_answer(completion.response).candidate
+    return float(candidate is not None and _matches(candidate, gold))
+
+
+def gold_expression(example: Example) -> str:
+    """The gold expression, normalised. Raises UserError that names the example if it cannot be read."""
+    gold = stated(extract_answer(example.answer).candidate or "")
+    if gold is None or not (readable(gold) or _is_text(gold)):
+        raise UserError(
+            f"The gold answer {example.answer!r:.200} of example {example.id!r} cannot be read as mathematics. An expression "
+            f"in LaTeX such as \\frac{{1}}{{2}}, or a text with one \\boxed{{}}, is allowed. Correct the row."
+        )
+    return gold
+
+
+def match_math(candidate: str, gold: str) -> bool:
+    """True if the two answers mean the same. Total; what cannot be read, or would take long to compare, is not equal."""
+    right = stated(gold)
+    return right is not None and _matches(candidate, right)
+
+
+def _matches(candidate: str, gold: str) -> bool:
+    mine = stated(candidate)
+    if mine is None:
+        return False
+    if "=" in mine and "=" not in gold:
+        mine = _NAMED.sub("", mine, count=1)
+    elif "=" in gold and "=" not in mine:
+        gold = _NAMED.sub("", gold, count=1)
+    return equal(mine.strip(), gold.strip())
+
+
+def stated(candidate: str) -> str | None:
+    """The expression that an answer states, normalised, without units; None if it states none or several.
+
+    A box inside of the answer counts as the answer, then the only formula between dollar signs, then the whole text if it
+    is a formula, then the only number of a sentence.
+    """
+    if len(candidate) > MAX_CANDIDATE:
+        return None
+    inner = last_boxed(candidate) or candidate
+    formula = _formula(inner.strip().strip("*").strip())
+    if formula is None:
+        return None
+    return normalize(_without_unit(formula)) or None
+
+
+def _formula(text: str) -> str | None:
+    spans = [next(filter(None, found.groups())) for found in _SPAN.finditer(text)]
+    if spans:
+        rest = _SPAN.sub("", text)
+        if len(spans) > 1:
+            return ", ".join(spans) if _LIST_WORDS.fullmatch(rest.strip(" .")) else None
+        return None if any(character.isdigit() for character in rest) or negated(rest, word_spans(rest)) else spans[0]
+    if not _is_sentence(text):
+        return text
+    if negated(text, word_spans(text)):
+        return None
+    numbers = {found[0].lstrip("$") for found in _NUMBER.finditer(text)}
+    return numbers.pop() if len(numbers) == 1 and not re.search(r"[√π^\\=+*]", text) else None
+
+
+def _is_sentence(text: str) -> bool:
+    """True if words are in the text that are no functions, connectives or text in a formula."""
+    words = _WORD.findall(_TEXT_COMMAND.sub(" ", text))
+    prose = [
+        word for word in words if word.lower() not in _FUNCTIONS and word not in {"and", "or", "degrees", "degree"}
+    ]
+    return bool(prose) and any(character.isspace() for character in text)
+
+
+def _without_unit(text: str) -> str:
+    text = text.rstrip(" .")
+    return _UNIT.sub("", _DEGREES.sub("", text))
+
+
+def _is_text(text: str) -> bool:
+    """True for a word, such as the gold answer `\\text{Evelyn}`, which is compared letter by letter."""
+    return bool(re.fullmatch(r"[\w\s{}\\.,()'-]+", text)) and any(character.isalpha() for character in text)
