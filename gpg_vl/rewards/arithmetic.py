@@ -2,12 +2,16 @@
 
 It exists to decide the ordinary comparison at once and with bounds: most answers are a number or a short expression, and
 a computer algebra system takes milliseconds for each, or for ever on `9^{9^9}`. Whatever it does not know, such as a
-letter, a mixed number or a percent sign, makes the value None, and the caller turns to math-verify.
+mixed number, a function or a percent sign, makes the value None, and the caller turns to math-verify.
+
+With letters allowed, each stands for a fixed fraction of its own. Two expressions whose values then differ are different;
+whether two with equal values are the same is for the caller to find out.
 """
 
 import math
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_LENGTH = 200
@@ -15,7 +19,7 @@ MAX_DEPTH = 12
 MAX_DIGITS = 18
 MAX_POWER = 64
 
-_TOKEN = re.compile(r"\s*+(\\[A-Za-z]++|[0-9]++(?:\.[0-9]++)?+|\.[0-9]++|[-+*/^(){}\[\]])")
+_TOKEN = re.compile(r"\s*+(\\[A-Za-z]++|[0-9]++(?:\.[0-9]++)?+|\.[0-9]++|[-+*/^(){}\[\]]|[A-DF-Za-df-hj-z])")
 _STARTS_FACTOR = frozenset({"\\sqrt", "\\pi", "("})
 
 
@@ -30,8 +34,9 @@ class _NotArithmetic(Exception):
     """The text is not an expression that this module knows."""
 
 
-def evaluate(latex: str) -> Value | None:
-    """The value of an expression, or None. Total; time is bounded by `MAX_LENGTH`."""
+@lru_cache(maxsize=4096)
+def evaluate(latex: str, *, letters: bool = False) -> Value | None:
+    """The value of an expression, or None. Total; time is bounded by `MAX_LENGTH`. Letters other than e, E, i if asked."""
     if len(latex) > MAX_LENGTH:
         return None
     tokens, at = [], 0
@@ -40,7 +45,7 @@ def evaluate(latex: str) -> Value | None:
         at = found.end()
     if not tokens or latex[at:].strip():
         return None
-    parser = _Parser(tokens)
+    parser = _Parser(tokens, letters)
     try:
         value = parser.sum(0)
     except (_NotArithmetic, OverflowError, ZeroDivisionError):
@@ -56,8 +61,9 @@ def digits_in(latex: str) -> int:
 class _Parser:
     """Recursive descent over the tokens, one method per rule, each given how deep it is nested."""
 
-    def __init__(self, tokens: list[str]) -> None:
+    def __init__(self, tokens: list[str], letters: bool) -> None:
         self._tokens = tokens
+        self._letters = letters
         self._at = 0
 
     @property
@@ -95,7 +101,7 @@ class _Parser:
                 result = _times(result, self.power(depth))
             elif self.take("/", "\\div"):
                 result = _over(result, self.power(depth))
-            elif self.next in _STARTS_FACTOR and self._tokens[self._at - 1] != "/":  # 2\sqrt{3}, 2\pi, 3(1+2)
+            elif self.next in _STARTS_FACTOR or (self.next is not None and self.next.isalpha()):  # 2\sqrt{3}, 2\pi, 2x
                 result = _times(result, self.power(depth))
             else:
                 return result
@@ -122,6 +128,10 @@ class _Parser:
         if self.take("\\sqrt"):
             index = self.group("[", "]", depth) if self.next == "[" else Value(2.0, Fraction(2))
             return _root(self.argument(depth), index)
+        if self._letters and self.next is not None and self.next.isalpha():
+            letter = ord(self.next) - ord("A")
+            self._at += 1
+            return _value(Fraction(31 * letter + 7, 37))
         return self.number()
 
     def argument(self, depth: int) -> Value:
@@ -142,8 +152,11 @@ class _Parser:
         self._at += 1
         if self.next == "\\frac" or (self.next is not None and self.next[0] in ".0123456789"):
             raise _NotArithmetic
-        exact = Fraction(token)
-        return Value(float(exact), exact)
+        return _value(Fraction(token))
+
+
+def _value(exact: Fraction) -> Value:
+    return Value(float(exact), exact)
 
 
 def _minus(one: Value) -> Value:
@@ -177,8 +190,7 @@ def _to_the(base: Value, exponent: Value) -> Value:
         return Value(math.pow(base.number, int(power)), None)
     if base.exact.numerator.bit_length() + base.exact.denominator.bit_length() > 256:
         raise _NotArithmetic
-    exact = base.exact ** int(power)
-    return Value(float(exact), exact)
+    return _value(base.exact ** int(power))
 
 
 def _root(value: Value, index: Value) -> Value:
@@ -188,5 +200,5 @@ def _root(value: Value, index: Value) -> Value:
         above, below = math.isqrt(value.exact.numerator), math.isqrt(value.exact.denominator)
         root = Fraction(above, below)
         if root * root == value.exact:
-            return Value(float(root), root)
+            return _value(root)
     return Value(math.pow(value.number, 1 / float(index.exact)), None)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gpg_vl.errors import UserError
+from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
 from gpg_vl.rewards.numerals import is_glued, stands_free, word_spans, word_values
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -50,6 +51,29 @@ _EXPRESSION = re.compile(r"[√∛^×÷±π²³]|\\(?:[dt]?frac|sqrt|pi|times|cd
 _OPTION_EXPRESSION = re.compile(r"[√∛^×÷±π²³<>≤≥=+*/\\]")
 
 
+_SIDES = ("left", "right", "red, to the left")
+EXAMPLES = (
+    Sample(response="<think>it is near</think><answer>(B)</answer>", answer="(B)", choices=_SIDES),
+    Sample(response="The answer is right.", answer="(B)", choices=_SIDES),
+    Sample(response="<answer>B. right</answer>", answer="right", choices=_SIDES),
+    Sample(response="<answer>(A) or (B)</answer>", answer="(B)", choices=_SIDES),
+    Sample(response="<answer>a</answer>", answer="(A)", choices=_SIDES),
+    Sample(response="<think>so (B)</think><answer></answer>", answer="(B)", choices=_SIDES),
+)
+
+
+def explain(completion: Completion, example: Example) -> Explanation:
+    """How `choice` reads a completion."""
+    choices = example.choices or ()
+
+    def read(text: str) -> str | None:
+        index = match_choice(text, choices)
+        return None if index is None else _option(index, choices)
+
+    return explanation(completion, read, _option(gold_index(example), choices))
+
+
+@explained(explain, EXAMPLES)
 def choice(completion: Completion, example: Example) -> float:
     """1.0 if the completion names the right option, else 0.0. Needs `example.choices`."""
     gold = gold_index(example)
@@ -62,7 +86,7 @@ def gold_index(example: Example) -> int:
 
     Raises UserError (a ValueError) that names the example if the gold names no option, or could mean two.
     """
-    choices, gold = example.choices, example.answer.strip()
+    choices, gold = example.choices, gold_text(example.answer)
     if not choices:
         raise UserError(
             f"Example {example.id!r} has no choices, but the reward 'choice' scores multiple choice only. "
@@ -72,12 +96,16 @@ def gold_index(example: Example) -> int:
     readings: set[int] = {*_equal_options(gold, choices), *(() if letter is None else (letter,))}
     if len(readings) == 1:
         return readings.pop()
-    options = ", ".join(f"({LETTERS[i] if i < len(LETTERS) else i + 1}) {text}" for i, text in enumerate(choices))
+    options = ", ".join(_option(index, choices) for index in range(len(choices)))
     raise UserError(
         f"The gold answer {example.answer!r} of example {example.id!r} names "
         f"{'no option' if not readings else f'{len(readings)} options'} of {options}. "
         f"Write it as a parenthesised letter, such as (A), or as the text of exactly one option."
     )
+
+
+def _option(index: int, choices: Sequence[str]) -> str:
+    return f"({LETTERS[index] if index < len(LETTERS) else index + 1}) {choices[index]}"
 
 
 def match_choice(candidate: str, choices: Sequence[str]) -> int | None:

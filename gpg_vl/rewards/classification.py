@@ -10,13 +10,12 @@ from functools import lru_cache
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.numerals import negated, word_spans
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.rewards.numerals import is_denied, is_glued, word_spans
+from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
 # A point or comma between digits belongs to the number: "2.5" is not "25".
 _BETWEEN = re.compile(r"(?<![0-9])[.,]|[.,](?![0-9])|[\s_\-‐‑–!\"#$%&'()*+/:;<=>?@\[\\\]^`{|}~。，；：！？…“”‘’]")
-_WORD = re.compile(r"[^\W_]+(?:(?<=[0-9])[.,](?=[0-9])[^\W_]+)*")
 
 _FLOWERS = ("rose", "desert-rose", "tulip", "daisy")
 EXAMPLES = (
@@ -73,7 +72,7 @@ def classes_of(example: Example) -> tuple[str, ...]:
 def gold_class(example: Example) -> int:
     """The index of the right class. Raises UserError that names the example if the gold answer is not one class."""
     classes = classes_of(example)
-    gold = plain_name(extract_answer(example.answer).candidate or "")
+    gold = plain_name(gold_text(example.answer))
     index = _by_name(classes).get(gold) if gold else None
     if index is None or index < 0:
         raise UserError(
@@ -87,7 +86,7 @@ def gold_class(example: Example) -> int:
 def match_class(candidate: str, gold: str, classes: Sequence[str]) -> bool:
     """True if `candidate` names the class `gold` of `classes`, by the rule of `named_class`."""
     index = named_class(candidate, classes)
-    return index is not None and plain_name(classes[index]) == plain_name(gold)
+    return index is not None and plain_name(classes[index]) == plain_name(gold_text(gold))
 
 
 def named_class(candidate: str, classes: Sequence[str]) -> int | None:
@@ -105,9 +104,10 @@ def named_class(candidate: str, classes: Sequence[str]) -> int | None:
     index = by_name.get(plain)
     if index is not None:
         return index if index >= 0 else None
-    if len(plain) > 2 * max(map(len, by_name)) or negated(candidate, word_spans(candidate)):
+    if len(plain) > 2 * max(map(len, by_name)):
         return None
-    found = _named_in_words(candidate, by_name)
+    spans = word_spans(candidate)
+    found = set() if is_denied(candidate, spans) else _named_in_words(candidate, spans, by_name)
     if len(found) != 1:
         return None
     name = found.pop()
@@ -130,21 +130,29 @@ def _by_name(classes: tuple[str, ...]) -> dict[str, int]:
     return names
 
 
-def _named_in_words(candidate: str, by_name: dict[str, int]) -> set[str]:
-    """The plain names that runs of whole words spell, without those inside of a longer run that spells a name."""
-    words = [plain_name(word) for word in _WORD.findall(candidate)]
+def _named_in_words(candidate: str, spans: Sequence[tuple[int, int]], by_name: dict[str, int]) -> set[str]:
+    """The plain names that runs of whole words spell, without those inside of a longer run that spells a name.
+
+    Nothing is named if a name is only part of a compound somewhere ("rose-like"): it is not known what that means.
+    """
+    words = [plain_name(candidate[start:end]) for start, end in spans]
     longest = max(map(len, by_name))
     found: list[tuple[int, int, str]] = []
-    for start in range(len(words)):
+    for first in range(len(words)):
         joined = ""
-        for end in range(start, len(words)):
-            joined += words[end]
+        for last in range(first, len(words)):
+            joined += words[last]
             if len(joined) > longest:
                 break
             if joined in by_name:
-                found.append((start, end, joined))
-    return {
-        name
-        for start, end, name in found
-        if not any((s <= start and end <= e) and (s, e) != (start, end) for s, e, _ in found)
-    }
+                found.append((first, last, joined))
+    outer = [
+        (first, last, name)
+        for first, last, name in found
+        if not any(f <= first and last <= e and (f, e) != (first, last) for f, e, _ in found)
+    ]
+    tied = any(
+        is_glued(candidate, spans[first][0], -1) or is_glued(candidate, spans[last][1] - 1, 1)
+        for first, last, _ in outer
+    )
+    return set() if tied else {name for _, _, name in outer}

@@ -4,8 +4,8 @@ import re
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.numerals import is_number, negated, stands_free, word_spans, word_values
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.rewards.numerals import is_number, is_qualified, stands_free, word_spans, word_values
+from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
@@ -41,7 +41,7 @@ def counting(completion: Completion, example: Example) -> float:
 
 def gold_count(example: Example) -> int:
     """The gold number. Raises UserError that names the example if the gold answer states none."""
-    count = parse_count(extract_answer(example.answer).candidate or "")
+    count = parse_count(gold_text(example.answer))
     if count is None:
         raise UserError(
             f"The gold answer {example.answer!r} of example {example.id!r} is not a count. A whole number such as 4 is "
@@ -53,7 +53,7 @@ def gold_count(example: Example) -> int:
 def match_count(candidate: str, gold: str) -> bool:
     """True if both texts state the same whole number."""
     count = parse_count(candidate)
-    return count is not None and count == parse_count(gold)
+    return count is not None and count == parse_count(gold_text(gold))
 
 
 def parse_count(text: str) -> int | None:
@@ -64,7 +64,7 @@ def parse_count(text: str) -> int | None:
     if _OPERATION.search(text):
         return None
     spans = word_spans(text)
-    if negated(text, spans):
+    if is_qualified(text, spans):
         return None
     values = word_values(text, spans)
     stated = set()

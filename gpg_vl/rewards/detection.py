@@ -6,7 +6,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.rewards.boxes import HIT, Box, Frame, best_matching, iou
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
 from gpg_vl.rewards.grounding import Detection, frame_of, parse_detections, shown
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
 _META = {"coordinates": "rel1000"}
@@ -51,7 +51,7 @@ def detection(completion: Completion, example: Example) -> float:
 def gold_boxes(example: Example) -> list[Box]:
     """The gold boxes, perhaps none. Raises UserError that names the example if the gold answer cannot be read."""
     frame = frame_of(example)
-    found = read_detections(extract_answer(example.answer).candidate or "", frame)
+    found = read_detections(gold_text(example.answer), frame)
     if found is None:
         raise UserError(
             f"The gold answer {example.answer!r:.200} of example {example.id!r} is no list of boxes in {frame.coordinates} "

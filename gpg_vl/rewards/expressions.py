@@ -1,24 +1,21 @@
-"""Whether two mathematical expressions mean the same: by their letters, by their value, else by math-verify, with bounds.
+"""Whether two mathematical expressions mean the same: by their letters, else by their value, else by math-verify.
 
-math-verify reads LaTeX and compares with a computer algebra system. What it is given here is bounded in length, nesting
-and in what it may compute, because `9^{9^9}` would keep it busy for ever; and its answer is only asked for where the
-text and the value have not decided already. Nothing is executed: the text goes to a grammar of LaTeX, never to Python.
+An expression is first brought to one spelling of LaTeX. Most comparisons are then decided here, at once; `algebra` is asked
+where the values are too near, or the text is not arithmetic.
 """
 
-import logging
 import re
-import threading
 import unicodedata
+from collections.abc import Sequence
 from fractions import Fraction
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gpg_vl.rewards.algebra import MAX_LENGTH, is_bounded, parsed, same
 from gpg_vl.rewards.arithmetic import Value, digits_in, evaluate
 
-MAX_LENGTH = 400
 MAX_DEPTH = 20
-TIME_LIMIT = 4
-"""Whole seconds for one step of math-verify, where a signal can enforce it: in the main thread. Then: not equal."""
+MAX_LINKS = 4
+"""Equals signs in a chain of equations."""
 AGREE, DIFFER = 1e-12, 2e-6
 """Relative distances below and above which two values are decided by themselves. math-verify rounds decimals to 1e-6."""
 FEW_DIGITS = 9
@@ -44,22 +41,16 @@ _BARE_POWER = re.compile(r"\^\s*+(-?[0-9]{2,}+)")
 _CARET_AS_POWER = re.compile(r"\*\*")
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}+(?:,[0-9]{3})++(?![0-9])")
 _BRACED_COMMA = re.compile(r"\{,\}")
+_BRACKETED = re.compile(r"(\(|\[|\\\{)(.*)(\)|\]|\\\})")
+_EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
+_LIST = re.compile(r"[,;]|\bor\b|\band\b")
+_SUBSCRIPT = re.compile(r"_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]")
+# A name may hold letters, words, primes, parentheses around a letter, and digits only as an index: AB, f(x), x_1, ∠1.
+_LABEL = r"(?:[A-Za-z\s'{}]|\\[A-Za-z]+|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]|(?<=angle )\s*+[0-9])*+"
+_NAME = re.compile(_LABEL)
+_NAMED = re.compile(rf"({_LABEL})=([^=]*)")
+_RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|approx|sim|in|subset|ne)(?![A-Za-z])")
 _PUNCTUATION = " \t\r\n.,;:"
-
-_COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
-_COMMANDS = r"""
-frac sqrt pi times cdot div pm mp infty cup cap in le leq ge geq lt gt ne neq emptyset varnothing text mathrm mathbf
-textbf mbox operatorname sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lg alpha beta gamma
-delta epsilon theta lambda mu phi varphi rho sigma tau omega begin end angle triangle circ degree overline mid land
-lor wedge vee setminus mathbb ldots dots binom { } % $ _ | \
-"""
-_KNOWN_COMMANDS = frozenset(_COMMANDS.split())
-"""What a candidate may hold beside what its gold holds: nothing that sums, integrates, differentiates or takes limits."""
-_LONG_NUMBER = re.compile(r"[0-9]{31}")
-_POWER = re.compile(r"(?P<base>[A-Za-z])?\s*+\^\s*+\{?+\s*+-?+(?P<exponent>[0-9]++)?")
-_BRACE_OR_POWER = re.compile(r"\^\s*+\{?+|[{}]")
-_TWO_NUMBERS = re.compile(r"[0-9.]\s++[0-9.]")
-_BINOMIAL = re.compile(r"[0-9]{4,}")
 
 
 def normalize(text: str) -> str | None:
@@ -108,19 +99,68 @@ def equal(candidate: str, gold: str) -> bool:
         return False
     if _squeezed(candidate) == _squeezed(gold):
         return True
-    mine, right = evaluate(candidate), evaluate(gold)
-    if mine is not None and right is not None:
-        decided = _decided(mine, right, digits_in(candidate) + digits_in(gold))
-        if decided is not None:
-            return decided
-    return is_bounded(candidate, gold) and _verified(candidate, gold)
+    if evaluate(gold) is not None and has_relation(candidate):
+        return False
+    decided = _decided(candidate, gold)
+    return is_bounded(candidate, gold) and same(candidate, gold) if decided is None else decided
+
+
+def has_relation(text: str) -> bool:
+    """True if a normalised expression compares, other than by `=`, or says that something lies in a set."""
+    return _RELATION.search(text) is not None
 
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _decided(mine: Value, right: Value, digits: int) -> bool | None:
+def readable(text: str) -> bool:
+    """True if a normalised expression has a value, or math-verify can read it."""
+    if evaluate(text, letters=True) is not None or _listed(text) is not None:
+        return True
+    return is_bounded(text, text) and bool(parsed(text))
+
+
+def right_side(text: str) -> str | None:
+    """What a chain of equations ends in: `5` of `x = 5` and of `2+3 = 5`; the text itself without `=`.
+
+    None if a link is broken, as in `4 = 5`, so that a chain is no list of guesses. What stands before must be a name, or
+    be equal to what it ends in. `x = 1, x = 2` and `x = 1 or x = 2` end in `1, 2`.
+    """
+    *before, last = _EQUALS.split(text)
+    if len(before) > 1:
+        pieces = [_NAMED.fullmatch(piece) for piece in _LIST.split(text)]
+        if len({piece and _SUBSCRIPT.sub("", piece[1]).strip() for piece in pieces}) == 1 and len(pieces) > 1:
+            return ", ".join(piece[2].strip() for piece in pieces if piece)
+    if len(before) > MAX_LINKS:
+        return None
+    return last.strip() if all(_link_holds(part.strip(), last.strip()) for part in before) else None
+
+
+def _link_holds(part: str, last: str) -> bool:
+    if evaluate(part) is None and _NAME.fullmatch(part):
+        return True
+    return equal(part, last)
+
+
+def _decided(candidate: str, gold: str) -> bool | None:
+    """Whether the two are equal, as far as their values tell; None if math-verify has to say."""
+    mine, right = _listed(candidate), _listed(gold)
+    if mine is not None and right is not None:
+        return _lists_decided(mine, right)
+    one, other = evaluate(candidate), evaluate(gold)
+    if one is not None and other is not None:
+        return _values_decided(one, other, digits_in(candidate) + digits_in(gold))
+    one, other = evaluate(candidate, letters=True), evaluate(gold, letters=True)
+    if one is not None and other is not None:
+        distance = abs(one.number - other.number)
+        return False if distance > DIFFER * max(abs(one.number), abs(other.number)) else None
+    if (mine is not None and other is not None) or (one is not None and right is not None):
+        return False  # a list and a single value
+    return None
+
+
+def _values_decided(mine: Value, right: Value, digits: int) -> bool | None:
     """Whether two values are equal, or None if they are so near that it depends on what rounding is allowed."""
     if mine.exact is not None and mine.exact == right.exact:
         return True
@@ -133,100 +173,36 @@ def _decided(mine: Value, right: Value, digits: int) -> bool | None:
     return None
 
 
-def is_bounded(candidate: str, gold: str) -> bool:
-    """True if a candidate can be handed to a computer algebra system: nothing in it takes long, or is not in the gold."""
-    if len(candidate) > MAX_LENGTH or depth_of(candidate) > MAX_DEPTH or not candidate.isascii():
-        return False
-    known = _KNOWN_COMMANDS | set(_COMMAND.findall(gold))
-    if any(command not in known for command in _COMMAND.findall(candidate)):
-        return False
-    if (
-        _LONG_NUMBER.search(candidate)
-        or _TWO_NUMBERS.search(candidate)
-        or (r"\binom" in candidate and _BINOMIAL.search(candidate))
-    ):
-        return False
-    if candidate.count("!") > gold.count("!") or candidate.count("=") > max(1, gold.count("=")):
-        return False
-    powers, right = _powers(candidate), _powers(gold)
-    return powers.height <= max(1, right.height) and powers.product <= max(10_000, right.product)
+class _Listed(NamedTuple):
+    """A text that lists values: `(1,2]`, `\\{1,2\\}`, `1, 2`. Brackets are "" for a bare list."""
+
+    opening: str
+    values: tuple[Fraction, ...]
+    closing: str
 
 
-class _Powers(NamedTuple):
-    """How much a text could blow up."""
-
-    product: int
-    """All exponents over something else than a letter, multiplied: what a chain of powers comes to at most."""
-    height: int
-    """How many exponents tower above each other."""
-
-
-def _powers(text: str) -> _Powers:
-    product, height, depth = 1, 0, 0
-    open_exponents: list[int] = []  # for each exponent that is open, how deep its braces are
-    for power in _POWER.finditer(text):
-        exponent = int((power["exponent"] or "1")[:9])
-        if power["base"] is None or exponent > 999:
-            product *= max(1, exponent)
-    for token in _BRACE_OR_POWER.finditer(text):
-        if token[0][0] == "^":
-            height = max(height, len(open_exponents) + 1)
-            if token[0][-1] == "{":
-                open_exponents.append(depth)
-        depth += (token[0][-1] == "{") - (token[0] == "}")
-        while open_exponents and depth <= open_exponents[-1]:
-            open_exponents.pop()
-    return _Powers(product, height)
+def _listed(text: str) -> _Listed | None:
+    """A list of at least two fractions, or None."""
+    found = _BRACKETED.fullmatch(text)
+    opening, inner, closing = found.groups() if found else ("", text, "")
+    values = [evaluate(part.strip()) for part in inner.split(",")] if "," in inner else []
+    fractions = tuple(value.exact for value in values if value is not None and value.exact is not None)
+    return _Listed(opening, fractions, closing) if len(fractions) == len(values) > 1 else None
 
 
-@lru_cache(maxsize=4096)
-def _verified(candidate: str, gold: str) -> bool:
-    """What math-verify says to the two, gold first."""
-    verify, _ = _math_verify()
-    right, mine = _parsed(gold), _parsed(candidate)
-    return bool(right) and bool(mine) and bool(verify(right, mine, timeout_seconds=_time_limit()))
+def _lists_decided(mine: _Listed, right: _Listed) -> bool | None:
+    """Whether two lists are equal: in order between parentheses and brackets, as sets otherwise. None: not known."""
+    brackets = {mine.opening + mine.closing, right.opening + right.closing}
+    if len(brackets) == 1 and mine.opening in {"(", "["}:
+        return True if mine.values == right.values else None if _near(mine.values, right.values) else False
+    one, other = tuple(sorted(set(mine.values))), tuple(sorted(set(right.values)))
+    if one == other:
+        return True if brackets <= {"", r"\{\}"} else None
+    return None if _near(one, other) else False
 
 
-def readable(text: str) -> bool:
-    """True if a normalised expression has a value, or math-verify can read it."""
-    return bool(text) and (evaluate(text) is not None or (is_bounded(text, text) and bool(_parsed(text))))
-
-
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> list[Any]:
-    """What math-verify reads in an expression: one object of sympy, or nothing."""
-    _, parse = _math_verify()
-    found = parse(f"${text}$", parsing_timeout=_time_limit())
-    return [item for item in found if not isinstance(item, str)]
-
-
-def _time_limit() -> int | None:
-    return TIME_LIMIT if threading.current_thread() is threading.main_thread() else None
-
-
-@lru_cache(maxsize=1)
-def _math_verify() -> tuple[Any, Any]:
-    """(verify, parse), imported when first needed: sympy takes half a second.
-
-    Units are left to us: math-verify also drops words such as "more", "c" and "t" behind a number.
-    """
-    from math_verify import verify
-    from math_verify.parser import LatexExtractionConfig, NormalizationConfig, parse
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once that there is no time limit
-    config = LatexExtractionConfig(
-        normalization_config=NormalizationConfig(
-            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
-        )
+def _near(mine: Sequence[Fraction], right: Sequence[Fraction]) -> bool:
+    """True if as many values agree to what rounding could allow."""
+    return len(mine) == len(right) and all(
+        abs(one - other) <= DIFFER * max(abs(one), abs(other)) for one, other in zip(mine, right, strict=True)
     )
-
-    def parse_one(text: str, *, parsing_timeout: int | None) -> Any:
-        return parse(text, extraction_config=[config], fallback_mode="no_fallback", parsing_timeout=parsing_timeout)
-
-    return verify, parse_one
-
-
-def exact_value(text: str) -> Fraction | None:
-    """The value of a normalised expression that is a fraction, else None."""
-    value = evaluate(text)
-    return None if value is None else value.exact

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.expressions import equal, normalize, readable
-from gpg_vl.rewards.numerals import negated, word_spans
-from gpg_vl.rewards.parse import extract_answer, last_boxed
+from gpg_vl.rewards.expressions import equal, has_relation, normalize, readable, right_side
+from gpg_vl.rewards.numerals import is_qualified, word_spans
+from gpg_vl.rewards.parse import extract_answer, gold_text, last_boxed
 from gpg_vl.types import Completion, Example
 
 MAX_CANDIDATE = 500
@@ -44,12 +44,12 @@ _UNIT = re.compile(
     rf"(?P<power>{_POWER})?\s*$"
 )
 _SPAN = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$?([^$]+)\$\$?", re.DOTALL)
-_NAME = re.compile(r"^[^0-9=√π+*/^]*?(?:[A-Za-z∠△\\{}_\s]|∠[0-9]|\\angle\s*[0-9]|[A-Za-z]_?\{?[0-9]\}?)*=(?!=)")
 _WORDS = re.compile(r"(?<!\\)\b(?!sqrt\b|pi\b|frac\b)[A-Za-z]{2,}")
 # What may be the number of a sentence: a run of digits, roots, fractions and operations between them.
 _MATH_RUN = re.compile(
     r"(?:\\[dt]?frac|\\sqrt|\\pi|\\circ|\\cdot|\\times|[0-9√π.,+\-−*/^{}()°²³%]|(?<=[0-9})°])\s(?=[√\\+\-−*/]))+"
 )
+_RELATION = re.compile(r"[<>≤≥≠≈~∼]|\\(?:leq?|geq?|neq?|approx|sim)(?![A-Za-z])")
 
 EXAMPLES = (
     Sample(response="<think>so 145</think><answer>145</answer>", answer="<answer> 145° </answer>"),
@@ -100,7 +100,7 @@ def geometry(completion: Completion, example: Example) -> float:
 
 def gold_quantity(example: Example) -> Quantity:
     """The gold quantity. Raises UserError that names the example if it cannot be read."""
-    gold = parse_quantity(extract_answer(example.answer).candidate or "")
+    gold = parse_quantity(gold_text(example.answer))
     if gold is None or not readable(gold.expression):
         raise UserError(
             f"The gold answer {example.answer!r:.200} of example {example.id!r} cannot be read as a quantity. A number or "
@@ -112,7 +112,7 @@ def gold_quantity(example: Example) -> Quantity:
 
 def match_geometry(candidate: str, gold: str) -> bool:
     """True if both texts state the same quantity. Total; what cannot be read is not equal."""
-    right = parse_quantity(gold)
+    right = parse_quantity(gold_text(gold))
     return right is not None and _same(parse_quantity(candidate), right)
 
 
@@ -130,27 +130,29 @@ def parse_quantity(text: str) -> Quantity | None:
     spans = [next(filter(None, found.groups())) for found in _SPAN.finditer(text)]
     if len(spans) == 1:
         outside = _SPAN.sub(" ", text)
-        if any(character.isnumeric() for character in outside) or negated(outside, word_spans(outside)):
+        if any(character.isnumeric() for character in outside) or is_qualified(outside, word_spans(outside)):
             return None
         unit = _UNIT.search(text[text.rindex("$") + 1 :] if "$" in text else "")
         text = spans[0] + (unit[0] if unit and not outside[: -len(unit[0])].strip() else "")
     elif spans:
         return None
-    return _quantity(_NAME.sub("", text, count=1)) or _of_sentence(text)
+    return _quantity(text) or _of_sentence(text)
 
 
 def _quantity(text: str) -> Quantity | None:
     """A text that is nothing but an expression and a unit."""
     text, unit = _split_unit(text.strip(" .。,"))
     expression = normalize(text)
-    if not expression or _WORDS.search(expression) or "," in expression:
+    if expression and "=" in expression:
+        expression = None if is_qualified(text, word_spans(text)) else right_side(expression)
+    if not expression or _WORDS.search(expression) or "," in expression or has_relation(expression):
         return None
     return Quantity(expression, unit) if any(c.isdigit() for c in expression) or r"\pi" in expression else None
 
 
 def _of_sentence(text: str) -> Quantity | None:
     """The only expression in a sentence, with the unit behind it."""
-    if negated(text, word_spans(text)):
+    if is_qualified(text, word_spans(text)) or _RELATION.search(text):
         return None
     runs = [found for found in _MATH_RUN.finditer(text) if any(c.isnumeric() or c == "π" for c in found[0])]
     if len(runs) != 1:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.boxes import COORDINATES, FAMILY_COORDINATES, HIT, Box, Frame, generalized_iou, hits, iou
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
 MAX_BOXES = 100
@@ -132,7 +132,7 @@ def frame_of(example: Example) -> Frame:
 def gold_box(example: Example) -> Box:
     """The gold box. Raises UserError that names the example if the gold answer is not one box inside of the image."""
     frame = frame_of(example)
-    box, why = read_box(extract_answer(example.answer).candidate or "", frame)
+    box, why = read_box(gold_text(example.answer), frame)
     if box is None:
         raise UserError(
             f"The gold answer {example.answer!r} of example {example.id!r} is not one box in {frame.coordinates} "
@@ -176,10 +176,15 @@ def parse_detections(text: str) -> list[Detection] | None:
     text = _unfenced(text)
     if _NOTHING.fullmatch(text.strip("\"'. \t\r\n")):
         return []
-    found = _from_json(text) if text[:1] in {"[", "{"} else None
-    if found is None:
-        found = _from_text(text)
-    return None if found is None or len(found) > MAX_BOXES else found
+    if text[:1] in {"[", "{"}:
+        if len(text) > MAX_JSON or _depth(text) > MAX_DEPTH:
+            return None
+        value = _json(text)
+        if value is not None:
+            found = list(_detections(value))[: MAX_BOXES + 1]
+            good = [detection for detection in found if detection is not None]
+            return good if len(good) == len(found) <= MAX_BOXES else None
+    return _from_text(text)
 
 
 def _unfenced(text: str) -> str:
@@ -198,16 +203,13 @@ def _from_text(text: str) -> list[Detection] | None:
     return None if not boxes or any(character.isnumeric() for character in rest) else boxes
 
 
-def _from_json(text: str) -> list[Detection] | None:
-    if len(text) > MAX_JSON or _depth(text) > MAX_DEPTH:
-        return None
-    for spelling in (text, text.replace("'", '"')):  # Python's quotes are as common as JSON's
+def _json(text: str) -> Any:
+    """What a JSON text says, also with the single quotes of Python; None if it is not JSON."""
+    for spelling in (text, text.replace("'", '"')):
         try:
-            value = json.loads(spelling)
+            return json.loads(spelling)
         except ValueError:
             continue
-        detections = list(_detections(value))
-        return None if None in detections else [detection for detection in detections if detection is not None]
     return None
 
 

@@ -8,9 +8,9 @@ import re
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.expressions import equal, normalize, readable
-from gpg_vl.rewards.numerals import negated, word_spans
-from gpg_vl.rewards.parse import extract_answer, last_boxed
+from gpg_vl.rewards.expressions import equal, normalize, readable, right_side
+from gpg_vl.rewards.numerals import is_qualified, word_spans
+from gpg_vl.rewards.parse import extract_answer, gold_text, last_boxed
 from gpg_vl.types import Completion, Example
 
 MAX_CANDIDATE = 2000
@@ -22,7 +22,6 @@ _LIST_WORDS = re.compile(r"(?:\s|,|;|\band\b|\bor\b)*")
 _TEXT_COMMAND = re.compile(r"\\(?:begin|end|text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}")
 _UNIT = re.compile(r"(?<=[0-9}\s])\s*\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\s*\^\s*\{?[23]\}?)?\s*$")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![A-Za-z])|\bdegrees?\b)\s*$")
-_NAMED = re.compile(r"\s*(?:\\?[A-Za-z]+|[A-Za-z]\([A-Za-z]\)|[A-Za-z]_\{?[A-Za-z0-9]\}?)\s*=(?!=)")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan log ln exp sqrt pi".split())  # noqa: SIM905
 _NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?|-?\.[0-9]+")
@@ -30,7 +29,7 @@ _NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/
 EXAMPLES = (
     Sample(response=r"<think>so</think>The answer is $\boxed{\dfrac{1}{2}}$.", answer=r"\frac{1}{2}"),
     Sample(response="<answer>0.5</answer>", answer=r"\frac{1}{2}"),
-    Sample(response=r"<answer>$x = (x+1)^2$</answer>", answer="x^2+2x+1"),
+    Sample(response=r"<answer>$y = (x+1)^2$</answer>", answer="x^2+2x+1"),
     Sample(response=r"<answer>-6 and 6</answer>", answer=r"\{6,-6\}"),
     Sample(response=r"<answer>[1,2)</answer>", answer="(1,2]"),
     Sample(response="<answer>1, 2, 3</answer>", answer="3"),
@@ -58,8 +57,8 @@ def math(completion: Completion, example: Example) -> float:
 
 def gold_expression(example: Example) -> str:
     """The gold expression, normalised. Raises UserError that names the example if it cannot be read."""
-    gold = stated(extract_answer(example.answer).candidate or "")
-    if gold is None or not (readable(gold) or _is_text(gold)):
+    gold = stated(gold_text(example.answer))
+    if gold is None or not (readable(gold) or _is_word(gold)):
         raise UserError(
             f"The gold answer {example.answer!r:.200} of example {example.id!r} cannot be read as mathematics. An expression "
             f"in LaTeX such as \\frac{{1}}{{2}}, or a text with one \\boxed{{}}, is allowed. Correct the row."
@@ -69,7 +68,7 @@ def gold_expression(example: Example) -> str:
 
 def match_math(candidate: str, gold: str) -> bool:
     """True if the two answers mean the same. Total; what cannot be read, or would take long to compare, is not equal."""
-    right = stated(gold)
+    right = stated(gold_text(gold))
     return right is not None and _matches(candidate, right)
 
 
@@ -78,10 +77,12 @@ def _matches(candidate: str, gold: str) -> bool:
     if mine is None:
         return False
     if "=" in mine and "=" not in gold:
-        mine = _NAMED.sub("", mine, count=1)
+        mine = right_side(mine)
     elif "=" in gold and "=" not in mine:
-        gold = _NAMED.sub("", gold, count=1)
-    return equal(mine.strip(), gold.strip())
+        gold = right_side(gold) or gold
+    if _is_word(gold):
+        return mine is not None and _letters(mine) == _letters(gold)
+    return mine is not None and equal(mine, gold)
 
 
 def stated(candidate: str) -> str | None:
@@ -105,10 +106,12 @@ def _formula(text: str) -> str | None:
         rest = _SPAN.sub("", text)
         if len(spans) > 1:
             return ", ".join(spans) if _LIST_WORDS.fullmatch(rest.strip(" .")) else None
-        return None if any(character.isdigit() for character in rest) or negated(rest, word_spans(rest)) else spans[0]
+        return (
+            None if any(character.isdigit() for character in rest) or is_qualified(rest, word_spans(rest)) else spans[0]
+        )
     if not _is_sentence(text):
         return text
-    if negated(text, word_spans(text)):
+    if is_qualified(text, word_spans(text)):
         return None
     numbers = {found[0].lstrip("$") for found in _NUMBER.finditer(text)}
     return numbers.pop() if len(numbers) == 1 and not re.search(r"[√π^\\=+*]", text) else None
@@ -128,6 +131,10 @@ def _without_unit(text: str) -> str:
     return _UNIT.sub("", _DEGREES.sub("", text))
 
 
-def _is_text(text: str) -> bool:
-    """True for a word, such as the gold answer `\\text{Evelyn}`, which is compared letter by letter."""
-    return bool(re.fullmatch(r"[\w\s{}\\.,()'-]+", text)) and any(character.isalpha() for character in text)
+def _is_word(text: str) -> bool:
+    """True for a gold answer in words, such as `\\text{Evelyn}`: letters are compared, as `yes` is no product of e, s, y."""
+    return bool(re.fullmatch(r"[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*", _letters(text)))
+
+
+def _letters(text: str) -> str:
+    return " ".join(_TEXT_COMMAND.sub(r"\1", text).casefold().split())

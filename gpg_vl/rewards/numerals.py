@@ -46,35 +46,12 @@ _NUMBER_WORDS = {
 _NUMBER_PARTS = frozenset(
     {"thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million"}
 )
-_NEGATIONS = frozenset(
-    {
-        "not",
-        "no",
-        "nor",
-        "neither",
-        "never",
-        "none",
-        "without",
-        "except",
-        "excluding",
-        "unlike",
-        "cannot",
-        "isn",
-        "aren",
-        "wasn",
-        "weren",
-        "don",
-        "doesn",
-        "didn",
-        "can",
-        "won",
-        "wouldn",
-        "shouldn",
-        "couldn",
-        "hasn",
-        "haven",
-    }
-)
+_DENIAL_WORDS = """
+not no nor neither never none without except excluding unlike cannot isnt arent wasnt dont
+"""
+_DENIALS = frozenset(_DENIAL_WORDS.split())
+_DENIED = frozenset({"'t", "’t"})
+_BOUNDS = frozenset({"than", "least", "most", "more", "less", "fewer", "between", "range", "either"})
 _GLUE = frozenset("-‐‑–−/'’&_")
 _DIGIT_GLUE = frozenset(":.,+*")
 
@@ -137,10 +114,15 @@ def is_glued(text: str, edge: int, step: int) -> bool:
     return text[tie] in _GLUE or (text[tie] in _DIGIT_GLUE and text[edge].isdigit() and text[beyond].isdigit())
 
 
-def negated(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+def is_denied(text: str, spans: Sequence[tuple[int, int]]) -> bool:
     """True if a text denies something, so that naming a thing in it is not answering with it: "not a rose", "isn't 4"."""
     for start, end in spans:
         word = text[start:end].casefold()
-        if word in _NEGATIONS and (word != "can" or text[end : end + 2] in {"'t", "’t"}):
+        if word in _DENIALS or (word[-1:] == "n" and text[end : end + 2] in _DENIED):
             return True
     return False
+
+
+def is_qualified(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+    """True if a text denies or bounds a number instead of stating it: "not 4", "at least 4", "more than 4"."""
+    return is_denied(text, spans) or any(text[start:end].casefold() in _BOUNDS for start, end in spans)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol, cast
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards import QUICK, rewards
+from gpg_vl.rewards.parse import gold_text
 from gpg_vl.types import Completion, Example, Group
 
 FailureKind = Literal["timeout", "crash", "exception", "value"]
@@ -212,7 +213,7 @@ class Isolated(Protocol):
 
 def gold_completion(example: Example) -> Completion:
     """The response that a perfect policy would give to an example, with an empty reasoning block."""
-    text = f"<think>\n\n</think>\n<answer>{example.answer}</answer>"
+    text = f"<think>\n\n</think>\n<answer>{gold_text(example.answer)}</answer>"
     return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
 
 

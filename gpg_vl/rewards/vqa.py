@@ -7,11 +7,12 @@ and differ where the metric can be collected without the right answer; each says
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -68,7 +69,7 @@ def gold_answers(example: Example) -> tuple[str, ...]:
     """
     answers = example.meta.get("answers")
     if answers is None:
-        return (example.answer,)
+        return (gold_text(example.answer),)
     if isinstance(answers, Sequence) and not isinstance(answers, str) and answers:
         texts = [item.get("answer") if isinstance(item, Mapping) else item for item in answers]
         if all(isinstance(text, str) for text in texts):
@@ -90,7 +91,7 @@ def vqa(completion: Completion, example: Example) -> float:
     are in the column `answers`; without it there is one, the gold answer.
     """
     golds = gold_answers(example)
-    best = max(soft_accuracy(gold, golds) for gold in golds)
+    best = _best_soft_accuracy(golds)
     if best == 0.0:
         raise UserError(
             f"The answers of example {example.id!r} are nothing but articles and punctuation: {golds!r:.80}. Correct the row."
@@ -105,10 +106,21 @@ def soft_accuracy(candidate: str, golds: Sequence[str], *, textvqa: bool = False
     With a single gold answer, equality. An answer of which normalising leaves nothing is worth 0.
     """
     plain = normalize_vqa(candidate, textvqa=textvqa)
-    equal = [bool(plain) and normalize_vqa(gold, textvqa=textvqa) == plain for gold in golds]
-    if len(equal) == 1:
-        return float(equal[0])
-    return sum(min(1.0, (sum(equal) - one) / 3) for one in equal) / len(equal)
+    count = sum(_normalized_gold(gold, textvqa) == plain for gold in golds) if plain else 0
+    if len(golds) == 1:
+        return float(count)
+    others = len(golds) - count
+    return (count * min(1.0, (count - 1) / 3) + others * min(1.0, count / 3)) / len(golds) if count else 0.0
+
+
+@lru_cache(maxsize=1024)
+def _best_soft_accuracy(golds: tuple[str, ...]) -> float:
+    return max(soft_accuracy(gold, golds) for gold in golds)
+
+
+@lru_cache(maxsize=8192)
+def _normalized_gold(gold: str, textvqa: bool) -> str:
+    return normalize_vqa(gold, textvqa=textvqa)
 
 
 def normalize_vqa(text: str, *, textvqa: bool = False) -> str:
