@@ -11,7 +11,13 @@ import threading
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from gpg_vl.rewards.fingerprint import Undefined, Unknown, agree, fingerprint
+
 MAX_LENGTH = 400
+DIFFER = 2e-6
+"""Relative distance from which on two values are different. math-verify rounds decimals to 1e-6."""
+MORE_FUNCTIONS = 3
+"""How many sines and logarithms a candidate may hold beyond those of its gold."""
 TIME_LIMIT = 4
 """Whole seconds for one step of math-verify, where a signal can enforce it: in the main thread. Then: not equal."""
 
@@ -24,6 +30,11 @@ lor wedge vee setminus mathbb ldots dots binom { } % $ _ | \
 """
 _KNOWN_COMMANDS = frozenset(_COMMANDS.split())
 """What a candidate may hold beside what its gold holds: nothing that sums, integrates, differentiates or takes limits."""
+_PARTLY_READ = re.compile(r"[\r\n$]|\\$|answer", re.IGNORECASE)
+"""Where math-verify would take a piece of the text for the whole."""
+_NUMBER_TIMES = re.compile(r"(?<![_0-9.])([0-9]++(?:\.[0-9]++)?+)\s*+\(")
+"""`3(7)` is a product; math-verify adds, as in a mixed number."""
+_FUNCTION = re.compile(r"\\(?:a?r?c?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|binom)")
 _LONG_NUMBER = re.compile(r"[0-9]{31}")
 _POWER = re.compile(r"(?P<base>[A-Za-z])?\s*+\^\s*+\{?+\s*+-?+(?P<exponent>[0-9]++)?")
 _BRACE_OR_POWER = re.compile(r"\^\s*+\{?+|[{}]")
@@ -33,7 +44,7 @@ _LONG_BINOMIAL = re.compile(r"[0-9]{4,}")
 
 def is_bounded(candidate: str, gold: str) -> bool:
     """True if a candidate can be handed to a computer algebra system: nothing in it takes long, or is not in the gold."""
-    if len(candidate) > MAX_LENGTH or not candidate.isascii():
+    if len(candidate) > MAX_LENGTH or not candidate.isascii() or _PARTLY_READ.search(candidate):
         return False
     known = _KNOWN_COMMANDS | set(_COMMAND.findall(gold))
     if any(command not in known for command in _COMMAND.findall(candidate)):
@@ -44,10 +55,12 @@ def is_bounded(candidate: str, gold: str) -> bool:
         or (r"\binom" in candidate and _LONG_BINOMIAL.search(candidate))
     ):
         return False
+    if len(_FUNCTION.findall(candidate)) > len(_FUNCTION.findall(gold)) + MORE_FUNCTIONS:
+        return False
     if candidate.count("!") > gold.count("!") or candidate.count("=") > max(1, gold.count("=")):
         return False
     powers, right = _powers(candidate), _powers(gold)
-    return powers.height <= max(1, right.height) and powers.product <= max(10_000, right.product)
+    return powers.height <= max(1, right.height) and powers.product <= max(200, right.product)
 
 
 class _Powers(NamedTuple):
@@ -82,13 +95,36 @@ def same(candidate: str, gold: str) -> bool:
     """What math-verify says to two texts that `is_bounded` has passed; what it cannot read is not the same."""
     verify, _ = _math_verify()
     right, mine = parsed(gold), parsed(candidate)
-    return bool(right) and bool(mine) and bool(verify(right, mine, timeout_seconds=_time_limit()))
+    if not right or not mine:
+        return False
+    may_agree = _may_agree(mine[0], right[0])
+    if may_agree is None:
+        may_agree = _is_simple(candidate, gold)
+    return may_agree and bool(verify(right, mine, timeout_seconds=_time_limit()))
+
+
+def _may_agree(mine: Any, right: Any) -> bool | None:
+    """False if the two have different values with the letters given values, or only the gold has one; None: unknown."""
+    try:
+        wanted = fingerprint(right)
+        return agree(fingerprint(mine), wanted, DIFFER)
+    except Unknown:
+        return None
+    except Undefined:
+        return False
+
+
+def _is_simple(candidate: str, gold: str) -> bool:
+    """True for a candidate that may be compared by solving, as inequalities are: little more in it than in the gold."""
+    functions = set(_FUNCTION.findall(candidate)) - set(_FUNCTION.findall(gold))
+    return not functions and len(candidate) <= max(60, 2 * len(gold)) and _powers(candidate).product <= 64
 
 
 @lru_cache(maxsize=4096)
 def parsed(text: str) -> list[Any]:
     """What math-verify reads in an expression: one object of sympy, or nothing."""
     _, parse = _math_verify()
+    text = _NUMBER_TIMES.sub(r"\1\\cdot (", text)
     found = parse(f"${text}$", parsing_timeout=_time_limit())
     return [item for item in found if not isinstance(item, str)]
 

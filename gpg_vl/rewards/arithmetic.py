@@ -95,13 +95,15 @@ class _Parser:
         return total
 
     def product(self, depth: int) -> Value:
-        result = self.power(depth)
+        result, divided = self.power(depth), False
         while True:
             if self.take("*", "\\times", "\\cdot"):
-                result = _times(result, self.power(depth))
+                result, divided = _times(result, self.power(depth)), False
             elif self.take("/", "\\div"):
-                result = _over(result, self.power(depth))
+                result, divided = _over(result, self.power(depth)), True
             elif self.next in _STARTS_FACTOR or (self.next is not None and self.next.isalpha()):  # 2\sqrt{3}, 2\pi, 2x
+                if divided:  # 1/2\pi may mean either
+                    raise _NotArithmetic
                 result = _times(result, self.power(depth))
             else:
                 return result

@@ -14,6 +14,9 @@ from gpg_vl.rewards.numerals import is_denied, is_glued, word_spans
 from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
+MAX_CANDIDATE = 5_000
+"""Characters of an answer that are looked at; the names of classes are short."""
+
 # A point or comma between digits belongs to the number: "2.5" is not "25".
 _BETWEEN = re.compile(r"(?<![0-9])[.,]|[.,](?![0-9])|[\s_\-‐‑–!\"#$%&'()*+/:;<=>?@\[\\\]^`{|}~。，；：！？…“”‘’]")
 
@@ -98,7 +101,7 @@ def named_class(candidate: str, classes: Sequence[str]) -> int | None:
     """
     names = tuple(classes)
     by_name = _by_name(names)
-    plain = plain_name(candidate)
+    plain = plain_name(candidate) if len(candidate) <= MAX_CANDIDATE else ""
     if not plain:
         return None
     index = by_name.get(plain)

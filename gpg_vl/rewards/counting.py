@@ -8,6 +8,9 @@ from gpg_vl.rewards.numerals import is_number, is_qualified, stands_free, word_s
 from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
+MAX_CANDIDATE = 5_000
+"""Characters of an answer that are looked at: in a longer one no number could be told to be the answer."""
+
 _WHOLE = re.compile(r"[0-9]{1,18}")
 # Signs that make more of a number than a count of things: "2+2", "√4", "4²", "<5".
 _OPERATION = re.compile(r"[√∛^×÷±*+<>≤≥≠≈~π/\\\u00b2\u00b3\u00b9\u2070-\u209f\u00bc-\u00be\u2150-\u218b]")
@@ -61,7 +64,7 @@ def parse_count(text: str) -> int | None:
 
     The same number may be stated twice, as in "four (4)". Total, and linear in the length of the text.
     """
-    if _OPERATION.search(text):
+    if len(text) > MAX_CANDIDATE or _OPERATION.search(text):
         return None
     spans = word_spans(text)
     if is_qualified(text, spans):

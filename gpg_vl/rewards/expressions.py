@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from gpg_vl.rewards.algebra import MAX_LENGTH, is_bounded, parsed, same
+from gpg_vl.rewards.algebra import DIFFER, MAX_LENGTH, is_bounded, parsed, same
 from gpg_vl.rewards.arithmetic import Value, digits_in, evaluate
 
 MAX_DEPTH = 20
 MAX_LINKS = 4
 """Equals signs in a chain of equations."""
-AGREE, DIFFER = 1e-12, 2e-6
-"""Relative distances below and above which two values are decided by themselves. math-verify rounds decimals to 1e-6."""
+AGREE = 1e-12
+"""Relative distance below which two values of few digits are the same; those beyond `DIFFER` are different."""
 FEW_DIGITS = 9
 
 _SYMBOLS = {
@@ -50,6 +50,7 @@ _LABEL = r"(?:[A-Za-z\s'{}]|\\[A-Za-z]+|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Z
 _NAME = re.compile(_LABEL)
 _NAMED = re.compile(rf"({_LABEL})=([^=]*)")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|approx|sim|in|subset|ne)(?![A-Za-z])")
+_LINES = re.compile(r"\s*+[\r\n]\s*+")
 _PUNCTUATION = " \t\r\n.,;:"
 
 
@@ -68,6 +69,7 @@ def normalize(text: str) -> str | None:
     text = _ROOT_OF_PARENTHESES.sub(r"\\sqrt{\1}", text)
     text = _BARE_POWER.sub(r"^{\1}", _CARET_AS_POWER.sub("^", text))
     text = text.strip(_PUNCTUATION)
+    text = _LINES.sub(" " if r"\begin" in text else ", ", text)  # two lines are two statements
     if not any(mark in text for mark in "([{"):
         text = (
             _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
@@ -99,10 +101,22 @@ def equal(candidate: str, gold: str) -> bool:
         return False
     if _squeezed(candidate) == _squeezed(gold):
         return True
+    if candidate.endswith("%") or gold.endswith("%"):
+        return _equal_percentages(candidate, gold)
     if evaluate(gold) is not None and has_relation(candidate):
         return False
     decided = _decided(candidate, gold)
     return is_bounded(candidate, gold) and same(candidate, gold) if decided is None else decided
+
+
+def _equal_percentages(candidate: str, gold: str) -> bool:
+    """Of two texts of which one at least ends in a percent sign: `12%` is `12%`, `12` and `0.12`, as in math-verify."""
+    mine, right = candidate.removesuffix("%"), gold.removesuffix("%")
+    if equal(mine, right):
+        return True
+    if mine == candidate:
+        return equal(mine, rf"\frac{{{right}}}{{100}}")
+    return right == gold and equal(rf"\frac{{{mine}}}{{100}}", right)
 
 
 def has_relation(text: str) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
 from gpg_vl.rewards.expressions import equal, has_relation, normalize, readable, right_side
-from gpg_vl.rewards.numerals import is_qualified, word_spans
+from gpg_vl.rewards.numerals import hides, is_qualified, word_spans
 from gpg_vl.rewards.parse import extract_answer, gold_text, last_boxed
 from gpg_vl.types import Completion, Example
 
@@ -124,7 +124,7 @@ def _same(mine: Quantity | None, gold: Quantity) -> bool:
 
 def parse_quantity(text: str) -> Quantity | None:
     """The one quantity that a text states; None if it states none or several, or hides something. Total."""
-    if len(text) > MAX_CANDIDATE:
+    if len(text) > MAX_CANDIDATE or hides(text):
         return None
     text = (last_boxed(text) or text).strip().strip("*").strip(" .。,")
     spans = [next(filter(None, found.groups())) for found in _SPAN.finditer(text)]

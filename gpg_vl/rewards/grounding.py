@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.boxes import COORDINATES, FAMILY_COORDINATES, HIT, Box, Frame, generalized_iou, hits, iou
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
+from gpg_vl.rewards.numerals import hides
 from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
@@ -174,6 +175,8 @@ def parse_detections(text: str) -> list[Detection] | None:
     are ASCII, with at most nine digits before and after the point. More than `MAX_BOXES` boxes are not read.
     """
     text = _unfenced(text)
+    if hides(text):
+        return None
     if _NOTHING.fullmatch(text.strip("\"'. \t\r\n")):
         return []
     if text[:1] in {"[", "{"}:

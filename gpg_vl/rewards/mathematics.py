@@ -9,7 +9,7 @@ import re
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
 from gpg_vl.rewards.expressions import equal, normalize, readable, right_side
-from gpg_vl.rewards.numerals import is_qualified, word_spans
+from gpg_vl.rewards.numerals import hides, is_qualified, word_spans
 from gpg_vl.rewards.parse import extract_answer, gold_text, last_boxed
 from gpg_vl.types import Completion, Example
 
@@ -91,7 +91,7 @@ def stated(candidate: str) -> str | None:
     A box inside of the answer counts as the answer, then the only formula between dollar signs, then the whole text if it
     is a formula, then the only number of a sentence.
     """
-    if len(candidate) > MAX_CANDIDATE:
+    if len(candidate) > MAX_CANDIDATE or hides(candidate):
         return None
     inner = last_boxed(candidate) or candidate
     formula = _formula(inner.strip().strip("*").strip())

@@ -7,10 +7,12 @@ other scripts, superscripts and fractions written as one character are not numer
 import re
 from collections.abc import Sequence
 
-# An accent or an invisible character belongs to its word: what looks like another word is another word.
+# An accent, an invisible character or a control character belongs to its word: what looks like another word is another.
 _MARKS = (
-    r"\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+    r"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u0300-\u036f\u061c\u1ab0-\u1aff\u1dc0-\u1dff"
+    r"\u20d0-\u20ff\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
 )
+_MARK = re.compile(f"[{_MARKS}]")
 _LETTER = rf"[^\W_]|[{_MARKS}]"
 _RUN = re.compile(rf"(?:(?<![\w.])\.(?=[0-9]))?(?:{_LETTER})+(?:(?<=[0-9])[.,](?=[0-9])(?:{_LETTER})+)*")
 _NUMERAL = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?:\.(?P<part>[0-9]+))?")
@@ -54,6 +56,11 @@ _DENIED = frozenset({"'t", "’t"})
 _BOUNDS = frozenset({"than", "least", "most", "more", "less", "fewer", "between", "range", "either"})
 _GLUE = frozenset("-‐‑–−/'’&_")
 _DIGIT_GLUE = frozenset(":.,+*")
+
+
+def hides(text: str) -> bool:
+    """True if a text holds accents, or characters that are not seen: it may not say what it shows."""
+    return _MARK.search(text) is not None
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:

@@ -15,6 +15,9 @@ from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
 from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
+MAX_CANDIDATE = 5_000
+"""Characters of an answer that are looked at; a short answer is asked for."""
+
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"[0-9],[0-9]")
 _FREE_PERIOD = re.compile(r"\.(?![0-9])")
@@ -105,7 +108,7 @@ def soft_accuracy(candidate: str, golds: Sequence[str], *, textvqa: bool = False
 
     With a single gold answer, equality. An answer of which normalising leaves nothing is worth 0.
     """
-    plain = normalize_vqa(candidate, textvqa=textvqa)
+    plain = normalize_vqa(candidate, textvqa=textvqa) if len(candidate) <= MAX_CANDIDATE else ""
     count = sum(_normalized_gold(gold, textvqa) == plain for gold in golds) if plain else 0
     if len(golds) == 1:
         return float(count)
@@ -185,7 +188,7 @@ class _Amount(NamedTuple):
 
 
 def _amount(text: str) -> _Amount | None:
-    text = _plain(text)
+    text = _plain(text[:MAX_CANDIDATE])
     percent = text.endswith("%")
     text = text.removesuffix("%").rstrip().lstrip("$€£¥").lstrip()
     if len(text) > 100:
