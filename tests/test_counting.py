@@ -94,7 +94,10 @@ def test_every_count_is_read_in_any_spelling(count):
         assert not match_count(text, str(count + 1))
 
 
-@given(st.lists(st.integers(0, 99), min_size=2, max_size=9, unique=True), st.sampled_from([", ", " or ", " and ", "\n", " "]))
+@given(
+    st.lists(st.integers(0, 99), min_size=2, max_size=9, unique=True),
+    st.sampled_from([", ", " or ", " and ", "\n", " "]),
+)
 def test_a_list_states_no_count(counts, separator):
     assert parse_count(separator.join(map(str, counts))) is None
 
@@ -139,6 +142,12 @@ def test_gold_that_is_no_count_is_refused_by_example(answer):
 
 def test_the_explanation():
     told = explain(completion("<think>x</think><answer>4 or 5</answer><answer>four"), example("4"))
-    assert (told.candidate, told.step, told.parsed, told.gold, told.note) == ("4 or 5", "answer", None, "4", "truncated")
+    assert (told.candidate, told.step, told.parsed, told.gold, told.note) == (
+        "4 or 5",
+        "answer",
+        None,
+        "4",
+        "truncated",
+    )
     told = explain(completion("<answer>5</answer>"), example("4"))
     assert (told.candidate, told.parsed, told.note) == ("5", "5", "")

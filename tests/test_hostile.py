@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpg_vl.rewards import BUILTIN
@@ -283,12 +283,14 @@ PIECES = st.sampled_from(
 TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=25).map("".join)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_any_text_has_a_value_in_range_and_always_the_same(text):
     for name in BUILTIN:
         assert score(name, text) == score(name, text)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_an_answer_in_the_reasoning_changes_nothing(text):
     hidden = text.replace("</think>", "")

@@ -114,7 +114,10 @@ def test_no_credit(text):
 
 
 def test_answers_may_be_records_and_must_be_texts():
-    assert gold_answers(example("red", answers=[{"answer": "red", "answer_id": 1}, {"answer": "blue"}])) == ("red", "blue")
+    assert gold_answers(example("red", answers=[{"answer": "red", "answer_id": 1}, {"answer": "blue"}])) == (
+        "red",
+        "blue",
+    )
     assert gold_answers(example("<answer>red</answer>")) == ("red",)
     for wrong in ("red", [], [1], [{"text": "red"}], {"a": 1}):
         with pytest.raises(UserError, match="Example '7' has the answers"):

@@ -38,7 +38,8 @@ _FUNCTION = re.compile(r"\\(?:a?r?c?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|
 _LONG_NUMBER = re.compile(r"[0-9]{31}")
 _POWER = re.compile(r"(?P<base>[A-Za-z])?\s*+\^\s*+\{?+\s*+-?+(?P<exponent>[0-9]++)?")
 _BRACE_OR_POWER = re.compile(r"\^\s*+\{?+|[{}]")
-_TWO_NUMBERS = re.compile(r"[0-9.]\s++[0-9.]")
+_CHAINED_POWERS = re.compile(r"\^\s*+(?:\{[^{}]*+\}|[^{}\s])\s*+\^")
+_TWO_NUMBERS = re.compile(r"(?<!_)[0-9.]\s++[0-9.]")
 _LONG_BINOMIAL = re.compile(r"[0-9]{4,}")
 
 
@@ -73,7 +74,7 @@ class _Powers(NamedTuple):
 
 
 def _powers(text: str) -> _Powers:
-    product, height, depth = 1, 0, 0
+    product, height, depth = 1, 2 if _CHAINED_POWERS.search(text) else 0, 0
     open_exponents: list[int] = []  # for each exponent that is open, how deep its braces are
     for power in _POWER.finditer(text):
         exponent = int((power["exponent"] or "1")[:9])

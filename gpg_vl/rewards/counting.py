@@ -13,7 +13,9 @@ MAX_CANDIDATE = 5_000
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
 # Signs that make more of a number than a count of things: "2+2", "√4", "4²", "<5".
-_OPERATION = re.compile(r"[0-9]\s*+[-−–*]\s*+[0-9]|[√∛^×÷±+<>≤≥≠≈~π/\\\u00b2\u00b3\u00b9\u2070-\u209f\u00bc-\u00be\u2150-\u218b]")
+_OPERATION = re.compile(
+    r"[0-9]\s*+[-−–*]\s*+[0-9]|[√∛^×÷±+<>≤≥≠≈~π/\\\u00b2\u00b3\u00b9\u2070-\u209f\u00bc-\u00be\u2150-\u218b]"
+)
 
 EXAMPLES = (
     Sample(response="<think>3 red, 1 blue</think><answer>4</answer>", answer="4"),

@@ -37,9 +37,11 @@ _SPACING = re.compile(
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _DIGIT_FRACTION = re.compile(r"\\frac\s*+([0-9])\s*+([0-9])(?![0-9])")
 _MIXED = re.compile(r"(?<![0-9./])([0-9]{1,9}+) +([0-9]{1,9}+)/([0-9]{1,9}+)(?![0-9./])")
+_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9.])([0-9]{1,18}+(?:\.[0-9]{1,18}+)?+)[eE]([+-]?[0-9]{1,3}+)(?![A-Za-z0-9.])")
+_SPELLED = re.compile(r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])")
 _BARE_POWER = re.compile(r"\^\s*+(-?[0-9]{2,}+)")
 _CARET_AS_POWER = re.compile(r"\*\*")
-_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}+(?:,[0-9]{3})++(?![0-9])")
+_GROUPED = re.compile(r"[0-9]{1,3}+(?:(?:,[0-9]{3})++|(?: [0-9]{3})++)")
 _BRACED_COMMA = re.compile(r"\{,\}")
 _BRACKETED = re.compile(r"(\(|\[|\\\{)(.*)(\)|\]|\\\})")
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
@@ -50,8 +52,9 @@ _LABEL = r"(?:[A-Za-z\s'{}]|\\[A-Za-z]+|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Z
 _NAME = re.compile(_LABEL)
 _NAMED = re.compile(rf"({_LABEL})=([^=]*)")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|approx|sim|in|subset|ne)(?![A-Za-z])")
-_LINES = re.compile(r"\s*+[\r\n]\s*+")
-_PUNCTUATION = " \t\r\n.,;:"
+_FREE_BLANKS = re.compile(r"(?<![0-9.])\s++|\s++(?![0-9.])")
+_LINES = re.compile(r"[ \t]*+[\r\n]\s*+")
+_BEFORE, _BEHIND = " \t\r\n,;:", " \t\r\n.,;:"
 
 
 def normalize(text: str) -> str | None:
@@ -66,16 +69,13 @@ def normalize(text: str) -> str | None:
     text = _SPACING.sub(" ", text.replace(r"\$", "").replace(r"\%", "%").replace("$", ""))
     text = _DIGIT_FRACTION.sub(r"\\frac{\1}{\2}", _FRACTION.sub(r"\\frac", _BRACED_COMMA.sub(",", text)))
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", _SPELLED.sub(r"\\\1", text))
     text = _ROOT_OF_PARENTHESES.sub(r"\\sqrt{\1}", text)
     text = _BARE_POWER.sub(r"^{\1}", _CARET_AS_POWER.sub("^", text))
-    text = text.strip(_PUNCTUATION)
+    text = text.lstrip(_BEFORE).rstrip(_BEHIND)
     text = _LINES.sub(" " if r"\begin" in text else ", ", text)  # two lines are two statements
-    if not any(mark in text for mark in "([{"):
-        text = (
-            _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
-            if _GROUPED.fullmatch(text.strip("-+% "))
-            else text
-        )
+    if _GROUPED.fullmatch(text.lstrip("-+ ").rstrip("% ").partition(".")[0]):
+        text = text.replace(",", "").replace(" ", "")
     if not text.isascii() and not all(_is_plain(character) for character in text):
         return None
     return text if depth_of(text) <= MAX_DEPTH else None
@@ -125,7 +125,7 @@ def has_relation(text: str) -> bool:
 
 
 def _squeezed(text: str) -> str:
-    return "".join(text.split())
+    return _FREE_BLANKS.sub("", text)
 
 
 def readable(text: str) -> bool:

@@ -17,6 +17,8 @@ from gpg_vl.types import Completion, Example
 MAX_CANDIDATE = 500
 UNITS = {
     "deg": ("°", "^\\circ", "^{\\circ}", "\\circ", "\\degree", "degrees", "degree", "度"),
+    "rad": ("rad", "radians", "radian"),
+    "%": ("%", "\\%", "percent"),
     "mm": ("mm", "毫米", "millimeters", "millimeter", "millimetres", "millimetre"),
     "cm": ("cm", "厘米", "centimeters", "centimeter", "centimetres", "centimetre"),
     "dm": ("dm", "分米"),
@@ -31,9 +33,9 @@ UNITS = {
     "km^2": ("平方千米", "平方公里", "square kilometers", "square kilometres"),
     "cm^3": ("立方厘米", "cubic centimeters", "cubic centimetres"),
     "m^3": ("立方米", "cubic meters", "cubic metres"),
-    "unit": ("units", "unit", "单位", "square units", "cubic units"),
+    "": ("units", "unit", "单位", "square units", "cubic units"),
 }
-"""The spellings of each unit. The lengths may carry a square or a cube: `cm²`, `cm^2`, `cm^{2}`, `cm^2^`."""
+"""The spellings of each unit; "units" says as much as no unit. The lengths may carry a square or a cube: `cm²`, `cm^2`, `cm^{2}`, `cm^2^`."""
 
 _CANONICAL = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings}
 _SPELLINGS = "|".join(re.escape(spelling) for spelling in sorted(_CANONICAL, key=len, reverse=True))
@@ -45,9 +47,10 @@ _UNIT = re.compile(
 )
 _SPAN = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$?([^$]+)\$\$?", re.DOTALL)
 _WORDS = re.compile(r"(?<!\\)\b(?!sqrt\b|pi\b|frac\b)[A-Za-z]{2,}")
-# What may be the number of a sentence: a run of digits, roots, fractions and operations between them.
+# What may be the number of a sentence: a run of digits, roots, fractions and operations between them; and its unit.
 _MATH_RUN = re.compile(
-    r"(?:\\[dt]?frac|\\sqrt|\\pi|\\circ|\\cdot|\\times|[0-9√π.,+\-−*/^{}()°²³%]|(?<=[0-9})°])\s(?=[√\\+\-−*/]))+"
+    r"(?P<run>(?:\\[dt]?frac|\\sqrt|\\pi|\\circ|\\cdot|\\times|[0-9√π.,+\-−*/^{}()°²³%]|(?<=[0-9})°])\s(?=[√\\+\-−*/]))+)"
+    rf"(?P<unit>\s*(?:{_SPELLINGS})(?:{_POWER})?(?![A-Za-z]))?"
 )
 _RELATION = re.compile(r"[<>≤≥≠≈~∼]|\\(?:leq?|geq?|neq?|approx|sim)(?![A-Za-z])")
 
@@ -154,15 +157,14 @@ def _of_sentence(text: str) -> Quantity | None:
     """The only expression in a sentence, with the unit behind it."""
     if is_qualified(text, word_spans(text)) or _RELATION.search(text):
         return None
-    runs = [found for found in _MATH_RUN.finditer(text) if any(c.isnumeric() or c == "π" for c in found[0])]
+    runs = [found for found in _MATH_RUN.finditer(text) if any(c.isnumeric() or c == "π" for c in found["run"])]
     if len(runs) != 1:
         return None
-    (run,) = runs
-    if text[run.start() - 1 : run.start()].isalpha() and run.start() > 0:
+    (found,) = runs
+    before, behind = text[: found.start()], text[found.end() :]
+    if before[-1:].isalpha() or (found["unit"] is None and behind[:1].isalpha()):  # "x145", "145B"
         return None
-    behind = text[run.end() :]
-    unit = re.match(rf"\s*(?:{_SPELLINGS})(?:{_POWER})?(?![A-Za-z])", behind)
-    return _quantity(run[0].strip(" .,") + (unit[0] if unit else ""))
+    return _quantity(found["run"].strip(" .,") + (found["unit"] or ""))
 
 
 def _split_unit(text: str) -> tuple[str, str]:
@@ -170,6 +172,6 @@ def _split_unit(text: str) -> tuple[str, str]:
     if found is None or found.start() == 0:
         return text, ""
     unit = _CANONICAL[found["text"] or found["bare"]]
-    if power := found["power"]:
+    if unit and (power := found["power"]):
         unit += "^3" if "3" in power or "³" in power else "^2"
     return text[: found.start()], unit

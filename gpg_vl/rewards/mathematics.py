@@ -111,6 +111,8 @@ def _formula(text: str) -> str | None:
         )
     if not _is_sentence(text):
         return text
+    if not any(character.isdigit() for character in text):
+        return text  # an answer in words
     if is_qualified(text, word_spans(text)):
         return None
     numbers = {found[0].lstrip("$") for found in _NUMBER.finditer(text)}
@@ -128,7 +130,16 @@ def _is_sentence(text: str) -> bool:
 
 def _without_unit(text: str) -> str:
     text = text.rstrip(" .")
-    return _UNIT.sub("", _DEGREES.sub("", text))
+    unit = _UNIT.search(text)
+    if unit is not None and not _is_no_unit(unit[0]):
+        text = text[: unit.start()]
+    return _DEGREES.sub("", text)
+
+
+def _is_no_unit(text: str) -> bool:
+    """True for words behind a number that change it: "or 6", "not", "or more"."""
+    spans = word_spans(text)
+    return is_qualified(text, spans) or any(text[start:end].casefold() in {"or", "and", "to"} for start, end in spans)
 
 
 def _is_word(text: str) -> bool:
