@@ -113,7 +113,11 @@ def test_right_that_there_is_nothing(nothing):
 
 
 def test_the_published_format():
-    gold = "<answer>[{'Position': [0, 0, 100, 100], 'Confidence': 1.0}, {'Position': [500, 500, 600, 600], 'Confidence': 1}]</answer>"
+    one, other = (
+        "{'Position': [0, 0, 100, 100], 'Confidence': 1.0}",
+        "{'Position': [500, 500, 600, 600], 'Confidence': 1}",
+    )
+    gold = f"<answer>[{one}, {other}]</answer>"
     assert gold_boxes(example(gold)) == [A, B]
     answer = "<think>two</think>\n<answer>[{'Position': [0, 0, 100, 50], 'Confidence': 0.80}]</answer>"
     assert detection(completion(answer), example(gold)) == pytest.approx(0.8 * 0.5 / 2)

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from gpg_vl.errors import UserError
 from gpg_vl.rewards import algebra
 from gpg_vl.rewards.expressions import equal, normalize, readable, right_side
-from gpg_vl.rewards.mathematics import explain, gold_expression, match_math, math, stated
-from gpg_vl.types import Completion, Example
+from gpg_vl.rewards.isolation import RewardPool
+from gpg_vl.rewards.mathematics import explain, gold_expression, match_math, math
+from gpg_vl.rewards.scoring import check_gold
+from gpg_vl.types import Completion, Example, Group
 
 
 def completion(text):
@@ -366,7 +368,8 @@ def test_different_expressions_are_told_apart_without_simplifying(monkeypatch):
     def verify(*_, **__):
         raise AssertionError("simplified")
 
-    monkeypatch.setattr(algebra, "_math_verify", lambda made=algebra._math_verify(): (verify, made[1]))
+    _, parse = algebra._math_verify()
+    monkeypatch.setattr(algebra, "_math_verify", lambda: (verify, parse))
     for candidate in (
         r"(\sin(1000 x))^{99}",
         r"|(99+\frac{2+x}{y})^{99}|",
@@ -407,3 +410,24 @@ def test_the_explanation():
     told = explain(completion(r"<answer>$\dfrac12$</answer>"), example("0.5"))
     assert (told.candidate, told.parsed, told.gold) == (r"$\dfrac12$", r"\frac{1}{2}", "0.5")
     assert explain(completion("<answer>5 or 6 apples</answer>"), example("5")).parsed is None
+
+
+def test_hostile_answers_do_not_cost_a_group_in_the_workers():
+    """In training the two rewards that may compute run in worker processes: every group comes back scored."""
+    bombs = ("9^{9^{9}}", r"(\sin(1000 x))^{99}", r"\frac{1}{" * 5000 + "1" + "}" * 5000, "1" * 100_000, r"\int x dx")
+    texts = ("<answer>5</answer>", *(f"<answer>{bomb}</answer>" for bomb in bombs))
+    group = Group(example=example("5"), prompt=None, completions=tuple(map(completion, texts)))
+    with RewardPool({"math": 1.0, "geometry": 1.0}, time_limit=30.0) as pool:
+        scored = pool.score([group] * 3)
+        problems = check_gold({"math": 1.0}, [example("5"), example("?")], pool=pool)
+    assert scored.failures == []
+    assert [g.rewards for g in scored.groups] == [(2.0, 0.0, 0.0, 0.0, 0.0, 0.0)] * 3
+    (problem,) = problems
+    assert "example '7' cannot be read as mathematics" in problem.saw
+    assert "Traceback" not in problem.saw
+
+
+def test_rewards_that_compute_are_kept_out_of_this_process():
+    for name in ("math", "geometry"):
+        with pytest.raises(ValueError, match=f"'{name}' is not known to be quick"):
+            check_gold({name: 1.0}, [example("5")])

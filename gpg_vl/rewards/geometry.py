@@ -35,7 +35,10 @@ UNITS = {
     "m^3": ("立方米", "cubic meters", "cubic metres"),
     "": ("units", "unit", "单位", "square units", "cubic units"),
 }
-"""The spellings of each unit; "units" says as much as no unit. The lengths may carry a square or a cube: `cm²`, `cm^2`, `cm^{2}`, `cm^2^`."""
+"""The spellings of each unit; "units" says as much as no unit.
+
+A length may carry a square or a cube: `cm²`, `cm2`, `cm^2`, `cm^{2}`, `cm^2^`.
+"""
 
 _CANONICAL = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings}
 _SPELLINGS = "|".join(re.escape(spelling) for spelling in sorted(_CANONICAL, key=len, reverse=True))
