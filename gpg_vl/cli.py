@@ -1,4 +1,4 @@
-"""The command line: `gpg-vl train | eval | data | config | doctor | quickstart`.
+"""The command line: `gpg-vl train | eval | data | rewards | config | doctor | quickstart`.
 
 A user's mistake becomes one message and exit code 2, a run that had to stop exit code 1, Ctrl-C 130. Anything else is a
 bug of ours and keeps its traceback.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpg_vl.errors import RunError, UserError
+from gpg_vl.rewards.commands import add_commands as add_rewards_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
     check.add_argument("--json", type=Path, help="also write the report to this file")
     check.set_defaults(run=_data_check)
+
+    add_rewards_commands(commands)
 
     config = commands.add_parser("config", help="list every config key, or print a config with its defaults filled in")
     config.add_argument("config", type=Path, nargs="?")

@@ -253,21 +253,19 @@ def test_every_bad_gold_is_reported_with_what_the_reward_saw():
         row("range", "(C)"),
         row("bare", "left", None),
         row("empty", "", ("", "x")),
-        row("tagged", "<answer>B</answer>"),
+        row("tagged", "<answer>B</answer>"),  # as some data sets write it: no problem
     ]
     problems = check_gold({"choice": 1.0, "format": 0.2}, rows)
     assert [(p.reward, p.example_id, p.score, p.best) for p in problems] == [
         ("choice", "range", None, 1.0),
         ("choice", "bare", None, 1.0),
         ("choice", "empty", None, 1.0),
-        ("choice", "tagged", None, 1.0),
         ("format", "empty", 0.0, 1.0),
-        ("format", "tagged", 0.0, 1.0),
     ]
     assert problems[0].saw.startswith("<think>\n\n</think>\n<answer>(C)</answer>\n")
     assert "names no option" in problems[0].saw
-    assert problems[4].saw == "<think>\n\n</think>\n<answer></answer>"
-    assert "'format' gives 0 instead of 1 to the gold answer of example 'empty'" in str(problems[4])
+    assert problems[3].saw == "<think>\n\n</think>\n<answer></answer>"
+    assert "'format' gives 0 instead of 1 to the gold answer of example 'empty'" in str(problems[3])
     assert "'choice' fails on the gold answer of example 'range'" in str(problems[0])
 
 
@@ -294,7 +292,7 @@ class FakePool:
 
 
 def test_user_rewards_are_checked_in_the_pool_only():
-    with pytest.raises(ValueError, match=r"'mine.py:f' is not built in.*pool=RewardPool"):
+    with pytest.raises(ValueError, match=r"'mine.py:f' is not known to be quick.*pool=RewardPool"):
         check_gold({"mine.py:f": 1.0}, [row("1", "A")])
     broke = RewardFailure(kind="crash", reward="mine.py:f", example_id="3", member=0, message="it died")
     pool = FakePool(**{"1": 2.0, "2": 1.0, "3": broke, "4": 2.0 - 1e-12})

@@ -19,9 +19,27 @@ RewardFunction = Callable[[Completion, Example], float] | Callable[[Sequence[Com
 
 BUILTIN = {
     "choice": "gpg_vl.rewards.choice:choice",
+    "classification": "gpg_vl.rewards.classification:classification",
+    "counting": "gpg_vl.rewards.counting:counting",
+    "detection": "gpg_vl.rewards.detection:detection",
     "format": "gpg_vl.rewards.format:format",
+    "geometry": "gpg_vl.rewards.geometry:geometry",
+    "grounding": "gpg_vl.rewards.grounding:grounding",
+    "grounding_giou": "gpg_vl.rewards.grounding:grounding_giou",
+    "grounding_hit": "gpg_vl.rewards.grounding:grounding_hit",
+    "length": "gpg_vl.rewards.length:length",
+    "math": "gpg_vl.rewards.mathematics:math",
+    "vqa": "gpg_vl.rewards.vqa:vqa",
+    "vqa_anls": "gpg_vl.rewards.vqa:vqa_anls",
+    "vqa_relaxed": "gpg_vl.rewards.vqa:vqa_relaxed",
 }
-"""The rewards of this package. They are known to be quick on any text, so they may run outside the worker processes."""
+"""The rewards of this package."""
+
+QUICK = frozenset(BUILTIN) - {"geometry", "math"}
+"""Those that are known to be quick on any text, so that they may run outside of the worker processes.
+
+The other two may hand a text to a computer algebra system.
+"""
 
 rewards: Registry[RewardFunction] = Registry("reward", builtin=BUILTIN, entry_point_group="gpg_vl.rewards")
 

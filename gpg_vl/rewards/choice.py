@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
+from gpg_vl.rewards.numerals import is_glued, stands_free, word_spans, word_values
+from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -44,47 +46,34 @@ _AFTER_A_LETTER = frozenset(
     }
 )
 
-_RUN = re.compile(r"(?:(?<![\w.])\.(?=[0-9]))?[^\W_]+(?:(?<=[0-9])[.,](?=[0-9])[^\W_]+)*")
-_NUMERAL = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?:\.(?P<part>[0-9]+))?")
-_PART = re.compile(r"[^.,]+")
-_NUMBER_WORDS = {
-    word: str(value)
-    for value, word in enumerate(
-        (
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        )
-    )
-}
-_NUMBER_PARTS = frozenset(
-    {"thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million"}
-)
-_GLUE = frozenset("-‐‑–−/'’&_")
-_DIGIT_GLUE = frozenset(":.,+*")
 # An expression means more than its words ("√3" is not "3"), so it is compared whole and never looked for inside a text.
 _EXPRESSION = re.compile(r"[√∛^×÷±π²³]|\\(?:[dt]?frac|sqrt|pi|times|cdot)")
 _OPTION_EXPRESSION = re.compile(r"[√∛^×÷±π²³<>≤≥=+*/\\]")
 
 
+_SIDES = ("left", "right", "red, to the left")
+EXAMPLES = (
+    Sample(response="<think>it is near</think><answer>(B)</answer>", answer="(B)", choices=_SIDES),
+    Sample(response="The answer is right.", answer="(B)", choices=_SIDES),
+    Sample(response="<answer>B. right</answer>", answer="right", choices=_SIDES),
+    Sample(response="<answer>(A) or (B)</answer>", answer="(B)", choices=_SIDES),
+    Sample(response="<answer>a</answer>", answer="(A)", choices=_SIDES),
+    Sample(response="<think>so (B)</think><answer></answer>", answer="(B)", choices=_SIDES),
+)
+
+
+def explain(completion: Completion, example: Example) -> Explanation:
+    """How `choice` reads a completion."""
+    choices = example.choices or ()
+
+    def read(text: str) -> str | None:
+        index = match_choice(text, choices)
+        return None if index is None else _option(index, choices)
+
+    return explanation(completion, read, _option(gold_index(example), choices))
+
+
+@explained(explain, EXAMPLES)
 def choice(completion: Completion, example: Example) -> float:
     """1.0 if the completion names the right option, else 0.0. Needs `example.choices`."""
     gold = gold_index(example)
@@ -97,7 +86,7 @@ def gold_index(example: Example) -> int:
 
     Raises UserError (a ValueError) that names the example if the gold names no option, or could mean two.
     """
-    choices, gold = example.choices, example.answer.strip()
+    choices, gold = example.choices, gold_text(example.answer)
     if not choices:
         raise UserError(
             f"Example {example.id!r} has no choices, but the reward 'choice' scores multiple choice only. "
@@ -107,12 +96,16 @@ def gold_index(example: Example) -> int:
     readings: set[int] = {*_equal_options(gold, choices), *(() if letter is None else (letter,))}
     if len(readings) == 1:
         return readings.pop()
-    options = ", ".join(f"({LETTERS[i] if i < len(LETTERS) else i + 1}) {text}" for i, text in enumerate(choices))
+    options = ", ".join(_option(index, choices) for index in range(len(choices)))
     raise UserError(
         f"The gold answer {example.answer!r} of example {example.id!r} names "
         f"{'no option' if not readings else f'{len(readings)} options'} of {options}. "
         f"Write it as a parenthesised letter, such as (A), or as the text of exactly one option."
     )
+
+
+def _option(index: int, choices: Sequence[str]) -> str:
+    return f"({LETTERS[index] if index < len(LETTERS) else index + 1}) {choices[index]}"
 
 
 def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
@@ -168,7 +161,7 @@ def _lone_capital(candidate: str, choices: Sequence[str]) -> int | None:
         if as_word == "word":
             continue
         mentioned.add(index)
-        if not as_word and not _glued(candidate, found.start(), -1) and not _glued(candidate, found.end() - 1, 1):
+        if not as_word and not is_glued(candidate, found.start(), -1) and not is_glued(candidate, found.end() - 1, 1):
             alone.add(index)
     return mentioned.pop() if len(mentioned) == 1 and mentioned == alone else None
 
@@ -196,74 +189,17 @@ def _named_in_words(candidate: str, choices: Sequence[str]) -> int | None:
         return None
     phrases: dict[str, list[tuple[int, list[str]]]] = {}
     for index, option in enumerate(choices):
-        phrase = [] if _OPTION_EXPRESSION.search(option) else _values(option, _spans(option))
+        phrase = [] if _OPTION_EXPRESSION.search(option) else word_values(option, word_spans(option))
         if phrase:
             phrases.setdefault(phrase[0], []).append((index, phrase))
-    spans = _spans(candidate)
-    values = _values(candidate, spans)
+    spans = word_spans(candidate)
+    values = word_values(candidate, spans)
     named, free = set(), set()
     for start, value in enumerate(values):
         for index, phrase in phrases.get(value, ()):
             end = start + len(phrase)
             if values[start:end] == phrase:
                 named.add(index)
-                if _stands_free(candidate, spans, start, end):
+                if stands_free(candidate, spans, start, end):
                     free.add(index)
     return named.pop() if len(named) == 1 and named == free else None
-
-
-def _spans(text: str) -> list[tuple[int, int]]:
-    """Where the words are. "1,234", "1.5" and ".5" are one; "1,2,3" and "1.2.3" are lists and fall apart."""
-    spans: list[tuple[int, int]] = []
-    for run in _RUN.finditer(text):
-        if run[0].isalpha() or _NUMERAL.fullmatch(run[0]):
-            spans.append(run.span())
-        else:
-            spans += (part.span() for part in _PART.finditer(text, *run.span()))
-    return spans
-
-
-def _values(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """The words case-folded, and numerals in one spelling: `-5`, `12%`, and 3 for `three` and `3.0`."""
-    return [_value(text, start, end) for start, end in spans]
-
-
-def _value(text: str, start: int, end: int) -> str:
-    word = text[start:end].casefold()
-    numeral = _NUMERAL.fullmatch(word)
-    if numeral is None:
-        return _NUMBER_WORDS.get(word, word)
-    negative = text[start - 1 : start] in {"-", "−"} and not _glued(text, start, -1)
-    percent = text[end : end + 2].lstrip(" ").startswith("%")
-    part = (numeral["part"] or "").rstrip("0")
-    whole = numeral["whole"].replace(",", "").lstrip("0") or "0"  # not int(), which refuses 5,000 digits
-    return ("-" if negative else "") + whole + ("." + part if part else "") + ("%" if percent else "")
-
-
-def _stands_free(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
-    """True if nothing beside the words `first` to `end` makes them mean something else, as in "x-5" or "twenty one"."""
-    left, right = spans[first], spans[end - 1]
-    if _glued(text, left[0], -1) or _glued(text, right[1] - 1, 1):
-        return False
-    return not (
-        (first > 0 and _one_number(text, spans[first - 1], left))
-        or (end < len(spans) and _one_number(text, right, spans[end]))
-    )
-
-
-def _one_number(text: str, left: tuple[int, int], right: tuple[int, int]) -> bool:
-    """True for two numerals with only blanks between them."""
-    between = text[left[1] : right[0]]
-    return between.isspace() and all(_is_number(text[slice(*span)].casefold()) for span in (left, right))
-
-
-def _is_number(word: str) -> bool:
-    return word in _NUMBER_WORDS or word in _NUMBER_PARTS or _NUMERAL.fullmatch(word) is not None
-
-
-def _glued(text: str, edge: int, step: int) -> bool:
-    """True if the character beyond `edge` ties it to another word, as in "x-5", "5/6", "B's", "1.2.3", "10:30"."""
-    tie, beyond = edge + step, edge + 2 * step
-    if min(tie, beyond) < 0 or max(tie, beyond) >= len(text) or not text[beyond].isalnum():
-        return False
-    return text[tie] in _GLUE or (text[tie] in _DIGIT_GLUE and text[edge].isdigit() and text[beyond].isdigit())

@@ -1,10 +1,29 @@
 """The reward for the layout that the prompt asks for: first `<think>`, then `<answer>`, and nothing else."""
 
+from gpg_vl.rewards.explain import Explanation, Sample, explained
 from gpg_vl.types import Completion, Example
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+EXAMPLES = (
+    Sample(response="<think>it is near</think>\n<answer>B</answer>", answer="B"),
+    Sample(response="<think></think><answer>wrong, but in place</answer>", answer="B"),
+    Sample(response="<answer>B</answer>", answer="B"),
+    Sample(response="<think>x</think><answer>B", answer="B"),
+    Sample(response="<think>x</think><answer></answer>", answer="B"),
+    Sample(response="<think>x</think><answer>A</answer><answer>B</answer>", answer="B"),
+)
 
 
+def explain(completion: Completion, example: Example) -> Explanation:
+    """How `format` reads a completion."""
+    counts = ", ".join(f"{completion.response.count(tag)} {tag}" for tag in _TAGS)
+    laid_out = has_layout(completion.response)
+    return Explanation(
+        candidate=None, step="whole", parsed="in layout" if laid_out else None, gold="1 of each, in order", note=counts
+    )
+
+
+@explained(explain, EXAMPLES)
 def format(completion: Completion, example: Example) -> float:
     """1.0 if the response is one `<think>...</think>`, then one `<answer>...</answer>` that is not empty, else 0.0.
 

@@ -67,6 +67,12 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
     return Extracted(candidate=None, step="none")
 
 
+def gold_text(answer: str) -> str:
+    """A gold answer without the `<answer>` block that some data sets write around it, and without outer blanks."""
+    blocks = _answer_blocks(answer)
+    return (blocks.last if blocks.complete == 1 and not blocks.unclosed else answer).strip()
+
+
 class _Blocks(NamedTuple):
     complete: int
     """How many."""

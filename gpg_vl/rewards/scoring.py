@@ -13,7 +13,8 @@ from numbers import Real
 from typing import Literal, NamedTuple, Protocol, cast
 
 from gpg_vl.errors import UserError
-from gpg_vl.rewards import BUILTIN, rewards
+from gpg_vl.rewards import QUICK, rewards
+from gpg_vl.rewards.parse import gold_text
 from gpg_vl.types import Completion, Example, Group
 
 FailureKind = Literal["timeout", "crash", "exception", "value"]
@@ -212,7 +213,7 @@ class Isolated(Protocol):
 
 def gold_completion(example: Example) -> Completion:
     """The response that a perfect policy would give to an example, with an empty reasoning block."""
-    text = f"<think>\n\n</think>\n<answer>{example.answer}</answer>"
+    text = f"<think>\n\n</think>\n<answer>{gold_text(example.answer)}</answer>"
     return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
 
 
@@ -224,20 +225,20 @@ def check_gold(
 ) -> list[GoldProblem]:
     """Every (reward, example) whose reward is not the best one on the example's own gold answer, reward by reward.
 
-    Built-in rewards run in this process, which takes seconds for 100,000 examples. Other rewards are user code and
-    run in `pool`; without one they are a ValueError.
+    Rewards that are quick on any text (`QUICK`) run in this process, which takes seconds for 100,000 examples. Others are
+    user code, or compute, and run in `pool`; without one they are a ValueError.
     """
     items = [Item(example, (gold_completion(example),)) for example in examples]
     problems: list[GoldProblem] = []
     for name, weight in checked_weights(weights).items():
-        if name in BUILTIN:
+        if name in QUICK:
             reward = load(name)
             low, high = reward.low, reward.high
             outcomes: Iterable[float | str] = (_gold_score(reward, item) for item in items)
         elif pool is None:
             raise ValueError(
-                f"The reward {name!r} is not built in, so it must not run in this process. "
-                f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(BUILTIN)}."
+                f"The reward {name!r} is not known to be quick on any text, so it must not run in this process. "
+                f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(sorted(QUICK))}."
             )
         else:
             low, high = pool.ranges()[name]

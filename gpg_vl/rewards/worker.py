@@ -170,6 +170,14 @@ def _failure(name: str, item: Item, member: int | None, error: Exception) -> Rew
             member=member,
             message=f"{error} It was given {where(item, member)}.",
         )
+    if isinstance(error, UserError):  # the example is at fault, and the message says how
+        return RewardFailure(
+            kind="exception",
+            reward=name,
+            example_id=item.example.id,
+            member=member,
+            message=f"The reward {name!r} cannot score example {item.example.id!r}: {error}",
+        )
     return RewardFailure(
         kind="exception",
         reward=name,

@@ -1,0 +1,216 @@
+"""`gpg-vl rewards list | show | test`: the arguments, what is run, and how it is printed."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpg_vl.errors import UserError
+from gpg_vl.rewards.catalogue import documentation, entries, entry, shown
+from gpg_vl.rewards.explain import Explanation
+from gpg_vl.rewards.scoring import load
+from gpg_vl.rewards.trial import Trial, Tried, read_responses, try_reward
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HELP = """\
+Look at rewards, and try one before anything is trained with it.
+
+  gpg-vl rewards list                                     every reward: its meaning, its range, where it is from
+  gpg-vl rewards show counting                            all of it, with answers it accepts and answers it refuses
+  gpg-vl rewards test counting --data train.jsonl         do the gold answers get full marks from their own reward?
+  gpg-vl rewards test counting --data train.jsonl --completions answers.jsonl
+                                                          what each completion gets, and why
+  gpg-vl rewards test my_rewards.py:exact --data train.jsonl
+
+A reward is named as in a config: a built-in one, one of an installed package, or path/to/file.py:function."""
+
+TEST_HELP = """\
+Score the gold answers of a data set, and completions, with one reward, and say what was read in each.
+
+The data is what `gpg-vl train` reads: .jsonl, .parquet, a folder of these, or datasets:NAME. The completions are lines of
+JSON, {"id": the id of an example, "response": the whole text of the answer}. Rewards run in processes of their own, with a
+time limit for each call.
+
+Exit code 1 if a gold answer does not get full marks, or a call fails: a policy could not be rewarded for being right."""
+
+_SHOWN_GOLD = 10
+
+
+def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Add `rewards` to the subcommands of `gpg-vl`. Each action sets `run`, a function of the parsed arguments."""
+    raw = argparse.RawDescriptionHelpFormatter
+    rewards = commands.add_parser(
+        "rewards", help="list the rewards, show one, try one on data", description=HELP, formatter_class=raw
+    )
+    actions = rewards.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="name, meaning, range and origin of every reward")
+    listing.set_defaults(run=_list)
+    show = actions.add_parser("show", help="all that is known of one reward, and what it accepts and refuses")
+    show.add_argument("name", help="a name of the list, or path/to/file.py:function")
+    show.set_defaults(run=_show)
+    test = actions.add_parser("test", help="try a reward on data", description=TEST_HELP, formatter_class=raw)
+    test.add_argument("name", help="a name of the list, or path/to/file.py:function")
+    test.add_argument("--data", required=True, metavar="FILE", help="the examples with their gold answers")
+    test.add_argument(
+        "--completions", type=Path, metavar="FILE", help="JSONL of id and response; without it, gold only"
+    )
+    test.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="columns of other names, such as answer=solution; fields: id, images, prompt, answer, choices, task",
+    )
+    test.add_argument(
+        "--rows", type=int, default=50, help="completions to print, the worst first (default %(default)s)"
+    )
+    test.add_argument("--time-limit", type=float, default=10.0, help="seconds for one call (default %(default)g)")
+    test.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
+    test.set_defaults(run=_test)
+
+
+def _console() -> "Console":
+    from rich.console import Console  # late: --help must be quick
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _list(_: argparse.Namespace) -> int:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("name", "range", "from", "meaning", box=None)
+    for one in entries():
+        batched = " batched" if one.batched else ""
+        table.add_row(one.name, f"{one.low:g} to {one.high:g}{batched}", Text(one.source), Text(one.meaning))
+    _console().print(table)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from rich.text import Text
+
+    reward, about, console = load(arguments.name), entry(arguments.name), _console()
+    console.print(Text(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold")
+    console.print(f"given {'all completions of an example at once' if about.batched else 'one completion at a time'}\n")
+    console.print(Text(documentation(reward) or "(no docstring)"))
+    samples = shown(reward)
+    if samples:
+        table = _answers("response", "gold")
+        for one in samples:
+            _add_answer(table, one.sample.response, one.score, one.explanation, gold=one.sample.answer)
+        console.print("\nwhat it makes of these, now:", highlight=False)
+        console.print(table)
+        settings = {str(dict(one.sample.meta)) for one in samples if one.sample.meta}
+        choices = {str(list(one.sample.choices)) for one in samples if one.sample.choices}
+        for what, values in (("columns of the example", settings), ("choices", choices)):
+            if values:
+                console.print(Text(f"{what}: {'; '.join(sorted(values))}"))
+    return 0
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    from gpg_vl.data.read import load_examples
+
+    examples = load_examples(arguments.data, _columns(arguments.columns))
+    ids = [example.id for example in examples]
+    if len(set(ids)) < len(ids):
+        twice = next(key for place, key in enumerate(ids) if key in ids[:place])
+        raise UserError(f"{arguments.data} has the id {twice!r} more than once. Ids must be unique. Correct the rows.")
+    responses = {} if arguments.completions is None else read_responses(arguments.completions, ids)
+    trial = try_reward(arguments.name, examples, responses, time_limit=arguments.time_limit, workers=arguments.workers)
+    _print_trial(trial, _console(), rows=arguments.rows, workers=arguments.workers)
+    return 0 if trial.ok else 1
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        field, given, column = pair.partition("=")
+        if not given:
+            raise UserError(f"--columns was given {pair!r}. FIELD=COLUMN is allowed, such as answer=solution.")
+        columns[field] = column
+    return columns
+
+
+def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -> None:
+    problems = trial.gold_problems
+    if trial.tried:
+        ordered = sorted(trial.tried, key=lambda one: float("-inf") if one.score is None else one.score)
+        table = _answers("id", "response")
+        for one in ordered[:rows]:
+            _add_answer(table, one.response, one.score, one.explanation, first=one.id, failure=one.failure)
+        console.print(table)
+        if len(ordered) > rows:
+            console.print(
+                f"... and {len(ordered) - rows} more with the same or a greater value (--rows)", highlight=False
+            )
+        scores = [one.score for one in trial.tried if one.score is not None]
+        mean = sum(scores) / len(scores) if scores else float("nan")
+        full = sum(score == trial.high for score in scores)
+        console.print(
+            f"\ncompletions {len(trial.tried)}: mean {mean:.4f}, full marks {full}, unparsed {trial.unparsed}, "
+            f"failed {len(trial.tried) - len(scores)}; {trial.seconds:.2f} s with {workers} processes",
+            highlight=False,
+        )
+    console.print(
+        f"gold answers {len(trial.gold)}: {len(trial.gold) - len(problems)} get full marks ({trial.high:g})"
+        f"{'' if not problems else f', {len(problems)} do not:'}",
+        highlight=False,
+    )
+    if problems:
+        table = _answers("id", "response")
+        for one in problems[:_SHOWN_GOLD]:
+            _add_answer(table, one.response, one.score, one.explanation, first=one.id, failure=one.failure)
+        console.print(table)
+        if len(problems) > _SHOWN_GOLD:
+            console.print(f"... and {len(problems) - _SHOWN_GOLD} more", highlight=False)
+        _say_failures(problems[:_SHOWN_GOLD], console)
+    _say_failures([one for one in trial.tried if one.failure][:_SHOWN_GOLD], console)
+
+
+def _say_failures(tried: Sequence[Tried], console: "Console") -> None:
+    from rich.text import Text
+
+    for message in dict.fromkeys(one.failure for one in tried if one.failure):
+        console.print(Text(f"\n{message}"))
+
+
+def _answers(*first: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None)
+    for name in (*first[:1], "value", "step", "candidate", "read as", "gold", "note"):
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _add_answer(
+    table: Any,
+    response: str,
+    score: float | None,
+    explanation: Explanation | None,
+    *,
+    first: str | None = None,
+    gold: str = "",
+    failure: str = "",
+) -> None:
+    from rich.text import Text
+
+    value = "failed" if score is None else f"{score:.4g}"
+    cells = [_short(response) if first is None else first, value]
+    if explanation is None:
+        cells += ["", _short(response), "", _short(gold), _short(failure)]
+    else:
+        candidate = "(none)" if explanation.candidate is None else _short(explanation.candidate)
+        read = "unparsed" if explanation.parsed is None else _short(explanation.parsed)
+        cells += [explanation.step, candidate, read, _short(explanation.gold), _short(explanation.note)]
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _short(text: str, width: int = 60) -> str:
+    text = " ".join(text[: 4 * width].split()) if len(text) > 4 * width else " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."

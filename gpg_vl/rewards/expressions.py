@@ -1,0 +1,222 @@
+"""Whether two mathematical expressions mean the same: by their letters, else by their value, else by math-verify.
+
+An expression is first brought to one spelling of LaTeX. Most comparisons are then decided here, at once; `algebra` is asked
+where the values are too near, or the text is not arithmetic.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from gpg_vl.rewards.algebra import DIFFER, MAX_LENGTH, is_bounded, parsed, same
+from gpg_vl.rewards.arithmetic import Value, digits_in, evaluate
+
+MAX_DEPTH = 20
+MAX_LINKS = 4
+"""Equals signs in a chain of equations."""
+AGREE = 1e-12
+"""Relative distance below which two values of few digits are the same; those beyond `DIFFER` are different."""
+FEW_DIGITS = 9
+
+_SYMBOLS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "✕": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
+    "÷": r"\div ", "π": r"\pi ", "²": "^{2}", "³": "^{3}", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
+    "⩾": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ",
+    "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
+    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "∠": r"\angle ",
+    "，": ",", "（": "(", "）": ")", "。": ".", "：": ":", "；": ";", "∶": ":", "△": r"\triangle ", "％": "%", "\xa0": " ",
+}  # fmt: skip
+_TABLE = str.maketrans(_SYMBOLS)
+_ROOT = re.compile(r"√\s*+(?:([0-9]++(?:\.[0-9]++)?+|[A-Za-z])|(?=[{(]))")
+_ROOT_OF_PARENTHESES = re.compile(r"\\sqrt\s*+\(([^()]*+)\)")
+_SPACING = re.compile(
+    r"(?<!\\)\\[,;:!> ]|~|\\(?:left|right|displaystyle|quad|qquad|limits|big|Big|bigg|Bigg)(?![A-Za-z])"
+)
+_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_DIGIT_FRACTION = re.compile(r"\\frac\s*+([0-9])\s*+([0-9])(?![0-9])")
+_MIXED = re.compile(r"(?<![0-9./])([0-9]{1,9}+) +([0-9]{1,9}+)/([0-9]{1,9}+)(?![0-9./])")
+_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9.])([0-9]{1,18}+(?:\.[0-9]{1,18}+)?+)[eE]([+-]?[0-9]{1,3}+)(?![A-Za-z0-9.])")
+_SPELLED = re.compile(r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])")
+_BARE_POWER = re.compile(r"\^\s*+(-?[0-9]{2,}+)")
+_CARET_AS_POWER = re.compile(r"\*\*")
+_GROUPED = re.compile(r"[0-9]{1,3}+(?:(?:,[0-9]{3})++|(?: [0-9]{3})++)")
+_BRACED_COMMA = re.compile(r"\{,\}")
+_BRACKETED = re.compile(r"(\(|\[|\\\{)(.*)(\)|\]|\\\})")
+_EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
+_LIST = re.compile(r"[,;]|\bor\b|\band\b")
+_SUBSCRIPT = re.compile(r"_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]")
+# A name may hold letters, words, primes, parentheses around a letter, and digits only as an index: AB, f(x), x_1, ∠1.
+_LABEL = r"(?:[A-Za-z\s'{}]|\\[A-Za-z]+|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]|(?<=angle )\s*+[0-9])*+"
+_NAME = re.compile(_LABEL)
+_NAMED = re.compile(rf"({_LABEL})=([^=]*)")
+_RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|approx|sim|in|subset|ne)(?![A-Za-z])")
+_FREE_BLANKS = re.compile(r"(?<![0-9.])\s++|\s++(?![0-9.])")
+_LINES = re.compile(r"[ \t]*+[\r\n]\s*+")
+_BEFORE, _BEHIND = " \t\r\n,;:", " \t\r\n.,;:"
+
+
+def normalize(text: str) -> str | None:
+    """The text in one spelling of LaTeX, or None if it holds characters that could hide something, or is too long.
+
+    Roots and signs of Unicode become commands, spacing commands disappear, thousands separators go where the text is one
+    number, and `2^10` is read as people mean it. Digits of other scripts, invisible characters and accents are refused.
+    """
+    if len(text) > MAX_LENGTH:
+        return None
+    text = _ROOT.sub(lambda found: rf"\sqrt{{{found[1]}}}" if found[1] else r"\sqrt", text).translate(_TABLE)
+    text = _SPACING.sub(" ", text.replace(r"\$", "").replace(r"\%", "%").replace("$", ""))
+    text = _DIGIT_FRACTION.sub(r"\\frac{\1}{\2}", _FRACTION.sub(r"\\frac", _BRACED_COMMA.sub(",", text)))
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", _SPELLED.sub(r"\\\1", text))
+    text = _ROOT_OF_PARENTHESES.sub(r"\\sqrt{\1}", text)
+    text = _BARE_POWER.sub(r"^{\1}", _CARET_AS_POWER.sub("^", text))
+    text = text.lstrip(_BEFORE).rstrip(_BEHIND)
+    text = _LINES.sub(" " if r"\begin" in text else ", ", text)  # two lines are two statements
+    if _GROUPED.fullmatch(text.lstrip("-+ ").rstrip("% ").partition(".")[0]):
+        text = text.replace(",", "").replace(" ", "")
+    if not text.isascii() and not all(_is_plain(character) for character in text):
+        return None
+    return text if depth_of(text) <= MAX_DEPTH else None
+
+
+def _is_plain(character: str) -> bool:
+    """Letters are plain in any script; invisible characters, accents and digits that are not ASCII are not."""
+    return character.isascii() or unicodedata.category(character) in {"Lu", "Ll", "Lo", "Lt"}
+
+
+def depth_of(text: str) -> int:
+    """How deep braces, brackets and parentheses are nested at most."""
+    deepest = depth = 0
+    for character in text:
+        depth += (character in "{([") - (character in "})]")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def equal(candidate: str, gold: str) -> bool:
+    """True if two normalised expressions mean the same. Not symmetric where math-verify is not: the gold form leads."""
+    if not candidate or not gold:
+        return False
+    if _squeezed(candidate) == _squeezed(gold):
+        return True
+    if candidate.endswith("%") or gold.endswith("%"):
+        return _equal_percentages(candidate, gold)
+    if evaluate(gold) is not None and has_relation(candidate):
+        return False
+    decided = _decided(candidate, gold)
+    return is_bounded(candidate, gold) and same(candidate, gold) if decided is None else decided
+
+
+def _equal_percentages(candidate: str, gold: str) -> bool:
+    """Of two texts of which one at least ends in a percent sign: `12%` is `12%`, `12` and `0.12`, as in math-verify."""
+    mine, right = candidate.removesuffix("%"), gold.removesuffix("%")
+    if equal(mine, right):
+        return True
+    if mine == candidate:
+        return equal(mine, rf"\frac{{{right}}}{{100}}")
+    return right == gold and equal(rf"\frac{{{mine}}}{{100}}", right)
+
+
+def has_relation(text: str) -> bool:
+    """True if a normalised expression compares, other than by `=`, or says that something lies in a set."""
+    return _RELATION.search(text) is not None
+
+
+def _squeezed(text: str) -> str:
+    return _FREE_BLANKS.sub("", text)
+
+
+def readable(text: str) -> bool:
+    """True if a normalised expression has a value, or math-verify can read it."""
+    if evaluate(text, letters=True) is not None or _listed(text) is not None:
+        return True
+    return is_bounded(text, text) and bool(parsed(text))
+
+
+def right_side(text: str) -> str | None:
+    """What a chain of equations ends in: `5` of `x = 5` and of `2+3 = 5`; the text itself without `=`.
+
+    None if a link is broken, as in `4 = 5`, so that a chain is no list of guesses. What stands before must be a name, or
+    be equal to what it ends in. `x = 1, x = 2` and `x = 1 or x = 2` end in `1, 2`.
+    """
+    *before, last = _EQUALS.split(text)
+    if len(before) > 1:
+        pieces = [_NAMED.fullmatch(piece) for piece in _LIST.split(text)]
+        if len({piece and _SUBSCRIPT.sub("", piece[1]).strip() for piece in pieces}) == 1 and len(pieces) > 1:
+            return ", ".join(piece[2].strip() for piece in pieces if piece)
+    if len(before) > MAX_LINKS:
+        return None
+    return last.strip() if all(_link_holds(part.strip(), last.strip()) for part in before) else None
+
+
+def _link_holds(part: str, last: str) -> bool:
+    if evaluate(part) is None and _NAME.fullmatch(part):
+        return True
+    return equal(part, last)
+
+
+def _decided(candidate: str, gold: str) -> bool | None:
+    """Whether the two are equal, as far as their values tell; None if math-verify has to say."""
+    mine, right = _listed(candidate), _listed(gold)
+    if mine is not None and right is not None:
+        return _lists_decided(mine, right)
+    one, other = evaluate(candidate), evaluate(gold)
+    if one is not None and other is not None:
+        return _values_decided(one, other, digits_in(candidate) + digits_in(gold))
+    one, other = evaluate(candidate, letters=True), evaluate(gold, letters=True)
+    if one is not None and other is not None:
+        distance = abs(one.number - other.number)
+        return False if distance > DIFFER * max(abs(one.number), abs(other.number)) else None
+    if (mine is not None and other is not None) or (one is not None and right is not None):
+        return False  # a list and a single value
+    return None
+
+
+def _values_decided(mine: Value, right: Value, digits: int) -> bool | None:
+    """Whether two values are equal, or None if they are so near that it depends on what rounding is allowed."""
+    if mine.exact is not None and mine.exact == right.exact:
+        return True
+    distance = abs(mine.number - right.number)
+    scale = abs(right.number)
+    if distance > DIFFER * scale:
+        return False
+    if (mine.exact is None or right.exact is None) and digits <= FEW_DIGITS and distance <= AGREE * scale:
+        return True
+    return None
+
+
+class _Listed(NamedTuple):
+    """A text that lists values: `(1,2]`, `\\{1,2\\}`, `1, 2`. Brackets are "" for a bare list."""
+
+    opening: str
+    values: tuple[Fraction, ...]
+    closing: str
+
+
+def _listed(text: str) -> _Listed | None:
+    """A list of at least two fractions, or None."""
+    found = _BRACKETED.fullmatch(text)
+    opening, inner, closing = found.groups() if found else ("", text, "")
+    values = [evaluate(part.strip()) for part in inner.split(",")] if "," in inner else []
+    fractions = tuple(value.exact for value in values if value is not None and value.exact is not None)
+    return _Listed(opening, fractions, closing) if len(fractions) == len(values) > 1 else None
+
+
+def _lists_decided(mine: _Listed, right: _Listed) -> bool | None:
+    """Whether two lists are equal: in order between parentheses and brackets, as sets otherwise. None: not known."""
+    brackets = {mine.opening + mine.closing, right.opening + right.closing}
+    if len(brackets) == 1 and mine.opening in {"(", "["}:
+        return True if mine.values == right.values else None if _near(mine.values, right.values) else False
+    one, other = tuple(sorted(set(mine.values))), tuple(sorted(set(right.values)))
+    if one == other:
+        return True if brackets <= {"", r"\{\}"} else None
+    return None if _near(one, other) else False
+
+
+def _near(mine: Sequence[Fraction], right: Sequence[Fraction]) -> bool:
+    """True if as many values agree to what rounding could allow."""
+    return len(mine) == len(right) and all(
+        abs(one - other) <= DIFFER * max(abs(one), abs(other)) for one, other in zip(mine, right, strict=True)
+    )

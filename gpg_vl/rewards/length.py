@@ -1,0 +1,80 @@
+"""The penalty for answers that are too long: soft and linear before the limit, as DAPO has it.
+
+`(limit - cache - tokens) / cache` between `limit - cache` and `limit` tokens, 0 before and -1 after (DAPO,
+arXiv:2503.14476, eq. 13). An answer that nears the limit is thereby told to be shorter before it is cut off.
+"""
+
+from collections.abc import Callable
+
+from gpg_vl.errors import UserError
+from gpg_vl.rewards import in_range
+from gpg_vl.rewards.explain import Explanation, Sample, explained
+from gpg_vl.types import Completion, Example
+
+_META = {"length_limit": 100, "length_cache": 20}
+EXAMPLES = (
+    Sample(response="short", answer="", meta=_META, tokens=80),
+    Sample(response="longer", answer="", meta=_META, tokens=90),
+    Sample(response="longest", answer="", meta=_META, tokens=100),
+)
+
+
+def explain(completion: Completion, example: Example) -> Explanation:
+    """How `length` reads a completion."""
+    limit, cache = limits_of(example)
+    return Explanation(
+        candidate=None,
+        step="whole",
+        parsed=f"{len(completion.token_ids)} tokens",
+        gold=f"up to {limit - cache} tokens",
+        note="cut off" if completion.finish_reason == "length" else "",
+    )
+
+
+@explained(explain, EXAMPLES)
+@in_range(-1, 0)
+def length(completion: Completion, example: Example) -> float:
+    """0.0 up to `length_limit - length_cache` tokens, falling to -1.0 at `length_limit`; the end token counts.
+
+    Both numbers are columns of the data. For one pair of numbers in all rows write a reward of two lines and name it in
+    the config: `from gpg_vl.rewards.length import soft_overlong` and `brief = soft_overlong(limit=1024, cache=256)`, as
+    `my_rewards.py:brief`.
+    """
+    limit, cache = limits_of(example)
+    return overlong_penalty(len(completion.token_ids), limit=limit, cache=cache)
+
+
+def soft_overlong(*, limit: int, cache: int) -> Callable[[Completion, Example], float]:
+    """The reward `length` for one limit. Raises UserError unless 0 < cache <= limit."""
+    _check(limit, cache, "soft_overlong")
+
+    @in_range(-1, 0)
+    def brief(completion: Completion, example: Example) -> float:
+        """0.0 up to `limit - cache` tokens, falling to -1.0 at `limit`."""
+        return overlong_penalty(len(completion.token_ids), limit=limit, cache=cache)
+
+    return brief
+
+
+def overlong_penalty(tokens: int, *, limit: int, cache: int) -> float:
+    """The penalty of DAPO, from -1 to 0, for an answer of that many tokens."""
+    return min(0.0, max(-1.0, (limit - cache - tokens) / cache))
+
+
+def limits_of(example: Example) -> tuple[int, int]:
+    """`length_limit` and `length_cache` of an example. Raises UserError that names it if one is missing or no number."""
+    limit, cache = (example.meta.get(name) for name in ("length_limit", "length_cache"))
+    _check(limit, cache, f"example {example.id!r}")
+    assert isinstance(limit, int)
+    assert isinstance(cache, int)
+    return limit, cache
+
+
+def _check(limit: object, cache: object, where: str) -> None:
+    numbers = all(isinstance(n, int) and not isinstance(n, bool) for n in (limit, cache))
+    if not numbers or not 0 < cache <= limit:  # type: ignore[operator]  # they are numbers here
+        raise UserError(
+            f"The reward 'length' was given the limit {limit!r} and the cache {cache!r} in {where}. Two whole numbers of "
+            f"tokens are needed, 0 < cache <= limit. Give the data the columns `length_limit` and `length_cache`, or "
+            f"write `brief = soft_overlong(limit=1024, cache=256)` in a file and name it as my_rewards.py:brief."
+        )

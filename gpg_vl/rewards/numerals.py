@@ -1,0 +1,135 @@
+"""Words and numerals in running text: where they are, what they are worth, and whether they stand on their own.
+
+Numerals are ASCII digits, with thousands separators and a decimal point, or English number words up to twenty. Digits of
+other scripts, superscripts and fractions written as one character are not numerals: reading them is guessing.
+"""
+
+import re
+from collections.abc import Sequence
+
+# An accent, an invisible character or a control character belongs to its word: what looks like another word is another.
+_MARKS = (
+    r"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u0300-\u036f\u061c\u1ab0-\u1aff\u1dc0-\u1dff"
+    r"\u20d0-\u20ff\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+)
+_MARK = re.compile(f"[{_MARKS}]")
+_LETTER = rf"[^\W_]|[{_MARKS}]"
+_RUN = re.compile(rf"(?:(?<![\w.])\.(?=[0-9]))?(?:{_LETTER})+(?:(?<=[0-9])[.,](?=[0-9])(?:{_LETTER})+)*")
+_NUMERAL = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?:\.(?P<part>[0-9]+))?")
+_PART = re.compile(r"[^.,]+")
+_NUMBER_WORDS = {
+    word: str(value)
+    for value, word in enumerate(
+        (
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        )
+    )
+}
+_NUMBER_PARTS = frozenset(
+    {"thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million"}
+)
+_DENIAL_WORDS = """
+not no nor neither never none without except excluding unlike cannot isnt arent wasnt dont
+"""
+_DENIALS = frozenset(_DENIAL_WORDS.split())
+_DENIED = frozenset({"'t", "’t"})
+_BOUNDS = frozenset({"than", "least", "most", "more", "less", "fewer", "between", "range", "either"})
+_GLUE = frozenset("-‐‑–−/'’&_")
+_DIGIT_GLUE = frozenset(":.,+*")
+
+
+def hides(text: str) -> bool:
+    """True if a text holds accents, or characters that are not seen: it may not say what it shows."""
+    return _MARK.search(text) is not None
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words are. "1,234", "1.5" and ".5" are one; "1,2,3" and "1.2.3" are lists and fall apart."""
+    spans: list[tuple[int, int]] = []
+    for run in _RUN.finditer(text):
+        if run[0].isalpha() or _NUMERAL.fullmatch(run[0]):
+            spans.append(run.span())
+        else:
+            spans += (part.span() for part in _PART.finditer(text, *run.span()))
+    return spans
+
+
+def word_values(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """The words case-folded, and numerals in one spelling: `-5`, `12%`, and 3 for `three` and `3.0`."""
+    return [_value(text, start, end) for start, end in spans]
+
+
+def _value(text: str, start: int, end: int) -> str:
+    word = text[start:end].casefold()
+    numeral = _NUMERAL.fullmatch(word)
+    if numeral is None:
+        return _NUMBER_WORDS.get(word, word)
+    negative = text[start - 1 : start] in {"-", "−"} and not is_glued(text, start, -1)
+    percent = text[end : end + 2].lstrip(" ").startswith("%")
+    part = (numeral["part"] or "").rstrip("0")
+    whole = numeral["whole"].replace(",", "").lstrip("0") or "0"  # not int(), which refuses 5,000 digits
+    return ("-" if negative else "") + whole + ("." + part if part else "") + ("%" if percent else "")
+
+
+def stands_free(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
+    """True if nothing beside the words `first` to `end` makes them mean something else, as in "x-5" or "twenty one"."""
+    left, right = spans[first], spans[end - 1]
+    if is_glued(text, left[0], -1) or is_glued(text, right[1] - 1, 1):
+        return False
+    return not (
+        (first > 0 and _one_number(text, spans[first - 1], left))
+        or (end < len(spans) and _one_number(text, right, spans[end]))
+    )
+
+
+def _one_number(text: str, left: tuple[int, int], right: tuple[int, int]) -> bool:
+    """True for two numerals with only blanks between them."""
+    between = text[left[1] : right[0]]
+    return between.isspace() and all(is_number(text[slice(*span)].casefold()) for span in (left, right))
+
+
+def is_number(word: str) -> bool:
+    """True for a numeral and for a number word, also one that is only part of a number, such as `hundred`."""
+    return word in _NUMBER_WORDS or word in _NUMBER_PARTS or _NUMERAL.fullmatch(word) is not None
+
+
+def is_glued(text: str, edge: int, step: int) -> bool:
+    """True if the character beyond `edge` ties it to another word, as in "x-5", "5/6", "B's", "1.2.3", "10:30"."""
+    tie, beyond = edge + step, edge + 2 * step
+    if min(tie, beyond) < 0 or max(tie, beyond) >= len(text) or not text[beyond].isalnum():
+        return False
+    return text[tie] in _GLUE or (text[tie] in _DIGIT_GLUE and text[edge].isdigit() and text[beyond].isdigit())
+
+
+def is_denied(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+    """True if a text denies something, so that naming a thing in it is not answering with it: "not a rose", "isn't 4"."""
+    for start, end in spans:
+        word = text[start:end].casefold()
+        if word in _DENIALS or (word[-1:] == "n" and text[end : end + 2] in _DENIED):
+            return True
+    return False
+
+
+def is_qualified(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+    """True if a text denies or bounds a number instead of stating it: "not 4", "at least 4", "more than 4"."""
+    return is_denied(text, spans) or any(text[start:end].casefold() in _BOUNDS for start, end in spans)

@@ -1,0 +1,178 @@
+"""A reward tried on a data set: its gold answers first, then given completions, with a reason for every value.
+
+The rewards run in worker processes with a time limit, as in training. What a completion was read as is asked of the
+function that stands beside the reward (`gpg_vl.rewards.explain`); a reward of a user's own may do without.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpg_vl.errors import UserError
+from gpg_vl.registry import did_you_mean
+from gpg_vl.rewards.explain import Explanation
+from gpg_vl.rewards.isolation import RewardPool
+from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.rewards.scoring import RANGE_SLACK, Item, RewardFailure, gold_completion, load
+from gpg_vl.types import Completion, Example
+
+MAX_LINE = 16_000_000
+"""Characters of one line of a file of completions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One completion with its value and the reason.
+
+    Example: `Tried(id="7", response="<answer>4 or 5</answer>", score=0.0, explanation=Explanation(...))`
+    """
+
+    id: str
+    response: str
+    score: float | None
+    """None if the reward failed."""
+    explanation: Explanation | None
+    """None if the reward has no explanation."""
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What a reward made of a data set and of completions for it."""
+
+    name: str
+    low: float
+    high: float
+    gold: list[Tried]
+    """The gold answer of every example, in the order of the data."""
+    tried: list[Tried]
+    """The completions, in the order of their file."""
+    seconds: float
+    """What scoring the completions took, starting the workers not included."""
+
+    @property
+    def gold_problems(self) -> list[Tried]:
+        """The gold answers that did not get the greatest value."""
+        return [one for one in self.gold if one.score is None or one.score < self.high - RANGE_SLACK]
+
+    @property
+    def unparsed(self) -> int:
+        """Completions in which no answer could be read, by the explanation; by the extraction where there is none."""
+        return sum(_is_unparsed(one) for one in self.tried)
+
+    @property
+    def ok(self) -> bool:
+        """True if every gold answer got full marks and no call failed."""
+        return not self.gold_problems and all(one.score is not None for one in self.tried)
+
+
+def _is_unparsed(one: Tried) -> bool:
+    if one.explanation is not None:
+        return one.explanation.parsed is None
+    return extract_answer(one.response).candidate is None
+
+
+def try_reward(
+    name: str,
+    examples: Sequence[Example],
+    responses: Mapping[str, str],
+    *,
+    time_limit: float = 10.0,
+    workers: int = 2,
+) -> Trial:
+    """Score the gold answers of `examples`, then `responses` by example id. Raises UserError if that cannot begin."""
+    by_id = {example.id: example for example in examples}
+    asked = [Item(by_id[key], (_completion(text),)) for key, text in responses.items()]
+    gold = [Item(example, (gold_completion(example),)) for example in examples]
+    with RewardPool({name: 1.0}, time_limit=time_limit, workers=workers) as pool:
+        low, high = pool.ranges()[name]
+        of_gold = pool.evaluate(gold)
+        began = time.perf_counter()
+        of_asked = pool.evaluate(asked)
+        seconds = time.perf_counter() - began
+    explain = getattr(load(name).function, "explain", None)
+
+    def tried(item: Item, outcome: Mapping[str, tuple[float, ...]] | RewardFailure) -> Tried:
+        (completion,) = item.completions
+        failed = isinstance(outcome, RewardFailure)
+        return Tried(
+            id=item.example.id,
+            response=completion.response,
+            score=None if isinstance(outcome, RewardFailure) else outcome[name][0],
+            explanation=None if failed or explain is None else explain(completion, item.example),
+            failure=outcome.message if isinstance(outcome, RewardFailure) else "",
+        )
+
+    return Trial(
+        name=name,
+        low=low,
+        high=high,
+        gold=[tried(item, outcome) for item, outcome in zip(gold, of_gold, strict=True)],
+        tried=[tried(item, outcome) for item, outcome in zip(asked, of_asked, strict=True)],
+        seconds=seconds,
+    )
+
+
+def _completion(text: str) -> Completion:
+    """A response that was written elsewhere. It has no tokens, so a reward of the length sees none."""
+    return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
+
+
+def read_responses(file: Path, ids: Sequence[str]) -> dict[str, str]:
+    """The responses of a JSONL file `{"id": example id, "response": text}`, in its order.
+
+    Raises UserError that names the line if it is not such an object, or if its id is unknown or was there before.
+    """
+    known = set(ids)
+    responses: dict[str, str] = {}
+    for number, line in _lines(file):
+        where = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f'{where} is not JSON: {error}. Each line is one object {{"id": ..., "response": ...}}. Correct the line.'
+            ) from None
+        if not isinstance(row, dict) or not isinstance(row.get("response"), str) or not _is_id(row.get("id")):
+            raise UserError(
+                f"{where} holds {line.strip():.80}. Each line is one object with an `id`, the id of an example, and a "
+                f"`response`, the text of the completion. Correct the line."
+            )
+        key = row["id"] if isinstance(row["id"], str) else str(row["id"])
+        if key not in known:
+            raise UserError(
+                f"{where} answers the example {key!r}, which the data does not have. "
+                f"{did_you_mean(key, list(ids)[:20])} Correct the id; rows without an id column are called by their "
+                f"number from 0."
+            )
+        if key in responses:
+            raise UserError(
+                f"{where} answers the example {key!r} a second time. One line per example is allowed. Remove one."
+            )
+        responses[key] = row["response"]
+    if not responses:
+        raise UserError(
+            f"{file} holds no line. At least one completion is needed. Check that it was written completely."
+        )
+    return responses
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of every line that is not empty. Raises UserError if the file cannot be read as UTF-8."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if len(line) > MAX_LINE:
+                    raise UserError(f"{file}, line {number} has more than {MAX_LINE} characters. Cut the response.")
+                if line.strip():
+                    yield number, line
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The completions {file} cannot be read: {error}. A JSONL file in UTF-8 is needed. Check the path."
+        ) from None

@@ -1,0 +1,433 @@
+"""Mathematics: what is the same, what is not, and that neither costs much to find out."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpg_vl.errors import UserError
+from gpg_vl.rewards import algebra
+from gpg_vl.rewards.expressions import equal, normalize, readable, right_side
+from gpg_vl.rewards.isolation import RewardPool
+from gpg_vl.rewards.mathematics import explain, gold_expression, match_math, math
+from gpg_vl.rewards.scoring import check_gold
+from gpg_vl.types import Completion, Example, Group
+
+
+def completion(text):
+    return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
+
+
+def example(answer):
+    return Example(id="7", prompt="?", answer=answer)
+
+
+SAME = [
+    # numbers
+    ("5", "5"),
+    ("5.", "5"),
+    ("5.0", "5"),
+    (".5", "0.5"),
+    ("1/2", r"\frac{1}{2}"),
+    ("0.5", r"\frac12"),
+    (r"\dfrac{1}{2}", r"\tfrac{1}{2}"),
+    (r"-\frac{1}{2}", r"\frac{-1}{2}"),
+    (r"1\frac{1}{2}", r"\frac{3}{2}"),
+    ("1 1/2", "1.5"),
+    ("1,000,000", "1000000"),
+    ("-1,234.5", "-1234.5"),
+    ("1{,}234", "1234"),
+    (r"1\,234", "1234"),
+    ("10^6", "1000000"),
+    ("2^10", "1024"),
+    ("1.5e3", "1500"),
+    ("2e-3", "0.002"),
+    ("0.333333", r"\frac{1}{3}"),
+    ("1.414214", r"\sqrt{2}"),
+    ("50%", r"\frac12"),
+    (r"15\%", "15%"),
+    ("15", r"15\%"),
+    ("0.15", r"15\%"),
+    # roots, pi, functions
+    ("2*sqrt(3)", r"2\sqrt{3}"),
+    (r"\sqrt{12}", r"2\sqrt{3}"),
+    (r"\frac{6}{\sqrt{3}}", "2√3"),
+    (r"\sqrt[3]{2}", "2^{1/3}"),
+    (r"\frac{3\pi}{2}", "1.5π"),
+    (r"\log_2 8", "3"),
+    # letters
+    ("(x+1)^2", "x^2+2x+1"),
+    ("x^2+2x+1", "(x+1)^2"),
+    (r"\frac{a+b}{2}", r"\frac{b+a}{2}"),
+    ("-q+p^2", "p^2-q"),
+    # named, boxed, in a sentence, with a unit
+    ("x = 5", "5"),
+    ("5", "x=5"),
+    ("y = x^2", "x^2"),
+    ("f(x) = x+1", "x+1"),
+    ("2 + 3 = 5", "5"),
+    ("(x+1)^2 = x^2+2x+1", "x^2+2x+1"),
+    (r"\boxed{5}", "5"),
+    ("$5$", "5"),
+    (r"\(5\)", "5"),
+    ("**5**", "5"),
+    ("The answer is $5$.", "5"),
+    ("I think it is 5.", "5"),
+    (r"\$18.90", "18.90"),
+    (r"11\text{ cm}", "11"),
+    (r"11 \text{ square units}", "11"),
+    ("11 cm", "11"),
+    (r"90^\circ", "90"),
+    # sets, tuples, intervals, equations, matrices
+    (r"\{1,2,3\}", r"\{3,2,1\}"),
+    ("1,2,3", "3,2,1"),
+    ("-6 and 6", r"\{6,-6\}"),
+    (r"\pm 3", r"\{3,-3\}"),
+    ("x=1 or x=2", "1,2"),
+    ("x_1 = 1, x_2 = 2", r"\{1,2\}"),
+    ("$1$ and $2$", "1,2"),
+    ("1\n2", "1,2"),
+    ("(1, 2)", "(1,2)"),
+    (r"\left(1,2\right)", "(1,2)"),
+    ("[1,2)", "[1, 2)"),
+    (r"(-\infty, 3] \cup (4, 5)", r"(-\infty,3]\cup(4,5)"),
+    (r"x \in [1,2]", "[1,2]"),
+    ("x<5", "5>x"),
+    (r"x \geq 2", r"2 \leq x"),
+    ("y=2x+1", "2x+1"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+    # words
+    ("Yes", r"\text{yes}"),
+    ("Tuesday", r"\text{Tuesday}"),
+    (r"\text{(C)}", "C"),
+    ("no solution", r"\text{no solution}"),
+]
+
+
+@pytest.mark.parametrize(("candidate", "gold"), SAME)
+def test_the_same(candidate, gold):
+    assert match_math(candidate, gold)
+    assert math(completion(f"<think>0</think><answer>{candidate}</answer>"), example(gold)) == 1.0
+
+
+DIFFERENT = [
+    ("", "5"),
+    ("?", "5"),
+    ("x", "5"),
+    ("-5", "5"),
+    ("51", "5"),
+    ("12", "21"),
+    ("0", "10^{-9}"),  # rounding to six places would make them equal
+    ("0.3333", r"\frac13"),
+    ("1.41", r"\sqrt{2}"),
+    ("2", r"2\sqrt{3}"),
+    ("10%", "1"),
+    ("5!", "5"),
+    (r"\frac{1}{0}", "0"),
+    # a list is not its member, and order counts where it does
+    ("3,4", "3"),
+    ("3", "3,4"),
+    ("1,2,3", "3"),
+    ("5 or 6", "5"),
+    ("5 and 6", "5"),
+    ("5;6", "5"),
+    ("5 to 6", "5"),
+    ("5\n6", "5"),
+    ("$5$ or $6$", "5"),
+    (r"5 \text{ or } 6", "5"),
+    (r"\text{5 or 6}", "5"),
+    (r"5\text{ or 6}", "5"),
+    (r"\boxed{5}, \boxed{6}", "5"),
+    ("(2,1)", "(1,2)"),
+    ("(1,2]", "[1,2)"),
+    ("[1,2]", "(1,2)"),
+    ("1,2", "1,2,3"),
+    ("x=5, y=6", "5"),
+    ("x=5 or x=6", "5"),
+    ("A, B, C", "B"),
+    # a chain of equations that does not hold
+    ("4 = 5", "5"),
+    ("5 = 6", "6"),
+    ("1 = 2 = 5", "5"),
+    (r"\pi = 5", "5"),
+    # numbers side by side: math-verify reads `1 2` as 1 + 2, `3(2)` as 3 + 2
+    ("1 2", "12"),
+    ("1 2", "3"),
+    ("3(2)", "5"),
+    ("12 13", "25"),
+    (r"\frac{27}{4} 3", r"\frac{27}{4}"),
+    ("answer: 5 6", "5"),
+    # denied, bounded, compared
+    ("not 5", "5"),
+    (r"\text{not }5", "5"),
+    (r"5\text{ not}", "5"),
+    (r"5\text{ or more}", "5"),
+    ("at least 5", "5"),
+    (r"5 \ne 6", "5"),
+    ("x > 5", "5"),
+    (r"\approx 5", "5"),
+    # letters
+    ("x", "X"),
+    ("2x", "2y"),
+    ("x^2", "x^3"),
+    ("5x", "5"),
+    ("sey", "yes"),
+    ("yes or no", "yes"),
+    ("no", "yes"),
+    # what only looks like it
+    ("５", "5"),
+    ("5\u0301", "5"),
+    ("\u200b5\u200b", "5"),
+    ("\u202e54", "45"),
+    ("х", "x"),  # Cyrillic
+]
+
+
+@pytest.mark.parametrize(("candidate", "gold"), DIFFERENT)
+def test_different(candidate, gold):
+    assert not match_math(candidate, gold)
+    assert math(completion(f"<think>{gold}</think><answer>{candidate}</answer>"), example(gold)) == 0.0
+
+
+def test_gold_may_be_a_whole_solution():
+    gold = r"We add $2$ and $3$ and find $\boxed{5}$."
+    assert gold_expression(example(gold)) == "5"
+    assert math(completion("<answer>5</answer>"), example(gold)) == 1.0
+    assert math(completion("<answer>3</answer>"), example(gold)) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["", "?", "3 or so, perhaps 4", r"\frac{1", "x" * 3000])
+def test_gold_that_is_no_mathematics_is_refused_by_example(answer):
+    with pytest.raises(UserError, match="of example '7' cannot be read as mathematics"):
+        gold_expression(example(answer))
+
+
+@settings(deadline=None)
+@given(st.fractions(max_denominator=99).filter(lambda f: abs(f) < 10**4))
+def test_fractions_in_any_spelling(value):
+    gold = f"{value.numerator}/{value.denominator}"
+    for text in (gold, rf"\frac{{{value.numerator}}}{{{value.denominator}}}", rf"\boxed{{{gold}}}", f"x = {gold}"):
+        assert match_math(text, gold)
+        assert match_math(gold, text)
+    assert not match_math(f"{value.numerator + 1}/{value.denominator}", gold)
+    assert not match_math(f"{gold}, {value.numerator + 1}", gold)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-20, 20), min_size=2, max_size=5, unique=True), st.randoms())
+def test_sets_have_no_order_and_tuples_have(values, random):
+    shuffled = values[:]
+    random.shuffle(shuffled)
+    one, other = (", ".join(map(str, order)) for order in (values, shuffled))
+    assert match_math(other, one)
+    assert match_math(rf"\{{{other}\}}", one)
+    assert match_math(f"({other})", f"({one})") == (values == shuffled)
+    assert not match_math(str(values[0]), one)
+    assert not match_math(one, str(values[0]))
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=r"0123456789xyz.,+-*/^_=(){}[]|<>!%$\fracsqtpin ", max_size=40))
+def test_any_text_is_compared(text):
+    assert match_math(text, r"\frac{1}{2}") in (True, False)
+    assert match_math(text, "x^2+1") in (True, False)
+
+
+# --- normal form
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("√3", r"\sqrt{3}"),
+        ("√{3}", r"\sqrt{3}"),
+        ("√(x+1)", r"\sqrt{x+1}"),
+        ("√12.5", r"\sqrt{12.5}"),
+        ("2π", r"2\pi"),
+        ("5²", "5^{2}"),
+        ("½", r"\frac{1}{2}"),
+        ("−3", "-3"),
+        ("1,234,567", "1234567"),
+        ("12,34", "12,34"),
+        ("(1,234)", "(1,234)"),
+        ("1,234,56", "1,234,56"),
+        ("2**3", "2^3"),
+        (r"\frac12", r"\frac{1}{2}"),
+        ("１２", None),
+        ("1\u200b2", None),
+        ("x\u0301", None),
+        ("{" * 25 + "1" + "}" * 25, None),
+        ("1" * 500, None),
+    ],
+)
+def test_the_normal_form(text, normal):
+    got = normalize(text)
+    assert (got if got is None else got.replace(" ", "")) == normal
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_normalising_again_changes_nothing(text):
+    once = normalize(text)
+    if once is not None:
+        assert normalize(once) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("5", "5"),
+        ("x = 5", "5"),
+        ("AB = CD = 5", "5"),
+        ("2+3 = 5", "5"),
+        ("x = 1, x = 2", "1, 2"),
+        ("x_1 = 1, x_2 = 2", "1, 2"),
+        ("4 = 5", None),
+        ("x = 1, y = 2", None),
+        ("1 = 1 = 1 = 1 = 1 = 1", None),
+    ],
+)
+def test_the_right_side(text, right):
+    assert right_side(text) == right
+
+
+# --- bounds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9^{9^9}",
+        "9^9^9",
+        "(9^{99})^{99}",
+        "x^{9^{9}}",
+        "99!",
+        r"\int_0^1 x dx",
+        r"\sum_{i=1}^{99} i",
+        r"\prod x",
+        r"\lim_{x \to 0} x",
+        r"\binom{99999}{333}",
+        "1" * 31,
+        "1=1=1",
+        "x" * 500,
+        r"\input{x}",
+        "$x$",
+        "x\\",
+        r"\sin\sin\sin\sin x",
+    ],
+)
+def test_what_could_take_for_ever_is_not_handed_on(text):
+    assert not algebra.is_bounded(text, "3")
+    assert algebra.is_bounded("x^2+1", "3")
+
+
+def test_the_gold_answer_sets_the_bounds():
+    assert algebra.is_bounded(r"\int_0^1 x dx", r"\int_0^1 t dt")
+    assert algebra.is_bounded("5!", "4!")
+    assert algebra.is_bounded("2^{3^{4}}", "2^{3^{5}}")
+
+
+def test_ordinary_comparisons_do_not_reach_math_verify(monkeypatch):
+    """The work is counted: 20 different comparisons of the ordinary kinds, none of them by computer algebra."""
+    asked = []
+    monkeypatch.setattr("gpg_vl.rewards.expressions.same", lambda *texts: asked.append(texts) or False)
+    monkeypatch.setattr("gpg_vl.rewards.expressions.parsed", lambda text: asked.append(text) or [])
+    for candidate, gold, expected in (
+        ("5", "5", True),
+        ("6", "5", False),
+        ("1/2", r"\frac{1}{2}", True),
+        ("1/3", r"\frac{1}{2}", False),
+        (r"\sqrt{12}", "2√3", True),
+        (r"\sqrt{13}", "2√3", False),
+        (r"3\pi", "3π", True),
+        (r"4\pi", "3π", False),
+        ("1, 2", "2, 1", True),
+        ("1, 3", "2, 1", False),
+        ("(1,2)", "(1, 2)", True),
+        ("(1,3)", "(1,2)", False),
+        ("[1,2)", "[1, 2)", True),
+        (r"\{1,2\}", "2, 1", True),
+        ("3", "1, 2", False),
+        ("1, 2", "3", False),
+        ("x^2+1", "x^2+1", True),
+        ("x^2+2", "x^2+1", False),
+        ("5", "x+1", False),
+        ("12%", "12", True),
+    ):
+        assert match_math(candidate, gold) is expected
+        assert readable(gold if "π" not in gold and "√" not in gold else normalize(gold))
+    assert asked == []
+
+
+def test_different_expressions_are_told_apart_without_simplifying(monkeypatch):
+    """What math-verify would spend seconds on to prove it different."""
+
+    def verify(*_, **__):
+        raise AssertionError("simplified")
+
+    _, parse = algebra._math_verify()
+    monkeypatch.setattr(algebra, "_math_verify", lambda: (verify, parse))
+    for candidate in (
+        r"(\sin(1000 x))^{99}",
+        r"|(99+\frac{2+x}{y})^{99}|",
+        r"(\cos(x+y)+\sqrt[3]{x})^{2}",
+        r"\log_7 (x^2+1)",
+        r"\{\sin x, \cos x\}",
+    ):
+        for gold in (r"\sqrt{3}+\sqrt{5}", r"\sin x", r"\{1,2\}"):
+            assert not algebra.same.__wrapped__(candidate, gold)
+
+
+def test_it_works_in_a_thread_where_no_signal_can_be_set():
+    results = []
+    thread = threading.Thread(target=lambda: results.append(match_math("(x+2)(x+5)", "x^2+7x+10")))
+    thread.start()
+    thread.join()
+    assert results == [True]
+
+
+def test_math_verify_is_imported_only_when_it_is_needed():
+    code = (
+        "import sys\n"
+        "from gpg_vl.rewards.mathematics import match_math\n"
+        "from gpg_vl.rewards.geometry import match_geometry\n"
+        "assert match_math('1/2', '0.5') and match_geometry('2√3', '√12') and not match_math('3', '4')\n"
+        "assert not {'sympy', 'math_verify', 'torch'} & set(sys.modules)\n"
+        "assert match_math('x+1', '1+x') and 'math_verify' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_first_expression_leads_where_the_two_forms_differ():
+    assert equal("x=5", "x=5")
+    assert not equal("y=5", "x=5")
+
+
+def test_the_explanation():
+    told = explain(completion(r"<answer>$\dfrac12$</answer>"), example("0.5"))
+    assert (told.candidate, told.parsed, told.gold) == (r"$\dfrac12$", r"\frac{1}{2}", "0.5")
+    assert explain(completion("<answer>5 or 6 apples</answer>"), example("5")).parsed is None
+
+
+def test_hostile_answers_do_not_cost_a_group_in_the_workers():
+    """In training the two rewards that may compute run in worker processes: every group comes back scored."""
+    bombs = ("9^{9^{9}}", r"(\sin(1000 x))^{99}", r"\frac{1}{" * 5000 + "1" + "}" * 5000, "1" * 100_000, r"\int x dx")
+    texts = ("<answer>5</answer>", *(f"<answer>{bomb}</answer>" for bomb in bombs))
+    group = Group(example=example("5"), prompt=None, completions=tuple(map(completion, texts)))
+    with RewardPool({"math": 1.0, "geometry": 1.0}, time_limit=30.0) as pool:
+        scored = pool.score([group] * 3)
+        problems = check_gold({"math": 1.0}, [example("5"), example("?")], pool=pool)
+    assert scored.failures == []
+    assert [g.rewards for g in scored.groups] == [(2.0, 0.0, 0.0, 0.0, 0.0, 0.0)] * 3
+    (problem,) = problems
+    assert "example '7' cannot be read as mathematics" in problem.saw
+    assert "Traceback" not in problem.saw
+
+
+def test_rewards_that_compute_are_kept_out_of_this_process():
+    for name in ("math", "geometry"):
+        with pytest.raises(ValueError, match=f"'{name}' is not known to be quick"):
+            check_gold({name: 1.0}, [example("5")])
