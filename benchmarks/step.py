@@ -25,9 +25,9 @@ from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.rollout.engine import Sampling
 from gpg_vl.rollout.native import NativeEngine
-from gpg_vl.training.batch import Objective
+from gpg_vl.training.batch import Objective, make_passes
 from gpg_vl.training.optimizer import make_adamw
-from gpg_vl.training.step import global_counts, update
+from gpg_vl.training.step import accumulate, global_counts, update
 from gpg_vl.types import Completion, Example, Group, Prompt
 
 WORDS = "How many balls are there in the picture, and which of them is nearest to the wall?"
@@ -73,8 +73,11 @@ class Timing:
     trained_patches: int
     trained_tokens: int
     train_operations: float
-    """Of the cost model, with image and prompt once if the case shares them."""
+    """Of the cost model, with image and prompt once if the case shares them. What is recomputed is not counted twice."""
     total_operations: float
+    prompt_tokens: int
+    gradient_error: float | None
+    """Relative difference of the gradient to that of the naive layout on the same answers; None for the naive layout."""
 
     @property
     def seconds(self) -> float:
@@ -135,17 +138,8 @@ class Bench:
 
     def train(self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]) -> None:
         case = self._case
-        groups = [
-            Group(
-                example=Example(id=str(i), prompt="", answer=""),
-                prompt=prompt,
-                completions=completions,
-                rewards=tuple(float(member % 2 == 0) for member in range(case.group_size)),
-            )
-            for i, (prompt, completions) in enumerate(zip(prompts, answers, strict=True))
-        ]
+        groups = self._groups(prompts, answers)
         counts, deviation = global_counts(self._accelerator, groups)
-        longest = max(p.length for p in prompts) + case.group_size * case.completion
         update(
             self._wrapped,
             self._optimizer,
@@ -153,11 +147,50 @@ class Bench:
             groups,
             counts=counts,
             batch_std=deviation,
-            objective=Objective(f_norm="one", age="off", aggregation="token", max_new_tokens=case.completion),
-            tokens_per_pass=case.tokens_per_pass or longest,
+            objective=self._objective(),
+            tokens_per_pass=case.tokens_per_pass or self._one_group(prompts),
             shared_prefix=case.shared,
             max_grad_norm=1.0,
         )
+
+    def gradient_error(self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]) -> float:
+        """Of this case's way of computing the first group against the naive layout, relative, over all trained weights."""
+        groups = self._groups(prompts[:1], answers[:1])
+        counts, deviation = global_counts(self._accelerator, groups)
+        gradients = []
+        for shared in (self._case.shared, False):
+            self._optimizer.zero_grad(set_to_none=True)
+            passes = make_passes(
+                groups,
+                objective=self._objective(),
+                counts=counts,
+                batch_std=deviation,
+                tokens_per_pass=self._case.tokens_per_pass or self._one_group(prompts),
+                shared_prefix=shared,
+            )
+            accumulate(self._wrapped, self._accelerator, passes)
+            gradients.append([p.grad.clone() for p in self.policy.parameters() if p.grad is not None])
+        self._optimizer.zero_grad(set_to_none=True)
+        difference = sum(float((a - b).double().square().sum()) for a, b in zip(*gradients, strict=True))
+        return float((difference / sum(float(b.double().square().sum()) for b in gradients[1])) ** 0.5)
+
+    def _groups(self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]) -> list[Group]:
+        return [
+            Group(
+                example=Example(id=str(i), prompt="", answer=""),
+                prompt=prompt,
+                completions=completions,
+                rewards=tuple(float(member % 2 == 0) for member in range(self._case.group_size)),
+            )
+            for i, (prompt, completions) in enumerate(zip(prompts, answers, strict=True))
+        ]
+
+    def _objective(self) -> Objective:
+        return Objective(f_norm="one", age="off", aggregation="token", max_new_tokens=self._case.completion)
+
+    def _one_group(self, prompts: Sequence[Prompt]) -> int:
+        """Tokens that hold one group in one piece, or one completion after the other in the naive layout."""
+        return max(p.length for p in prompts) + self._case.group_size * self._case.completion
 
     def measure(self, *, steps: int, warmup: int) -> Timing:
         case = self._case
@@ -178,6 +211,9 @@ class Bench:
                     getattr(rollout, f) - getattr(work, f) for f in ("prefill_seconds", "decode_seconds")
                 )
                 seconds.append((prefill, decode, time.perf_counter() - start))
+        peak = self._peak_memory() - before
+        trained = replace(self.policy.work)
+        error = self.gradient_error(prompts, answers) if case.shared else None
         columns = [median(column) for column in zip(*seconds, strict=True)]
         cost = group_cost(
             shape_of(self._config, has_vision=True),
@@ -186,21 +222,23 @@ class Bench:
             completion=case.completion,
             group_size=case.group_size,
             shared=case.shared,
-            recompute=case.checkpointing,
+            recompute=False,
             vision=case.vision,
         )
         return Timing(
             prefill_seconds=columns[0],
             decode_seconds=columns[1],
             train_seconds=columns[2],
-            peak_bytes=self._peak_memory() - before,
+            peak_bytes=peak,
             rollout_patches=rollout.vision_patches - work.vision_patches,
             prefilled_tokens=rollout.prefilled_tokens - work.prefilled_tokens,
             decoded_tokens=rollout.decoded_tokens - work.decoded_tokens,
-            trained_patches=self.policy.work.vision_patches - counted.vision_patches,
-            trained_tokens=self.policy.work.tower_tokens - counted.tower_tokens,
+            trained_patches=trained.vision_patches - counted.vision_patches,
+            trained_tokens=trained.tower_tokens - counted.tower_tokens,
             train_operations=case.groups * cost.train,
             total_operations=case.groups * cost.total,
+            prompt_tokens=prompts[0].length,
+            gradient_error=error,
         )
 
     def _wait(self) -> None:

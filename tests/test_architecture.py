@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 ROOMS = (
-    ("types", "errors", "registry"),
+    ("types", "errors", "registry", "clock"),
     ("algorithms",),
     ("config",),
     ("data",),

@@ -265,7 +265,7 @@ def test_groups_with_the_same_images_share_a_pass_and_the_image(groups: list[Gro
     pictured = [g for g in groups if g.is_valid and g.prompt.image_keys]
     other = next(g for g in groups if g.is_valid and not g.prompt.image_keys)
     twin = replace(pictured[0], prompt=replace(pictured[0].prompt, example_id="twin"))
-    for limit in (45, 10**6):
+    for limit in (2 * sum(g.prompt.length for g in (pictured[0], twin)), 10**6):
         passes = passes_of([pictured[0], other, twin], tokens_per_pass=limit)
         (holding,) = [one for one in passes if one.packed.image_keys]
         assert holding.packed.image_keys == pictured[0].prompt.image_keys

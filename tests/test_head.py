@@ -1,5 +1,6 @@
 """The head against log_softmax under autograd: loss, gradient, entropy; and what it never holds."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def by_autograd(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: fl
 
 
 def small_tiles(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    monkeypatch.setattr(head, "TILE_ELEMENTS", tokens * VOCABULARY)
+    monkeypatch.setitem(head.TILE_ELEMENTS, "cpu", tokens * VOCABULARY)
 
 
 @pytest.mark.parametrize("tile", [1, 4, 100])
@@ -121,7 +122,7 @@ def test_in_bfloat16_sums_are_kept_in_float32() -> None:
     never = torch.zeros(64, dtype=torch.bool)
     exact = torch.autograd.grad(gpg_head(hidden, weight, targets, coefficients, never, temperature=1.0).loss, weight)[0]
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
-        patch.setattr(head, "TILE_ELEMENTS", 16 * 64)
+        patch.setitem(head.TILE_ELEMENTS, "cpu", 16 * 64)
         rounded = gpg_head(hidden, weight, targets, coefficients, never, temperature=1.0)
     assert rounded.logp_K.dtype == torch.float32
     error = (torch.autograd.grad(rounded.loss, weight)[0] - exact).norm() / exact.norm()
@@ -163,13 +164,25 @@ def test_no_tensor_of_tokens_by_vocabulary_is_larger_than_a_tile(monkeypatch: py
 
 
 def test_nothing_of_the_logits_waits_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weak references to the logits of every tile: none is alive while the outputs are."""
     small_tiles(monkeypatch, 3)
     hidden, weight, targets, coefficients = problem()
-    kept: list[tuple[int, ...]] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
-        gpg_head(hidden, weight, targets, coefficients, NEVER, temperature=1.0)
-        token_scores(hidden, weight, targets, NEVER, temperature=1.0)
-    assert all(shape[-1] != VOCABULARY or shape == (VOCABULARY,) for shape in kept if shape)
+    made: list[weakref.ref[Tensor]] = []
+    real = head._logits
+
+    def watched(*arguments: Any) -> Tensor:
+        logits = real(*arguments)
+        made.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(head, "_logits", watched)
+    outputs = [
+        gpg_head(hidden, weight, targets, coefficients, NEVER, temperature=1.0),
+        token_scores(hidden, weight, targets, NEVER, temperature=1.0),
+    ]
+    assert len(made) == 8
+    assert all(reference() is None for reference in made)
+    assert all(output[1].shape == (TOKENS,) for output in outputs)
 
 
 def test_no_tokens_give_no_loss_and_a_zero_gradient() -> None:

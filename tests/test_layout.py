@@ -66,6 +66,7 @@ def test_the_naive_layout_repeats_prompt_and_image() -> None:
     assert packed.image_mask_S.nonzero()[:, 0].tolist() == [1, 6]
     assert packed.patches == 8
     assert packed.image_places == (0, 1)
+    assert packed.image_keys == (), "nothing is looked up for it and nothing is kept"
     assert part.lengths == (0, 0, 0, 0)
     assert part.source_K.tolist() == [2, 3, 4, 7, 9, 10]
     assert packed.counts == (3, 1, 2, 0)

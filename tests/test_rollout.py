@@ -11,9 +11,10 @@ from oracle import naive_logp
 from scipy import stats
 from test_policy import encoder, prompts
 
+from gpg_vl.models.layout import pack
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
-from gpg_vl.rollout.decode import cast_matrices, with_matrices
+from gpg_vl.rollout.decode import Slots, cast_matrices, decode, with_matrices
 from gpg_vl.rollout.engine import Sampling, choose, truncate, uniforms
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.types import Example
@@ -202,7 +203,7 @@ def test_matrices_cast_once_give_the_numbers_of_autocast(policy: Policy, tiny_ch
     layer = policy.model.model.language_model.layers[0].mlp
     matrices = cast_matrices(policy, torch.bfloat16)
     names = {name.rpartition(".")[0].rpartition(".")[2] for name in matrices}
-    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     seen: list[torch.dtype] = []
 
     def run() -> torch.Tensor:
@@ -214,6 +215,27 @@ def test_matrices_cast_once_give_the_numbers_of_autocast(policy: Policy, tiny_ch
         assert torch.equal(with_matrices(policy, matrices, run), expected)
     assert seen == [torch.float32, torch.bfloat16]
     assert layer.up_proj.weight.dtype == torch.float32
+
+
+def test_decoding_with_matrices_cast_once_is_decoding_under_autocast(policy: Policy, tiny_checkpoint: Path) -> None:
+    """A whole call, bit for bit. The embedding shares the head's weights and must not be rounded with them."""
+    assert policy.model.get_input_embeddings().weight is policy.model.get_output_embeddings().weight
+    one = prompts(tiny_checkpoint)[0]
+    results = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, keys = policy.prefixes(pack([one], [[]]))
+        prefix = torch.stack([torch.cat(pair) for pair in keys])
+        for matrices in ({}, cast_matrices(policy, torch.bfloat16)):
+            slots = Slots(prefix, slots=2, width=one.length + 3)
+            slots.admit(prefix, [0, 1])
+            position = torch.full((2,), one.next_position)
+
+            def run(slots: Slots = slots, position: torch.Tensor = position) -> torch.Tensor:
+                return decode(policy, slots, torch.tensor([5, 9]), position)
+
+            results.append((with_matrices(policy, matrices, run), slots.cache.clone()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_greedy_is_the_argmax_of_the_stock_model(policy: Policy, tiny_checkpoint: Path) -> None:

@@ -13,7 +13,7 @@ without that argument, such as an ordinary forward or `generate`, takes the libr
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol
 
@@ -65,17 +65,18 @@ class SharedPrefix:
 
     attend: the kernel, made for the lengths of the pass.
     given: keys and values [1, Hkv, S, D] of each layer's prefixes, if the pass computes suffixes only.
-    kept: filled with each layer's own keys and values.
+    kept: filled with each layer's own keys and values, in the order of the layers; None keeps nothing.
     """
 
     attend: Attend
     given: Sequence[tuple[Tensor, Tensor]] | None = None
-    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    kept: list[tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        if self.given is None:
-            self.kept[layer] = key, value
-        else:
+        # recomputation under gradient checkpointing comes here again, and must not hold what it computes
+        if self.kept is not None and layer == len(self.kept):
+            self.kept.append((key, value))
+        if self.given is not None:
             prefix_key, prefix_value = self.given[layer]
             key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
         return self.attend(query, key, value, scale)
@@ -192,23 +193,27 @@ def split(branches: Branches, device: torch.device) -> Attend:
         size = suffixes.width
         causal = torch.ones(size, size, dtype=torch.bool, device=device).tril().expand(len(row_R), -1, -1)
         seen = keys_of_used.present_B_L[row_R][:, None, :].expand(-1, size, -1)
-        mask_R_1_C_K = torch.cat([seen, causal], dim=2)[:, None]
+        mask_R_C_K = torch.cat([seen, causal], dim=2)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         outputs = []
         if branches.prefix_queries:
             q, k, v = (prefixes.pad(x[:, :, :prefix_tokens]) for x in (query, key, value))
-            k, v = _for_every_head(k, q), _for_every_head(v, q)
-            outputs.append(prefixes.unpad(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)))
+            attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+            outputs.append(prefixes.unpad(attended))
         if suffixes:
             q = suffixes.pad(query[:, :, prefix_tokens if branches.prefix_queries else 0 :])
             k, v = (
                 torch.cat([keys_of_used.pad(x)[row_R], suffixes.pad(x[:, :, prefix_tokens:])], dim=2)
                 for x in (key, value)
             )
-            k, v = _for_every_head(k, q), _for_every_head(v, q)
-            attended = scaled_dot_product_attention(q, k, v, attn_mask=mask_R_1_C_K, scale=scale)
-            outputs.append(suffixes.unpad(attended))
+            # the query heads that share a key head stand one behind the other as queries of it: nothing is repeated
+            rows, heads, size, width = q.shape
+            share = heads // k.shape[1]
+            folded = q.reshape(rows, k.shape[1], share * size, width)
+            mask = mask_R_C_K.repeat(1, share, 1)[:, None]
+            attended = scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
+            outputs.append(suffixes.unpad(attended.reshape(rows, heads, size, width)))
         return torch.cat(outputs, dim=2)
 
     return attend

@@ -22,10 +22,12 @@ class FeatureCache:
     """Features [image tokens, H] by image key and dtype; what was used longest ago goes first.
 
     max_bytes: of all features together. A single larger image is not kept.
+    only: the images that are worth keeping; None keeps any.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, only: frozenset[str] | None = None) -> None:
         self._max_bytes = max_bytes
+        self._only = only
         self._held = 0
         self._features: OrderedDict[tuple[str, torch.dtype], Tensor] = OrderedDict()
 
@@ -37,9 +39,10 @@ class FeatureCache:
 
     def put(self, key: str, features: Tensor, dtype: torch.dtype) -> None:
         size = features.numel() * features.element_size()
-        if size > self._max_bytes or (key, dtype) in self._features:
+        unwanted = self._only is not None and key not in self._only
+        if unwanted or size > self._max_bytes or (key, dtype) in self._features:
             return
-        self._features[key, dtype] = features
+        self._features[key, dtype] = features.clone()  # not a view that would keep a whole batch alive
         self._held += size
         while self._held > self._max_bytes:
             _, oldest = self._features.popitem(last=False)

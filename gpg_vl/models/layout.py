@@ -51,7 +51,7 @@ class Packed:
     """Patches of the distinct images, one image behind the other."""
     grid_thw_I_3: Tensor | None
     image_keys: tuple[str, ...]
-    """What tells the distinct images apart."""
+    """What tells the distinct images apart; empty in the naive layout, which does not care."""
     image_places: tuple[int, ...]
     """Which distinct image stands at each image place of the prefixes, in order."""
     suffixes: tuple[Suffixes, ...]
@@ -134,13 +134,12 @@ def _prefixes(
         torch.cat([p.image_mask_T, torch.zeros(len(row) - p.length, dtype=torch.bool)])
         for p, row in zip(prompts, ids, strict=True)
     ]
+    shown = [image for prompt in prompts for image in _images(prompt)]
+    names = [key if distinct else str(place) for place, (key, _, _) in enumerate(shown)]
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    places: list[int] = []
-    for number, prompt in enumerate(prompts):
-        for key, patches, grid in _images(prompt):
-            name = key if distinct else f"{key} of {number}.{len(places)}"
-            found.setdefault(name, (patches, grid))
-            places.append(list(found).index(name))
+    for name, (_, patches, grid) in zip(names, shown, strict=True):
+        found.setdefault(name, (patches, grid))
+    number_of = {name: number for number, name in enumerate(found)}
     return {
         "ids_S": torch.cat(list(ids)),
         "positions_3_S": torch.cat(list(positions), dim=1),
@@ -148,8 +147,8 @@ def _prefixes(
         "prefix_lengths": tuple(len(row) for row in ids),
         "pixel_values_N": torch.cat([patches for patches, _ in found.values()]) if found else None,
         "grid_thw_I_3": torch.stack([grid for _, grid in found.values()]) if found else None,
-        "image_keys": tuple(found),
-        "image_places": tuple(places),
+        "image_keys": tuple(found) if distinct else (),
+        "image_places": tuple(number_of[name] for name in names),
     }
 
 

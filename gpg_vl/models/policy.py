@@ -7,7 +7,7 @@ against the prefixes' keys and values, each piece forward and backward; the grad
 values go through the prefixes once. Both ways give the same gradient; the second holds one piece's activations at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,9 +20,12 @@ from gpg_vl.models import attention
 from gpg_vl.models.attention import Branches, Kernel, LayerAttention, SharedPrefix
 from gpg_vl.models.families import Family
 from gpg_vl.models.features import FeatureCache
-from gpg_vl.models.head import gpg_head, sampling_logits, token_scores, with_gradient
+from gpg_vl.models.head import compute_dtype, gpg_head, sampling_logits, token_scores, with_gradient
 from gpg_vl.models.layout import Packed, Suffixes
 from gpg_vl.models.load import Tokens
+
+ROLLOUT_FEATURE_BYTES = 2**30
+"""Most memory for the features of images that several prompts of one rollout show."""
 
 
 class PolicyOutput(NamedTuple):
@@ -72,7 +75,7 @@ class Policy(nn.Module):
         self.kernel = kernel
         self.work = Work()
         self._features = features
-        self._rollout_features: FeatureCache | None = None
+        self._again: FeatureCache | None = None
         never = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
         never[list(tokens.never_sampled)] = True
         self.register_buffer("never_sampled_V", never, persistent=False)
@@ -133,18 +136,19 @@ class Policy(nn.Module):
             gradients = [_sum(held, more) for held, more in zip(gradients, fresh, strict=True)]
             outputs.append(PolicyOutput(output.loss.detach(), output.logp_K, output.entropy_K))
             at = end
+            del states_T_H, output, fresh  # the next piece must not stand beside this one
         total = _added(outputs)
         inputs = [x for x in crossing if x.requires_grad] + parameters
-        return total._replace(loss=with_gradient(total.loss, inputs, gradients))
+        formed = [None if g is None else g.to(x.dtype) for x, g in zip(inputs, gradients, strict=True)]
+        return total._replace(loss=with_gradient(total.loss, inputs, formed))
 
     def prefixes(self, packed: Packed) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Final hidden states [S, H] of the prefixes, and each layer's keys and values [1, Hkv, S, D]."""
         device = packed.ids_S.device
         branches = Branches(prefix_lengths=packed.prefix_lengths)
-        shared = SharedPrefix(attend=attention.make_attend(self.kernel, branches, device))
-        states_S_H = self.tower(self.embed(packed, packed.ids_S), packed.positions_3_S, shared)
-        # a list of its own: recomputation under gradient checkpointing calls the attention again
-        return states_S_H, [shared.kept[layer] for layer in sorted(shared.kept)]
+        keys: list[tuple[Tensor, Tensor]] = []
+        shared = SharedPrefix(attend=attention.make_attend(self.kernel, branches, device), kept=keys)
+        return self.tower(self.embed(packed, packed.ids_S), packed.positions_3_S, shared), keys
 
     def _suffix_states(self, packed: Packed, part: Suffixes, keys: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """[U, H]"""
@@ -206,25 +210,27 @@ class Policy(nn.Module):
         """[image tokens, H] of each distinct image: kept ones where they are valid, else one pass of the vision tower."""
         if packed.pixel_values_N is None or packed.grid_thw_I_3 is None:
             return []
+        if not packed.image_keys:
+            return self._seen(packed.pixel_values_N, packed.grid_thw_I_3)
         if not self._trains_vision() and self._features is not None:
             # one image at a time, so that features are a function of the image alone and resuming finds the same
             with torch.no_grad():
                 return self._remembered(packed, self._features, one_by_one=True)
-        if self._rollout_features is not None and not torch.is_grad_enabled():
-            return self._remembered(packed, self._rollout_features, one_by_one=False)
+        if self._again is not None and not torch.is_grad_enabled():
+            return self._remembered(packed, self._again, one_by_one=False)
         return self._seen(packed.pixel_values_N, packed.grid_thw_I_3)
 
     @contextmanager
-    def remembering_images(self, max_bytes: int = 2**31) -> Iterator[None]:
-        """Within, weights do not change, and an image that was seen without gradient is not computed again."""
-        self._rollout_features = FeatureCache(max_bytes)
+    def remembering_images(self, keys: Collection[str]) -> Iterator[None]:
+        """Within, weights do not change, and these images are not computed again once they were seen without gradient."""
+        self._again = FeatureCache(ROLLOUT_FEATURE_BYTES, only=frozenset(keys)) if keys else None
         try:
             yield
         finally:
-            self._rollout_features = None
+            self._again = None
 
     def _remembered(self, packed: Packed, cache: FeatureCache, *, one_by_one: bool) -> list[Tensor]:
-        dtype = attention_dtype(self)
+        dtype = compute_dtype(self._head_weight)
         known = {key: cache.get(key, dtype) for key in packed.image_keys}
         missing = [i for i, key in enumerate(packed.image_keys) if known[key] is None]
         sizes = packed.grid_thw_I_3.prod(dim=1).tolist()
@@ -273,14 +279,6 @@ class Policy(nn.Module):
         return [p for name, p in self.model.named_parameters() if self.family.part_of(name) == "language"]
 
 
-def attention_dtype(policy: Policy) -> torch.dtype:
-    """What the policy computes in here: the dtype of autocast, or that of its weights."""
-    device = policy.never_sampled_V.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return policy.model.get_output_embeddings().weight.dtype
-
-
 def _refuse_unsupported(model: nn.Module) -> None:
     """What would make the shared pass differ from separate rows. Raises UserError."""
     config = model.config.get_text_config()
@@ -314,9 +312,10 @@ def _joined(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _sum(held: Tensor | None, more: Tensor | None) -> Tensor | None:
-    if held is None or more is None:
-        return more if held is None else held
-    return held.add_(more)
+    """In float32 at least: in bfloat16 the sum over many siblings would lose the last of them."""
+    if more is None:
+        return held
+    return more.to(torch.promote_types(more.dtype, torch.float32)) if held is None else held.add_(more)
 
 
 def _added(outputs: Sequence[PolicyOutput]) -> PolicyOutput:

@@ -124,11 +124,13 @@ class GraphDecoder:
 
 
 def cast_matrices(policy: Policy, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of the policy's linear layers in `dtype`, by name. Norms and embeddings stay as they are."""
+    """The text tower's linear layers in `dtype`, by name. Norms, embeddings and the head stay as they are."""
+    tower = policy.family.language_model(policy.model)
+    inside = {id(module) for module in tower.modules()}
     return {
         f"{name}.{part}": parameter.detach().to(dtype)
         for name, module in policy.named_modules()
-        if isinstance(module, torch.nn.Linear) and policy.family.part_of(name + ".weight") == "language"
+        if isinstance(module, torch.nn.Linear) and id(module) in inside
         for part, parameter in module.named_parameters(recurse=False)
     }
 
@@ -137,7 +139,9 @@ def with_matrices(policy: Policy, matrices: dict[str, Tensor], run: Callable[[],
     """`run()` while the policy computes with these matrices in place of its own."""
     if not matrices:
         return run()
-    result: Tensor = functional_call(_Call(policy), {f"policy.{k}": v for k, v in matrices.items()}, (run,))
+    # tied weights stay apart: an embedding that shares the head's weights is not a matrix product
+    named = {f"policy.{k}": v for k, v in matrices.items()}
+    result: Tensor = functional_call(_Call(policy), named, (run,), tie_weights=False)
     return result
 
 

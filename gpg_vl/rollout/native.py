@@ -4,15 +4,15 @@ Image and prompt are computed once per prompt. The members of all groups then wa
 takes the next one, so a long answer does not hold up the others.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from gpg_vl.clock import timed
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
@@ -85,7 +85,7 @@ class NativeEngine:
             with (
                 torch.no_grad(),
                 torch.autocast(device.type, self._autocast, enabled=self._autocast is not None),
-                self._policy.remembering_images(),
+                self._policy.remembering_images(_shown_more_than_once(prompts)),
             ):
                 run = _Run(self, prompts, sampling, draws, done)
                 return run.answers()
@@ -256,11 +256,13 @@ class _Run:
             text=self._engine._tokenizer.decode(answer.tokens, skip_special_tokens=True),
         )
 
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        start = perf_counter()
-        yield
-        setattr(self._work, what, getattr(self._work, what) + perf_counter() - start)
+    def _timed(self, what: str) -> AbstractContextManager[None]:
+        return timed(lambda seconds: setattr(self._work, what, getattr(self._work, what) + seconds), self._device)
+
+
+def _shown_more_than_once(prompts: Sequence[Prompt]) -> set[str]:
+    seen = Counter(key for prompt in prompts for key in prompt.image_keys)
+    return {key for key, times in seen.items() if times > 1}
 
 
 def draw(policy: Policy, hidden_B_H: Tensor, sampling: Sampling, random_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,8 @@ _Branch = tuple[Group, Completion, float]
 def _units(branches: Sequence[_Branch], tokens_per_pass: int, *, shared_prefix: bool) -> list[list[_Branch]]:
     """What is not torn apart: the completions of groups with the same images, or each completion if naive.
 
-    Only if prompts about the same images are too long for a pass without their completions are they torn apart after all.
+    Prompts about the same images are torn apart after all where they alone would fill half of a pass: with little room beside
+    them, their completions would be computed in many small pieces.
     """
     if not shared_prefix:
         return [[branch] for branch in branches]
@@ -112,7 +113,7 @@ def _units(branches: Sequence[_Branch], tokens_per_pass: int, *, shared_prefix: 
     for groups in same.values():
         held = tokens_per_pass
         for _, prompt, members in groups:
-            if held + prompt.length > tokens_per_pass:
+            if held + prompt.length > tokens_per_pass // 2:
                 units.append([])
                 held = 0
             units[-1] += members

@@ -15,6 +15,7 @@ from gpg_vl.config import Config
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.cost import Cost, VisionMode, group_cost, shape_of
 from gpg_vl.models.families import Family
+from gpg_vl.models.head import TILE_ELEMENTS
 from gpg_vl.models.load import read_config
 
 
@@ -160,6 +161,18 @@ def _activations(config: Config, tokens: int) -> float:
     return float(tokens * text.hidden_size * text.num_hidden_layers * kept * _dtype(config).itemsize)
 
 
+def _work_space(config: Config, trained: int, *, in_pieces: bool) -> float:
+    """Bytes that come and go: the gradient of the head and one tile of it, the casts of autocast, and, if groups are computed
+    in pieces, the gradients of the piece before and of this one.
+    """
+    text = read_config(config.model.path, config.model.revision).get_text_config()
+    head = (
+        4.0 * text.hidden_size * text.vocab_size + 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
+    )
+    casts = 2.0 * trained if config.model.dtype == "bfloat16" else 0.0
+    return head + casts + (8.0 * trained if in_pieces else 0.0)
+
+
 def _memory(
     config: Config,
     family: Family,
@@ -188,6 +201,7 @@ def _memory(
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
         "activations": _activations(config, tokens),
+        "work space": _work_space(config, trained, in_pieces=tokens_of_group > config.train.tokens_per_pass),
         "key-value cache": float(cached * key_value * _dtype(config).itemsize),
         **kept,
     }

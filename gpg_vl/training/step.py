@@ -1,16 +1,16 @@
 """One optimizer step: passes forward and backward, one update. The gradient does not know how the groups were cut."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from time import perf_counter
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from gpg_vl.algorithms.age import StepCounts
+from gpg_vl.clock import timed
 from gpg_vl.errors import RunError
 from gpg_vl.training.batch import Objective, Pass, counts_of, idle_pass, make_passes
 from gpg_vl.training.ranks import gathered, most, sums
@@ -85,10 +85,10 @@ def accumulate(policy: nn.Module, accelerator: Accelerator, passes: Sequence[Pas
             torch.enable_grad(),
             policy.no_sync() if accelerator.num_processes > 1 and not is_last else nullcontext(),
         ):
-            with _timed(total.seconds, "train_forward"):
+            with _timed(total.seconds, "train_forward", accelerator.device):
                 output = policy(one.packed.to(accelerator.device), one.coefficients_K.to(accelerator.device))
                 loss = output.loss.item()
-            with _timed(total.seconds, "train_backward"):
+            with _timed(total.seconds, "train_backward", accelerator.device):
                 # distributed wrappers average gradients over ranks; the denominators are global already
                 accelerator.backward(output.loss * accelerator.num_processes)
         total.loss += loss
@@ -107,11 +107,8 @@ def accumulate(policy: nn.Module, accelerator: Accelerator, passes: Sequence[Pas
     return total
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + perf_counter() - start
+def _timed(seconds: dict[str, float], name: str, device: torch.device) -> AbstractContextManager[None]:
+    return timed(lambda more: seconds.__setitem__(name, seconds.get(name, 0.0) + more), device)
 
 
 def update(
@@ -144,7 +141,7 @@ def update(
     policy.train()
     optimizer.zero_grad(set_to_none=True)
     total = accumulate(policy, accelerator, passes)
-    with _timed(total.seconds, "optimizer"):
+    with _timed(total.seconds, "optimizer", accelerator.device):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
         if not (isfinite(total.loss) and isfinite(norm)):
