@@ -42,7 +42,7 @@ WAYS = {
     "split, two phases, checkpointing": {"kernel": "split", "shared": True, "pieces": True, "checkpointing": True},
 }
 GATES = {"float64": 1e-6, "float32": 1e-5}
-"""Largest relative error of the whole gradient. bfloat16 is held against twice the error of the naive layout, and below HALF_GATE."""
+"""Largest relative error of the whole gradient. bfloat16: twice the error of the naive layout, at most HALF_GATE."""
 HALF_GATE = 0.05
 LOGP_GATES = {"float64": 1e-12, "float32": 1e-4}
 

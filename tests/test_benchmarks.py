@@ -41,6 +41,9 @@ def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> 
         assert naive["decoded_tokens"] == shared["decoded_tokens"] == 2 * 4 * 8
         assert naive["trained_tokens"] - shared["trained_tokens"] == 3 * shared["prefilled_tokens"]
         assert naive["train_operations"] > shared["train_operations"]
+        assert 0 < shared["gradient_error"] < 1e-5
+        assert naive["gradient_error"] is None
+        assert by_way[vision, True, True]["train_operations"] == shared["train_operations"], "recomputing is not work"
     again = run("benchmarks.gpu", "--model", "tiny", "--quick", "--out", tmp_path)
     assert again.returncode == 0
     assert "Case(" not in again.stdout, "rows that are there are not measured again"
@@ -87,8 +90,8 @@ def test_utilisation_counts_shared_operations_only() -> None:
     """Twice the time for the same answers is half the utilisation, whatever was computed meanwhile."""
     shared = {"timing": {"train_operations": 395e12, "train_seconds": 1.0}}
     naive = {"timing": {"train_operations": 2000e12, "train_seconds": 2.0}}
-    assert utilisation(shared, shared, PEAK) == pytest.approx(0.5)
-    assert utilisation(naive, shared, PEAK) == pytest.approx(0.25)
+    assert utilisation(shared, shared, PEAK) == pytest.approx(395 / 989)
+    assert utilisation(naive, shared, PEAK) == pytest.approx(395 / 989 / 2)
 
 
 def finding(**changed: Any) -> Finding:
