@@ -197,6 +197,7 @@ def test_gold_may_be_a_whole_solution():
     assert gold_expression(example(gold)) == "5"
     assert math(completion("<answer>5</answer>"), example(gold)) == 1.0
     assert math(completion("<answer>3</answer>"), example(gold)) == 0.0
+    assert gold_expression(example("We go on. " * 1000 + gold)) == "5"
 
 
 @pytest.mark.parametrize("answer", ["", "?", "3 or so, perhaps 4", r"\frac{1", "x" * 3000])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpg_vl.rewards.parse import Extracted, extract_answer, last_boxed
+from gpg_vl.rewards.parse import Extracted, extract_answer, gold_text, last_boxed
 from gpg_vl.types import Completion
 
 
@@ -184,3 +184,21 @@ HOSTILE = {  # of a size at which quadratic work takes hours
 def test_work_is_proportional_to_the_length(name):
     text, expected = HOSTILE[name]
     assert extract_answer(text).candidate == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("(B)", "(B)"),
+        (" (B)\n", "(B)"),
+        ("<answer> 145° </answer>", "145°"),
+        ("<think>hm</think><answer>rose</answer>", "rose"),
+        ("<answer></answer>", ""),
+        ("<answer>A</answer> or <answer>B</answer>", "<answer>A</answer> or <answer>B</answer>"),
+        ("<answer>A", "<answer>A"),
+        ("the answer is 4", "the answer is 4"),  # a gold answer is no response: nothing is picked out of it
+        (r"\boxed{4}", r"\boxed{4}"),
+    ],
+)
+def test_a_gold_answer_may_stand_in_a_block(answer, text):
+    assert gold_text(answer) == text

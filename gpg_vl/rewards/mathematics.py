@@ -91,24 +91,22 @@ def stated(candidate: str) -> str | None:
     A box inside of the answer counts as the answer, then the only formula between dollar signs, then the whole text if it
     is a formula, then the only number of a sentence.
     """
-    if len(candidate) > MAX_CANDIDATE or hides(candidate):
-        return None
     inner = last_boxed(candidate) or candidate
-    formula = _formula(inner.strip().strip("*").strip())
-    if formula is None:
+    if len(inner) > MAX_CANDIDATE or hides(inner):
         return None
-    return normalize(_without_unit(formula)) or None
+    formula = _formula(inner.strip().strip("*").strip())
+    return None if formula is None else normalize(_without_unit(formula)) or None
 
 
 def _formula(text: str) -> str | None:
+    """What is stated in a text without a box, not yet normalised; None if it is nothing, or several things."""
     spans = [next(filter(None, found.groups())) for found in _SPAN.finditer(text)]
     if spans:
         rest = _SPAN.sub("", text)
         if len(spans) > 1:
             return ", ".join(spans) if _LIST_WORDS.fullmatch(rest.strip(" .")) else None
-        return (
-            None if any(character.isdigit() for character in rest) or is_qualified(rest, word_spans(rest)) else spans[0]
-        )
+        qualified = any(character.isdigit() for character in rest) or is_qualified(rest, word_spans(rest))
+        return None if qualified else spans[0]
     if not _is_sentence(text):
         return text
     if not any(character.isdigit() for character in text):
