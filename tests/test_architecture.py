@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from gpg_vl.cli import _parser as cli_parser
 from gpg_vl.config import Config, load_config
-from gpg_vl.eval.__main__ import _parser as eval_parser
+from gpg_vl.eval.arguments import make_parser as eval_parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gpg_vl"

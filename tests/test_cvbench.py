@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpg_vl.data import scenes
+from gpg_vl.data.images import read_image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Prediction, Response
 from gpg_vl.eval.results import ScoredRow, summarise
@@ -18,10 +19,20 @@ from gpg_vl.eval.statistics import point
 from gpg_vl.eval.tables import read_rows
 from gpg_vl.eval.task import Doc, Score, pick_scorers
 from gpg_vl.eval.tasks import tasks
-from gpg_vl.eval.tasks.cvbench import cambrian, cvbench, load, strict
+from gpg_vl.eval.tasks.cvbench import cvbench, load
 from gpg_vl.types import Example, Message
 
 TASK = cvbench()
+
+
+def strict(doc, text, prefilled=False):
+    return TASK.scorers["strict"](doc, Response(text=text, prefill="<think>" if prefilled else ""))
+
+
+def cambrian(doc, text):
+    return TASK.scorers["cambrian"](doc, Response(text=text))
+
+
 ROWS = list(scenes.rows(seed=5, number=12))
 
 
@@ -116,13 +127,13 @@ def test_strict_knows_that_a_prefilled_response_starts_inside_the_reasoning():
     ],
 )
 def test_cambrian_keeps_its_quirks(kind, given, response, score, parsed):
-    got = cambrian(make_doc(kind=kind, **given), response, False)
+    got = cambrian(make_doc(kind=kind, **given), response)
     assert (got.score, got.parsed) == (score, parsed)
 
 
 def test_cambrian_counts_as_answered_only_what_could_be_right():
     doc = make_doc(**CHAIR)
-    assert [cambrian(doc, text, False).answered for text in ("A", "b", "chair", "", "<answer>B", "100")] == [
+    assert [cambrian(doc, text).answered for text in ("A", "b", "chair", "", "<answer>B", "100")] == [
         True,
         True,
         False,
@@ -130,13 +141,13 @@ def test_cambrian_counts_as_answered_only_what_could_be_right():
         False,
         False,
     ]
-    assert cambrian(make_doc(kind="3D", **COUNT), "100", False).answered
+    assert cambrian(make_doc(kind="3D", **COUNT), "100").answered
 
 
 def test_official_scores_like_cambrian():
     doc = make_doc(**CHAIR)
     for response in ("B", "answer is: b", "chair", "<answer>B</answer>"):
-        assert TASK.scorers["official"](doc, response, False) == cambrian(doc, response, False)
+        assert TASK.scorers["official"](doc, Response(text=response)) == cambrian(doc, response)
 
 
 def test_every_gold_answer_is_accepted_by_every_scorer(tmp_path):
@@ -145,7 +156,7 @@ def test_every_gold_answer_is_accepted_by_every_scorer(tmp_path):
 
 
 def test_a_scorer_that_refuses_the_gold_stops_the_evaluation():
-    def refuse(doc, response, prefilled_think):
+    def refuse(doc, response):
         return Score(score=0.5, answered=True, parsed="A")
 
     with pytest.raises(UserError, match=r"Doc 7 of cvbench: the scorer 'odd' does not accept .* '\(B\)' scores 0.5"):
@@ -156,9 +167,11 @@ def test_a_scorer_that_refuses_the_gold_stops_the_evaluation():
 
 
 def test_an_ambiguous_option_text_is_no_way_to_write_the_gold():
-    assert TASK.gold_responses(make_doc(("desk", "Desk "), gold="(B)")) == ("(B)",)
-    assert TASK.gold_responses(make_doc(("B", "A"), gold="(B)")) == ("(B)",)
-    assert TASK.gold_responses(make_doc(("desk", "chair"), gold="(B)")) == ("(B)", "chair")
+    def golds(*choices):
+        return [gold.text for gold in TASK.gold_responses(make_doc(choices, gold="(B)"))]
+
+    assert golds("desk", "Desk ") == golds("B", "A") == ["(B)", "<answer>(B)</answer>"]
+    assert golds("desk", "chair") == ["(B)", "<answer>(B)</answer>", "chair"]
 
 
 # --- aggregates ---
@@ -332,8 +345,9 @@ def test_an_unknown_prompt_or_scorer_names_the_nearest():
         settings_for(TASK, "oficial")
     with pytest.raises(UserError, match=r"has no scorer called 'strct'\. Did you mean 'strict'"):
         pick_scorers(TASK, ["strct"])
-    assert list(pick_scorers(TASK, ["all"])) == ["strict", "official", "cambrian"]
-    assert list(pick_scorers(TASK, ["cambrian", "all", "cambrian"])) == ["cambrian", "strict", "official"]
+    everyone = ["strict", "official", "cambrian", "lmms", "lmms_reasoning", "vlmevalkit", "visualthinker"]
+    assert list(pick_scorers(TASK, ["all"])) == everyone
+    assert list(pick_scorers(TASK, ["lmms", "all", "lmms"])) == ["lmms", *(name for name in everyone if name != "lmms")]
 
 
 # --- data ---
@@ -386,7 +400,7 @@ def test_every_layout_gives_the_same_docs(tmp_path, layout):
         assert doc.example.prompt == row["prompt"]
         assert doc.columns == {name: value for name, value in row.items() if name != "image"}
         (image,) = doc.example.images
-        assert (image if isinstance(image, bytes) else Path(image).read_bytes()) == row["image"]["bytes"]
+        assert read_image(image, root=doc.root) == row["image"]["bytes"]
     assert [doc.example.images for doc in load(path, images=False)] == [()] * 12
 
 
@@ -481,4 +495,4 @@ def test_columns_of_others_are_kept_if_json_can_hold_them(tmp_path):
 
 
 def test_the_task_is_found_by_name():
-    assert tasks.get("cvbench")().published_size == 2638
+    assert tasks.get("cvbench")().sizes == {"test": 2638}

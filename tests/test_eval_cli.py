@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,7 +86,7 @@ def test_a_file_is_scored_end_to_end(data, tmp_path):
         "score": 0.0,
         "notes": "",
     }
-    assert samples[0]["doc"]["question"] == ROWS[0]["question"]
+    assert samples[0]["doc"]["columns"]["question"] == ROWS[0]["question"]
     assert sorted(path.name for path in out.iterdir()) == ["results.json", "samples_cvbench.jsonl"]
 
 
@@ -158,7 +159,7 @@ def test_a_limit_takes_rows_of_every_stratum(data, tmp_path):
     out = tmp_path / "out"
     done = run("cvbench", "--predictions", file, "--data", data, "--limit", 12, "--output", out)
     assert "note: 12 of 24 rows, drawn by --limit and --seed 0." in done.stdout
-    samples = [json.loads(line)["doc"] for line in (out / "samples_cvbench.jsonl").read_text().splitlines()]
+    samples = [json.loads(line)["doc"]["columns"] for line in (out / "samples_cvbench.jsonl").read_text().splitlines()]
     assert len(samples) == 12
     assert {(doc["source"], doc["task"]) for doc in samples} == {(row["source"], row["task"]) for row in ROWS}
     assert json.loads((out / "results.json").read_text())["n-samples"]["cvbench"] == {"original": 24, "effective": 12}
@@ -204,17 +205,18 @@ def test_truncation_is_a_share_of_the_rows_that_record_how_they_ended(data, tmp_
 
 
 def test_the_list_shows_what_there_is_to_choose_from():
-    done = run("--list")
+    done = run("cvbench", "--list")
     for name in (
         "cvbench: CV-Bench",
         "official (default)",
         "visualthinker_base",
         "strict (default)",
         "cambrian",
-        "2638 rows",
+        "test 2638",
+        "nyu-visionx/CV-Bench",
+        "50 %",
     ):
         assert name in done.stdout
-    assert run("cvbench", "--list").stdout == done.stdout
 
 
 def test_help_shows_examples_and_exit_codes():
@@ -226,13 +228,190 @@ def test_help_shows_examples_and_exit_codes():
 def test_a_task_of_ones_own_is_named_by_its_file(data, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import replace\nfrom gpg_vl.eval.tasks.cvbench import cvbench\n"
-        "def small():\n    return replace(cvbench(), name='small', published_size=24)\n",
+        "def small():\n    return replace(cvbench(), name='small', sizes={'test': 24})\n",
         encoding="utf-8",
     )
     file = write(tmp_path / "p.jsonl", responses(24))
     done = run("mine.py:small", "--predictions", file, "--data", data, cwd=tmp_path)
     assert done.stdout.startswith("small   ")
     assert "published benchmark" not in done.stdout
+
+
+# --- more ways to measure ---
+
+
+@pytest.fixture
+def here(capsys):
+    """The program in this process: as quick as the scoring itself."""
+
+    def call(*arguments, code=0):
+        got = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert got == code, said.out + said.err
+        return SimpleNamespace(stdout=said.out, stderr=said.err)
+
+    return call
+
+
+def test_repeated_answers_of_a_file(data, tmp_path, here):
+    rows = [
+        {"doc_id": i, "sample": k, "response": row["answer"] if (i + k) % 2 else "(F)"}
+        for i, row in enumerate(ROWS)
+        for k in range(2)
+    ]
+    file, out = write(tmp_path / "p.jsonl", rows), tmp_path / "out"
+    done = here("cvbench", "--predictions", file, "--data", data, "--repeats", 2, "--output", out)
+    assert "n = 24 x 2 answers (avg@2)" in done.stdout
+    assert "pass@2" in done.stdout
+    numbers = json.loads((out / "results.json").read_text())["results"]["cvbench"]
+    assert (numbers["acc_micro,strict"], numbers["acc_pass@1,strict"], numbers["acc_pass@2,strict"]) == (0.5, 0.5, 1.0)
+    other = write(tmp_path / "q.jsonl", [row | {"response": "(F)"} for row in rows])
+    done = here("cvbench", "--predictions", file, "--data", data, "--repeats", 2, "--compare", other, "--output", out)
+    assert "+50.00" in done.stdout  # paired by doc and sample
+    comparison = json.loads((out / "results.json").read_text())["comparison"]["strict"]
+    assert comparison["diff_micro"]["value"] == 0.5
+    assert "mcnemar" not in comparison  # which has no meaning for several answers to a doc
+    done = here("cvbench", "--predictions", file, "--data", data, code=2)
+    assert "the row is sample 1 of doc_id 0, but --repeats is 1" in done.stderr
+    done = here("cvbench", "--predictions", file, "--data", data, "--repeats", 3, code=2)
+    assert "no response for 24 of 72 samples (doc_id 0 sample 2, 1 sample 2" in done.stderr
+    double = write(tmp_path / "d.jsonl", [*rows, rows[3]])
+    done = here("cvbench", "--predictions", double, "--data", data, "--repeats", 2, code=2)
+    assert "line 49: sample 1 of doc_id 1 was answered in line 4 already" in done.stderr
+
+
+def test_a_samples_file_of_lmms_eval_is_scored(data, tmp_path, here):
+    rows = [
+        {"doc_id": i, "target": "x", "resps": [[row["answer"]]], "filtered_resps": ["x"]} for i, row in enumerate(ROWS)
+    ]
+    done = here("cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data)
+    assert "100.00 ± 0.00" in done.stdout
+    twice = [row | {"resps": [row["resps"][0] * 2]} for row in rows]
+    done = here("cvbench", "--predictions", write(tmp_path / "p.jsonl", twice), "--data", data, "--repeats", 2)
+    assert "x 2 answers" in done.stdout
+    none = [row | {"resps": []} for row in rows]
+    done = here("cvbench", "--predictions", write(tmp_path / "p.jsonl", none), "--data", data, code=2)
+    assert "line 1: 'response' is None. Allowed is str" in done.stderr
+
+
+def test_the_answers_on_which_scorers_disagree_are_shown(data, tmp_path, here):
+    rows = [row | {"response": f"<answer>{row['response']}</answer>"} for row in responses(18)]
+    done = here(
+        "cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data, "--scorer", "strict,lmms"
+    )
+    assert "scorers disagree on 18 of 24 answers" in done.stdout
+    line = next(line for line in done.stdout.splitlines() if "doc 0, gold" in line)
+    assert [cell.strip() for cell in line.split("│")[1:4]] == ["18", "1", "0"]
+    agreed = here("cvbench", "--predictions", write(tmp_path / "p.jsonl", responses(18)), "--data", data)
+    assert "disagree" not in agreed.stdout
+
+
+def test_a_samples_file_is_scored_again_without_the_data(data, tmp_path, here):
+    file, out = write(tmp_path / "p.jsonl", responses(18)), tmp_path / "out"
+    here("cvbench", "--predictions", file, "--data", data, "--output", out)
+    samples = out / "samples_cvbench.jsonl"
+    done = here("cvbench", "--predictions", samples, "--scorer", "lmms")
+    assert "75.00 ±" in done.stdout
+    done = here("geoqa", "--predictions", samples, code=2)
+    assert "the row is of the task 'cvbench', but 'geoqa' is evaluated" in done.stderr
+
+
+def test_errors_may_be_allowed(data, tmp_path, here):
+    rows = [{"doc_id": 5, "error": "out of memory"} if row["doc_id"] == 5 else row for row in responses(24)]
+    file = write(tmp_path / "p.jsonl", rows)
+    here("cvbench", "--predictions", file, "--data", data, code=1)
+    assert "errors 1" in here("cvbench", "--predictions", file, "--data", data, "--allow-errors").stdout
+
+
+def test_a_gold_that_strict_refuses_stops_everything_or_is_an_error_row(tmp_path, here):
+    from benchmark_data import WRITERS
+
+    folder = WRITERS["geoqa"](tmp_path / "data")
+    file = folder / "geoqa_test_prompts.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows[2]["ground_truth"] = "see the figure"
+    write(file, rows)
+    answers = write(
+        tmp_path / "p.jsonl", [{"doc_id": i, "response": row["ground_truth"]} for i, row in enumerate(rows)]
+    )
+    done = here("geoqa", "--predictions", answers, "--data", folder, code=2)
+    assert "Doc 2 of geoqa: the scorer 'strict' does not accept the right answer" in done.stderr
+    done = here("geoqa", "--predictions", answers, "--data", folder, "--allow-errors")
+    assert "errors 1" in done.stdout
+    assert "the first is doc_id 2: Doc 2 of geoqa: the scorer 'strict' does not accept" in done.stdout
+
+
+def test_the_ceiling_of_a_published_rule_is_shown(tmp_path, here):
+    from benchmark_data import WRITERS
+    from benchmark_data.r1v import GOLDS
+
+    folder, out = WRITERS["geoqa"](tmp_path / "data"), tmp_path / "out"
+    answers = write(tmp_path / "p.jsonl", [{"doc_id": i, "response": gold} for i, (gold, _, _) in enumerate(GOLDS)])
+    done = here("geoqa", "--predictions", answers, "--data", folder, "--output", out)
+    readable = sum(fine for _, _, fine in GOLDS)
+    assert "ceiling: right answers accepted" in done.stdout
+    numbers = json.loads((out / "results.json").read_text())["results"]["geoqa"]
+    assert numbers["ceiling,official"] == pytest.approx(readable / len(GOLDS))
+    assert "ceiling,strict" not in numbers
+
+
+def test_masks_bring_the_scorers_of_masks(tmp_path, here):
+    from benchmark_data import reasonseg
+
+    from gpg_vl.eval.masks import encode
+
+    folder, out = reasonseg.write("lisa", tmp_path / "data"), tmp_path / "out"
+    boxes = [{"doc_id": i, "response": "(100,100),(500,900)"} for i in range(4)]
+    plain = write(tmp_path / "p.jsonl", boxes)
+    done = here("lisa", "--predictions", plain, "--data", folder)
+    assert "official" not in done.stdout
+    done = here("lisa", "--predictions", plain, "--data", folder, "--scorer", "strict,official", code=2)
+    assert "The scorers official of lisa compare segmentations, and there are none" in done.stderr
+    masked = [box | {"mask": encode(reasonseg.mask())} for box in boxes[:3]]
+    file = write(tmp_path / "m.jsonl", [*masked, boxes[3]])
+    done = here("lisa", "--predictions", file, "--data", folder, "--output", out)
+    numbers = json.loads((out / "results.json").read_text())["results"]["lisa"]
+    assert numbers["acc_mIoU,strict"] == 1
+    assert numbers["acc_mIoU,official"] == pytest.approx(0.75)  # gIoU: the fourth row has no mask
+    assert numbers["acc_cIoU,official"] == pytest.approx(0.75)  # its target counts in the union
+    assert numbers["answered,official"] == 0.75
+    again = here("lisa", "--predictions", out / "samples_lisa.jsonl")
+    assert "official" in again.stdout
+
+
+def test_the_convention_of_boxes_is_said_and_never_guessed(tmp_path, here):
+    from benchmark_data import refcoco
+
+    folder, out = refcoco.write("refcoco", tmp_path / "data"), tmp_path / "out"
+    pixels = write(tmp_path / "p.jsonl", [{"doc_id": i, "response": "[10, 5, 50, 25]"} for i in range(12)])
+    done = here("refcoco", "--predictions", pixels, "--data", folder)
+    assert "coordinates: rel1000" in done.stdout  # what is assumed is printed
+    done = here("refcoco", "--predictions", pixels, "--data", folder, "--coordinates", "abs_orig", "--output", out)
+    numbers = json.loads((out / "results.json").read_text())["results"]["refcoco"]
+    assert (numbers["acc,strict"], numbers["acc_mIoU,strict"]) == (1, 1)
+    # Read again alone, as it was declared.
+    assert "100.00 ± 0.00" in here("refcoco", "--predictions", out / "samples_refcoco.jsonl").stdout
+    done = here("cvbench", "--predictions", "p", "--data", "d", "--coordinates", "rel1", code=2)
+    assert "note: --coordinates has no effect on cvbench" in done.stderr
+
+
+def test_images_may_lie_elsewhere(tmp_path, here):
+    from benchmark_data import WRITERS
+
+    from gpg_vl.eval.tasks import tasks
+
+    folder = WRITERS["geoqa"](tmp_path / "data")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "Geo170K").rename(tmp_path / "elsewhere" / "Geo170K")
+    docs = tasks.get("geoqa")().load(folder, root=tmp_path / "elsewhere")
+    assert {doc.root for doc in docs} == {tmp_path / "elsewhere"}
+    here("geoqa", "--predictions", "absent", "--data", folder, "--images", tmp_path / "elsewhere", code=2)
+
+
+def test_the_whole_list_has_size_metric_chance_and_source(here):
+    out = here("--list").stdout
+    for text in ("cvbench", "test 2638", "lisa", "test 779, val 200", "mean box IoU", "1/102", "nyu-visionx/CV-Bench"):
+        assert text in out
 
 
 # --- it refuses ---
@@ -247,10 +426,11 @@ def test_flags_without_an_effect_are_named(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "No benchmark was named. Known: cvbench"),
+        ([], "No benchmark was named. Known: aime24, amc23, blink"),
         (["cvbech", "--predictions", "P", "--data", "D"], "no eval task called 'cvbech'. Did you mean 'cvbench'?"),
         (["cvbench", "--data", "D"], "Name a checkpoint with --model DIR, or a file of responses"),
-        (["cvbench", "--predictions", "P"], "Name the benchmark's file or folder with --data PATH"),
+        (["cvbench", "--model", "M"], "Name the benchmark's file or folder with --data PATH"),
+        (["cvbench", "--predictions", "P"], "p.jsonl, line 1: the row does not carry its question"),
         (["cvbench", "--predictions", "P", "--model", "M", "--data", "D"], "not allowed with argument --predictions"),
         (["cvbench", "--predictions", "P", "--data", "D", "--scorer", "strct"], "Did you mean 'strict'?"),
         (["cvbench", "--predictions", "P", "--data", "D", "--scorer", ""], "no scorer called ''"),

@@ -1,15 +1,22 @@
 """Selecting, asking, resuming: with responders that are plain functions, so no model is needed."""
 
+import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from gpg_vl.errors import UserError
-from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.predictions import Failed, Response
 from gpg_vl.eval.runner import evaluate, evaluate_responder, select
 from gpg_vl.eval.settings import generation_sha, model_sha, prompt_sha, render, settings_for
 from gpg_vl.eval.task import Doc, stratum
@@ -28,6 +35,12 @@ PLACES = [
 ]
 
 
+def picture(shade):
+    stream = io.BytesIO()
+    Image.new("L", (2, 2), shade % 256).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def make_docs(n, places=PLACES):
     docs = []
     for i in range(n):
@@ -35,7 +48,7 @@ def make_docs(n, places=PLACES):
         columns = {"type": "3D" if source == "Omni3D" else "2D", "task": task, "source": source}
         example = Example(
             id=str(i),
-            images=(f"picture {i}".encode(),),
+            images=(picture(i),),
             prompt=f"Question {i}?",
             answer="(A)" if i % 2 else "(B)",
             choices=("left", "right"),
@@ -57,17 +70,18 @@ class Model:
             if self.stop_after is not None and len(self.asked) == self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(example)
-            yield Response(text="(A)", finish_reason="length" if example.id == "3" else "stop", n_tokens=4)
+            yield (Response(text="(A)", finish_reason="length" if example.id == "3" else "stop", n_tokens=4),)
 
 
-def run(docs, log, model, settings=SETTINGS, sha="weights"):
+def run(docs, log, model, settings=SETTINGS, sha="weights", **options):
     made = []
 
     def make():
         made.append(model)
         return model
 
-    results = evaluate(TASK, docs, make, settings, {"strict": TASK.scorers["strict"]}, log=log, model_sha=sha)
+    scorers = {"strict": TASK.scorers["strict"]}
+    results = evaluate(TASK, docs, make, settings, scorers, log=log, model_sha=sha, **options)
     assert len(made) <= 1
     return results
 
@@ -133,21 +147,125 @@ def test_a_responder_that_loses_an_answer_is_a_bug():
         evaluate_responder(TASK, make_docs(3), lambda examples: Model()(examples[:2]), SETTINGS, TASK.scorers)
 
 
-def test_an_image_that_cannot_be_read_is_an_error_row_and_no_missing_row(tmp_path):
+def with_image(doc, name, root):
+    return replace(doc, root=root, example=replace(doc.example, images=(name,)))
+
+
+def test_a_doc_without_its_image_is_an_error_row_and_no_missing_row(tmp_path):
     docs = make_docs(6)
-    there = tmp_path / "there.png"
-    there.write_bytes(b"the picture")
-    docs[1] = replace(docs[1], example=replace(docs[1].example, images=(str(there),)))
-    docs[3] = replace(docs[3], example=replace(docs[3].example, images=(str(tmp_path / "absent.png"),)))
+    (tmp_path / "there.png").write_bytes(picture(9))
+    docs[1], docs[3] = with_image(docs[1], "there.png", tmp_path), with_image(docs[3], "absent.png", tmp_path)
     model = Model()
     results = evaluate_responder(TASK, docs, model, SETTINGS, TASK.scorers)
     assert [example.id for example in model.asked] == ["0", "1", "2", "4", "5"]
-    assert model.asked[1].images == (b"the picture",)
+    assert model.asked[1].images == (picture(9),)
     row = results.rows[3]
-    assert "absent.png cannot be read: No such file" in row.prediction.error
+    assert "absent.png' does not exist" in row.prediction.error
     assert all(score.score == 0 and not score.answered for score in row.scores.values())
     assert results.errors == 1
     assert results.estimates["strict"]["micro"].value == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b"no picture", "is no picture that can be read"),
+        (picture(1)[:45], "damaged or incomplete"),
+    ],
+    ids=["absent", "empty", "no picture", "cut off"],
+)
+def test_a_damaged_image_stops_the_run_by_name_or_is_an_error_row(tmp_path, content, reason):
+    docs, log = make_docs(6), tmp_path / "predictions.jsonl"
+    docs[3] = with_image(docs[3], "3.png", tmp_path)
+    if content is not None:
+        (tmp_path / "3.png").write_bytes(content)
+    with pytest.raises(UserError, match=rf"Doc 3 of cvbench cannot be asked: .*{reason}.*--allow-errors"):
+        evaluate(TASK, docs, lambda: pytest.fail("a model was made"), SETTINGS, {}, log=log, model_sha="x")
+    assert not log.exists()
+    results = run(docs, log, Model(), allow_errors=True)
+    assert (results.errors, results.docs, len(log.read_text().splitlines())) == (1, 6, 6)
+    assert reason in results.rows[3].prediction.error
+    # Asked again, as it is no answer; but the same error is not written twice.
+    assert run(docs, log, Model(), allow_errors=True).errors == 1
+    assert len(log.read_text().splitlines()) == 6
+    (tmp_path / "3.png").write_bytes(picture(3))
+    assert run(docs, log, Model()).errors == 0
+
+
+def test_an_image_path_may_not_leave_its_folder(tmp_path):
+    (tmp_path / "secret.png").write_bytes(picture(1))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    doc = with_image(make_docs(1)[0], "link.png", tmp_path / "data")
+    with pytest.raises(UserError, match="outside the image root"):
+        run([doc], tmp_path / "p.jsonl", Model())
+
+
+def test_what_fails_while_it_is_asked_stops_the_run_or_is_an_error_row(tmp_path):
+    def half(examples):
+        return (Failed(reason="too thin") if e.id == "1" else (Response(text="(A)"),) for e in examples)
+
+    docs, log = make_docs(3), tmp_path / "predictions.jsonl"
+    with pytest.raises(UserError, match="Doc 1 of cvbench cannot be asked: too thin"):
+        run(docs, log, half)
+    results = run(docs, log, half, allow_errors=True)
+    assert [row.prediction.error for row in results.rows] == [None, "too thin", None]
+
+
+# --- repeated answers ---
+
+
+def test_repeated_answers_give_avg_at_k_and_unbiased_pass_at_k(tmp_path):
+    right = {"0": "BBBB", "1": "BBBA", "2": "BBAA", "3": "AABB"}  # gold: B, A, B, A
+
+    def model(examples):
+        return (tuple(Response(text=f"({letter})") for letter in right[example.id]) for example in examples)
+
+    warm = replace(SETTINGS, temperature=1.0, repeats=4)
+    results = run(make_docs(4), tmp_path / "p.jsonl", model, settings=warm)
+    flat = results.flat()
+    assert (flat["n"], flat["repeats"], len(results.rows)) == (4, 4, 16)
+    by_hand = {"0": 4, "1": 1, "2": 2, "3": 2}
+    assert flat["acc_micro,strict"] == pytest.approx(sum(by_hand.values()) / 16)
+    assert flat["acc_pass@1,strict"] == pytest.approx(9 / 16)
+    # Two of four drawn: all wrong with chance C(4-c, 2)/6 = 0, 3/6, 1/6, 1/6.
+    assert flat["acc_pass@2,strict"] == pytest.approx(1 - (0 + 3 / 6 + 1 / 6 + 1 / 6) / 4)
+    assert flat["acc_pass@4,strict"] == 1.0
+    assert "acc_avg@4,strict" in flat
+    assert [json.loads(line)["sample"] for line in (tmp_path / "p.jsonl").read_text().splitlines()] == [0, 1, 2, 3] * 4
+
+
+def test_a_doc_is_drawn_with_all_of_its_answers(tmp_path):
+    def model(examples):  # every doc is all right or all wrong: 50 answers tell no more than one
+        return (tuple(Response(text="(A)") for _ in range(50)) for _ in examples)
+
+    once = run(make_docs(24), tmp_path / "one.jsonl", Model())
+    often = run(make_docs(24), tmp_path / "p.jsonl", model, settings=replace(SETTINGS, temperature=1.0, repeats=50))
+    for name in ("micro", "official"):
+        assert often.estimates["strict"][name] == once.estimates["strict"][name]
+    assert once.estimates["strict"]["micro"].stderr > 0.05
+
+
+def test_a_model_that_answers_too_few_times_is_a_bug(tmp_path):
+    with pytest.raises(ValueError, match="Doc 0 was answered 1 times instead of 2"):
+        run(make_docs(2), tmp_path / "p.jsonl", Model(), settings=replace(SETTINGS, temperature=1.0, repeats=2))
+
+
+def test_repeats_are_resumed_answer_by_answer(tmp_path):
+    log, warm = tmp_path / "p.jsonl", replace(SETTINGS, temperature=1.0, repeats=3)
+
+    def model(examples):
+        return (tuple(Response(text=f"({letter}) {example.id}") for letter in "ABA") for example in examples)
+
+    whole = run(make_docs(4), log, model, settings=warm)
+    lines = log.read_text().splitlines(keepends=True)
+    assert [json.loads(line)["sample"] for line in lines] == [0, 1, 2] * 4
+    log.write_text("".join(lines[:5]))  # killed in the middle of doc 1
+    again = run(make_docs(4), log, model, settings=warm)
+    assert again.flat() == whole.flat()
+    assert sorted(log.read_text().splitlines(keepends=True)) == sorted(lines)
 
 
 # --- resuming ---
@@ -195,18 +313,53 @@ def test_a_change_that_cannot_change_an_answer_asks_nothing(tmp_path):
     assert again.asked == []
 
 
-def test_a_changed_picture_is_asked_again_and_an_error_is_retried(tmp_path):
+def test_a_changed_picture_is_asked_again(tmp_path):
     docs, log = make_docs(4), tmp_path / "predictions.jsonl"
-    picture = tmp_path / "1.png"
-    docs[1] = replace(docs[1], example=replace(docs[1].example, images=(str(picture),)))
-    assert run(docs, log, Model()).errors == 1
-    assert run(docs, log, Model()).errors == 1
-    assert sum(json.loads(line)["error"] is not None for line in log.read_text().splitlines()) == 1
-    for content in (b"first", b"second"):
-        picture.write_bytes(content)
+    docs[1] = with_image(docs[1], "1.png", tmp_path)
+    for shade, asked in ((77, ["0", "1", "2", "3"]), (78, ["1"])):
+        (tmp_path / "1.png").write_bytes(picture(shade))
         model = Model()
         assert run(docs, log, model).errors == 0
-        assert [example.id for example in model.asked] == ["1"]
+        assert [example.id for example in model.asked] == asked
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_eval_runner import *
+
+class Slow(Model):
+    def __call__(self, examples):
+        for answers in super().__call__(examples):
+            time.sleep(0.002)
+            yield answers
+
+run(make_docs(400), Path({log!r}), Slow())
+"""
+
+
+def test_a_run_that_is_killed_loses_and_doubles_nothing(tmp_path):
+    log, whole = tmp_path / "predictions.jsonl", tmp_path / "whole.jsonl"
+    code = KILLED.format(tests=str(Path(__file__).parent), log=str(log))
+    lengths = []
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        before = time.monotonic()
+        start = log.stat().st_size if log.exists() else 0
+        while (log.stat().st_size if log.exists() else 0) < start + 20_000:
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() - before < 60
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        lengths.append(len(log.read_bytes().splitlines()))
+    assert 0 < lengths[0] < lengths[1] < lengths[2] < 400
+    rest = Model()
+    results = run(make_docs(400), log, rest)
+    assert 0 < len(rest.asked) <= 400 - lengths[2] + 1  # the line that the last kill may have torn
+    assert results.estimates == run(make_docs(400), whole, Model()).estimates
+    assert sorted(log.read_text().splitlines()) == sorted(whole.read_text().splitlines())
 
 
 def test_a_logged_error_is_asked_again(tmp_path):

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import (
+    Failed,
     Key,
     Prediction,
     Response,
     appending,
-    failed,
+    predictions_of,
     read_log,
     read_predictions,
     to_record,
@@ -28,6 +29,11 @@ def said(doc_id, text, **changes):
 
 def record(doc_id, text="(A)", key=KEY, **changes):
     return to_record(key._replace(doc_id=doc_id), said(doc_id, text, **changes), {"gold": "(A)"})
+
+
+def failed(doc_id, reason):
+    (prediction,) = predictions_of(doc_id, Failed(reason=reason), 1)
+    return prediction
 
 
 def write(file, *lines):
@@ -52,7 +58,7 @@ def test_a_response_comes_back_as_it_was(tmp_path_factory, text, finish_reason, 
     with appending(file) as append:
         append(to_record(KEY, prediction, {}))
     assert read_log(file) == {KEY: prediction}
-    assert read(file, known=[0]) == {0: prediction}
+    assert read(file, known=[0]) == {0: (prediction,)}
 
 
 def test_there_is_nothing_in_a_log_that_does_not_exist(tmp_path):
@@ -131,7 +137,7 @@ def test_the_simple_form_is_enough(tmp_path):
         "",
         {"doc_id": 1, "response": "b", "anything": ["else"], "n_tokens": 7, "finish_reason": "length"},
     )
-    predictions = read(file, prefill="<think>")
+    predictions = {i: one for i, (one,) in read(file, prefill="<think>").items()}
     assert [predictions[i].response.text for i in range(3)] == ["", "b", "c"]
     assert predictions[0].response == Response(text="", finish_reason=None, n_tokens=None, prefill="<think>")
     assert predictions[1].response == Response(text="b", finish_reason="length", n_tokens=7, prefill="<think>")
@@ -139,7 +145,7 @@ def test_the_simple_form_is_enough(tmp_path):
 
 def test_a_row_that_records_its_prefill_is_believed(tmp_path):
     file = write(tmp_path / "p.jsonl", {"doc_id": 0, "response": "x", "prefill": ""})
-    assert read(file, known=[0], prefill="<think>")[0].response.prefill == ""
+    assert read(file, known=[0], prefill="<think>")[0][0].response.prefill == ""
 
 
 @pytest.mark.parametrize(
@@ -210,7 +216,7 @@ def test_a_log_is_a_predictions_file(tmp_path):
         record(0, "(C)"),
         record(1, "(D)", key=KEY._replace(prompt_sha="with image")),
     )
-    predictions = read(file, known=range(2))
+    predictions = {i: one for i, (one,) in read(file, known=range(2)).items()}
     assert [predictions[i].response.text for i in range(2)] == ["(C)", "(D)"]
     assert all(prediction.error is None for prediction in predictions.values())
 
@@ -227,7 +233,7 @@ def test_an_error_is_read_as_one(tmp_path):
         {"doc_id": 0, "error": "out of memory"},
         {"doc_id": 1, "response": "half", "finish_reason": "error"},
     )
-    predictions = read(file, known=range(2))
+    predictions = {i: one for i, (one,) in read(file, known=range(2)).items()}
     assert predictions[0].error == "out of memory"
     assert predictions[1].error == "no reason was recorded"
     assert predictions[1].response.finish_reason is None

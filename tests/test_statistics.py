@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpg_vl.eval.statistics import Sample, bootstrap, bootstrap_difference, mcnemar, point, resample
+from gpg_vl.eval.statistics import (
+    Sample,
+    bootstrap,
+    bootstrap_difference,
+    mcnemar,
+    mean_of,
+    pass_at,
+    point,
+    resample,
+)
 
 MEAN = Sample.mean
 rows = st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("pq"), st.floats(0, 1)), min_size=1, max_size=25)
@@ -96,6 +105,73 @@ def test_strata_of_equal_scores_leave_no_uncertainty():
     scores_N = np.array([1.0] * 10 + [0.0] * 30)
     estimate = bootstrap(MEAN, scores_N, columns_of(strata_N), resample(strata_N, seed=0))
     assert (estimate.low, estimate.value, estimate.high, estimate.stderr) == (0.25, 0.25, 0.25, 0.0)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(0, 5))
+def test_the_rows_of_a_cluster_are_drawn_together(clusters_N, seed):
+    weights_R_N = resample(["all"] * len(clusters_N), clusters_N, draws=40, seed=seed)
+    first = {cluster: clusters_N.index(cluster) for cluster in clusters_N}
+    for row, cluster in enumerate(clusters_N):
+        np.testing.assert_array_equal(weights_R_N[:, row], weights_R_N[:, first[cluster]])
+    assert (weights_R_N[:, list(first.values())].sum(axis=1) == len(first)).all()
+
+
+def test_single_rows_are_clusters_of_their_own():
+    strata_N = list("aabbbb")
+    np.testing.assert_array_equal(
+        resample(strata_N, draws=50, seed=3), resample(strata_N, list("uvwxyz"), draws=50, seed=3)
+    )
+
+
+def test_rows_that_say_the_same_do_not_narrow_the_interval():
+    scores_N, columns = np.array([1.0, 0.0] * 20), columns_of("a" * 40)
+    single = bootstrap(MEAN, scores_N, columns, resample(["a"] * 40, draws=4000, seed=0))
+    tenfold = np.repeat(scores_N, 10)
+    clustered = bootstrap(
+        MEAN,
+        tenfold,
+        columns_of("a" * 400),
+        resample(["a"] * 400, np.repeat(np.arange(40), 10).tolist(), draws=4000, seed=0),
+    )
+    naive = bootstrap(MEAN, tenfold, columns_of("a" * 400), resample(["a"] * 400, draws=4000, seed=0))
+    # The standard error of a share of one half among 40 is sqrt(1/4/40) = 0.0791; among 400 independent ones 0.025.
+    assert single.stderr == pytest.approx(0.0791, rel=0.05)
+    assert clustered.stderr == pytest.approx(0.0791, rel=0.05)
+    assert naive.stderr == pytest.approx(0.025, rel=0.05)
+
+
+def test_a_cluster_in_two_strata_is_refused():
+    with pytest.raises(ValueError, match="The cluster 7 is in the strata 'a' and 'b'"):
+        resample(["a", "b"], [7, 7], seed=0)
+
+
+def test_shares_and_ratios_by_hand():
+    sample = Sample(
+        scores_N=np.array([0.5, 0.49, 1.0]),
+        columns=columns_of("xxy"),
+        weights_R_N=np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]]),
+        parts={"above": np.array([1.0, 2.0, 3.0]), "below": np.array([2.0, 4.0, 3.0]), "none": np.zeros(3)},
+    )
+    assert sample.share(0.5).tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert sample.share(0.5, stratum="x").tolist() == [0.5, 0.0]
+    assert sample.ratio("above", "below").tolist() == pytest.approx([6 / 9, 7 / 11])
+    assert np.isnan(sample.ratio("above", "none")).all()
+    assert np.isnan(sample.ratio("above", "absent")).all()
+    assert mean_of("stratum", "y")(sample).tolist() == [1.0, 1.0]
+
+
+@given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
+    of, right, k = case
+    draws = list(itertools.combinations([1] * right + [0] * (of - right), k))
+    assert pass_at(k, right, of) == pytest.approx(sum(any(draw) for draw in draws) / len(draws))
+
+
+def test_pass_at_k_has_bounds():
+    assert (pass_at(1, 3, 4), pass_at(4, 1, 4), pass_at(3, 0, 8)) == (0.75, 1.0, 0.0)
+    for k, right, of in ((0, 1, 2), (3, 1, 2), (1, 3, 2)):
+        with pytest.raises(ValueError, match="k must be from 1 to"):
+            pass_at(k, right, of)
 
 
 def test_a_group_without_docs_has_no_value_and_raises_no_warning():

@@ -38,6 +38,7 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -113,6 +114,27 @@ def image_digest(image: str | bytes, *, root: Path | None) -> str:
     """SHA-256 of the encoded bytes, in hexadecimal: the identity of a picture for caches. Raises ImageError."""
     with _file(image, root) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_image(image: str | bytes, *, root: Path | None) -> bytes:
+    """The encoded picture, not yet looked at: itself, or what the file inside `root` holds. Raises ImageError."""
+    with _file(image, root) as file:
+        return file.read()
+
+
+def image_size(image: str | bytes, *, root: Path | None) -> tuple[int, int]:
+    """(width, height) as the picture is shown, from its header alone: after its EXIF orientation. Raises ImageError."""
+    with _file(image, root) as file, _open(file, describe(image)) as opened:
+        width, height = opened.size
+        if opened.format == "PNG" and "exif" not in opened.info:
+            return width, height  # Pillow would decode the whole picture to look for it behind the pixels
+        try:
+            turned = opened.getexif().get(_ORIENTATION, 1) in _TURNED
+        except _DAMAGE as error:
+            raise ImageError(
+                f"{describe(image)} is damaged: {_reason(error)}. Fetch it again, or remove the row."
+            ) from error
+        return (height, width) if turned else (width, height)
 
 
 def describe(image: str | bytes) -> str:

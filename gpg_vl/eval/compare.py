@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from gpg_vl.eval.results import ScoredRow, interval_cell, json_number, label_columns, resample_weights, scores_of
+from gpg_vl.eval.results import ScoredRow, json_number, label_columns, parts_of, resample_weights, scores_of
 from gpg_vl.eval.statistics import DRAWS, Estimate, McNemar, bootstrap_difference, mcnemar
 from gpg_vl.eval.task import Task
 
@@ -19,45 +18,39 @@ class Comparison:
     differences: Mapping[str, Estimate]
     """Per aggregate."""
     mcnemar: McNemar | None
-    """None where scores are not all 0 or 1."""
+    """Of right and wrong docs. None where docs are answered several times, or where scores are graded and the task does not
+    say from when an answer is right."""
 
 
 def compare(
     task: Task, rows: Sequence[ScoredRow], others: Sequence[ScoredRow], *, seed: int, draws: int = DRAWS
 ) -> dict[str, Comparison]:
-    """`rows` minus `others` per scorer, joined on doc_id. Raises ValueError unless both are of the same docs."""
-    by_id = {row.doc.doc_id: row for row in others}
-    if by_id.keys() != {row.doc.doc_id for row in rows}:
+    """`rows` minus `others` per scorer, joined on doc and sample. Raises ValueError unless both are of the same ones."""
+    by_place = {_place(row): row for row in others}
+    if by_place.keys() != {_place(row) for row in rows}:
         raise ValueError(
             f"A comparison needs the same docs twice; {len(rows)} and {len(others)} rows with different ids were given."
         )
-    others = [by_id[row.doc.doc_id] for row in rows]
+    others = [by_place[_place(row)] for row in rows]
     columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
+    repeated = any(row.prediction.sample for row in rows)
     found = {}
     for scorer in rows[0].scores:
         first_N, second_N = scores_of(rows, scorer), scores_of(others, scorer)
+        parts = parts_of(rows, scorer), parts_of(others, scorer)
         differences = {
-            name: bootstrap_difference(aggregate, first_N, second_N, columns, weights_R_N)
+            name: bootstrap_difference(aggregate, first_N, second_N, columns, weights_R_N, *parts)
             for name, aggregate in task.aggregates.items()
         }
-        binary = np.isin(np.concatenate([first_N, second_N]), (0.0, 1.0)).all()
-        found[scorer] = Comparison(differences=differences, mcnemar=mcnemar(first_N, second_N) if binary else None)
+        graded = task.right_from == 1 and not np.isin(np.concatenate([first_N, second_N]), (0.0, 1.0)).all()
+        right_N, other_right_N = ((one >= task.right_from).astype(np.float64) for one in (first_N, second_N))
+        test = None if repeated or graded else mcnemar(right_N, other_right_N)
+        found[scorer] = Comparison(differences=differences, mcnemar=test)
     return found
 
 
-def comparison_table(comparison: Mapping[str, Comparison]) -> Table:
-    """Differences in percentage points with their paired 95% intervals, and McNemar's counts and p."""
-    table = Table()
-    table.add_column("difference, points")
-    for scorer in comparison:
-        table.add_column(scorer, justify="right")
-    for name in next(iter(comparison.values())).differences:
-        table.add_row(name, *(interval_cell(one.differences[name], sign="+") for one in comparison.values()))
-    table.add_section()
-    tests = [one.mcnemar for one in comparison.values()]
-    table.add_row("only this / only other right", *(f"{t.only_first} / {t.only_second}" if t else "-" for t in tests))
-    table.add_row("McNemar exact p", *(f"{t.p_value:.4g}" if t else "-" for t in tests))
-    return table
+def _place(row: ScoredRow) -> tuple[int, int]:
+    return row.doc.doc_id, row.prediction.sample
 
 
 def comparison_json(one: Comparison) -> dict[str, Any]:

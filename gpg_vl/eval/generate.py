@@ -5,14 +5,19 @@ from pathlib import Path
 
 import torch
 
-from gpg_vl.eval.predictions import Responder, Response
+from gpg_vl.errors import UserError
+from gpg_vl.eval.predictions import Answers, Failed, Responder, Response
 from gpg_vl.eval.settings import EvalSettings
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.registry import did_you_mean
 from gpg_vl.rollout.engine import Engine, Sampling
 from gpg_vl.rollout.native import NativeEngine
-from gpg_vl.types import Example
+from gpg_vl.types import Completion, Example, Prompt
+
+ENGINES = ("native",)
+"""What `--engine` may name: those of training's `rollout.engine`."""
 
 
 def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
@@ -30,30 +35,56 @@ def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
 def engine_responder(engine: Engine, processing: Processing, settings: EvalSettings) -> Responder:
     """A responder that asks `engine`. Examples are rendered already, so the encoder adds the chat template and prefill only.
 
-    Examples are answered `settings.batch_size` at a time; responses come in their order.
+    Examples are answered `settings.batch_size` at a time, each `settings.repeats` times with its prompt encoded once;
+    answers come in their order. An example that cannot be encoded is a `Failed`.
     """
     encoder = eval_encoder(processing, settings)
     sampling = Sampling(
-        group_size=1, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
+        group_size=settings.repeats,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
     )
 
-    def respond(examples: Sequence[Example]) -> Iterator[Response]:
+    def respond(examples: Sequence[Example]) -> Iterator[Answers]:
         for start in range(0, len(examples), settings.batch_size):
-            batch = examples[start : start + settings.batch_size]
-            draws = [_draw(example) for example in batch]
-            for (completion,) in engine.generate([encoder.encode(e) for e in batch], sampling, draws):
-                yield Response(
-                    text=completion.text,
-                    finish_reason=completion.finish_reason,
-                    n_tokens=len(completion.token_ids),
-                    prefill=completion.prefill,
-                )
+            batch = [(example, _encoded(encoder, example)) for example in examples[start : start + settings.batch_size]]
+            prompts = [(_draw(example), prompt) for example, prompt in batch if isinstance(prompt, Prompt)]
+            answers = iter(
+                engine.generate([prompt for _, prompt in prompts], sampling, [draw for draw, _ in prompts])
+                if prompts
+                else ()
+            )
+            for _, prompt in batch:
+                yield prompt if isinstance(prompt, Failed) else tuple(map(_response, next(answers)))
 
     return respond
 
 
+def _encoded(encoder: Encoder, example: Example) -> Prompt | Failed:
+    try:
+        return encoder.encode(example)
+    except UserError as error:
+        return Failed(reason=str(error))
+
+
+def _response(completion: Completion) -> Response:
+    return Response(
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        n_tokens=len(completion.token_ids),
+        prefill=completion.prefill,
+    )
+
+
 def model_responder(model: Path, settings: EvalSettings) -> Responder:
     """A responder with the checkpoint in `model`, on a GPU if there is one. Raises UserError if it cannot be loaded."""
+    if settings.engine not in ENGINES:
+        raise UserError(
+            f"There is no engine called {settings.engine!r}. {did_you_mean(settings.engine, list(ENGINES))}"
+        )
     processing = load_processing(str(model))
     policy = Policy(load_model(str(model)), processing.family, processing.tokens)
     autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None

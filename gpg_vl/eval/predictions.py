@@ -2,7 +2,9 @@
 
 A log (`predictions.jsonl`) has one record per response, appended and flushed as it comes; its key is (task, doc_id,
 prompt_sha, gen_sha), so a changed prompt, checkpoint or decoding setting is a new key and nothing stale is reused.
-Other files need only `{"doc_id": 0, "response": "..."}` per line. Responses are stored as they came, never cleaned.
+Other files need only `{"doc_id": 0, "response": "..."}` per line, and `"sample": 0` to K-1 where docs were answered K
+times; `{"doc_id": 0, "resps": [["..."]]}`, the samples file of lmms-eval, is read too. Responses are stored as they
+came, never cleaned.
 """
 
 import json
@@ -29,12 +31,14 @@ class Response:
 
     text: str
     """The completion as decoded, without the prefill."""
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | None = None
     """None: not recorded (a file of others)."""
-    n_tokens: int | None
+    n_tokens: int | None = None
     """Completed tokens, the end token included; None: not recorded."""
     prefill: str = ""
     """What the prompt had already written of the answer."""
+    mask: Mapping[str, Any] | None = None
+    """A segmentation that a later stage made of the answer, as COCO run lengths; only files of others have it."""
 
     @property
     def prefilled_think(self) -> bool:
@@ -42,18 +46,29 @@ class Response:
         return self.prefill.rfind("<think>") > self.prefill.rfind("</think>")
 
 
-Responder = Callable[[Sequence[Example]], Iterator[Response]]
-"""Answers rendered examples, one response each, in order: `gpg_vl.eval.generate` makes one of a model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Why there is no answer, such as a damaged image: something about the doc, not about the program."""
+
+    reason: str
+
+
+Answers = tuple[Response, ...] | Failed
+"""The responses to one example, as many as the settings' `repeats`."""
+Responder = Callable[[Sequence[Example]], Iterator[Answers]]
+"""Answers rendered examples in order: `gpg_vl.eval.generate` makes one of a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The response to one doc, or why there is none.
+    """One response to one doc, or why there is none.
 
     Example: `Prediction(doc_id=4, response=Response(...))`
     """
 
     doc_id: int
+    sample: int = 0
+    """Which of the repeated answers to the doc."""
     response: Response
     error: str | None = None
     """Why the response is void; such a row is scored 0, counted, and asked again by the next run."""
@@ -68,20 +83,25 @@ class Key(NamedTuple):
     gen_sha: str
 
 
-def failed(doc_id: int, error: str) -> Prediction:
-    """The prediction of a doc that could not be asked."""
-    return Prediction(doc_id=doc_id, response=Response(text="", finish_reason=None, n_tokens=0), error=error)
+def predictions_of(doc_id: int, answers: Answers, repeats: int) -> tuple[Prediction, ...]:
+    """The answers to a doc; a failure voids every one of them. Raises ValueError for another number of answers."""
+    if isinstance(answers, Failed):
+        void = Response(text="", n_tokens=0)
+        return tuple(Prediction(doc_id=doc_id, sample=i, response=void, error=answers.reason) for i in range(repeats))
+    if len(answers) != repeats:
+        raise ValueError(f"Doc {doc_id} was answered {len(answers)} times instead of {repeats}.")
+    return tuple(Prediction(doc_id=doc_id, sample=i, response=response) for i, response in enumerate(answers))
 
 
 def to_record(key: Key, prediction: Prediction, doc: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the log. `doc` is what scorers need (text columns, gold, strata), so that the log outlives the data."""
+    """A line of the log. `doc` is what scorers need (`gpg_vl.eval.records`), so that the log outlives the data."""
     response = prediction.response
     return {
         "task": key.task,
         "doc_id": key.doc_id,
         "prompt_sha": key.prompt_sha,
         "gen_sha": key.gen_sha,
-        "sample": 0,
+        "sample": prediction.sample,
         "response": response.text,
         "prefill": response.prefill,
         "finish_reason": "error" if prediction.error is not None else response.finish_reason,
@@ -98,7 +118,9 @@ def read_log(file: Path) -> dict[Key, Prediction]:
     """
     if not file.exists():
         return {}
-    return {_key(file, line, row): _prediction(file, line, row, prefill="") for line, row in _rows(file, torn_end=True)}
+    return {
+        _key(file, line, row): _prediction(file, line, row, prefill="") for line, row in json_rows(file, torn_end=True)
+    }
 
 
 @contextmanager
@@ -125,45 +147,79 @@ def appending(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 
 def read_predictions(
-    file: Path, *, task: str, known: Collection[int], needed: Collection[int], prefill: str = ""
-) -> dict[int, Prediction]:
-    """The predictions of the docs in `needed`, from a log or from lines `{"doc_id": 0, "response": "..."}`.
+    file: Path,
+    *,
+    task: str,
+    known: Collection[int],
+    needed: Collection[int],
+    prefill: str = "",
+    repeats: int = 1,
+) -> dict[int, tuple[Prediction, ...]]:
+    """The predictions of the docs in `needed`, `repeats` each, from a log or from lines `{"doc_id": 0, "response": ".."}`.
 
     `known` are all doc ids of the benchmark; rows of known docs that are not needed (a limited run) are left out.
     `prefill` is assumed where a row does not record its own. In a log the last record of a key wins, and any record
-    wins over an error; another second row for a doc is an error. Raises UserError for a malformed line, an unknown,
-    doubled or missing doc, or another task.
+    wins over an error; another second row for a sample of a doc is an error. Raises UserError for a malformed line, an
+    unknown, doubled or missing doc or sample, or another task.
     """
-    found: dict[int, tuple[int, Key | None, Prediction]] = {}
-    for line, row in _rows(file, torn_end=False):
-        prediction = _prediction(file, line, row, prefill)
-        key = _key(file, line, row) if "gen_sha" in row else None
-        doc_id = prediction.doc_id
+    found: dict[tuple[int, int], tuple[int, Key | None, Prediction]] = {}
+    for line, row in json_rows(file, torn_end=False):
         if row.get("task", task) != task:
             raise UserError(
                 f"{file}, line {line}: the row is of the task {row['task']!r}, but {task!r} is evaluated. "
                 f"Give a file of {task}."
             )
-        if doc_id not in known:
-            raise UserError(
-                f"{file}, line {line}: there is no doc_id {doc_id} in the data, which has {len(known)} "
-                "docs with row numbers from 0. Give the data that the predictions were made for."
-            )
-        if doc_id in found and not _replaces(key, *found[doc_id][1:]):
-            why = "" if key is None else " with another prompt, checkpoint or setting"
-            raise UserError(
-                f"{file}, line {line}: doc_id {doc_id} was answered in line {found[doc_id][0]} "
-                f"already{why}. One response per doc is allowed. Remove one of the two."
-            )
-        found[doc_id] = (line, key, prediction)
-    if missing := sorted(set(needed) - found.keys()):
-        first = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        key = _key(file, line, row) if "gen_sha" in row else None
+        for prediction in _answers(file, line, row, prefill):
+            place = prediction.doc_id, prediction.sample
+            _check_place(file, line, prediction, known, repeats)
+            if place in found and not _replaces(key, *found[place][1:]):
+                why = "" if key is None else " with another prompt, checkpoint or setting"
+                raise UserError(
+                    f"{file}, line {line}: {_name(*place, repeats)} was answered in line {found[place][0]} "
+                    f"already{why}. One response per doc is allowed, or --repeats of them with their number as "
+                    f"'sample'. Remove one of the two."
+                )
+            found[place] = (line, key, prediction)
+    wanted = [(doc_id, sample) for doc_id in needed for sample in range(repeats)]
+    if missing := sorted(set(wanted) - found.keys()):
+        first = ", ".join(str(d) if repeats == 1 else f"{d} sample {i}" for d, i in missing[:5])
         raise UserError(
-            f"{file} has no response for {len(missing)} of {len(needed)} docs (doc_id {first}). Every doc "
-            "counts. Generate the missing ones, or score a part of the docs with the --limit and --seed "
-            "it was generated with."
+            f"{file} has no response for {len(missing)} of {len(wanted)} {'docs' if repeats == 1 else 'samples'} "
+            f"(doc_id {first}{', ...' if len(missing) > 5 else ''}). Every doc counts. Generate the missing ones, or "
+            "score a part of the docs with the --limit and --seed it was generated with."
         )
-    return {doc_id: found[doc_id][2] for doc_id in needed}
+    return {doc_id: tuple(found[doc_id, sample][2] for sample in range(repeats)) for doc_id in needed}
+
+
+def _name(doc_id: int, sample: int, repeats: int) -> str:
+    return f"doc_id {doc_id}" if repeats == 1 else f"sample {sample} of doc_id {doc_id}"
+
+
+def _check_place(file: Path, line: int, prediction: Prediction, known: Collection[int], repeats: int) -> None:
+    """Raises UserError for a doc that does not exist or a sample that nobody asked for."""
+    if prediction.doc_id not in known:
+        raise UserError(
+            f"{file}, line {line}: there is no doc_id {prediction.doc_id} in the data, which has {len(known)} "
+            "docs with row numbers from 0. Give the data that the predictions were made for."
+        )
+    if not 0 <= prediction.sample < repeats:
+        raise UserError(
+            f"{file}, line {line}: the row is sample {prediction.sample} of doc_id {prediction.doc_id}, but --repeats "
+            f"is {repeats}, so samples are numbered 0 to {repeats - 1}. Give --repeats the number of answers per doc."
+        )
+
+
+def _answers(file: Path, line: int, row: Mapping[str, Any], prefill: str) -> list[Prediction]:
+    """The predictions of a row: one, or as many as lmms-eval's `resps` holds."""
+    if "resps" not in row or "response" in row:
+        return [_prediction(file, line, row, prefill)]
+    texts = row["resps"]
+    while isinstance(texts, list) and len(texts) == 1 and isinstance(texts[0], list):
+        texts = texts[0]
+    texts = [text[0] if isinstance(text, list) and len(text) == 1 else text for text in texts or [None]]
+    rows = ({**row, "response": text, "sample": sample} for sample, text in enumerate(texts))
+    return [_prediction(file, line, one, prefill) for one in rows]
 
 
 def _replaces(key: Key | None, earlier_key: Key | None, earlier: Prediction) -> bool:
@@ -171,7 +227,7 @@ def _replaces(key: Key | None, earlier_key: Key | None, earlier: Prediction) -> 
     return key is not None and (key == earlier_key or earlier.error is not None)
 
 
-def _rows(file: Path, *, torn_end: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(file: Path, *, torn_end: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number, from 1, and object of each line. `torn_end`: a broken rest after the last newline is skipped."""
     try:
         lines = file.read_bytes().split(b"\n")
@@ -216,8 +272,10 @@ def _prediction(file: Path, line: int, row: Mapping[str, Any], prefill: str) -> 
         finish_reason=None if finish == "error" else finish,
         n_tokens=_field(file, line, row, "n_tokens", (int, type(None)), None),
         prefill=_field(file, line, row, "prefill", (str,), prefill),
+        mask=_field(file, line, row, "mask", (dict, type(None)), None),
     )
-    return Prediction(doc_id=_field(file, line, row, "doc_id", (int,)), response=response, error=error)
+    doc_id, sample = _field(file, line, row, "doc_id", (int,)), _field(file, line, row, "sample", (int,), 0)
+    return Prediction(doc_id=doc_id, sample=sample, response=response, error=error)
 
 
 def _key(file: Path, line: int, row: Mapping[str, Any]) -> Key:

@@ -1,7 +1,7 @@
-"""Scored rows into numbers, and numbers into results.json, samples_<task>.jsonl and a table.
+"""Scored rows into numbers, and numbers into results.json and samples_<task>.jsonl.
 
-Keys of results.json follow lmms-eval, `metric,filter`, with the scorer as the filter: `acc_official,strict`.
-Accuracies, `answered`, `truncated` and `chance` are fractions of 1 in the files and per cent in the table.
+Keys of results.json follow lmms-eval, `metric,filter`, with the scorer as the filter: `acc_official,strict`, and
+`acc,strict` for the headline. Accuracies, `answered`, `truncated` and `chance` are fractions of 1.
 """
 
 import json
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from gpg_vl.eval.predictions import Prediction
+from gpg_vl.eval.records import doc_record
 from gpg_vl.eval.settings import EvalSettings, asked
-from gpg_vl.eval.statistics import DRAWS, Estimate, Floats, bootstrap, point, resample
+from gpg_vl.eval.statistics import DRAWS, Estimate, Floats, Sample, bootstrap, pass_at, point, resample
 from gpg_vl.eval.task import Doc, Score, Task, stratum
 
 UNANSWERED = "none"
@@ -27,7 +27,7 @@ UNANSWERED = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRow:
-    """A doc, what was answered, and what every scorer makes of it."""
+    """A doc, one answer to it, and what every scorer makes of it."""
 
     doc: Doc
     prediction: Prediction
@@ -55,7 +55,14 @@ class Results:
     truncated: float | None
     """Share that hit the token limit, of the rows that record how they ended; None if none does."""
     errors: int
-    """Count of rows that could not be asked."""
+    """Count of rows that could not be asked or scored."""
+    docs: int
+    """Count of docs; there are `repeats` rows of each."""
+    repeats: int
+    pass_at_k: Mapping[str, Mapping[int, Estimate]]
+    """Scorer, then k: the mean over docs of the chance that one of k answers is right. {} without repeats."""
+    ceilings: Mapping[str, float]
+    """Per flawed scorer, the share of docs of which it accepts the right answer however it is written."""
     rows: tuple[ScoredRow, ...]
 
     @property
@@ -63,41 +70,59 @@ class Results:
         """The scorer that a number without a scorer's name is of: `strict` if it was asked for."""
         return "strict" if "strict" in self.estimates else next(iter(self.estimates))
 
+    @property
+    def first(self) -> str:
+        """The aggregate that a number without an aggregate's name is of."""
+        return next(iter(self.chance))
+
     def flat(self) -> dict[str, Any]:
         """The numbers under lmms-eval's keys, as results.json has them. What does not exist (no such rows) is None."""
         numbers: dict[str, Any] = {}
         for scorer, estimates in self.estimates.items():
+            numbers |= _keys("acc", scorer, estimates[self.first])
             for name, estimate in estimates.items():
-                numbers[f"acc_{name},{scorer}"] = json_number(estimate.value)
-                numbers[f"acc_{name}_stderr,{scorer}"] = json_number(estimate.stderr)
-                numbers[f"acc_{name}_ci95,{scorer}"] = [json_number(estimate.low), json_number(estimate.high)]
+                numbers |= _keys(f"acc_{name}", scorer, estimate)
+            if self.repeats > 1:
+                numbers |= _keys(f"acc_avg@{self.repeats}", scorer, estimates[self.first])
+            for k, estimate in self.pass_at_k.get(scorer, {}).items():
+                numbers |= _keys(f"acc_pass@{k}", scorer, estimate)
             numbers[f"answered,{scorer}"] = self.answered[scorer]
         numbers |= {
-            "n": len(self.rows),
+            "n": self.docs,
+            "repeats": self.repeats,
             "answered": self.answered[self.headline],
             "truncated": self.truncated,
             "errors": self.errors,
             "chance": self.mean_chance,
         }
         numbers |= {f"chance_{name}": json_number(value) for name, value in self.chance.items()}
+        numbers |= {f"ceiling,{scorer}": value for scorer, value in self.ceilings.items()}
         numbers |= {f"labels,{scorer}": dict(counts) for scorer, counts in self.labels.items()}
         return numbers
 
 
-def summarise(task: Task, rows: Sequence[ScoredRow], *, seed: int, draws: int = DRAWS) -> Results:
+def summarise(
+    task: Task,
+    rows: Sequence[ScoredRow],
+    *,
+    seed: int,
+    draws: int = DRAWS,
+    ceilings: Mapping[str, float] | None = None,
+) -> Results:
     """Every aggregate of every scorer with its interval. Pure; deterministic in the rows and the seed."""
     columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
     scorers = list(rows[0].scores)
     estimates = {
         scorer: {
-            name: bootstrap(aggregate, scores_of(rows, scorer), columns, weights_R_N)
+            name: bootstrap(aggregate, scores_of(rows, scorer), columns, weights_R_N, parts_of(rows, scorer))
             for name, aggregate in task.aggregates.items()
         }
         for scorer in scorers
     }
-    chance_N = np.array([task.chance(row.doc) for row in rows])
+    chance_N = np.array([0.0 if row.doc.problem else task.chance(row.doc) for row in rows])
     reasons = [row.prediction.response.finish_reason for row in rows]
     finished = [reason for reason in reasons if reason is not None]
+    docs = len({row.doc.doc_id for row in rows})
     return Results(
         task=task.name,
         estimates=estimates,
@@ -107,8 +132,31 @@ def summarise(task: Task, rows: Sequence[ScoredRow], *, seed: int, draws: int = 
         answered={scorer: sum(row.scores[scorer].answered for row in rows) / len(rows) for scorer in scorers},
         truncated=finished.count("length") / len(finished) if finished else None,
         errors=sum(row.prediction.error is not None for row in rows),
+        docs=docs,
+        repeats=len(rows) // docs,
+        pass_at_k={scorer: _pass_at_k(task, rows, scorer, seed, draws) for scorer in scorers},
+        ceilings=ceilings or {},
         rows=tuple(rows),
     )
+
+
+def _pass_at_k(task: Task, rows: Sequence[ScoredRow], scorer: str, seed: int, draws: int) -> dict[int, Estimate]:
+    """pass@1, @2, @4 ... @repeats over docs, resampled by doc (or by the task's cluster)."""
+    right: dict[int, list[bool]] = {}
+    for row in rows:
+        right.setdefault(row.doc.doc_id, []).append(row.scores[scorer].score >= task.right_from)
+    repeats = len(next(iter(right.values())))
+    if repeats == 1:
+        return {}
+    ones = list({row.doc.doc_id: row for row in rows}.values())
+    weights_R_N = resample_weights(task, ones, seed, draws)
+    ks = sorted({2**i for i in range(repeats.bit_length()) if 2**i <= repeats} | {repeats})
+    return {
+        k: bootstrap(
+            Sample.mean, np.array([pass_at(k, sum(marks), repeats) for marks in right.values()]), {}, weights_R_N
+        )
+        for k in ks
+    }
 
 
 def results_json(results: Results, *, task: Task, original: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,15 +167,18 @@ def results_json(results: Results, *, task: Task, original: int, config: Mapping
             task.name: {
                 "description": task.description,
                 "source": task.source,
-                "published_size": task.published_size,
+                "published_sizes": dict(task.sizes),
+                "metric": task.metric,
+                "headline": results.first,
                 "aggregates": list(task.aggregates),
                 "scorers": list(results.estimates),
                 "limited_by": list(task.strata),
                 "resampled_within": list(task.resample_within),
+                "resampled_together": task.cluster,
             }
         },
         "versions": {task.name: task.version},
-        "n-samples": {task.name: {"original": original, "effective": len(results.rows)}},
+        "n-samples": {task.name: {"original": original, "effective": results.docs}},
         "config": dict(config),
     }
 
@@ -135,23 +186,29 @@ def results_json(results: Results, *, task: Task, original: int, config: Mapping
 def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[dict[str, Any]]:
     """The lines of samples_<task>.jsonl: what was asked and answered, and what each scorer made of it.
 
-    `input` is the rendered text where `settings` say how it was rendered, else the doc's own prompt.
+    `input` is the rendered text where `settings` say how it was rendered, else the doc's own prompt. `doc` is all that
+    scoring the row again needs.
     """
     for row in results.rows:
         doc, response = row.doc, row.prediction.response
         yield {
+            "task": results.task,
             "doc_id": doc.doc_id,
+            "sample": row.prediction.sample,
             "input": asked(settings, doc) if settings else doc.example.prompt,
             "target": doc.gold,
             "response": response.text,
             "prefill": response.prefill,
             "finish_reason": response.finish_reason,
+            "n_tokens": response.n_tokens,
+            **({} if response.mask is None else {"mask": dict(response.mask)}),
             "error": row.prediction.error,
             "scores": {
                 name: {"parsed": one.parsed, "answered": one.answered, "score": one.score, "notes": one.notes}
+                | ({"parts": dict(one.parts)} if one.parts else {})
                 for name, one in row.scores.items()
             },
-            "doc": dict(doc.columns),
+            "doc": doc_record(doc),
         }
 
 
@@ -160,45 +217,6 @@ def write_results(folder: Path, tree: Mapping[str, Any], samples: Iterable[Mappi
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / f"samples_{task}.jsonl", "".join(json.dumps(sample, allow_nan=False) + "\n" for sample in samples))
     _write(folder / "results.json", json.dumps(tree, indent=2, allow_nan=False) + "\n")
-
-
-def results_table(results: Results) -> Table:
-    """Aggregates by scorers: per cent, half-width and 95% interval, with chance beside them."""
-    table = Table()
-    table.add_column("accuracy %")
-    for scorer in results.estimates:
-        table.add_column(scorer, justify="right")
-    table.add_column("chance", justify="right")
-    for name in results.chance:
-        cells = [interval_cell(estimates[name]) for estimates in results.estimates.values()]
-        table.add_row(name, *cells, _percent(results.chance[name]))
-    table.add_section()
-    table.add_row("answered", *(_percent(share) for share in results.answered.values()), "")
-    return table
-
-
-def results_notes(results: Results) -> list[str]:
-    """What stands under the table: how many rows, how they ended, and how often each answer was given."""
-    truncated = "not recorded" if results.truncated is None else _percent(results.truncated) + "%"
-    lines = [
-        f"n = {len(results.rows)}   truncated {truncated}   errors {results.errors}",
-        f"± and [ ]: 95% percentile bootstrap, {DRAWS} resamples",
-    ]
-    for scorer, counts in results.labels.items():
-        lines.append(f"answers, {scorer}: " + "  ".join(f"{label} {count}" for label, count in counts.items()))
-    return lines
-
-
-def interval_cell(estimate: Estimate, sign: str = "") -> str:
-    """`76.15 ± 1.70 [74.41, 77.81]` for fractions of 1; `sign="+"` writes the sign of positive numbers too."""
-    if math.isnan(estimate.value):
-        return "no rows"
-    low, high = (f"{100 * bound:{sign}.2f}" for bound in (estimate.low, estimate.high))
-    return f"{100 * estimate.value:{sign}.2f} ± {100 * estimate.half_width:.2f} [{low}, {high}]"
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.2f}"
 
 
 def json_number(value: float) -> float | None:
@@ -211,14 +229,22 @@ def scores_of(rows: Sequence[ScoredRow], scorer: str) -> Floats:
     return np.array([row.scores[scorer].score for row in rows], dtype=np.float64)
 
 
+def parts_of(rows: Sequence[ScoredRow], scorer: str) -> dict[str, Floats]:
+    """The parts that the scorer gives, each [N]; a row without one counts as 0 in it."""
+    names = {name for row in rows for name in row.scores[scorer].parts}
+    return {name: np.array([row.scores[scorer].parts.get(name, 0.0) for row in rows]) for name in sorted(names)}
+
+
 def label_columns(task: Task, rows: Sequence[ScoredRow]) -> dict[str, NDArray[np.str_]]:
     """The columns that the task's aggregates choose by, each [N]."""
-    return {name: np.array([str(row.doc.columns[name]) for row in rows]) for name in task.groups}
+    return {name: np.array([str(row.doc.columns.get(name)) for row in rows]) for name in task.groups}
 
 
 def resample_weights(task: Task, rows: Sequence[ScoredRow], seed: int, draws: int) -> Floats:
-    """weights_R_N within the task's own strata."""
-    return resample([stratum(row.doc, task.resample_within) for row in rows], draws=draws, seed=seed)
+    """weights_R_N within the task's own strata; rows of one doc, or of one cluster of the task, are drawn together."""
+    strata_N = [stratum(row.doc, task.resample_within) for row in rows]
+    clusters_N = [row.doc.columns[task.cluster] if task.cluster else row.doc.doc_id for row in rows]
+    return resample(strata_N, clusters_N, draws=draws, seed=seed)
 
 
 def _labels(task: Task, rows: Sequence[ScoredRow], scorers: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -229,6 +255,14 @@ def _labels(task: Task, rows: Sequence[ScoredRow], scorers: Sequence[str]) -> di
     return {
         scorer: {label: one[label] for label in sorted(one, key=lambda label: (label == UNANSWERED, label))}
         for scorer, one in counts.items()
+    }
+
+
+def _keys(key: str, scorer: str, estimate: Estimate) -> dict[str, Any]:
+    return {
+        f"{key},{scorer}": json_number(estimate.value),
+        f"{key}_stderr,{scorer}": json_number(estimate.stderr),
+        f"{key}_ci95,{scorer}": [json_number(estimate.low), json_number(estimate.high)],
     }
 
 

@@ -13,12 +13,27 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gpg_vl.data.images import ImageError, load_image, read_image
 from gpg_vl.errors import UserError
-from gpg_vl.eval.predictions import Key, Prediction, Responder, appending, failed, read_log, to_record
+from gpg_vl.eval.predictions import (
+    Answers,
+    Failed,
+    Key,
+    Prediction,
+    Responder,
+    Response,
+    appending,
+    predictions_of,
+    read_log,
+    to_record,
+)
+from gpg_vl.eval.records import doc_record
 from gpg_vl.eval.results import Results, ScoredRow, summarise
 from gpg_vl.eval.settings import EvalSettings, generation_sha, prompt_sha, render
 from gpg_vl.eval.task import Doc, Score, Scorer, Task, stratum
 from gpg_vl.types import Example
+
+EXACT = 1e-6  # a gold box that is written with finitely many digits is right all the same
 
 
 def select(task: Task, docs: Sequence[Doc], limit: int | float | None, seed: int) -> list[Doc]:
@@ -47,31 +62,63 @@ def select(task: Task, docs: Sequence[Doc], limit: int | float | None, seed: int
     return [doc for doc in docs if doc.doc_id in taken]
 
 
-def check_gold(task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer]) -> None:
+def check_gold(task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer]) -> dict[str, float]:
     """Prove the scorers before a model is loaded: `strict` must accept every way to write a right answer, others one.
 
-    Raises UserError with the first doc that fails.
+    Scorers that the task calls flawed are measured instead: the result is, per such scorer, the share of docs of which it
+    accepts every way. Raises UserError with the first doc that fails.
     """
+    return proved(task, docs, scorers, allow_errors=False)[1]
+
+
+def proved(
+    task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer], *, allow_errors: bool
+) -> tuple[list[Doc], dict[str, float]]:
+    """The docs, and what `check_gold` returns. With `allow_errors` a doc that fails becomes an error row."""
+    sound = {doc.doc_id: doc for doc in docs if doc.problem is None}
+    ceilings: dict[str, float] = {}
+    problems: dict[int, str] = {}
     for name, scorer in {"strict": task.scorers["strict"], **scorers}.items():
-        enough = all if name == "strict" else any
-        for doc in docs:
-            golds = task.gold_responses(doc)
-            if not enough(scorer(doc, gold, False).score == 1 for gold in golds):
-                got = ", ".join(f"{gold!r} scores {scorer(doc, gold, False).score:g}" for gold in golds)
-                raise UserError(
-                    f"Doc {doc.doc_id} of {task.name}: the scorer {name!r} does not accept the right "
-                    f"answer: {got}. The options are {doc.example.choices}. Correct the row, or drop the "
-                    "scorer."
-                )
+        enough = all if name == "strict" or name in task.flawed else any
+        refused = [
+            doc
+            for doc in sound.values()
+            if not enough(_accepts(scorer, doc, gold) for gold in task.gold_responses(doc))
+        ]
+        if name in task.flawed:
+            ceilings[name] = 1 - len(refused) / max(1, len(sound))
+            continue
+        for doc in refused:
+            problems.setdefault(doc.doc_id, _refusal(task, doc, name, scorer))
+    if problems and not allow_errors:
+        more = f" So does it refuse {len(problems) - 1} more." if len(problems) > 1 else ""
+        raise UserError(
+            f"{next(iter(problems.values()))}{more} Correct the row, drop the scorer, or give --allow-errors to score such "
+            "rows 0."
+        )
+    return [replace(doc, problem=problems.get(doc.doc_id, doc.problem)) for doc in docs], ceilings
+
+
+def _refusal(task: Task, doc: Doc, name: str, scorer: Scorer) -> str:
+    got = ", ".join(f"{gold.text!r} scores {scorer(doc, gold).score:g}" for gold in task.gold_responses(doc))
+    return (
+        f"Doc {doc.doc_id} of {task.name}: the scorer {name!r} does not accept the right answer: {got}. "
+        f"{f'The options are {doc.example.choices}. ' if doc.example.choices else ''}".rstrip()
+    )
+
+
+def _accepts(scorer: Scorer, doc: Doc, gold: Response) -> bool:
+    return scorer(doc, gold).score >= 1 - EXACT
 
 
 def evaluate_responder(
     task: Task, docs: Sequence[Doc], responder: Responder, settings: EvalSettings, scorers: Mapping[str, Scorer]
 ) -> Results:
-    """Ask and score without any file: what a training loop calls. A doc whose image cannot be read is an error row."""
+    """Ask and score without any file: what a training loop calls. A doc that cannot be asked is an error row."""
     ready, void = prepare(docs, settings)
-    answered = zip(ready, responder(list(ready.values())), strict=True)
-    predictions = void | {doc_id: Prediction(doc_id=doc_id, response=response) for doc_id, response in answered}
+    answers: dict[int, Answers] = {doc_id: Failed(reason=reason) for doc_id, reason in void.items()}
+    answers |= zip(ready, responder(list(ready.values())), strict=True)
+    predictions = {doc.doc_id: predictions_of(doc.doc_id, answers[doc.doc_id], settings.repeats) for doc in docs}
     return score(task, docs, predictions, scorers, seed=settings.seed)
 
 
@@ -84,81 +131,132 @@ def evaluate(
     *,
     log: Path,
     model_sha: str,
+    allow_errors: bool = False,
     console: Console | None = None,
 ) -> Results:
     """Ask what `log` does not hold yet, append each response to it as it comes, and score all.
 
-    The scorers are proved on the gold answers first. Errors in the log are asked again. Raises UserError.
+    The scorers are proved on the gold answers first. A doc that cannot be asked (a missing or damaged image) stops the
+    run before a model is made, by a UserError that names it; with `allow_errors` it is an error row, scored 0. Errors in
+    the log are asked again. Raises UserError.
     """
-    check_gold(task, docs, scorers)
+    docs, ceilings = proved(task, docs, scorers, allow_errors=allow_errors)
     ready, void = prepare(docs, settings)
-    by_id = {doc.doc_id: doc for doc in docs}
     keys = _keys(task, ready, void, settings, model_sha)
     known = read_log(log)
-    done = {doc_id: known[key] for doc_id, key in keys.items() if key in known and known[key].error is None}
+    done = {
+        doc_id: tuple(known[key] for key in keys[doc_id])
+        for doc_id in keys
+        if all(key in known and known[key].error is None for key in keys[doc_id])
+    }
     todo = {doc_id: example for doc_id, example in ready.items() if doc_id not in done}
-    with appending(log) as append, _progress(console, task.name, len(docs), len(docs) - len(todo)) as advance:
-        for prediction in (one for one in void.values() if keys[one.doc_id] not in known):
-            append(to_record(keys[prediction.doc_id], prediction, _log_doc(task, by_id[prediction.doc_id])))
-        responses = make_responder()(list(todo.values())) if todo else iter(())
-        for doc_id, response in zip(todo, responses, strict=True):
-            done[doc_id] = Prediction(doc_id=doc_id, response=response)
-            append(to_record(keys[doc_id], done[doc_id], _log_doc(task, by_id[doc_id])))
+    void |= _undecodable(todo, settings)
+    if not allow_errors:
+        _refuse_errors(task, void)
+    todo = {doc_id: example for doc_id, example in todo.items() if doc_id not in void}
+    by_id = {doc.doc_id: doc for doc in docs}
+    with appending(log) as append, _progress(console, task.name, len(docs), len(done)) as advance:
+
+        def keep(doc_id: int, answers: Answers) -> None:
+            kept = []
+            for key, new in zip(keys[doc_id], predictions_of(doc_id, answers, settings.repeats), strict=True):
+                old = known.get(key)
+                if old is None or (old.error is not None and new.error is None):
+                    append(to_record(key, new, doc_record(by_id[doc_id])))
+                    old = new
+                kept.append(old)
+            done[doc_id] = tuple(kept)
             advance()
-    return score(task, docs, void | done, scorers, seed=settings.seed)
+
+        for doc_id, reason in void.items():
+            keep(doc_id, Failed(reason=reason))
+        responses = make_responder()(list(todo.values())) if todo else iter(())
+        for doc_id, answers in zip(todo, responses, strict=True):
+            if isinstance(answers, Failed) and not allow_errors:
+                _refuse_errors(task, {doc_id: answers.reason})
+            keep(doc_id, answers)
+    return score(task, docs, done, scorers, seed=settings.seed, ceilings=ceilings)
 
 
 def score(
-    task: Task, docs: Sequence[Doc], predictions: Mapping[int, Prediction], scorers: Mapping[str, Scorer], *, seed: int
+    task: Task,
+    docs: Sequence[Doc],
+    predictions: Mapping[int, Sequence[Prediction]],
+    scorers: Mapping[str, Scorer],
+    *,
+    seed: int,
+    ceilings: Mapping[str, float] | None = None,
 ) -> Results:
     """The results of predictions that are there for every doc. Pure; `seed` is the bootstrap's."""
-    return summarise(task, score_rows(docs, predictions, scorers), seed=seed)
+    return summarise(task, score_rows(docs, predictions, scorers), seed=seed, ceilings=ceilings)
 
 
 def score_rows(
-    docs: Sequence[Doc], predictions: Mapping[int, Prediction], scorers: Mapping[str, Scorer]
+    docs: Sequence[Doc], predictions: Mapping[int, Sequence[Prediction]], scorers: Mapping[str, Scorer]
 ) -> list[ScoredRow]:
-    """Every doc under every scorer, in the order of the docs. A prediction with an error scores 0 everywhere."""
+    """Every answer under every scorer, in the order of the docs. What has an error scores 0 everywhere."""
     rows = []
     for doc in docs:
-        prediction = predictions[doc.doc_id]
-        response = prediction.response
-        if prediction.error is None:
-            scores = {name: scorer(doc, response.text, response.prefilled_think) for name, scorer in scorers.items()}
-        else:
-            void = Score(score=0.0, answered=False, parsed=None, notes=f"error: {prediction.error}")
-            scores = dict.fromkeys(scorers, void)
-        rows.append(ScoredRow(doc=doc, prediction=prediction, scores=scores))
+        for prediction in predictions[doc.doc_id]:
+            if doc.problem is not None and prediction.error is None:
+                prediction = replace(prediction, error=doc.problem)
+            if prediction.error is None:
+                scores = {name: scorer(doc, prediction.response) for name, scorer in scorers.items()}
+            else:
+                void = Score(score=0.0, answered=False, parsed=None, notes=f"error: {prediction.error}")
+                scores = dict.fromkeys(scorers, void)
+            rows.append(ScoredRow(doc=doc, prediction=prediction, scores=scores))
     return rows
 
 
-def prepare(docs: Sequence[Doc], settings: EvalSettings) -> tuple[dict[int, Example], dict[int, Prediction]]:
-    """Rendered examples with their images as bytes, and error predictions of the docs whose images cannot be read."""
+def prepare(docs: Sequence[Doc], settings: EvalSettings) -> tuple[dict[int, Example], dict[int, str]]:
+    """Rendered examples with their images as bytes, and why the other docs cannot be asked (an image that is not there)."""
     ready, void = {}, {}
     for doc in docs:
+        if doc.problem is not None:
+            void[doc.doc_id] = doc.problem
+            continue
         example = render(settings, doc)
         try:
-            images = tuple(image if isinstance(image, bytes) else Path(image).read_bytes() for image in example.images)
-        except OSError as error:
-            void[doc.doc_id] = failed(doc.doc_id, f"the image {error.filename} cannot be read: {error.strerror}")
+            images = tuple(read_image(image, root=doc.root) for image in example.images)
+        except ImageError as error:
+            void[doc.doc_id] = str(error)
         else:
             ready[doc.doc_id] = replace(example, images=images)
     return ready, void
 
 
+def _undecodable(examples: Mapping[int, Example], settings: EvalSettings) -> dict[int, str]:
+    """Why images cannot be used, by doc: found out before hours are spent, not after."""
+    void = {}
+    for doc_id, example in examples.items():
+        try:
+            for image in example.images:
+                load_image(image, root=None, max_pixels=settings.max_image_pixels)
+        except ImageError as error:
+            void[doc_id] = str(error)
+    return void
+
+
+def _refuse_errors(task: Task, void: Mapping[int, str]) -> None:
+    if void:
+        doc_id, reason = next(iter(void.items()))
+        more = f" So are {len(void) - 1} more docs." if len(void) > 1 else ""
+        raise UserError(
+            f"Doc {doc_id} of {task.name} cannot be asked: {reason}{more} Mend the data, or give --allow-errors to "
+            "score such rows 0."
+        )
+
+
 def _keys(
-    task: Task, ready: Mapping[int, Example], void: Mapping[int, Prediction], settings: EvalSettings, model_sha: str
-) -> dict[int, Key]:
-    generation = generation_sha(settings, model_sha)
+    task: Task, ready: Mapping[int, Example], void: Mapping[int, str], settings: EvalSettings, model_sha: str
+) -> dict[int, tuple[Key, ...]]:
+    generation = [generation_sha(settings, model_sha, sample) for sample in range(settings.repeats)]
     shas = dict.fromkeys(void, "no image")
     for doc_id, example in ready.items():
         digests = [hashlib.sha256(image).hexdigest() for image in example.images if isinstance(image, bytes)]
         shas[doc_id] = prompt_sha(settings, example, digests)
-    return {doc_id: Key(task.name, doc_id, sha, generation) for doc_id, sha in shas.items()}
-
-
-def _log_doc(task: Task, doc: Doc) -> dict[str, object]:
-    return {**doc.columns, "gold": doc.gold, "strata": stratum(doc, task.strata)}
+    return {doc_id: tuple(Key(task.name, doc_id, sha, one) for one in generation) for doc_id, sha in shas.items()}
 
 
 def _lot(seed: int, doc_id: int) -> bytes:

@@ -40,6 +40,14 @@ class EvalSettings:
     """Longest answer, end token included."""
     temperature: float = 0.0
     """0 is greedy. A checkpoint's own generation config is never consulted."""
+    top_p: float = 1.0
+    """Below 1, only the likeliest tokens that together reach this probability are drawn."""
+    top_k: int = 0
+    """Above 0, only so many of the likeliest tokens are drawn."""
+    repeats: int = 1
+    """Answers per doc, for avg@k and pass@k."""
+    coordinates: str | None = None
+    """How boxes are written in the answers (`gpg_vl.eval.coordinates`); None where a task has none."""
     seed: int = 0
     batch_size: int = 16
     """Prompts that are answered together. Changes speed and memory only, so it is no part of a prediction's key."""
@@ -53,9 +61,17 @@ class EvalSettings:
     engine: str = "native"
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("temperature", 0), ("min_pixels", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        least = {"max_new_tokens": 1, "batch_size": 1, "temperature": 0, "min_pixels": 1, "top_k": 0, "repeats": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {bound}.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token).")
+        if not self.temperature and (self.top_p < 1 or self.top_k):
+            raise UserError(
+                f"top_p is {self.top_p} and top_k {self.top_k}, but the temperature is 0: greedy answers are not drawn. "
+                "Give a temperature, or leave them out."
+            )
         if self.min_pixels > self.max_pixels:
             raise UserError(
                 f"min_pixels is {self.min_pixels}, above max_pixels, {self.max_pixels}. Lower the one or "
@@ -78,6 +94,7 @@ def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalS
         chat=style.chat,
         prefill=style.prefill,
         max_new_tokens=style.max_new_tokens,
+        coordinates=style.coordinates,
     )
     return replace(settings, **{field: value for field, value in changes.items() if value is not None})
 
@@ -96,11 +113,16 @@ def asked(settings: EvalSettings, doc: Doc) -> str:
     choices = doc.example.choices or ()
     fillings = {
         "prompt": doc.example.prompt,
+        "question": str(doc.columns.get("question", doc.example.prompt)),
         "choices": ", ".join(choices),
+        "options": "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)),
         "letters": ", ".join(ascii_uppercase[: len(choices)]),
+        "instruction": str(doc.columns.get("instruction", "")),
     }
     # One pass over the template's own text, so that a question may contain the word {choices}.
-    return re.sub(r"\{(prompt|choices|letters)\}", lambda mark: fillings[mark[1]], settings.template)
+    return re.sub(
+        r"\{(prompt|question|choices|options|letters|instruction)\}", lambda mark: fillings[mark[1]], settings.template
+    )
 
 
 def prompt_sha(settings: EvalSettings, example: Example, image_digests: Sequence[str]) -> str:
@@ -112,15 +134,15 @@ def prompt_sha(settings: EvalSettings, example: Example, image_digests: Sequence
 def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> str:
     """Digest of everything else that decides the answer: weights, decoding, resolution. 16 hexadecimal digits.
 
-    The seed counts only where something is drawn at random.
+    `sample` numbers the repeated answers to a doc. The seed and what narrows the draw count only where something is drawn.
     """
-    seed = settings.seed if settings.temperature else None
+    drawn = [settings.seed, settings.top_p, settings.top_k] if settings.temperature else None
     return _digest(
         [
             model_sha,
             settings.max_new_tokens,
             settings.temperature,
-            seed,
+            drawn,
             settings.min_pixels,
             settings.max_pixels,
             settings.dtype,

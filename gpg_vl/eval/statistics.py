@@ -1,13 +1,13 @@
-"""How sure a number is: percentile bootstrap, paired bootstrap, exact McNemar.
+"""How sure a number is: percentile bootstrap, paired bootstrap, exact McNemar; and pass@k.
 
-Axes in this file: `_N` docs, `_R` resamples. A resample is a row of `weights_R_N`: how often each doc was drawn, as a
-float. An aggregate is a pure function of a `Sample`, so the value itself (one row of ones) and its thousand resamples
-are the same code, and every aggregate sees the same draws.
+Axes in this file: `_N` scored rows (a doc, or one of its repeated samples), `_R` resamples. A resample is a row of
+`weights_R_N`: how often each row was drawn, as a float. An aggregate is a pure function of a `Sample`, so the value
+itself (one row of ones) and its thousand resamples are the same code, and every aggregate sees the same draws.
 """
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ INTERVAL = (2.5, 97.5)  # percentiles of the 95% interval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The scores of N docs under R weightings.
+    """The scores of N rows under R weightings.
 
     Example: two docs, `Sample(scores_N=[1., 0.], columns={"source": ["COCO", "ADE20K"]}, weights_R_N=[[1., 1.]])`; then
     `mean(source="COCO")` is `[1.]` and `mean()` is `[0.5]`.
@@ -28,22 +28,44 @@ class Sample:
 
     scores_N: Floats
     columns: Mapping[str, NDArray[np.str_]]
-    """Labels that `mean` can choose by, each of shape [N]."""
+    """Labels that rows are chosen by, each of shape [N]."""
     weights_R_N: Floats
+    parts: Mapping[str, Floats] = field(default_factory=dict)
+    """Numbers beside the score that `ratio` adds up, each [N]."""
 
     def mean(self, **where: str) -> Floats:
-        """Weighted mean score of the docs whose columns have these values, [R]; NaN where there is no such doc."""
-        chosen_N = np.ones(len(self.scores_N), dtype=bool)
+        """Weighted mean score of the rows whose columns have these values, [R]; NaN where there is no such row."""
+        return self._mean(self.scores_N, where)
+
+    def share(self, least: float, **where: str) -> Floats:
+        """Weighted share of these rows that score `least` or more, [R]."""
+        return self._mean((self.scores_N >= least).astype(np.float64), where)
+
+    def ratio(self, above: str, below: str) -> Floats:
+        """Sum of one part over the sum of another, [R]; NaN where the lower sum is 0 or the parts are not there."""
+        if above not in self.parts or below not in self.parts:
+            return np.full(len(self.weights_R_N), np.nan)
+        return _divided(self.weights_R_N @ self.parts[above], self.weights_R_N @ self.parts[below])
+
+    def _mean(self, values_N: Floats, where: Mapping[str, str]) -> Floats:
+        chosen_N = np.ones(len(values_N), dtype=bool)
         for column, value in where.items():
             chosen_N &= self.columns[column] == value
-        total_R = self.weights_R_N @ (self.scores_N * chosen_N)
-        weight_R = self.weights_R_N @ chosen_N.astype(np.float64)
-        mean_R = np.full(len(weight_R), np.nan)
-        np.divide(total_R, weight_R, out=mean_R, where=weight_R > 0)
-        return mean_R
+        return _divided(self.weights_R_N @ (values_N * chosen_N), self.weights_R_N @ chosen_N.astype(np.float64))
+
+
+def _divided(above_R: Floats, below_R: Floats) -> Floats:
+    quotient_R = np.full(len(below_R), np.nan)
+    np.divide(above_R, below_R, out=quotient_R, where=below_R > 0)
+    return quotient_R
 
 
 Aggregate = Callable[[Sample], Floats]
+
+
+def mean_of(column: str, value: str) -> Aggregate:
+    """The mean score of the rows whose `column` has this value."""
+    return lambda sample: sample.mean(**{column: value})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,38 +101,69 @@ class McNemar:
     """Two-sided, exact: the binomial test of the discordant docs against a fair coin."""
 
 
-def resample(strata_N: Sequence[Hashable], *, draws: int = DRAWS, seed: int) -> Floats:
-    """`weights_R_N`: each row draws as many docs as there are, with replacement, within each stratum.
+def resample(
+    strata_N: Sequence[Hashable], clusters_N: Sequence[Hashable] | None = None, *, draws: int = DRAWS, seed: int
+) -> Floats:
+    """`weights_R_N`: each row draws as many clusters as there are, with replacement, within each stratum.
 
-    The number of docs of a stratum is therefore the same in every row. Deterministic in `seed` and the order of docs.
+    The rows of a cluster (the samples of a doc, the expressions of an image) are drawn together; without clusters every
+    row is its own. The number of clusters of a stratum is the same in every resample. Deterministic in `seed` and the
+    order of rows. Raises ValueError for a cluster in two strata.
     """
     if draws < 1:
         raise ValueError(f"{draws} draws were asked for; a bootstrap needs at least 1, and {DRAWS} for an interval.")
-    members: dict[Hashable, list[int]] = {}
-    for row, stratum in enumerate(strata_N):
-        members.setdefault(stratum, []).append(row)
+    clusters_N = range(len(strata_N)) if clusters_N is None else clusters_N
+    members: dict[Hashable, dict[Hashable, int]] = {}
+    home: dict[Hashable, Hashable] = {}
+    for stratum, cluster in zip(strata_N, clusters_N, strict=True):
+        if home.setdefault(cluster, stratum) != stratum:
+            raise ValueError(f"The cluster {cluster!r} is in the strata {home[cluster]!r} and {stratum!r}.")
+        known = members.setdefault(stratum, {})
+        known.setdefault(cluster, len(known))
     generator = np.random.default_rng(seed)
     weights_R_N = np.zeros((draws, len(strata_N)))
-    for rows in members.values():
-        size = len(rows)
+    for stratum, known in members.items():
+        size = len(known)
         drawn = generator.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]
-        weights_R_N[:, rows] = np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size)
+        times_R_C = np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size)
+        rows = [row for row, its_stratum in enumerate(strata_N) if its_stratum == stratum]
+        weights_R_N[:, rows] = times_R_C[:, [known[clusters_N[row]] for row in rows]]
     return weights_R_N
 
 
-def point(aggregate: Aggregate, scores_N: Floats, columns: Mapping[str, NDArray[np.str_]]) -> float:
-    """The aggregate of the scores themselves; NaN if it needs docs that are not there."""
+def pass_at(k: int, right: int, of: int) -> float:
+    """The chance that at least one of k samples, drawn from `of` without replacement, is among the `right` ones.
+
+    The unbiased estimator of arXiv:2107.03374: 1 - C(of - right, k) / C(of, k).
+    """
+    if not (1 <= k <= of and 0 <= right <= of):
+        raise ValueError(f"pass@{k} of {of} samples with {right} right: k must be from 1 to {of}.")
+    return 1.0 - math.comb(of - right, k) / math.comb(of, k)
+
+
+Parts = Mapping[str, Floats]
+_NO_PARTS: Parts = {}
+
+
+def point(
+    aggregate: Aggregate, scores_N: Floats, columns: Mapping[str, NDArray[np.str_]], parts: Parts = _NO_PARTS
+) -> float:
+    """The aggregate of the scores themselves; NaN if it needs rows that are not there."""
     ones_1_N = np.ones((1, len(scores_N)))
-    return float(aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=ones_1_N))[0])
+    return float(aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=ones_1_N, parts=parts))[0])
 
 
 def bootstrap(
-    aggregate: Aggregate, scores_N: Floats, columns: Mapping[str, NDArray[np.str_]], weights_R_N: Floats
+    aggregate: Aggregate,
+    scores_N: Floats,
+    columns: Mapping[str, NDArray[np.str_]],
+    weights_R_N: Floats,
+    parts: Parts = _NO_PARTS,
 ) -> Estimate:
     """The aggregate of the scores, with the interval that the resamples give it."""
     return _estimate(
-        point(aggregate, scores_N, columns),
-        aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=weights_R_N)),
+        point(aggregate, scores_N, columns, parts),
+        aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=weights_R_N, parts=parts)),
     )
 
 
@@ -120,6 +173,8 @@ def bootstrap_difference(
     second_N: Floats,
     columns: Mapping[str, NDArray[np.str_]],
     weights_R_N: Floats,
+    first_parts: Parts = _NO_PARTS,
+    second_parts: Parts = _NO_PARTS,
 ) -> Estimate:
     """aggregate(first) - aggregate(second), two runs on the same docs in the same order.
 
@@ -129,12 +184,13 @@ def bootstrap_difference(
         raise ValueError(
             f"A paired difference needs the same docs twice; got {len(first_N)} and {len(second_N)} scores."
         )
+    runs = ((first_N, first_parts), (second_N, second_parts))
     drawn_R = [
-        aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=weights_R_N))
-        for scores_N in (first_N, second_N)
+        aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=weights_R_N, parts=parts))
+        for scores_N, parts in runs
     ]
-    value = point(aggregate, first_N, columns) - point(aggregate, second_N, columns)
-    return _estimate(value, drawn_R[0] - drawn_R[1])
+    values = [point(aggregate, scores_N, columns, parts) for scores_N, parts in runs]
+    return _estimate(values[0] - values[1], drawn_R[0] - drawn_R[1])
 
 
 def mcnemar(first_N: Floats, second_N: Floats) -> McNemar:

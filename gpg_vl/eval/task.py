@@ -4,12 +4,13 @@ A task is data and pure functions: how rows are read, how they are asked, how an
 numbers. Generating, resuming, statistics and printing are the same for all of them and stand in the runner.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from gpg_vl.errors import UserError
+from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.statistics import Aggregate
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
@@ -28,11 +29,15 @@ class Doc:
     doc_id: int
     """The row's number in the benchmark's own order, from 0. It joins predictions to docs."""
     example: Example
-    """What is asked. Images are encoded files, or absolute paths."""
+    """What is asked. Images are encoded files, or paths below `root`."""
     gold: str
     """The right answer, as the benchmark writes it."""
     columns: Mapping[str, Any]
     """Every other column of the row (JSON values, never image bytes), unknown ones included."""
+    root: Path | None = None
+    """The folder that image paths start from and may not leave."""
+    problem: str | None = None
+    """Why the doc can neither be asked nor scored, such as an image without a size; it is then an error row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +54,23 @@ class Score:
     parsed: str | None
     """The answer that was read, for a person to compare with the gold."""
     notes: str = ""
-    """What was odd about the response, such as `think_unclosed`."""
+    """What was odd about the response, such as `unclosed_think`."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that an aggregate adds up by themselves, such as an intersection and a union."""
 
 
-class Scorer(Protocol):
-    """A pure function. `prefilled_think`: the prompt had opened the reasoning, so the response starts inside it."""
-
-    def __call__(self, doc: Doc, response: str, prefilled_think: bool) -> Score: ...
+Scorer = Callable[[Doc, Response], Score]
+"""A pure function of one doc and one response."""
 
 
 class Loader(Protocol):
-    """Reads a benchmark from local files. With `images=False` no image is read (scores need none). Raises UserError."""
+    """Reads a benchmark from local files. Raises UserError.
 
-    def __call__(self, path: Path, *, images: bool = True) -> list[Doc]: ...
+    `images`: with False no image is decoded and none is kept. `root`: the folder that image paths start from; None is
+    the folder of the table that names them.
+    """
+
+    def __call__(self, path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +81,9 @@ class PromptStyle:
     """
 
     template: str
-    """The user's turn. `{prompt}` is the doc's own prompt, `{choices}` its options, `{letters}` their letters."""
+    """The user's turn: `{prompt}` is the doc's own prompt, `{question}` its column of that name, `{choices}` the option
+    texts in a row, `{options}` one lettered line each, `{letters}` their letters, `{instruction}` the column that says how to
+    answer a question of its kind."""
     system: str | None = None
     """A system turn in front; None leaves it to the checkpoint's chat template."""
     chat: str = "auto"
@@ -81,6 +92,8 @@ class PromptStyle:
     """Text that already begins the answer, such as `<think>`."""
     max_new_tokens: int
     """The limit that the style was published with; a shorter one cuts answers off."""
+    coordinates: str | None = None
+    """The convention that the prompt itself prescribes for boxes, whatever the model was trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +107,12 @@ class Task:
     """One line for `--list`."""
     source: str
     """Where the data is published, and under which licence."""
-    published_size: int
-    """Rows of the published benchmark; a loaded set of another size is named as such."""
+    sizes: Mapping[str, int]
+    """Docs of each published split, the usual one first; a loaded set of another size is named as such."""
+    metric: str
+    """What the headline measures, for `--list`."""
+    blind: str
+    """What a blind guess scores, for `--list`."""
 
     files: Callable[[Path], Sequence[Path]]
     """The tables that `load` would read, in order (their digests go into the results). Raises UserError."""
@@ -106,12 +123,20 @@ class Task:
     scorers: Mapping[str, Scorer]
     """By name; `strict` must be among them."""
     default_scorers: tuple[str, ...]
-    gold_responses: Callable[[Doc], Sequence[str]]
+    gold_responses: Callable[[Doc], Sequence[Response]]
     """Ways to write the right answer. `strict` must give each of them 1, every other scorer at least one."""
+    flawed: Collection[str] = ()
+    """Scorers that by their published rule refuse some right answers. Their ceiling is printed, and nothing stops."""
+    boxes: bool = False
+    """Answers are boxes: docs get the column `coordinates`, the convention that they are written in."""
+    needs_mask: Collection[str] = ()
+    """Scorers of segmentations; they are taken by default only if the predictions have masks."""
     gold_label: Callable[[Doc], str] | None = None
     """What `Score.parsed` is for a right answer, where there are few enough answers to count (option letters)."""
     chance: Callable[[Doc], float]
     """Expected score of a blind guess."""
+    right_from: float = 1.0
+    """The score from which a row counts as right, in pass@k and McNemar's test."""
 
     aggregates: Mapping[str, Aggregate]
     """By name, in the order of the printed table; the first is the headline."""
@@ -121,6 +146,8 @@ class Task:
     """Columns that `--limit` keeps in proportion."""
     resample_within: tuple[str, ...]
     """Columns within whose values the bootstrap draws, so that every aggregate exists in every resample."""
+    cluster: str | None = None
+    """The column whose equal values the bootstrap draws together, such as the image of several questions."""
 
 
 def stratum(doc: Doc, columns: Sequence[str]) -> tuple[str, ...]:

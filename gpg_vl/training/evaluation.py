@@ -8,13 +8,15 @@ from accelerate import Accelerator
 
 from gpg_vl.config import Config
 from gpg_vl.errors import UserError
+from gpg_vl.eval.coordinates import DEFAULT, located
 from gpg_vl.eval.generate import engine_responder, eval_encoder
-from gpg_vl.eval.predictions import Responder, Response
+from gpg_vl.eval.predictions import Answers, Responder
 from gpg_vl.eval.runner import check_gold, evaluate_responder, prepare, select
 from gpg_vl.eval.settings import EvalSettings, settings_for
 from gpg_vl.eval.task import pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.load import Processing
+from gpg_vl.rewards.boxes import FAMILY_COORDINATES
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.training.ranks import gathered
 from gpg_vl.training.run import Evaluation
@@ -33,14 +35,18 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
             f"eval.task is {config.eval.task!r}, but eval.data names no data. Set eval.data, or eval.task to null."
         )
     task = tasks.get(config.eval.task)()
-    docs = select(task, task.load(Path(config.eval.data)), config.eval.limit, seed=0)
+    settings, docs = eval_settings(config), task.load(Path(config.eval.data))
+    if task.boxes:
+        family = processing.family
+        coordinates = settings.coordinates or FAMILY_COORDINATES.get(family.model_type, DEFAULT)
+        docs = located(docs, coordinates, settings, family.patch_size * family.merge_size)
+    docs = select(task, docs, config.eval.limit, seed=0)
     scorers = pick_scorers(task, ["strict"])
     check_gold(task, docs, scorers)
-    settings = eval_settings(config)
     ready, void = prepare(docs, settings)
     if void:
-        first = next(iter(void.values()))
-        raise UserError(f"Doc {first.doc_id} of {config.eval.data}: {first.error}. Mend the row or choose other data.")
+        doc_id, reason = next(iter(void.items()))
+        raise UserError(f"Doc {doc_id} of {config.eval.data}: {reason} Mend the row or choose other data.")
     encoder = eval_encoder(processing, settings)
     for example in ready.values():
         encoder.count(example)
@@ -92,7 +98,7 @@ def shared(responder: Responder, accelerator: Accelerator) -> Responder:
     if accelerator.num_processes == 1:
         return responder
 
-    def respond(examples: Sequence[Example]) -> Iterator[Response]:
+    def respond(examples: Sequence[Example]) -> Iterator[Answers]:
         mine = list(responder(examples[accelerator.process_index :: accelerator.num_processes]))
         hands = gathered(accelerator, mine)
         return (hands[i % len(hands)][i // len(hands)] for i in range(len(examples)))

@@ -1,0 +1,129 @@
+"""Results as tables and notes for a terminal: per cent, half-widths, and where scorers disagree."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from gpg_vl.eval.compare import Comparison
+from gpg_vl.eval.results import Results, ScoredRow
+from gpg_vl.eval.statistics import DRAWS, Estimate
+from gpg_vl.eval.task import Task
+
+_WIDE = 3  # scorers beside each other with their whole intervals; more get half-widths only
+_PATTERNS = 8  # kinds of disagreement that are shown
+_ANSWERED = 0.9  # below this share a reader should ask whether the prompt fits the model
+
+
+def results_table(results: Results) -> Table:
+    """Aggregates by scorers: per cent, half-width and 95% interval, with chance beside them."""
+    table = Table()
+    table.add_column("score, %")
+    for scorer in results.estimates:
+        table.add_column(scorer, justify="right")
+    table.add_column("chance", justify="right")
+    brief = len(results.estimates) > _WIDE
+    for name in results.chance:
+        if all(math.isnan(estimates[name].value) for estimates in results.estimates.values()):
+            continue
+        cells = [interval_cell(estimates[name], brief=brief) for estimates in results.estimates.values()]
+        table.add_row(name, *cells, percent(results.chance[name]))
+    for k in next(iter(results.pass_at_k.values())):
+        cells = [interval_cell(of[k], brief=brief) for of in results.pass_at_k.values()]
+        table.add_row(f"pass@{k}", *cells, "")
+    table.add_section()
+    table.add_row("answered", *(percent(share) for share in results.answered.values()), "")
+    if results.ceilings:
+        ceilings = (percent(results.ceilings.get(scorer, 1.0)) for scorer in results.estimates)
+        table.add_row("ceiling: right answers accepted", *ceilings, "")
+    return table
+
+
+def results_notes(results: Results, *, prompt: str) -> list[str]:
+    """What stands under the table: how many rows, how they ended, what was answered, and what to be careful about."""
+    truncated = "not recorded" if results.truncated is None else percent(results.truncated) + "%"
+    times = "" if results.repeats == 1 else f" x {results.repeats} answers (avg@{results.repeats})"
+    lines = [
+        f"n = {results.docs}{times}   truncated {truncated}   errors {results.errors}",
+        f"± and [ ]: 95% percentile bootstrap, {DRAWS} resamples",
+    ]
+    if absent := [name for name, value in results.chance.items() if math.isnan(value)]:
+        lines.append(f"no rows for: {', '.join(absent)}")
+    for scorer, counts in results.labels.items():
+        lines.append(f"answers, {scorer}: " + "  ".join(f"{label} {count}" for label, count in counts.items()))
+    if results.answered[results.headline] < _ANSWERED:
+        lines.append(
+            f"warning: {results.headline} finds an answer in only {100 * results.answered[results.headline]:.1f}% of the "
+            f"responses (prompt: {prompt}). Does the prompt ask for the answer in a form that the model gives?"
+        )
+    return lines
+
+
+def size_note(task: Task, docs: int) -> str | None:
+    """A sentence if the data is no published split, else None."""
+    if docs in task.sizes.values():
+        return None
+    sizes = ", ".join(f"{name} {size}" for name, size in task.sizes.items()) if len(task.sizes) > 1 else None
+    published = sizes or next(iter(task.sizes.values()))
+    return f"note: the data has {docs} rows, the published benchmark {published}. Published numbers are of all."
+
+
+def disagreement_table(rows: Sequence[ScoredRow]) -> Table | None:
+    """The answers on which the scorers differ, by pattern of scores, with one example each; None if they never do."""
+    patterns: dict[tuple[float, ...], list[ScoredRow]] = {}
+    for row in rows:
+        scores = tuple(round(score.score, 2) for score in row.scores.values())
+        if len(set(scores)) > 1:
+            patterns.setdefault(scores, []).append(row)
+    if not patterns:
+        return None
+    ordered = sorted(patterns.items(), key=lambda item: (-len(item[1]), item[0]))
+    differing = sum(map(len, patterns.values()))
+    table = Table(title=f"scorers disagree on {differing} of {len(rows)} answers", title_justify="left")
+    table.add_column("rows", justify="right")
+    for scorer in rows[0].scores:
+        table.add_column(scorer, justify="right")
+    table.add_column("for example", overflow="ellipsis", no_wrap=True, max_width=60)
+    for scores, members in ordered[:_PATTERNS]:
+        one = members[0]
+        example = f"doc {one.doc.doc_id}, gold {one.doc.gold!r}: {one.prediction.response.text[-200:]!r}"
+        table.add_row(str(len(members)), *(f"{score:g}" for score in scores), _plain(example))
+    if len(ordered) > _PATTERNS:
+        rest = sum(len(members) for _, members in ordered[_PATTERNS:])
+        table.add_row(str(rest), *("" for _ in rows[0].scores), f"in {len(ordered) - _PATTERNS} more patterns")
+    return table
+
+
+def comparison_table(comparison: Mapping[str, Comparison]) -> Table:
+    """Differences in percentage points with their paired 95% intervals, and McNemar's counts and p."""
+    table = Table()
+    table.add_column("difference, points")
+    for scorer in comparison:
+        table.add_column(scorer, justify="right")
+    brief = len(comparison) > _WIDE
+    for name in next(iter(comparison.values())).differences:
+        cells = [interval_cell(one.differences[name], sign="+", brief=brief) for one in comparison.values()]
+        table.add_row(name, *cells)
+    table.add_section()
+    tests = [one.mcnemar for one in comparison.values()]
+    table.add_row("only this / only other right", *(f"{t.only_first} / {t.only_second}" if t else "-" for t in tests))
+    table.add_row("McNemar exact p", *(f"{t.p_value:.4g}" if t else "-" for t in tests))
+    return table
+
+
+def interval_cell(estimate: Estimate, sign: str = "", *, brief: bool = False) -> str:
+    """`76.15 ± 1.70 [74.41, 77.81]` for fractions of 1; `sign="+"` writes the sign of positive numbers too."""
+    if math.isnan(estimate.value):
+        return "no rows"
+    value = f"{100 * estimate.value:{sign}.2f} ± {100 * estimate.half_width:.2f}"
+    low, high = (f"{100 * bound:{sign}.2f}" for bound in (estimate.low, estimate.high))
+    return value if brief else f"{value} [{low}, {high}]"
+
+
+def percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _plain(text: str) -> str:
+    """Brackets would be markup to the table."""
+    return text.replace("[", r"\[")

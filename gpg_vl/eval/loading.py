@@ -1,0 +1,200 @@
+"""What the loaders of benchmarks share: finding the tables of a download, naming the place of a wrong value, images.
+
+Rows count from 0 in their file. A cell that holds an image is an encoded picture, Hugging Face's struct of bytes and
+path, or a path below the image root.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gpg_vl.data.images import ImageError, image_size
+from gpg_vl.errors import UserError
+from gpg_vl.eval.tables import SUFFIXES, json_columns, read_rows
+from gpg_vl.eval.task import Doc
+from gpg_vl.types import Example
+
+Row = Mapping[str, Any]
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands, for messages, and where its image paths start.
+
+    Example: `Place(Path("data/test.parquet"), 7, None)`
+    """
+
+    file: Path
+    number: int
+    images: Path | None
+
+    @property
+    def root(self) -> Path:
+        return self.images or self.file.parent
+
+    def wrong(self, column: str, value: object, allowed: str) -> UserError:
+        return UserError(
+            f"{self.file}, row {self.number}, column {column!r}: the value is {value!r:.80}. Allowed is "
+            f"{allowed}. Correct the row, or fetch the file again."
+        )
+
+
+def tables(
+    path: Path,
+    *,
+    name: str,
+    split: str,
+    layouts: Sequence[Sequence[str]] = (),
+    folders: Sequence[str] = ("", "data"),
+) -> tuple[Path, ...]:
+    """The tables of a benchmark at `path`: the file itself, or what a downloaded folder holds, in the published order.
+
+    A folder is looked through for `layouts` (names of files that belong together), then for the shards or the one file of
+    `split` in each of `folders`, and else must hold exactly one table. Raises UserError.
+    """
+    if path.is_file():
+        return (path,)
+    if not path.is_dir():
+        raise UserError(
+            f"There is no {name} data at {path}. Give a .parquet or .jsonl file, or the folder of the "
+            "downloaded data set."
+        )
+    for layout in layouts:
+        present = [part for part in layout if (path / part).is_file()]
+        if present == list(layout):
+            return tuple(path / part for part in layout)
+        if present:
+            raise UserError(
+                f"{path} has {present[0]} but not {next(n for n in layout if n not in present)}, half of "
+                f"{name}. Fetch the other half, or give the path of the one file to evaluate it alone."
+            )
+    found = [file for folder in folders if (path / folder).is_dir() for file in _of_split(path / folder, split)]
+    if found:
+        return tuple(found)
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(files) != 1:
+        listed = ", ".join(file.name for file in files) or "no .parquet and no .jsonl file"
+        wanted = " or ".join([*(" + ".join(layout) for layout in layouts), f"{split}-*.parquet", f"{split}.jsonl"])
+        raise UserError(
+            f"{path} holds {listed}. A {name} folder holds {wanted}, or one table of another name. Give the path of the "
+            "file."
+        )
+    return (files[0],)
+
+
+def _of_split(folder: Path, split: str) -> list[Path]:
+    """The shards of a split, all of them, else its one file, else nothing."""
+    shards = sorted(folder.glob(f"{split}-[0-9]*-of-[0-9]*.parquet"))
+    if shards:
+        last = _SHARD.search(shards[-1].name)
+        if last is not None and len(shards) != int(last[2]):
+            raise UserError(
+                f"{folder} has {len(shards)} of the {int(last[2])} shards of {split}. Fetch the others; a part of the "
+                "rows would be measured as if it were all of them."
+            )
+        return shards
+    return [file for suffix in SUFFIXES if (file := folder / f"{split}{suffix}").is_file()][:1]
+
+
+def rows_of(
+    files: Sequence[Path], *, required: Sequence[str], without: Sequence[str] = (), root: Path | None = None
+) -> Iterator[tuple[Row, Place]]:
+    """Every row of the files in order, with its place. Raises UserError for unreadable files and if there is no row."""
+    empty = True
+    for file in files:
+        for number, row in enumerate(read_rows(file, required=required, without=without)):
+            empty = False
+            yield row, Place(file, number, root)
+    if empty:
+        raise UserError(f"{' and '.join(map(str, files))} has no rows. Give the right file, or fetch it again.")
+
+
+def text_cell(row: Row, column: str, place: Place) -> str:
+    """The text of a cell, not empty. Raises UserError that names the place."""
+    value = row.get(column)
+    if not (isinstance(value, str) and value.strip()):
+        raise place.wrong(column, value, "a text")
+    return value
+
+
+def option_cell(row: Row, column: str, place: Place) -> list[str]:
+    """The options of a multiple-choice question. Raises UserError unless they are 2 to 26 texts."""
+    options = row.get(column)
+    if not isinstance(options, list) or not 2 <= len(options) <= 26:
+        raise place.wrong(column, options, "a list of 2 to 26 option texts")
+    if not all(isinstance(text, str) and text.strip() for text in options):
+        raise place.wrong(column, options, "a list of 2 to 26 option texts")
+    return options
+
+
+def image_cell(cell: object, column: str, place: Place) -> str | bytes:
+    """The encoded image, or its path below the image root. Whether it can be read is found out when it is needed."""
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return cell
+    path = PurePosixPath(cell) if isinstance(cell, str) and cell else None
+    if path is None or path.is_absolute() or ".." in path.parts:
+        raise place.wrong(column, cell, f"an encoded image, or a path below {place.root}")
+    return str(path)
+
+
+def sized(doc: Doc, image: str | bytes, *, keep: bool) -> Doc:
+    """The doc with the columns `width` and `height` of its image, and with the image itself if it is to be kept.
+
+    An image whose size cannot be read is the doc's `problem`: without it no box can be scored.
+    """
+    try:
+        width, height = image_size(image, root=doc.root)
+    except ImageError as error:
+        return replace(doc, problem=str(error))
+    columns = {**doc.columns, "width": width, "height": height}
+    images = (image,) if keep else ()
+    return replace(doc, columns=columns, example=replace(doc.example, meta=columns, images=images))
+
+
+def box_cell(edges: object, doc: Doc, column: str, place: Place) -> list[float]:
+    """The part of a box (x1, y1, x2, y2) in pixels that lies in the doc's image. Raises UserError if there is none."""
+    if isinstance(edges, Sequence) and len(edges) == 4 and all(isinstance(edge, int | float) for edge in edges):
+        width, height = float(doc.columns["width"]), float(doc.columns["height"])
+        x1, y1, x2, y2 = (float(edge) for edge in edges)
+        inside = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
+        if inside[0] < inside[2] and inside[1] < inside[3]:
+            return inside
+    raise place.wrong(column, edges, "a box with an area in the image")
+
+
+def with_columns(doc: Doc, **more: Any) -> Doc:
+    """The doc with more columns."""
+    columns = {**doc.columns, **more}
+    return replace(doc, columns=columns, example=replace(doc.example, meta=columns))
+
+
+def make_doc(
+    doc_id: int,
+    row: Row,
+    place: Place,
+    *,
+    prompt: str,
+    gold: str,
+    images: tuple[str | bytes, ...] = (),
+    choices: Sequence[str] | None = None,
+    kind: str = "",
+    without: Sequence[str] = ("image", "images"),
+    more: Mapping[str, Any] | None = None,
+) -> Doc:
+    """A doc whose columns are those of the row that JSON can hold, and `more`."""
+    columns = {**json_columns({name: value for name, value in row.items() if name not in without}), **(more or {})}
+    example = Example(
+        id=str(doc_id),
+        images=images,
+        prompt=prompt,
+        answer=gold,
+        choices=None if choices is None else tuple(choices),
+        task=kind,
+        meta=columns,
+    )
+    return Doc(doc_id=doc_id, example=example, gold=gold, columns=columns, root=place.root)

@@ -1,0 +1,109 @@
+"""Segmentation of ReasonSeg under its three ground truths, which give three numbers for one prediction.
+
+`official` is LISA's: all targets, ignored pixels left out. `segzero` counts ignored pixels as target. `visual_rft_mask`
+knows the first polygon only. The mean score is LISA's gIoU (a mean of IoUs, not the generalised IoU of boxes), the sums of
+the parts its cIoU.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpg_vl.errors import UserError
+from gpg_vl.eval.masks import Areas, Mask, decode, encode, overlap, polygon
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.task import Doc, Score
+
+_GIOU_SLACK, _RFT_SLACK = 1e-5, 1e-6
+
+
+class Regions(NamedTuple):
+    """What an annotation marks: the targets, what is not to be counted, and the first polygon alone."""
+
+    target: Mask
+    ignored: Mask
+    first: Mask
+
+
+def has_mask(doc: Doc) -> bool:
+    """True if the doc's annotation is more than a box."""
+    return bool(doc.columns.get("shapes") or doc.columns.get("mask"))
+
+
+def is_target(shape: Mapping[str, Any]) -> bool:
+    """True for a polygon that is neither a flag nor to be ignored."""
+    return shape["label"] != "flag" and "ignore" not in shape["label"]
+
+
+def regions(doc: Doc) -> Regions:
+    """The annotated regions: drawn from polygons as LISA does, or from a mask, which then is all of them.
+
+    Polygons are drawn from the largest to the smallest, flags left out; a later one overwrites, whether it is target or
+    ignored.
+    """
+    if not has_mask(doc):
+        raise UserError(
+            f"Doc {doc.doc_id} has no segmentation, only a box. Give ReasonSeg with its polygons (X.jpg and X.json) or masks, "
+            "or drop the scorers of masks."
+        )
+    shapes = doc.columns.get("shapes")
+    if not shapes:
+        mask = decode(doc.columns["mask"])
+        return Regions(mask, np.zeros_like(mask), mask)
+    size = (int(doc.columns["width"]), int(doc.columns["height"]))
+    drawn = [(shape, polygon(shape["points"], size)) for shape in shapes if shape["label"] != "flag"]
+    target, ignored = np.zeros(size[::-1], dtype=bool), np.zeros(size[::-1], dtype=bool)
+    for shape, area in sorted(drawn, key=lambda one: -int(one[1].sum())):
+        into, out_of = (target, ignored) if is_target(shape) else (ignored, target)
+        into |= area
+        out_of &= ~area
+    return Regions(target, ignored, polygon(shapes[0]["points"], size))
+
+
+def gold_mask(doc: Doc) -> dict[str, Any]:
+    """The mask of a right answer."""
+    return encode(regions(doc).target)
+
+
+def lisa_mask(doc: Doc, response: Response) -> Score:
+    """LISA's rule: I / (U + 1e-5) over the pixels that are not ignored; an empty union counts as 1."""
+    target, ignored, _ = regions(doc)
+    mine, why = _predicted(response, target)
+    areas = overlap(mine, target, ignored)
+    # The slack is the owner's guard against an empty union; a prediction that is the target counts in full.
+    score = 1.0 if areas.union == areas.intersection else areas.intersection / (areas.union + _GIOU_SLACK)
+    return _scored(score, areas, why)
+
+
+def segzero_mask(doc: Doc, response: Response) -> Score:
+    """Seg-Zero's rule: ignored pixels are target; a failed prediction has the target's area as its union; 0 if U is 0."""
+    found = regions(doc)
+    mine, why = _predicted(response, found.target)
+    areas = overlap(mine, found.target | found.ignored)
+    return _scored(areas.intersection / areas.union if areas.union else 0.0, areas, why)
+
+
+def visual_rft_mask(doc: Doc, response: Response) -> Score:
+    """Visual-RFT's rule: the first polygon alone, I / (U + 1e-6). It drops failed and mis-sized masks; here they score 0."""
+    first = regions(doc).first
+    mine, why = _predicted(response, first)
+    areas = overlap(mine, first)
+    return _scored(areas.intersection / (areas.union + _RFT_SLACK), areas, why)
+
+
+def _scored(score: float, areas: Areas, why: str) -> Score:
+    parts = {"intersection": areas.intersection, "union": areas.union}
+    return Score(score=0.0 if why else score, answered=not why, parsed=None if why else "mask", notes=why, parts=parts)
+
+
+def _predicted(response: Response, target: Mask) -> tuple[Mask, str]:
+    """The predicted mask, or an empty one and why."""
+    try:
+        mask = decode(response.mask) if response.mask is not None else None
+    except ValueError as error:
+        return np.zeros_like(target), f"no mask: {error}"
+    if mask is None or mask.shape != target.shape:
+        given = "none is given" if mask is None else f"it is {mask.shape} where the image is {target.shape}"
+        return np.zeros_like(target), f"no mask: {given}"
+    return mask, ""

@@ -1,0 +1,51 @@
+"""Rules of VLMEvalKit with its judge model off, restated with their quirks.
+
+With the judge on, what these rules cannot read goes to a language model, and where that fails a random option is drawn;
+neither is done here. Answer tags and reasoning are not looked at.
+"""
+
+import re
+from string import ascii_uppercase
+
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.scorers.options import option_texts, picked
+from gpg_vl.eval.task import Doc, Score
+
+REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_BLANKED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_PHRASE = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
+_LAST = 5  # a letter counts if it stands behind the fifth token from the end
+
+
+def vlmevalkit_choice(doc: Doc, response: Response) -> Score:
+    """A lone option letter among the last four words, else "answer is X", else the one option that the text contains.
+
+    A refusal is wrong. Texts are contained as characters, not as words: "1" is in "11". An answer more than twice as long
+    as all options together is not searched for them.
+    """
+    letter = infer(response.text, option_texts(doc))
+    return picked(doc, letter)
+
+
+def infer(text: str, options: tuple[str, ...]) -> str | None:
+    """The letter that the text names by these rules; Z for a refusal; None if they find none."""
+    if any(refusal in text for refusal in REFUSALS):
+        return "Z"
+    letters = ascii_uppercase[: len(options)]
+    tokens = text.translate(_BLANKED).split()
+    named = [letter for letter in letters if letter in tokens]
+    if len(named) == 1 and tokens.index(named[0]) > len(tokens) - _LAST:
+        return named[0]
+    phrase = _PHRASE.search(text)
+    if phrase:
+        return phrase[1].upper()
+    lowered = text.lower()
+    if len(lowered) > 2 * sum(map(len, options)):
+        return None
+    inside = [letter for letter, option in zip(letters, options, strict=True) if option.lower() in lowered]
+    return inside[0] if len(inside) == 1 else None

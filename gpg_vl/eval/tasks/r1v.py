@@ -1,0 +1,129 @@
+"""The two test sets of R1-V: GEOQA (geometry, 754 questions) and SuperCLEVR-200 (counting).
+
+Both are JSONL files with `image_path`, `question` and `ground_truth`; the pictures come from Geo170K and from the
+SuperCLEVR release, and are needed only when a model answers. No other owner's rule exists, so `official` is `r1v`.
+
+Of GEOQA's golds 77 hold a root or π, which the published rule cannot read: it has a ceiling of 89.8 %, and accepts the bare
+coefficient instead of the right answer (see `gpg_vl.eval.scorers.r1v`).
+"""
+
+from pathlib import Path
+
+from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, rows_of, tables, text_cell
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.scorers.quantities import count_strict, geometry_strict, written_forms
+from gpg_vl.eval.scorers.r1v import r1v_count, r1v_math
+from gpg_vl.eval.statistics import Sample, mean_of
+from gpg_vl.eval.task import Doc, PromptStyle, Task
+from gpg_vl.rewards.counting import parse_count
+
+REQUIRED = ("image_path", "question", "ground_truth")
+FORMS = ("degree", "root", "pi", "other")
+_THINK = "Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+
+
+def geoqa() -> Task:
+    """The task, for `python -m gpg_vl.eval geoqa`."""
+    return Task(
+        name="geoqa",
+        version="1",
+        description="GEOQA: geometry problems with a figure; numbers, degrees, lengths and expressions",
+        source="https://github.com/Deep-Agent/R1-V, geoqa_test_prompts.jsonl; images of Luckyjhg/Geo170K (no licence stated)",
+        sizes={"test": 754},
+        metric="accuracy",
+        blind="0 %: answers are open",
+        files=lambda path: tables(path, name="GEOQA", split="test", layouts=(("geoqa_test_prompts.jsonl",),)),
+        load=load_geoqa,
+        prompts={
+            # One blank before the instruction; the training prompt has two.
+            "r1v": PromptStyle(template="{prompt} " + _THINK, max_new_tokens=1024),
+            "r1v_train": PromptStyle(template="{prompt}  " + _THINK, max_new_tokens=1024),
+            "plain": PromptStyle(template="{prompt}", max_new_tokens=1024),
+        },
+        default_prompt="r1v",
+        scorers={"strict": geometry_strict, "official": r1v_math, "r1v": r1v_math},
+        default_scorers=("strict", "official"),
+        gold_responses=written_forms,
+        flawed=("official", "r1v"),
+        chance=lambda doc: 0.0,
+        aggregates={"micro": Sample.mean, **{form: mean_of("form", form) for form in FORMS}},
+        groups=("form",),
+        strata=("form",),
+        resample_within=(),
+    )
+
+
+def superclevr() -> Task:
+    """The task, for `python -m gpg_vl.eval superclevr`."""
+    return Task(
+        name="superclevr",
+        version="1",
+        description="SuperCLEVR-200: how many items are in the picture",
+        source="https://github.com/Deep-Agent/R1-V, superclevr_test200_counting_problems.jsonl (no licence stated)",
+        sizes={"test": 200},
+        metric="accuracy",
+        blind="12.5 %: counts are 3 to 10",
+        files=lambda path: tables(
+            path, name="SuperCLEVR", split="test", layouts=(("superclevr_test200_counting_problems.jsonl",),)
+        ),
+        load=load_superclevr,
+        prompts={
+            "r1v": PromptStyle(template="{prompt} First o" + _THINK[1:], max_new_tokens=256),
+            "plain": PromptStyle(template="{prompt}", max_new_tokens=256),
+        },
+        default_prompt="r1v",
+        scorers={"strict": count_strict, "official": r1v_count, "r1v": r1v_count},
+        default_scorers=("strict", "official"),
+        gold_responses=lambda doc: (
+            Response(text=doc.gold),
+            Response(text=f"<think>1, 2</think><answer>{doc.gold}</answer>"),
+        ),
+        gold_label=lambda doc: doc.gold,
+        chance=lambda doc: 1 / 8,
+        aggregates={"micro": Sample.mean},
+        groups=(),
+        strata=(),
+        resample_within=(),
+    )
+
+
+def load_geoqa(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
+    """The questions in order, with the column `form`, what the gold is made of. Raises UserError."""
+    rows = rows_of(geoqa().files(path), required=REQUIRED, root=root)
+    return [
+        _doc(doc_id, row, place, images, text_cell(row, "ground_truth", place))
+        for doc_id, (row, place) in enumerate(rows)
+    ]
+
+
+def load_superclevr(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
+    """The questions in order. Raises UserError."""
+    return [
+        _doc(doc_id, row, place, images, _count_cell(row, place))
+        for doc_id, (row, place) in enumerate(rows_of(superclevr().files(path), required=REQUIRED, root=root))
+    ]
+
+
+def _doc(doc_id: int, row: Row, place: Place, images: bool, gold: str) -> Doc:
+    return make_doc(
+        doc_id,
+        row,
+        place,
+        prompt=text_cell(row, "question", place),
+        gold=gold,
+        images=(image_cell(row["image_path"], "image_path", place),) if images else (),
+        more={"form": gold_form(gold)},
+    )
+
+
+def _count_cell(row: Row, place: Place) -> str:
+    count = parse_count(str(row["ground_truth"]))
+    if count is None:
+        raise place.wrong("ground_truth", row["ground_truth"], "a whole number")
+    return str(count)
+
+
+def gold_form(gold: str) -> str:
+    """`degree`, `root`, `pi` or `other`: what decides whether the published rule can read a gold."""
+    signs = {"root": ("√", r"\sqrt"), "pi": ("π", r"\pi"), "degree": ("°", r"\circ")}
+    return next((form for form, marks in signs.items() if any(mark in gold for mark in marks)), "other")

@@ -1,0 +1,168 @@
+"""Short answers to charts, scene text, documents and photographs: ChartQA, TextVQA, DocVQA and VQAv2.
+
+`official` is the owners' metric on the whole response. `strict` is the same metric on the answer alone, with the holes of
+the published rule closed as in the training rewards: see `gpg_vl.eval.scorers.vqa`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, rows_of, tables, text_cell
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.scorers import vqa
+from gpg_vl.eval.statistics import Aggregate, Sample, mean_of
+from gpg_vl.eval.task import Doc, PromptStyle, Scorer, Task
+
+_PHRASE = "\nAnswer the question using a single word or phrase."
+_THINK = "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+_KINDS = {"human_test": "human", "augmented_test": "augmented", "human": "human", "augmented": "augmented"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Set:
+    """What differs between the data sets."""
+
+    name: str
+    title: str
+    source: str
+    split: str
+    size: int
+    metric: str
+    answers: str
+    """The column of the accepted answer, or answers."""
+    scorers: Mapping[str, Scorer]
+    tokens: int
+    """The published limit; far too short for a model that reasons."""
+    suffix: str = _PHRASE
+    folders: tuple[str, ...] = ("", "data")
+
+
+def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...] = ()) -> Task:
+    return Task(
+        name=one.name,
+        version="1",
+        description=one.title,
+        source=f"https://huggingface.co/datasets/{one.source}",
+        sizes={one.split: one.size},
+        metric=one.metric,
+        blind="0 %: answers are open",
+        files=lambda path: tables(path, name=one.name, split=one.split, folders=one.folders),
+        load=_loader(one),
+        prompts={
+            "official": PromptStyle(template="{prompt}" + one.suffix, max_new_tokens=one.tokens),
+            "think": PromptStyle(template="{prompt}" + _THINK, max_new_tokens=1024),
+            "plain": PromptStyle(template="{prompt}", max_new_tokens=256),
+        },
+        default_prompt="official",
+        scorers=one.scorers,
+        default_scorers=("strict", "official"),
+        gold_responses=_golds,
+        # Annotators who disagree leave no answer worth 1; the ceiling says how often.
+        flawed=tuple(name for name in one.scorers if name != "strict"),
+        chance=lambda doc: 0.0,
+        aggregates=aggregates,
+        groups=groups,
+        strata=groups,
+        resample_within=(),
+    )
+
+
+def chartqa() -> Task:
+    """The task, for `python -m gpg_vl.eval chartqa`."""
+    one = _Set(
+        name="chartqa",
+        title="ChartQA: questions about charts, by people and by a program",
+        source="lmms-lab/ChartQA (GPL-3.0)",
+        split="test",
+        size=2500,
+        metric="relaxed accuracy: numbers within 5 %",
+        answers="answer",
+        scorers=vqa.scorers(vqa.relaxed, vqa.strict_relaxed),
+        tokens=16,
+        suffix="\nAnswer the question with a single word.",
+    )
+    kinds = {kind: mean_of("kind", kind) for kind in ("human", "augmented")}
+    return _task(one, {"micro": Sample.mean, **kinds}, ("kind",))
+
+
+def textvqa() -> Task:
+    """The task, for `python -m gpg_vl.eval textvqa`."""
+    one = _Set(
+        name="textvqa",
+        title="TextVQA: questions about text in photographs, ten answers each",
+        source="lmms-lab/textvqa (CC BY 4.0)",
+        split="validation",
+        size=5000,
+        metric="VQA accuracy",
+        answers="answers",
+        scorers=vqa.scorers(vqa.textvqa_accuracy, vqa.strict_soft),
+        tokens=16,
+    )
+    return _task(one, {"micro": Sample.mean})
+
+
+def docvqa() -> Task:
+    """The task, for `python -m gpg_vl.eval docvqa`."""
+    one = _Set(
+        name="docvqa",
+        title="DocVQA: questions about scanned documents",
+        source="lmms-lab/DocVQA (Apache-2.0)",
+        split="validation",
+        size=5349,
+        metric="ANLS: edit similarity, 0 below one half",
+        answers="answers",
+        scorers=vqa.scorers(vqa.published_anls, vqa.strict_anls),
+        tokens=32,
+        folders=("", "DocVQA", "data"),
+    )
+    return _task(one, {"micro": Sample.mean})
+
+
+def vqav2() -> Task:
+    """The task, for `python -m gpg_vl.eval vqav2`; give `--limit`: the whole is 214,354 questions."""
+    one = _Set(
+        name="vqav2",
+        title="VQAv2: questions about photographs, ten answers each",
+        source="lmms-lab/VQAv2 (CC BY 4.0)",
+        split="validation",
+        size=214354,
+        metric="VQA accuracy",
+        answers="answers",
+        scorers=vqa.scorers(vqa.vqa_accuracy, vqa.strict_soft),
+        tokens=16,
+    )
+    return _task(one, {"micro": Sample.mean})
+
+
+def _golds(doc: Doc) -> tuple[Response, ...]:
+    """The accepted answer that scores best, bare and in tags."""
+    gold, _ = vqa.best_soft(doc) if "answers" in doc.columns else (doc.gold, 1.0)
+    return Response(text=f"<answer>{gold}</answer>"), Response(text=gold)
+
+
+def _loader(one: _Set) -> Callable[..., list[Doc]]:
+    def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
+        """The questions in order. Raises UserError; a split whose answers are hidden is one."""
+        files = tables(path, name=one.name, split=one.split, folders=one.folders)
+        rows = rows_of(files, required=("question", one.answers), without=() if images else ("image",), root=root)
+        return [_doc(doc_id, row, place, one, images) for doc_id, (row, place) in enumerate(rows)]
+
+    return load
+
+
+def _doc(doc_id: int, row: Row, place: Place, one: _Set, images: bool) -> Doc:
+    answers = row[one.answers]
+    texts = answers if isinstance(answers, list) else [answers]
+    texts = [text.get("answer") if isinstance(text, Mapping) else text for text in texts]
+    if not (texts and all(isinstance(text, str) and text.strip() for text in texts)):
+        raise place.wrong(one.answers, answers, "a text, or a list of texts")
+    return make_doc(
+        doc_id,
+        row,
+        place,
+        prompt=text_cell(row, "question", place),
+        gold=texts[0],
+        images=(image_cell(row.get("image"), "image", place),) if images else (),
+        more={"kind": _KINDS.get(str(row.get("type")), "other"), **({"answers": texts} if len(texts) > 1 else {})},
+    )

@@ -1,0 +1,224 @@
+r"""Mathematics in words: MATH-500, AIME 2024, AMC 2023, Minerva, OlympiadBench and GSM8K. Text only.
+
+One shape, six data sets; each says which column holds the gold and how. A gold that is a whole solution counts as its
+last `\boxed{}`. AIME and AMC are so small (30 and 40 questions, a half-width of 17 and 12 points for one answer each) that
+they are measured with `--repeats 8` or more. `lkevinzc/math-eval` has another AMC with 83 questions: do not mix.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpg_vl.eval.loading import Place, Row, make_doc, rows_of, tables, text_cell
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.scorers import gsm8k as gsm8k_rules
+from gpg_vl.eval.scorers.lighteval import EXPRESSION, LATEX, lighteval
+from gpg_vl.eval.scorers.mathverify import Config
+from gpg_vl.eval.scorers.quantities import boxed_gold, math_strict
+from gpg_vl.eval.statistics import Sample, mean_of
+from gpg_vl.eval.task import Doc, PromptStyle, Scorer, Task
+from gpg_vl.rewards.parse import last_boxed
+
+_OFFICIAL = (
+    "Solve the following math problem efficiently and clearly.  The last line of your response should be of the following "
+    "format: 'Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct' (without quotes) where ANSWER is "
+    "just the final number or expression that solves the problem. Think step by step before answering.\n\n{prompt}"
+)
+PROMPTS = {
+    "official": PromptStyle(template=_OFFICIAL, max_new_tokens=32768),
+    "boxed": PromptStyle(
+        template="{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+        max_new_tokens=3000,
+    ),
+    "plain": PromptStyle(template="{prompt}", max_new_tokens=3000),
+}
+_MARKED = 'Let\'s think step by step and output the final answer after "####".'
+_LEVELS = ("1", "2", "3", "4", "5")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Set:
+    """What differs between the data sets."""
+
+    name: str
+    title: str
+    hub: str
+    split: str
+    size: int
+    question: str
+    gold: str
+    """The column of the gold."""
+    configs: tuple[Config, ...] = ()
+    """How lighteval extracts the gold."""
+    folders: tuple[str, ...] = ("", "data")
+
+
+SETS = {
+    "math500": _Set(
+        name="math500",
+        title="MATH-500: competition mathematics in five levels",
+        hub="HuggingFaceH4/MATH-500",
+        split="test",
+        size=500,
+        question="problem",
+        gold="solution",
+        configs=LATEX,
+    ),
+    "aime24": _Set(
+        name="aime24",
+        title="AIME 2024: 30 problems with whole numbers from 0 to 999",
+        hub="HuggingFaceH4/aime_2024",
+        split="train",
+        size=30,
+        question="problem",
+        gold="answer",
+        configs=EXPRESSION,
+    ),
+    "amc23": _Set(
+        name="amc23",
+        title="AMC 2023: 40 problems",
+        hub="knoveleng/AMC-23",
+        split="train",
+        size=40,
+        question="problem",
+        gold="answer",
+        configs=EXPRESSION,
+    ),
+    "minerva": _Set(
+        name="minerva",
+        title="Minerva: quantitative questions of university courses (not lmms-eval's video benchmark of that name)",
+        hub="knoveleng/Minerva-Math",
+        split="train",
+        size=272,
+        question="problem",
+        gold="solution",
+        configs=LATEX,
+    ),
+    "olympiadbench": _Set(
+        name="olympiadbench",
+        title="OlympiadBench: problems of olympiads, the English open-ended text-only part",
+        hub="knoveleng/OlympiadBench",
+        split="train",
+        size=675,
+        question="question",
+        gold="answer",
+        configs=LATEX,
+    ),
+    "gsm8k": _Set(
+        name="gsm8k",
+        title="GSM8K: grade-school word problems",
+        hub="openai/gsm8k (MIT)",
+        split="test",
+        size=1319,
+        question="question",
+        gold="answer",
+        folders=("", "main", "data"),
+    ),
+}
+
+
+def _task(one: _Set, scorers: dict[str, Scorer]) -> Task:
+    return Task(
+        name=one.name,
+        version="1",
+        description=one.title,
+        source=f"https://huggingface.co/datasets/{one.hub}",
+        sizes={one.split: one.size},
+        metric="accuracy; with --repeats K avg@K and pass@k",
+        blind="0 %: answers are open",
+        files=lambda path: tables(path, name=one.name, split=one.split, folders=one.folders),
+        load=_loader(one),
+        prompts=PROMPTS,
+        default_prompt="official",
+        scorers={"strict": math_strict, **scorers},
+        default_scorers=("strict", "official"),
+        gold_responses=boxed_gold,
+        # Where a gold is a word or a list, the published extraction may find nothing in it.
+        flawed=tuple(scorers),
+        chance=lambda doc: 0.0,
+        aggregates={"micro": Sample.mean},
+        groups=(),
+        strata=(),
+        resample_within=(),
+    )
+
+
+def _official(name: str) -> Task:
+    one = SETS[name]
+    return _task(one, {"official": lighteval(one.gold, one.configs)})
+
+
+def math500() -> Task:
+    """The task, for `python -m gpg_vl.eval math500`; accuracy per level beside the whole."""
+    levels = {f"level {level}": mean_of("level", level) for level in _LEVELS}
+    return replace(
+        _official("math500"), aggregates={"micro": Sample.mean, **levels}, groups=("level",), strata=("level",)
+    )
+
+
+def aime24() -> Task:
+    """The task, for `python -m gpg_vl.eval aime24`."""
+    return _official("aime24")
+
+
+def amc23() -> Task:
+    """The task, for `python -m gpg_vl.eval amc23`."""
+    return _official("amc23")
+
+
+def minerva() -> Task:
+    """The task, for `python -m gpg_vl.eval minerva`."""
+    return _official("minerva")
+
+
+def olympiadbench() -> Task:
+    """The task, for `python -m gpg_vl.eval olympiadbench`."""
+    return _official("olympiadbench")
+
+
+def gsm8k() -> Task:
+    """The task, for `python -m gpg_vl.eval gsm8k`. Its gold is the number behind `####`."""
+    published: dict[str, Scorer] = {
+        "official": gsm8k_rules.official,
+        "flexible": gsm8k_rules.flexible,
+        "lmms": gsm8k_rules.lmms,
+    }
+    task = _task(SETS["gsm8k"], published)
+    return replace(
+        task,
+        scorers={"strict": gsm8k_rules.strict, **published},
+        prompts={**PROMPTS, "official": PromptStyle(template="{prompt} " + _MARKED, max_new_tokens=1024)},
+        gold_responses=_gsm8k_golds,
+        flawed=(),
+    )
+
+
+def _gsm8k_golds(doc: Doc) -> tuple[Response, ...]:
+    return (
+        Response(text=f"<answer>{doc.gold}</answer>"),
+        Response(text=f"The final answer is {doc.gold}"),
+        Response(text=f"<think>It is 7.</think>\n#### {doc.gold}"),
+    )
+
+
+def _loader(one: _Set) -> Callable[..., list[Doc]]:
+    def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
+        """The questions in order; there are no images. Raises UserError."""
+        files = tables(path, name=one.name, split=one.split, folders=one.folders)
+        rows = rows_of(files, required=(one.question, one.gold), root=root)
+        return [_doc(doc_id, row, place, one) for doc_id, (row, place) in enumerate(rows)]
+
+    return load
+
+
+def _doc(doc_id: int, row: Row, place: Place, one: _Set) -> Doc:
+    cell = row[one.gold]
+    text = f"{cell:g}" if isinstance(cell, int | float) else text_cell(row, one.gold, place)
+    if one.name == "gsm8k":
+        numbers = gsm8k_rules.marked(text)
+        if not numbers:
+            raise place.wrong(one.gold, cell, 'a solution that ends in "#### " and a number')
+        gold = numbers[-1].replace(",", "")
+    else:
+        gold = (last_boxed(text) if one.gold == "solution" else "") or text.strip()
+    return make_doc(doc_id, row, place, prompt=text_cell(row, one.question, place), gold=gold)

@@ -1,0 +1,248 @@
+"""Mathematics with a figure: MathVista, MathVerse and Geometry3K.
+
+The owners of MathVista and MathVerse extract answers with a language model; what can be scored without one is scored here,
+so these numbers are a lower bound of theirs for models that answer in prose.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, option_cell, rows_of, tables, text_cell
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.scorers import mathvista as mathvista_rules
+from gpg_vl.eval.scorers.options import choice_mark, gold_letters, option_texts
+from gpg_vl.eval.scorers.quantities import geometry_mark, geometry_strict
+from gpg_vl.eval.scorers.strict import Mark, judged
+from gpg_vl.eval.statistics import Sample, mean_of
+from gpg_vl.eval.task import Doc, PromptStyle, Task
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_THINK = "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+PROMPTS = {
+    "official": PromptStyle(template="{prompt}", max_new_tokens=1024),
+    "think": PromptStyle(template="{prompt}" + _THINK, max_new_tokens=2048),
+}
+
+
+def _chance(doc: Doc) -> float:
+    return 1 / len(option_texts(doc)) if doc.example.choices else 0.0
+
+
+def _tagged(doc: Doc) -> tuple[Response, ...]:
+    """The gold in tags, which every notation survives."""
+    return gold_letters(doc) if doc.example.choices else (Response(text=f"<answer>{doc.gold}</answer>"),)
+
+
+# --- MathVista --------------------------------------------------------------------------------------------------------
+
+ANSWER_TYPES = ("text", "integer", "float", "list")
+TASKS = (
+    "figure question answering",
+    "geometry problem solving",
+    "math word problem",
+    "textbook question answering",
+    "visual question answering",
+)
+
+
+def mathvista() -> Task:
+    """The task, for `python -m gpg_vl.eval mathvista`; its `query` column is the ready prompt."""
+    return Task(
+        name="mathvista",
+        version="1",
+        description="MathVista testmini: figures, geometry, word problems; options, numbers, texts and lists",
+        source="https://huggingface.co/datasets/AI4Math/MathVista (CC BY-SA 4.0)",
+        sizes={"testmini": 1000},
+        metric="accuracy; the published one extracts answers with a language model",
+        blind="1/options on multiple choice, 0 % elsewhere",
+        files=lambda path: tables(path, name="MathVista", split="testmini"),
+        load=load_mathvista,
+        prompts=PROMPTS,
+        default_prompt="official",
+        scorers={
+            "strict": mathvista_rules.strict,
+            "lmms": mathvista_rules.lmms,
+            "vlmevalkit": mathvista_rules.vlmevalkit,
+        },
+        default_scorers=("strict", "lmms"),
+        gold_responses=lambda doc: (*_tagged(doc), *_bare(doc)),
+        chance=_chance,
+        aggregates={"micro": Sample.mean, **{task: mean_of("task", task) for task in TASKS}},
+        groups=("task",),
+        strata=("task",),
+        resample_within=(),
+    )
+
+
+def _bare(doc: Doc) -> tuple[Response, ...]:
+    """The gold number by itself: what the harnesses read."""
+    return () if doc.example.choices else (Response(text=doc.gold),)
+
+
+def load_mathvista(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
+    """The questions in order. Raises UserError; the test split, whose answers are hidden, is one."""
+    required = ("query", "answer", "question_type", "answer_type", "choices", "metadata")
+    pictures = ("decoded_image",)
+    rows = rows_of(mathvista().files(path), required=required, without=() if images else pictures, root=root)
+    return [_mathvista_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
+
+
+def _mathvista_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
+    if row["answer_type"] not in ANSWER_TYPES:
+        raise place.wrong("answer_type", row["answer_type"], ", ".join(ANSWER_TYPES))
+    gold, choices = text_cell(row, "answer", place), None
+    if row["question_type"] == "multi_choice":
+        choices = option_cell(row, "choices", place)
+        if gold not in choices:
+            raise place.wrong("answer", gold, "one of the choices")
+        gold = f"({LETTERS[choices.index(gold)]})"
+    metadata = row["metadata"] if isinstance(row["metadata"], Mapping) else {}
+    return make_doc(
+        doc_id,
+        row,
+        place,
+        prompt=text_cell(row, "query", place),
+        gold=gold,
+        images=(image_cell(row.get("decoded_image") or row.get("image"), "image", place),) if images else (),
+        choices=choices,
+        kind=str(metadata.get("task", "")),
+        without=("decoded_image",),
+        more={"task": str(metadata.get("task", ""))},
+    )
+
+
+# --- MathVerse --------------------------------------------------------------------------------------------------------
+
+VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")
+_CHOICE = re.compile(r"^\s*\(?([A-H])\s*[:.)]\s*(\S.*?)\s*$", re.MULTILINE)
+
+
+def mathverse() -> Task:
+    """The task, for `python -m gpg_vl.eval mathverse`. A problem comes in five versions, and the bootstrap draws problems."""
+    return Task(
+        name="mathverse",
+        version="1",
+        description="MathVerse testmini: 788 geometry and function problems, each told in five versions from text to picture",
+        source="https://huggingface.co/datasets/AI4Math/MathVerse (MIT)",
+        sizes={"testmini": 3940},
+        metric="accuracy; the published one is judged by a language model",
+        blind="1/options on multiple choice, 0 % elsewhere",
+        files=lambda path: tables(path, name="MathVerse", split="testmini"),
+        load=load_mathverse,
+        prompts=PROMPTS,
+        default_prompt="official",
+        scorers={"strict": _mathverse_strict},
+        default_scorers=("strict",),
+        gold_responses=_tagged,
+        chance=_chance,
+        aggregates={"micro": Sample.mean, **{version: mean_of("problem_version", version) for version in VERSIONS}},
+        groups=("problem_version",),
+        strata=("problem_version",),
+        resample_within=(),
+        cluster="problem_index",
+    )
+
+
+def _mathverse_mark(doc: Doc, candidate: str) -> Mark:
+    return choice_mark(doc, candidate) if doc.example.choices else geometry_mark(doc, candidate)
+
+
+_mathverse_strict = judged(_mathverse_mark)
+
+
+def load_mathverse(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
+    """The questions in order. Raises UserError."""
+    required = ("problem_index", "problem_version", "question", "answer", "question_type")
+    rows = rows_of(mathverse().files(path), required=required, without=() if images else ("image",), root=root)
+    return [_mathverse_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
+
+
+def _mathverse_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
+    gold, choices = text_cell(row, "answer", place), None
+    # Where the question stands in the picture, only the ready prompt has text.
+    prompt = text_cell({"prompt": row.get("query_wo") or row["question"]}, "prompt", place)
+    if row["question_type"] == "multi-choice":
+        if not re.fullmatch("[A-H]", gold):
+            raise place.wrong("answer", gold, "the letter of an option")
+        choices = _listed_choices(str(row.get("question_for_eval") or prompt), gold)
+        gold = f"({gold})"
+    return make_doc(
+        doc_id,
+        row,
+        place,
+        prompt=prompt,
+        gold=gold,
+        images=(image_cell(row["image"], "image", place),) if images else (),
+        choices=choices,
+        kind=row["problem_version"],
+    )
+
+
+def _listed_choices(question: str, gold: str) -> list[str]:
+    """The option texts behind "Choices:", one per line; the letters themselves where they cannot be told apart."""
+    found = _CHOICE.findall(question.rpartition("Choices:")[2])
+    letters = "".join(letter for letter, _ in found)
+    if len(found) > 1 and LETTERS.startswith(letters) and gold in letters:
+        return [text for _, text in found]
+    return list(LETTERS[: max(4, LETTERS.index(gold) + 1)])
+
+
+# --- Geometry3K -------------------------------------------------------------------------------------------------------
+
+
+def geometry3k() -> Task:
+    """The task, for `python -m gpg_vl.eval geometry3k` (lmms-eval's task of that name is a remix with four choices)."""
+    return Task(
+        name="geometry3k",
+        version="1",
+        description="Geometry3K: find a length, an angle or an area in a figure",
+        source="https://huggingface.co/datasets/hiyouga/geometry3k (MIT)",
+        sizes={"test": 601, "validation": 300},
+        metric="accuracy",
+        blind="0 %: answers are open",
+        files=lambda path: tables(path, name="Geometry3K", split="test"),
+        load=load_geometry3k,
+        prompts={
+            "easyr1": PromptStyle(
+                template="{prompt} You FIRST think about the reasoning process as an internal monologue and then provide the "
+                "final answer. The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE "
+                "put in \\boxed{}.",
+                max_new_tokens=2048,
+            ),
+            "plain": PromptStyle(template="{prompt}", max_new_tokens=1024),
+        },
+        default_prompt="easyr1",
+        scorers={"strict": geometry_strict},
+        default_scorers=("strict",),
+        gold_responses=lambda doc: (
+            Response(text=f"<think>so</think>\\boxed{{{doc.gold}}}"),
+            Response(text=f"<answer>{doc.gold}</answer>"),
+        ),
+        chance=lambda doc: 0.0,
+        aggregates={"micro": Sample.mean},
+        groups=(),
+        strata=(),
+        resample_within=(),
+    )
+
+
+def load_geometry3k(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
+    """The questions in order; `<image>` in a problem stands for its figure. Raises UserError."""
+    rows = rows_of(
+        geometry3k().files(path),
+        required=("images", "problem", "answer"),
+        without=() if images else ("images",),
+        root=root,
+    )
+    return [
+        make_doc(
+            doc_id,
+            row,
+            place,
+            prompt=text_cell(row, "problem", place),
+            gold=text_cell(row, "answer", place),
+            images=tuple(image_cell(cell, "images", place) for cell in row["images"]) if images else (),
+        )
+        for doc_id, (row, place) in enumerate(rows)
+    ]
