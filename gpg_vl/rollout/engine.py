@@ -101,8 +101,8 @@ def choose(logp_B_V: Tensor, uniforms_B: Tensor) -> Tensor:
     A token of probability 0 is never chosen: its step in the cumulative sum has no width.
     """
     # whole numbers add up the same in any order: a sum of floats has no deterministic form on a GPU
-    width_B_V = (logp_B_V.double().exp() * 2**50).round().long()
-    cumulative_B_V = width_B_V.cumsum(dim=1)
+    width_B_V = logp_B_V.to(torch.float64, copy=True).exp_().mul_(2**50).round_().long()
+    cumulative_B_V = width_B_V.cumsum_(dim=1)
     total_B = cumulative_B_V[:, -1]
     threshold_B = torch.minimum((uniforms_B * total_B).long(), total_B - 1)
     return torch.searchsorted(cumulative_B_V, threshold_B[:, None], right=True)[:, 0]
