@@ -70,6 +70,13 @@ def test_nothing_is_gained_by_junk_that_is_not_believed():
     assert detection_score([Detection(A, 1.0), Detection(AWAY, 0.0)], [A]) == 1.0
 
 
+def test_of_two_boxes_on_one_object_the_one_that_is_believed_is_matched():
+    close = Box(0, 0, 100, 80)  # IoU 0.8 with A
+    found = [Detection(A, 0.0), Detection(close, 1.0)]
+    assert match_boxes(found, [A]) == [(1, 0)]
+    assert detection_score(found, [A]) == pytest.approx(0.8)
+
+
 def test_a_duplicate_counts_once_with_its_greatest_confidence():
     found = read_detections("[{'Position': [0,0,100,100], 'Confidence': 0.2}, [0,0,100,100]]", FRAME)
     assert found == [Detection(A, 1.0)]

@@ -5,6 +5,7 @@ import sys
 import threading
 
 import pytest
+import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -380,6 +381,18 @@ def test_different_expressions_are_told_apart_without_simplifying(monkeypatch):
     ):
         for gold in (r"\sqrt{3}+\sqrt{5}", r"\sin x", r"\{1,2\}"):
             assert not algebra.same.__wrapped__(candidate, gold)
+
+
+def test_numbers_side_by_side_are_never_added():
+    """math-verify takes `3(7)` and `(3)(7)` for mixed numbers, and adds."""
+    for text, value in (("3(7)", 21), ("2(4)", 8), (r"\frac{1}{2}(3)", sympy.Rational(3, 2)), (r"2^{2}3", 12)):
+        assert algebra.is_bounded(text, "3")
+        assert algebra.parsed(text)[0].doit() == value
+    for text in ("(3)(7)", "(3)7", "{3}(7)", "{3}7", "3{7}", "3[7]", "2(3)(4)", "x+(3)(7)"):
+        assert not algebra.is_bounded(text, "3")
+        assert not match_math(text, "10")
+    assert match_math("(3)(7)", "21")
+    assert match_math("(x+1)(x+2)", "x^2+3x+2")
 
 
 def test_it_works_in_a_thread_where_no_signal_can_be_set():

@@ -32,6 +32,11 @@ _KNOWN_COMMANDS = frozenset(_COMMANDS.split())
 """What a candidate may hold beside what its gold holds: nothing that sums, integrates, differentiates or takes limits."""
 _PARTLY_READ = re.compile(r"[\r\n$]|\\$|answer", re.IGNORECASE)
 """Where math-verify would take a piece of the text for the whole."""
+# A number beside a bracketed one: `(3)(4)`, `{3}4`, `3{4}`, `3[4]`. math-verify adds them, as in a mixed number.
+_N = r"\s*+[0-9]++(?:\.[0-9]++)?+\s*+"
+_SIDE_BY_SIDE = re.compile(
+    rf"\({_N}\)\s*+[0-9({{\[]|(?<![A-Za-z\]}}^_])\{{{_N}\}}\s*+[0-9({{\[]|(?<![A-Za-z_^0-9.}}\]]){_N}(?:\[{_N}\]|\{{{_N}\}})"
+)
 _NUMBER_TIMES = re.compile(r"(?<![_0-9.])([0-9]++(?:\.[0-9]++)?+)\s*+\(")
 """`3(7)` is a product; math-verify adds, as in a mixed number."""
 _FUNCTION = re.compile(r"\\(?:a?r?c?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|binom)")
@@ -53,6 +58,7 @@ def is_bounded(candidate: str, gold: str) -> bool:
     if (
         _LONG_NUMBER.search(candidate)
         or _TWO_NUMBERS.search(candidate)
+        or _SIDE_BY_SIDE.search(candidate)
         or (r"\binom" in candidate and _LONG_BINOMIAL.search(candidate))
     ):
         return False
