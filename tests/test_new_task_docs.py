@@ -90,7 +90,9 @@ def test_the_page_runs_as_it_is_printed(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "runs/try/metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["kind"]) for row in rows] == [(1, "train"), (2, "train"), (2, "eval")]
     assert "reward/corners_reward.py:corner" in rows[0]
-    pictures = {split: {p.name for p in (folder / "data/corners" / split).rglob("*.png")} for split in ("train", "test")}
+    pictures = {
+        split: {p.name for p in (folder / "data/corners" / split).rglob("*.png")} for split in ("train", "test")
+    }
     assert (len(pictures["train"]), len(pictures["test"])) == (60, 20)
     assert not pictures["train"] & pictures["test"], "the page says that they share none"
 
@@ -109,7 +111,9 @@ def test_all_of_the_page_is_looked_at() -> None:
     for start in ("python corners_recipe.py", "gpg-vl rewards test", "gpg-vl data check", "gpg-vl train corners.yaml"):
         assert any(program.startswith(start) for program in programs), start
     assert MODEL in PAGE
-    for path in re.findall(r"`((?:gpg_vl|tests|data_recipes)/[\w./]*)`", PAGE) + re.findall(r"\]\(\.\./([\w.]+)\)", PAGE):
+    for path in re.findall(r"`((?:gpg_vl|tests|data_recipes)/[\w./]*)`", PAGE) + re.findall(
+        r"\]\(\.\./([\w.]+)\)", PAGE
+    ):
         assert (ROOT / path).exists(), path
 
 
