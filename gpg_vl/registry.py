@@ -116,7 +116,11 @@ class Registry(Generic[T]):
 
 
 def _module_from(file: Path) -> ModuleType:
-    """Import a file as a module of its own, once per process."""
+    """Import a file as a module of its own, once per process.
+
+    Its folder can be imported from, behind everything that is installed, so that files which lie together can share code
+    however the program was started.
+    """
     module_name = f"gpg_vl_user_{abs(hash(str(file))):x}"
     if module_name in sys.modules:
         return sys.modules[module_name]
@@ -125,6 +129,8 @@ def _module_from(file: Path) -> ModuleType:
     assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:

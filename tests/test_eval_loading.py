@@ -43,6 +43,15 @@ def test_a_folder_without_the_split_is_refused_by_what_it_holds(tmp_path):
         tables(tmp_path / "absent", name="Set", split="test")
 
 
+def test_what_a_recipe_wrote_is_found_by_its_folder_or_its_split(tmp_path):
+    for split in ("train", "test"):
+        for part in (1, 0):
+            write_jsonl(tmp_path / split / f"part-{part:05}.jsonl", [{"from": f"{split} {part}"}])
+    for path, found in ((tmp_path, "test"), (tmp_path / "test", "test"), (tmp_path / "train", "train")):
+        rows = rows_of(tables(path, name="Set", split="test"), required=("from",))
+        assert [row["from"] for row, _ in rows] == [f"{found} 0", f"{found} 1"]
+
+
 def test_rows_are_numbered_in_their_own_file(tmp_path):
     files = [write_jsonl(tmp_path / f"{name}.jsonl", [{"x": name}] * 2) for name in "ab"]
     assert [(place.file.name, place.number) for _, place in rows_of(files, required=("x",))] == [

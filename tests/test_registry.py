@@ -114,6 +114,19 @@ def test_a_function_of_a_file_is_found(registry, tmp_path, monkeypatch):
     assert registry.get(f"{tmp_path}/mine.py:f") is registry.get("mine.py:f_again")  # one module, not three
 
 
+def test_files_that_lie_together_can_share_code_and_hide_nothing(registry, tmp_path, monkeypatch):
+    """Whatever folder the program was started in, and without their folder coming before what is installed."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "task_beside.py").write_text(
+        "from shared_by_two import VALUE\nimport yaml\ndef f(a, b):\n    return VALUE"
+    )
+    (tmp_path / "shared_by_two.py").write_text("VALUE = 0.25")
+    (tmp_path / "yaml.py").write_text("1 / 0")
+    monkeypatch.delitem(sys.modules, "yaml", raising=False)
+    assert registry.get(f"{tmp_path}/task_beside.py:f")(None, None) == 0.25
+    monkeypatch.delitem(sys.modules, "shared_by_two")
+
+
 def test_a_file_that_fails_is_tried_again(registry, tmp_path):
     file = tmp_path / "sick.py"
     file.write_text("1 / 0")

@@ -53,7 +53,8 @@ def tables(
     """The tables of a benchmark at `path`: the file itself, or what a downloaded folder holds, in the published order.
 
     A folder is looked through for `layouts` (names of files that belong together), then for the shards or the one file of
-    `split` in each of `folders`, and else must hold exactly one table. Raises UserError.
+    `split` in each of `folders`, then for the parts that a data recipe wrote, here or under `split`, and else must hold
+    exactly one table. Raises UserError.
     """
     if path.is_file():
         return (path,)
@@ -72,6 +73,7 @@ def tables(
                 f"{name}. Fetch the other half, or give the path of the one file to evaluate it alone."
             )
     found = [file for folder in folders if (path / folder).is_dir() for file in _of_split(path / folder, split)]
+    found = found or sorted((path / split).glob("part-*.jsonl")) or sorted(path.glob("part-*.jsonl"))
     if found:
         return tuple(found)
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)

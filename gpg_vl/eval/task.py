@@ -140,11 +140,11 @@ class Task:
 
     aggregates: Mapping[str, Aggregate]
     """By name, in the order of the printed table; the first is the headline."""
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     """Columns that the aggregates choose docs by."""
-    strata: tuple[str, ...]
+    strata: tuple[str, ...] = ()
     """Columns that `--limit` keeps in proportion."""
-    resample_within: tuple[str, ...]
+    resample_within: tuple[str, ...] = ()
     """Columns within whose values the bootstrap draws, so that every aggregate exists in every resample."""
     cluster: str | None = None
     """The column whose equal values the bootstrap draws together, such as the image of several questions."""

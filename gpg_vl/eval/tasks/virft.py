@@ -177,8 +177,7 @@ def _files(path: Path, one: _Set) -> tuple[Path, ...]:
         return (path, path.with_suffix(".txt"))
     if (path / f"{one.lists}.pth").is_file():
         return (path / f"{one.lists}.pth", path / f"{one.lists}.txt")
-    parts = sorted((path / "test").glob("part-*.jsonl")) or sorted(path.glob("part-*.jsonl"))
-    return tuple(parts) or tables(path, name=one.name, split="test")
+    return tables(path, name=one.name, split="test")
 
 
 def _loader(one: _Set) -> Loader:
