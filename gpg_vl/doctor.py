@@ -37,6 +37,7 @@ REQUIRED = {  # distribution: (module, what it is needed for); the version range
     "pillow": ("PIL", "decoding images"),
     "pyarrow": ("pyarrow", "Parquet data"),
     "datasets": ("datasets", "data named as datasets:NAME"),
+    "huggingface_hub": ("huggingface_hub", "training sets of the hub, by their revision"),
     "math-verify": ("math_verify", "answers that are mathematics"),
     "jaxtyping": ("jaxtyping", "the shapes of the algorithms"),
     "pydantic": ("pydantic", "configs"),
