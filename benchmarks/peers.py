@@ -8,6 +8,7 @@ after every run, are OUT/peers_cpu.json and, as a table, OUT/peers_cpu.md (`benc
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -130,9 +131,8 @@ def measure(arguments: argparse.Namespace, system: str, row: str, *options: str 
 
 def machine(threads: int) -> dict[str, Any]:
     """What the seconds depend on. Linux only."""
-    names = [s.split(":", 1)[1].strip() for s in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in s]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {"processor": names[0] if names else "unknown", "threads": threads, "memory_gb": memory}
+    return {"processor": platform.machine(), "threads": threads, "memory_gb": memory}
 
 
 def described(name: str) -> dict[str, Any]:
