@@ -162,7 +162,7 @@ def test_what_the_encoder_refuses_is_a_problem_with_its_words() -> None:
 
 def test_a_bug_in_counting_is_no_problem_of_the_data() -> None:
     with pytest.raises(ZeroDivisionError):
-        checked([example(0)], count=lambda _: 1 // 0)  # type: ignore[arg-type, return-value]
+        checked([example(0)], count=lambda _: 1 // 0)  # type: ignore[arg-type, return-value]  # never returns
 
 
 def test_a_source_that_breaks_off_is_the_last_problem(tmp_path: Path) -> None:

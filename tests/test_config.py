@@ -262,7 +262,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_config_cannot_be_changed(file: Path) -> None:
     config = load_config(file)
     with pytest.raises(ValidationError):
-        config.train.steps = 3  # type: ignore[misc]
+        config.train.steps = 3  # type: ignore[misc]  # frozen: that is the test
 
 
 # ---- what is written

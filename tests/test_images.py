@@ -1,7 +1,6 @@
 """Pictures from hostile or damaged files: an RGB picture or an ImageError in three parts, never anything else."""
 
 import contextlib
-import hashlib
 import io
 import os
 import struct
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gpg_vl.data.images import ImageError, image_digest, load_image
+from gpg_vl.data.images import ImageError, load_image, read_image
 from gpg_vl.errors import UserError
 
 LIMIT = 1_000_000
@@ -134,8 +133,6 @@ def test_paths_below_the_root_are_read_relative_absolute_or_linked(tmp_path: Pat
     for name in ("img/a.png", str(root / "img" / "a.png"), "link.png", str(tmp_path / "alias" / "link.png")):
         assert load(name, root).tobytes() == gradient().tobytes()
         assert load(name, tmp_path / "alias").tobytes() == gradient().tobytes()
-        assert image_digest(name, root=root) == hashlib.sha256(data).hexdigest()
-    assert image_digest(data, root=None) == hashlib.sha256(data).hexdigest()
 
 
 def broken_jpeg() -> bytes:
@@ -228,7 +225,7 @@ def outside(tmp_path: Path) -> Path:
 )
 def test_a_path_stays_below_the_root(path: str, said: str, remedy: str, tmp_path: Path) -> None:
     root = outside(tmp_path)
-    for use in (load, lambda image, root: image_digest(image, root=root)):
+    for use in (load, lambda image, root: read_image(image, root=root)):
         with pytest.raises(ImageError) as caught:
             use(path.format(tmp=tmp_path), root)
         message = str(caught.value)

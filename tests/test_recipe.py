@@ -397,7 +397,7 @@ def test_progress_is_shown_with_the_broken_rows_so_far(tmp_path: Path) -> None:
 class Cells(dict[str, Any]):
     """Cells that can be counted while they live."""
 
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]  # dict says None: unhashable
 
 
 def test_at_most_one_shard_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

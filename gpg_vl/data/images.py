@@ -10,7 +10,6 @@ a multi-page file the first picture counts. 32-bit integer and floating-point pi
 and are refused.
 """
 
-import hashlib
 import io
 import struct
 import zlib
@@ -108,12 +107,6 @@ def read_picture(image: str | bytes, *, root: Path | None, max_pixels: int) -> P
     with _open(io.BytesIO(data), describe(image)) as opened:
         assert opened.format is not None, describe(image)
         return Picture(data=data, format=opened.format, width=width, height=height)
-
-
-def image_digest(image: str | bytes, *, root: Path | None) -> str:
-    """SHA-256 of the encoded bytes, in hexadecimal: the identity of a picture for caches. Raises ImageError."""
-    with _file(image, root) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_image(image: str | bytes, *, root: Path | None) -> bytes:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gpg_vl.algorithms.losses import gpg_loss
+
 TILE_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Most elements of one [tokens, vocabulary] tile by device: 64 and 512 MB in float32. On CUDA each tile costs a pass over the
 gradient of the weights, so there are fewer."""
@@ -96,7 +98,7 @@ def gpg_head(
                     _add_product(grad_weight, slope, hidden[part])
             del logits_K_V
         logp_K, entropy_K = _joined(scores, hidden, wide)
-        loss = -(coefficients_K * logp_K).sum()
+        loss = gpg_loss(logp_K, coefficients_K).loss
     if form:
         inputs = [(hidden_K_H, grad_hidden), (weight_V_H, grad_weight)]
         kept = [(x, g.to(x.dtype)) for x, g in inputs if g is not None]

@@ -50,9 +50,10 @@ def classification(completion: Completion, example: Example) -> float:
     or a short text, at most twice as long, in which one class is named. A part of a name, a list of classes and "not a
     rose" name none. A name inside of a longer name ("rose" in "desert rose") does not count.
     """
-    gold = gold_class(example)
+    classes = classes_of(example)
+    gold = classes[gold_class(example)]
     candidate = extract_answer(completion.response).candidate
-    return float(candidate is not None and named_class(candidate, classes_of(example)) == gold)
+    return float(candidate is not None and match_class(candidate, gold, classes))
 
 
 def classes_of(example: Example) -> tuple[str, ...]:

@@ -39,9 +39,9 @@ def counting(completion: Completion, example: Example) -> float:
     `4`, `4.0`, `four`, `1,234` and "There are 4 items." state one number; "4 or 5", "3 red and 1 blue", "-4", "4.5",
     "not 4" and "2+2" state none that could be credited. Digits of other scripts are not read.
     """
-    gold = gold_count(example)
+    gold = str(gold_count(example))
     candidate = extract_answer(completion.response).candidate
-    return float(candidate is not None and parse_count(candidate) == gold)
+    return float(candidate is not None and match_count(candidate, gold))
 
 
 def gold_count(example: Example) -> int:

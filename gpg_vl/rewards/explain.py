@@ -66,7 +66,7 @@ def explained(explain: Explain, examples: Sequence[Sample] = ()) -> Callable[[F]
 
     def attach(function: F) -> F:
         function.explain = explain  # type: ignore[attr-defined]  # functions carry attributes
-        function.examples = tuple(examples)  # type: ignore[attr-defined]
+        function.examples = tuple(examples)  # type: ignore[attr-defined]  # as above
         return function
 
     return attach

@@ -71,8 +71,8 @@ def limits_of(example: Example) -> tuple[int, int]:
 
 
 def _check(limit: object, cache: object, where: str) -> None:
-    numbers = all(isinstance(n, int) and not isinstance(n, bool) for n in (limit, cache))
-    if not numbers or not 0 < cache <= limit:  # type: ignore[operator]  # they are numbers here
+    are_truths = isinstance(limit, bool) or isinstance(cache, bool)
+    if are_truths or not (isinstance(limit, int) and isinstance(cache, int) and 0 < cache <= limit):
         raise UserError(
             f"The reward 'length' was given the limit {limit!r} and the cache {cache!r} in {where}. Two whole numbers of "
             f"tokens are needed, 0 < cache <= limit. Give the data the columns `length_limit` and `length_cache`, or "

@@ -3,7 +3,7 @@
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.strict import Mark, judged
 from gpg_vl.eval.task import Doc, Score
-from gpg_vl.rewards.classification import named_class, plain_name
+from gpg_vl.rewards.classification import match_class, named_class, plain_name
 from gpg_vl.rewards.parse import extract_answer
 
 
@@ -12,7 +12,7 @@ def _mark(doc: Doc, candidate: str) -> Mark:
     index = named_class(candidate, classes)
     if index is None:
         return Mark(0.0, None)
-    return Mark(float(plain_name(classes[index]) == plain_name(doc.gold)), classes[index])
+    return Mark(float(match_class(candidate, doc.gold, classes)), classes[index])
 
 
 strict_class = judged(_mark)

@@ -3,14 +3,14 @@
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.strict import Mark, judged
 from gpg_vl.eval.task import Doc
-from gpg_vl.rewards.counting import parse_count
+from gpg_vl.rewards.counting import match_count, parse_count
 from gpg_vl.rewards.geometry import match_geometry, parse_quantity
 from gpg_vl.rewards.mathematics import match_math, stated
 
 
 def _count_mark(doc: Doc, candidate: str) -> Mark:
     count = parse_count(candidate)
-    return Mark(0.0, None) if count is None else Mark(float(count == parse_count(doc.gold)), str(count))
+    return Mark(0.0, None) if count is None else Mark(float(match_count(candidate, doc.gold)), str(count))
 
 
 def geometry_mark(doc: Doc, candidate: str) -> Mark:
