@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import anchor
 
-SYSTEMS = ("trl", "shared", "naive", "prefix_grouper")
+SYSTEMS = ("trl", "shared", "one_group", "naive", "prefix_grouper")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,7 +21,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=3, help="measured steps")
     made.add_argument("--warmup", type=int, default=1, help="steps before them")
     made.add_argument("--micro-batch", type=int, default=8, help="TRL: completions per forward pass")
-    made.add_argument("--tokens-per-pass", type=int, default=0, help="ours: as in the config; 0 is one group per pass")
     made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     made.add_argument("--given", action="store_true", help="TRL: random completions instead of sampled ones")
     made.add_argument("--folder", type=Path, default=Path("runs/peers"), help="where the checkpoints are made")
@@ -56,15 +55,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         from benchmarks import ours
 
-        side = ours.Ours(
-            checkpoint,
-            row,
-            arguments.system,
-            checkpointing=arguments.checkpointing,
-            tokens_per_pass=arguments.tokens_per_pass,
-        )
+        side = ours.Ours(checkpoint, row, arguments.system, checkpointing=arguments.checkpointing)
         meter = ours.run(side, asked, **length)
-        settings = {"tokens_per_pass": arguments.tokens_per_pass}
+        settings = {}
     settings |= {"checkpointing": arguments.checkpointing, "warmup": arguments.warmup}
     return {"system": arguments.system, "row": row.name, "settings": settings, **meter.report()}
 

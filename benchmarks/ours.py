@@ -1,8 +1,9 @@
 """Our side: the only module here that knows the parts of gpg_vl that sample and train.
 
-`shared` is the product: each picture and prompt once per group. `naive` is the same kernels with one row per completion: the
-prompt of a completion is prefilled for it alone and trained in a row of its own. It tells what is due to sharing and what to
-everything else.
+`shared` is the product: each picture and prompt once per group, in passes of the size that a config has by default.
+`one_group` gives each group a pass of its own, which holds less. `naive` is that with the same kernels and one row per
+completion: the prompt of a completion is prefilled for it alone and trained in a row of its own. It tells what is due to
+sharing and what to everything else.
 """
 
 import math
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.anchor import Question, Row
 from benchmarks.meter import Meter
 from gpg_vl.algorithms.losses import Aggregation
+from gpg_vl.config import TrainConfig
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.load import Tokens, load_model, load_processing, quiet
 from gpg_vl.models.policy import Policy
@@ -30,7 +32,7 @@ from gpg_vl.types import Completion, Example, Group, Prompt
 
 LEARNING_RATE = 1e-6
 MAX_GRAD_NORM = 1.0
-LAYOUTS = ("shared", "naive")
+LAYOUTS = ("shared", "one_group", "naive")
 
 
 def forbidden(tokens: Tokens) -> tuple[int, ...]:
@@ -43,7 +45,7 @@ class Ours:
 
     masked: forbid ids in rollout and loss alike, as a run does. Without it the loss is over the whole vocabulary, which is
         what a peer's loss is over.
-    tokens_per_pass: as in the config; 0 puts every group in a pass of its own.
+    layout: one of LAYOUTS.
     """
 
     def __init__(
@@ -53,12 +55,11 @@ class Ours:
         layout: str,
         *,
         checkpointing: bool = False,
-        tokens_per_pass: int = 0,
         masked: bool = True,
     ) -> None:
         assert layout in LAYOUTS, layout
         self.row = row
-        self.shared = layout == "shared"
+        self.shared = layout != "naive"
         processing = load_processing(str(checkpoint))
         with quiet():
             model = load_model(str(checkpoint))
@@ -75,7 +76,7 @@ class Ours:
         for group in self._optimizer.param_groups:
             group["lr"] = LEARNING_RATE
         self._accelerator = Accelerator(cpu=True)
-        self._tokens_per_pass = tokens_per_pass
+        self._tokens_per_pass = TrainConfig().tokens_per_pass if layout == "shared" else None
 
     def towers(self) -> tuple[nn.Module, nn.Module]:
         """Vision tower and text model, to hang counters on."""

@@ -24,9 +24,9 @@ from benchmarks.measure import SYSTEMS
 from benchmarks.table import render
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
-STEPS = {"trl": 2, "shared": 3, "naive": 2, "prefix_grouper": 2}
+STEPS = {"trl": 2, "shared": 3, "one_group": 2, "naive": 2, "prefix_grouper": 2}
 """Measured steps per process. A step of TRL takes most of a minute."""
-ONE_ROUND = ("naive", "prefix_grouper")
+ONE_ROUND = ("one_group", "naive", "prefix_grouper")
 """Context for the comparison, not its sides: measured in the first round alone."""
 RESULTS = Path("benchmarks/results")
 SCRATCH = Path("runs/peers")
@@ -44,7 +44,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, help="measured steps per process (default 3 for us, 2 for the others)")
     made.add_argument("--warmup", type=int, help="steps before them (default 1)")
     made.add_argument("--micro-batch", type=int, choices=MICRO_BATCHES, help="TRL's, instead of searching for the best")
-    made.add_argument("--tokens-per-pass", type=int, default=0, help="ours, as in the config; 0 is one group per pass")
     made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--out", type=Path, help=f"folder of the results (default {RESULTS})")
@@ -183,8 +182,6 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             lengths = {"steps": arguments.steps or STEPS[system], "warmup": arguments.warmup}
             if system == "trl":
                 lengths["micro_batch"] = result["micro_batch"]
-            elif system != "prefix_grouper":
-                lengths["tokens_per_pass"] = arguments.tokens_per_pass
             result["runs"].append(measure(arguments, system, row, **lengths) | {"round": number})
             write(result, arguments.out)
     result["complete"] = True

@@ -130,7 +130,7 @@ def test_completions_have_the_forced_length_and_no_forbidden_id(tiny_checkpoint:
         assert len({c.token_ids for group in answers for c in group}) == 8, "every completion is drawn by itself"
 
 
-def test_both_layouts_have_one_gradient(tiny_checkpoint: Path) -> None:
+def test_all_layouts_have_one_gradient(tiny_checkpoint: Path) -> None:
     asked = anchor.questions(SMALL, 2)
     tokens = [[[5, 9, 300], [11], [12, 13], [7]], [[40, 41], [50], [60, 61, 62], [70, 71]]]
     rewards = [[1.0, 0.0, 0.2, 0.4], [0.0, 0.0, 1.0, 0.3]]
@@ -139,8 +139,18 @@ def test_both_layouts_have_one_gradient(tiny_checkpoint: Path) -> None:
         for layout in ours.LAYOUTS
     }
     assert parity_trl.relative_error(found["shared"], found["naive"]) < 1e-5
+    assert parity_trl.relative_error(found["one_group"], found["naive"]) < 1e-5
     swapped = ours.Ours(tiny_checkpoint, SMALL, "shared", masked=False).gradient(asked, tokens[::-1], rewards, "token")
     assert parity_trl.relative_error(swapped, found["naive"]) > 1e-2, "another step has another gradient"
+
+
+@pytest.mark.parametrize("layout,passes", [("shared", 1), ("one_group", 2), ("naive", 2)])
+def test_a_layout_says_how_many_passes_a_step_has(tiny_checkpoint: Path, layout: str, passes: int) -> None:
+    side = ours.Ours(tiny_checkpoint, SMALL, layout)
+    calls: list[int] = []
+    side.policy.register_forward_hook(lambda *_: calls.append(1))
+    ours.run(side, anchor.questions(SMALL, 2), steps=1, warmup=0)
+    assert len(calls) == passes
 
 
 def test_a_silent_group_is_not_trained_on(tiny_checkpoint: Path) -> None:
@@ -232,7 +242,7 @@ def test_a_gradient_beyond_the_gate_is_a_failure(
     monkeypatch.setattr("sys.argv", ["parity", "--rows", "a,c", "--out", str(tmp_path / "out.json")])
     assert parity_trl.main() == code
     written = [(p["row"], p["system"], p["aggregation"]) for p in json.loads((tmp_path / "out.json").read_text())]
-    everyone = [("a", system, "token") for system in ("shared", "naive", "prefix_grouper")]
+    everyone = [("a", system, "token") for system in ("shared", "one_group", "naive", "prefix_grouper")]
     assert written == [*everyone, ("a", "shared", "sequence"), ("c", "shared", "token")]
 
 

@@ -173,9 +173,8 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 def sampling_logits(hidden_K_H: Tensor, weight_V_H: Tensor, never_sampled_V: Tensor, *, temperature: float) -> Tensor:
     """[K, V] logits of the distribution that tokens are drawn from, in float32 at least. For few tokens at a time."""
-    logits_K_V = torch.nn.functional.linear(hidden_K_H, weight_V_H)
-    wide = torch.promote_types(logits_K_V.dtype, torch.float32)
-    return (logits_K_V.to(wide) / temperature).masked_fill(never_sampled_V, _OUT_OF_REACH)
+    wide = torch.promote_types(compute_dtype(hidden_K_H), torch.float32)
+    return _logits(hidden_K_H, weight_V_H, never_sampled_V, temperature, wide)
 
 
 def _tiles(hidden_K_H: Tensor, vocabulary: int) -> list[slice]:

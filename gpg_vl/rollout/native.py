@@ -40,6 +40,18 @@ class _Answer:
     logps: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Machinery:
+    """What an engine answers with, the same for all its calls."""
+
+    policy: Policy
+    processing: Processing
+    prompts_per_batch: int
+    slots: int
+    autocast: torch.dtype | None
+    work: EngineWork
+
+
 class NativeEngine:
     """Samples with a `Policy` on its own device.
 
@@ -57,13 +69,16 @@ class NativeEngine:
         slots: int = 128,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self._policy = policy
-        self._tokenizer = processing.tokenizer
-        self._tokens = processing.tokens
-        self._prompts_per_batch = prompts_per_batch
-        self._slots = slots
-        self._autocast = autocast
         self.work = EngineWork()
+        self._policy = policy
+        self._machinery = _Machinery(
+            policy=policy,
+            processing=processing,
+            prompts_per_batch=prompts_per_batch,
+            slots=slots,
+            autocast=autocast,
+            work=self.work,
+        )
 
     def sync(self, version: int) -> None:
         """Nothing to do: the engine reads the weights that are trained."""
@@ -78,17 +93,16 @@ class NativeEngine:
         """See `Engine.generate`."""
         if not prompts:
             return []
-        device = self._policy.never_sampled_V.device
+        device, autocast = self._policy.never_sampled_V.device, self._machinery.autocast
         training = self._policy.training
         self._policy.eval()
         try:
             with (
                 torch.no_grad(),
-                torch.autocast(device.type, self._autocast, enabled=self._autocast is not None),
+                torch.autocast(device.type, autocast, enabled=autocast is not None),
                 self._policy.remembering_images(_shown_more_than_once(prompts)),
             ):
-                run = _Run(self, prompts, sampling, draws, done)
-                return run.answers()
+                return _Run(self._machinery, prompts, sampling, draws, done).answers()
         finally:
             self._policy.train(training)
 
@@ -98,23 +112,23 @@ class _Run:
 
     def __init__(
         self,
-        engine: NativeEngine,
+        machinery: _Machinery,
         prompts: Sequence[Prompt],
         sampling: Sampling,
         draws: Sequence[int],
         done: Callable[[int], None] | None,
     ) -> None:
-        self._engine, self._policy, self._work = engine, engine._policy, engine.work
+        self._machinery, self._policy, self._work = machinery, machinery.policy, machinery.work
         self._prompts, self._sampling, self._draws, self._done = prompts, sampling, draws, done
         self._device = self._policy.never_sampled_V.device
         self._waiting = deque(
             _Answer(prompt=p, member=m) for p in range(len(prompts)) for m in range(sampling.group_size)
         )
-        self._ends = frozenset(engine._tokens.ends)
+        self._ends = frozenset(machinery.processing.tokens.ends)
         self._finished: dict[tuple[int, int], _Answer] = {}
         self._starts: dict[int, _Start] = {}
         self._computed = 0
-        count = min(engine._slots, len(self._waiting))
+        count = min(machinery.slots, len(self._waiting))
         self._random_S_T = torch.zeros(count, sampling.max_new_tokens, dtype=torch.float64, device=self._device)
         self._offset_S = torch.zeros(count, dtype=torch.long, device=self._device)
         self._answers: list[_Answer | None] = [None] * count
@@ -158,7 +172,7 @@ class _Run:
                     width = longest + self._sampling.max_new_tokens
                     self._slots = Slots(start.keys_L_2_H_P_D, slots=len(self._answers), width=width)
                     if self._device.type == "cuda":
-                        self._decoder = GraphDecoder(self._policy, self._slots, self._engine._autocast)
+                        self._decoder = GraphDecoder(self._policy, self._slots, self._machinery.autocast)
                 self._slots.admit(start.keys_L_2_H_P_D, slots)
                 self._offset_S[torch.tensor(slots, device=self._device)] = (
                     start.next_position - self._prompts[prompt].length
@@ -169,7 +183,7 @@ class _Run:
 
     def _compute_prompts_up_to(self, last: int) -> None:
         while self._computed <= last:
-            part = range(self._computed, min(self._computed + self._engine._prompts_per_batch, len(self._prompts)))
+            part = range(self._computed, min(self._computed + self._machinery.prompts_per_batch, len(self._prompts)))
             self._prefill(part)
             self._computed = part.stop
 
@@ -202,7 +216,7 @@ class _Run:
         busy = [s for s, answer in enumerate(self._answers) if answer is not None]
         with self._timed("decode_seconds"):
             lengths = [self._prompts[a.prompt].length + len(a.tokens) for a in self._answers if a is not None]
-            tokens = [a.tokens[-1] if a is not None else self._engine._tokens.pad for a in self._answers]
+            tokens = [a.tokens[-1] if a is not None else self._machinery.processing.tokens.pad for a in self._answers]
             token_S = torch.tensor(tokens, device=self._device)
             position_S = self._slots.length_S + self._offset_S
             width = self._slots.cache.shape[4]
@@ -253,7 +267,7 @@ class _Run:
             logprobs=tuple(answer.logps),
             finish_reason=reason,
             prefill=self._prompts[answer.prompt].prefill,
-            text=self._engine._tokenizer.decode(answer.tokens, skip_special_tokens=True),
+            text=self._machinery.processing.tokenizer.decode(answer.tokens, skip_special_tokens=True),
         )
 
     def _timed(self, what: str) -> AbstractContextManager[None]:
