@@ -17,6 +17,7 @@ from gpg_vl.config import load_config, parse_config
 from gpg_vl.data import scenes
 from gpg_vl.data.read import load_examples
 from gpg_vl.eval.tasks import cvbench
+from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import check_gold
 from gpg_vl.training.run import make_encoder
 from gpg_vl.types import Example, Message
@@ -166,6 +167,18 @@ def test_all_rows_are_there_and_read_as_they_are(name: str, tmp_path: Path) -> N
     assert facts["licence"]
     config = {"model": {"path": "x"}, "output": {"folder": "y"}, "data": {"train": "z"}, **facts["settings"]}
     assert parse_config(config, "card.json").rewards.weights
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_gold_answer_gets_full_marks_from_the_rewards_of_the_card(name: str, tmp_path: Path) -> None:
+    """In every split, as a run demands of its training set before it loads a model."""
+    made(name, tmp_path)
+    facts = card(tmp_path / "out")
+    rows = [row for split in facts["splits"] for row in examples(tmp_path / "out", split)]
+    assert len(rows) >= CASES[name].rows
+    weights = facts["settings"]["rewards"]["weights"]
+    with RewardPool(weights, workers=1) as pool:
+        assert not check_gold(weights, rows, pool=pool)
 
 
 @pytest.mark.parametrize("name", CASES)
