@@ -1,7 +1,8 @@
-"""README's tables of published and measured numbers, from `protocols/` and `results/` beside this file.
+"""Tables of published and measured numbers in Markdown, from `protocols/` and `results/` beside this file.
 
     python eval/tables.py                         # print every table
     python eval/tables.py --write README.md       # between the markers  <!-- table:NAME -->  and  <!-- end:NAME -->
+    python eval/tables.py --write eval/README.md
     python eval/tables.py --check README.md       # exit code 1 if what stands there is not what would be written
     python eval/tables.py --add runs/eval-cvbench/results.json --protocol cvbench --row "GPG, seed 0"
 
@@ -118,12 +119,26 @@ def _published(name: str, members: Sequence[Protocol]) -> str:
             else [member.published[number][member.headline] for member in members]
         )
         mean = [f"{sum(values) / len(values):.1f}"] if name in MEANS else []
-        mark = f" ({row['note']})" if row.get("note") else ""
-        rows.append([row["row"] + mark, *mean, *(f"{value:.{places}f}" for value in values)])
-    rules = ", ".join(dict.fromkeys(member.scorer for member in members))
-    widths = " / ".join(f"{member.tolerance:g}" for member in members)
-    told = f"Published (scorer {rules}; 95 % half-width about {widths} points), in %: {members[0].source}."
-    return told + "\n\n" + _markdown(["published", *(["mean"] if name in MEANS else []), *names], rows)
+        rows.append([row["row"], *mean, *(f"{value:.{places}f}" for value in values)])
+    header = ["published", *(["mean"] if name in MEANS else []), *names]
+    return "\n\n".join([_introduction(members), _markdown(header, rows), *_notes(members)])
+
+
+def _introduction(members: Sequence[Protocol]) -> str:
+    models = ", ".join(dict.fromkeys(member.model for member in members))
+    rules = " and ".join(f"`{rule}`" for rule in dict.fromkeys(member.scorer for member in members))
+    widths = ", ".join(f"{member.tolerance:g}" for member in members)
+    order = "" if len(members) == 1 else ", in the order of the columns"
+    return (
+        f"Published, in %. Model: {models}. Scored by {rules}; a 95 % interval reaches about {widths} points to either "
+        f"side{order}. Source: {members[0].source}."
+    )
+
+
+def _notes(members: Sequence[Protocol]) -> list[str]:
+    """What is to be known of single rows, below the table: in a cell it would push the numbers off the page."""
+    notes = [f"{row['row']}: {row['note']}." for member in members for row in member.published if row.get("note")]
+    return [f"On the row {' '.join(notes)}"] if notes else []
 
 
 def _places(value: object) -> int:

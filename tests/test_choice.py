@@ -80,6 +80,46 @@ CASES = [
     ("A left, B right", SIDES, None),
     ("A: left\nB: right", SIDES, None),
     ("C or B", SIDES, 1),
+    # denied
+    ("not (A)", SIDES, None),
+    ("The answer is not (A)", SIDES, None),
+    ("It is not option A.", SIDES, None),
+    ("not: (A)", SIDES, None),
+    ("not, (A)", SIDES, None),
+    ("It isn't (A).", SIDES, None),
+    ("It isn’t B", SIDES, None),
+    ("cannot be (B)", SIDES, None),
+    ("Anything without B", SIDES, None),
+    ("(A) is not it", SIDES, None),
+    ("(A) isn't right", SIDES, None),
+    ("(B) is wrong", SIDES, None),
+    ("not (A), it is left", SIDES, None),
+    ("not A but right", SIDES, None),
+    ("(A) left is not it", SIDES, None),
+    ("It is not the left, (B)", SIDES, 1),
+    ("not left", SIDES, None),
+    ("definitely not on the left", SIDES, None),
+    ("it did not turn left", SIDES, None),
+    ("left is wrong", SIDES, None),
+    ("It is not true", ("true", "false"), None),
+    ("No, (B)", SIDES, 1),
+    ("No. B", SIDES, 1),
+    ("I cannot see the table, so (B)", SIDES, 1),
+    ("It does not move but turns right", SIDES, 1),
+    ("B, not visible", SIDES, 1),
+    ("(B) because A4 is not on it", SIDES, 1),
+    ("knot (A)", SIDES, 0),
+    # the "no" of an option is no denial
+    ("no", ("yes", "no"), 1),
+    ("the answer is no", ("yes", "no"), 1),
+    ("No, it is not", ("yes", "no"), 1),
+    ("(B) No", ("yes", "no"), 1),
+    ("No (B)", ("yes", "no"), 1),
+    ("(A) it did not turn", ("it did not turn", "left"), 0),
+    ("it did not turn (A)", ("it did not turn", "left"), 0),
+    ("I think it did not turn", ("it did not turn", "left"), 0),
+    ("it isn't moving (A)", ("it isn't moving", "left"), 0),
+    ("none of the above (B)", ("left", "none of the above"), 1),
     # letters that are words or parts of words
     ("A chair is closer", ("table", "stool"), None),
     ("A chair is closer", THINGS, 1),
@@ -235,6 +275,34 @@ def test_the_letter_and_the_text_of_every_option_are_recognised(choices, data):
     assert match_choice(by_text, choices) == index
 
 
+refusals = st.sampled_from(
+    [
+        "not {}",
+        "The answer is not {}.",
+        "It isn't {}",
+        "not the {}, I think",
+        "it cannot be {}",
+        "never {}",
+        "neither: {}",
+        "anything but not ... {}",
+        "no {}",
+        "{} is not it",
+        "{} isn’t right",
+        "{} is wrong",
+    ]
+)
+
+
+@given(options, refusals, st.sampled_from(["{letter}", "({letter})", "{text}", "({letter}) {text}"]), st.data())
+def test_an_option_that_is_denied_is_not_named(choices, refusal, form, data):
+    index = data.draw(st.integers(0, len(choices) - 1))
+    named = form.format(letter=string.ascii_uppercase[index], text=choices[index])
+    assert match_choice(refusal.format(named), choices) is None
+    # what an earlier sentence denied does not take the answer away
+    before = data.draw(st.sampled_from(["It is not clear. ", "I cannot see it, but ", "Not sure, ", "No, ", "No. "]))
+    assert match_choice(before + named, choices) == index
+
+
 lists = st.sampled_from(
     [
         "{letter}",
@@ -323,6 +391,9 @@ LONG = {  # of a size at which quadratic work takes hours
     "hyphens": ("1-" * (SIZE // 2), None),
     "numbers": ("two " * (SIZE // 4), None),
     "marks": ("\u0301" * SIZE, None),
+    "denials": ("not " * (SIZE // 4), None),
+    "denied": ("A is, not " * (SIZE // 10), None),
+    "clauses": ("not so, " * (SIZE // 8) + "B", 1),
     "quotes": ("A " + "*" * SIZE, 0),
     "blanks": ("A" + " " * SIZE + ".", 0),
     "text": ("the left " * (SIZE // 9), 1),
@@ -393,6 +464,8 @@ def test_impossible_gold_names_the_example(answer, choices, message):
         ("<answer>A or B</answer>", 0.0),
         ("<answer>A</answer><answer>B</answer>", 1.0),
         ("The chair is closer than a table", 0.0),
+        ("The answer is not (B)", 0.0),
+        ("<answer>not a chair</answer>", 0.0),
     ],
 )
 def test_the_reward(response, score):

@@ -70,6 +70,8 @@ SIX = {"choices": ("1", "2", "3", "4", "5", "6"), "gold": "(F)"}
         (CHAIR, "The chair is closer than a table", 0, None),  # names both; fools `cambrian`, see below
         (CHAIR, "The chair is closer to the camera.", 1, "B"),
         (CHAIR, "The answer is (B)", 1, "B"),
+        (CHAIR, "The answer is not (B)", 0, None),
+        (CHAIR, "<answer>not the chair</answer>", 0, None),
         (CHAIR, "answer is: b", 1, "B"),
         (CHAIR, "<think>first (A)</think><answer>(B)</answer>", 1, "B"),
         (CHAIR, "<think>so <answer>(B)</answer></think>", 0, None),  # inside the reasoning

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from benchmark_data.files import picture, write_jsonl, write_parquet, write_pict
 from gpg_vl.data.images import ImageError, image_size, read_image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.loading import image_cell, rows_of, tables
+from gpg_vl.eval.tables import read_rows
 from gpg_vl.eval.tasks import tasks
 
 # --- which files --------------------------------------------------------------------------------------------------------
@@ -50,6 +52,20 @@ def test_what_a_recipe_wrote_is_found_by_its_folder_or_its_split(tmp_path):
     for path, found in ((tmp_path, "test"), (tmp_path / "test", "test"), (tmp_path / "train", "train")):
         rows = rows_of(tables(path, name="Set", split="test"), required=("from",))
         assert [row["from"] for row, _ in rows] == [f"{found} 0", f"{found} 1"]
+
+
+@pytest.mark.parametrize("group", [10, 200])
+def test_a_table_of_pictures_is_never_in_memory_as_a_whole(tmp_path, group):
+    """40 MB of pictures, in many row groups or in one, cost what a few rows of them need."""
+    pictures = [{"image": {"bytes": bytes([n]) + random.Random(n).randbytes(200_000)}} for n in range(200)]
+    file = tmp_path / "test.parquet"
+    pq.write_table(pa.Table.from_pylist(pictures), file, row_group_size=group, compression="none", write_batch_size=8)
+    before, firsts, held = pa.total_allocated_bytes(), [], []
+    for row in read_rows(file, required=("image",)):
+        firsts.append(row["image"]["bytes"][0])
+        held.append(pa.total_allocated_bytes() - before)
+    assert firsts == list(range(200))
+    assert 1_000_000 < max(held) < 20_000_000
 
 
 def test_rows_are_numbered_in_their_own_file(tmp_path):

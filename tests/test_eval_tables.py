@@ -1,7 +1,8 @@
-"""The evidence folder: protocols that the program can follow, published sums that add up, and README's tables."""
+"""The evidence folder: protocols that the program can follow, published sums that add up, and the tables that READMEs show."""
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -87,11 +88,30 @@ def test_tables_are_written_between_markers_and_checked(tmp_path, capsys):
     assert "not up to date. Run: python eval/tables.py --write" in capsys.readouterr().err
     assert tables.main(["--write", str(readme)]) == 0
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith("# x\n<!-- table:geoqa -->\nPublished (scorer r1v;")
+    assert text.startswith("# x\n<!-- table:geoqa -->\nPublished, in %. Model: Qwen/Qwen2.5-VL-3B-Instruct. Scored by `r1v`;")
     assert text.endswith("<!-- end:geoqa -->\nrest\n")
     assert tables.main(["--check", str(readme)]) == 0
     readme.write_text(text.replace("51.33", "52.33"), encoding="utf-8")
     assert tables.main(["--check", str(readme)]) == 1
+
+
+WRITTEN = ("README.md", "eval/README.md")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_tables_of_the_repository_are_up_to_date(name, tmp_path, capsys):
+    file = FOLDER.parent / name
+    assert tables.main(["--check", str(file)]) == 0, capsys.readouterr().err
+    changed = tmp_path / "README.md"
+    text = file.read_text(encoding="utf-8")
+    changed.write_text(text.replace("| GPG | 7", "| GPG | 8").replace("| GPG | 5", "| GPG | 6"), encoding="utf-8")
+    assert tables.main(["--check", str(changed)]) == 1
+
+
+def test_the_repository_shows_each_table_once():
+    texts = [(FOLDER.parent / name).read_text(encoding="utf-8") for name in WRITTEN]
+    shown = [name for text in texts for name in re.findall(r"<!-- table:(\w+) -->", text)]
+    assert sorted(shown) == sorted(tables.TABLES)
 
 
 @pytest.mark.parametrize(

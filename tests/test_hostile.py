@@ -114,6 +114,8 @@ WRONG: dict[str, Callable[[Subject], str]] = {
     "letters": lambda s: answered("A B C D"),
     "options": lambda s: answered("(A) (B) (C) (D)"),
     "denied": lambda s: answered(f"not {s.right} but {s.wrong}"),
+    "denied alone": lambda s: answered(f"not {s.right}"),
+    "denied in a sentence": lambda s: f"The answer is not {s.right}.",
     "both boxed": lambda s: answered(rf"\boxed{{{s.right}}} \boxed{{{s.wrong}}}"),
     "equals": lambda s: answered(f"{s.wrong} = {s.right}"),
     # a part of the answer, or the answer as a part

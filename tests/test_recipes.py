@@ -13,9 +13,13 @@ from recipe_runs import ROOT, broken, card, examples, run, run_killed, script, t
 from sources import geometry3k, picture, r1v, reasonseg, refcoco, sat, struct, text, virft
 
 from gpg_vl import cli
-from gpg_vl.config import parse_config
+from gpg_vl.config import load_config, parse_config
 from gpg_vl.data import scenes
+from gpg_vl.data.read import load_examples
+from gpg_vl.eval.tasks import cvbench
+from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import check_gold
+from gpg_vl.training.run import make_encoder
 from gpg_vl.types import Example, Message
 
 
@@ -166,6 +170,18 @@ def test_all_rows_are_there_and_read_as_they_are(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_every_gold_answer_gets_full_marks_from_the_rewards_of_the_card(name: str, tmp_path: Path) -> None:
+    """In every split, as a run demands of its training set before it loads a model."""
+    made(name, tmp_path)
+    facts = card(tmp_path / "out")
+    rows = [row for split in facts["splits"] for row in examples(tmp_path / "out", split)]
+    assert len(rows) >= CASES[name].rows
+    weights = facts["settings"]["rewards"]["weights"]
+    with RewardPool(weights, workers=1) as pool:
+        assert not check_gold(weights, rows, pool=pool)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_the_seed_decides_every_byte(name: str, tmp_path: Path) -> None:
     arguments = command(name, tmp_path / "source", tmp_path / "a", "--seed", "1")
     for out in ("a", "b"):
@@ -251,6 +267,31 @@ def test_sat_asks_in_the_papers_words_and_leaves_rows_with_two_pictures_out(tmp_
     assert comma.answer == "the red, round chair"
     assert card(tmp_path / "out")["settings"]["prompt"] == {"chat": "plain", "prefill": "<think>"}
     assert not check_gold({"choice": 1.0}, rows)
+
+
+def test_the_cvbench_config_asks_for_sat_in_the_papers_prompt(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Recipe and config together, at the folder that the config names. Two blanks stand before "Answer", as published."""
+    sat.write(tmp_path / "source", 4)
+    assert run("sat", "--source", tmp_path / "source", "--out", tmp_path / "data" / "sat") == 0
+    config = load_config(ROOT / "configs" / "cvbench_qwen2vl_2b.yaml")
+    model = config.model.model_copy(update={"path": str(tiny_checkpoint)})
+    data = config.data.model_copy(update={"train": str(tmp_path / config.data.train)})
+    encoder = make_encoder(config.model_copy(update={"model": model, "data": data}))
+    rows = load_examples(data.train, data.columns)
+    (row,) = (row for row in rows if row.id == "train-000001")
+    assert encoder.encode(row).text == (
+        "<|vision_start|><|image_pad|><|vision_end|>"
+        "A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves it. "
+        "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
+        "User:  Answer in natural language. How did the camera turn? (1) Choose between the following options: "
+        f"{row.choices[0]}, {row.choices[1]} or {row.choices[2]} \nAssistant: Let me solve this step by step.\n<think>"
+    )
+    assert not check_gold(config.rewards.weights, rows)
+    # Trained and evaluated in the same words; only the user's text differs, as in the paper.
+    style = cvbench.PROMPTS[str(config.eval.prompt)]
+    before, _, after = style.template.partition("{prompt}")
+    assert (config.prompt.chat, config.prompt.prefill) == (style.chat, style.prefill)
+    assert all(row.prompt.startswith(before) and row.prompt.endswith(after) for row in rows)
 
 
 def test_sat_keeps_several_pictures_and_asks_an_instruct_model_where_told(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from runs import environment, gpg_vl, metrics, write_config, write_scenes
 from safetensors.torch import load_file
 
 from gpg_vl.models.load import load_model
+from gpg_vl.training.display import no_signal
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -34,6 +35,7 @@ def finished(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("finished")
     result = gpg_vl("train", write_config(folder, tiny_checkpoint))
     assert result.returncode == 0, result.stderr
+    assert "Nothing was learnt" not in result.stdout
     return folder
 
 
@@ -227,7 +229,11 @@ def test_a_step_without_signal_is_skipped_and_counted(tiny_checkpoint: Path, tmp
         algorithm={"max_resample_attempts": 2},
         train={"steps": 2, "weight_decay": 0.1},
     )
-    assert gpg_vl("train", config).returncode == 0
+    result = gpg_vl("train", config)
+    assert result.returncode == 0
+    said = " ".join(result.stdout.split())
+    assert "Nothing was learnt: in all 2 steps every answer to a prompt got the same reward as the others" in said
+    assert "gpg-vl rewards test" in said
     rows = metrics(tmp_path / "run")
     assert [
         (r["step_skipped"], r["alpha"], r["loss"], r["rounds"], r["resample_cap_hit"], r["groups_seen"]) for r in rows
@@ -237,6 +243,11 @@ def test_a_step_without_signal_is_skipped_and_counted(tiny_checkpoint: Path, tmp
     before = load_model(str(tiny_checkpoint)).state_dict()
     after = load_model(str(last_checkpoint(tmp_path / "run") / "model")).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("steps", "skipped", "told"), [(4, 4, True), (1, 1, True), (4, 3, False), (0, 0, False)])
+def test_only_a_run_in_which_no_step_was_taken_has_learnt_nothing(steps: int, skipped: int, told: bool) -> None:
+    assert bool(no_signal(steps=steps, skipped=skipped, folder=Path("runs/x"))) is told
 
 
 def test_the_plan_is_printed_and_a_dry_run_stops_there(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpg_vl.data.sources import parquet_rows
 from gpg_vl.errors import UserError
 
 SUFFIXES = (".parquet", ".jsonl")
-_BATCH = 64  # rows; they may hold encoded images
 
 
 def read_rows(file: Path, *, required: Sequence[str], without: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -65,13 +65,12 @@ def _missing_column(file: Path, where: str, column: str, present: Sequence[str])
 
 
 def _parquet(file: Path, required: Sequence[str], without: Sequence[str]) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(file) as table:
-        present = table.schema_arrow.names
-        for column in required:
-            if column not in present:
-                raise _missing_column(file, "", column, present)
-        for batch in table.iter_batches(batch_size=_BATCH, columns=[name for name in present if name not in without]):
-            yield from batch.to_pylist()
+    present = pq.read_schema(file).names
+    for column in required:
+        if column not in present:
+            raise _missing_column(file, "", column, present)
+    for _, row in parquet_rows(file, columns=[name for name in present if name not in without]):
+        yield row
 
 
 def _jsonl(file: Path, required: Sequence[str], without: Sequence[str]) -> Iterator[dict[str, Any]]:

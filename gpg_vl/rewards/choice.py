@@ -2,16 +2,17 @@
 
 An answer is credited only if it can be read in one way: as a whole letter, as the verbatim text of an option, by one
 distinct capital letter, or by one option text in whole words. Where these rules leave room, the reading that credits
-less is taken: an article is not option A, a list of all options is not an answer, "5-6" is not 5.
+less is taken: an article is not option A, a list of all options is not an answer, "5-6" is not 5, and who says that it
+is not (A) has not answered (A).
 """
 
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.numerals import is_glued, stands_free, word_spans, word_values
+from gpg_vl.rewards.numerals import denials, denied_places, is_glued, stands_free, word_spans, word_values
 from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
@@ -44,6 +45,12 @@ _AFTER_A_LETTER = frozenset(
         "if",
         "over",
     }
+)
+# "(A) is not it", "left isn't right", "A is wrong"; what only has a denial behind it may quote its option: "(B) not seen".
+_REFUTED = re.compile(
+    r"[\s)\]*_\"'”’]*+(?:(?:is|are|was|were|does|do|did|has|can|could|would|will)\s++(?:not|never|no|wrong|incorrect|false)"
+    r"|(?:is|are|was|were|does|do|did|has|ca|could|would|wo)n['’]?t|cannot)\b",
+    re.IGNORECASE,
 )
 
 # An expression means more than its words ("√3" is not "3"), so it is compared whole and never looked for inside a text.
@@ -116,7 +123,10 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     3. Exactly one distinct capital among the first n stands alone or in parentheses. `A` before a word is an article.
     4. The text of exactly one option occurs in whole words; `three` is `3`, `3.0` is `3`, and `11` is not `1`.
 
-    The verbatim text comes before the lone capital, so that "Vitamin C" is that option and not option C.
+    The verbatim text comes before the lone capital, so that "Vitamin C" is that option and not option C. Steps 3 and 4
+    refuse what is denied: behind a "not" in its clause, as in "not (A)" and "it did not turn left", or right before one,
+    as in "(A) is not it"; and a candidate that denies a letter names nothing else. The "no" of an option's own text
+    denies nothing.
     """
     candidate = candidate.strip()
     if candidate == "a":
@@ -127,8 +137,14 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     equal = _equal_options(candidate, choices)
     if equal:
         return equal[0] if len(equal) == 1 else None
-    letter = _lone_capital(candidate, choices)
-    return _named_in_words(candidate, choices) if letter is None else letter
+    words = _read(candidate, choices)
+    letters = _letters(candidate, choices)
+    if any(words.is_denied(one.start, one.end) for one in letters):
+        return None
+    letter = _lone(letters)
+    if letter is None:
+        return _named_in_words(candidate, words)
+    return None if letter in words.denied_options() else letter
 
 
 def _whole_letter(text: str, n: int) -> int | None:
@@ -150,9 +166,62 @@ def _plain(text: str) -> str:
     return (text.rstrip(_FINAL_PUNCTUATION).rstrip() or text).casefold()
 
 
-def _lone_capital(candidate: str, choices: Sequence[str]) -> int | None:
-    """The only option letter that the candidate mentions, if one of its mentions is a letter on its own."""
-    mentioned, alone = set(), set()
+class _Words(NamedTuple):
+    """The words of a candidate."""
+
+    spans: Sequence[tuple[int, int]]
+    options: Sequence[tuple[int, int, int]]
+    """(option, first word, word behind it) of every occurrence of an option's text."""
+    is_denied: Callable[[int, int], bool]
+    """Whether what stands from a character up to another is denied."""
+
+    def denied_options(self) -> set[int]:
+        """The options whose text is denied somewhere."""
+        places = ((option, self.spans[first][0], self.spans[end - 1][1]) for option, first, end in self.options)
+        return {option for option, start, end in places if self.is_denied(start, end)}
+
+
+def _read(candidate: str, choices: Sequence[str]) -> _Words:
+    spans = word_spans(candidate)
+    options = _occurrences(word_values(candidate, spans), choices)
+    quoted = {spans[place][0] for _, start, end in options for place in range(start, end)}
+    denying = [span for span in denials(candidate, spans) if span[0] not in quoted]
+    is_denied_at = denied_places(candidate, spans, denying)
+    return _Words(
+        spans=spans,
+        options=options,
+        is_denied=lambda start, end: is_denied_at(start) or _REFUTED.match(candidate, end) is not None,
+    )
+
+
+def _occurrences(values: Sequence[str], choices: Sequence[str]) -> list[tuple[int, int, int]]:
+    """(option, first word, word behind it) wherever the words spell the text of an option."""
+    phrases: dict[str, list[tuple[int, list[str]]]] = {}
+    for index, option in enumerate(choices):
+        phrase = [] if _OPTION_EXPRESSION.search(option) else word_values(option, word_spans(option))
+        if phrase:
+            phrases.setdefault(phrase[0], []).append((index, phrase))
+    return [
+        (index, start, start + len(phrase))
+        for start, value in enumerate(values)
+        for index, phrase in phrases.get(value, ())
+        if values[start : start + len(phrase)] == phrase
+    ]
+
+
+class _Letter(NamedTuple):
+    """A capital that may be the letter of an option."""
+
+    option: int
+    start: int
+    end: int
+    alone: bool
+    """It is no part of a list or of a compound."""
+
+
+def _letters(candidate: str, choices: Sequence[str]) -> list[_Letter]:
+    """Every option letter that the candidate mentions."""
+    letters = []
     for found in _CAPITAL.finditer(candidate):
         index = LETTERS.index(found[1])
         if index >= len(choices):
@@ -160,10 +229,15 @@ def _lone_capital(candidate: str, choices: Sequence[str]) -> int | None:
         as_word = found[1] in "AI" and _reads_as_word(candidate, found, choices[index])
         if as_word == "word":
             continue
-        mentioned.add(index)
-        if not as_word and not is_glued(candidate, found.start(), -1) and not is_glued(candidate, found.end() - 1, 1):
-            alone.add(index)
-    return mentioned.pop() if len(mentioned) == 1 and mentioned == alone else None
+        glued = is_glued(candidate, found.start(), -1) or is_glued(candidate, found.end() - 1, 1)
+        letters.append(_Letter(index, *found.span(), alone=not as_word and not glued))
+    return letters
+
+
+def _lone(letters: Sequence[_Letter]) -> int | None:
+    """The only option that is mentioned by letter, if one of its mentions is a letter on its own."""
+    mentioned = {one.option for one in letters}
+    return mentioned.pop() if len(mentioned) == 1 and any(one.alone for one in letters) else None
 
 
 def _reads_as_word(candidate: str, found: re.Match[str], option: str) -> Literal["word", "list"] | None:
@@ -183,23 +257,10 @@ def _reads_as_word(candidate: str, found: re.Match[str], option: str) -> Literal
     return "word"
 
 
-def _named_in_words(candidate: str, choices: Sequence[str]) -> int | None:
-    """The only option whose text occurs in the candidate, if one of its occurrences stands free."""
+def _named_in_words(candidate: str, words: _Words) -> int | None:
+    """The only option whose text occurs in the candidate, if one of its occurrences stands free and none is denied."""
     if _EXPRESSION.search(candidate):
         return None
-    phrases: dict[str, list[tuple[int, list[str]]]] = {}
-    for index, option in enumerate(choices):
-        phrase = [] if _OPTION_EXPRESSION.search(option) else word_values(option, word_spans(option))
-        if phrase:
-            phrases.setdefault(phrase[0], []).append((index, phrase))
-    spans = word_spans(candidate)
-    values = word_values(candidate, spans)
-    named, free = set(), set()
-    for start, value in enumerate(values):
-        for index, phrase in phrases.get(value, ()):
-            end = start + len(phrase)
-            if values[start:end] == phrase:
-                named.add(index)
-                if stands_free(candidate, spans, start, end):
-                    free.add(index)
-    return named.pop() if len(named) == 1 and named == free else None
+    named = {index for index, _, _ in words.options}
+    free = {index for index, start, end in words.options if stands_free(candidate, words.spans, start, end)}
+    return named.pop() if len(named) == 1 and named == free and not words.denied_options() else None

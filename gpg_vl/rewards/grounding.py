@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.boxes import COORDINATES, FAMILY_COORDINATES, HIT, Box, Frame, generalized_iou, hits, iou
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.numerals import hides
+from gpg_vl.rewards.numerals import denials, hides, word_spans
 from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
@@ -171,8 +171,9 @@ def parse_boxes(text: str) -> list[Box] | None:
 def parse_detections(text: str) -> list[Detection] | None:
     """The boxes that a text states, each with its confidence; [] for "No Objects"; None if it cannot be read.
 
-    Outside of JSON there must be no digit that belongs to no box, so that nothing is picked out of a calculation. Numbers
-    are ASCII, with at most nine digits before and after the point. More than `MAX_BOXES` boxes are not read.
+    Outside of JSON there must be no digit that belongs to no box, so that nothing is picked out of a calculation, and no
+    "not" right before a box. Numbers are ASCII, with at most nine digits before and after the point. More than
+    `MAX_BOXES` boxes are not read.
     """
     text = _unfenced(text)
     if hides(text):
@@ -197,13 +198,23 @@ def _unfenced(text: str) -> str:
 
 
 def _from_text(text: str) -> list[Detection] | None:
-    boxes = []
+    boxes, end = [], 0
     for found in _BOX.finditer(text):
+        if _ends_in_denial(text[end : found.start()]):
+            return None
         boxes.append(Detection(Box(*(float(number) for number in found.groups() if number is not None))))
         if len(boxes) > MAX_BOXES:
             return None
+        end = found.end()
     rest = _KEY.sub("", _BOX.sub(" ", text))
     return None if not boxes or any(character.isnumeric() for character in rest) else boxes
+
+
+def _ends_in_denial(text: str) -> bool:
+    """True for "it is not"; the words before it may describe what was looked for: "who has no hat is at"."""
+    spans = word_spans(text)
+    denying = denials(text, spans)
+    return bool(denying) and denying[-1][1] >= spans[-1][1]
 
 
 def _json(text: str) -> Any:

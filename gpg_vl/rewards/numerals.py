@@ -5,7 +5,8 @@ other scripts, superscripts and fractions written as one character are not numer
 """
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 
 # An accent, an invisible character or a control character belongs to its word: what looks like another word is another.
 _MARKS = (
@@ -53,6 +54,10 @@ not no nor neither never none without except excluding unlike cannot isnt arent 
 """
 _DENIALS = frozenset(_DENIAL_WORDS.split())
 _DENIED = frozenset({"'t", "’t"})
+# Not the point and the comma of a number; a colon may stand between a denial and what it denies ("not: B").
+_CLAUSE_END = re.compile(
+    r"[;!?\r\n。，；！？…]|[.,](?![0-9])|\b(?:but|so|thus|hence|therefore|because|rather|instead|then)\b", re.IGNORECASE
+)
 _BOUNDS = frozenset({"than", "least", "most", "more", "less", "fewer", "between", "range", "either"})
 _GLUE = frozenset("-‐‑–−/'’&_")
 _DIGIT_GLUE = frozenset(":.,+*")
@@ -121,13 +126,44 @@ def is_glued(text: str, edge: int, step: int) -> bool:
     return text[tie] in _GLUE or (text[tie] in _DIGIT_GLUE and text[edge].isdigit() and text[beyond].isdigit())
 
 
-def is_denied(text: str, spans: Sequence[tuple[int, int]]) -> bool:
-    """True if a text denies something, so that naming a thing in it is not answering with it: "not a rose", "isn't 4"."""
+def denials(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where the words are that deny something: "not", "no", "neither", "isn't"."""
+    found = []
     for start, end in spans:
         word = text[start:end].casefold()
-        if word in _DENIALS or (word[-1:] == "n" and text[end : end + 2] in _DENIED):
-            return True
-    return False
+        if word[-1:] == "n" and text[end : end + 2] in _DENIED:
+            found.append((start, end + 2))
+        elif word in _DENIALS:
+            found.append((start, end))
+    return found
+
+
+def is_denied(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+    """True if a text denies something, so that naming a thing in it is not answering with it: "not a rose", "isn't 4"."""
+    return bool(denials(text, spans))
+
+
+def denied_places(
+    text: str, spans: Sequence[tuple[int, int]], denying: Sequence[tuple[int, int]]
+) -> Callable[[int], bool]:
+    """Whether a place in the text is in what one of its `denying` words denies: the rest of the clause behind it.
+
+    The next word always is, whatever stands between ("not ... B"); but "No, B" and "No. B" do not deny B.
+    """
+    clause_ends = [*(found.start() for found in _CLAUSE_END.finditer(text)), len(text)]
+    words = [start for start, _ in spans]
+    first, last = [], []  # of each denied stretch; both rise
+    for start, end in denying:
+        following = bisect_left(words, end)
+        least = end if text[start:end].casefold() == "no" or following == len(words) else words[following]
+        first.append(end)
+        last.append(clause_ends[bisect_left(clause_ends, least)])
+
+    def is_denied_at(place: int) -> bool:
+        nearest = bisect_right(first, place) - 1
+        return nearest >= 0 and place <= last[nearest]
+
+    return is_denied_at
 
 
 def is_qualified(text: str, spans: Sequence[tuple[int, int]]) -> bool:

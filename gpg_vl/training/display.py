@@ -1,10 +1,24 @@
 """Live signs of a run: one line of numbers that moves on a terminal, plain lines where there is none."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+
+def no_signal(*, steps: int, skipped: int, folder: Path) -> str | None:
+    """What to say of a run that is over and in which nothing could be learnt; None of any other run."""
+    if skipped < steps or not steps:
+        return None
+    return (
+        f"Nothing was learnt: in all {steps} steps every answer to a prompt got the same reward as the others, so the weights "
+        f"are those the run began with. Read what the model answers ({folder / 'samples'}) and what the reward makes of it "
+        f"(gpg-vl rewards test); if both are as meant, all_wrong_share and all_right_share in "
+        f"{folder / 'metrics.jsonl'} tell whether the data are too hard or too easy, and a higher rollout.temperature or a "
+        f"larger rollout.group_size makes answers differ."
+    )
 
 
 class Display:

@@ -33,7 +33,7 @@ from gpg_vl.rollout.engine import Engine, Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.training import checkpoint as checkpoints
 from gpg_vl.training.batch import Objective
-from gpg_vl.training.display import Display
+from gpg_vl.training.display import Display, no_signal
 from gpg_vl.training.folder import open_folder
 from gpg_vl.training.interrupt import StopRequest
 from gpg_vl.training.loop import Hooks, Schedule, empty_group, train
@@ -244,6 +244,9 @@ def launch(
             record=Record(folder, accelerator),
             hooks=hooks,
         )
+    told = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
+    if told and main:
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     return final.step == plan.steps
 
 
