@@ -1,18 +1,22 @@
-"""Qwen2-VL-2B's shape with random weights on one GPU: seconds, memory, decoding and utilisation, sharing or not.
+"""Qwen2-VL-2B's shape with random weights on one GPU: seconds, memory, decoding and utilisation, sharing or not, and TRL.
 
     python -m benchmarks.gpu                       the grid on the GPU that is there (make bench-gpu)
     python -m benchmarks.gpu --model tiny --quick  the same program on any machine, to see that it runs
 
 Utilisation counts the operations of the shared computation only, whatever was computed: work that is done twice is not work.
-Writes benchmarks/results/gpu.json after every row, so that a run that is cut off keeps what it has, and goes on from there.
+TRL's GRPOTrainer with its Hugging Face rollout is measured beside them where it is installed (pip install trl==1.16.0), at
+several micro-batches. Writes benchmarks/results/gpu.json after every row, so that a run that is cut off keeps what it has, and
+goes on from there; a row that does not fit into memory says so.
 """
 
 import argparse
+import gc
 import itertools
 import json
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +24,29 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.step import Bench, Case, as_row, device_here, folder_of_results
+from benchmarks.step import Bench, Case, Timing, as_row, device_here, folder_of_results
 from gpg_vl.models.attention import varlen_missing
 
 PROMPTS = ((356, 256), (652, 484), (1300, 1156))
 """Prompt tokens and image tokens; an image is square, so its tokens are a square number."""
+MICRO_BATCHES = (2, 8, 32)
+"""TRL's completions per forward pass."""
 PEAK = 989e12
 """Operations per second in bfloat16 that the utilisation refers to: an H100's or H200's data sheet, without sparsity."""
 
 
-def grid(*, quick: bool) -> list[Case]:
-    """Every system on every case: shared with each kernel, naive with the same kernel."""
+def grid(*, quick: bool, with_trl: bool = False) -> list[Case]:
+    """Every system on every case: shared with each kernel, naive with the same kernel, TRL at each micro-batch."""
     prompts = ((60, 16),) if quick else PROMPTS
     lengths, sizes = ((8,), (4,)) if quick else ((64, 256), (8, 16))
     here = device_here()
     precision = "bfloat16" if here.type == "cuda" else "float32"
     ragged = not varlen_missing(here, getattr(torch, precision))
-    ways = [("split", True), *([("varlen", True)] if ragged else []), ("varlen" if ragged else "split", False)]
+    kernel = "varlen" if ragged else "split"
+    ways: list[dict[str, Any]] = [{"kernel": k, "shared": True} for k in dict.fromkeys(("split", kernel))]
+    ways.append({"kernel": kernel, "shared": False})
+    if with_trl:
+        ways += [{"shared": False, "micro_batch": n} for n in ((2, 8) if quick else MICRO_BATCHES)]
     return [
         Case(
             group_size=size,
@@ -44,23 +54,22 @@ def grid(*, quick: bool) -> list[Case]:
             text_tokens=prompt - image,
             completion=length,
             groups=2 if quick else 8,
-            shared=shared,
-            kernel=kernel,
             vision=vision,
             checkpointing=checkpointing,
             dtype=precision,
             slots=64 if quick else 128,
+            **way,
         )
-        for (prompt, image), length, size, vision, checkpointing, (kernel, shared) in itertools.product(
+        for (prompt, image), length, size, vision, checkpointing, way in itertools.product(
             prompts, lengths, sizes, ("frozen", "trained"), (False, True), ways
         )
     ]
 
 
-def build(model: str, folder: Path) -> tuple[torch.nn.Module, Any]:
-    """(model with random weights, processing). The 2B shape is made on the device, not read from anywhere."""
+def build(model: str, folder: Path) -> torch.nn.Module:
+    """The model with random weights, made on the device, not read from anywhere. `folder` gets its processor."""
     from gpg_vl.models import tiny
-    from gpg_vl.models.load import load_processing, quiet
+    from gpg_vl.models.load import quiet
 
     tokenizer = tiny.tiny_tokenizer(["How many balls are there in the picture?"], 512)
     config = tiny.tiny_config(tokenizer, 512) if model == "tiny" else tiny.tiny_config(tokenizer, 151_936, **TEXT_2B)
@@ -75,7 +84,7 @@ def build(model: str, folder: Path) -> tuple[torch.nn.Module, Any]:
     with device_here():
         torch.manual_seed(0)
         made = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    return made.float().eval(), load_processing(str(folder))
+    return made.float().eval()
 
 
 TEXT_2B = {
@@ -104,29 +113,53 @@ def show(rows: list[dict[str, Any]], peak: float) -> Table:
         "decode s",
         "tok/s",
         "train s",
+        "step s",
         "util %",
         "GiB",
         "gradient error",
     )
     for row in rows:
         case, timing = row["case"], row["timing"]
-        twin = next(r for r in rows if r["case"]["shared"] and all(r["case"][k] == case[k] for k in SAME))
+        if timing is None:
+            table.add_row(_shape(row), *_conditions(case), f"[red]{row['failed']}[/red]")
+            continue
+        twin = _shared_twin(rows, case)
         table.add_row(
-            f"{timing['prompt_tokens']} / {case['completion']} / {case['group_size']}",
-            case["vision"],
-            "yes" if case["checkpointing"] else "no",
-            f"{case['kernel']}, {'once per group' if case['shared'] else 'for every answer'}",
-            f"{timing['prefill_seconds']:.2f}",
+            _shape(row),
+            *_conditions(case),
+            "" if timing["prefill_seconds"] is None else f"{timing['prefill_seconds']:.2f}",
             f"{timing['decode_seconds']:.2f}",
             f"{timing['decoded_tokens'] / timing['decode_seconds']:.0f}",
             f"{timing['train_seconds']:.2f}",
-            f"{100 * utilisation(row, twin, peak):.1f}",
+            f"{timing['seconds']:.2f}",
+            f"{100 * utilisation(row, twin, peak):.1f}" if twin else "",
             f"{timing['peak_bytes'] / 2**30:.1f}",
             "" if timing["gradient_error"] is None else f"{timing['gradient_error']:.0e}",
         )
     return table
 
 
+def _shared_twin(rows: list[dict[str, Any]], case: dict[str, Any]) -> dict[str, Any] | None:
+    """The measured row in which the same is computed once per group."""
+    same = (r for r in rows if r["timing"] and r["case"]["shared"] and all(r["case"][k] == case[k] for k in SAME))
+    return next(same, None)
+
+
+def _shape(row: dict[str, Any]) -> str:
+    case, timing = row["case"], row["timing"]
+    prompt = timing["prompt_tokens"] if timing else case["image_tokens"] + case["text_tokens"]
+    return f"{prompt} / {case['completion']} / {case['group_size']}"
+
+
+def _conditions(case: dict[str, Any]) -> tuple[str, str, str]:
+    """The columns vision, recompute and way."""
+    ours = f"{case['kernel']}, {'once per group' if case['shared'] else 'for every answer'}"
+    way = f"TRL, micro-batch {case['micro_batch']}" if case["micro_batch"] else ours
+    return case["vision"], "yes" if case["checkpointing"] else "no", way
+
+
+WIDTH = 160
+"""Of the table in a file."""
 SAME = ("group_size", "image_tokens", "text_tokens", "completion", "vision", "checkpointing")
 """What two rows of one comparison have in common."""
 
@@ -150,9 +183,12 @@ def main() -> int:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     kept = json.loads(file.read_text()) if file.exists() else {"device": name, "rows": []}
     rows: list[dict[str, Any]] = kept["rows"] if kept["device"] == name else []
-    console = Console()
-    for case in grid(quick=arguments.quick):
-        if any(row["case"] == as_case(case) for row in rows):
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    has_trl = find_spec("trl") is not None
+    if not has_trl:
+        console.print("TRL is not installed here, its rows are left out. To have them: pip install trl==1.16.0")
+    for case in grid(quick=arguments.quick, with_trl=has_trl):
+        if any(row["case"] == asdict(case) for row in rows):
             continue
         console.print(f"{len(rows) + 1}: {case}")
         rows.append(_measured(arguments.model, case, 1 if arguments.quick else arguments.steps, device))
@@ -162,20 +198,27 @@ def main() -> int:
     return 0
 
 
-def as_case(case: Case) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(case)
-
-
 def _measured(model: str, case: Case, steps: int, device: torch.device) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        made, processing = build(model, Path(folder))
-    shown = replace(case)
-    row = as_row(shown, Bench(made, processing, shown, device).measure(steps=steps, warmup=1))
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return row
+    """The row of a case; one that does not fit into memory has no timing."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return as_row(case, _timing(build(model, Path(folder)), Path(folder), case, steps, device))
+    except torch.OutOfMemoryError:
+        return {"case": asdict(case), "timing": None, "failed": "out of memory"}
+    finally:
+        gc.collect()  # a trainer and its callbacks refer to each other
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _timing(model: torch.nn.Module, folder: Path, case: Case, steps: int, device: torch.device) -> Timing:
+    if case.micro_batch:
+        from benchmarks import trl_side
+
+        return trl_side.timing(model, folder, case, steps=steps, warmup=1)
+    from gpg_vl.models.load import load_processing
+
+    return Bench(model, load_processing(str(folder)), case, device).measure(steps=steps, warmup=1)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from benchmarks.anchor import Question
 from benchmarks.meter import read_status, reset_peak
 from gpg_vl.data import scenes
 from gpg_vl.models.attention import Kernel
-from gpg_vl.models.cost import group_cost, shape_of
+from gpg_vl.models.cost import Cost, group_cost, shape_of
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
@@ -56,14 +57,23 @@ class Case:
     vision: Literal["trained", "frozen"] = "trained"
     dtype: Literal["float32", "bfloat16"] = "float32"
     slots: int = 128
+    micro_batch: int = 0
+    """Completions per forward pass of TRL, whose case this is; 0 is ours."""
+
+    @property
+    def side(self) -> int:
+        """Pixels along both sides of the picture."""
+        return 28 * round(self.image_tokens**0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Medians over the measured steps of a case."""
 
-    prefill_seconds: float
+    prefill_seconds: float | None
+    """None where a rollout is timed as a whole."""
     decode_seconds: float
+    """The rest of the rollout."""
     train_seconds: float
     peak_bytes: int
     """Above what was there before the first step."""
@@ -81,7 +91,20 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        return self.prefill_seconds + self.decode_seconds + self.train_seconds
+        return (self.prefill_seconds or 0.0) + self.decode_seconds + self.train_seconds
+
+
+def questions(case: Case, processing: Processing, number: int) -> list[Question]:
+    """Pictures of noise, each with the same text of at least the case's length."""
+    text = WORDS
+    while len(processing.tokenizer(text).input_ids) < case.text_tokens:
+        text += " " + WORDS
+    return [Question(name=str(i), text=text, png=_noise(case.side, seed=i)) for i in range(number)]
+
+
+def _noise(side: int, *, seed: int) -> bytes:
+    grey = Image.frombytes("L", (side, side), random.Random(seed).randbytes(side * side))
+    return scenes.png(grey.convert("RGB"))
 
 
 class Bench:
@@ -110,16 +133,9 @@ class Bench:
         self._encoder = Encoder(processing=processing, style=PromptStyle(), limits=limits, root=None)
 
     def prompts(self, number: int) -> list[Prompt]:
-        side = 28 * round(self._case.image_tokens**0.5)
-        made = []
-        for i in range(number):
-            noise = random.Random(i).randbytes(side * side)
-            picture = scenes.png(Image.frombytes("L", (side, side), noise).convert("RGB"))
-            text = WORDS
-            while self._encoder.processing.tokenizer(text).input_ids.__len__() < self._case.text_tokens:
-                text += " " + WORDS
-            made.append(self._encoder.encode(Example(id=str(i), images=(picture,), prompt=text, answer="3")))
-        return made
+        asked = questions(self._case, self._encoder.processing, number)
+        examples = [Example(id=q.name, images=(q.png,), prompt=q.text, answer="3") for q in asked]
+        return [self._encoder.encode(example) for example in examples]
 
     def sample(self, prompts: Sequence[Prompt]) -> list[tuple[Completion, ...]]:
         """Once per group, or for every answer anew."""
@@ -196,35 +212,26 @@ class Bench:
         case = self._case
         prompts = self.prompts(case.groups)
         seconds: list[tuple[float, float, float]] = []
-        before = self._reset_memory()
+        before = reset_memory(self._device)
         for step in range(warmup + steps):
             work = replace(self._engine.work)
             answers = self.sample(prompts)
             rollout = self._engine.work
             counted = replace(self.policy.work)
-            self._wait()
+            wait(self._device)
             start = time.perf_counter()
             self.train(prompts, answers)
-            self._wait()
+            wait(self._device)
             if step >= warmup:
                 prefill, decode = (
                     getattr(rollout, f) - getattr(work, f) for f in ("prefill_seconds", "decode_seconds")
                 )
                 seconds.append((prefill, decode, time.perf_counter() - start))
-        peak = self._peak_memory() - before
+        peak = peak_memory(self._device) - before
         trained = replace(self.policy.work)
         error = self.gradient_error(prompts, answers) if case.shared else None
         columns = [median(column) for column in zip(*seconds, strict=True)]
-        cost = group_cost(
-            shape_of(self._config, has_vision=True),
-            prompt=prompts[0].length,
-            image_tokens=case.image_tokens,
-            completion=case.completion,
-            group_size=case.group_size,
-            shared=case.shared,
-            recompute=False,
-            vision=case.vision,
-        )
+        cost = cost_of(case, self._config, prompts[0].length)
         return Timing(
             prefill_seconds=columns[0],
             decode_seconds=columns[1],
@@ -241,18 +248,38 @@ class Bench:
             gradient_error=error,
         )
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
 
-    def _reset_memory(self) -> int:
-        if self._device.type != "cuda":
-            return reset_peak()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
+def cost_of(case: Case, config: Any, prompt: int) -> Cost:
+    """Of one group of the case, whose prompt has so many tokens. Without what checkpointing computes again."""
+    return group_cost(
+        shape_of(config, has_vision=True),
+        prompt=prompt,
+        image_tokens=case.image_tokens,
+        completion=case.completion,
+        group_size=case.group_size,
+        shared=case.shared,
+        recompute=False,
+        vision=case.vision,
+    )
 
-    def _peak_memory(self) -> int:
-        return read_status("VmHWM") if self._device.type != "cuda" else torch.cuda.max_memory_allocated()
+
+def wait(device: torch.device) -> None:
+    """Until the device has computed what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def reset_memory(device: torch.device) -> int:
+    """Begin to watch for the peak. Returns the bytes that are in use now."""
+    if device.type != "cuda":
+        return reset_peak()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use since `reset_memory`."""
+    return read_status("VmHWM") if device.type != "cuda" else torch.cuda.max_memory_allocated()
 
 
 def as_row(case: Case, timing: Timing) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gpg_vl.models.torchvision_shim import ensure_torchvision
@@ -25,6 +26,7 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from benchmarks.anchor import Question, Row, completions  # noqa: E402
 from benchmarks.meter import Meter  # noqa: E402
 from benchmarks.ours import LEARNING_RATE, MAX_GRAD_NORM, forbidden  # noqa: E402
+from benchmarks.step import Case, Timing, cost_of, peak_memory, questions, reset_memory, wait  # noqa: E402
 from gpg_vl.models.load import load_processing, quiet  # noqa: E402
 
 LOSS_OF = {"sequence": "grpo", "token": "dapo"}
@@ -33,7 +35,16 @@ Given = Callable[[int], Sequence[Sequence[Sequence[int]]]]
 """Number of the step -> token ids of its completions, by prompt and member."""
 
 
+def load(checkpoint: Path) -> torch.nn.Module:
+    """As TRL's users load a model."""
+    with quiet():
+        return Qwen2VLForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
+
+
 def make_trainer(
+    model: torch.nn.Module,
     checkpoint: Path,
     row: Row,
     asked: Sequence[Question],
@@ -44,16 +55,16 @@ def make_trainer(
     output: str,
     loss: str = "dapo",
     checkpointing: bool = False,
+    bf16: bool = False,
     max_grad_norm: float = MAX_GRAD_NORM,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> GRPOTrainer:
-    """A trainer over the questions in their order. `rewards` gives the rewards of the group of prompt 0, 1, ..."""
+    """A trainer over the questions in their order. `rewards` gives the rewards of the group of prompt 0, 1, ...
+
+    checkpoint: where the processor is read from. bf16: autocast, the weights stay as they are.
+    """
     if row.completions % micro_batch:
         raise ValueError(f"{row.completions} completions a step cannot be cut into micro-batches of {micro_batch}.")
-    with quiet():
-        model = Qwen2VLForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
-        )
     processor = AutoProcessor.from_pretrained(checkpoint, padding_side="left", trust_remote_code=False)
     settings = GRPOConfig(
         output_dir=output,
@@ -82,8 +93,8 @@ def make_trainer(
         gradient_checkpointing=checkpointing,
         shuffle_dataset=False,
         dataloader_num_workers=0,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=model.device.type == "cpu",
+        bf16=bf16,
         seed=0,
         report_to="none",
         save_strategy="no",
@@ -145,7 +156,8 @@ class _StepEnds(TrainerCallback):
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        wait(model.device)
         self._meter.step_ended()
 
 
@@ -158,11 +170,14 @@ def run(
     warmup: int,
     micro_batch: int,
     checkpointing: bool,
-    given: bool,
+    given: bool = False,
+    bf16: bool = False,
+    model: torch.nn.Module | None = None,
 ) -> Meter:
-    """Measure `steps` steps of `trainer.train()` after `warmup`."""
+    """Measure `steps` steps of `trainer.train()` after `warmup`, of `model` or of the one in `checkpoint`."""
     with tempfile.TemporaryDirectory() as output:
         trainer = make_trainer(
+            load(checkpoint) if model is None else model,
             checkpoint,
             row,
             asked,
@@ -171,6 +186,7 @@ def run(
             steps=warmup + steps,
             output=output,
             checkpointing=checkpointing,
+            bf16=bf16,
         )
         meter = Meter(trainer.model.model.visual, trainer.model.model.language_model, warmup=warmup)
         trainer.add_callback(_StepEnds(meter))
@@ -181,6 +197,7 @@ def run(
         def timed(inputs: list[dict[str, Any]]) -> dict[str, Any]:
             start = time.perf_counter()
             scored = rollout(inputs)
+            wait(trainer.model.device)
             meter.rollout_took(time.perf_counter() - start)
             lengths = scored["completion_mask"].sum(dim=1)
             assert bool((lengths == row.completion_tokens).all()), "a completion ended early"
@@ -190,6 +207,51 @@ def run(
         meter.start()
         trainer.train()
     return meter
+
+
+def timing(model: torch.nn.Module, checkpoint: Path, case: Case, *, steps: int, warmup: int) -> Timing:
+    """A case of the grid. The rollout is timed as a whole; memory is that above the model's own, as in `Bench.measure`."""
+    model.model.visual.requires_grad_(case.vision == "trained")
+    row = Row(
+        name="grid",
+        side=case.side,
+        vocabulary=model.config.get_text_config().vocab_size,
+        completion_tokens=case.completion,
+        group_size=case.group_size,
+        prompts_per_step=case.groups,
+    )
+    processing = load_processing(str(checkpoint))
+    before = reset_memory(model.device)
+    meter = run(
+        checkpoint,
+        row,
+        questions(case, processing, case.groups * (warmup + steps)),
+        steps=steps,
+        warmup=warmup,
+        micro_batch=case.micro_batch,
+        checkpointing=case.checkpointing,
+        bf16=case.dtype == "bfloat16",
+        model=model,
+    )
+    peak = peak_memory(model.device) - before
+    work = meter.steps[-1].work
+    prompt = work.prefilled_tokens // row.completions
+    cost = cost_of(case, model.config, prompt)
+    return Timing(
+        prefill_seconds=None,
+        decode_seconds=median(step.rollout_seconds for step in meter.steps),
+        train_seconds=median(step.training_seconds for step in meter.steps),
+        peak_bytes=peak,
+        rollout_patches=work.rollout_patches,
+        prefilled_tokens=work.prefilled_tokens,
+        decoded_tokens=row.completions * row.completion_tokens,
+        trained_patches=work.training_patches,
+        trained_tokens=work.training_tokens,
+        train_operations=case.groups * cost.train,
+        total_operations=case.groups * cost.total,
+        prompt_tokens=prompt,
+        gradient_error=None,
+    )
 
 
 class _KeepGradient(TrainerCallback):
@@ -214,6 +276,7 @@ def gradient(
     keep, seen = _KeepGradient(), []
     with tempfile.TemporaryDirectory() as output:
         trainer = make_trainer(
+            load(checkpoint),
             checkpoint,
             row,
             asked,

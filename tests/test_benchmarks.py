@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 from runs import environment
 
-from benchmarks import exactness, growth
+from benchmarks import exactness, gpu, growth
 from benchmarks.exactness import Finding
 from benchmarks.gpu import PEAK, grid, utilisation
 from benchmarks.step import Case, Timing, as_row
@@ -30,6 +33,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> None:
     result = run("benchmarks.gpu", "--model", "tiny", "--quick", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "TRL is not installed here, its rows are left out" in result.stdout
     kept = json.loads((tmp_path / "gpu_tiny.json").read_text())
     assert len(kept["rows"]) == len(grid(quick=True))
     by_way = {(r["case"]["vision"], r["case"]["checkpointing"], r["case"]["shared"]): r["timing"] for r in kept["rows"]}
@@ -48,6 +52,28 @@ def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> 
     assert again.returncode == 0
     assert "Case(" not in again.stdout, "rows that are there are not measured again"
     assert json.loads((tmp_path / "gpu_tiny.json").read_text()) == kept
+
+
+def test_trl_is_measured_at_each_micro_batch_of_each_case() -> None:
+    ours, all_of_them = grid(quick=False), grid(quick=False, with_trl=True)
+    assert [case for case in all_of_them if not case.micro_batch] == ours
+    peers = [case for case in all_of_them if case.micro_batch]
+    assert len(peers) == 3 * len([case for case in ours if not case.shared])
+    assert all(case.groups * case.group_size % case.micro_batch == 0 for case in peers)
+
+
+def test_a_row_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> Timing:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    fits, other = grid(quick=True)[:2]
+    monkeypatch.setattr(gpu, "_timing", full)
+    failed = gpu._measured("tiny", other, 1, torch.device("cpu"))
+    assert failed == {"case": as_row(other, blank())["case"], "timing": None, "failed": "out of memory"}
+    console = Console(width=gpu.WIDTH, record=True)
+    timing = replace(blank(), train_operations=1e12, train_seconds=1.0, decode_seconds=1.0)
+    console.print(gpu.show([failed, as_row(fits, timing)], PEAK))
+    assert "out of memory" in console.export_text()
 
 
 def test_without_a_gpu_the_real_shape_is_refused(tmp_path: Path) -> None:
@@ -119,8 +145,6 @@ def test_the_table_of_exactness_shows_the_worst_case_and_what_missed_its_gate() 
 
 
 def test_one_case_of_exactness_passes_its_gates(tmp_path: Path) -> None:
-    import torch
-
     folder = exactness.checkpoint(tmp_path / "tiny", "qwen2_vl")
     found = exactness.gradients(folder, "qwen2_vl", torch.float64, 2, 1)
     assert len(found) == 2 * len(exactness.WAYS)
