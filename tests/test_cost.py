@@ -5,14 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from runs import write_config
 from test_policy import encoder, new_policy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpg_vl.config import load_config
 from gpg_vl.data import scenes
 from gpg_vl.models.cost import Cost, Shape, group_cost, shape_of
+from gpg_vl.models.families import FAMILIES
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import read_config
+from gpg_vl.training.plan import make_plan
 from gpg_vl.types import Example, Prompt
 
 SIZE, LENGTH = 4, 9
@@ -61,6 +65,30 @@ def test_predicted_training_operations_are_those_that_are_counted(
     assert cost.patches == 2 * policy.work.vision_patches
 
 
+def test_memory_in_the_plan_is_that_of_one_process(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By hand: 6 groups of 3 answers; alone, 18 answers are decoded together, as one of two processes 9."""
+    config = load_config(write_config(tmp_path, tiny_checkpoint, train={"prompts_per_step": 6, "tokens_per_pass": 10**6}))
+    alone, one_of_two = (
+        make_plan(
+            config,
+            family=FAMILIES["qwen2_vl"],
+            prompt_tokens=[50, 40, 30],
+            image_tokens=[16, 16, 16],
+            processes=processes,
+            steps=4,
+            first_prompt="",
+        ).memory_bytes
+        for processes in (1, 2)
+    )
+    text = read_config(str(tiny_checkpoint), None).get_text_config()
+    numbers = text.num_hidden_layers * 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    waiting = config.rollout.prompts_per_batch * 50
+    assert alone["key-value cache"] == 4 * numbers * (18 * (50 + 4) + waiting)
+    assert one_of_two["key-value cache"] == 4 * numbers * (9 * (50 + 4) + waiting)
+    assert one_of_two["activations"] == alone["activations"] / 2
+    assert one_of_two["weights"] == alone["weights"]
+
+
 def test_published_sizes_of_qwen2_vl_2b() -> None:
     """1.310 B body, 0.233 B head; 5.78 GFLOP of vision per image token at 256 tokens; the ratios of the spec's table."""
     shape = Shape(
@@ -68,6 +96,7 @@ def test_published_sizes_of_qwen2_vl_2b() -> None:
         head=1536 * 151936,
         layers=28,
         width=1536,
+        key_values=2 * 28 * 256,
         patch_weights=32 * (4 * 1280**2 + 8 * 1280**2) + 3 * 2 * 14**2 * 1280,
         merger_weights=5120**2 + 5120 * 1536,
         vision_layers=32,

@@ -26,6 +26,8 @@ class Shape:
     layers: int
     width: int
     """Heads times head size."""
+    key_values: int = 0
+    """Numbers that the cache of keys and values holds for one token, all layers together."""
     patch_weights: int = 0
     """Weights of the vision tower that every patch passes."""
     merger_weights: int = 0
@@ -81,6 +83,7 @@ def shape_of(config: Any, *, has_vision: bool) -> Shape:
         head=text.hidden_size * text.vocab_size,
         layers=text.num_hidden_layers,
         width=width,
+        key_values=2 * narrow * text.num_hidden_layers,
         **sizes,
     )
 

@@ -106,7 +106,7 @@ def make_plan(
         parameters=parameters,
         trained_parameters=trained,
         passes_per_step=ceil(
-            config.train.prompts_per_step // processes / max(1, config.train.tokens_per_pass // here.tokens)
+            ceil(config.train.prompts_per_step / processes) / max(1, config.train.tokens_per_pass // here.tokens)
         ),
         kernel=kernel,
         kernel_note=why,
@@ -118,6 +118,7 @@ def make_plan(
             parameters,
             trained,
             here.tokens,
+            processes=processes,
             prompt_tokens_max=ordered[-1],
             image_tokens_total=sum(image_tokens),
         ),
@@ -180,21 +181,21 @@ def _memory(
     trained: int,
     tokens_of_group: int,
     *,
+    processes: int,
     prompt_tokens_max: int,
     image_tokens_total: int,
 ) -> dict[str, float]:
     """Bytes per process. Weights, gradients and moments are exact, activations estimated for a full pass."""
-    text = read_config(config.model.path, config.model.revision).get_text_config()
-    tokens = config.train.tokens_per_pass
-    if config.train.prompts_per_step * tokens_of_group < tokens:
-        tokens = config.train.prompts_per_step * tokens_of_group
-    answers = min(config.rollout.slots, config.train.prompts_per_step * config.rollout.group_size)
+    checkpoint = read_config(config.model.path, config.model.revision)
+    groups = ceil(config.train.prompts_per_step / processes)
+    tokens = min(config.train.tokens_per_pass, groups * tokens_of_group)
+    answers = min(config.rollout.slots, groups * config.rollout.group_size)
     cached = answers * (prompt_tokens_max + config.rollout.max_new_tokens)
     cached += config.rollout.prompts_per_batch * prompt_tokens_max
-    key_value = 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * text.num_hidden_layers
+    key_values = shape_of(checkpoint, has_vision=family.has_vision).key_values
     kept = {}
     if vision_mode(config, family) == "kept" and image_tokens_total:
-        every = float(image_tokens_total * text.hidden_size * _dtype(config).itemsize)
+        every = float(image_tokens_total * checkpoint.get_text_config().hidden_size * _dtype(config).itemsize)
         kept["image features"] = min(every, config.model.vision_cache_mb * 2.0**20)
     return {
         "weights": 4.0 * parameters,
@@ -202,7 +203,7 @@ def _memory(
         "optimizer": 8.0 * trained,
         "activations": _activations(config, tokens),
         "work space": _work_space(config, trained, in_pieces=tokens_of_group > config.train.tokens_per_pass),
-        "key-value cache": float(cached * key_value * _dtype(config).itemsize),
+        "key-value cache": float(cached * key_values * _dtype(config).itemsize),
         **kept,
     }
 
