@@ -14,7 +14,7 @@ help:
 	@echo "make test         the test suite (offline, CPU)"
 	@echo "make lint         ruff and mypy"
 	@echo "make install      only the set-up"
-	@echo "make exactness    the gradient of every way of sharing against the stock model, with gates (CPU, four minutes)"
+	@echo "make exactness    the gradient of every way of sharing against the stock model, with gates (CPU, minutes)"
 	@echo "make growth       how seconds and memory grow with group and image, as a picture (CPU, ten minutes)"
 	@echo "make bench-gpu    the shape of Qwen2-VL-2B with random weights on the GPU that is there"
 	@echo "make bench-peers  one training step beside TRL's, in an environment of its own (Linux, CPU, half an hour; ARGS=--quick: minutes)"
