@@ -334,7 +334,7 @@ def test_lighteval_on_an_expression():
 )
 def test_gsm8k(text, official, flexible, lmms, strict):
     doc = make_doc("72")
-    got = [score(scorer, doc, text) for scorer in (gsm8k.official, gsm8k.flexible, gsm8k.lmms, gsm8k.strict)]
+    got = [score(scorer, doc, text) for scorer in (gsm8k.official, gsm8k.flexible, gsm8k.lmms, math_strict)]
     assert got == [official, flexible, lmms, strict]
 
 

@@ -27,6 +27,10 @@ def example(answer):
 
 
 SAME = [
+    # behind the mark of GSM8K
+    ("#### 5", "5"),
+    ("2 + 3 = 5\n#### 5", "5"),
+    ("There are 2 and 3.\n#### $1,200", "1200"),
     # numbers
     ("5", "5"),
     ("5.", "5"),
@@ -161,6 +165,11 @@ DIFFERENT = [
     ("12 13", "25"),
     (r"\frac{27}{4} 3", r"\frac{27}{4}"),
     ("answer: 5 6", "5"),
+    # a mark of GSM8K, and what stands before it or is no answer behind it
+    ("72 #### 5", "72"),
+    ("#### 5 or 6", "5"),
+    ("#### 5\n#### ", "5"),
+    ("#### not 5", "5"),
     # denied, bounded, compared
     ("not 5", "5"),
     (r"\text{not }5", "5"),

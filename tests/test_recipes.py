@@ -18,9 +18,9 @@ from gpg_vl.data import scenes
 from gpg_vl.data.read import load_examples
 from gpg_vl.eval.tasks import cvbench
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.scoring import check_gold
+from gpg_vl.rewards.scoring import Item, check_gold
 from gpg_vl.training.run import make_encoder
-from gpg_vl.types import Example, Message
+from gpg_vl.types import Completion, Example, Message
 
 
 class Case(NamedTuple):
@@ -417,6 +417,12 @@ def test_gsm8k_reads_the_number_behind_the_hashes_and_keeps_its_splits(tmp_path:
         "Natalia sold 48 clips in April and half as many in May. How many altogether? Let's think step by step and output "
         'the final answer after "####".'
     )
+    weights = card(tmp_path / "out")["settings"]["rewards"]["weights"]
+    response = f"<think>so</think>48 / 2 = 24\n#### {rows[0].answer}"
+    answered = Completion(token_ids=(), logprobs=(), text=response, finish_reason="stop")
+    with RewardPool(weights, workers=1) as pool:
+        (scored,) = pool.evaluate([Item(rows[0], (answered,))])
+    assert scored == dict.fromkeys(weights, (1.0,)), "the answer that the prompt asks for"
     assert len(examples(tmp_path / "out", "test")) == 4
     assert not [row for row in rows if row.prompt == "Why?"], "socratic/ holds the same questions again"
 

@@ -224,6 +224,28 @@ def test_a_reward_of_ones_own_is_tried_in_processes_of_its_own(mine, data):
     assert "my note" in done.stdout
 
 
+def test_what_a_reward_does_not_tell_has_no_columns(mine, data):
+    """`exact` is a bare function: its answers stand beside the gold ones, and it is said how to learn more."""
+    answers = write(mine / "answers.jsonl", [{"id": "0", "response": "3"}, {"id": "3", "response": "so 7"}])
+    done = run("test", "mine.py:exact", "--data", data, "--completions", answers, folder=mine)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    assert lines[:3] == [["id", "value", "response", "gold"], ["3", "0", "so", "7", "6"], ["0", "1", "3", "3"]]
+    assert "Decorate it with @explained of gpg_vl.rewards.explain" in done.stdout
+    done = run("test", "mine.py:told", "--data", data, "--completions", answers, folder=mine)
+    assert done.stdout.split("\n")[0].split() == ["id", "value", "step", "candidate", "read", "as", "gold", "note"]
+    assert "@explained" not in done.stdout
+
+
+def test_a_call_that_failed_has_no_reading(mine, data):
+    answers = write(mine / "answers.jsonl", [{"id": "0", "response": "3"}, {"id": "1", "response": "yes raise"}])
+    raising = '    if "raise" in completion.text: raise KeyError("colour")\n    return float("yes" in'
+    (mine / "mine.py").write_text(MINE.replace('    return float("yes" in', raising))
+    done = run("test", "mine.py:told", "--data", data, "--completions", answers, folder=mine)
+    (row,) = [line.split() for line in done.stdout.splitlines() if line.split()[:2] == ["1", "failed"]]
+    assert row[:7] == ["1", "failed", "-", "yes", "raise", "-", "4"]
+
+
 def test_a_batched_reward_is_given_one_completion_per_example(mine, data):
     answers = write(mine / "answers.jsonl", [{"id": "0", "response": "3"}])
     done = run("test", "mine.py:many", "--data", data, "--completions", answers, folder=mine)

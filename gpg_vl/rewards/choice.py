@@ -3,7 +3,8 @@
 An answer is credited only if it can be read in one way: as a whole letter, as the verbatim text of an option, by one
 distinct capital letter, or by one option text in whole words. Where these rules leave room, the reading that credits
 less is taken: an article is not option A, a list of all options is not an answer, "5-6" is not 5, and who says that it
-is not (A) has not answered (A).
+is not (A) has not answered (A). All this is about the piece of a response that `parse` takes for the answer; what stands
+before a box, or before "answer is", is not looked at.
 """
 
 import re

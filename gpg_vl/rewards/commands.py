@@ -37,6 +37,8 @@ time limit for each call.
 Exit code 1 if a gold answer does not get full marks, or a call fails: a policy could not be rewarded for being right."""
 
 _SHOWN_GOLD = 10
+_EXPLAINED = ("value", "step", "candidate", "read as", "gold", "note")
+_UNEXPLAINED = ("value", "response", "gold")
 
 
 def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -99,9 +101,10 @@ def _show(arguments: argparse.Namespace) -> int:
     console.print(Text(documentation(reward) or "(no docstring)"))
     samples = shown(reward)
     if samples:
-        table = _answers("response", "gold")
+        table = _table("response", *_EXPLAINED)
         for one in samples:
-            _add_answer(table, one.sample.response, one.score, one.explanation, gold=one.sample.answer)
+            why = _why(one.sample.response, one.sample.answer, one.explanation)
+            _add(table, _short(one.sample.response), one.score, *why)
         console.print("\nwhat it makes of these, now:", highlight=False)
         console.print(table)
         settings = {str(dict(one.sample.meta)) for one in samples if one.sample.meta}
@@ -140,10 +143,7 @@ def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -
     problems = trial.gold_problems
     if trial.tried:
         ordered = sorted(trial.tried, key=lambda one: float("-inf") if one.score is None else one.score)
-        table = _answers("id", "response")
-        for one in ordered[:rows]:
-            _add_answer(table, one.response, one.score, one.explanation, first=one.id, failure=one.failure)
-        console.print(table)
+        console.print(_tried(ordered[:rows], explained=trial.explained))
         if len(ordered) > rows:
             console.print(
                 f"... and {len(ordered) - rows} more with the same or a greater value (--rows)", highlight=False
@@ -162,14 +162,19 @@ def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -
         highlight=False,
     )
     if problems:
-        table = _answers("id", "response")
-        for one in problems[:_SHOWN_GOLD]:
-            _add_answer(table, one.response, one.score, one.explanation, first=one.id, failure=one.failure)
-        console.print(table)
+        console.print(_tried(problems[:_SHOWN_GOLD], explained=trial.explained))
         if len(problems) > _SHOWN_GOLD:
             console.print(f"... and {len(problems) - _SHOWN_GOLD} more", highlight=False)
         _say_failures(problems[:_SHOWN_GOLD], console)
     _say_failures([one for one in trial.tried if one.failure][:_SHOWN_GOLD], console)
+    if not trial.explained and (trial.tried or problems):
+        console.print(
+            f"\n{trial.name} does not say what it reads in a response. Decorate it with @explained of "
+            f"gpg_vl.rewards.explain, and it stands here beside each value.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _say_failures(tried: Sequence[Tried], console: "Console") -> None:
@@ -179,36 +184,37 @@ def _say_failures(tried: Sequence[Tried], console: "Console") -> None:
         console.print(Text(f"\n{message}"))
 
 
-def _answers(*first: str) -> Any:
+def _tried(tried: Sequence[Tried], *, explained: bool) -> Any:
+    table = _table("id", *(_EXPLAINED if explained else _UNEXPLAINED))
+    for one in tried:
+        why = _why(one.response, one.answer, one.explanation, one.failure) if explained else []
+        _add(table, one.id, one.score, *(why or (_short(one.response), _short(one.answer))))
+    return table
+
+
+def _table(*columns: str) -> Any:
     from rich.table import Table
 
     table = Table(box=None)
-    for name in (*first[:1], "value", "step", "candidate", "read as", "gold", "note"):
+    for name in columns:
         table.add_column(name, overflow="fold")
     return table
 
 
-def _add_answer(
-    table: Any,
-    response: str,
-    score: float | None,
-    explanation: Explanation | None,
-    *,
-    first: str | None = None,
-    gold: str = "",
-    failure: str = "",
-) -> None:
+def _add(table: Any, first: str, score: float | None, *cells: str) -> None:
     from rich.text import Text
 
     value = "failed" if score is None else f"{score:.4g}"
-    cells = [_short(response) if first is None else first, value]
+    table.add_row(*(Text(cell) for cell in (first, value, *cells)))
+
+
+def _why(response: str, answer: str, explanation: Explanation | None, failure: str = "") -> list[str]:
+    """The cells behind the value. A call that failed has no explanation, whatever the reward can tell."""
     if explanation is None:
-        cells += ["", _short(response), "", _short(gold), _short(failure)]
-    else:
-        candidate = "(none)" if explanation.candidate is None else _short(explanation.candidate)
-        read = "unparsed" if explanation.parsed is None else _short(explanation.parsed)
-        cells += [explanation.step, candidate, read, _short(explanation.gold), _short(explanation.note)]
-    table.add_row(*(Text(cell) for cell in cells))
+        return ["-", _short(response), "-", _short(answer), _short(failure)]
+    candidate = "(none)" if explanation.candidate is None else _short(explanation.candidate)
+    read = "unparsed" if explanation.parsed is None else _short(explanation.parsed)
+    return [explanation.step, candidate, read, _short(explanation.gold), _short(explanation.note)]
 
 
 def _short(text: str, width: int = 60) -> str:

@@ -32,6 +32,7 @@ EXAMPLES = (
     Sample(response=r"<answer>$y = (x+1)^2$</answer>", answer="x^2+2x+1"),
     Sample(response=r"<answer>-6 and 6</answer>", answer=r"\{6,-6\}"),
     Sample(response=r"<answer>[1,2)</answer>", answer="(1,2]"),
+    Sample(response="<think>so</think>48 + 24 = 72\n#### 72", answer="72"),
     Sample(response="<answer>1, 2, 3</answer>", answer="3"),
     Sample(response=r"<answer>9^{9^{9}}</answer>", answer="3"),
 )
@@ -88,10 +89,12 @@ def _matches(candidate: str, gold: str) -> bool:
 def stated(candidate: str) -> str | None:
     """The expression that an answer states, normalised, without units; None if it states none or several.
 
-    A box inside of the answer counts as the answer, then the only formula between dollar signs, then the whole text if it
-    is a formula, then the only number of a sentence.
+    What stands behind the last `####`, as the answers of GSM8K are written, or else all of it is looked at. A box in there
+    counts as the answer, then the only formula between dollar signs, then the whole text if it is a formula, then the only
+    number of a sentence.
     """
-    inner = last_boxed(candidate) or candidate
+    marked = candidate.rpartition("####")[2]
+    inner = last_boxed(marked) or marked
     if len(inner) > MAX_CANDIDATE or hides(inner):
         return None
     formula = _formula(inner.strip().strip("*").strip())

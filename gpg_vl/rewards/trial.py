@@ -26,15 +26,17 @@ MAX_LINE = 16_000_000
 class Tried:
     """One completion with its value and the reason.
 
-    Example: `Tried(id="7", response="<answer>4 or 5</answer>", score=0.0, explanation=Explanation(...))`
+    Example: `Tried(id="7", response="<answer>4 or 5</answer>", answer="4", score=0.0, explanation=Explanation(...))`
     """
 
     id: str
     response: str
+    answer: str
+    """The gold answer as it stands in the data."""
     score: float | None
     """None if the reward failed."""
     explanation: Explanation | None
-    """None if the reward has no explanation."""
+    """None if the reward has no explanation, or failed."""
     failure: str = ""
 
 
@@ -45,6 +47,8 @@ class Trial:
     name: str
     low: float
     high: float
+    explained: bool
+    """The reward tells how it reads a completion (`@explained`)."""
     gold: list[Tried]
     """The gold answer of every example, in the order of the data."""
     tried: list[Tried]
@@ -100,6 +104,7 @@ def try_reward(
         return Tried(
             id=item.example.id,
             response=completion.response,
+            answer=item.example.answer,
             score=None if isinstance(outcome, RewardFailure) else outcome[name][0],
             explanation=None if failed or explain is None else explain(completion, item.example),
             failure=outcome.message if isinstance(outcome, RewardFailure) else "",
@@ -109,6 +114,7 @@ def try_reward(
         name=name,
         low=low,
         high=high,
+        explained=explain is not None,
         gold=[tried(item, outcome) for item, outcome in zip(gold, of_gold, strict=True)],
         tried=[tried(item, outcome) for item, outcome in zip(asked, of_asked, strict=True)],
         seconds=seconds,

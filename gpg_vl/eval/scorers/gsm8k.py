@@ -1,27 +1,15 @@
-"""Grade-school mathematics: our rule, the owner's `####`, the last number, and lmms-eval's phrase; compared as numbers."""
+"""Grade-school mathematics: the owner's `####`, the last number, and lmms-eval's phrase; compared as numbers."""
 
 import re
 from decimal import Decimal, InvalidOperation
 
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.scorers.strict import Mark, judged
 from gpg_vl.eval.task import Doc, Score
-from gpg_vl.rewards.mathematics import match_math, stated
 
 _MARKED = re.compile(r"#### (-?[0-9.,]++)")
 _NUMBER = re.compile(r"-?[0-9.,]++")
 _PHRASE = re.compile(r"The final answer is ((?:-?[$0-9.,]{2,})|(?:-?[0-9]++))")
-
-
-def _strict_mark(doc: Doc, candidate: str) -> Mark:
-    candidate = candidate.rpartition("####")[2].strip()
-    expression = stated(candidate)
-    return Mark(0.0, None) if expression is None else Mark(float(match_math(candidate, doc.gold)), expression)
-
-
-strict = judged(_strict_mark)
-"""The one number that the answer states, by the rule of the reward `math`; of an answer with `####` what stands behind it."""
 
 
 def official(doc: Doc, response: Response) -> Score:

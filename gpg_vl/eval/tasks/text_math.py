@@ -186,7 +186,6 @@ def gsm8k() -> Task:
     task = _task(SETS["gsm8k"], published)
     return replace(
         task,
-        scorers={"strict": gsm8k_rules.strict, **published},
         prompts={**PROMPTS, "official": PromptStyle(template="{prompt} " + _MARKED, max_new_tokens=1024)},
         gold_responses=_gsm8k_golds,
         flawed=(),
