@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if behind:  # argparse does not take overrides up again behind an option
         arguments.overrides += behind
     try:
-        return arguments.run(arguments)
+        return int(arguments.run(arguments))
     except UserError as error:
         print(f"gpg-vl: {error}", file=sys.stderr)
         return 2

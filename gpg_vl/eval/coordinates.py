@@ -14,10 +14,10 @@ from pathlib import Path
 from gpg_vl.errors import UserError
 from gpg_vl.eval.settings import EvalSettings
 from gpg_vl.eval.task import Doc
-from gpg_vl.rewards.boxes import COORDINATES, FAMILY_COORDINATES, Box, Frame, convert
+from gpg_vl.rewards.boxes import COORDINATES, FAMILY_COORDINATES, Box, Coordinates, Frame, convert
 from gpg_vl.rewards.grounding import frame_of
 
-DEFAULT = "rel1000"
+DEFAULT: Coordinates = "rel1000"
 """Assumed for a file of answers of which nothing is said: what Qwen2-VL, and so the published rows, answer in."""
 _SIDE = 28  # pixels of an image token of Qwen2-VL and Qwen2.5-VL
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,9 @@ def add_adapters(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), model, ADAPTER
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0),  # type: ignore[arg-type]  # any number
+            model,
+            ADAPTER,
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
@@ -52,15 +55,15 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
     if not has_adapters(model):
         return model.state_dict()
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     merged: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if ".lora_" in name:
             continue
         plain = name.replace(".base_layer.", ".")
-        layer = layers.get(plain.rpartition(".")[0])
-        is_weight = layer is not None and plain.endswith(".weight")
-        merged[plain] = tensor + layer.get_delta_weight(ADAPTER).to(tensor.dtype) if is_weight else tensor
+        owner, _, kind = plain.rpartition(".")
+        is_adapted = owner in layers and kind == "weight"
+        merged[plain] = tensor + layers[owner].get_delta_weight(ADAPTER).to(tensor.dtype) if is_adapted else tensor
     return merged
 
 

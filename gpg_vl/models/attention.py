@@ -18,7 +18,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpg_vl.errors import UserError
@@ -82,7 +82,7 @@ class SharedPrefix:
         return self.attend(query, key, value, scale)
 
 
-def install(model: nn.Module, *, has_vision: bool) -> None:
+def install(model: Any, *, has_vision: bool) -> None:
     """Let the text tower of `model` take a `LayerAttention` as the keyword argument `shared`. Vision is left alone."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -98,7 +98,7 @@ def install(model: nn.Module, *, has_vision: bool) -> None:
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -301,10 +301,11 @@ def _varlen_on_cuda(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    out: Tensor = varlen_attn(
+    out: Any = varlen_attn(
         q, k, v, ends_q, ends_k, longest_q, longest_k, scale=scale, window_size=(-1, 0), enable_gqa=True
     )
-    return out
+    attended: Tensor = out  # the log-sum-exp comes with it only if asked for
+    return attended
 
 
 def _for_every_head(x: Tensor, query: Tensor) -> Tensor:

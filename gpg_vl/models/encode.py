@@ -108,14 +108,14 @@ class Encoder:
     def _templated(self, messages: tuple[Message, ...]) -> str:
         vision = self.processing.family.has_vision
         turns = [{"role": m.role, "content": _parts(m.content) if vision else m.content} for m in messages]
-        return self.processing.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return str(self.processing.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
     def _plain(self, messages: tuple[Message, ...]) -> str:
         markup = self.processing.family.image_markup
         return "\n".join(m.content.replace(IMAGE_MARK, markup) for m in messages)
 
     def _token_ids(self, text: str) -> list[int]:
-        return self.processing.tokenizer(text, add_special_tokens=False).input_ids
+        return list(self.processing.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _images(self, example: Example) -> list[Image.Image]:
         if example.images and not self.processing.family.has_vision:
@@ -136,7 +136,7 @@ class Encoder:
                 f"Example {example.id}: an image of {width}x{height} pixels is more than {LONGEST_ASPECT} times as long as "
                 f"wide. Crop or pad it."
             )
-        resized = smart_resize(
+        resized: tuple[int, int] = smart_resize(
             height, width, factor=side, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
         )
         if min(resized) < side:
@@ -165,6 +165,7 @@ class Encoder:
                     image_patch_size=self.processing.family.patch_size,
                 )
             )
+        assert self.processing.image_processor is not None, "a family without vision has no images"
         features = self.processing.image_processor(images=resized, do_resize=False, return_tensors="pt")
         return features["pixel_values"].float(), features["image_grid_thw"].long()
 

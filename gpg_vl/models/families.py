@@ -7,6 +7,7 @@ family, add an entry to `FAMILIES` and, if its positions differ, a position func
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +37,12 @@ class Family:
     positions: Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
     """(ids_T, image_mask_T, grid_thw_I_3, merge_size) -> positions_3_T."""
 
-    def language_model(self, model: nn.Module) -> nn.Module:
+    def language_model(self, model: Any) -> nn.Module:
         """The text tower, without head."""
-        return model.model.language_model if self.has_vision else model.model
+        tower: nn.Module = model.model.language_model if self.has_vision else model.model
+        return tower
 
-    def vision_tower(self, model: nn.Module) -> nn.Module | None:
+    def vision_tower(self, model: Any) -> nn.Module | None:
         return model.model.visual if self.has_vision else None
 
     def part_of(self, parameter_name: str) -> str:

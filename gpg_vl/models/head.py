@@ -59,7 +59,7 @@ def with_gradient(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[T
 
     None says that an input does not take part.
     """
-    result: Tensor = _FormedGradient.apply(value.detach(), list(gradients), *inputs)
+    result: Tensor = _FormedGradient.apply(value.detach(), list(gradients), *inputs)  # type: ignore[no-untyped-call]  # torch
     return result
 
 
@@ -111,7 +111,8 @@ def token_scores(
 ) -> Scores:
     """log pi of each token, differentiable: the backward pass computes the logits again. For losses not linear in it."""
     compute = compute_dtype(hidden_K_H)
-    logp_K, entropy_K = _TokenScores.apply(hidden_K_H, weight_V_H, targets_K, never_sampled_V, temperature, compute)
+    given = (hidden_K_H, weight_V_H, targets_K, never_sampled_V, temperature, compute)
+    logp_K, entropy_K = _TokenScores.apply(*given)  # type: ignore[no-untyped-call]  # torch
     return Scores(logp_K, entropy_K)
 
 

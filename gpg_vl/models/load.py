@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import VISION_TOKENS, Family, family_of
 from gpg_vl.models.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,7 @@ def _tokens(path: str, revision: str | None, config: Any, tokenizer: Any, family
 
 def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
     """A JSON file of the checkpoint, in a folder or on the hub; {} if it has none. Raises UserError if it is not JSON."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     file = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     try:
@@ -122,7 +124,7 @@ def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
     return content
 
 
-def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa") -> nn.Module:
+def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa") -> "PreTrainedModel":
     """The model with float32 weights, on the CPU, in eval mode. Raises UserError if a weight is missing or left over.
 
     A checkpoint whose weights do not all find their place would train from random numbers and look merely bad.
@@ -155,7 +157,8 @@ def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa
                 f"The checkpoint {path} has {len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}. Its weights and its "
                 f"config.json do not belong together; use a matching pair."
             )
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ values go through the prefixes once. Both ways give the same gradient; the secon
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         family: Family,
         tokens: Tokens,
         *,
@@ -69,7 +69,7 @@ class Policy(nn.Module):
         super().__init__()
         _refuse_unsupported(model)
         attention.install(model, has_vision=family.has_vision)
-        self.model = model
+        self.model: Any = model
         self.family = family
         self.temperature = temperature
         self.kernel = kernel
@@ -78,6 +78,7 @@ class Policy(nn.Module):
         self._again: FeatureCache | None = None
         never = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
         never[list(tokens.never_sampled)] = True
+        self.never_sampled_V: Tensor
         self.register_buffer("never_sampled_V", never, persistent=False)
 
     def forward(self, packed: Packed, coefficients_K: Tensor | None = None) -> PolicyOutput:
@@ -86,37 +87,31 @@ class Policy(nn.Module):
             return self._log_probs(packed)
         if len(packed.suffixes) > 1 and torch.is_grad_enabled():
             return self._two_phases(packed, coefficients_K)
-        outputs = []
-        for hidden_K_H, part, weights_K in self._pieces(packed, coefficients_K):
-            outputs.append(self._loss(hidden_K_H, part, weights_K))
-        return _added(outputs)
+        weights = coefficients_K.split([len(part.targets_K) for part in packed.suffixes])
+        pieces = zip(self._pieces(packed), weights, strict=True)
+        return _added([self._loss(hidden_K_H, part, weights_K) for (hidden_K_H, part), weights_K in pieces])
 
     def _log_probs(self, packed: Packed) -> PolicyOutput:
         scores = [
             token_scores(hidden, self._head_weight, part.targets_K, self.never_sampled_V, temperature=self.temperature)
-            for hidden, part, _ in self._pieces(packed, None)
+            for hidden, part in self._pieces(packed)
         ]
         logp_K, entropy_K = (torch.cat(column) for column in zip(*scores, strict=True))
         return PolicyOutput(logp_K.new_zeros(()), logp_K, entropy_K)
 
-    def _pieces(
-        self, packed: Packed, coefficients_K: Tensor | None
-    ) -> Iterator[tuple[Tensor, Suffixes, Tensor | None]]:
+    def _pieces(self, packed: Packed) -> Iterator[tuple[Tensor, Suffixes]]:
         """Hidden states before each completion token, for each piece of the pass."""
         if len(packed.suffixes) == 1:
             (part,) = packed.suffixes
             ids, positions = _joined(packed.ids_S, part.ids_U), _joined(packed.positions_3_S, part.positions_3_U)
             shared = self._shared(packed, part)
             states_T_H = self.tower(self.embed(packed, ids), positions, shared)
-            yield states_T_H[part.source_K], part, coefficients_K
+            yield states_T_H[part.source_K], part
             return
         states_S_H, keys = self.prefixes(packed)
-        at = 0
         for part in packed.suffixes:
-            end = at + len(part.targets_K)
             states_T_H = torch.cat([states_S_H, self._suffix_states(packed, part, keys)])
-            yield states_T_H[part.source_K], part, None if coefficients_K is None else coefficients_K[at:end]
-            at = end
+            yield states_T_H[part.source_K], part
 
     def _two_phases(self, packed: Packed, coefficients_K: Tensor) -> PolicyOutput:
         states_S_H, keys = self.prefixes(packed)
@@ -184,7 +179,7 @@ class Policy(nn.Module):
         embeddings_B_T_H = embeddings_T_H[None] if is_one_row else embeddings_T_H
         positions_3_B_T = positions_3_T[:, None] if is_one_row else positions_3_T
         self.work.tower_tokens += embeddings_B_T_H.shape[0] * embeddings_B_T_H.shape[1]
-        states = self.family.language_model(self.model)(
+        states: Tensor = self.family.language_model(self.model)(
             inputs_embeds=embeddings_B_T_H,
             position_ids=positions_3_B_T if self.family.has_vision else positions_3_B_T[0],
             attention_mask={"full_attention": None},
@@ -204,7 +199,8 @@ class Policy(nn.Module):
         return embeddings.masked_scatter(where_T[:, None].expand_as(embeddings), placed)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(ids)
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
 
     def image_features(self, packed: Packed) -> list[Tensor]:
         """[image tokens, H] of each distinct image: kept ones where they are valid, else one pass of the vision tower."""
@@ -231,10 +227,12 @@ class Policy(nn.Module):
 
     def _remembered(self, packed: Packed, cache: FeatureCache, *, one_by_one: bool) -> list[Tensor]:
         dtype = compute_dtype(self._head_weight)
-        known = {key: cache.get(key, dtype) for key in packed.image_keys}
-        missing = [i for i, key in enumerate(packed.image_keys) if known[key] is None]
-        sizes = packed.grid_thw_I_3.prod(dim=1).tolist()
-        patches = packed.pixel_values_N.split(sizes)
+        kept = {key: cache.get(key, dtype) for key in packed.image_keys}
+        known = {key: features for key, features in kept.items() if features is not None}
+        missing = [i for i, key in enumerate(packed.image_keys) if key not in known]
+        assert packed.pixel_values_N is not None, "asked for the features of no image"
+        assert packed.grid_thw_I_3 is not None
+        patches = packed.pixel_values_N.split(packed.grid_thw_I_3.prod(dim=1).tolist())
         for chunk in [[i] for i in missing] if one_by_one else [missing] if missing else []:
             seen = self._seen(torch.cat([patches[i] for i in chunk]), packed.grid_thw_I_3[chunk])
             for i, features in zip(chunk, seen, strict=True):
@@ -279,7 +277,7 @@ class Policy(nn.Module):
         return [p for name, p in self.model.named_parameters() if self.family.part_of(name) == "language"]
 
 
-def _refuse_unsupported(model: nn.Module) -> None:
+def _refuse_unsupported(model: Any) -> None:
     """What would make the shared pass differ from separate rows. Raises UserError."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

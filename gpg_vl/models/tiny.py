@@ -86,7 +86,7 @@ def tiny_config(
         "pad_token_id": token("<|endoftext|>"),
     }
     config_class, vision, width = _VISION[model_type]
-    return config_class(
+    made: Qwen2VLConfig | Qwen2_5_VLConfig = config_class(
         text_config={
             "vocab_size": vocabulary,
             "hidden_size": 128,
@@ -116,9 +116,10 @@ def tiny_config(
         tie_word_embeddings=True,
         **ends,
     )
+    return made
 
 
-_VISION: dict[str, tuple[type, dict[str, Any], str]] = {
+_VISION: dict[str, tuple[Any, dict[str, Any], str]] = {
     "qwen2_vl": (Qwen2VLConfig, {"embed_dim": 96, "mlp_ratio": 3}, "hidden_size"),
     # windows of 4x4 patches in the first layer, attention over the whole image in the second
     "qwen2_5_vl": (
@@ -148,8 +149,9 @@ def tiny_model(config: Qwen2VLConfig | Qwen2_5_VLConfig, seed: int) -> PreTraine
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         newer = isinstance(config, Qwen2_5_VLConfig)
-        model = (Qwen2_5_VLForConditionalGeneration if newer else Qwen2VLForConditionalGeneration)(config)
-    return model.float().eval()
+        model: Any = (Qwen2_5_VLForConditionalGeneration if newer else Qwen2VLForConditionalGeneration)(config)
+    made: PreTrainedModel = model.float().eval()
+    return made
 
 
 def save_checkpoint(model: PreTrainedModel, processor: Qwen2VLProcessor, folder: Path) -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -200,9 +201,8 @@ def pretrain(
 def export(checkpoint: Path, folder: Path) -> None:
     """The checkpoint in bfloat16, as it is shipped."""
     processing = load_processing(str(checkpoint))
-    tiny.save_checkpoint(
-        load_model(str(checkpoint)).to(torch.bfloat16), tiny.tiny_processor(processing.tokenizer), folder
-    )
+    model: Any = load_model(str(checkpoint))
+    tiny.save_checkpoint(model.to(torch.bfloat16), tiny.tiny_processor(processing.tokenizer), folder)
 
 
 def main() -> None:

@@ -232,7 +232,7 @@ class _Run:
 
     def _sample(self, hidden_B_H: Tensor, slots: Sequence[int]) -> None:
         """Append a token to the answer in each of these slots; free those whose answer has ended."""
-        answers = [self._answers[s] for s in slots]
+        answers = [answer for s in slots if (answer := self._answers[s]) is not None]
         with self._timed("decode_seconds"):
             turn_B = torch.tensor([len(a.tokens) for a in answers], device=self._device)
             random_B = self._random_S_T[torch.tensor(slots, device=self._device), turn_B]

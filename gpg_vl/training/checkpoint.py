@@ -16,7 +16,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def save(
     return final
 
 
-def save_model(model: nn.Module, processing: Processing, folder: Path) -> None:
+def save_model(model: Any, processing: Processing, folder: Path) -> None:
     """An ordinary checkpoint that `from_pretrained` and other engines load; adapters are merged in."""
     with quiet():
         model.save_pretrained(folder, state_dict=merged_state(model))
@@ -128,10 +128,19 @@ def save_model(model: nn.Module, processing: Processing, folder: Path) -> None:
 
 
 def restore(
-    checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, data: str
+    checkpoint: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    data: str,
+    group_of: Callable[[int], Group],
 ) -> RunState:
-    """Put a checkpoint into model, optimizer and random states. Surplus groups come back without prompts or examples:
-    see `revive`. Raises UserError if the checkpoint cannot be read or is of another number of processes."""
+    """Put a checkpoint into model, optimizer and random states.
+
+    Surplus groups are stored without prompts and examples: `group_of(draw)` gives the group of a draw without completions.
+    Raises UserError if the checkpoint cannot be read or is of another number of processes.
+    """
     try:
         counters = json.loads((checkpoint / "state.json").read_text())
         if counters["data"] != data:
@@ -170,12 +179,12 @@ def restore(
         position=counters["position"],
         skipped_steps=counters["skipped_steps"],
         completions=counters["completions"],
-        carry=mine["carry"],
+        carry=_revived(mine["carry"], group_of),
     )
 
 
-def revive(saved: Sequence[dict[str, Any]], group_of: Any) -> list[Group]:
-    """Surplus groups from their saved form. `group_of(draw)` gives the group of a draw without completions."""
+def _revived(saved: Sequence[dict[str, Any]], group_of: Callable[[int], Group]) -> list[Group]:
+    """Surplus groups from their saved form."""
     groups = []
     for row in saved:
         completions = tuple(
@@ -221,11 +230,11 @@ def _rank_state(state: RunState) -> dict[str, Any]:
         }
         for g in state.carry
     ]
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
     saved = {
         "torch": torch.get_rng_state(),
         "python": _lists(random.getstate()),
-        "numpy": [name, keys.tolist(), *rest],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
         "carry": carry,
     }
     return saved | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})

@@ -167,7 +167,7 @@ def _work_space(config: Config, trained: int, *, in_pieces: bool) -> float:
     in pieces, the gradients of the piece before and of this one.
     """
     text = read_config(config.model.path, config.model.revision).get_text_config()
-    head = (
+    head: float = (
         4.0 * text.hidden_size * text.vocab_size + 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
     )
     casts = 2.0 * trained if config.model.dtype == "bfloat16" else 0.0

@@ -183,10 +183,12 @@ def launch(
     optimizer_plain = getattr(optimizer_wrapped, "optimizer", optimizer_wrapped)
     if resume and (start := checkpoints.latest(folder / "checkpoints")):
         state = checkpoints.restore(
-            start, model=policy.model, optimizer=optimizer_plain, accelerator=accelerator, data=data
-        )
-        state.carry = checkpoints.revive(
-            state.carry, lambda draw: empty_group(prepared.encoder, prepared.examples, draw, config.train.seed)
+            start,
+            model=policy.model,
+            optimizer=optimizer_plain,
+            accelerator=accelerator,
+            data=data,
+            group_of=lambda draw: empty_group(prepared.encoder, prepared.examples, draw, config.train.seed),
         )
     if accelerator.is_main_process:
         dropped = truncate_metrics(folder / "metrics.jsonl", state.step)
@@ -274,7 +276,7 @@ def _checkpoint(
 
 def _policy_and_optimizer(prepared: Prepared, kernel: Kernel) -> tuple[Policy, torch.optim.AdamW]:
     config, family = prepared.config, prepared.processing.family
-    model = load_model(config.model.path, revision=config.model.revision)
+    model: Any = load_model(config.model.path, revision=config.model.revision)
     if config.model.lora_rank:
         add_adapters(
             model,

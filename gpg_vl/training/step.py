@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import isfinite
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -72,7 +73,7 @@ class Sums:
     """Examples of this rank's passes whose loss is not finite."""
 
 
-def accumulate(policy: nn.Module, accelerator: Accelerator, passes: Sequence[Pass]) -> Sums:
+def accumulate(policy: Any, accelerator: Accelerator, passes: Sequence[Pass]) -> Sums:
     """Add the gradient of this rank's passes; the last one averages over ranks.
 
     Every rank makes the same number of passes, so that no collective waits for a rank that has nothing to do.
