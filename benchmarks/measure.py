@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import anchor
 
-SYSTEMS = ("trl", "shared", "one_group", "naive", "prefix_grouper")
+SYSTEMS = ("trl", "shared", "reused", "one_group", "naive", "prefix_grouper")
 
 
 def parser() -> argparse.ArgumentParser:

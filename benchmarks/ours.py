@@ -1,14 +1,15 @@
 """Our side: the only module here that knows the parts of gpg_vl that sample and train.
 
-`shared` is the product: each picture and prompt once per group, in passes of the size that a config has by default.
-`one_group` gives each group a pass of its own, which holds less. `naive` is that with the same kernels and one row per
-completion: the prompt of a completion is prefilled for it alone and trained in a row of its own. It tells what is due to
-sharing and what to everything else.
+`shared` is the product: each picture and prompt once per group, in passes of the size that a config has by default. `reused`
+is that with `train.reuse_prefill`: training goes on from the rollout's prompts. `one_group` gives each group a pass of its
+own, which holds less. `naive` is that with the same kernels and one row per completion: the prompt of a completion is
+prefilled for it alone and trained in a row of its own. It tells what is due to sharing and what to everything else.
 """
 
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from gpg_vl.types import Completion, Example, Group, Prompt
 
 LEARNING_RATE = 1e-6
 MAX_GRAD_NORM = 1.0
-LAYOUTS = ("shared", "one_group", "naive")
+LAYOUTS = ("shared", "reused", "one_group", "naive")
 
 
 def forbidden(tokens: Tokens) -> tuple[int, ...]:
@@ -70,13 +71,14 @@ class Ours:
         self._processing = replace(processing, tokens=tokens)
         self.policy = Policy(model, processing.family, tokens)
         self._encoder = Encoder(processing=self._processing, style=PromptStyle(), limits=PixelLimits(), root=None)
-        rows = row.prompts_per_step if self.shared else row.completions
+        self._reuses = layout == "reused"
+        rows = 1 if self._reuses else row.prompts_per_step if self.shared else row.completions
         self._engine = NativeEngine(self.policy, self._processing, prompts_per_batch=rows)
         self._optimizer = make_adamw(self.policy.model, betas=(0.9, 0.999), weight_decay=0.0)
         for group in self._optimizer.param_groups:
             group["lr"] = LEARNING_RATE
         self._accelerator = Accelerator(cpu=True)
-        self._tokens_per_pass = TrainConfig().tokens_per_pass if layout == "shared" else None
+        self._tokens_per_pass = TrainConfig().tokens_per_pass if layout in ("shared", "reused") else None
 
     def towers(self) -> tuple[nn.Module, nn.Module]:
         """Vision tower and text model, to hang counters on."""
@@ -140,17 +142,21 @@ class Ours:
     def step(self, asked: Sequence[Question], draw: int, meter: Meter) -> None:
         """One whole step: pictures, sampling, rewards, update."""
         start = time.perf_counter()
-        encoded = self.encode(asked)
-        answers = self.sample([prompt for _, prompt in encoded], draw)
-        for group in answers:
-            assert all(len(c.token_ids) == self.row.completion_tokens for c in group), "a completion ended early"
-        groups = [
-            Group(example=e, prompt=p, completions=c, rewards=self.row.rewards(draw + i), draw=draw + i)
-            for i, ((e, p), c) in enumerate(zip(encoded, answers, strict=True))
-        ]
-        meter.rollout_took(time.perf_counter() - start)
-        self.train(groups)
+        with self._keeping():
+            encoded = self.encode(asked)
+            answers = self.sample([prompt for _, prompt in encoded], draw)
+            for group in answers:
+                assert all(len(c.token_ids) == self.row.completion_tokens for c in group), "a completion ended early"
+            groups = [
+                Group(example=e, prompt=p, completions=c, rewards=self.row.rewards(draw + i), draw=draw + i)
+                for i, ((e, p), c) in enumerate(zip(encoded, answers, strict=True))
+            ]
+            meter.rollout_took(time.perf_counter() - start)
+            self.train(groups)
         meter.step_ended()
+
+    def _keeping(self) -> AbstractContextManager[None]:
+        return self.policy.keeping_prefixes() if self._reuses else nullcontext()
 
     def gradient(
         self,
@@ -172,7 +178,10 @@ class Ours:
             )
             for (e, p), tokens, rewards in zip(self.encode(asked), tokens_P_G_T, rewards_P_G, strict=True)
         ]
-        self.train(groups, aggregation=aggregation, max_grad_norm=math.inf)
+        with self._keeping():
+            if self._reuses:
+                self.sample([group.prompt for group in groups], draw=0)
+            self.train(groups, aggregation=aggregation, max_grad_norm=math.inf)
         return {name: p.grad.clone() for name, p in self.policy.model.named_parameters() if p.grad is not None}
 
 

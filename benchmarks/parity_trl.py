@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks import anchor, ours
 from gpg_vl.algorithms.losses import Aggregation
 
+SYSTEMS = ("shared", "reused", "one_group", "naive", "prefix_grouper")
 GATE = 1e-5
 """Largest relative error of the whole gradient, in float32."""
 GROUP_SIZE = 4
@@ -91,7 +92,7 @@ def plan(rows: Sequence[str], systems: Sequence[str]) -> list[tuple[str, Aggrega
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity_trl", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="a,b,c", help="cases, by comma")
-    parser.add_argument("--systems", default="shared,one_group,naive,prefix_grouper", help="what to compare with TRL, by comma")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="by comma, beside TRL")
     parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="where the checkpoints are made")
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     arguments = parser.parse_args()

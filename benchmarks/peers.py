@@ -24,7 +24,7 @@ from benchmarks.measure import SYSTEMS
 from benchmarks.table import render
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
-STEPS = {"trl": 2, "shared": 3, "one_group": 2, "naive": 2, "prefix_grouper": 2}
+STEPS = {"trl": 2, "shared": 3, "reused": 3, "one_group": 2, "naive": 2, "prefix_grouper": 2}
 """Measured steps per process. A step of TRL takes most of a minute."""
 ONE_ROUND = ("one_group", "naive", "prefix_grouper")
 """Context for the comparison, not its sides: measured in the first round alone."""

@@ -15,6 +15,7 @@ from benchmarks.meter import Spread, spread
 NAMES = {
     "trl": "TRL {trl} `GRPOTrainer`",
     "shared": "gpg_vl",
+    "reused": "gpg_vl, prefill reused",
     "one_group": "gpg_vl, one group per pass",
     "naive": "gpg_vl, one row per completion",
     "prefix_grouper": "PrefixGrouper {prefix_grouper}, training only",
@@ -40,8 +41,9 @@ included. CPU seconds add up the threads.
 Peak RSS is the high-water mark of resident memory over the measured steps, interpreter, libraries and weights included; GB are
 10^9 bytes. TRL's is that at the micro-batch at which it is fastest; the search shows the others.
 
-gpg_vl puts both groups into one pass, as a config does by default; with one group per pass it holds less. One row per completion
-and PrefixGrouper are measured with one group per pass.
+gpg_vl puts both groups into one pass, as a config does by default; with one group per pass it holds less. With
+`train.reuse_prefill` training goes on from the prompts of the rollout, whose patches and tokens are then counted under training.
+One row per completion and PrefixGrouper are measured with one group per pass.
 
 Patches and tokens are counted by hooks on the vision tower and the text model, padding included, per step.
 

@@ -214,6 +214,9 @@ class TrainConfig(Section):
     """Most tokens in one forward and backward pass; a larger group is computed in pieces, its prompt still once."""
     shared_prefix: bool = True
     """Encode image and prompt once per group. False gives every completion its own row (same gradient, slower)."""
+    reuse_prefill: bool = False
+    """Train on from what the rollout computed of image and prompt instead of computing it again: the same gradient, a forward
+    pass less. Holds the activations of all prompts of a step while they are answered."""
     attention: Literal["auto", "split", "varlen", "dense"] = "auto"
     """How completions attend to their shared prompt. `split` runs anywhere, `varlen` needs CUDA and bfloat16, `dense` is
     quadratic in the tokens of a pass and there to compare with. `auto` takes the fastest that was measured."""
@@ -267,6 +270,15 @@ class Config(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _something_to_reuse(self) -> "Config":
+        if self.train.reuse_prefill and (self.model.gradient_checkpointing or not self.train.shared_prefix):
+            raise ValueError(
+                "train.reuse_prefill keeps the activations of prompts: model.gradient_checkpointing would give them up, and "
+                "without train.shared_prefix no prompt stands for its group. Set reuse_prefill to false, or the other."
+            )
+        return self
 
 
 def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:

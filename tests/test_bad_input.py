@@ -158,6 +158,14 @@ def test_lora_dropout(tiny_checkpoint: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("other", [{"model": {"gradient_checkpointing": True}}, {"train": {"shared_prefix": False}}])
+def test_prompts_that_cannot_be_kept(
+    tiny_checkpoint: Path, tmp_path: Path, other: dict[str, dict[str, bool]]
+) -> None:
+    sections = {**other, "train": {"reuse_prefill": True, **other.get("train", {})}}
+    refused(gpg_vl("train", write_config(tmp_path, tiny_checkpoint, **sections)), "Set reuse_prefill to false")
+
+
 def test_everything_frozen(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_checkpoint, model={"freeze": ["vision", "merger", "language"]})
     refused(gpg_vl("train", config), "there is nothing to train")

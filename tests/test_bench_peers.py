@@ -104,6 +104,8 @@ def test_a_group_computes_its_picture_once(works: dict[str, meter.Work]) -> None
     assert (shared.rollout_patches, shared.training_patches) == (128, 128)
     assert (naive.rollout_patches, naive.training_patches) == (4 * 128, 4 * 128)
     assert naive.prefilled_tokens == 4 * shared.prefilled_tokens
+    reused = works["reused"]
+    assert (reused.rollout_patches, reused.training_patches) == (0, 128), "once in the whole step, with gradient"
 
 
 def test_a_group_computes_its_prompt_once(works: dict[str, meter.Work], tiny_checkpoint: Path) -> None:
@@ -141,11 +143,12 @@ def test_all_layouts_have_one_gradient(tiny_checkpoint: Path) -> None:
     }
     assert parity_trl.relative_error(found["shared"], found["naive"]) < 1e-5
     assert parity_trl.relative_error(found["one_group"], found["naive"]) < 1e-5
+    assert 0 < parity_trl.relative_error(found["reused"], found["naive"]) < 1e-5
     swapped = ours.Ours(tiny_checkpoint, SMALL, "shared", masked=False).gradient(asked, tokens[::-1], rewards, "token")
     assert parity_trl.relative_error(swapped, found["naive"]) > 1e-2, "another step has another gradient"
 
 
-@pytest.mark.parametrize("layout,passes", [("shared", 1), ("one_group", 2), ("naive", 2)])
+@pytest.mark.parametrize("layout,passes", [("shared", 1), ("reused", 1), ("one_group", 2), ("naive", 2)])
 def test_a_layout_says_how_many_passes_a_step_has(tiny_checkpoint: Path, layout: str, passes: int) -> None:
     side = ours.Ours(tiny_checkpoint, SMALL, layout)
     calls: list[int] = []
@@ -245,7 +248,7 @@ def test_a_gradient_beyond_the_gate_is_a_failure(
     monkeypatch.setattr("sys.argv", ["parity", "--rows", "a,c", "--out", str(tmp_path / "out.json")])
     assert parity_trl.main() == code
     written = [(p["row"], p["system"], p["aggregation"]) for p in json.loads((tmp_path / "out.json").read_text())]
-    everyone = [("a", system, "token") for system in ("shared", "one_group", "naive", "prefix_grouper")]
+    everyone = [("a", system, "token") for system in ("shared", "reused", "one_group", "naive", "prefix_grouper")]
     assert written == [*everyone, ("a", "shared", "sequence"), ("c", "shared", "token")]
 
 

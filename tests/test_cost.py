@@ -89,6 +89,28 @@ def test_memory_in_the_plan_is_that_of_one_process(tiny_checkpoint: Path, tmp_pa
     assert one_of_two["weights"] == alone["weights"]
 
 
+def test_the_plan_of_a_run_that_reuses_its_prompts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By hand: one forward pass over image and prompt less, and the activations of 2 prompts of 50 tokens more."""
+    plans = [
+        make_plan(
+            load_config(write_config(tmp_path, tiny_checkpoint, train={"reuse_prefill": reuse})),
+            family=FAMILIES["qwen2_vl"],
+            prompt_tokens=[50, 40, 30],
+            image_tokens=[16, 16, 16],
+            processes=1,
+            steps=4,
+            first_prompt="",
+        )
+        for reuse in (False, True)
+    ]
+    fresh, again = plans
+    assert again.cost.train == fresh.cost.train - fresh.cost.prefill
+    assert (fresh.cost.patches, again.cost.patches) == (2 * 64, 64)
+    text = read_config(str(tiny_checkpoint), None).get_text_config()
+    assert again.memory_bytes["kept prompts"] == 4 * 34 * 2 * 50 * text.hidden_size * text.num_hidden_layers
+    assert "kept prompts" not in fresh.memory_bytes
+
+
 def test_published_sizes_of_qwen2_vl_2b() -> None:
     """1.310 B body, 0.233 B head; 5.78 GFLOP of vision per image token at 256 tokens; the ratios of the spec's table."""
     shape = Shape(

@@ -1,6 +1,7 @@
 """The policy against the stock model: same log-probs, same gradient, whatever the layout and the cut."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -354,3 +355,67 @@ def test_padded_batches_and_generation_of_the_stock_model_are_left_alone(policy:
     policy(pack(prompts(tiny_checkpoint), COMPLETIONS))
     for ours, theirs in zip(stock(policy.model), stock(untouched), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("family", ["tiny_checkpoint", "newer_checkpoint", "text_checkpoint"])
+def test_training_on_from_the_rollouts_prefixes_has_the_gradient_of_the_stock_model(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    checkpoint: Path = request.getfixturevalue(family)
+    two = PROMPTS[family](checkpoint)
+    logp_K, gradient = naive(checkpoint, two, COMPLETIONS, torch.float64)
+    for limit in (None, 1):
+        policy = new_policy(checkpoint, temperature=0.7).to(torch.float64)
+        packed = pack(two, COMPLETIONS, tokens_per_pass=limit)
+        with policy.keeping_prefixes():
+            with torch.no_grad():
+                for one in two:
+                    states, keys = policy.prefixes(pack([one], [[]]))
+                    assert not any(x.requires_grad for x in (states, *keys[0]))
+            patches = policy.work.vision_patches
+            output = policy(packed, weights_of(packed))
+            assert policy.work.vision_patches == patches, "no picture is computed again"
+            output.loss.backward()
+        assert torch.allclose(output.logp_K, logp_K, atol=1e-9, rtol=0)
+        assert relative(gradients(policy.model), gradient) < 1e-6
+
+
+def test_kept_prefixes_are_used_once_and_only_for_what_they_are_of(tiny_checkpoint: Path) -> None:
+    """A pass that needs another prompt too, and the same prompt a second time, are computed as ever."""
+    policy, (first, second) = new_policy(tiny_checkpoint), prompts(tiny_checkpoint)
+    alone, both = pack([first], COMPLETIONS[:1]), pack([first, second], COMPLETIONS)
+    twice = pack([first, first], COMPLETIONS)
+
+    def trained_tokens(packed: Packed) -> int:
+        before = policy.work.tower_tokens
+        with torch.enable_grad():
+            policy(packed, weights_of(packed)).loss.backward()
+        return policy.work.tower_tokens - before
+
+    with policy.keeping_prefixes(), torch.no_grad():
+        policy.prefixes(pack([first], [[]]))
+        assert trained_tokens(both) == both.tokens
+        assert trained_tokens(twice) == twice.tokens
+        assert trained_tokens(alone) == alone.tokens - first.length
+        assert trained_tokens(alone) == alone.tokens
+        policy.prefixes(pack([second], [[]]))
+    assert trained_tokens(pack([second], COMPLETIONS[1:])) == second.length + 4 + 1, "weights may have changed since"
+
+
+def test_kept_prefixes_have_their_gradient_under_autocast_too(tiny_checkpoint: Path) -> None:
+    """Autocast keeps its copies of the weights; one that was made without gradient would cut the graph in silence."""
+    two = prompts(tiny_checkpoint)
+    found = {}
+    for keep in (False, True):
+        policy = new_policy(tiny_checkpoint, temperature=0.7)
+        packed = pack(two, COMPLETIONS)
+        with policy.keeping_prefixes() if keep else nullcontext():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                for one in two:
+                    states, _ = policy.prefixes(pack([one], [[]]))
+                    policy.logits(states[-1:].detach(), temperature=1.0)  # what decoding does in between
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = policy(packed, weights_of(packed)).loss
+            loss.backward()
+        found[keep] = gradients(policy.model).double()
+    assert relative(found[True], found[False]) < 0.02

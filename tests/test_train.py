@@ -287,6 +287,28 @@ def test_every_step_tells_what_was_computed_and_how_long_its_parts_took(finished
             assert row["seconds"]["train_forward"] + row["seconds"]["train_backward"] <= row["seconds"]["train"]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_can_train_on_from_its_rollouts(tiny_checkpoint: Path, tmp_path: Path, processes: int) -> None:
+    """The same answers, losses and gradients, and no picture or prompt that is computed in training again."""
+    found = {}
+    for reuse in (False, True):
+        (folder := tmp_path / str(reuse)).mkdir()
+        config = write_config(folder, tiny_checkpoint, train={"reuse_prefill": reuse, "steps": 3})
+        result = gpg_vl("train", config, processes=processes)
+        assert result.returncode == 0, result.stderr
+        found[reuse] = metrics(folder / "run")
+    for fresh, again in zip(found[False], found[True], strict=True):
+        for key in ("reward", "valid_share", "rollout_vision_patches", "rollout_decoded_tokens"):
+            assert again[key] == fresh[key]
+        for key in ("loss", "grad_norm", "entropy"):
+            assert again[key] == pytest.approx(fresh[key], rel=1e-4, abs=1e-6)
+        if not fresh["step_skipped"]:
+            # a process that has no pass left shows its tower one blank token
+            assert again["trained_vision_patches"] <= 4 * (processes - 1) < fresh["trained_vision_patches"]
+            assert again["trained_tokens"] < fresh["trained_tokens"] / 3
+    assert not all(row["step_skipped"] for row in found[True])
+
+
 def test_ctrl_c_ends_with_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_checkpoint, train={"steps": 100000}, output={"checkpoint_every": 0})
     process = subprocess.Popen(

@@ -11,6 +11,7 @@ once. The last token of a completion is a target and nothing else, so it is not 
 Source: prefix sharing as in arXiv:2506.05433 and arXiv:2410.20305; here with M-RoPE positions and images.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
@@ -54,6 +55,8 @@ class Packed:
     """What tells the distinct images apart; empty in the naive layout, which does not care."""
     image_places: tuple[int, ...]
     """Which distinct image stands at each image place of the prefixes, in order."""
+    prompt_keys: tuple[str, ...]
+    """What tells the prefixes apart: equal keys, equal tokens and images. Empty in the naive layout."""
     suffixes: tuple[Suffixes, ...]
     """One of them: the pass is computed in one piece. Several: prefixes first, then one piece after the other."""
 
@@ -97,8 +100,15 @@ def pack(
     pieces = _pieces([len(c) for _, c in flat], ends[-1], tokens_per_pass)
     return Packed(
         **_prefixes(prompts, [p.input_ids_T for p in prompts], [p.positions_3_T for p in prompts], distinct=True),
+        prompt_keys=tuple(_key(p) for p in prompts),
         suffixes=tuple(_suffixes(flat[piece], prompts, ends) for piece in pieces),
     )
+
+
+def _key(prompt: Prompt) -> str:
+    digest = hashlib.sha256(prompt.input_ids_T.numpy().tobytes())
+    digest.update("".join(prompt.image_keys).encode())
+    return digest.hexdigest()
 
 
 def _pack_naive(rows: Sequence[tuple[Prompt, Sequence[int]]]) -> Packed:
@@ -123,7 +133,7 @@ def _pack_naive(rows: Sequence[tuple[Prompt, Sequence[int]]]) -> Packed:
         source_K=torch.cat(source or [empty]),
         counts=tuple(len(c) for _, c in rows),
     )
-    return Packed(**_prefixes(prompts, ids, positions, distinct=False), suffixes=(suffixes,))
+    return Packed(**_prefixes(prompts, ids, positions, distinct=False), prompt_keys=(), suffixes=(suffixes,))
 
 
 def _prefixes(

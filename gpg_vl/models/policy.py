@@ -5,6 +5,9 @@ Everything that touches a parameter happens inside `forward`, so distributed wra
 A pass is computed in one piece, or in two phases: the prefixes once, with their graph; then the suffixes piece by piece
 against the prefixes' keys and values, each piece forward and backward; the gradients that the pieces leave in those keys and
 values go through the prefixes once. Both ways give the same gradient; the second holds one piece's activations at a time.
+
+The prefixes of a rollout can be kept with their graph: training then goes on from them, and image and prompt are computed
+once in the whole step.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -26,6 +29,10 @@ from gpg_vl.models.load import Tokens
 
 ROLLOUT_FEATURE_BYTES = 2**30
 """Most memory for the features of images that several prompts of one rollout show."""
+
+
+Keys = list[tuple[Tensor, Tensor]]
+"""Keys and values [1, Hkv, S, D] of each layer."""
 
 
 class PolicyOutput(NamedTuple):
@@ -76,6 +83,7 @@ class Policy(nn.Module):
         self.work = Work()
         self._features = features
         self._again: FeatureCache | None = None
+        self._kept: dict[str, tuple[Tensor, Keys]] | None = None
         never = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
         never[list(tokens.never_sampled)] = True
         self.never_sampled_V: Tensor
@@ -85,8 +93,10 @@ class Policy(nn.Module):
         """Score the completions of `packed`; `coefficients_K` weighs each token's log-prob in the loss."""
         if coefficients_K is None:
             return self._log_probs(packed)
-        if len(packed.suffixes) > 1 and torch.is_grad_enabled():
-            return self._two_phases(packed, coefficients_K)
+        if torch.is_grad_enabled() and (kept := self._taken(packed)):
+            return self._two_phases(packed, coefficients_K, *kept)
+        if torch.is_grad_enabled() and len(packed.suffixes) > 1:
+            return self._two_phases(packed, coefficients_K, *self._prefixes(packed))
         weights = coefficients_K.split([len(part.targets_K) for part in packed.suffixes])
         pieces = zip(self._pieces(packed), weights, strict=True)
         return _added([self._loss(hidden_K_H, part, weights_K) for (hidden_K_H, part), weights_K in pieces])
@@ -108,13 +118,14 @@ class Policy(nn.Module):
             states_T_H = self.tower(self.embed(packed, ids), positions, shared)
             yield states_T_H[part.source_K], part
             return
-        states_S_H, keys = self.prefixes(packed)
+        states_S_H, keys = self._prefixes(packed)
         for part in packed.suffixes:
             states_T_H = torch.cat([states_S_H, self._suffix_states(packed, part, keys)])
             yield states_T_H[part.source_K], part
 
-    def _two_phases(self, packed: Packed, coefficients_K: Tensor) -> PolicyOutput:
-        states_S_H, keys = self.prefixes(packed)
+    def _two_phases(
+        self, packed: Packed, coefficients_K: Tensor, states_S_H: Tensor, keys: Keys
+    ) -> PolicyOutput:
         crossing = [states_S_H, *(x for pair in keys for x in pair)]
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in crossing]
         leaf_keys = list(zip(leaves[1::2], leaves[2::2], strict=True))
@@ -137,11 +148,45 @@ class Policy(nn.Module):
         formed = [None if g is None else g.to(x.dtype) for x, g in zip(inputs, gradients, strict=True)]
         return total._replace(loss=with_gradient(total.loss, inputs, formed))
 
-    def prefixes(self, packed: Packed) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Final hidden states [S, H] of the prefixes, and each layer's keys and values [1, Hkv, S, D]."""
+    @contextmanager
+    def keeping_prefixes(self) -> Iterator[None]:
+        """Within, weights do not change, and what `prefixes` computes of a single prompt is kept until it is trained on.
+
+        The activations of all those prompts are held meanwhile. A picture that several prompts show is computed for each.
+        """
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def prefixes(self, packed: Packed) -> tuple[Tensor, Keys]:
+        """Final hidden states [S, H] of the prefixes, and each layer's keys and values, for a rollout: without gradient."""
+        if self._kept is None:
+            return self._prefixes(packed)
+        # every prompt with gradient, kept or not: autocast's copies of the weights are made once, and must have theirs
+        with torch.enable_grad():
+            states_S_H, keys = self._prefixes(packed)
+        if len(packed.prompt_keys) == 1:
+            self._kept[packed.prompt_keys[0]] = (states_S_H, keys)
+        return states_S_H.detach(), [(k.detach(), v.detach()) for k, v in keys]
+
+    def _taken(self, packed: Packed) -> tuple[Tensor, Keys] | None:
+        """What was kept of the prefixes of a pass, if it was of all of them. It can be used once: backward frees it."""
+        wanted = set(packed.prompt_keys)
+        if not self._kept or len(wanted) != len(packed.prompt_keys) or not wanted <= self._kept.keys():
+            return None
+        kept = [self._kept.pop(key) for key in packed.prompt_keys]
+        layers = zip(*(keys for _, keys in kept), strict=True)
+        joined = [
+            (torch.cat([k for k, _ in pairs], dim=2), torch.cat([v for _, v in pairs], dim=2)) for pairs in layers
+        ]
+        return torch.cat([states for states, _ in kept]), joined
+
+    def _prefixes(self, packed: Packed) -> tuple[Tensor, Keys]:
         device = packed.ids_S.device
         branches = Branches(prefix_lengths=packed.prefix_lengths)
-        keys: list[tuple[Tensor, Tensor]] = []
+        keys: Keys = []
         shared = SharedPrefix(attend=attention.make_attend(self.kernel, branches, device), kept=keys)
         return self.tower(self.embed(packed, packed.ids_S), packed.positions_3_S, shared), keys
 

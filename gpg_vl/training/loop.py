@@ -6,7 +6,7 @@ What GPG leaves out, this loop has not: no critic, no reference model, no old lo
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -46,6 +46,7 @@ class Schedule:
     max_grad_norm: float
     tokens_per_pass: int
     shared_prefix: bool
+    reuse_prefill: bool
     seed: int
     drop_broken_groups: bool
     eval_every: int
@@ -101,7 +102,8 @@ def train(
     """
     while state.step < schedule.steps:
         clock, work = Clock(), replace(engine.work)
-        with clock.phase("step"):
+        keeping = accelerator.unwrap_model(policy).keeping_prefixes if schedule.reuse_prefill else nullcontext
+        with clock.phase("step"), keeping():
             collected, position, failures = _collect(
                 accelerator, engine, rewarder, encoder, examples, sampling, schedule, state, hooks, clock
             )

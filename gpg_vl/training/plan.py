@@ -1,7 +1,7 @@
 """What a run will do, said before anything heavy is loaded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def vision_mode(config: Config, family: Family) -> VisionMode:
 def _cost(config: Config, family: Family, prompt: int, image_tokens: int, *, shared: bool) -> Cost:
     """Of one group of median prompt, every answer as long as it may be."""
     mode = vision_mode(config, family)
-    return group_cost(
+    cost = group_cost(
         shape_of(read_config(config.model.path, config.model.revision), has_vision=family.has_vision),
         prompt=prompt,
         image_tokens=image_tokens,
@@ -149,6 +149,9 @@ def _cost(config: Config, family: Family, prompt: int, image_tokens: int, *, sha
         # the naive way has nowhere to keep features
         vision="frozen" if mode == "kept" and not shared else mode,
     )
+    if not (shared and config.train.reuse_prefill):
+        return cost
+    return replace(cost, train=cost.train - cost.prefill, patches=cost.patches // 2)
 
 
 def _dtype(config: Config) -> torch.dtype:
@@ -197,6 +200,8 @@ def _memory(
     if vision_mode(config, family) == "kept" and image_tokens_total:
         every = float(image_tokens_total * checkpoint.get_text_config().hidden_size * _dtype(config).itemsize)
         kept["image features"] = min(every, config.model.vision_cache_mb * 2.0**20)
+    if config.train.reuse_prefill:
+        kept["kept prompts"] = _activations(config, groups * prompt_tokens_max)
     return {
         "weights": 4.0 * parameters,
         "gradients": 4.0 * trained,

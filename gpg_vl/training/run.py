@@ -203,7 +203,8 @@ def launch(
     engine = NativeEngine(
         policy,
         prepared.processing,
-        prompts_per_batch=config.rollout.prompts_per_batch,
+        # kept prompts are computed one by one: each is freed by the pass that trains on it
+        prompts_per_batch=1 if config.train.reuse_prefill else config.rollout.prompts_per_batch,
         slots=config.rollout.slots,
         autocast=autocast,
     )
@@ -337,6 +338,7 @@ def _schedule(prepared: Prepared) -> Schedule:
         max_grad_norm=config.train.max_grad_norm,
         tokens_per_pass=config.train.tokens_per_pass,
         shared_prefix=config.train.shared_prefix,
+        reuse_prefill=config.train.reuse_prefill,
         seed=config.train.seed,
         drop_broken_groups=config.rewards.on_error == "drop_group",
         eval_every=config.eval.every,
