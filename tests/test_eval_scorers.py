@@ -299,6 +299,8 @@ def test_an_empty_answer_scores_everything_under_the_published_rule():
         ("$\\boxed{12}$", "<think>$\\boxed{12}$</think> I give up", 1, 0),  # the reasoning counts there
         ("$\\boxed{12}$", "no idea", 0, 0),
         ("$\\boxed{\\{6,-6\\}}$", "$\\boxed{\\{-6, 6\\}}$", 1, 1),
+        ("$\\boxed{x^2 + 2xy + y^2}$", "so $\\boxed{x^2 + y^2 + 2xy}$", 1, 1),
+        ("$\\boxed{x^2 + 2xy + y^2}$", "so $\\boxed{x^2 + xy + y^2}$", 0, 0),
     ],
 )
 def test_lighteval_and_strict_on_a_solution(solution, text, official, strict):
