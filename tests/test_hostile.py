@@ -4,6 +4,7 @@ Each reward is given by a `Subject`: an example, a right and a wrong answer. The
 a new reward needs one more subject and no new table.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -96,6 +97,11 @@ WRONG: dict[str, Callable[[Subject], str]] = {
     "a block in the reasoning": lambda s: f"<think><answer>{s.right}</answer></think><answer></answer>",
     "a box in the reasoning": lambda s: rf"<think>\boxed{{{s.right}}}</think><answer>{s.wrong}</answer>",
     "reasoning not closed": lambda s: f"<think>it is {s.right}",
+    "in an analysis": lambda s: f"<analysis>The answer is {s.right}</analysis>",
+    "an analysis not closed": lambda s: f"<analysis>it is {s.right}",
+    "in a thinking block": lambda s: f"<thinking>{s.right}</thinking>",
+    "in reasoning": lambda s: rf"<reasoning>\boxed{{{s.right}}}</reasoning>",
+    "in upper-case reasoning": lambda s: f"<THINK>the answer is {s.right}</THINK>",
     "closed twice": lambda s: f"<think>x</think><answer>{s.right}</answer></think>{answered(s.wrong)}",
     "after the block": lambda s: f"{answered(s.wrong)} {s.right}",
     "before the block": lambda s: f"{s.right} {answered(s.wrong)}",
@@ -178,6 +184,8 @@ FLOODS: dict[str, str] = {  # as many characters as make quadratic work take hou
     "closed blocks": "<answer>x</answer>" * (N // 18),
     "thoughts": "<think>" * (N // 7),
     "closed thoughts": "</think>" * (N // 8),
+    "analyses": "<analysis>" * (N // 10),
+    "closed analyses": "</Reasoning>" * (N // 12),
     "fences": "```json" * (N // 7),
     "accents": "e" + "\u0301" * N,
     "invisible": "\u200b" * N,
@@ -260,7 +268,9 @@ def test_no_reward_is_fooled(name, hostile):
 @pytest.mark.parametrize("name", BUILTIN)
 def test_a_million_characters_cost_no_more_than_reading_them(name):
     for flood in FLOODS.values():
-        bare = "answer" in flood or "think" in flood or "box" in flood  # what looks for these meets them untagged too
+        bare = (
+            "answer" in flood or "think" in flood or "analysis" in flood or "box" in flood
+        )  # what looks for these meets them untagged too
         for response in (answered(flood), flood) if bare else (answered(flood),):
             value = score(name, response)
             assert name in WITHOUT_AN_ANSWER or value < 1.0
@@ -276,7 +286,24 @@ def test_what_would_compute_for_ever_is_not_computed(name):
 
 PIECES = st.sampled_from(
     [
-        *("<think>", "</think>", "<answer>", "</answer>", r"\boxed{", "}", "{", "$", r"\(", r"\)", "(", ")", "[", "]"),
+        *(
+            "<think>",
+            "</think>",
+            "<THINKING>",
+            "</analysis>",
+            "<answer>",
+            "</answer>",
+            r"\boxed{",
+            "}",
+            "{",
+            "$",
+            r"\(",
+            r"\)",
+            "(",
+            ")",
+            "[",
+            "]",
+        ),
         *("1", "4", "145", "14", ".", ",", "-", "/", "^", "=", "%", "°", "√", "π", r"\frac", r"\sqrt", "²", "cm", "x"),
         *("rose", "left", "red", "not", "or", "a", "A", "the", " ", "\n", '"bbox_2d":', "'Confidence':", "No Objects"),
         *("(1,2),(3,4)", "\u200b", "\u0301", "\u202e", "１", "½", "①", "٤"),
@@ -295,7 +322,7 @@ def test_any_text_has_a_value_in_range_and_always_the_same(text):
 @settings(deadline=None)
 @given(TEXTS)
 def test_an_answer_in_the_reasoning_changes_nothing(text):
-    hidden = text.replace("</think>", "")
+    hidden = re.sub("</(think|thinking|analysis|reasoning)>", " ", text, flags=re.IGNORECASE)
     for name, subject in SUBJECTS.items():
         assert score(name, f"<think>{hidden}</think><answer>{subject.wrong}</answer>") == score(
             name, answered(subject.wrong)
