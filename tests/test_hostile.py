@@ -36,9 +36,14 @@ class Subject:
     harmless: tuple[str, ...] = ()
     """Hostile answers that are the right answer to this reward, as a box is a box whatever stands around it."""
 
+    reward: str = ""
+    """The name of the reward, if its subject in the table has another."""
+
+    listed: tuple[str, ...] = ()
+
     @property
     def listing(self) -> tuple[str, ...]:
-        return self.choices or (self.right, self.wrong)
+        return self.listed or self.choices or (self.right, self.wrong)
 
     def example(self) -> Example:
         return Example(id="7", prompt="?", answer=self.answer, choices=self.choices, meta=self.meta)
@@ -46,6 +51,15 @@ class Subject:
 
 SUBJECTS = {
     "choice": Subject("(B)", "left", "right", choices=("right", "left", "the left side of it")),
+    "choice by letter": Subject(
+        "(B)",
+        "B",
+        "A",
+        choices=("right", "left", "the left side of it", "behind it"),
+        harmless=("first character", "last character"),
+        reward="choice",
+        listed=("A", "B", "C", "D"),
+    ),
     "classification": Subject("rose", "rose", "tulip", choices=("rose", "desert-rose", "tulip", "daisy")),
     "counting": Subject("14", "14", "3"),
     "geometry": Subject("145°", "145", "40"),
@@ -67,11 +81,12 @@ WITHOUT_AN_ANSWER = {
 """Rewards of the layout and of the length: any answer is as good as another to them."""
 
 FULLWIDTH = str.maketrans(
-    "0123456789abcdefghijklmnopqrstuvwxyz", "０１２３４５６７８９ａｂｃｄｅｆｇｈｉｊｋｌｍｎｏｐｑｒｓｔｕｖｗｘｙｚ"
+    "0123456789abcdefghijklmnopqrstuvwxyzB",
+    "０１２３４５６７８９ａｂｃｄｅｆｇｈｉｊｋｌｍｎｏｐｑｒｓｔｕｖｗｘｙｚＢ",
 )
 ARABIC = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
 MATHEMATICAL = str.maketrans("0123456789", "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗")
-LOOKALIKE = str.maketrans("aceopxlit0145", "асеорхӏіτОӀ４Ƽ")
+LOOKALIKE = str.maketrans("aceopxlit0145B", "асеорхӏіτОӀ４ƼВ")
 
 
 def answered(text: str) -> str:
@@ -136,17 +151,21 @@ WRONG: dict[str, Callable[[Subject], str]] = {
     "arabic digits": lambda s: answered(s.right.translate(ARABIC).translate(FULLWIDTH)),
     "mathematical digits": lambda s: answered(s.right.translate(MATHEMATICAL).translate(FULLWIDTH)),
     "look-alikes": lambda s: answered(s.right.translate(LOOKALIKE)),
-    "zero width": lambda s: answered("\u200b".join(s.right)),
-    "joiners": lambda s: answered("\u200d".join(s.right)),
-    "soft hyphens": lambda s: answered("\u00ad".join(s.right)),
+    "zero width": lambda s: answered("".join(c + "\u200b" for c in s.right)),
+    "joiners": lambda s: answered("".join(c + "\u200d" for c in s.right)),
+    "soft hyphens": lambda s: answered("".join(c + "\u00ad" for c in s.right)),
     "accents": lambda s: answered("".join(c + "\u0301" for c in s.right)),
     "accent at the end": lambda s: answered(s.right + "\u0338"),
     "enclosed": lambda s: answered("".join(c + "\u20e3" for c in s.right)),
     "turned round": lambda s: answered("\u202e" + s.right[::-1]),
+    "struck out": lambda s: answered("".join(c + "\u0338" for c in s.right)),
+    "prohibited": lambda s: answered(s.right + "\u20e0"),
+    "struck out in a sentence": lambda s: f"The answer is {s.right}\u0338.",
+    "behind what is not seen": lambda s: answered("\u200b" + s.right),
     "isolated": lambda s: answered("\u2067" + s.right[::-1] + "\u2069"),
     "full-width tags": lambda s: f"＜answer＞{s.right}＜/answer＞<answer></answer>",
     "upper-case tags": lambda s: f"<ANSWER>{s.right}</ANSWER><answer>{s.wrong}</answer>",
-    "null": lambda s: answered("\0".join(s.right)),
+    "null": lambda s: answered("".join(c + "\0" for c in s.right)),
 }
 
 N = 1_000_000
@@ -238,12 +257,14 @@ SMALL_BOMBS = [  # short, but for ever to compute
 def score(name: str, response: str) -> float:
     subject = {**SUBJECTS, **WITHOUT_AN_ANSWER}[name]
     completion = Completion(token_ids=(), logprobs=(), text=response, finish_reason="stop")
-    (value,) = call(load(name), completion, subject.example())  # raises if it is out of the declared range
+    (value,) = call(
+        load(subject.reward or name), completion, subject.example()
+    )  # raises if it is out of the declared range
     return value
 
 
 def test_every_reward_is_in_the_table():
-    assert set(SUBJECTS) | set(WITHOUT_AN_ANSWER) == set(BUILTIN)
+    assert {subject.reward or name for name, subject in SUBJECTS.items()} | set(WITHOUT_AN_ANSWER) == set(BUILTIN)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
