@@ -223,6 +223,14 @@ def test_r1v_reads_the_whole_output_and_strict_the_answer(gold, text, published,
     assert score(geometry_strict, doc, text) == strict
 
 
+def test_strict_wants_every_case_of_a_gold_that_names_cases():
+    for gold, right, half in (("60°或120°", "120° or 60°", "60°"), ("90°-α", "90° - α", "90°")):
+        for text in (gold, right):
+            assert geometry_strict(make_doc(gold), Response(text=f"<answer>{text}</answer>")).score == 1
+        assert result(geometry_strict, make_doc(gold), f"<answer>{half}</answer>")[0] == 0
+    assert not geometry_strict(make_doc("60°"), Response(text="<answer>60° or 120°</answer>")).answered
+
+
 @pytest.mark.parametrize(
     ("text", "published", "strict"),
     [
