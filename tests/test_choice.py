@@ -288,6 +288,8 @@ CASES = [
     ("There are 3 or more", ("3", "5"), None),
     ("3+", ("3", "5"), None),
     ("three (3)", ("3", "5"), 0),
+    ("The number is equal to 3", ("3", "5"), 0),
+    ("It adds up to 3", ("3", "5"), 0),
     ("there are exactly 3 of them", ("3", "5"), 0),
     ("2 cats and 1 dog, so 3", ("3", "5"), 0),
     ("3 and a half", ("3", "5"), 0),

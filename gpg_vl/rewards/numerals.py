@@ -59,7 +59,8 @@ _CLAUSE_END = re.compile(
     r"[;!?\r\n。，；！？…]|[.,](?![0-9])|\b(?:but|so|thus|hence|therefore|because|rather|instead|then)\b", re.IGNORECASE
 )
 _BOUNDS = frozenset({"than", "least", "most", "more", "less", "fewer", "between", "range", "either"})
-_BOUNDS_BEFORE = _BOUNDS | {"over", "under", "above", "below", "to", "exceeds"}
+_BOUNDS_BEFORE = _BOUNDS | {"over", "under", "above", "below", "exceeds"}
+_SUMS = frozenset({"add", "adds", "sum", "sums"})
 _MORE = frozenset({"more", "less", "fewer", "above", "over", "below", "under", "higher", "lower", "greater"})
 _LINKS = frozenset({"or", "and", "to", "through", "till", "until"})
 _GLUE = frozenset("-‐‑–−/'’&_")
@@ -135,6 +136,7 @@ def is_bounded(text: str, spans: Sequence[tuple[int, int]], first: int, end: int
     before, behind = word(first - 1), word(end)
     return (
         before in _BOUNDS_BEFORE
+        or (before == "to" and word(first - 2) == "up" and word(first - 3) not in _SUMS)  # "it adds up to 3" states 3
         or (before in _LINKS and is_number(word(first - 2)))
         or (behind in _LINKS and (is_number(word(end + 1)) or word(end + 1) in _MORE))
         or behind == "plus"
