@@ -4,6 +4,7 @@ Cases that fool a published rule stand beside what `strict` makes of them.
 """
 
 import time
+from string import ascii_uppercase
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import gsm8k, mathvista, mmmu, vqa
+from gpg_vl.eval.scorers.boxes import lmms_grounding, vlmevalkit_box
 from gpg_vl.eval.scorers.classes import official_class, strict_class
 from gpg_vl.eval.scorers.lighteval import EXPRESSION, LATEX, lighteval
 from gpg_vl.eval.scorers.lmms import (
@@ -20,6 +22,7 @@ from gpg_vl.eval.scorers.lmms import (
     reasoning_answer,
     strip_reasoning,
 )
+from gpg_vl.eval.scorers.mathverify import parsed_math, same_math
 from gpg_vl.eval.scorers.options import strict_choice
 from gpg_vl.eval.scorers.quantities import count_strict, geometry_strict, math_strict
 from gpg_vl.eval.scorers.r1v import r1v_count, r1v_math
@@ -132,17 +135,26 @@ def test_lmms_reasoning_finds_an_answer_in_tags_boxes_or_final_numbers(text, ans
         ("xCx", "C"),  # any occurrence
         ("nothing", ""),
         ("'B.'", "B"),  # trimmed
+        ("(D) no, my choice is C, yes", "C"),  # behind one of the rarer phrases: 7, before parentheses 6
     ],
 )
 def test_lmms_reasoning_weighs_the_places_of_a_letter(text, letter):
     assert option_letter(text) == letter
 
 
-def test_lmms_reasoning_needs_a_tag_and_compares_mathematics_on_a_mismatch():
+def test_lmms_reasoning_needs_a_tag():
     assert score(lmms_reasoning, CHAIR, "<answer>(B) chair</answer>") == 1
     assert score(lmms_reasoning, CHAIR, "(B)") == 0
     assert score(lmms_reasoning, CHAIR, "<answer>A</answer>") == 0
     assert not lmms_reasoning(CHAIR, Response(text="(B)")).answered
+
+
+@pytest.mark.parametrize("letter", ascii_uppercase)
+def test_lmms_reasoning_would_compare_mathematics_on_a_mismatch_but_a_letter_is_none(letter):
+    """Why the comparison is left out: with a gold that parses to nothing, math_verify says no whatever the answer is."""
+    assert parsed_math(letter) == []
+    for answer in (letter, f"${letter}$", rf"\text{{{letter}}}", letter.lower()):
+        assert not same_math(parsed_math(letter), parsed_math(answer))
 
 
 # --- VLMEvalKit, VisualThinker ----------------------------------------------------------------------------------------
@@ -155,6 +167,8 @@ def test_lmms_reasoning_needs_a_tag_and_compares_mathematics_on_a_mismatch():
         (CHAIR, "(B)", "B"),
         (CHAIR, "B. chair", "B"),
         (CHAIR, "I think the best answer would be B!", "B"),  # among the last four
+        (CHAIR, "B w w w", "B"),  # exactly the fourth from the end
+        (CHAIR, "B w w w w", None),  # the fifth
         (CHAIR, "B of course as I have said before", None),  # eight words, the first of them, and prose too long
         (CHAIR, "A or B", None),
         (CHAIR, "The correct answer is **b** since the other thing is much further away", "B"),
@@ -183,6 +197,7 @@ def test_vlmevalkit_infers_without_a_judge(doc, text, letter):
         (CHAIR, "<answer>\nchair\n</answer>", 1, 1),
         (CHAIR, "<answer>Chair</answer>", 0, 1),  # another case
         (TABLE, "The chair is closer than a table", 1, 0),  # the article is option A
+        (TABLE, "it is a thing", 1, 0),  # ... also where the text of option A is not in sight
         (CHAIR, "The chair is closer than a table", 0, 0),
         (TABLE, "<answer>it is\n(A)</answer>", 0, 1),  # no block is seen across lines, and "(A)</answer>" is no word
         (CHAIR, "<answer></answer> (B)", 1, 0),  # an empty block counts as none
@@ -215,12 +230,23 @@ def test_visualthinker_keeps_its_quirks_and_strict_does_not(doc, text, right, st
         ("2√{15}米", "<answer> $2\\sqrt{15}$ meters </answer>", 0, 1),
         ("5cm", "<answer> 5 </answer>", 1, 1),
         ("5cm", "<answer> 5 m </answer>", 1, 0),  # another unit
+        # The output stands in the gold's place, and math_verify compares a relation with a set only if the gold is the relation.
+        ("$(1,2)$", "$1 < x < 2$", 1, 0),
+        ("$1 < x < 2$", "$(1,2)$", 0, 0),
     ],
 )
 def test_r1v_reads_the_whole_output_and_strict_the_answer(gold, text, published, strict):
     doc = make_doc(gold)
     assert score(r1v_math, doc, text) == published
     assert score(geometry_strict, doc, text) == strict
+
+
+def test_strict_wants_every_case_of_a_gold_that_names_cases():
+    for gold, right, half in (("60°或120°", "120° or 60°", "60°"), ("90°-α", "90° - α", "90°")):
+        for text in (gold, right):
+            assert geometry_strict(make_doc(gold), Response(text=f"<answer>{text}</answer>")).score == 1
+        assert result(geometry_strict, make_doc(gold), f"<answer>{half}</answer>")[0] == 0
+    assert not geometry_strict(make_doc("60°"), Response(text="<answer>60° or 120°</answer>")).answered
 
 
 @pytest.mark.parametrize(
@@ -299,6 +325,8 @@ def test_an_empty_answer_scores_everything_under_the_published_rule():
         ("$\\boxed{12}$", "<think>$\\boxed{12}$</think> I give up", 1, 0),  # the reasoning counts there
         ("$\\boxed{12}$", "no idea", 0, 0),
         ("$\\boxed{\\{6,-6\\}}$", "$\\boxed{\\{-6, 6\\}}$", 1, 1),
+        ("$\\boxed{x^2 + 2xy + y^2}$", "so $\\boxed{x^2 + y^2 + 2xy}$", 1, 1),
+        ("$\\boxed{x^2 + 2xy + y^2}$", "so $\\boxed{x^2 + xy + y^2}$", 0, 0),
     ],
 )
 def test_lighteval_and_strict_on_a_solution(solution, text, official, strict):
@@ -316,6 +344,13 @@ def test_lighteval_on_an_expression():
     # A box comes before a "final answer is".
     text = "The final answer is 205. I hope it is correct. \\boxed{204}"
     assert score(scorer, make_doc("204", answer="204"), text) == 1
+
+
+def test_lighteval_compares_five_decimal_places():
+    third = make_doc("0.33333", solution="$\\boxed{0.33333}$")
+    assert score(lighteval("solution", LATEX), third, "$\\boxed{0.333331}$") == 1
+    assert score(lighteval("solution", LATEX), third, "$\\boxed{0.33336}$") == 0
+    assert score(lighteval("solution", LATEX), third, "$\\boxed{0.334}$") == 0
 
 
 @pytest.mark.parametrize(
@@ -358,6 +393,7 @@ FOUR = make_doc("B", ("red car", "blue car", "green car", "a bus"), golds=["B"])
         ("B. blue car", "B"),  # "B." is tried after "B ", which does not occur
         ("I pick A because B. is far", "A"),  # a blank behind comes before a full stop
         ("Grade A says B", "B"),  # two letters with a blank behind: the later
+        ("It is surely the blue car", "B"),  # six words
         ("It is surely the blue car here", "B"),  # an option's text, more than five words
         ("the blue car", None),  # too short for a text; the original draws at random
         ("DNA is the answer", "A"),  # "A " ends a word
@@ -488,6 +524,32 @@ def test_anls_is_zero_below_one_half():
     # Blanks lengthen the published denominator only.
     assert score(scorers["official"], doc, "totals    ") == pytest.approx(1 - 1 / 10)
     assert score(scorers["strict"], doc, "totals    ") == pytest.approx(1 - 1 / 6)
+
+
+# --- boxes: more in test_eval_boxes.py -----------------------------------------------------------------------------------
+
+
+def boxed_doc(box, width, height):
+    columns = {"box": list(box), "coordinates": "rel1000", "width": width, "height": height}
+    columns |= {"image_size": [width, height], "input_size": [width, height]}
+    example = Example(id="0", prompt="?", answer="", meta=columns)
+    return Doc(doc_id=0, example=example, gold="", columns=columns)
+
+
+def test_vlmevalkit_takes_a_box_for_fractions_up_to_one_and_a_half():
+    doc = boxed_doc((0, 0, 2000, 1000), 2000, 1000)
+    assert score(vlmevalkit_box, doc, "[0, 0.5, 1.2, 1]") == 0.5  # clipped to the lower half of the image
+    assert score(vlmevalkit_box, doc, "[0, 0.5, 1.5, 1]") == 0.5
+    assert score(vlmevalkit_box, doc, "[0, 0.5, 1.6, 1]") < 1e-5  # thousandths: a speck
+
+
+def test_lmms_grounding_takes_the_boxes_of_json_and_no_other_numbers():
+    doc = boxed_doc((0, 0, 2000, 1000), 2000, 1000)
+    # As thousandths, the first four numbers are the whole image and the box its left half; a key "view" holds no box.
+    text = '{"view": [0, 0, 1000, 1000], "bbox_2d": [0, 0, 500, 1000]}'
+    assert score(lmms_grounding, doc, text) == 0.5
+    assert score(lmms_grounding, doc, f"see:\n```json\n{text}\n```") == 0.5
+    assert score(lmms_grounding, doc, text.removesuffix("}")) == 1  # no JSON: any four numbers
 
 
 # --- robustness -------------------------------------------------------------------------------------------------------

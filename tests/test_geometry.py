@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.geometry import Quantity, explain, geometry, gold_quantity, match_geometry, parse_quantity
+from gpg_vl.rewards.geometry import Quantity, explain, geometry, gold_quantities, match_geometry, parse_quantity
 from gpg_vl.rewards.parse import gold_text
 from gpg_vl.types import Completion, Example
 
@@ -47,12 +47,15 @@ GOLD = [  # the forms of the 754 gold answers of GEOQA
     ("65π", r"65\pi", ""),
     ("65πcm²", r"65\pi", "cm^2"),
     ("4:9", "4:9", ""),
+    ("90°-α", r"90-\alpha", "deg"),
+    ("180°-2α", r"180-2\alpha", "deg"),
+    (r"90^\circ+\frac{α}{2}", r"90+\frac{\alpha}{2}", "deg"),
 ]
 
 
 @pytest.mark.parametrize(("gold", "expression", "unit"), GOLD)
 def test_every_form_of_gold_is_read(gold, expression, unit):
-    got = gold_quantity(example(gold))
+    (got,) = gold_quantities(example(gold))
     assert (got.expression.replace(" ", ""), got.unit) == (expression, unit)
     assert match_geometry(gold_text(gold), gold)
     assert geometry(completion(f"<think></think><answer>{got.expression}</answer>"), example(gold)) == 1.0
@@ -107,6 +110,22 @@ SAME = [
     (r"1\frac{1}{5}", r"\frac{6}{5}"),
     (r"\frac{4}{9}", "4:9"),
     ("30 + 115 = 145", "145°"),
+    ("90-α", "90°-α"),
+    ("-α + 90°", "90°-α"),
+    (r"$90^\circ - \alpha$", "90°-α"),
+    (r"\boxed{90^{\circ}-\alpha}", "90°-α"),
+    ("∠A = 90° − α", "90°-α"),
+    ("2(90°-α)", "180°-2α"),
+    ("60°或120°", "60°或120°"),
+    ("60° or 120°", "60°或120°"),
+    ("120°或60°", "60°或120°"),
+    ("60, 120", "60°或120°"),
+    ("60° and 120°", "60°或120°"),
+    (r"$60^\circ$ or $120^\circ$", "60°或120°"),
+    (r"$60^\circ \text{ or } 120^\circ$", "60°或120°"),
+    (r"\boxed{60^\circ, 120^\circ}", "60°或120°"),
+    ("The angle is 60° or 120°.", "60°或120°"),
+    ("2√3或4cm", "2√{3}cm或4cm"),
 ]
 
 
@@ -154,6 +173,29 @@ DIFFERENT = [
     ("≈145", "145°"),
     ("at most 145", "145°"),
     ("between 140 and 150", "145°"),
+    # a part of an expression with letters, or another letter
+    ("90°", "90°-α"),
+    ("α", "90°-α"),
+    ("90°+α", "90°-α"),
+    ("90°-2α", "90°-α"),
+    ("90°-β", "90°-α"),
+    ("90°-a", "90°-α"),
+    ("180°-α", "180°-2α"),
+    ("90°-α", "90°"),
+    ("90° − α", "90°"),
+    ("The angle is 90° − α", "90°"),
+    (r"The angle is $90^\circ - \alpha$", "90°"),
+    ("90°-α or 90°+α", "90°-α"),
+    # one of two cases, or more than two
+    ("60°", "60°或120°"),
+    ("120°", "60°或120°"),
+    ("60° or 60°", "60°或120°"),
+    ("60° or 100°", "60°或120°"),
+    ("60°, 100° or 120°", "60°或120°"),
+    ("60°120°", "60°或120°"),
+    ("not 60° or 120°", "60°或120°"),
+    ("60 cm or 120 cm", "60°或120°"),
+    ("60°或120°", "60°"),
     # what only looks like it
     ("１４５", "145°"),
     ("١٤٥", "145°"),
@@ -191,7 +233,7 @@ def test_the_documented_cases(response, expected):
     assert geometry(completion(response), example("<answer> 145° </answer>")) == expected
 
 
-@pytest.mark.parametrize("answer", ["", "unknown", "30 or 40", "30°或150°", "²", "x"])
+@pytest.mark.parametrize("answer", ["", "unknown", "30 or 40", "30°或", "30°或x", "²", "x", "α"])
 def test_gold_that_is_no_quantity_is_refused_by_example(answer):
     with pytest.raises(UserError, match="of example '7' cannot be read as a quantity"):
         geometry(completion("<answer>30</answer>"), example(answer))
@@ -229,3 +271,5 @@ def test_the_explanation():
     assert (told.candidate, told.parsed, told.gold) == ("5 m", "5 m", "5 cm")
     assert explain(completion("<answer>40 or 145</answer>"), example("145°")).parsed is None
     assert str(Quantity("5")) == "5"
+    told = explain(completion("<answer>40 or 145</answer>"), example("145°或40°"))
+    assert (told.parsed, told.gold) == ("40 or 145", "145 deg or 40 deg")

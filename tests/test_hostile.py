@@ -4,6 +4,7 @@ Each reward is given by a `Subject`: an example, a right and a wrong answer. The
 a new reward needs one more subject and no new table.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,9 +36,14 @@ class Subject:
     harmless: tuple[str, ...] = ()
     """Hostile answers that are the right answer to this reward, as a box is a box whatever stands around it."""
 
+    reward: str = ""
+    """The name of the reward, if its subject in the table has another."""
+
+    listed: tuple[str, ...] = ()
+
     @property
     def listing(self) -> tuple[str, ...]:
-        return self.choices or (self.right, self.wrong)
+        return self.listed or self.choices or (self.right, self.wrong)
 
     def example(self) -> Example:
         return Example(id="7", prompt="?", answer=self.answer, choices=self.choices, meta=self.meta)
@@ -45,6 +51,15 @@ class Subject:
 
 SUBJECTS = {
     "choice": Subject("(B)", "left", "right", choices=("right", "left", "the left side of it")),
+    "choice by letter": Subject(
+        "(B)",
+        "B",
+        "A",
+        choices=("right", "left", "the left side of it", "behind it"),
+        harmless=("first character", "last character"),
+        reward="choice",
+        listed=("A", "B", "C", "D"),
+    ),
     "classification": Subject("rose", "rose", "tulip", choices=("rose", "desert-rose", "tulip", "daisy")),
     "counting": Subject("14", "14", "3"),
     "geometry": Subject("145°", "145", "40"),
@@ -66,11 +81,12 @@ WITHOUT_AN_ANSWER = {
 """Rewards of the layout and of the length: any answer is as good as another to them."""
 
 FULLWIDTH = str.maketrans(
-    "0123456789abcdefghijklmnopqrstuvwxyz", "０１２３４５６７８９ａｂｃｄｅｆｇｈｉｊｋｌｍｎｏｐｑｒｓｔｕｖｗｘｙｚ"
+    "0123456789abcdefghijklmnopqrstuvwxyzB",
+    "０１２３４５６７８９ａｂｃｄｅｆｇｈｉｊｋｌｍｎｏｐｑｒｓｔｕｖｗｘｙｚＢ",
 )
 ARABIC = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
 MATHEMATICAL = str.maketrans("0123456789", "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗")
-LOOKALIKE = str.maketrans("aceopxlit0145", "асеорхӏіτОӀ４Ƽ")
+LOOKALIKE = str.maketrans("aceopxlit0145B", "асеорхӏіτОӀ４ƼВ")
 
 
 def answered(text: str) -> str:
@@ -96,6 +112,11 @@ WRONG: dict[str, Callable[[Subject], str]] = {
     "a block in the reasoning": lambda s: f"<think><answer>{s.right}</answer></think><answer></answer>",
     "a box in the reasoning": lambda s: rf"<think>\boxed{{{s.right}}}</think><answer>{s.wrong}</answer>",
     "reasoning not closed": lambda s: f"<think>it is {s.right}",
+    "in an analysis": lambda s: f"<analysis>The answer is {s.right}</analysis>",
+    "an analysis not closed": lambda s: f"<analysis>it is {s.right}",
+    "in a thinking block": lambda s: f"<thinking>{s.right}</thinking>",
+    "in reasoning": lambda s: rf"<reasoning>\boxed{{{s.right}}}</reasoning>",
+    "in upper-case reasoning": lambda s: f"<THINK>the answer is {s.right}</THINK>",
     "closed twice": lambda s: f"<think>x</think><answer>{s.right}</answer></think>{answered(s.wrong)}",
     "after the block": lambda s: f"{answered(s.wrong)} {s.right}",
     "before the block": lambda s: f"{s.right} {answered(s.wrong)}",
@@ -130,17 +151,21 @@ WRONG: dict[str, Callable[[Subject], str]] = {
     "arabic digits": lambda s: answered(s.right.translate(ARABIC).translate(FULLWIDTH)),
     "mathematical digits": lambda s: answered(s.right.translate(MATHEMATICAL).translate(FULLWIDTH)),
     "look-alikes": lambda s: answered(s.right.translate(LOOKALIKE)),
-    "zero width": lambda s: answered("\u200b".join(s.right)),
-    "joiners": lambda s: answered("\u200d".join(s.right)),
-    "soft hyphens": lambda s: answered("\u00ad".join(s.right)),
+    "zero width": lambda s: answered("".join(c + "\u200b" for c in s.right)),
+    "joiners": lambda s: answered("".join(c + "\u200d" for c in s.right)),
+    "soft hyphens": lambda s: answered("".join(c + "\u00ad" for c in s.right)),
     "accents": lambda s: answered("".join(c + "\u0301" for c in s.right)),
     "accent at the end": lambda s: answered(s.right + "\u0338"),
     "enclosed": lambda s: answered("".join(c + "\u20e3" for c in s.right)),
     "turned round": lambda s: answered("\u202e" + s.right[::-1]),
+    "struck out": lambda s: answered("".join(c + "\u0338" for c in s.right)),
+    "prohibited": lambda s: answered(s.right + "\u20e0"),
+    "struck out in a sentence": lambda s: f"The answer is {s.right}\u0338.",
+    "behind what is not seen": lambda s: answered("\u200b" + s.right),
     "isolated": lambda s: answered("\u2067" + s.right[::-1] + "\u2069"),
     "full-width tags": lambda s: f"＜answer＞{s.right}＜/answer＞<answer></answer>",
     "upper-case tags": lambda s: f"<ANSWER>{s.right}</ANSWER><answer>{s.wrong}</answer>",
-    "null": lambda s: answered("\0".join(s.right)),
+    "null": lambda s: answered("".join(c + "\0" for c in s.right)),
 }
 
 N = 1_000_000
@@ -178,6 +203,8 @@ FLOODS: dict[str, str] = {  # as many characters as make quadratic work take hou
     "closed blocks": "<answer>x</answer>" * (N // 18),
     "thoughts": "<think>" * (N // 7),
     "closed thoughts": "</think>" * (N // 8),
+    "analyses": "<analysis>" * (N // 10),
+    "closed analyses": "</Reasoning>" * (N // 12),
     "fences": "```json" * (N // 7),
     "accents": "e" + "\u0301" * N,
     "invisible": "\u200b" * N,
@@ -230,12 +257,14 @@ SMALL_BOMBS = [  # short, but for ever to compute
 def score(name: str, response: str) -> float:
     subject = {**SUBJECTS, **WITHOUT_AN_ANSWER}[name]
     completion = Completion(token_ids=(), logprobs=(), text=response, finish_reason="stop")
-    (value,) = call(load(name), completion, subject.example())  # raises if it is out of the declared range
+    (value,) = call(
+        load(subject.reward or name), completion, subject.example()
+    )  # raises if it is out of the declared range
     return value
 
 
 def test_every_reward_is_in_the_table():
-    assert set(SUBJECTS) | set(WITHOUT_AN_ANSWER) == set(BUILTIN)
+    assert {subject.reward or name for name, subject in SUBJECTS.items()} | set(WITHOUT_AN_ANSWER) == set(BUILTIN)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -260,7 +289,9 @@ def test_no_reward_is_fooled(name, hostile):
 @pytest.mark.parametrize("name", BUILTIN)
 def test_a_million_characters_cost_no_more_than_reading_them(name):
     for flood in FLOODS.values():
-        bare = "answer" in flood or "think" in flood or "box" in flood  # what looks for these meets them untagged too
+        bare = (
+            "answer" in flood or "think" in flood or "analysis" in flood or "box" in flood
+        )  # what looks for these meets them untagged too
         for response in (answered(flood), flood) if bare else (answered(flood),):
             value = score(name, response)
             assert name in WITHOUT_AN_ANSWER or value < 1.0
@@ -276,7 +307,24 @@ def test_what_would_compute_for_ever_is_not_computed(name):
 
 PIECES = st.sampled_from(
     [
-        *("<think>", "</think>", "<answer>", "</answer>", r"\boxed{", "}", "{", "$", r"\(", r"\)", "(", ")", "[", "]"),
+        *(
+            "<think>",
+            "</think>",
+            "<THINKING>",
+            "</analysis>",
+            "<answer>",
+            "</answer>",
+            r"\boxed{",
+            "}",
+            "{",
+            "$",
+            r"\(",
+            r"\)",
+            "(",
+            ")",
+            "[",
+            "]",
+        ),
         *("1", "4", "145", "14", ".", ",", "-", "/", "^", "=", "%", "°", "√", "π", r"\frac", r"\sqrt", "²", "cm", "x"),
         *("rose", "left", "red", "not", "or", "a", "A", "the", " ", "\n", '"bbox_2d":', "'Confidence':", "No Objects"),
         *("(1,2),(3,4)", "\u200b", "\u0301", "\u202e", "１", "½", "①", "٤"),
@@ -295,7 +343,7 @@ def test_any_text_has_a_value_in_range_and_always_the_same(text):
 @settings(deadline=None)
 @given(TEXTS)
 def test_an_answer_in_the_reasoning_changes_nothing(text):
-    hidden = text.replace("</think>", "")
+    hidden = re.sub("</(think|thinking|analysis|reasoning)>", " ", text, flags=re.IGNORECASE)
     for name, subject in SUBJECTS.items():
         assert score(name, f"<think>{hidden}</think><answer>{subject.wrong}</answer>") == score(
             name, answered(subject.wrong)

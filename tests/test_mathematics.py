@@ -13,7 +13,8 @@ from gpg_vl.errors import UserError
 from gpg_vl.rewards import algebra
 from gpg_vl.rewards.expressions import equal, normalize, readable, right_side
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.mathematics import explain, gold_expression, match_math, math
+from gpg_vl.rewards.mathematics import explain, gold_expression, match_math, math, stated
+from gpg_vl.rewards.prose import is_sentence, without_unit
 from gpg_vl.rewards.scoring import check_gold
 from gpg_vl.types import Completion, Example, Group
 
@@ -85,6 +86,15 @@ SAME = [
     (r"11\text{ cm}", "11"),
     (r"11 \text{ square units}", "11"),
     ("11 cm", "11"),
+    ("4 mg", "4"),
+    ("It is 4 mg.", "4"),
+    ("The angle is 90 degrees", "90"),
+    ("5 m/s", "5"),
+    ("0.7 m/s", "0.7 ms^{-1}"),
+    (r"5\text{ ms}^{-1}", "5"),
+    ("7e37", "7.0e37 erg/s"),
+    ("2516", "2516_8"),
+    ("2516_{8}", "2516_8"),
     (r"90^\circ", "90"),
     # sets, tuples, intervals, equations, matrices
     (r"\{1,2,3\}", r"\{3,2,1\}"),
@@ -184,6 +194,19 @@ DIFFERENT = [
     ("2x", "2y"),
     ("x^2", "x^3"),
     ("5x", "5"),
+    ("3", "3 xy"),
+    ("3 xy", "3"),
+    ("we get 3 xy", "3"),
+    ("I think it is 5x", "5"),
+    ("2 ab", "2"),
+    ("2", "2 ab"),
+    ("4mg", "4"),
+    ("5 cm or 6 cm", "5"),
+    ("24 cm and 3 mm", "24"),
+    ("not xy", "xy"),
+    ("xy or 3", "3"),
+    ("2516_9", "2516_8"),
+    ("2516_{16}", "2516_8"),
     ("sey", "yes"),
     ("yes or no", "yes"),
     ("no", "yes"),
@@ -200,6 +223,180 @@ DIFFERENT = [
 def test_different(candidate, gold):
     assert not match_math(candidate, gold)
     assert math(completion(f"<think>{gold}</think><answer>{candidate}</answer>"), example(gold)) == 0.0
+
+
+# --- answers as benchmarks write them: the gold answer, and three that are wrong
+
+ANSWERS = [
+    # polynomials and other expressions with products of letters
+    (r"x^2 + 2xy + y^2", (r"x^2 + y^2", r"x^2 + xy + y^2", "2xy")),
+    ("2xy + 1", ("2x + 1", "1", "2yz + 1")),
+    ("xy + 3", ("3", "x + 3", "xy")),
+    ("a^2 + ab + b^2", ("a^2 + b^2", "a^2 - ab + b^2", "ab")),
+    ("3 xy", ("3", "3 xz", "3 x")),
+    ("2 ab", ("2", "2 a", "ab")),
+    ("3 xyz", ("3", "3 xy", "xyz")),
+    ("abc + 2", ("2", "abc", "ab + 2")),
+    (r"\frac{1}{2} mv^2", ("mv^2", r"\frac{1}{2}", r"\frac{1}{2} mv")),
+    (r"y_0 e^{-at}", (r"y_0 e^{at}", "y_0", r"e^{-at}")),
+    (r"kT \ln 2", ("kT", r"\ln 2", r"kT \ln 3")),
+    (r"\frac{GMm}{r^2} + mgh", (r"\frac{GMm}{r^2}", "mgh", r"\frac{GMm}{r} + mgh")),
+    (r"nRT \ln \frac{V_2}{V_1}", ("nRT", r"\ln \frac{V_2}{V_1}", r"nRT \ln \frac{V_1}{V_2}")),
+    (r"x^3 - 7x + 6", (r"x^3 - 7x", r"x^3 + 7x + 6", "6")),
+    (r"-3x^4 + 2x - 1", (r"3x^4 + 2x - 1", "-1", r"-3x^4")),
+    (r"(x - 3)(x^2 + 3x + 9)", (r"x^3 + 27", "x - 3", r"x^2 + 3x + 9")),
+    (r"\frac{x+2}{7}", (r"\frac{x+2}{8}", "x+2", r"\frac{x}{7}")),
+    (r"\frac{n(n+1)}{2}", (r"\frac{n(n-1)}{2}", "n(n+1)", r"\frac{n+1}{2}")),
+    (r"4 \sin^2 \theta", (r"4 \sin \theta", "4", r"4 \cos^2 \theta")),
+    (r"\sin x + \cos x", (r"\sin x", r"\sin x - \cos x", r"\cos x")),
+    (r"e^{2x}", (r"e^{x}", "2x", "e^2")),
+    (r"2^{n} - 1", (r"2^{n}", r"2^{n-1}", "1")),
+    # numbers
+    ("72", ("71", "7", "72x")),
+    ("-18", ("18", "-8", "-1")),
+    ("1,080", ("1", "080", "1,081")),
+    ("0.125", ("0.12", "125", "0.25")),
+    (".0667", (".667", "0.07", "667")),
+    (r"\frac{14}{3}", ("14", "3", r"\frac{3}{14}")),
+    (r"-\frac{35}{9}", (r"\frac{35}{9}", "-35", r"-\frac{9}{35}")),
+    (r"5\frac{1}{3}", (r"\frac{5}{3}", "5", r"5\frac{2}{3}")),
+    ("3 1/2", ("3", "1/2", "31/2")),
+    ("7/2", ("7", "2/7", "3")),
+    (r"4.5e33", ("4.5", "33", "4.5e32")),
+    (r"7.35 \times 10^{22}", ("7.35", r"7.35 \times 10^{21}", "22")),
+    (r"2 \cdot 10^{-4}", ("2", r"2 \cdot 10^{4}", "-4")),
+    ("120!", ("120", "119!", "12!")),
+    (r"\binom{10}{3}", (r"\binom{10}{4}", "10", "3")),
+    ("2516_8", ("25168", "8", "2516_9")),
+    ("11111100_2", ("11111101", "1111110_2", "11111100_3")),
+    # roots, pi, logarithms
+    (r"3\sqrt{13}", ("3", "13", r"\sqrt{13}")),
+    (r"\sqrt{51}", ("51", "7", r"\sqrt{15}")),
+    (r"\frac{\sqrt{3}}{3}", (r"\sqrt{3}", "3", r"\frac{\sqrt{3}}{2}")),
+    (r"1 \pm \sqrt{19}", ("1", r"1 + \sqrt{19}", r"\sqrt{19}")),
+    (r"12\pi", ("12", r"\pi", r"6\pi")),
+    (r"\frac{9 \pi}{4}", (r"\frac{9}{4}", r"9\pi", r"\frac{4 \pi}{9}")),
+    (r"\pi - 2", (r"\pi", "2", r"\pi + 2")),
+    (r"\ln 2", (r"\ln 3", "2", r"\log_2 3")),
+    (r"\log_2 12", (r"\log_2 6", "12", r"\log_3 12")),
+    (r"6 - 5i", ("6", "6 + 5i", "-5i")),
+    (r"e^{i\pi/4}", (r"e^{i\pi/2}", r"\pi/4", "1")),
+    # tuples, intervals, sets, several values
+    ("(3, \\frac{\\pi}{2})", (r"(\frac{\pi}{2}, 3)", "3", r"\frac{\pi}{2}")),
+    (r"\left( -\frac{1}{2}, 4, 0 \right)", ("(4, 0)", r"(\frac{1}{2}, 4, 0)", "4")),
+    (r"[-2,7]", ("(-2,7)", "[-2,7)", "-2,7,8")),
+    (r"(-\infty, -8) \cup (-8, \infty)", (r"(-\infty, -8)", r"(-\infty, \infty)", "-8")),
+    (r"(0,9) \cup (9,36)", ("(0,36)", "(0,9)", r"(0,9] \cup (9,36)")),
+    (r"\{1, 4, 9\}", (r"\{1, 4\}", "1", r"\{1, 4, 8\}")),
+    ("1,-2", ("1", "-2", "1,2")),
+    (r"-1, \frac{1}{2}, 3", ("-1, 3", "3", r"-1, \frac{1}{3}, 3")),
+    (r"x = 3 \text{ or } x = -5", ("3", "-5", r"x = 3 \text{ or } x = 5")),
+    # equations and inequalities
+    (r"y = 2x + 3", ("y = 2x - 3", "3", "y = 3x + 2")),
+    (r"x^2 + y^2 = 25", (r"x^2 + y^2 = 5", "25", r"x^2 - y^2 = 25")),
+    (r"f(x) = x^2 - 3x", (r"f(x) = x^2 + 3x", "x", r"x^2")),
+    (r"x \ge 4", ("x > 4", r"x \le 4", "4")),
+    (r"2 < x < 5", ("2 < x", "x < 5", "2")),
+    # matrices
+    (
+        r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}", "1", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}"),
+    ),
+    (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", (r"\begin{pmatrix} 1/3 \\ 2/3 \end{pmatrix}", "2/3", "-1/3")),
+    # with a unit, a percent sign, degrees, money
+    ("7.0e37 erg/s", ("7.0", "37", "7.0e36 erg/s")),
+    ("0.7 ms^{-1}", ("0.07", "7", "0.8 ms^{-1}")),
+    ("11 cm", ("12 cm", "1", "cm")),
+    ("4 mg", ("5 mg", "mg", "14")),
+    (r"15\text{ cm}^2", (r"16\text{ cm}^2", "5", "1")),
+    (r"25 \text{ minutes}", (r"24 \text{ minutes}", "5", "minutes")),
+    (r"9.8 \mathrm{~m/s}^2", ("9", r"8.9 \mathrm{~m/s}^2", "m")),
+    (r"36^{\circ}", (r"63^{\circ}", "3", r"\circ")),
+    ("108 degrees", ("180 degrees", "18", "degrees")),
+    (r"20\%", (r"2\%", r"25\%", r"0.02")),
+    (r"\$32,\!348", ("32", "348", r"\$32,349")),
+    (r"\$12.50", ("12", "50", r"\$1.25")),
+    # words
+    ("even", ("odd", "5", "seven")),
+    (r"\text{Evelyn}", (r"\text{Evan}", r"\text{Eve}", "E")),
+    (r"\text{(E)}", (r"\text{(D)}", "e^2", "5")),
+    (r"\text{ellipse}", (r"\text{circle}", "ellipses", "line")),
+    ("Navin", ("Ivan", "N", "Nav")),
+]
+
+
+@pytest.mark.parametrize(("gold", "wrong"), ANSWERS)
+def test_an_answer_is_itself_and_none_of_the_wrong_ones(gold, wrong):
+    """In whatever the gold stands: bare, between dollars, in a box, or in the box of a whole solution."""
+    for written in (gold, f"${gold}$", rf"\boxed{{{gold}}}", rf"By symmetry we find $\boxed{{{gold}}}$."):
+        for response in (f"<answer>{gold}</answer>", f"<answer>${gold}$</answer>", rf"So it is $\boxed{{{gold}}}$."):
+            assert math(completion(response), example(written)) == 1.0, (written, response)
+    for candidate in wrong:
+        for response in (
+            f"<answer>{candidate}</answer>",
+            rf"\boxed{{{candidate}}}",
+            f"<answer>I get {candidate}</answer>",
+        ):
+            assert math(completion(response), example(gold)) == 0.0, response
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("2xy + 1", False),
+        ("3 xy", False),
+        ("kT ln 2", False),
+        ("abc + xyz", False),
+        ("axy + 1", False),
+        ("mgh + nRT", False),
+        ("x sinx + 2 cosx", False),
+        ("theta + 1", False),
+        (r"\theta + \alpha", False),
+        ("y_0 e^{-start}", False),
+        (r"5 \text{ of them}", False),
+        ("1 or 2 and 3", False),
+        ("apples", False),  # one word is no sentence
+        ("5 apples", True),
+        ("5 pies", True),
+        ("7 men", True),
+        ("6 DVDs", True),
+        ("it is 5", True),
+        ("using 5", True),
+        ("tanks + 1", True),
+        ("the + 1", True),
+    ],
+)
+def test_letters_are_variables_unless_they_spell_words(text, sentence):
+    assert is_sentence(text) is sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("11 cm", "11"),
+        ("7.0e37 erg/s", "7.0e37"),
+        (r"2 \times 10^{3} kg", r"2 \times 10^{3}"),
+        (r"\frac{1}{2} kg m/s^2", r"\frac{1}{2}"),
+        ("0.7 ms^{-1}", "0.7"),
+        ("4mg", "4mg"),
+        ("5 m", "5 m"),  # one letter is a variable
+        ("5 x/y", "5 x/y"),
+        ("9.8 m s^{-2}", "9.8"),
+        ("2 gh", "2 gh"),
+        ("2 mgh", "2 mgh"),
+        ("2 m g h", "2 m g h"),
+        ("x + 3 mg", "x + 3 mg"),
+        ("3 xy", "3 xy"),
+        ("5", "5"),
+    ],
+)
+def test_a_unit_stands_behind_a_number_and_a_blank(text, number):
+    assert without_unit(text) == number
+
+
+def test_the_number_of_a_sentence_is_no_factor():
+    assert stated("She has 7 DVDs.") == stated("It is 7 cm") == stated("the 7th one") == "7"
+    assert stated("the area is 7xy") is stated("the area is 7 xy") is stated("we get 7 x") is None
 
 
 def test_gold_may_be_a_whole_solution():

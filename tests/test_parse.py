@@ -14,6 +14,9 @@ def found(candidate, step, **flags):
     return Extracted(candidate=candidate, step=step, **flags)
 
 
+REASONING = ("think", "thinking", "analysis", "reasoning")
+CLOSED = re.compile("</(think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
+
 CASES = {
     # step 1: the reasoning
     "plain": ("<think>hm</think><answer>(B)</answer>", found("(B)", "answer")),
@@ -31,6 +34,11 @@ CASES = {
     ),
     "reasoning reopened": ("<think>a</think>The answer is B <think>or", found(None, "none", unclosed_think=True)),
     "answer before the reasoning ends": ("<answer>A</answer></think>", found(None, "none")),
+    "closed under another name": ("<thinking>A</think>B", found("B", "text")),
+    "opened in two names": ("<analysis><think>A</think>A</analysis>B", found("B", "text")),
+    "reopened under another name": ("<think>a</think>B <analysis>or", found(None, "none", unclosed_think=True)),
+    "a name that is none": ("<thoughts>A</thoughts>", found("<thoughts>A</thoughts>", "text")),
+    "a name that only looks alike": ("<analy\u017fis>A", found("<analy\u017fis>A", "text")),
     # step 2: the answer block
     "several blocks": ("<answer>A</answer> no, <answer>B</answer>", found("B", "answer", several=True)),
     "multi-line": ("<answer>\nleft\n</answer>", found("left", "answer")),
@@ -105,10 +113,25 @@ def test_a_prefilled_think_is_an_opening_tag_with_or_without_the_tag_in_the_text
     assert extract_answer(completion.response, prefilled_think=True) == expected
 
 
+@pytest.mark.parametrize("name", REASONING)
+@pytest.mark.parametrize("case", [str.lower, str.upper, str.title])
+def test_reasoning_is_no_answer_under_any_of_its_names(name, case):
+    opening, closing = case(f"<{name}>"), case(f"</{name}>")
+    nothing = found(None, "none", unclosed_think=True)
+    assert extract_answer(f"{opening}The answer is A{closing}") == found(None, "none")
+    assert extract_answer(f"{opening}<answer>A</answer>{closing}") == found(None, "none")
+    assert extract_answer(f"{opening}A") == extract_answer(rf"{opening}so \boxed{{A}}") == nothing
+    assert extract_answer(f"{opening}A{closing}<answer>B</answer>") == found("B", "answer")
+    assert extract_answer(f"{opening}A{closing} B") == extract_answer(f"it is A{closing} B") == found("B", "text")
+    assert extract_answer(f"A{closing}B", prefilled_think=True) == found("B", "text")
+
+
 pieces = st.sampled_from(
     [
         "<think>",
         "</think>",
+        "<Analysis>",
+        "</REASONING>",
         "<answer>",
         "</answer>",
         r"\boxed",
@@ -139,13 +162,13 @@ def test_any_text_has_a_result_taken_from_the_text(text, prefilled):
 
 @given(texts, texts)
 def test_nothing_inside_the_reasoning_matters(reasoning, rest):
-    rest = rest.replace("</think>", "")
+    rest = CLOSED.sub(" ", rest)
     assert extract_answer(f"<think>{reasoning}</think>{rest}") == extract_answer(rest)
 
 
 @given(texts)
 def test_blocks_are_those_of_the_pattern(text):
-    blocks = re.findall("<answer>(.*?)</answer>", text.rpartition("</think>")[2], re.DOTALL)
+    blocks = re.findall("<answer>(.*?)</answer>", CLOSED.split(text)[-1], re.DOTALL)
     if blocks:
         assert extract_answer(text).candidate == (blocks[-1].strip() or None)
 
@@ -164,6 +187,9 @@ MILLION = 10**6
 HOSTILE = {  # of a size at which quadratic work takes hours
     "answer tags never closed": ("<answer>" * (MILLION // 8), None),
     "think tags never closed": ("<think>" * (MILLION // 7), None),
+    "reasoning never closed": ("<analysis>" * (MILLION // 10), None),
+    "reasoning closed": ("</Thinking>" * (MILLION // 11) + "B", "B"),
+    "half a tag": ("</thinking" * (MILLION // 10) + "B", "</thinking" * (MILLION // 10) + "B"),
     "boxes never closed": (r"\boxed{" * (MILLION // 7), r"\boxed{" * (MILLION // 7)),
     "braces never closed": (r"\boxed" + "{" * MILLION, r"\boxed" + "{" * MILLION),
     "braces nested 10,000 deep": (

@@ -3,23 +3,34 @@
 An answer is credited only if it can be read in one way: as a whole letter, as the verbatim text of an option, by one
 distinct capital letter, or by one option text in whole words. Where these rules leave room, the reading that credits
 less is taken: an article is not option A, a list of all options is not an answer, "5-6" is not 5, and who says that it
-is not (A) has not answered (A). All this is about the piece of a response that `parse` takes for the answer; what stands
-before a box, or before "answer is", is not looked at.
+is not (A) has not answered (A). A letter that is struck out, or beside what is not seen, is no letter. All this is about the
+piece of a response that `parse` takes for the answer; what stands before a box, or before "answer is", is not looked at.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.numerals import denials, denied_places, is_glued, stands_free, word_spans, word_values
+from gpg_vl.rewards.numerals import (
+    denials,
+    denied_places,
+    is_bounded,
+    is_glued,
+    is_list_of_numbers,
+    stands_free,
+    word_spans,
+    word_values,
+)
 from gpg_vl.rewards.parse import extract_answer, gold_text
 from gpg_vl.types import Completion, Example
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _WHOLE_LETTER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])[.)]?")
+_ARTICLES = frozenset({"a", "a."})
 _FINAL_PUNCTUATION = ".,;:!?。，；：！？…"
 # CJK text has no blanks between words, so there a letter beside an ideograph stands alone.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
@@ -50,9 +61,26 @@ _AFTER_A_LETTER = frozenset(
 # "(A) is not it", "left isn't right", "A is wrong"; what only has a denial behind it may quote its option: "(B) not seen".
 _REFUTED = re.compile(
     r"[\s)\]*_\"'”’]*+(?:(?:is|are|was|were|does|do|did|has|can|could|would|will)\s++(?:not|never|no|wrong|incorrect|false)"
+    r"|(?:is|are|was|were|can\s++be|must\s++be)\s++(?:ruled\s++)?+(?:out|excluded|eliminated|impossible)"
     r"|(?:is|are|was|were|does|do|did|has|ca|could|would|wo)n['’]?t|cannot)\b",
     re.IGNORECASE,
 )
+# These deny what stands right behind them, and not the rest of the clause: "what is other than red is on the left".
+_REFUSAL = re.compile(
+    r"\b(?:(?:anything|everything|all)\s++but|(?:rul(?:e|es|ed|ing)|leav(?:e|es|ing))\s++out|opposite\s++of|contrary\s++to"
+    r"|(?:other|rather)\s++than|instead\s++of|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed)|reject(?:s|ed)?+)(?![^\W_])"
+    r"(?:\s++(?:the|(?-i:an?)|both|option|options|answer|choice|letter)(?![^\W_]))*+[\s:(\[*_\"'“‘`]*+",
+    re.IGNORECASE,
+)
+
+# Blanks, and what may close behind a letter: a stroke behind them strikes out the letter as well.
+_CLOSING = re.compile(r"[\s)\]}.*_]*+")
+# A mark that is not seen at all, or that turns the direction of a text, makes the whole text other than it looks.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+)
+_MARKS = frozenset({"Mn", "Me", "Mc", "Cf", "Cc"})
+"""The Unicode categories of what is added to a letter, and of what has no looks."""
 
 # An expression means more than its words ("√3" is not "3"), so it is compared whole and never looked for inside a text.
 _EXPRESSION = re.compile(r"[√∛^×÷±π²³]|\\(?:[dt]?frac|sqrt|pi|times|cdot)")
@@ -127,10 +155,12 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     The verbatim text comes before the lone capital, so that "Vitamin C" is that option and not option C. Steps 3 and 4
     refuse what is denied: behind a "not" in its clause, as in "not (A)" and "it did not turn left", or right before one,
     as in "(A) is not it"; and a candidate that denies a letter names nothing else. The "no" of an option's own text
-    denies nothing.
+    denies nothing. Nor is a number named that is bounded, or one of two: "more than 3", "3 or 4". From step 3 on nothing is
+    named beside a letter with an accent, a stroke or an invisible character, or in a text with characters that are not
+    seen, unless an option has them too.
     """
     candidate = candidate.strip()
-    if candidate == "a":
+    if candidate in _ARTICLES:
         return None
     letter = _whole_letter(candidate, len(choices))
     if letter is not None:
@@ -138,9 +168,11 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     equal = _equal_options(candidate, choices)
     if equal:
         return equal[0] if len(equal) == 1 else None
+    if not set(_UNSEEN.findall(candidate)) <= set("".join(choices)):
+        return None
     words = _read(candidate, choices)
     letters = _letters(candidate, choices)
-    if any(words.is_denied(one.start, one.end) for one in letters):
+    if any(_is_marked(candidate, one) or words.is_denied(one.start, one.end) for one in letters):
         return None
     letter = _lone(letters)
     if letter is None:
@@ -150,7 +182,7 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
 
 def _whole_letter(text: str, n: int) -> int | None:
     found = _WHOLE_LETTER.fullmatch(text)
-    if found is None or text == "a":
+    if found is None or text in _ARTICLES:
         return None
     index = LETTERS.index((found[1] or found[2]).upper())
     return index if index < n else None
@@ -188,11 +220,12 @@ def _read(candidate: str, choices: Sequence[str]) -> _Words:
     quoted = {spans[place][0] for _, start, end in options for place in range(start, end)}
     denying = [span for span in denials(candidate, spans) if span[0] not in quoted]
     is_denied_at = denied_places(candidate, spans, denying)
-    return _Words(
-        spans=spans,
-        options=options,
-        is_denied=lambda start, end: is_denied_at(start) or _REFUTED.match(candidate, end) is not None,
-    )
+    refused = {found.end() for found in _REFUSAL.finditer(candidate) if found.start() not in quoted}
+
+    def is_denied(start: int, end: int) -> bool:
+        return is_denied_at(start) or start in refused or _REFUTED.match(candidate, end) is not None
+
+    return _Words(spans=spans, options=options, is_denied=is_denied)
 
 
 def _occurrences(values: Sequence[str], choices: Sequence[str]) -> list[tuple[int, int, int]]:
@@ -235,6 +268,14 @@ def _letters(candidate: str, choices: Sequence[str]) -> list[_Letter]:
     return letters
 
 
+def _is_marked(candidate: str, letter: _Letter) -> bool:
+    """True if a mark stands right before a letter, or behind it and what closes it: a stroke, an accent, a joiner."""
+    closing = _CLOSING.match(candidate, letter.end)
+    behind = closing.end() if closing else letter.end
+    beside = candidate[max(0, letter.start - 1) : letter.start] + candidate[behind : behind + 1]
+    return any(unicodedata.category(character) in _MARKS and not character.isspace() for character in beside)
+
+
 def _lone(letters: Sequence[_Letter]) -> int | None:
     """The only option that is mentioned by letter, if one of its mentions is a letter on its own."""
     mentioned = {one.option for one in letters}
@@ -260,8 +301,12 @@ def _reads_as_word(candidate: str, found: re.Match[str], option: str) -> Literal
 
 def _named_in_words(candidate: str, words: _Words) -> int | None:
     """The only option whose text occurs in the candidate, if one of its occurrences stands free and none is denied."""
-    if _EXPRESSION.search(candidate):
+    if _EXPRESSION.search(candidate) or is_list_of_numbers(candidate, words.spans):
         return None
     named = {index for index, _, _ in words.options}
-    free = {index for index, start, end in words.options if stands_free(candidate, words.spans, start, end)}
+    free = {
+        index
+        for index, start, end in words.options
+        if stands_free(candidate, words.spans, start, end) and not is_bounded(candidate, words.spans, start, end)
+    }
     return named.pop() if len(named) == 1 and named == free and not words.denied_options() else None

@@ -52,6 +52,7 @@ _LABEL = r"(?:[A-Za-z\s'{}]|\\[A-Za-z]+|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Z
 _NAME = re.compile(_LABEL)
 _NAMED = re.compile(rf"({_LABEL})=([^=]*)")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|approx|sim|in|subset|ne)(?![A-Za-z])")
+_BASE = re.compile(r"(?<=[0-9])_\s*+(?:\{\s*+)?+([0-9]++)")
 _FREE_BLANKS = re.compile(r"(?<![0-9.])\s++|\s++(?![0-9.])")
 _LINES = re.compile(r"[ \t]*+[\r\n]\s*+")
 _BEFORE, _BEHIND = " \t\r\n,;:", " \t\r\n.,;:"
@@ -96,8 +97,14 @@ def depth_of(text: str) -> int:
 
 
 def equal(candidate: str, gold: str) -> bool:
-    """True if two normalised expressions mean the same. Not symmetric where math-verify is not: the gold form leads."""
+    """True if two normalised expressions mean the same. Not symmetric where math-verify is not: the gold form leads.
+
+    The base of a numeral, as in `2516_8`, may be left out; another base is wrong.
+    """
     if not candidate or not gold:
+        return False
+    mine, right = _BASE.findall(candidate), _BASE.findall(gold)
+    if mine and right and mine != right:
         return False
     if _squeezed(candidate) == _squeezed(gold):
         return True

@@ -1,11 +1,13 @@
 """Geometry: the number or expression that an answer states, with its unit, and the reward for stating the gold one.
 
 Units, degree signs and roots are written in many ways (`5cm`, `5 \\text{ cm}`, `5厘米`, `145°`, `145^\\circ`, `2√{15}米`).
-They are brought to one spelling here; whether two expressions are equal is decided in `expressions`.
+They are brought to one spelling here; whether two expressions are equal is decided in `expressions`. A gold answer may
+hold Greek letters (`90°-α`), and it may name cases, `60°或120°`: then all of them, in any order, are the answer.
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
@@ -55,6 +57,10 @@ _MATH_RUN = re.compile(
     r"(?P<run>(?:\\[dt]?frac|\\sqrt|\\pi|\\circ|\\cdot|\\times|[0-9√π.,+\-−*/^{}()°²³%]|(?<=[0-9})°])\s(?=[√\\+\-−*/]))+)"
     rf"(?P<unit>\s*(?:{_SPELLINGS})(?:{_POWER})?(?![A-Za-z]))?"
 )
+_CASES = re.compile("或")
+_JOINED = re.compile(r"或|和|[、，,;]|\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b")
+_GREEK = re.compile(r"[αβγθ]|\\(?:alpha|beta|gamma|theta)(?![A-Za-z])")
+_DEGREES = re.compile(r"(?<=[0-9}α-ω])\s*+(?:°|\^\s*+\{?+\s*+\\circ\s*+\}?+)")
 _RELATION = re.compile(r"[<>≤≥≠≈~∼]|\\(?:leq?|geq?|neq?|approx|sim)(?![A-Za-z])")
 
 EXAMPLES = (
@@ -81,14 +87,14 @@ class Quantity(NamedTuple):
         return f"{self.expression} {self.unit}".strip()
 
 
+Quantities: TypeAlias = tuple[Quantity, ...]
+"""The one quantity of an answer, or all of its cases."""
+
+
 def explain(completion: Completion, example: Example) -> Explanation:
     """How `geometry` reads a completion."""
-
-    def read(text: str) -> str | None:
-        quantity = parse_quantity(text)
-        return None if quantity is None else str(quantity)
-
-    return explanation(completion, read, str(gold_quantity(example)))
+    gold = gold_quantities(example)
+    return explanation(completion, lambda text: shown(_read_like(text, gold)), str(shown(gold)))
 
 
 @explained(explain, EXAMPLES)
@@ -97,17 +103,17 @@ def geometry(completion: Completion, example: Example) -> float:
 
     Expressions are compared by value: `2√{3}` is `2\\sqrt{3}` and `\\frac{6}{\\sqrt{3}}`. The unit may be left out; another
     unit than that of the gold answer is wrong, and nothing is converted. Of a sentence the only expression in it counts;
-    two numbers are no answer.
+    two numbers are no answer, unless the gold is two: of `60°或120°` both have to be stated.
     """
-    gold = gold_quantity(example)
+    gold = gold_quantities(example)
     candidate = extract_answer(completion.response).candidate
-    return float(candidate is not None and _same(parse_quantity(candidate), gold))
+    return float(candidate is not None and _same(_read_like(candidate, gold), gold))
 
 
-def gold_quantity(example: Example) -> Quantity:
-    """The gold quantity. Raises UserError that names the example if it cannot be read."""
-    gold = parse_quantity(gold_text(example.answer))
-    if gold is None or not readable(gold.expression):
+def gold_quantities(example: Example) -> Quantities:
+    """The gold quantity, or all of its cases. Raises UserError that names the example if it cannot be read."""
+    gold = parse_cases(gold_text(example.answer))
+    if gold is None or not all(readable(quantity.expression) for quantity in gold):
         raise UserError(
             f"The gold answer {example.answer!r:.200} of example {example.id!r} cannot be read as a quantity. A number or "
             f"expression with or without a unit, such as 145°, 5cm or 2√{{3}}, is allowed. Correct the row, or use the "
@@ -118,12 +124,48 @@ def gold_quantity(example: Example) -> Quantity:
 
 def match_geometry(candidate: str, gold: str) -> bool:
     """True if both texts state the same quantity. Total; what cannot be read is not equal."""
-    right = parse_quantity(gold_text(gold))
-    return right is not None and _same(parse_quantity(candidate), right)
+    right = parse_cases(gold_text(gold))
+    return right is not None and _same(_read_like(candidate, right), right)
 
 
-def _same(mine: Quantity | None, gold: Quantity) -> bool:
-    if mine is None or (mine.unit and gold.unit and mine.unit != gold.unit):
+def read_quantities(candidate: str, gold: str) -> Quantities | None:
+    """What a candidate states: one quantity, or several if the gold has cases; None if it cannot be read so."""
+    return _read_like(candidate, parse_cases(gold_text(gold)) or ())
+
+
+def shown(quantities: Quantities | None) -> str | None:
+    return None if quantities is None else " or ".join(map(str, quantities))
+
+
+def parse_cases(gold: str) -> Quantities | None:
+    """The quantities of a gold answer: one, or the cases that `或` joins."""
+    return _all(_CASES.split(gold))
+
+
+def _read_like(candidate: str, gold: Quantities) -> Quantities | None:
+    """A list is read only where the gold is one: else it would be a list of guesses."""
+    if len(candidate) > MAX_CANDIDATE:
+        return None
+    return _all(_JOINED.split(last_boxed(candidate) or candidate) if len(gold) > 1 else [candidate])
+
+
+def _all(texts: Sequence[str]) -> Quantities | None:
+    found = [parse_quantity(text.strip(" $") if len(texts) > 1 else text) for text in texts]
+    quantities = tuple(quantity for quantity in found if quantity is not None)
+    return quantities if len(quantities) == len(found) else None
+
+
+def _same(mine: Quantities | None, gold: Quantities) -> bool:
+    """True if every gold quantity is stated, and nothing else."""
+    if mine is None or len(mine) != len(gold):
+        return False
+    return all(any(_agree(one, right) for one in mine) for right in gold) and all(
+        any(_agree(one, right) for right in gold) for one in mine
+    )
+
+
+def _agree(mine: Quantity, gold: Quantity) -> bool:
+    if mine.unit and gold.unit and mine.unit != gold.unit:
         return False
     return equal(mine.expression, gold.expression)
 
@@ -148,6 +190,8 @@ def parse_quantity(text: str) -> Quantity | None:
 def _quantity(text: str) -> Quantity | None:
     """A text that is nothing but an expression and a unit."""
     text, unit = _split_unit(text.strip(" .。,"))
+    if _GREEK.search(text) and (plain := _DEGREES.sub("", text)) != text:
+        text, unit = plain, unit or "deg"
     expression = normalize(text)
     if expression and "=" in expression:
         expression = None if is_qualified(text, word_spans(text)) else right_side(expression)

@@ -11,6 +11,7 @@ from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
 from gpg_vl.rewards.expressions import equal, normalize, readable, right_side
 from gpg_vl.rewards.numerals import hides, is_qualified, word_spans
 from gpg_vl.rewards.parse import extract_answer, gold_text, last_boxed
+from gpg_vl.rewards.prose import is_factor, is_sentence, is_word, without_unit
 from gpg_vl.types import Completion, Example
 
 MAX_CANDIDATE = 2000
@@ -20,10 +21,10 @@ MAX_CANDIDATE = 2000
 _SPAN = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$([^$]+)\$\$|(?<!\\)\$([^$\n]+)(?<!\\)\$", re.DOTALL)
 _LIST_WORDS = re.compile(r"(?:\s|,|;|\band\b|\bor\b)*")
 _TEXT_COMMAND = re.compile(r"\\(?:begin|end|text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}")
-_UNIT = re.compile(r"(?<=[0-9}\s])\s*\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\s*\^\s*\{?[23]\}?)?\s*$")
+_UNIT = re.compile(
+    r"(?<=[0-9}\s])\s*\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\s*\^\s*\{?-?[1-4]\}?)?\s*$"
+)
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![A-Za-z])|\bdegrees?\b)\s*$")
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan log ln exp sqrt pi".split())  # noqa: SIM905
 _NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?|-?\.[0-9]+")
 
 EXAMPLES = (
@@ -49,7 +50,8 @@ def math(completion: Completion, example: Example) -> float:
 
     Numbers, fractions, roots, expressions with letters, sets, tuples, intervals, equations and matrices are compared as
     math-verify does: `1/2` is `0.5`, `(x+1)^2` is `x^2+2x+1`, `\\{6,-6\\}` has no order, `x=5` is `5`. A list is not its
-    last member. A decimal must agree with an irrational or periodic gold to six places and a relative 2e-6.
+    last member. A decimal must agree with an irrational or periodic gold to six places and a relative 2e-6. A unit behind a
+    number is passed over, `11 cm` is `11`, but `3 xy` is not `3`.
     """
     gold = gold_expression(example)
     candidate = extract_answer(completion.response).candidate
@@ -91,7 +93,7 @@ def stated(candidate: str) -> str | None:
 
     What stands behind the last `####`, as the answers of GSM8K are written, or else all of it is looked at. A box in there
     counts as the answer, then the only formula between dollar signs, then the whole text if it is a formula, then the only
-    number of a sentence.
+    number of a sentence. Letters are variables unless they spell words: `2xy + 1` is a formula.
     """
     marked = candidate.rpartition("####")[2]
     inner = last_boxed(marked) or marked
@@ -110,23 +112,17 @@ def _formula(text: str) -> str | None:
             return ", ".join(spans) if _LIST_WORDS.fullmatch(rest.strip(" .")) else None
         qualified = any(character.isdigit() for character in rest) or is_qualified(rest, word_spans(rest))
         return None if qualified else spans[0]
-    if not _is_sentence(text):
+    if not is_sentence(_without_unit(text)):
         return text
     if not any(character.isdigit() for character in text):
         return text  # an answer in words
     if is_qualified(text, word_spans(text)):
         return None
-    numbers = {found[0].lstrip("$") for found in _NUMBER.finditer(text)}
-    return numbers.pop() if len(numbers) == 1 and not re.search(r"[√π^\\=+*]", text) else None
-
-
-def _is_sentence(text: str) -> bool:
-    """True if words are in the text that are no functions, connectives or text in a formula."""
-    words = _WORD.findall(_TEXT_COMMAND.sub(" ", text))
-    prose = [
-        word for word in words if word.lower() not in _FUNCTIONS and word not in {"and", "or", "degrees", "degree"}
-    ]
-    return bool(prose) and any(character.isspace() for character in text)
+    found = list(_NUMBER.finditer(text))
+    numbers = {number[0].lstrip("$") for number in found}
+    if len(numbers) != 1 or re.search(r"[√π^\\=+*]", text) or any(is_factor(text, number.end()) for number in found):
+        return None
+    return numbers.pop()
 
 
 def _without_unit(text: str) -> str:
@@ -134,7 +130,7 @@ def _without_unit(text: str) -> str:
     unit = _UNIT.search(text)
     if unit is not None and not _is_no_unit(unit[0]):
         text = text[: unit.start()]
-    return _DEGREES.sub("", text)
+    return without_unit(_DEGREES.sub("", text))
 
 
 def _is_no_unit(text: str) -> bool:
@@ -145,7 +141,10 @@ def _is_no_unit(text: str) -> bool:
 
 def _is_word(text: str) -> bool:
     """True for a gold answer in words, such as `\\text{Evelyn}`: letters are compared, as `yes` is no product of e, s, y."""
-    return bool(re.fullmatch(r"[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*", _letters(text)))
+    letters = _letters(text)
+    if not re.fullmatch(r"[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*", letters):
+        return False
+    return r"\text" in text or any(not word.isascii() or is_word(word) for word in re.split(r"[\s-]+", letters))
 
 
 def _letters(text: str) -> str:

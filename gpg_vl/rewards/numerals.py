@@ -59,6 +59,10 @@ _CLAUSE_END = re.compile(
     r"[;!?\r\n。，；！？…]|[.,](?![0-9])|\b(?:but|so|thus|hence|therefore|because|rather|instead|then)\b", re.IGNORECASE
 )
 _BOUNDS = frozenset({"than", "least", "most", "more", "less", "fewer", "between", "range", "either"})
+_BOUNDS_BEFORE = _BOUNDS | {"over", "under", "above", "below", "exceeds"}
+_SUMS = frozenset({"add", "adds", "sum", "sums"})
+_MORE = frozenset({"more", "less", "fewer", "above", "over", "below", "under", "higher", "lower", "greater"})
+_LINKS = frozenset({"or", "and", "to", "through", "till", "until"})
 _GLUE = frozenset("-‐‑–−/'’&_")
 _DIGIT_GLUE = frozenset(":.,+*")
 
@@ -116,6 +120,34 @@ def _one_number(text: str, left: tuple[int, int], right: tuple[int, int]) -> boo
 def is_number(word: str) -> bool:
     """True for a numeral and for a number word, also one that is only part of a number, such as `hundred`."""
     return word in _NUMBER_WORDS or word in _NUMBER_PARTS or _NUMERAL.fullmatch(word) is not None
+
+
+def is_bounded(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
+    """True if the words `first` to `end` are a number that is a bound, or one of two: "more than 3", "3 or 4", "3+".
+
+    Only the words right beside it are looked at.
+    """
+
+    def word(place: int) -> str:
+        return text[slice(*spans[place])].casefold() if 0 <= place < len(spans) else ""
+
+    if not (is_number(word(first)) and is_number(word(end - 1))):
+        return False
+    before, behind = word(first - 1), word(end)
+    return (
+        before in _BOUNDS_BEFORE
+        or (before == "to" and word(first - 2) == "up" and word(first - 3) not in _SUMS)  # "it adds up to 3" states 3
+        or (before in _LINKS and is_number(word(first - 2)))
+        or (behind in _LINKS and (is_number(word(end + 1)) or word(end + 1) in _MORE))
+        or behind == "plus"
+        or text.startswith("+", spans[end - 1][1])
+    )
+
+
+def is_list_of_numbers(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+    """True if all words are numbers, and not all the same: "3, 4", but not "three (3)"."""
+    values = word_values(text, spans)
+    return all(is_number(text[slice(*span)].casefold()) for span in spans) and len(set(values)) > 1
 
 
 def is_glued(text: str, edge: int, step: int) -> bool:

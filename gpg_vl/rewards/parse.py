@@ -2,6 +2,8 @@
 
 The order is the same for every strict reward and scorer: the text after the reasoning; there the last complete
 `<answer>` block; else the last `\\boxed{}`; else what follows the last "answer is" or "answer:"; else the whole text.
+Reasoning stands in `<think>`, `<thinking>`, `<analysis>` or `<reasoning>`, in any case: the four are one and the same tag,
+so that `<thinking>` may be closed by `</think>`. What is never closed is reasoning to the end.
 Every step is one pass over the text, so a response of a million hostile characters costs no more than its length.
 """
 
@@ -11,6 +13,8 @@ from typing import Literal, NamedTuple
 
 Step = Literal["answer", "boxed", "phrase", "text", "none"]
 
+_OPENED = re.compile(r"<(?:think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
+_CLOSED = re.compile(r"</(?:think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
 _PHRASE = re.compile(r"\banswer(?:[ \t]+is\b[ \t]*:?|[ \t]*:)", re.IGNORECASE)
 _LINE_END = re.compile(r"[\r\n]")
 # A box, a pair that is no brace, or a brace. `\\boxed` in doubled backslashes (JSON habits) is still a box.
@@ -40,11 +44,14 @@ class Extracted:
 def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
     """Find the answer in a response. Total: any text has a result, in time proportional to its length.
 
-    `prefilled_think` says that the prompt had opened `<think>` and that `text` lacks the tag; for a text that contains
+    `prefilled_think` says that the prompt had opened the reasoning and that `text` lacks the tag; for a text that contains
     it, such as `Completion.response`, the flag changes nothing.
     """
-    _, closed, rest = text.rpartition("</think>")
-    unclosed = "<think>" in rest or (prefilled_think and not closed)
+    reasoned = 0
+    for closed in _CLOSED.finditer(text):
+        reasoned = closed.end()
+    rest = text[reasoned:]
+    unclosed = _OPENED.search(rest) is not None or (prefilled_think and not reasoned)
     blocks = _answer_blocks(rest)
     if blocks.complete or blocks.unclosed:
         return Extracted(

@@ -6,8 +6,7 @@
 import re
 
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.mathverify import parsed_math, same_math
-from gpg_vl.eval.scorers.options import gold_letter, picked
+from gpg_vl.eval.scorers.options import picked
 from gpg_vl.eval.scorers.tags import first_block
 from gpg_vl.eval.task import Doc, Score
 
@@ -56,14 +55,11 @@ def lmms_letter(doc: Doc, response: Response) -> Score:
 def lmms_reasoning(doc: Doc, response: Response) -> Score:
     """The letter inside of the first `<answer>`, else of the last box, else a number at the end of a line.
 
-    A letter without a tag is therefore wrong. On a mismatch both texts are compared as mathematics.
+    A letter without a tag is therefore wrong. On a mismatch the original compares both texts by math_verify, which reads
+    nothing in a bare letter, so that this changes no score and is left out.
     """
     answer = reasoning_answer(strip_reasoning(response.text))
-    letter = option_letter(answer)
-    gold = gold_letter(doc)
-    if letter == gold or not answer or same_math(parsed_math(gold), parsed_math(answer)):
-        return picked(doc, gold if answer else None)
-    return picked(doc, letter or answer)
+    return picked(doc, (option_letter(answer) or answer) if answer else None)
 
 
 def reasoning_answer(text: str) -> str:

@@ -4,7 +4,7 @@ from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.strict import Mark, judged
 from gpg_vl.eval.task import Doc
 from gpg_vl.rewards.counting import match_count, parse_count
-from gpg_vl.rewards.geometry import match_geometry, parse_quantity
+from gpg_vl.rewards.geometry import match_geometry, parse_quantity, read_quantities, shown
 from gpg_vl.rewards.mathematics import match_math, stated
 
 
@@ -15,8 +15,8 @@ def _count_mark(doc: Doc, candidate: str) -> Mark:
 
 def geometry_mark(doc: Doc, candidate: str) -> Mark:
     """The quantity that a candidate states, against the gold."""
-    quantity = parse_quantity(candidate)
-    return Mark(0.0, None) if quantity is None else Mark(float(match_geometry(candidate, doc.gold)), str(quantity))
+    parsed = shown(read_quantities(candidate, doc.gold))
+    return Mark(0.0, None) if parsed is None else Mark(float(match_geometry(candidate, doc.gold)), parsed)
 
 
 def _math_mark(doc: Doc, candidate: str) -> Mark:
