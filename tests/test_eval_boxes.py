@@ -383,6 +383,17 @@ def test_lisa_reads_masks_shard_by_shard(tmp_path):
     assert check_gold(task, docs, pick_scorers(task, ["all"]))["segzero"] == 1
 
 
+def test_a_ceiling_is_what_the_ground_truth_of_a_scorer_can_reach(folder):
+    """Ignored pixels are target to one scorer, and another knows the first polygon only: both can be met."""
+    task, docs = lisa(), located(load_lisa(folder), "rel1000", SETTINGS)
+    ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
+    assert ceilings == pytest.approx(
+        {"strict": 1, "visual_rft": 1, "official": 1, "segzero": 1, "visual_rft_mask": 1}, abs=1e-3
+    )
+    target = [segzero_mask(doc, Response(text="", mask=encode(regions(doc).target))).score for doc in docs]
+    assert 0.9 < target[0] < ceilings["segzero"]
+
+
 def test_a_table_of_boxes_without_masks(tmp_path):
     row = {"image": sets.image(1, sets.SIZE), "text": "the cup", "bbox": [1, 2, 30, 40]}
     (doc,) = load_lisa(write_parquet(tmp_path / "mine.parquet", [row]))

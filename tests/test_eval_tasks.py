@@ -83,7 +83,20 @@ def test_every_prompt_can_be_rendered(name, data):
 def test_every_right_answer_is_accepted(name, data):
     task, docs = load(name, data(name))
     ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
-    assert ceilings.keys() == set(task.flawed)
+    assert ceilings.keys() == set(task.scorers)
+    assert {name for name, ceiling in ceilings.items() if ceiling < 1 - 1e-6} <= {*task.flawed}
+    assert min(ceilings.values()) > 0.6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_right_answer_scores_above_the_ceiling(name, data):
+    task, docs = load(name, data(name))
+    ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
+    for scorer, ceiling in ceilings.items():
+        for golds in (task.gold_responses, lambda doc: (*task.gold_responses(doc), *task.published_golds(doc))):
+            for way in range(min(len(golds(doc)) for doc in docs)):
+                scores = [task.scorers[scorer](doc, golds(doc)[way]).score for doc in docs]
+                assert sum(scores) / len(scores) <= ceiling + 1e-6, (scorer, way)
 
 
 # Answers that no strict scorer may credit, whatever the question; in the last two the right one is inside of the reasoning.

@@ -33,9 +33,8 @@ def results_table(results: Results) -> Table:
         table.add_row(f"pass@{k}", *cells, "")
     table.add_section()
     table.add_row("answered", *(percent(share) for share in results.answered.values()), "")
-    if results.ceilings:
-        ceilings = (percent(results.ceilings.get(scorer, 1.0)) for scorer in results.estimates)
-        table.add_row("ceiling: right answers accepted", *ceilings, "")
+    if any(ceiling < 1 for ceiling in results.ceilings.values()):
+        table.add_row("ceiling: mean score", *map(percent, results.ceilings.values()), "")
     return table
 
 

@@ -62,7 +62,7 @@ class Results:
     pass_at_k: Mapping[str, Mapping[int, Estimate]]
     """Scorer, then k: the mean over docs of the chance that one of k answers is right. {} without repeats."""
     ceilings: Mapping[str, float]
-    """Per flawed scorer, the share of docs of which it accepts the right answer however it is written."""
+    """Per scorer, the mean score of right answers, each written as the scorer likes best; {} if nobody measured it."""
     rows: tuple[ScoredRow, ...]
 
     @property

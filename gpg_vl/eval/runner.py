@@ -5,9 +5,10 @@ repeating a finished run load no model.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -65,8 +66,8 @@ def select(task: Task, docs: Sequence[Doc], limit: int | float | None, seed: int
 def check_gold(task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer]) -> dict[str, float]:
     """Prove the scorers before a model is loaded: `strict` must accept every way to write a right answer, others one.
 
-    Scorers that the task calls flawed are measured instead: the result is, per such scorer, the share of docs of which it
-    accepts every way. Raises UserError with the first doc that fails.
+    Scorers that the task calls flawed need not. The result is the ceiling of each of the scorers: the mean score of right
+    answers, each written in the way that the scorer likes best. Raises UserError with the first doc that fails.
     """
     return proved(task, docs, scorers, allow_errors=False)[1]
 
@@ -75,21 +76,19 @@ def proved(
     task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer], *, allow_errors: bool
 ) -> tuple[list[Doc], dict[str, float]]:
     """The docs, and what `check_gold` returns. With `allow_errors` a doc that fails becomes an error row."""
-    sound = {doc.doc_id: doc for doc in docs if doc.problem is None}
+    sound = [doc for doc in docs if doc.problem is None]
     ceilings: dict[str, float] = {}
     problems: dict[int, str] = {}
     for name, scorer in {"strict": task.scorers["strict"], **scorers}.items():
-        enough = all if name == "strict" or name in task.flawed else any
-        refused = [
-            doc
-            for doc in sound.values()
-            if not enough(_accepts(scorer, doc, gold) for gold in task.gold_responses(doc))
-        ]
+        more_ways = task.published_golds if name in task.flawed else (lambda doc: ())
+        best = [_best(scorer, doc, chain(task.gold_responses(doc), more_ways(doc))) for doc in sound]
+        if name in scorers:
+            ceilings[name] = sum(best) / max(1, len(best))
         if name in task.flawed:
-            ceilings[name] = 1 - len(refused) / max(1, len(sound))
             continue
-        for doc in refused:
-            problems.setdefault(doc.doc_id, _refusal(task, doc, name, scorer))
+        for doc, score in zip(sound, best, strict=True):
+            if not _full(score) or (name == "strict" and not _accepts_all(scorer, doc, task.gold_responses(doc))):
+                problems.setdefault(doc.doc_id, _refusal(task, doc, name, scorer))
     if problems and not allow_errors:
         more = f" So does it refuse {len(problems) - 1} more." if len(problems) > 1 else ""
         raise UserError(
@@ -107,8 +106,22 @@ def _refusal(task: Task, doc: Doc, name: str, scorer: Scorer) -> str:
     )
 
 
-def _accepts(scorer: Scorer, doc: Doc, gold: Response) -> bool:
-    return scorer(doc, gold).score >= 1 - EXACT
+def _best(scorer: Scorer, doc: Doc, golds: Iterable[Response]) -> float:
+    """The highest score of a way to write the right answer; what comes behind one with full marks is not looked at."""
+    best = 0.0
+    for gold in golds:
+        best = max(best, scorer(doc, gold).score)
+        if _full(best):
+            return 1.0
+    return best
+
+
+def _accepts_all(scorer: Scorer, doc: Doc, golds: Sequence[Response]) -> bool:
+    return all(_full(scorer(doc, gold).score) for gold in golds)
+
+
+def _full(score: float) -> bool:
+    return score >= 1 - EXACT
 
 
 def evaluate_responder(

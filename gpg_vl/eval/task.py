@@ -125,8 +125,11 @@ class Task:
     default_scorers: tuple[str, ...]
     gold_responses: Callable[[Doc], Sequence[Response]]
     """Ways to write the right answer. `strict` must give each of them 1, every other scorer at least one."""
+    published_golds: Callable[[Doc], Sequence[Response]] = lambda doc: ()
+    """What only published rules read as the right answer, such as another notation: counts for their ceilings alone."""
     flawed: Collection[str] = ()
-    """Scorers that by their published rule refuse some right answers. Their ceiling is printed, and nothing stops."""
+    """Scorers that by their published rule refuse some right answers. What right answers get under each scorer is printed,
+    and such a refusal stops nothing."""
     boxes: bool = False
     """Answers are boxes: docs get the column `coordinates`, the convention that they are written in."""
     needs_mask: Collection[str] = ()

@@ -74,6 +74,14 @@ def gold_boxes(doc: Doc) -> tuple[Response, ...]:
     return Response(text=text), Response(text=f"<think>there</think><answer>{text}</answer>")
 
 
+def published_boxes(doc: Doc) -> tuple[Response, ...]:
+    """The gold box in notations that published rules ask for: fractions; pixels of the file; of the resized image."""
+    gold, (width, height) = gold_box(doc), doc.columns["input_size"]
+    resized = convert(gold, pixels_of(doc), Frame("abs_resized", width, height))
+    boxes = (list(relative(doc)), list(gold), [round(edge) for edge in resized])
+    return (*(Response(text=str(box)) for box in boxes), Response(text=f'<answer>{{"bbox_2d": {boxes[-1]}}}</answer>'))
+
+
 def blind_iou(doc: Doc) -> float:
     """The IoU of a blind guess: the whole image."""
     return relative(doc).area

@@ -26,6 +26,7 @@ from gpg_vl.eval.scorers.boxes import (
     last_box,
     lmms_grounding,
     lmms_rec,
+    published_boxes,
     strict_box,
     vlm_r1,
     vlmevalkit_box,
@@ -102,6 +103,7 @@ def _task(name: str) -> Task:
         },
         default_scorers=("strict", "official"),
         gold_responses=gold_boxes,
+        published_golds=published_boxes,
         # Each of them reads one convention and one notation, and the gold is written in the notation of Qwen2-VL.
         flawed=("lmms", "lmms_grounding", "vlmevalkit", "vlm_r1"),
         boxes=True,
