@@ -341,6 +341,54 @@ def test_a_gold_that_strict_refuses_stops_everything_or_is_an_error_row(tmp_path
     assert "the first is doc_id 2: Doc 2 of geoqa: the scorer 'strict' does not accept" in done.stdout
 
 
+def test_a_gold_that_strict_alone_refuses_counts_under_the_published_rule(tmp_path, here):
+    from benchmark_data import WRITERS
+
+    folder, out = WRITERS["geoqa"](tmp_path / "data"), tmp_path / "out"
+    file = folder / "geoqa_test_prompts.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows[0]["ground_truth"] = "5 or 6"  # which of the two? the published rule takes the last number
+    write(file, rows)
+    answers = write(tmp_path / "p.jsonl", [{"doc_id": i, "response": "6" if i == 0 else "?"} for i in range(len(rows))])
+    arguments = ("geoqa", "--predictions", answers, "--data", folder, "--scorer", "strict,official", "--output", out)
+    assert "Doc 0 of geoqa: the scorer 'strict' does not accept" in here(*arguments, code=2).stderr
+    assert "errors 1" in here(*arguments, "--allow-errors").stdout
+    (first, *_) = (json.loads(line) for line in (out / "samples_geoqa.jsonl").read_text().splitlines())
+    assert first["scores"]["official"]["score"] == 1
+    assert first["scores"]["strict"]["score"] == 0
+    assert first["scores"]["strict"]["notes"].startswith("error: Doc 0 of geoqa: the scorer 'strict' does not accept")
+    assert first["response"] == "6"
+    done = here("geoqa", "--predictions", out / "samples_geoqa.jsonl", "--scorer", "official", "--allow-errors")
+    assert "errors 0" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["textvqa", "vqav2"])
+@pytest.mark.parametrize("gold", ["a", "A", "An", "the", "-"])
+def test_the_answer_may_be_an_article(tmp_path, here, name, gold):
+    from benchmark_data.files import image
+
+    row = {
+        "question_id": 0,
+        "image_id": "0",
+        "question": "What letter is it?",
+        "image": image(0),
+        "answers": [gold] * 10,
+    }
+    data, out = tmp_path / "validation.parquet", tmp_path / "out"
+    pq.write_table(pa.Table.from_pylist([row, {**row, "answers": ["red"] * 10}]), data)
+    answers = [
+        {"doc_id": i, "response": f"<answer>{gold}</answer>" if tagged else gold} for i, tagged in ((0, 1), (1, 0))
+    ]
+    for response, strict, official in ((gold, 1, 1), (f"<answer>{gold}</answer>", 1, 0), ("", 0, 0)):
+        answers[0]["response"] = response
+        here(name, "--predictions", write(tmp_path / "p.jsonl", answers), "--data", data, "--output", out)
+        (first, second) = (
+            json.loads(line)["scores"] for line in (out / f"samples_{name}.jsonl").read_text().splitlines()
+        )
+        assert (first["strict"]["score"], first["official"]["score"]) == (strict, official)
+        assert (second["strict"]["score"], second["official"]["score"]) == (0, 0)
+
+
 def test_the_ceiling_of_a_published_rule_is_shown(tmp_path, here):
     from benchmark_data import WRITERS
     from benchmark_data.r1v import GOLDS

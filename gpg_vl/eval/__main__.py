@@ -259,9 +259,9 @@ def _print(
     if note := size_note(job.task, len(job.loaded)):
         print(note)
     if results.errors:
-        first = next(row.prediction for row in results.rows if row.prediction.error is not None)
+        first = next(row for row in results.rows if row.error is not None)
         print(
-            f"warning: {results.errors} rows have errors and count as wrong; the first is doc_id {first.doc_id}: "
+            f"warning: {results.errors} rows have errors and count as wrong; the first is doc_id {first.doc.doc_id}: "
             f"{first.error}"
         )
 

@@ -33,6 +33,12 @@ class ScoredRow:
     prediction: Prediction
     scores: Mapping[str, Score]
 
+    @property
+    def error(self) -> str | None:
+        """Why the row is void, under every scorer or under one that refuses its gold answer; None if it is not."""
+        refusals = (reason for scorer, reason in self.doc.refused.items() if scorer in self.scores)
+        return self.prediction.error if self.prediction.error is not None else next(refusals, None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
@@ -55,7 +61,7 @@ class Results:
     truncated: float | None
     """Share that hit the token limit, of the rows that record how they ended; None if none does."""
     errors: int
-    """Count of rows that could not be asked or scored."""
+    """Count of rows that could not be asked, or not be scored under one of the scorers."""
     docs: int
     """Count of docs; there are `repeats` rows of each."""
     repeats: int
@@ -131,7 +137,7 @@ def summarise(
         mean_chance=float(chance_N.mean()),
         answered={scorer: sum(row.scores[scorer].answered for row in rows) / len(rows) for scorer in scorers},
         truncated=finished.count("length") / len(finished) if finished else None,
-        errors=sum(row.prediction.error is not None for row in rows),
+        errors=sum(row.error is not None for row in rows),
         docs=docs,
         repeats=len(rows) // docs,
         pass_at_k={scorer: _pass_at_k(task, rows, scorer, seed, draws) for scorer in scorers},

@@ -38,6 +38,8 @@ class Doc:
     """The folder that image paths start from and may not leave."""
     problem: str | None = None
     """Why the doc can neither be asked nor scored, such as an image without a size; it is then an error row."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Scorers that do not accept the doc's own gold answer, and how that came out. It scores 0 under these alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,9 @@ class Task:
     """By name; `strict` must be among them."""
     default_scorers: tuple[str, ...]
     gold_responses: Callable[[Doc], Sequence[Response]]
-    """Ways to write the right answer. `strict` must give each of them 1, every other scorer at least one."""
+    """Ways to write the right answer. `strict` must give each of them full marks, every other scorer at least one."""
+    full_marks: Callable[[Doc], float] = lambda doc: 1.0
+    """The score of a right answer: 1, or less where annotators disagree and the metric says so."""
     published_golds: Callable[[Doc], Sequence[Response]] = lambda doc: ()
     """What only published rules read as the right answer, such as another notation: counts for their ceilings alone."""
     flawed: Collection[str] = ()
