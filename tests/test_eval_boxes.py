@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from gpg_vl.errors import UserError
 from gpg_vl.eval.coordinates import located, model_coordinates, resized, written
 from gpg_vl.eval.masks import box_of, decode, encode, overlap, polygon
-from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.predictions import Prediction, Response
+from gpg_vl.eval.results import ScoredRow, resample_weights
 from gpg_vl.eval.runner import check_gold
 from gpg_vl.eval.scorers.boxes import (
     last_box,
@@ -438,7 +439,15 @@ def test_refcoco_has_a_doc_per_expression_and_draws_pictures(tmp_path):
     assert [doc.example.prompt for doc in docs[:4]] == ["left one 0", "left one 1", "the val thing", "left one 2"]
     assert docs[0].columns["box"] == [10, 5, 50, 25]
     assert task.cluster == "picture"
-    assert len({doc.columns["picture"] for doc in docs[:4]}) == 2
+    assert [doc.columns["picture"] for doc in docs[:4]] == [f"COCO_train2014_{n:012}.jpg" for n in (0, 0, 0, 1)]
+    weights_R_N = resample_weights(
+        task,
+        [ScoredRow(doc=doc, prediction=Prediction(doc_id=0, response=Response(text="")), scores={}) for doc in docs],
+        seed=0,
+        draws=50,
+    )
+    together = (weights_R_N == weights_R_N[:, :1]).all(axis=0)
+    assert together[:4].tolist() == [True, True, True, False]
     single = task.load(tmp_path / "data" / "testB-00000-of-00001.parquet")
     assert [doc.columns["split"] for doc in single] == ["testB"] * 4
 

@@ -376,12 +376,9 @@ def test_the_answer_may_be_an_article(tmp_path, here, name, gold):
     }
     data, out = tmp_path / "validation.parquet", tmp_path / "out"
     pq.write_table(pa.Table.from_pylist([row, {**row, "answers": ["red"] * 10}]), data)
-    answers = [
-        {"doc_id": i, "response": f"<answer>{gold}</answer>" if tagged else gold} for i, tagged in ((0, 1), (1, 0))
-    ]
     for response, strict, official in ((gold, 1, 1), (f"<answer>{gold}</answer>", 1, 0), ("", 0, 0)):
-        answers[0]["response"] = response
-        here(name, "--predictions", write(tmp_path / "p.jsonl", answers), "--data", data, "--output", out)
+        answers = write(tmp_path / "p.jsonl", [{"doc_id": 0, "response": response}, {"doc_id": 1, "response": gold}])
+        here(name, "--predictions", answers, "--data", data, "--output", out)
         (first, second) = (
             json.loads(line)["scores"] for line in (out / f"samples_{name}.jsonl").read_text().splitlines()
         )
