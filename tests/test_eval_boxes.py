@@ -1,6 +1,7 @@
 """Boxes and masks: every convention, every published reading, areas by hand; and the loaders of ReasonSeg and RefCOCO."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from gpg_vl.eval.scorers.boxes import (
     lmms_rec,
     strict_box,
     vlm_r1,
+    vlm_r1_edges,
     vlmevalkit_box,
 )
 from gpg_vl.eval.scorers.masks import lisa_mask, regions, segzero_mask, visual_rft_mask
@@ -219,13 +221,38 @@ def test_vlmevalkit_misreads_pixels_of_a_small_image_and_numbers_of_the_reasonin
         ("<answer>[210, 112, 420, 224]</answer>", 0),  # no braces
         ('{"bbox": [210, 112, 420, 224]}', 0),  # no tag
         ('<answer>{"bbox": [210.0, 112.0, 420.0, 224.0]}</answer>', 0),
-        ('<answer>{\n"bbox": [210, 112, 420, 224]\n}</answer>', 0),  # a point matches no line break
+        ('<answer>{\n"bbox": [210, 112, 420, 224]\n}</answer>', 0),  # a point matches no line break,
+        ('<answer>{"bbox": [210, 112, 420, 224]\n}</answer>', 1),  # but blanks do
+        ('<answer>{"bbox": [210,\n112, 420, 224]}</answer>', 1),
+        ('<answer>{"bbox": [210, 112, 420, 224] \n\n "label": "x"}</answer>', 1),
+        ('<answer>{"bbox": [210, 112, 420, 224], \n "label": "x"}</answer>', 0),
+        ('<answer>{"bbox": [210, 112, 420, 224]}\n{"bbox": [1, 2, 3, 4]}</answer>', 1),
         ('<answer>{"bbox": [1, 2, 3, 4]}</answer> <answer>{"bbox": [210, 112, 420, 224]}</answer>', 0),  # the first
     ],
 )
 def test_vlm_r1_reads_braces_in_the_resized_image(text, iou):
     doc = make_doc((480, 270, 960, 540), "abs_resized", (1920, 1080))
     assert score(vlm_r1, doc, text) == pytest.approx(iou, abs=1e-4)
+
+
+PUBLISHED_VLM_R1 = re.compile(r"\{.*\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)]\s*.*\}")
+
+
+@given(st.lists(st.sampled_from(["{", "}", "[1, 2,3, 4]", "[5,\n6,7,8]", "[9,9", "]", "\n", " ", "x", "\r", "٣"])))
+@settings(max_examples=500)
+def test_vlm_r1_finds_what_the_published_pattern_finds(pieces):
+    answer = "".join(pieces)
+    found = PUBLISHED_VLM_R1.search(answer)
+    assert vlm_r1_edges(answer) == (found.groups() if found else None)
+
+
+@pytest.mark.parametrize("piece", ["{[1,2,3,4]", "{[1,2,3,4]\n", "[1,\n2,3,4]", "[1,2,3,4] \n\n", "{\n", "[1,2,3,4]}"])
+def test_vlm_r1_reads_a_million_characters_once(piece):
+    """The published pattern would take hours; it is asked for a short text of the same kind."""
+    for before, behind in (("", ""), ("{", ""), ("", "}"), ("{", "}")):
+        found = PUBLISHED_VLM_R1.search(before + piece * 4 + behind)
+        long = before + piece * (10**6 // len(piece)) + behind
+        assert vlm_r1_edges(long) == (found.groups() if found else None)
 
 
 HOSTILE = (

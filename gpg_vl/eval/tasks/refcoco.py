@@ -86,7 +86,7 @@ def centre(sample: Sample) -> Floats:
 def _task(name: str) -> Task:
     return Task(
         name=name,
-        version="1",
+        version="2",
         description=f"{HUB[name].replace('plus', '+')}: the box of what an expression refers to",
         source=f"https://huggingface.co/datasets/lmms-lab/{HUB[name]} (images of COCO)",
         sizes=SIZES[name],
