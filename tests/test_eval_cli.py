@@ -165,6 +165,67 @@ def test_a_limit_takes_rows_of_every_stratum(data, tmp_path):
     assert json.loads((out / "results.json").read_text())["n-samples"]["cvbench"] == {"original": 24, "effective": 12}
 
 
+def numbers_of(out, task="cvbench"):
+    return json.loads((out / "results.json").read_text())["results"][task]
+
+
+def test_with_a_limit_the_rows_that_have_an_answer_are_scored(data, tmp_path, here):
+    out = tmp_path / "out"
+    ten = list(responses(20))[14:]  # 6 right, 4 wrong
+    arguments = ("cvbench", "--data", data, "--output", out, "--predictions")
+    done = here(*arguments, write(tmp_path / "ten.jsonl", ten), "--limit", 12)
+    assert "note: 10 of 12 rows have an answer; the others are left out." in done.stdout
+    assert (numbers_of(out)["n"], numbers_of(out)["acc_micro,strict"]) == (10, 0.6)
+    assert json.loads((out / "results.json").read_text())["n-samples"]["cvbench"] == {"original": 24, "effective": 10}
+    # Half of 24 rows are 12 as well; more than there are is all of them.
+    for limit, asked in ((0.5, 12), (24, 24), (1000, 24)):
+        assert f"note: 10 of {asked} rows have" in here(*arguments, tmp_path / "ten.jsonl", "--limit", limit).stdout
+    assert "no response for 14 of 24 docs" in here(*arguments, tmp_path / "ten.jsonl", code=2).stderr
+    none = here(*arguments, write(tmp_path / "none.jsonl", []), "--limit", 12, code=2)
+    assert "has no response for 24 of 24 docs" in none.stderr
+    double = here(*arguments, write(tmp_path / "double.jsonl", ten + ten[:1]), "--limit", 12, code=2)
+    assert "line 11: doc_id 14 was answered in line 1 already" in double.stderr
+    more = here(*arguments, write(tmp_path / "more.jsonl", [{"doc_id": 24, "response": "x"}]), "--limit", 12, code=2)
+    assert "there is no doc_id 24 in the data" in more.stderr
+
+
+def test_with_a_limit_the_seed_chooses_among_more_rows(data, tmp_path, here):
+    def taken(file, seed):
+        out = tmp_path / "out"
+        here("cvbench", "--predictions", file, "--data", data, "--limit", 12, "--seed", seed, "--output", out)
+        return [json.loads(line)["doc_id"] for line in (out / "samples_cvbench.jsonl").read_text().splitlines()]
+
+    whole, some = list(responses(24)), write(tmp_path / "some.jsonl", list(responses(24))[4:])
+    assert [len(taken(some, seed)) for seed in (0, 1)] == [12, 12]
+    assert taken(some, 0) == taken(some, 0) != taken(some, 1)
+    assert min(taken(some, 0)) >= 4
+    first = taken(write(tmp_path / "whole.jsonl", whole), 0)
+    assert taken(write(tmp_path / "drawn.jsonl", [whole[doc_id] for doc_id in first]), 0) == first
+
+
+def test_an_intersection_is_compared_on_the_rows_of_both(data, tmp_path, here):
+    first = write(tmp_path / "a.jsonl", list(responses(20))[:22])
+    second = write(tmp_path / "b.jsonl", list(responses(12))[4:])
+    out = tmp_path / "out"
+    arguments = ("cvbench", "--predictions", first, "--data", data, "--output", out, "--compare", second)
+    assert "no response for 2 of 24 docs" in here(*arguments, code=2).stderr
+    done = here(*arguments, "--intersect")
+    assert "note: 18 of 24 rows are in both; the others are left out." in done.stdout
+    assert "on the same 18 rows" in done.stdout
+    comparison = json.loads((out / "results.json").read_text())["comparison"]
+    assert (comparison["rows"], numbers_of(out)["n"]) == (18, 18)
+    # Rows 4 to 21: the first is right up to 19, the second up to 11.
+    assert numbers_of(out)["acc_micro,strict"] == pytest.approx(16 / 18)
+    assert comparison["strict"]["diff_micro"]["value"] == pytest.approx(8 / 18)
+    assert comparison["strict"]["mcnemar"]["only_this"] == 8
+    whole = write(tmp_path / "whole.jsonl", responses(24))
+    assert "no response for 4 of 24" in here(*arguments[:2], whole, *arguments[3:], code=2).stderr
+    assert "20 of 24 rows are in both" in here(*arguments[:2], whole, *arguments[3:], "--intersect").stdout
+    apart = write(tmp_path / "apart.jsonl", list(responses(24))[22:])
+    assert "no response for" in here(*arguments[:-1], apart, "--intersect", code=2).stderr
+    assert "nothing to compare with" in here(*arguments[:-2], "--intersect", code=2).stderr
+
+
 def test_a_comparison_prints_the_difference_and_its_test(data, tmp_path):
     better, worse = write(tmp_path / "a.jsonl", responses(20)), write(tmp_path / "b.jsonl", responses(12))
     out = tmp_path / "out"
