@@ -1,6 +1,7 @@
 """`python -m gpg_vl.eval` as a user runs it: scoring files end to end, and every mistake as one message."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from gpg_vl.data import scenes
 from gpg_vl.eval.__main__ import main
+from gpg_vl.pipes import until_the_reader_leaves
 
 N = 24
 ROWS = list(scenes.rows(seed=9, number=N))
@@ -534,6 +536,30 @@ def test_the_whole_list_has_size_metric_chance_and_source(here):
     out = here("--list").stdout
     for text in ("cvbench", "test 2638", "lisa", "test 779, val 200", "mean box IoU", "1/102", "nyu-visionx/CV-Bench"):
         assert text in out
+
+
+@pytest.mark.parametrize("program", ["gpg_vl.eval", "gpg_vl eval"])
+@pytest.mark.parametrize("rest", [["--list"], ["--help"], ["cvbench", "--predictions", "P", "--data", "D"]])
+def test_it_ends_quietly_when_the_reader_leaves(data, tmp_path, program, rest):
+    files = {"P": str(write(tmp_path / "p.jsonl", responses(20))), "D": str(data)}
+    command = [sys.executable, "-m", *program.split(), *(files.get(word, word) for word in rest)]
+    # Found out at the end, or at the first line; argparse keeps a help text that nobody reads to itself.
+    for unbuffered in ("",) if "--help" in rest else ("", "1"):
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as running:
+            running.stdout.close()
+            assert running.stderr.read() == ""
+            assert running.wait(timeout=120) == 141
+
+
+def test_a_broken_pipe_to_somebody_else_is_no_reader_that_left(capfd):
+    def run():
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        until_the_reader_leaves(run)
 
 
 # --- it refuses ---

@@ -23,6 +23,7 @@ from gpg_vl.eval.runner import evaluate, proved, score, score_rows, select
 from gpg_vl.eval.settings import EvalSettings, file_sha, model_sha, settings_for
 from gpg_vl.eval.task import Doc, Scorer, Task, pick_scorers
 from gpg_vl.eval.tasks import tasks
+from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.registry import UnknownNameError
 
 _PACKAGES = ("gpg_vl", "math-verify", "numpy", "pillow", "pyarrow", "torch", "transformers", "qwen-vl-utils")
@@ -31,6 +32,10 @@ Predictions = Mapping[int, Sequence[Prediction]]
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m gpg_vl.eval") -> int:
     """Run the program and return its exit code. What the user got wrong is one message, without a traceback."""
+    return until_the_reader_leaves(lambda: _main(argv, prog))
+
+
+def _main(argv: Sequence[str] | None, prog: str) -> int:
     arguments = make_parser(prog).parse_args(argv)
     try:
         if arguments.list:
