@@ -615,6 +615,16 @@ def test_a_mistake_is_one_message_and_exit_code_2(data, tmp_path, arguments, mes
     assert "error: " in done.stderr
 
 
+@pytest.mark.parametrize("name", ["blink", "mathvista", "mathverse", "geometry3k"])
+def test_a_benchmark_without_an_official_rule_says_what_it_has(name, here):
+    """The owners' rules need a language model, or there is none; another rule under that name would be no official number."""
+    from gpg_vl.eval.tasks import tasks
+
+    done = here(name, "--predictions", "p", "--data", "d", "--scorer", "strict,official", code=2)
+    known = ", ".join(sorted(tasks.get(name)().scorers))
+    assert f"The task {name} has no scorer called 'official'. Known: {known}." in done.stderr
+
+
 def test_a_missing_column_names_file_and_column(tmp_path):
     pq.write_table(pa.Table.from_pylist(ROWS).drop_columns(["source"]), tmp_path / "test.parquet")
     file = write(tmp_path / "p.jsonl", responses(24))

@@ -20,7 +20,7 @@ from gpg_vl.eval.predictions import Prediction, Responder, read_predictions
 from gpg_vl.eval.records import read_docs
 from gpg_vl.eval.results import Results, results_json, sample_records, write_results
 from gpg_vl.eval.runner import evaluate, proved, score, score_rows, select
-from gpg_vl.eval.settings import EvalSettings, file_sha, model_sha, settings_for
+from gpg_vl.eval.settings import FIXED, EvalSettings, file_sha, model_revision, model_sha, settings_for
 from gpg_vl.eval.task import Doc, Scorer, Task, pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.pipes import until_the_reader_leaves
@@ -214,7 +214,8 @@ def _generated(
         allow_errors=arguments.allow_errors,
         console=Console(stderr=True),
     )
-    return output, results, {"model": str(model), "model_sha": digest, **asdict(job.settings)}
+    origin = {"model": str(model), "model_sha": digest, "revision": model_revision(model), **asdict(job.settings)}
+    return output, results, {**origin, **FIXED}
 
 
 def _scored(
