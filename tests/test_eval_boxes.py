@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
 from gpg_vl.eval.coordinates import located, model_coordinates, resized, written
+from gpg_vl.eval.display import results_notes
 from gpg_vl.eval.masks import box_of, decode, encode, overlap, polygon
 from gpg_vl.eval.predictions import Prediction, Response
 from gpg_vl.eval.results import ScoredRow, resample_weights
 from gpg_vl.eval.runner import check_gold
+from gpg_vl.eval.runner import score as score_all
 from gpg_vl.eval.scorers.boxes import (
     last_box,
     lmms_grounding,
@@ -366,14 +368,46 @@ def test_the_three_ground_truths_give_three_numbers(folder):
     assert lisa_mask(doc, response).parts == {"intersection": area, "union": area}
 
 
-@pytest.mark.parametrize("mask", [None, {"size": [5, 5], "counts": [25]}, {"size": [100, 200], "counts": "?"}])
-def test_a_mask_that_cannot_be_compared_scores_0_and_keeps_the_targets_area(folder, mask):
+@pytest.mark.parametrize(
+    ("mask", "skipping"),
+    [
+        (None, ()),
+        ({"size": [5, 5], "counts": [25]}, (segzero_mask, visual_rft_mask)),
+        ({"size": [100, 200], "counts": "?"}, (segzero_mask,)),
+    ],
+    ids=["missing", "mis-sized", "unreadable"],
+)
+def test_a_mask_that_cannot_be_compared_scores_0_with_the_targets_area_or_is_left_out_as_published(
+    folder, mask, skipping
+):
     doc = load_lisa(folder)[0]
     for scorer in (lisa_mask, segzero_mask, visual_rft_mask):
         got = scorer(doc, Response(text="", mask=mask))
-        assert (got.score, got.answered, got.parts["intersection"]) == (0, False, 0)
-        assert got.parts["union"] > 0
+        assert (got.score, got.answered, got.skipped) == (0, False, scorer in skipping)
+        assert got.parts.get("intersection", 0) == 0
+        assert (got.parts.get("union", 0) > 0) is (scorer not in skipping)
         assert got.notes.startswith("no mask")
+
+
+def test_a_row_that_a_rule_leaves_out_is_in_no_denominator_of_it(folder):
+    task, docs = lisa(), located(load_lisa(folder), "rel1000", SETTINGS)
+    masks = [encode(sets.mask()), encode(sets.mask()), {"size": [5, 5], "counts": [25]}, None]
+    given = {
+        doc.doc_id: (Prediction(doc_id=doc.doc_id, response=Response(text="", mask=mask)),)
+        for doc, mask in zip(docs, masks, strict=True)
+    }
+    scorers = pick_scorers(task, ["official", "segzero", "visual_rft_mask"])
+    results = score_all(task, docs, given, scorers, seed=0)
+    flat = results.flat()
+    assert flat["acc_mIoU,official"] == pytest.approx(2 / 4)
+    one = segzero_mask(docs[0], Response(text="", mask=masks[0])).score
+    assert flat["acc_mIoU,segzero"] == pytest.approx(2 * one / 3)
+    assert flat["acc_@0.5,segzero"] == pytest.approx(2 / 3)
+    assert flat["acc_sentence,segzero"] == pytest.approx(one)  # of docs 0 and 2, the latter left out
+    assert (flat["skipped,segzero"], flat["skipped,visual_rft_mask"]) == (1, 1)
+    assert "skipped,official" not in flat
+    assert "segzero leaves 1 rows out, as published" in results_notes(results, prompt="plain")
+    json.dumps(flat, allow_nan=False)
 
 
 # --- loaders ----------------------------------------------------------------------------------------------------------

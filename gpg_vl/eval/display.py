@@ -48,6 +48,7 @@ def results_notes(results: Results, *, prompt: str) -> list[str]:
     ]
     if absent := [name for name, value in results.chance.items() if math.isnan(value)]:
         lines.append(f"no rows for: {', '.join(absent)}")
+    lines += [f"{scorer} leaves {count} rows out, as published" for scorer, count in results.skipped.items()]
     for scorer, counts in results.labels.items():
         lines.append(f"answers, {scorer}: " + "  ".join(f"{label} {count}" for label, count in counts.items()))
     if results.answered[results.headline] < _ANSWERED:

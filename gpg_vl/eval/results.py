@@ -58,6 +58,8 @@ class Results:
     """Per scorer, the share of rows in which it found an answer."""
     labels: Mapping[str, Mapping[str, int]]
     """Counts of the parsed answers per scorer, and of the right ones under `gold`: shows a preference for a letter."""
+    skipped: Mapping[str, int]
+    """Per scorer that leaves rows out of its denominator, how many; they are in the denominator of all others."""
     truncated: float | None
     """Share that hit the token limit, of the rows that record how they ended; None if none does."""
     errors: int
@@ -102,6 +104,7 @@ class Results:
             "chance": self.mean_chance,
         }
         numbers |= {f"chance_{name}": json_number(value) for name, value in self.chance.items()}
+        numbers |= {f"skipped,{scorer}": count for scorer, count in self.skipped.items()}
         numbers |= {f"ceiling,{scorer}": value for scorer, value in self.ceilings.items()}
         numbers |= {f"labels,{scorer}": dict(counts) for scorer, counts in self.labels.items()}
         return numbers
@@ -136,6 +139,7 @@ def summarise(
         chance={name: point(aggregate, chance_N, columns) for name, aggregate in task.aggregates.items()},
         mean_chance=float(chance_N.mean()),
         answered={scorer: sum(row.scores[scorer].answered for row in rows) / len(rows) for scorer in scorers},
+        skipped={scorer: count for scorer in scorers if (count := sum(row.scores[scorer].skipped for row in rows))},
         truncated=finished.count("length") / len(finished) if finished else None,
         errors=sum(row.error is not None for row in rows),
         docs=docs,
@@ -212,6 +216,7 @@ def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[
             "scores": {
                 name: {"parsed": one.parsed, "answered": one.answered, "score": one.score, "notes": one.notes}
                 | ({"parts": dict(one.parts)} if one.parts else {})
+                | ({"skipped": True} if one.skipped else {})
                 for name, one in row.scores.items()
             },
             "doc": doc_record(doc),
@@ -231,8 +236,9 @@ def json_number(value: float) -> float | None:
 
 
 def scores_of(rows: Sequence[ScoredRow], scorer: str) -> Floats:
-    """scores_N of one scorer."""
-    return np.array([row.scores[scorer].score for row in rows], dtype=np.float64)
+    """scores_N of one scorer, NaN where it leaves the row out."""
+    scores = (row.scores[scorer] for row in rows)
+    return np.array([math.nan if score.skipped else score.score for score in scores], dtype=np.float64)
 
 
 def parts_of(rows: Sequence[ScoredRow], scorer: str) -> dict[str, Floats]:

@@ -57,6 +57,8 @@ class Score:
     """The answer that was read, for a person to compare with the gold."""
     notes: str = ""
     """What was odd about the response, such as `unclosed_think`."""
+    skipped: bool = False
+    """True if a published rule leaves such a row out of its denominator. Never under `strict`."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Numbers that an aggregate adds up by themselves, such as an intersection and a union."""
 

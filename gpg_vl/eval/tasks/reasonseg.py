@@ -68,7 +68,7 @@ def lisa() -> Task:
     """The task, for `python -m gpg_vl.eval lisa`."""
     return Task(
         name="lisa",
-        version="1",
+        version="2",
         description="ReasonSeg (LISA): find what an instruction means, which takes reasoning",
         source="https://github.com/dvlab-research/LISA, ReasonSeg/val and test; Ricky06662/ReasonSeg_test (no licence stated)",
         sizes={"test": 779, "val": 200},
