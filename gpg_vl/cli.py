@@ -1,7 +1,7 @@
 """The command line: `gpg-vl train | eval | data | rewards | config | doctor | quickstart`.
 
-A user's mistake becomes one message and exit code 2, a run that had to stop exit code 1, Ctrl-C 130. Anything else is a
-bug of ours and keeps its traceback.
+A user's mistake becomes one message and exit code 2, a run that had to stop exit code 1, Ctrl-C 130, a reader that left
+(`| head`) 141. Anything else is a bug of ours and keeps its traceback.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpg_vl.errors import RunError, UserError
+from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.rewards.commands import add_commands as add_rewards_commands
 
 if TYPE_CHECKING:
@@ -32,10 +33,17 @@ Train a vision-language model with Group Policy Gradient.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
+    return until_the_reader_leaves(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a shared machine several times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["eval"]:  # argparse would take an option in front, as in `eval --list`, for one of ours
+        return _eval(words[1:])
     parser = _parser()
-    arguments, behind = parser.parse_known_args(argv)
+    arguments, behind = parser.parse_known_args(words)
     if behind and (any(text.startswith("-") for text in behind) or not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(behind)}")
     if behind:  # argparse does not take overrides up again behind an option
@@ -51,9 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gpg-vl: stopped. What was checkpointed is complete; go on with --resume.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `gpg-vl config | head`: the reader has what it wanted
-        sys.stderr.close()
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         description="The same as python -m gpg_vl.eval.",
     )
     evaluate.add_argument("rest", nargs=argparse.REMAINDER)
-    evaluate.set_defaults(run=_eval)
 
     data = commands.add_parser("data", help="check a data set").add_subparsers(required=True, metavar="ACTION")
     check = data.add_parser(
@@ -159,10 +163,10 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0 if finished else 130
 
 
-def _eval(arguments: argparse.Namespace) -> int:
+def _eval(words: Sequence[str]) -> int:
     from gpg_vl.eval.__main__ import main as eval_main
 
-    return eval_main(arguments.rest)
+    return eval_main(words, prog="gpg-vl eval")
 
 
 def _data_check(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """CV-Bench: reading both published layouts, scorers on every documented case, aggregates on published numbers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +288,16 @@ def test_official_exists_in_every_resample_of_the_smallest_data():
     assert summarise(TASK, rows, seed=0).estimates["strict"]["official"].stderr == 0.0
     columns = {"source": np.array(["ADE20K", "COCO", "Omni3D"])}
     assert point(TASK.aggregates["official"], np.array([1.0, 0.0, 1.0]), columns) == 0.75
+
+
+def test_the_bootstrap_draws_within_sources():
+    """Each source is all right or all wrong: within sources no draw differs, across them the share of each varies."""
+    rows = rows_with([("ADE20K", "Count", 20, 20), ("COCO", "Count", 20, 0), ("Omni3D", "Depth", 20, 20)])
+    for name in ("micro", "Count"):
+        within = summarise(TASK, rows, seed=0).estimates["strict"][name]
+        across = summarise(replace(TASK, resample_within=()), rows, seed=0).estimates["strict"][name]
+        assert within.low == within.high == within.value
+        assert across.high - across.low > 0.1
 
 
 # --- prompts ---

@@ -1,6 +1,7 @@
 """Boxes and masks: every convention, every published reading, areas by hand; and the loaders of ReasonSeg and RefCOCO."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,15 +14,19 @@ from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
 from gpg_vl.eval.coordinates import located, model_coordinates, resized, written
+from gpg_vl.eval.display import results_notes
 from gpg_vl.eval.masks import box_of, decode, encode, overlap, polygon
-from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.predictions import Prediction, Response
+from gpg_vl.eval.results import ScoredRow, resample_weights
 from gpg_vl.eval.runner import check_gold
+from gpg_vl.eval.runner import score as score_all
 from gpg_vl.eval.scorers.boxes import (
     last_box,
     lmms_grounding,
     lmms_rec,
     strict_box,
     vlm_r1,
+    vlm_r1_edges,
     vlmevalkit_box,
 )
 from gpg_vl.eval.scorers.masks import lisa_mask, regions, segzero_mask, visual_rft_mask
@@ -218,13 +223,38 @@ def test_vlmevalkit_misreads_pixels_of_a_small_image_and_numbers_of_the_reasonin
         ("<answer>[210, 112, 420, 224]</answer>", 0),  # no braces
         ('{"bbox": [210, 112, 420, 224]}', 0),  # no tag
         ('<answer>{"bbox": [210.0, 112.0, 420.0, 224.0]}</answer>', 0),
-        ('<answer>{\n"bbox": [210, 112, 420, 224]\n}</answer>', 0),  # a point matches no line break
+        ('<answer>{\n"bbox": [210, 112, 420, 224]\n}</answer>', 0),  # a point matches no line break,
+        ('<answer>{"bbox": [210, 112, 420, 224]\n}</answer>', 1),  # but blanks do
+        ('<answer>{"bbox": [210,\n112, 420, 224]}</answer>', 1),
+        ('<answer>{"bbox": [210, 112, 420, 224] \n\n "label": "x"}</answer>', 1),
+        ('<answer>{"bbox": [210, 112, 420, 224], \n "label": "x"}</answer>', 0),
+        ('<answer>{"bbox": [210, 112, 420, 224]}\n{"bbox": [1, 2, 3, 4]}</answer>', 1),
         ('<answer>{"bbox": [1, 2, 3, 4]}</answer> <answer>{"bbox": [210, 112, 420, 224]}</answer>', 0),  # the first
     ],
 )
 def test_vlm_r1_reads_braces_in_the_resized_image(text, iou):
     doc = make_doc((480, 270, 960, 540), "abs_resized", (1920, 1080))
     assert score(vlm_r1, doc, text) == pytest.approx(iou, abs=1e-4)
+
+
+PUBLISHED_VLM_R1 = re.compile(r"\{.*\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)]\s*.*\}")
+
+
+@given(st.lists(st.sampled_from(["{", "}", "[1, 2,3, 4]", "[5,\n6,7,8]", "[9,9", "]", "\n", " ", "x", "\r", "٣"])))
+@settings(max_examples=500)
+def test_vlm_r1_finds_what_the_published_pattern_finds(pieces):
+    answer = "".join(pieces)
+    found = PUBLISHED_VLM_R1.search(answer)
+    assert vlm_r1_edges(answer) == (found.groups() if found else None)
+
+
+@pytest.mark.parametrize("piece", ["{[1,2,3,4]", "{[1,2,3,4]\n", "[1,\n2,3,4]", "[1,2,3,4] \n\n", "{\n", "[1,2,3,4]}"])
+def test_vlm_r1_reads_a_million_characters_once(piece):
+    """The published pattern would take hours; it is asked for a short text of the same kind."""
+    for before, behind in (("", ""), ("{", ""), ("", "}"), ("{", "}")):
+        found = PUBLISHED_VLM_R1.search(before + piece * 4 + behind)
+        long = before + piece * (10**6 // len(piece)) + behind
+        assert vlm_r1_edges(long) == (found.groups() if found else None)
 
 
 HOSTILE = (
@@ -338,14 +368,46 @@ def test_the_three_ground_truths_give_three_numbers(folder):
     assert lisa_mask(doc, response).parts == {"intersection": area, "union": area}
 
 
-@pytest.mark.parametrize("mask", [None, {"size": [5, 5], "counts": [25]}, {"size": [100, 200], "counts": "?"}])
-def test_a_mask_that_cannot_be_compared_scores_0_and_keeps_the_targets_area(folder, mask):
+@pytest.mark.parametrize(
+    ("mask", "skipping"),
+    [
+        (None, ()),
+        ({"size": [5, 5], "counts": [25]}, (segzero_mask, visual_rft_mask)),
+        ({"size": [100, 200], "counts": "?"}, (segzero_mask,)),
+    ],
+    ids=["missing", "mis-sized", "unreadable"],
+)
+def test_a_mask_that_cannot_be_compared_scores_0_with_the_targets_area_or_is_left_out_as_published(
+    folder, mask, skipping
+):
     doc = load_lisa(folder)[0]
     for scorer in (lisa_mask, segzero_mask, visual_rft_mask):
         got = scorer(doc, Response(text="", mask=mask))
-        assert (got.score, got.answered, got.parts["intersection"]) == (0, False, 0)
-        assert got.parts["union"] > 0
+        assert (got.score, got.answered, got.skipped) == (0, False, scorer in skipping)
+        assert got.parts.get("intersection", 0) == 0
+        assert (got.parts.get("union", 0) > 0) is (scorer not in skipping)
         assert got.notes.startswith("no mask")
+
+
+def test_a_row_that_a_rule_leaves_out_is_in_no_denominator_of_it(folder):
+    task, docs = lisa(), located(load_lisa(folder), "rel1000", SETTINGS)
+    masks = [encode(sets.mask()), encode(sets.mask()), {"size": [5, 5], "counts": [25]}, None]
+    given = {
+        doc.doc_id: (Prediction(doc_id=doc.doc_id, response=Response(text="", mask=mask)),)
+        for doc, mask in zip(docs, masks, strict=True)
+    }
+    scorers = pick_scorers(task, ["official", "segzero", "visual_rft_mask"])
+    results = score_all(task, docs, given, scorers, seed=0)
+    flat = results.flat()
+    assert flat["acc_mIoU,official"] == pytest.approx(2 / 4)
+    one = segzero_mask(docs[0], Response(text="", mask=masks[0])).score
+    assert flat["acc_mIoU,segzero"] == pytest.approx(2 * one / 3)
+    assert flat["acc_@0.5,segzero"] == pytest.approx(2 / 3)
+    assert flat["acc_sentence,segzero"] == pytest.approx(one)  # of docs 0 and 2, the latter left out
+    assert (flat["skipped,segzero"], flat["skipped,visual_rft_mask"]) == (1, 1)
+    assert "skipped,official" not in flat
+    assert "segzero leaves 1 rows out, as published" in results_notes(results, prompt="plain")
+    json.dumps(flat, allow_nan=False)
 
 
 # --- loaders ----------------------------------------------------------------------------------------------------------
@@ -381,6 +443,17 @@ def test_lisa_reads_masks_shard_by_shard(tmp_path):
     assert docs[4].example.prompt == "what holds water (1)"
     task, docs = lisa(), located(docs, "rel1000", SETTINGS)
     assert check_gold(task, docs, pick_scorers(task, ["all"]))["segzero"] == 1
+
+
+def test_a_ceiling_is_what_the_ground_truth_of_a_scorer_can_reach(folder):
+    """Ignored pixels are target to one scorer, and another knows the first polygon only: both can be met."""
+    task, docs = lisa(), located(load_lisa(folder), "rel1000", SETTINGS)
+    ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
+    assert ceilings == pytest.approx(
+        {"strict": 1, "visual_rft": 1, "official": 1, "segzero": 1, "visual_rft_mask": 1}, abs=1e-3
+    )
+    target = [segzero_mask(doc, Response(text="", mask=encode(regions(doc).target))).score for doc in docs]
+    assert 0.9 < target[0] < ceilings["segzero"]
 
 
 def test_a_table_of_boxes_without_masks(tmp_path):
@@ -427,7 +500,15 @@ def test_refcoco_has_a_doc_per_expression_and_draws_pictures(tmp_path):
     assert [doc.example.prompt for doc in docs[:4]] == ["left one 0", "left one 1", "the val thing", "left one 2"]
     assert docs[0].columns["box"] == [10, 5, 50, 25]
     assert task.cluster == "picture"
-    assert len({doc.columns["picture"] for doc in docs[:4]}) == 2
+    assert [doc.columns["picture"] for doc in docs[:4]] == [f"COCO_train2014_{n:012}.jpg" for n in (0, 0, 0, 1)]
+    weights_R_N = resample_weights(
+        task,
+        [ScoredRow(doc=doc, prediction=Prediction(doc_id=0, response=Response(text="")), scores={}) for doc in docs],
+        seed=0,
+        draws=50,
+    )
+    together = (weights_R_N == weights_R_N[:, :1]).all(axis=0)
+    assert together[:4].tolist() == [True, True, True, False]
     single = task.load(tmp_path / "data" / "testB-00000-of-00001.parquet")
     assert [doc.columns["split"] for doc in single] == ["testB"] * 4
 

@@ -40,7 +40,9 @@ def test_several_pictures_are_shown_in_order(name, tiny_checkpoint, tmp_path):
     assert {row["finish_reason"] for row in log} <= {"stop", "length"}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["results"][name]["errors"] == 0
-    assert results["config"]["prompt"] == "plain"
+    config = results["config"]
+    assert (config["prompt"], config["repetition_penalty"], config["padding_side"]) == ("plain", 1.0, None)
+    assert config["revision"] is None  # a folder that is no commit of the hub
 
 
 def test_text_alone_needs_no_vision(text_checkpoint, tmp_path):

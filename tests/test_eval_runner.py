@@ -18,7 +18,7 @@ from PIL import Image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Failed, Response
 from gpg_vl.eval.runner import evaluate, evaluate_responder, select
-from gpg_vl.eval.settings import generation_sha, model_sha, prompt_sha, render, settings_for
+from gpg_vl.eval.settings import generation_sha, model_revision, model_sha, prompt_sha, render, settings_for
 from gpg_vl.eval.task import Doc, stratum
 from gpg_vl.eval.tasks.cvbench import cvbench
 from gpg_vl.types import Example
@@ -416,6 +416,15 @@ def test_new_weights_under_an_old_name_are_noticed(tmp_path):
         digests.add(model_sha(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert len(digests | {model_sha(tmp_path)}) == 6
+
+
+def test_a_revision_is_known_of_the_hubs_cache_only(tmp_path):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    folders = [tmp_path / "snapshots" / commit, tmp_path / "snapshots" / "main", tmp_path / "runs" / commit]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folders[0])
+    assert [model_revision(folder) for folder in (*folders, tmp_path / "link")] == [commit, None, None, commit]
 
 
 @pytest.mark.parametrize(

@@ -479,13 +479,13 @@ def test_mathvista(doc, text, strict, lmms, vlmevalkit):
     [
         ("14", "14.5", 1, 1),
         ("14", "15", 0, 0),  # 7 % off
-        ("12%", "12", 0, 1),
-        ("12", "12%", 0, 1),
+        ("12%", "12", 0, 0),
+        ("12", "12%", 0, 0),
         ("0", "0", 1, 1),
         ("0", "0.01", 0, 0),
         ("Norway", "norway", 1, 1),
         ("Norway", "<answer>Norway</answer>", 0, 1),
-        ("1200", "1,200", 0, 1),
+        ("1200", "1,200", 0, 0),
         ("14", "", 0, 0),
     ],
 )
@@ -506,11 +506,11 @@ def test_vqa_accuracy_leaves_each_annotator_out_once():
     assert score(scorers["lmms"], doc, "<think>red</think>dark red") == 1
 
 
-def test_where_annotators_disagree_strict_gives_the_best_answer_full_marks():
+def test_where_annotators_disagree_no_answer_has_full_marks():
     doc = make_doc("a1", answers=[f"a{n}" for n in range(10)])
     scorers = vqa.scorers(vqa.vqa_accuracy, vqa.strict_soft)
     assert score(scorers["official"], doc, "a3") == pytest.approx(0.3)  # 9 of 10 times one third
-    assert score(scorers["strict"], doc, "a3") == 1
+    assert score(scorers["strict"], doc, "a3") == pytest.approx(0.3)
 
 
 def test_anls_is_zero_below_one_half():

@@ -83,7 +83,21 @@ def test_every_prompt_can_be_rendered(name, data):
 def test_every_right_answer_is_accepted(name, data):
     task, docs = load(name, data(name))
     ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
-    assert ceilings.keys() == set(task.flawed)
+    assert ceilings.keys() == set(task.scorers)
+    assert ceilings["strict"] == pytest.approx(sum(map(task.full_marks, docs)) / len(docs), abs=1e-6)
+    assert {name for name, ceiling in ceilings.items() if ceiling < 1 - 1e-6} <= {*task.flawed, "strict"}
+    assert min(ceilings.values()) > 0.6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_right_answer_scores_above_the_ceiling(name, data):
+    task, docs = load(name, data(name))
+    ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
+    for scorer, ceiling in ceilings.items():
+        for golds in (task.gold_responses, lambda doc: (*task.gold_responses(doc), *task.published_golds(doc))):
+            for way in range(min(len(golds(doc)) for doc in docs)):
+                scores = [task.scorers[scorer](doc, golds(doc)[way]).score for doc in docs]
+                assert sum(scores) / len(scores) <= ceiling + 1e-6, (scorer, way)
 
 
 # Answers that no strict scorer may credit, whatever the question; in the last two the right one is inside of the reasoning.
@@ -139,7 +153,7 @@ def test_gold_answers_score_everything_end_to_end_and_the_samples_are_scored_aga
     scored = [
         json.loads(line)["scores"]["strict"]["score"] for line in samples.read_text(encoding="utf-8").splitlines()
     ]
-    assert [round(score, 6) for score in scored] == [1] * (len(docs) - 1) + [0]
+    assert scored == pytest.approx([*map(task.full_marks, docs[:-1]), 0], abs=1e-6)
     assert numbers["n"] == len(docs)
     assert numbers["errors"] == 0
     assert 0 < numbers["acc,strict"] < 1

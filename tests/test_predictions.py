@@ -171,6 +171,19 @@ def test_only_the_docs_that_are_needed_must_be_there(tmp_path):
         read(file, known=range(100))
 
 
+def test_where_docs_may_be_missing_those_that_are_there_whole_are_read(tmp_path):
+    rows = [{"doc_id": i, "sample": k, "response": "x"} for i, k in ((0, 0), (0, 1), (1, 1), (3, 0), (3, 1))]
+    file = write(tmp_path / "p.jsonl", *rows)
+    found = read(file, known=range(5), needed=[0, 1, 2], repeats=2, partial=True)
+    assert {doc_id: len(samples) for doc_id, samples in found.items()} == {0: 2}  # of doc 1 a sample is missing
+    with pytest.raises(
+        UserError, match=r"no response for 3 of 4 samples \(doc_id 1 sample 0, 2 sample 0, 2 sample 1\)"
+    ):
+        read(file, known=range(5), needed=[1, 2], repeats=2, partial=True)
+    with pytest.raises(UserError, match="there is no doc_id 3"):
+        read(file, known=range(3), repeats=2, partial=True)
+
+
 GOOD = {"doc_id": 0, "response": "a"}
 
 

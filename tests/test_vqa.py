@@ -1,12 +1,18 @@
 """Short answers: the published metrics by hand, and where the rewards differ from them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
+from hypothesis import example as example_of
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
+from gpg_vl.eval.predictions import Response
+from gpg_vl.eval.task import Doc
+from gpg_vl.eval.tasks.short_answers import chartqa, docvqa, textvqa, vqav2
 from gpg_vl.rewards.vqa import (
     anls,
+    compared_textvqa,
+    compared_vqa,
     gold_answers,
     levenshtein,
     match_relaxed,
@@ -97,7 +103,27 @@ def test_soft_accuracy_is_its_definition(golds, candidate):
 def test_a_single_gold_answer_is_equality():
     assert soft_accuracy("Two", ["2"]) == 1.0
     assert soft_accuracy("3", ["2"]) == 0.0
-    assert soft_accuracy("a", ["the"]) == 0.0  # nothing is left of either
+    assert soft_accuracy("a", ["the"]) == 1.0  # nothing is left of either
+    assert soft_accuracy("a", ["the"], compared_vqa) == 0.0
+
+
+ARTICLES = ("a", "A", "An", "the", "-", ".", "a the", "?!")
+BLANK = ("", " ", "\n")
+
+
+@pytest.mark.parametrize("gold", ARTICLES)
+def test_a_gold_answer_of_which_the_normal_form_leaves_nothing_is_compared_as_it_is_written(gold):
+    golds = [gold] * 10
+    assert normalize_vqa(gold) == ""
+    for answer in (gold, gold.upper(), f" {gold} ", f"{gold}."):
+        assert vqa(completion(answer), example(gold, answers=golds)) == 1.0
+        assert soft_accuracy(answer, golds, compared_textvqa) == 1.0
+    for other in {*ARTICLES, "red", *BLANK} - {gold, *((gold.swapcase(),) if gold in "aA" else ())}:
+        assert vqa(completion(other), example(gold, answers=golds)) == 0.0
+        # The published rule compares what is left: nothing with nothing. A blank answer is none there either.
+        assert soft_accuracy(other, golds) == float(other in ARTICLES)
+    for hollow in ARTICLES:
+        assert vqa(completion(hollow), example("red", answers=["red"] * 10)) == 0.0
 
 
 def test_the_best_answer_of_people_who_disagree_has_full_marks():
@@ -122,8 +148,53 @@ def test_answers_may_be_records_and_must_be_texts():
     for wrong in ("red", [], [1], [{"text": "red"}], {"a": 1}):
         with pytest.raises(UserError, match="Example '7' has the answers"):
             gold_answers(example("red", answers=wrong))
-    with pytest.raises(UserError, match="example '7' are nothing but articles"):
-        vqa(completion("red"), example("a", answers=["a", "the"]))
+    with pytest.raises(UserError, match="answers of example '7' are empty"):
+        vqa(completion("red"), example("x", answers=["", " "]))
+
+
+# --- the scorers of the benchmarks: the published metric on the whole response, and on the answer
+
+
+def judge(scorer, text, golds):
+    doc = Doc(doc_id=0, example=example(golds[0], answers=golds), gold=golds[0], columns={})
+    return scorer(doc, Response(text=text)).score
+
+
+@pytest.mark.parametrize("task", [vqav2(), textvqa(), chartqa(), docvqa()], ids=lambda task: task.name)
+@given(
+    text=st.text("ab1., %-", max_size=8),
+    golds=st.lists(st.text("ab1.,%-", min_size=1, max_size=6), min_size=1, max_size=10),
+)
+@example_of(text="a b", golds=["a"])
+def test_strict_is_the_official_metric_on_the_answer(task, text, golds):
+    """Found in tags, an answer scores what it scores alone; the exceptions are where the metric would credit nothing."""
+    assume(all(gold.strip() for gold in golds))
+    text = " ".join(text.split())
+    assume(normalize_vqa(text) and all(map(normalize_vqa, golds)))
+    tagged = f"<think>hm {golds[0]}</think> <answer> {text} </answer>"
+    assert judge(task.scorers["strict"], tagged, golds) == pytest.approx(judge(task.scorers["official"], text, golds))
+
+
+def test_textvqa_has_its_own_normal_form_under_both_rules():
+    golds = ["joe's"] * 10
+    for name, text, by_textvqa, by_vqav2 in (("apart", "joe 's", 1, 0), ("comma", "joe's,", 1, 1)):
+        for scorer in ("strict", "official"):
+            assert judge(textvqa().scorers[scorer], text, golds) == by_textvqa, name
+            assert judge(vqav2().scorers[scorer], text, golds) == by_vqav2, name
+
+
+def test_strict_does_not_divide_by_what_can_be_reached():
+    golds = [f"answer {n}" for n in range(10)]
+    for task in (textvqa(), vqav2()):
+        assert judge(task.scorers["official"], golds[3], golds) == pytest.approx(0.3)
+        assert judge(task.scorers["strict"], golds[3], golds) == pytest.approx(0.3)
+    assert vqa(completion(golds[3]), example(golds[0], answers=golds)) == 1.0  # the reward does
+
+
+def test_padding_raises_the_published_anls_only():
+    padded = "wrong" + " " * 1000 + "answer"
+    assert judge(docvqa().scorers["official"], padded, ["invoice"]) > 0.98
+    assert judge(docvqa().scorers["strict"], padded, ["invoice"]) == 0.0
 
 
 # --- relaxed accuracy

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from gpg_vl.eval.predictions import Prediction, Responder, read_predictions
 from gpg_vl.eval.records import read_docs
 from gpg_vl.eval.results import Results, results_json, sample_records, write_results
 from gpg_vl.eval.runner import evaluate, proved, score, score_rows, select
-from gpg_vl.eval.settings import EvalSettings, file_sha, model_sha, settings_for
+from gpg_vl.eval.settings import FIXED, EvalSettings, file_sha, model_revision, model_sha, settings_for
 from gpg_vl.eval.task import Doc, Scorer, Task, pick_scorers
 from gpg_vl.eval.tasks import tasks
+from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.registry import UnknownNameError
 
 _PACKAGES = ("gpg_vl", "math-verify", "numpy", "pillow", "pyarrow", "torch", "transformers", "qwen-vl-utils")
@@ -31,6 +32,10 @@ Predictions = Mapping[int, Sequence[Prediction]]
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m gpg_vl.eval") -> int:
     """Run the program and return its exit code. What the user got wrong is one message, without a traceback."""
+    return until_the_reader_leaves(lambda: _main(argv, prog))
+
+
+def _main(argv: Sequence[str] | None, prog: str) -> int:
     arguments = make_parser(prog).parse_args(argv)
     try:
         if arguments.list:
@@ -59,15 +64,14 @@ class _Job:
     """Every doc of the data."""
     docs: Sequence[Doc]
     """Those that are measured."""
+    asked: int
+    """How many of them the limit asks for; fewer are measured where responses are missing and may be."""
     seed: int
 
 
 def _run(arguments: argparse.Namespace) -> int:
     _refuse_incomplete(arguments)
-    job = _job(arguments)
-    given = _read(arguments.predictions, job) if arguments.predictions else None
-    # The other file is read before hours are spent on this one.
-    others = _read(arguments.compare, job) if arguments.compare else None
+    job, given, others = _read_files(arguments, _job(arguments))
     scorers = _scorers(arguments, job, given)
     output: Path | None
     if given is None:
@@ -76,7 +80,8 @@ def _run(arguments: argparse.Namespace) -> int:
         output, results, origin = _scored(arguments, job, given, scorers)
     comparison = None
     if others is not None:
-        comparison = compare(job.task, results.rows, score_rows(job.docs, others, scorers), seed=job.seed)
+        docs = list({row.doc.doc_id: row.doc for row in results.rows}.values())  # those that the proof has looked at
+        comparison = compare(job.task, results.rows, score_rows(docs, others, scorers), seed=job.seed)
     if output:
         _write(arguments, job, results, comparison, output, origin)
     _print(arguments, job, results, comparison)
@@ -99,6 +104,11 @@ def _refuse_incomplete(arguments: argparse.Namespace) -> None:
     if arguments.model and not arguments.data:
         raise UserError(
             "There are no questions. Name the benchmark's file or folder with --data PATH; --help shows examples."
+        )
+    if arguments.intersect and not arguments.compare:
+        raise UserError(
+            "--intersect says which rows are compared, but there is nothing to compare with. Name the other predictions "
+            "with --compare FILE, or leave --intersect out."
         )
     if arguments.model and not arguments.model.is_dir():
         raise UserError(
@@ -130,23 +140,37 @@ def _job(arguments: argparse.Namespace) -> _Job:
             coordinates, side = model_coordinates(arguments.model)
         settings = settings_for(task, arguments.prompt, seed=arguments.seed, **changes | {"coordinates": coordinates})
         loaded = located(loaded, coordinates or DEFAULT, settings, *([side] if side else []))
-    return _Job(
-        task=task,
-        settings=settings,
-        loaded=loaded,
-        docs=select(task, loaded, arguments.limit, arguments.seed),
-        seed=arguments.seed,
-    )
+    docs = select(task, loaded, arguments.limit, arguments.seed)
+    return _Job(task=task, settings=settings, loaded=loaded, docs=docs, asked=len(docs), seed=arguments.seed)
 
 
-def _read(file: Path, job: _Job) -> dict[int, tuple[Prediction, ...]]:
+def _read_files(arguments: argparse.Namespace, job: _Job) -> tuple[_Job, Predictions | None, Predictions | None]:
+    """The responses of both files, and the job with the docs that they leave to be measured.
+
+    Responses may be missing with a limit, where any docs will do as long as the file has them, and with --intersect.
+    """
+    given = others = None
+    if arguments.predictions:
+        limited = arguments.limit is not None
+        docs = job.loaded if limited else job.docs
+        given = _read(arguments.predictions, job, docs, partial=limited or arguments.intersect)
+        there = [doc for doc in docs if doc.doc_id in given]
+        job = replace(job, docs=select(job.task, there, job.asked, job.seed) if limited else there)
+    if arguments.compare:  # before hours are spent on the answers of a model
+        others = _read(arguments.compare, job, job.docs, partial=arguments.intersect)
+        job = replace(job, docs=[doc for doc in job.docs if doc.doc_id in others])
+    return job, given, others
+
+
+def _read(file: Path, job: _Job, docs: Sequence[Doc], *, partial: bool) -> dict[int, tuple[Prediction, ...]]:
     return read_predictions(
         file,
         task=job.task.name,
         known={doc.doc_id for doc in job.loaded},
-        needed=[doc.doc_id for doc in job.docs],
+        needed=[doc.doc_id for doc in docs],
         prefill=job.settings.prefill,
         repeats=job.settings.repeats,
+        partial=partial,
     )
 
 
@@ -190,7 +214,8 @@ def _generated(
         allow_errors=arguments.allow_errors,
         console=Console(stderr=True),
     )
-    return output, results, {"model": str(model), "model_sha": digest, **asdict(job.settings)}
+    origin = {"model": str(model), "model_sha": digest, "revision": model_revision(model), **asdict(job.settings)}
+    return output, results, {**origin, **FIXED}
 
 
 def _scored(
@@ -235,7 +260,7 @@ def _write(
     tree = results_json(results, task=job.task, original=len(job.loaded), config=config)
     if comparison is not None:
         per_scorer = {name: comparison_json(one) for name, one in comparison.items()}
-        tree["comparison"] = {"with": str(arguments.compare), **per_scorer}
+        tree["comparison"] = {"with": str(arguments.compare), "rows": results.docs, **per_scorer}
     samples = sample_records(results, job.settings if arguments.model else None)
     write_results(output, tree, samples, job.task.name)
 
@@ -252,16 +277,19 @@ def _print(
     if (disagreement := disagreement_table(results.rows)) is not None:
         console.print(disagreement)
     if comparison is not None:
-        print(f"\nminus {arguments.compare}, on the same rows")
+        print(f"\nminus {arguments.compare}, on the same {results.docs} rows")
         console.print(comparison_table(comparison))
-    if results.docs < len(job.loaded):
+    if results.docs < job.asked:
+        where = "are in both" if arguments.intersect else "have an answer"
+        print(f"note: {results.docs} of {job.asked} rows {where}; the others are left out.")
+    elif results.docs < len(job.loaded):
         print(f"note: {results.docs} of {len(job.loaded)} rows, drawn by --limit and --seed {arguments.seed}.")
     if note := size_note(job.task, len(job.loaded)):
         print(note)
     if results.errors:
-        first = next(row.prediction for row in results.rows if row.prediction.error is not None)
+        first = next(row for row in results.rows if row.error is not None)
         print(
-            f"warning: {results.errors} rows have errors and count as wrong; the first is doc_id {first.doc_id}: "
+            f"warning: {results.errors} rows have errors and count as wrong; the first is doc_id {first.doc.doc_id}: "
             f"{first.error}"
         )
 

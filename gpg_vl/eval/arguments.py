@@ -15,11 +15,11 @@ examples:
   python -m gpg_vl.eval aime24 --model MODEL --data data/aime_2024 --repeats 16 --temperature 0.6 --top-p 0.95
 
 A predictions file has a line {"doc_id": <row number from 0>, "response": "<text>"} for every row of the data, and with
---repeats K a line for every {"sample": 0} to {"sample": K-1} of it. A file that this program wrote carries its questions:
-it is scored without --data.
+--repeats K a line for every {"sample": 0} to {"sample": K-1} of it. With --limit N the rows that it has are scored, at most
+N of them. A file that this program wrote carries its questions: it is scored without --data.
 A stopped run is continued by the same command: what is in OUTPUT/predictions.jsonl is not asked again.
 exit code: 0 every row was scored, or --allow-errors was given; 1 some rows have errors (they count as wrong); 2 something
-to correct was given.
+to correct was given; 141 the reader of the output left, as in | head.
 """
 GENERATION = {
     "max_new_tokens": "--max-new-tokens",
@@ -77,6 +77,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         "runs/eval-TASK-MODEL-DIGEST; with --predictions: only printed)",
     )
     add("--compare", type=Path, metavar="FILE", help="another predictions file on the same rows: print the difference")
+    add("--intersect", action="store_true", help="with --compare: measure only the rows that both have an answer to")
     _add_generation(parser)
     return parser
 

@@ -33,9 +33,8 @@ def results_table(results: Results) -> Table:
         table.add_row(f"pass@{k}", *cells, "")
     table.add_section()
     table.add_row("answered", *(percent(share) for share in results.answered.values()), "")
-    if results.ceilings:
-        ceilings = (percent(results.ceilings.get(scorer, 1.0)) for scorer in results.estimates)
-        table.add_row("ceiling: right answers accepted", *ceilings, "")
+    if any(ceiling < 1 for ceiling in results.ceilings.values()):
+        table.add_row("ceiling: mean score", *map(percent, results.ceilings.values()), "")
     return table
 
 
@@ -49,6 +48,7 @@ def results_notes(results: Results, *, prompt: str) -> list[str]:
     ]
     if absent := [name for name, value in results.chance.items() if math.isnan(value)]:
         lines.append(f"no rows for: {', '.join(absent)}")
+    lines += [f"{scorer} leaves {count} rows out, as published" for scorer, count in results.skipped.items()]
     for scorer, counts in results.labels.items():
         lines.append(f"answers, {scorer}: " + "  ".join(f"{label} {count}" for label, count in counts.items()))
     if results.answered[results.headline] < _ANSWERED:

@@ -154,13 +154,15 @@ def read_predictions(
     needed: Collection[int],
     prefill: str = "",
     repeats: int = 1,
+    partial: bool = False,
 ) -> dict[int, tuple[Prediction, ...]]:
     """The predictions of the docs in `needed`, `repeats` each, from a log or from lines `{"doc_id": 0, "response": ".."}`.
 
     `known` are all doc ids of the benchmark; rows of known docs that are not needed (a limited run) are left out.
     `prefill` is assumed where a row does not record its own. In a log the last record of a key wins, and any record
     wins over an error; another second row for a sample of a doc is an error. Raises UserError for a malformed line, an
-    unknown, doubled or missing doc or sample, or another task.
+    unknown, doubled or missing doc or sample, or another task. With `partial` a needed doc may be missing, and is left out
+    if one of its samples is; not all of them may.
     """
     found: dict[tuple[int, int], tuple[int, Key | None, Prediction]] = {}
     for line, row in json_rows(file, torn_end=False):
@@ -182,12 +184,16 @@ def read_predictions(
                 )
             found[place] = (line, key, prediction)
     wanted = [(doc_id, sample) for doc_id in needed for sample in range(repeats)]
-    if missing := sorted(set(wanted) - found.keys()):
+    missing = sorted(set(wanted) - found.keys())
+    if partial:
+        lacking = {doc_id for doc_id, _ in missing}
+        needed = [doc_id for doc_id in needed if doc_id not in lacking]
+    if missing and not (partial and needed):
         first = ", ".join(str(d) if repeats == 1 else f"{d} sample {i}" for d, i in missing[:5])
         raise UserError(
             f"{file} has no response for {len(missing)} of {len(wanted)} {'docs' if repeats == 1 else 'samples'} "
             f"(doc_id {first}{', ...' if len(missing) > 5 else ''}). Every doc counts. Generate the missing ones, or "
-            "score a part of the docs with the --limit and --seed it was generated with."
+            "score those that are there, at most N, with --limit N."
         )
     return {doc_id: tuple(found[doc_id, sample][2] for sample in range(repeats)) for doc_id in needed}
 

@@ -33,6 +33,12 @@ class ScoredRow:
     prediction: Prediction
     scores: Mapping[str, Score]
 
+    @property
+    def error(self) -> str | None:
+        """Why the row is void, under every scorer or under one that refuses its gold answer; None if it is not."""
+        refusals = (reason for scorer, reason in self.doc.refused.items() if scorer in self.scores)
+        return self.prediction.error if self.prediction.error is not None else next(refusals, None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
@@ -52,17 +58,19 @@ class Results:
     """Per scorer, the share of rows in which it found an answer."""
     labels: Mapping[str, Mapping[str, int]]
     """Counts of the parsed answers per scorer, and of the right ones under `gold`: shows a preference for a letter."""
+    skipped: Mapping[str, int]
+    """Per scorer that leaves rows out of its denominator, how many; they are in the denominator of all others."""
     truncated: float | None
     """Share that hit the token limit, of the rows that record how they ended; None if none does."""
     errors: int
-    """Count of rows that could not be asked or scored."""
+    """Count of rows that could not be asked, or not be scored under one of the scorers."""
     docs: int
     """Count of docs; there are `repeats` rows of each."""
     repeats: int
     pass_at_k: Mapping[str, Mapping[int, Estimate]]
     """Scorer, then k: the mean over docs of the chance that one of k answers is right. {} without repeats."""
     ceilings: Mapping[str, float]
-    """Per flawed scorer, the share of docs of which it accepts the right answer however it is written."""
+    """Per scorer, the mean score of right answers, each written as the scorer likes best; {} if nobody measured it."""
     rows: tuple[ScoredRow, ...]
 
     @property
@@ -96,6 +104,7 @@ class Results:
             "chance": self.mean_chance,
         }
         numbers |= {f"chance_{name}": json_number(value) for name, value in self.chance.items()}
+        numbers |= {f"skipped,{scorer}": count for scorer, count in self.skipped.items()}
         numbers |= {f"ceiling,{scorer}": value for scorer, value in self.ceilings.items()}
         numbers |= {f"labels,{scorer}": dict(counts) for scorer, counts in self.labels.items()}
         return numbers
@@ -130,8 +139,9 @@ def summarise(
         chance={name: point(aggregate, chance_N, columns) for name, aggregate in task.aggregates.items()},
         mean_chance=float(chance_N.mean()),
         answered={scorer: sum(row.scores[scorer].answered for row in rows) / len(rows) for scorer in scorers},
+        skipped={scorer: count for scorer in scorers if (count := sum(row.scores[scorer].skipped for row in rows))},
         truncated=finished.count("length") / len(finished) if finished else None,
-        errors=sum(row.prediction.error is not None for row in rows),
+        errors=sum(row.error is not None for row in rows),
         docs=docs,
         repeats=len(rows) // docs,
         pass_at_k={scorer: _pass_at_k(task, rows, scorer, seed, draws) for scorer in scorers},
@@ -206,6 +216,7 @@ def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[
             "scores": {
                 name: {"parsed": one.parsed, "answered": one.answered, "score": one.score, "notes": one.notes}
                 | ({"parts": dict(one.parts)} if one.parts else {})
+                | ({"skipped": True} if one.skipped else {})
                 for name, one in row.scores.items()
             },
             "doc": doc_record(doc),
@@ -225,8 +236,9 @@ def json_number(value: float) -> float | None:
 
 
 def scores_of(rows: Sequence[ScoredRow], scorer: str) -> Floats:
-    """scores_N of one scorer."""
-    return np.array([row.scores[scorer].score for row in rows], dtype=np.float64)
+    """scores_N of one scorer, NaN where it leaves the row out."""
+    scores = (row.scores[scorer] for row in rows)
+    return np.array([math.nan if score.skipped else score.score for score in scores], dtype=np.float64)
 
 
 def parts_of(rows: Sequence[ScoredRow], scorer: str) -> dict[str, Floats]:

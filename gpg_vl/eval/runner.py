@@ -5,9 +5,10 @@ repeating a finished run load no model.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -65,8 +66,8 @@ def select(task: Task, docs: Sequence[Doc], limit: int | float | None, seed: int
 def check_gold(task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer]) -> dict[str, float]:
     """Prove the scorers before a model is loaded: `strict` must accept every way to write a right answer, others one.
 
-    Scorers that the task calls flawed are measured instead: the result is, per such scorer, the share of docs of which it
-    accepts every way. Raises UserError with the first doc that fails.
+    Scorers that the task calls flawed need not. The result is the ceiling of each of the scorers: the mean score of right
+    answers, each written in the way that the scorer likes best. Raises UserError with the first doc that fails.
     """
     return proved(task, docs, scorers, allow_errors=False)[1]
 
@@ -74,29 +75,27 @@ def check_gold(task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer]) -
 def proved(
     task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer], *, allow_errors: bool
 ) -> tuple[list[Doc], dict[str, float]]:
-    """The docs, and what `check_gold` returns. With `allow_errors` a doc that fails becomes an error row."""
-    sound = {doc.doc_id: doc for doc in docs if doc.problem is None}
+    """The docs, and what `check_gold` returns. With `allow_errors` a doc that fails says in `refused` who refuses it."""
+    sound = [doc for doc in docs if doc.problem is None]
     ceilings: dict[str, float] = {}
-    problems: dict[int, str] = {}
+    refused: dict[int, dict[str, str]] = {}
     for name, scorer in {"strict": task.scorers["strict"], **scorers}.items():
-        enough = all if name == "strict" or name in task.flawed else any
-        refused = [
-            doc
-            for doc in sound.values()
-            if not enough(_accepts(scorer, doc, gold) for gold in task.gold_responses(doc))
-        ]
+        more_ways = task.published_golds if name in task.flawed else (lambda doc: ())
+        best = [_best(scorer, doc, chain(task.gold_responses(doc), more_ways(doc))) for doc in sound]
+        if name in scorers:
+            ceilings[name] = sum(best) / max(1, len(best))
         if name in task.flawed:
-            ceilings[name] = 1 - len(refused) / max(1, len(sound))
             continue
-        for doc in refused:
-            problems.setdefault(doc.doc_id, _refusal(task, doc, name, scorer))
-    if problems and not allow_errors:
-        more = f" So does it refuse {len(problems) - 1} more." if len(problems) > 1 else ""
+        for doc, score in zip(sound, best, strict=True):
+            if score < task.full_marks(doc) - EXACT or (name == "strict" and not _accepts_all(task, scorer, doc)):
+                refused.setdefault(doc.doc_id, {})[name] = _refusal(task, doc, name, scorer)
+    if refused and not allow_errors:
+        more = f" So it is with {len(refused) - 1} more docs." if len(refused) > 1 else ""
         raise UserError(
-            f"{next(iter(problems.values()))}{more} Correct the row, drop the scorer, or give --allow-errors to score such "
-            "rows 0."
+            f"{next(reason for reasons in refused.values() for reason in reasons.values())}{more} Correct the row, drop the "
+            "scorer, or give --allow-errors to score such rows 0."
         )
-    return [replace(doc, problem=problems.get(doc.doc_id, doc.problem)) for doc in docs], ceilings
+    return [replace(doc, refused=refused.get(doc.doc_id, {})) for doc in docs], ceilings
 
 
 def _refusal(task: Task, doc: Doc, name: str, scorer: Scorer) -> str:
@@ -107,8 +106,19 @@ def _refusal(task: Task, doc: Doc, name: str, scorer: Scorer) -> str:
     )
 
 
-def _accepts(scorer: Scorer, doc: Doc, gold: Response) -> bool:
-    return scorer(doc, gold).score >= 1 - EXACT
+def _best(scorer: Scorer, doc: Doc, golds: Iterable[Response]) -> float:
+    """The highest score of a way to write the right answer; what comes behind one that scores 1 is not looked at."""
+    best = 0.0
+    for gold in golds:
+        best = max(best, scorer(doc, gold).score)
+        if best >= 1 - EXACT:
+            return 1.0
+    return best
+
+
+def _accepts_all(task: Task, scorer: Scorer, doc: Doc) -> bool:
+    least = task.full_marks(doc) - EXACT
+    return all(scorer(doc, gold).score >= least for gold in task.gold_responses(doc))
 
 
 def evaluate_responder(
@@ -194,19 +204,23 @@ def score(
 def score_rows(
     docs: Sequence[Doc], predictions: Mapping[int, Sequence[Prediction]], scorers: Mapping[str, Scorer]
 ) -> list[ScoredRow]:
-    """Every answer under every scorer, in the order of the docs. What has an error scores 0 everywhere."""
+    """Every answer under every scorer, in the order of the docs. What has an error scores 0 everywhere, and a doc whose
+    gold answer a scorer refuses scores 0 under that one."""
     rows = []
     for doc in docs:
         for prediction in predictions[doc.doc_id]:
             if doc.problem is not None and prediction.error is None:
                 prediction = replace(prediction, error=doc.problem)
-            if prediction.error is None:
-                scores = {name: scorer(doc, prediction.response) for name, scorer in scorers.items()}
-            else:
-                void = Score(score=0.0, answered=False, parsed=None, notes=f"error: {prediction.error}")
-                scores = dict.fromkeys(scorers, void)
+            scores = {name: _scored(name, scorer, doc, prediction) for name, scorer in scorers.items()}
             rows.append(ScoredRow(doc=doc, prediction=prediction, scores=scores))
     return rows
+
+
+def _scored(name: str, scorer: Scorer, doc: Doc, prediction: Prediction) -> Score:
+    void = doc.refused.get(name) if prediction.error is None else prediction.error
+    if void is None:
+        return scorer(doc, prediction.response)
+    return Score(score=0.0, answered=False, parsed=None, notes=f"error: {void}")
 
 
 def prepare(docs: Sequence[Doc], settings: EvalSettings) -> tuple[dict[int, Example], dict[int, str]]:

@@ -14,6 +14,9 @@ from gpg_vl.eval.task import Doc, Task, pick
 from gpg_vl.types import Example, Message
 
 _WHOLE_FILE = 1 << 24  # bytes; larger files are sampled
+FIXED = {"repetition_penalty": 1.0, "padding_side": None}
+"""What others have to choose and results have to say: no token is penalised, and prompts are packed, so none is padded."""
+_REVISION = re.compile("[0-9a-f]{40}")
 _SAMPLES = 256
 _SAMPLE = 1 << 14
 
@@ -169,6 +172,12 @@ def model_sha(folder: Path) -> str:
                 stream.seek(i * (size - _SAMPLE) // (_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE))
     return digest.hexdigest()[:16]
+
+
+def model_revision(folder: Path) -> str | None:
+    """The hub's commit of a checkpoint in its cache, whose folder is named by it; None for any other folder."""
+    real = folder.resolve()
+    return real.name if real.parent.name == "snapshots" and _REVISION.fullmatch(real.name) else None
 
 
 def file_sha(file: Path) -> str:

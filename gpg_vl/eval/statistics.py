@@ -27,6 +27,7 @@ class Sample:
     """
 
     scores_N: Floats
+    """NaN for a row that the scorer's rule leaves out."""
     columns: Mapping[str, NDArray[np.str_]]
     """Labels that rows are chosen by, each of shape [N]."""
     weights_R_N: Floats
@@ -39,7 +40,7 @@ class Sample:
 
     def share(self, least: float, **where: str) -> Floats:
         """Weighted share of these rows that score `least` or more, [R]."""
-        return self._mean((self.scores_N >= least).astype(np.float64), where)
+        return self._mean((self.scores_N >= least).astype(np.float64), where)  # NaN is left out below
 
     def ratio(self, above: str, below: str) -> Floats:
         """Sum of one part over the sum of another, [R]; NaN where the lower sum is 0 or the parts are not there."""
@@ -48,10 +49,12 @@ class Sample:
         return _divided(self.weights_R_N @ self.parts[above], self.weights_R_N @ self.parts[below])
 
     def _mean(self, values_N: Floats, where: Mapping[str, str]) -> Floats:
-        chosen_N = np.ones(len(values_N), dtype=bool)
+        chosen_N = ~np.isnan(self.scores_N)
         for column, value in where.items():
             chosen_N &= self.columns[column] == value
-        return _divided(self.weights_R_N @ (values_N * chosen_N), self.weights_R_N @ chosen_N.astype(np.float64))
+        return _divided(
+            self.weights_R_N @ np.where(chosen_N, values_N, 0.0), self.weights_R_N @ chosen_N.astype(np.float64)
+        )
 
 
 def _divided(above_R: Floats, below_R: Floats) -> Floats:

@@ -38,6 +38,8 @@ class Doc:
     """The folder that image paths start from and may not leave."""
     problem: str | None = None
     """Why the doc can neither be asked nor scored, such as an image without a size; it is then an error row."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Scorers that do not accept the doc's own gold answer, and how that came out. It scores 0 under these alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ class Score:
     """The answer that was read, for a person to compare with the gold."""
     notes: str = ""
     """What was odd about the response, such as `unclosed_think`."""
+    skipped: bool = False
+    """True if a published rule leaves such a row out of its denominator. Never under `strict`."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Numbers that an aggregate adds up by themselves, such as an intersection and a union."""
 
@@ -124,9 +128,14 @@ class Task:
     """By name; `strict` must be among them."""
     default_scorers: tuple[str, ...]
     gold_responses: Callable[[Doc], Sequence[Response]]
-    """Ways to write the right answer. `strict` must give each of them 1, every other scorer at least one."""
+    """Ways to write the right answer. `strict` must give each of them full marks, every other scorer at least one."""
+    full_marks: Callable[[Doc], float] = lambda doc: 1.0
+    """The score of a right answer: 1, or less where annotators disagree and the metric says so."""
+    published_golds: Callable[[Doc], Sequence[Response]] = lambda doc: ()
+    """What only published rules read as the right answer, such as another notation: counts for their ceilings alone."""
     flawed: Collection[str] = ()
-    """Scorers that by their published rule refuse some right answers. Their ceiling is printed, and nothing stops."""
+    """Scorers that by their published rule refuse some right answers. What right answers get under each scorer is printed,
+    and such a refusal stops nothing."""
     boxes: bool = False
     """Answers are boxes: docs get the column `coordinates`, the convention that they are written in."""
     needs_mask: Collection[str] = ()

@@ -86,44 +86,20 @@ def gold_answers(example: Example) -> tuple[str, ...]:
 # --- soft VQA accuracy -----------------------------------------------------------------------------------------------
 
 
-@explained(_explain_with(lambda text: normalize_vqa(text) or None), VQA_EXAMPLES)
+@explained(_explain_with(lambda text: compared_vqa(text) or None), VQA_EXAMPLES)
 def vqa(completion: Completion, example: Example) -> float:
     """Soft VQA accuracy of the answer, as a share of the best that any of the accepted answers has.
 
-    Without the share, a question on which ten people gave ten answers could not be answered with full marks. The answers
-    are in the column `answers`; without it there is one, the gold answer.
+    Without the share, a question on which ten people gave ten answers could not be answered with full marks, and the
+    rewards of its group would be closer together than those of an easy one. The evaluation takes no share. The answers are
+    in the column `answers`; without it there is one, the gold answer.
     """
     golds = gold_answers(example)
     best = _best_soft_accuracy(golds)
     if best == 0.0:
-        raise UserError(
-            f"The answers of example {example.id!r} are nothing but articles and punctuation: {golds!r:.80}. Correct the row."
-        )
+        raise UserError(f"The answers of example {example.id!r} are empty: {golds!r:.80}. Correct the row.")
     candidate = extract_answer(completion.response).candidate
-    return 0.0 if candidate is None else min(1.0, soft_accuracy(candidate, golds) / best)
-
-
-def soft_accuracy(candidate: str, golds: Sequence[str], *, textvqa: bool = False) -> float:
-    """VQA accuracy: the mean, over leaving out each gold answer once, of min(1, equal answers / 3); texts normalised.
-
-    With a single gold answer, equality. An answer of which normalising leaves nothing is worth 0.
-    """
-    plain = normalize_vqa(candidate, textvqa=textvqa) if len(candidate) <= MAX_CANDIDATE else ""
-    count = sum(_normalized_gold(gold, textvqa) == plain for gold in golds) if plain else 0
-    if len(golds) == 1:
-        return float(count)
-    others = len(golds) - count
-    return (count * min(1.0, (count - 1) / 3) + others * min(1.0, count / 3)) / len(golds) if count else 0.0
-
-
-@lru_cache(maxsize=1024)
-def _best_soft_accuracy(golds: tuple[str, ...]) -> float:
-    return max(soft_accuracy(gold, golds) for gold in golds)
-
-
-@lru_cache(maxsize=8192)
-def _normalized_gold(gold: str, textvqa: bool) -> str:
-    return normalize_vqa(gold, textvqa=textvqa)
+    return 0.0 if candidate is None else min(1.0, soft_accuracy(candidate, golds, compared_vqa) / best)
 
 
 def normalize_vqa(text: str, *, textvqa: bool = False) -> str:
@@ -141,6 +117,50 @@ def normalize_vqa(text: str, *, textvqa: bool = False) -> str:
         result = result.replace(mark, "" if touches or grouped else " ")
     words = (_NUMBER_WORDS.get(word, word) for word in _FREE_PERIOD.sub("", result).lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def normalize_textvqa(text: str) -> str:
+    """The normal form of TextVQA."""
+    return normalize_vqa(text, textvqa=True)
+
+
+def compared_vqa(text: str) -> str:
+    """The normal form; where it leaves nothing ("a", "-"), the text itself but for case, blanks and a final point.
+
+    So the answer to "What letter is it?" may be "A", and no article is as good as another one.
+    """
+    return normalize_vqa(text) or _plain(text)
+
+
+def compared_textvqa(text: str) -> str:
+    """The same with the normal form of TextVQA."""
+    return normalize_textvqa(text) or _plain(text)
+
+
+def soft_accuracy(candidate: str, golds: Sequence[str], form: Callable[[str], str] = normalize_vqa) -> float:
+    """VQA accuracy: the mean, over leaving out each gold answer once, of min(1, equal answers / 3).
+
+    Texts are equal if their `form` is, by default the published normal form, of which an article leaves nothing: there
+    "a" and "the" are the same answer. With a single gold answer, equality. A blank answer is worth 0.
+    """
+    if not candidate.strip() or len(candidate) > MAX_CANDIDATE:
+        return 0.0
+    mine = form(candidate)
+    count = sum(bool(gold.strip()) and _gold_form(gold, form) == mine for gold in golds)
+    if len(golds) == 1:
+        return float(count)
+    others = len(golds) - count
+    return (count * min(1.0, (count - 1) / 3) + others * min(1.0, count / 3)) / len(golds) if count else 0.0
+
+
+@lru_cache(maxsize=1024)
+def _best_soft_accuracy(golds: tuple[str, ...]) -> float:
+    return max(soft_accuracy(gold, golds, compared_vqa) for gold in golds)
+
+
+@lru_cache(maxsize=8192)
+def _gold_form(gold: str, form: Callable[[str], str]) -> str:
+    return form(gold)
 
 
 # --- relaxed accuracy ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def rows(split: str, number: int = 3) -> list[dict]:
             "segmentation": [1.0, 2.0],
             "bbox": BOX,
             "iscrowd": 0,
-            "file_name": f"COCO_train2014_{n // 2:012}.jpg",  # two objects in one picture
+            "file_name": f"COCO_train2014_{n // 2:012}_{n}.jpg",  # two objects in one picture, each with its number
         }
         for n in range(number)
     ]

@@ -6,7 +6,7 @@ Legacy rules compare in fractions of the image. The parts of a score are the are
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -28,7 +28,7 @@ _BRACKETED = re.compile(rf"\[\s*+({_N}){_SEP}({_N}){_SEP}({_N}){_SEP}({_N})\s*+\
 _FOUR = re.compile(rf"(?<!\d)({_N}){_SEP}({_N}){_SEP}({_N}){_SEP}({_N})")
 _REC = r"(-?\d++(?:\.\d++)?+)"
 _LMMS_REC = re.compile(rf"\[\s*+{_REC},\s*+{_REC},\s*+{_REC},\s*+{_REC}\s*+\]")
-_VLM_R1 = re.compile(r"\[(\d++),\s*+(\d++),\s*+(\d++),\s*+(\d++)\]")
+_VLM_R1 = re.compile(r"\[(\d++),\s*+(\d++),\s*+(\d++),\s*+(\d++)\]\s*+")
 _FENCE = re.compile(r"```(?:json)?\s*+(.*?)```", re.DOTALL)
 _LONGEST = 20_000  # characters that are searched for JSON
 _KEYS = ("bbox_2d", "bbox", "box", "coordinates", "coord", "location", "position")
@@ -72,6 +72,14 @@ def gold_boxes(doc: Doc) -> tuple[Response, ...]:
     """The gold box as text, bare and in tags, in the doc's convention."""
     text = written(gold_box(doc), doc)
     return Response(text=text), Response(text=f"<think>there</think><answer>{text}</answer>")
+
+
+def published_boxes(doc: Doc) -> tuple[Response, ...]:
+    """The gold box in notations that published rules ask for: fractions; pixels of the file; of the resized image."""
+    gold, (width, height) = gold_box(doc), doc.columns["input_size"]
+    resized = convert(gold, pixels_of(doc), Frame("abs_resized", width, height))
+    boxes = (list(relative(doc)), list(gold), [round(edge) for edge in resized])
+    return (*(Response(text=str(box)) for box in boxes), Response(text=f'<answer>{{"bbox_2d": {boxes[-1]}}}</answer>'))
 
 
 def blind_iou(doc: Doc) -> float:
@@ -164,24 +172,54 @@ def vlmevalkit_box(doc: Doc, response: Response) -> Score:
 
 
 def vlm_r1(doc: Doc, response: Response) -> Score:
-    """VLM-R1's rule: in the first `<answer>`, the last whole-number box inside braces on one line, in pixels of the resized
-    image; else zeros. There a hit is an IoU above 0.5, here of at least 0.5, and there an overlap of one pixel is none.
+    """VLM-R1's rule: in the first `<answer>`, the last whole-number box of the first line with one inside braces, in pixels
+    of the resized image; else zeros. There a hit is an IoU above 0.5, here of at least 0.5, and there an overlap of one pixel
+    is none.
     """
     start = response.text.find("<answer>")
     end = response.text.find("</answer>", start)
     answer = response.text[start + len("<answer>") : end] if 0 <= start < end else ""
-    boxes = [box for line in answer.split("\n") for box in _in_braces(line)]
-    if not boxes:
+    edges = vlm_r1_edges(answer)
+    if edges is None:
         return no_box(doc)
     width, height = doc.columns["input_size"]
-    box = Box(*(float(edge[:18]) for edge in boxes[0]))
+    box = Box(*(float(edge[:18]) for edge in edges))
     return box_score(convert(box, Frame("abs_resized", width, height), UNIT), relative(doc), shown(box))
 
 
-def _in_braces(line: str) -> list[tuple[str, ...]]:
-    """The last box between the first `{` and the last `}` of a line, as a greedy pattern finds it."""
-    inside = line[line.find("{") : line.rfind("}")] if "{" in line and line.rfind("}") > line.find("{") else ""
-    return [found.groups() for found in _VLM_R1.finditer(inside)][-1:]
+def vlm_r1_edges(answer: str) -> tuple[str, ...] | None:
+    r"""What the published `\{.*\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)]\s*.*\}` finds, in linear time.
+
+    Its points match no line break, its blanks do: a box opens on the line of a `{` before it, may go on over lines, and needs
+    a `}` on the line on which the text goes on behind it. Greedy: the last such box of the first line that has one.
+    """
+    newline, opening, closing = _seeker(answer, "\n"), _seeker(answer, "{"), _seeker(answer, "}")
+    last: tuple[str, ...] | None = None
+    opened = line_end = -1
+    for box in _VLM_R1.finditer(answer):
+        if box.start() > line_end:  # the first box of its line
+            if last is not None:
+                return last
+            opened = opening(answer.rfind("\n", max(line_end, 0), box.start()) + 1)
+            line_end = newline(box.start())
+        if opened < box.start() and closing(box.end()) < newline(box.end()):
+            last = box.groups()
+    return last
+
+
+def _seeker(text: str, mark: str) -> Callable[[int], int]:
+    """Where `mark` is next, from a place on (the end of the text if it is not). Asked for growing places, it reads the text
+    once."""
+    found = -1
+
+    def seek(start: int) -> int:
+        nonlocal found
+        if found < start:
+            found = text.find(mark, start)
+            found = len(text) if found < 0 else found
+        return found
+
+    return seek
 
 
 def _json_boxes(text: str) -> Iterator[tuple[float, ...]]:

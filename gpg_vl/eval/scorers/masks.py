@@ -69,7 +69,7 @@ def gold_mask(doc: Doc) -> dict[str, Any]:
 def lisa_mask(doc: Doc, response: Response) -> Score:
     """LISA's rule: I / (U + 1e-5) over the pixels that are not ignored; an empty union counts as 1."""
     target, ignored, _ = regions(doc)
-    mine, why = _predicted(response, target)
+    mine, why, _ = _predicted(response, target)
     areas = overlap(mine, target, ignored)
     # The slack is the owner's guard against an empty union; a prediction that is the target counts in full.
     score = 1.0 if areas.union == areas.intersection else areas.intersection / (areas.union + _GIOU_SLACK)
@@ -77,19 +77,33 @@ def lisa_mask(doc: Doc, response: Response) -> Score:
 
 
 def segzero_mask(doc: Doc, response: Response) -> Score:
-    """Seg-Zero's rule: ignored pixels are target; a failed prediction has the target's area as its union; 0 if U is 0."""
+    """Seg-Zero's rule: ignored pixels are target; a missing mask has the target's area as its union; 0 if U is 0.
+
+    A mask that cannot be read or has another size raises there, behind the count of rows: it is left out.
+    """
     found = regions(doc)
-    mine, why = _predicted(response, found.target)
+    mine, why, _ = _predicted(response, found.target)
+    if why and response.mask is not None:
+        return _left_out(why)
     areas = overlap(mine, found.target | found.ignored)
     return _scored(areas.intersection / areas.union if areas.union else 0.0, areas, why)
 
 
 def visual_rft_mask(doc: Doc, response: Response) -> Score:
-    """Visual-RFT's rule: the first polygon alone, I / (U + 1e-6). It drops failed and mis-sized masks; here they score 0."""
+    """Visual-RFT's rule: the first polygon alone, I / (U + 1e-6). A mask of another size is left out.
+
+    Rows whose prediction failed never reach its file of masks; here they score 0.
+    """
     first = regions(doc).first
-    mine, why = _predicted(response, first)
+    mine, why, missized = _predicted(response, first)
+    if missized:
+        return _left_out(why)
     areas = overlap(mine, first)
     return _scored(areas.intersection / (areas.union + _RFT_SLACK), areas, why)
+
+
+def _left_out(why: str) -> Score:
+    return Score(score=0.0, answered=False, parsed=None, notes=why, skipped=True)
 
 
 def _scored(score: float, areas: Areas, why: str) -> Score:
@@ -97,13 +111,22 @@ def _scored(score: float, areas: Areas, why: str) -> Score:
     return Score(score=0.0 if why else score, answered=not why, parsed=None if why else "mask", notes=why, parts=parts)
 
 
-def _predicted(response: Response, target: Mask) -> tuple[Mask, str]:
-    """The predicted mask, or an empty one and why."""
+class _Predicted(NamedTuple):
+    """A mask of an answer, or an empty one of the right size and why there is none."""
+
+    mask: Mask
+    why: str = ""
+    missized: bool = False
+
+
+def _predicted(response: Response, target: Mask) -> _Predicted:
+    none = np.zeros_like(target)
+    if response.mask is None:
+        return _Predicted(none, "no mask: none is given")
     try:
-        mask = decode(response.mask) if response.mask is not None else None
+        mask = decode(response.mask)
     except ValueError as error:
-        return np.zeros_like(target), f"no mask: {error}"
-    if mask is None or mask.shape != target.shape:
-        given = "none is given" if mask is None else f"it is {mask.shape} where the image is {target.shape}"
-        return np.zeros_like(target), f"no mask: {given}"
-    return mask, ""
+        return _Predicted(none, f"no mask: {error}")
+    if mask.shape != target.shape:
+        return _Predicted(none, f"no mask: it is {mask.shape} where the image is {target.shape}", missized=True)
+    return _Predicted(mask)

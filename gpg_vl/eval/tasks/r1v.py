@@ -3,8 +3,9 @@
 Both are JSONL files with `image_path`, `question` and `ground_truth`; the pictures come from Geo170K and from the
 SuperCLEVR release, and are needed only when a model answers. No other owner's rule exists, so `official` is `r1v`.
 
-Of GEOQA's golds 77 hold a root or π, which the published rule cannot read: it has a ceiling of 89.8 %, and accepts the bare
-coefficient instead of the right answer (see `gpg_vl.eval.scorers.r1v`).
+Of GEOQA's golds 77 hold a root or π, which the published rule cannot read (see `gpg_vl.eval.scorers.r1v`): 17 parse to
+nothing and are never right, 60 to their bare coefficient. A model that answers in LaTeX reaches at most 89.8 %; the ceiling
+that is printed is higher, as it counts answers in the golds' own notation, which the rule misreads as it misreads the gold.
 """
 
 from pathlib import Path

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gpg_vl.errors import UserError
+from gpg_vl.eval.coordinates import pixels_of
 from gpg_vl.eval.loading import (
     Place,
     Row,
@@ -33,12 +34,21 @@ from gpg_vl.eval.loading import (
 )
 from gpg_vl.eval.masks import box_of, encode
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.boxes import blind_iou, gold_boxes, strict_box
-from gpg_vl.eval.scorers.masks import gold_mask, has_mask, is_target, lisa_mask, segzero_mask, visual_rft_mask
+from gpg_vl.eval.scorers.boxes import blind_iou, gold_box, gold_boxes, strict_box
+from gpg_vl.eval.scorers.masks import (
+    gold_mask,
+    has_mask,
+    is_target,
+    lisa_mask,
+    regions,
+    segzero_mask,
+    visual_rft_mask,
+)
 from gpg_vl.eval.scorers.visual_rft import visual_rft_box
 from gpg_vl.eval.statistics import Sample, mean_of
 from gpg_vl.eval.task import Doc, PromptStyle, Task
 from gpg_vl.eval.tasks.refcoco import THRESHOLDS, share
+from gpg_vl.rewards.boxes import Frame, convert
 
 _SYSTEM = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first "
@@ -58,7 +68,7 @@ def lisa() -> Task:
     """The task, for `python -m gpg_vl.eval lisa`."""
     return Task(
         name="lisa",
-        version="1",
+        version="2",
         description="ReasonSeg (LISA): find what an instruction means, which takes reasoning",
         source="https://github.com/dvlab-research/LISA, ReasonSeg/val and test; Ricky06662/ReasonSeg_test (no licence stated)",
         sizes={"test": 779, "val": 200},
@@ -85,6 +95,7 @@ def lisa() -> Task:
         default_scorers=("strict", "visual_rft"),
         needs_mask=("official", "segzero", "visual_rft_mask"),
         gold_responses=_golds,
+        published_golds=_published_golds,
         # They measure against other regions than the whole target.
         flawed=("visual_rft", "segzero", "visual_rft_mask"),
         boxes=True,
@@ -107,6 +118,16 @@ def _golds(doc: Doc) -> tuple[Response, ...]:
     """The gold box as text, with the gold mask where there is one."""
     mask = gold_mask(doc) if has_mask(doc) else None
     return tuple(replace(gold, mask=mask) for gold in gold_boxes(doc))
+
+
+def _published_golds(doc: Doc) -> tuple[Response, ...]:
+    """What the other ground truths take for right: the box and the mask of the first polygon, and ignored pixels, too."""
+    edges = convert(gold_box(doc, "box_first"), pixels_of(doc), Frame("rel1000", 1000.0, 1000.0))
+    text = "({},{}),({},{})".format(*map(round, edges))
+    if not has_mask(doc):
+        return (Response(text=text),)
+    found = regions(doc)
+    return tuple(Response(text=text, mask=encode(mask)) for mask in (found.first, found.target | found.ignored))
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

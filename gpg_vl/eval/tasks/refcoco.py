@@ -5,6 +5,7 @@ draws images. `val` of RefCOCO and RefCOCOg there is the standard split and 5,00
 RefCOCO+ and test of RefCOCOg are the standard ones. Published tables give every split for itself.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from gpg_vl.eval.scorers.boxes import (
     last_box,
     lmms_grounding,
     lmms_rec,
+    published_boxes,
     strict_box,
     vlm_r1,
     vlmevalkit_box,
@@ -41,6 +43,8 @@ SIZES = {  # expressions of the standard splits, as they are usually given
     "refcoco+": {"val": 10758, "testA": 5726, "testB": 4889},
     "refcocog": {"val": 4896, "test": 9602},
 }
+_OBJECT = re.compile(r"(\d{12})_\d+(?=\.|$)")
+"""REFER names a file per object, the image's name with the object's number: COCO_train2014_000000581857_16.jpg."""
 HUB = {"refcoco": "RefCOCO", "refcoco+": "RefCOCOplus", "refcocog": "RefCOCOg"}
 
 _SENTENCE = "Please provide the bounding box coordinate of the region this sentence describes: {prompt}"
@@ -82,7 +86,7 @@ def centre(sample: Sample) -> Floats:
 def _task(name: str) -> Task:
     return Task(
         name=name,
-        version="1",
+        version="2",
         description=f"{HUB[name].replace('plus', '+')}: the box of what an expression refers to",
         source=f"https://huggingface.co/datasets/lmms-lab/{HUB[name]} (images of COCO)",
         sizes=SIZES[name],
@@ -102,6 +106,7 @@ def _task(name: str) -> Task:
         },
         default_scorers=("strict", "official"),
         gold_responses=gold_boxes,
+        published_golds=published_boxes,
         # Each of them reads one convention and one notation, and the gold is written in the notation of Qwen2-VL.
         flawed=("lmms", "lmms_grounding", "vlmevalkit", "vlm_r1"),
         boxes=True,
@@ -169,7 +174,7 @@ def _docs(first: int, row: Row, place: Place, images: bool) -> list[Doc]:
     image = image_cell(row["image"], "image", place)
     more = {
         "split": next((split for split in SPLITS if place.file.name.startswith((f"{split}-", f"{split}."))), "val"),
-        "picture": str(row.get("file_name") or row["question_id"]),
+        "picture": _OBJECT.sub(r"\1", str(row.get("file_name") or row["question_id"])),
     }
     one = make_doc(
         first, row, place, prompt=expressions[0], gold="", without=("image", "segmentation", "question"), more=more

@@ -1,7 +1,7 @@
 """Short answers to charts, scene text, documents and photographs: ChartQA, TextVQA, DocVQA and VQAv2.
 
-`official` is the owners' metric on the whole response. `strict` is the same metric on the answer alone, with the holes of
-the published rule closed as in the training rewards: see `gpg_vl.eval.scorers.vqa`.
+`official` is the owners' metric on the whole response. `strict` is the same metric on the answer alone, so where annotators
+disagree no answer has 1 and the ceiling says how far one can come: see `gpg_vl.eval.scorers.vqa`.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,6 +34,8 @@ class _Set:
     scorers: Mapping[str, Scorer]
     tokens: int
     """The published limit; far too short for a model that reasons."""
+    best: Callable[[Doc], tuple[str, float]]
+    """The accepted answer that scores best, and its score."""
     suffix: str = _PHRASE
     folders: tuple[str, ...] = ("", "data")
 
@@ -41,7 +43,7 @@ class _Set:
 def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...] = ()) -> Task:
     return Task(
         name=one.name,
-        version="1",
+        version="2",
         description=one.title,
         source=f"https://huggingface.co/datasets/{one.source}",
         sizes={one.split: one.size},
@@ -57,8 +59,9 @@ def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...
         default_prompt="official",
         scorers=one.scorers,
         default_scorers=("strict", "official"),
-        gold_responses=_golds,
-        # Annotators who disagree leave no answer worth 1; the ceiling says how often.
+        gold_responses=lambda doc: _golds(one.best(doc)[0]),
+        full_marks=lambda doc: one.best(doc)[1],
+        # VQA accuracy may like another accepted answer better than the one that strict does.
         flawed=tuple(name for name in one.scorers if name != "strict"),
         chance=lambda doc: 0.0,
         aggregates=aggregates,
@@ -79,6 +82,7 @@ def chartqa() -> Task:
         metric="relaxed accuracy: numbers within 5 %",
         answers="answer",
         scorers=vqa.scorers(vqa.relaxed, vqa.strict_relaxed),
+        best=_only,
         tokens=16,
         suffix="\nAnswer the question with a single word.",
     )
@@ -96,7 +100,8 @@ def textvqa() -> Task:
         size=5000,
         metric="VQA accuracy",
         answers="answers",
-        scorers=vqa.scorers(vqa.textvqa_accuracy, vqa.strict_soft),
+        scorers=vqa.scorers(vqa.textvqa_accuracy, vqa.strict_textvqa),
+        best=_best_of(vqa.strict_textvqa_accuracy),
         tokens=16,
     )
     return _task(one, {"micro": Sample.mean})
@@ -113,6 +118,7 @@ def docvqa() -> Task:
         metric="ANLS: edit similarity, 0 below one half",
         answers="answers",
         scorers=vqa.scorers(vqa.published_anls, vqa.strict_anls),
+        best=_only,
         tokens=32,
         folders=("", "DocVQA", "data"),
     )
@@ -130,15 +136,29 @@ def vqav2() -> Task:
         metric="VQA accuracy",
         answers="answers",
         scorers=vqa.scorers(vqa.vqa_accuracy, vqa.strict_soft),
+        best=_best_of(vqa.strict_vqa_accuracy),
         tokens=16,
     )
     return _task(one, {"micro": Sample.mean})
 
 
-def _golds(doc: Doc) -> tuple[Response, ...]:
-    """The accepted answer that scores best, bare and in tags."""
-    gold, _ = vqa.best_soft(doc) if "answers" in doc.columns else (doc.gold, 1.0)
-    return Response(text=f"<answer>{gold}</answer>"), Response(text=gold)
+def _only(doc: Doc) -> tuple[str, float]:
+    """The gold answer, where every accepted one has full marks."""
+    return doc.gold, 1.0
+
+
+def _best_of(metric: vqa.Metric) -> Callable[[Doc], tuple[str, float]]:
+    def best(doc: Doc) -> tuple[str, float]:
+        answers = vqa.golds(doc)
+        scores = {answer: metric(answer, answers) for answer in answers}
+        return max(scores.items(), key=lambda one: one[1])
+
+    return best
+
+
+def _golds(answer: str) -> tuple[Response, ...]:
+    """The answer in tags and bare."""
+    return Response(text=f"<answer>{answer}</answer>"), Response(text=answer)
 
 
 def _loader(one: _Set) -> Callable[..., list[Doc]]:
