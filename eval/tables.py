@@ -27,6 +27,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "lisa": ("lisa_test", "lisa_val", "lisa_masks"),
     "few_shot": ("flowers102", "pets37", "fgvc", "cars196"),
     "geoqa": ("geoqa",),
+    "digits": ("digits",),
     "math": ("aime24", "math500", "amc23", "minerva", "olympiadbench"),
 }
 MEANS = ("few_shot", "math")
@@ -59,11 +60,13 @@ class Protocol:
     """Half-width of a 95 % interval of the headline, in points: a difference below it means nothing."""
     source: str
     published: Sequence[Mapping[str, Any]]
-    """One mapping per row: `row`, the aggregates in per cent, and perhaps a `note`."""
+    """One mapping per row: `row`, the aggregates in per cent, and perhaps a `note`. Empty where nobody has published any."""
 
     @property
     def columns(self) -> list[str]:
         """The aggregates that are published, headline first."""
+        if not self.published:
+            return [self.headline]
         return [name for name in self.published[0] if name not in ("row", "note")]
 
 
@@ -104,7 +107,8 @@ def read_results(folder: Path = HERE / "results") -> list[Result]:
 def table(name: str, protocols: Mapping[str, Protocol], results: Sequence[Result]) -> str:
     """The Markdown of a table: what is published, and below it what is measured."""
     members = [protocols[one] for one in TABLES[name]]
-    return "\n\n".join((_published(name, members), _measured(members, results))) + "\n"
+    published = [_published(name, members)] if members[0].published else []
+    return "\n\n".join([*published, _measured(members, results)]) + "\n"
 
 
 def _published(name: str, members: Sequence[Protocol]) -> str:
@@ -151,12 +155,15 @@ def _measured(members: Sequence[Protocol], results: Sequence[Result]) -> str:
     mine = [result for result in results if result.protocol in names]
     if not mine:
         return "Measured with this program: nothing yet."
+    has_rule = any(member.scorer != "strict" for member in members)
     rows = []
     for result in mine:
         (protocol,) = (member for member in members if member.name == result.protocol)
-        cells = [_cell(result, scorer, protocol.headline) for scorer in ("strict", protocol.scorer)]
+        scorers = ("strict", protocol.scorer) if has_rule else ("strict",)
+        cells = [_cell(result, scorer, protocol.headline) for scorer in scorers]
         rows.append([result.row, protocol.title, str(result.n), *cells, "; ".join(result.deviations) or "none"])
-    header = ["measured with this program", "benchmark", "n", "strict", "published rule", "differs from the protocol"]
+    rules = ["strict", "published rule"] if has_rule else ["strict"]
+    header = ["measured with this program", "benchmark", "n", *rules, "differs from the protocol"]
     return "Measured with this program, in % with 95 % intervals:\n\n" + _markdown(header, rows)
 
 
