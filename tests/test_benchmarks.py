@@ -1,6 +1,7 @@
 """The programs of benchmarks/ run, count what they compute, and say the truth about it. Small models, one step."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,6 +119,15 @@ def test_utilisation_counts_shared_operations_only() -> None:
     naive = {"timing": {"train_operations": 2000e12, "train_seconds": 2.0}}
     assert utilisation(shared, shared, PEAK) == pytest.approx(395 / 989)
     assert utilisation(naive, shared, PEAK) == pytest.approx(395 / 989 / 2)
+
+
+def test_the_memory_of_a_recipe_is_measured(tmp_path: Path) -> None:
+    result = run("benchmarks.recipe_memory", "--rows", "30")
+    assert result.returncode == 0, result.stderr
+    assert "train: 30 rows with 30 images" in result.stdout
+    rows, peak = re.search(r"^(\d+) rows, .* (\d+) MB of memory at most", result.stdout, re.MULTILINE).groups()
+    assert int(rows) == 30
+    assert int(peak) > 20, "a Python that reads Parquet holds more"
 
 
 def finding(**changed: Any) -> Finding:
