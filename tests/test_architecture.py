@@ -421,3 +421,13 @@ def test_what_counts_as_a_command_that_can_be_run(line: str, fine: bool) -> None
 def test_the_makefile_says_what_it_can_do() -> None:
     listed = set(re.findall(r"make (\w+) ", (ROOT / "Makefile").read_text()))
     assert {"quickstart", "test", "lint", "install"} <= make_targets() & listed
+
+
+def test_no_group_is_repeated_possessively() -> None:
+    """Python before 3.11.5 does not put back what such a group has read when it fails: "12." would match [0-9]++(?:\\.[0-9]++)?+
+    as a whole. An atomic group around the repetition, (?>(?:...)?), says the same and is right everywhere."""
+    quantified = re.compile(r"\)(?:[*+?]|\{[0-9,]+\})\+")
+    for file in FILES:
+        for pattern in re.findall(r"""\br?f?["'](?:[^"'\\\n]|\\.)*["']""", file.read_text()):
+            outside = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "x", pattern)  # escapes and classes are single characters
+            assert not quantified.search(outside), f"{file}: {pattern}"

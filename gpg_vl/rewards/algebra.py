@@ -33,11 +33,11 @@ _KNOWN_COMMANDS = frozenset(_COMMANDS.split())
 _PARTLY_READ = re.compile(r"[\r\n$]|\\$|answer", re.IGNORECASE)
 """Where math-verify would take a piece of the text for the whole."""
 # A number beside a bracketed one: `(3)(4)`, `{3}4`, `3{4}`, `3[4]`. math-verify adds them, as in a mixed number.
-_N = r"\s*+[0-9]++(?:\.[0-9]++)?+\s*+"
+_N = r"\s*+[0-9]++(?>(?:\.[0-9]++)?)\s*+"
 _SIDE_BY_SIDE = re.compile(
     rf"\({_N}\)\s*+[0-9({{\[]|(?<![A-Za-z\]}}^_])\{{{_N}\}}\s*+[0-9({{\[]|(?<![A-Za-z_^0-9.}}\]]){_N}(?:\[{_N}\]|\{{{_N}\}})"
 )
-_NUMBER_TIMES = re.compile(r"(?<![_0-9.])([0-9]++(?:\.[0-9]++)?+)\s*+\(")
+_NUMBER_TIMES = re.compile(r"(?<![_0-9.])([0-9]++(?>(?:\.[0-9]++)?))\s*+\(")
 """`3(7)` is a product; math-verify adds, as in a mixed number."""
 _FUNCTION = re.compile(r"\\(?:a?r?c?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|binom)")
 _LONG_NUMBER = re.compile(r"[0-9]{31}")

@@ -19,7 +19,7 @@ MAX_DEPTH = 12
 MAX_DIGITS = 18
 MAX_POWER = 64
 
-_TOKEN = re.compile(r"\s*+(\\[A-Za-z]++|[0-9]++(?:\.[0-9]++)?+|\.[0-9]++|[-+*/^(){}\[\]]|[A-DF-Za-df-hj-z])")
+_TOKEN = re.compile(r"\s*+(\\[A-Za-z]++|[0-9]++(?>(?:\.[0-9]++)?)|\.[0-9]++|[-+*/^(){}\[\]]|[A-DF-Za-df-hj-z])")
 _STARTS_FACTOR = frozenset({"\\sqrt", "\\pi", "("})
 
 

@@ -61,15 +61,15 @@ _AFTER_A_LETTER = frozenset(
 # "(A) is not it", "left isn't right", "A is wrong"; what only has a denial behind it may quote its option: "(B) not seen".
 _REFUTED = re.compile(
     r"[\s)\]*_\"'”’]*+(?:(?:is|are|was|were|does|do|did|has|can|could|would|will)\s++(?:not|never|no|wrong|incorrect|false)"
-    r"|(?:is|are|was|were|can\s++be|must\s++be)\s++(?:ruled\s++)?+(?:out|excluded|eliminated|impossible)"
+    r"|(?:is|are|was|were|can\s++be|must\s++be)\s++(?>(?:ruled\s++)?)(?:out|excluded|eliminated|impossible)"
     r"|(?:is|are|was|were|does|do|did|has|ca|could|would|wo)n['’]?t|cannot)\b",
     re.IGNORECASE,
 )
 # These deny what stands right behind them, and not the rest of the clause: "what is other than red is on the left".
 _REFUSAL = re.compile(
     r"\b(?:(?:anything|everything|all)\s++but|(?:rul(?:e|es|ed|ing)|leav(?:e|es|ing))\s++out|opposite\s++of|contrary\s++to"
-    r"|(?:other|rather)\s++than|instead\s++of|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed)|reject(?:s|ed)?+)(?![^\W_])"
-    r"(?:\s++(?:the|(?-i:an?)|both|option|options|answer|choice|letter)(?![^\W_]))*+[\s:(\[*_\"'“‘`]*+",
+    r"|(?:other|rather)\s++than|instead\s++of|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed)|reject(?>(?:s|ed)?))(?![^\W_])"
+    r"(?>(?:\s++(?:the|(?-i:an?)|both|option|options|answer|choice|letter)(?![^\W_]))*)[\s:(\[*_\"'“‘`]*+",
     re.IGNORECASE,
 )
 

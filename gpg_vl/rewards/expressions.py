@@ -29,7 +29,7 @@ _SYMBOLS = {
     "，": ",", "（": "(", "）": ")", "。": ".", "：": ":", "；": ";", "∶": ":", "△": r"\triangle ", "％": "%", "\xa0": " ",
 }  # fmt: skip
 _TABLE = str.maketrans(_SYMBOLS)
-_ROOT = re.compile(r"√\s*+(?:([0-9]++(?:\.[0-9]++)?+|[A-Za-z])|(?=[{(]))")
+_ROOT = re.compile(r"√\s*+(?:([0-9]++(?>(?:\.[0-9]++)?)|[A-Za-z])|(?=[{(]))")
 _ROOT_OF_PARENTHESES = re.compile(r"\\sqrt\s*+\(([^()]*+)\)")
 _SPACING = re.compile(
     r"(?<!\\)\\[,;:!> ]|~|\\(?:left|right|displaystyle|quad|qquad|limits|big|Big|bigg|Bigg)(?![A-Za-z])"
@@ -37,22 +37,24 @@ _SPACING = re.compile(
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _DIGIT_FRACTION = re.compile(r"\\frac\s*+([0-9])\s*+([0-9])(?![0-9])")
 _MIXED = re.compile(r"(?<![0-9./])([0-9]{1,9}+) +([0-9]{1,9}+)/([0-9]{1,9}+)(?![0-9./])")
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9.])([0-9]{1,18}+(?:\.[0-9]{1,18}+)?+)[eE]([+-]?[0-9]{1,3}+)(?![A-Za-z0-9.])")
+_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9.])([0-9]{1,18}+(?>(?:\.[0-9]{1,18}+)?))[eE]([+-]?[0-9]{1,3}+)(?![A-Za-z0-9.])")
 _SPELLED = re.compile(r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])")
 _BARE_POWER = re.compile(r"\^\s*+(-?[0-9]{2,}+)")
 _CARET_AS_POWER = re.compile(r"\*\*")
-_GROUPED = re.compile(r"[0-9]{1,3}+(?:(?:,[0-9]{3})++|(?: [0-9]{3})++)")
+_GROUPED = re.compile(r"[0-9]{1,3}+(?:(?>(?:,[0-9]{3})+)|(?>(?: [0-9]{3})+))")
 _BRACED_COMMA = re.compile(r"\{,\}")
 _BRACKETED = re.compile(r"(\(|\[|\\\{)(.*)(\)|\]|\\\})")
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
 _LIST = re.compile(r"[,;]|\bor\b|\band\b")
 _SUBSCRIPT = re.compile(r"_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]")
 # A name may hold letters, words, primes, parentheses around a letter, and digits only as an index: AB, f(x), x_1, ∠1.
-_LABEL = r"(?:[A-Za-z\s'{}]|\\[A-Za-z]+|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]|(?<=angle )\s*+[0-9])*+"
+_LABEL = (
+    r"(?>(?:[A-Za-z\s'{}]|\\[A-Za-z]++|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]|(?<=angle )\s*+[0-9])*)"
+)
 _NAME = re.compile(_LABEL)
 _NAMED = re.compile(rf"({_LABEL})=([^=]*)")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|approx|sim|in|subset|ne)(?![A-Za-z])")
-_BASE = re.compile(r"(?<=[0-9])_\s*+(?:\{\s*+)?+([0-9]++)")
+_BASE = re.compile(r"(?<=[0-9])_\s*+(?>(?:\{\s*+)?)([0-9]++)")
 _FREE_BLANKS = re.compile(r"(?<![0-9.])\s++|\s++(?![0-9.])")
 _LINES = re.compile(r"[ \t]*+[\r\n]\s*+")
 _BEFORE, _BEHIND = " \t\r\n,;:", " \t\r\n.,;:"

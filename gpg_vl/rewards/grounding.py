@@ -26,10 +26,10 @@ MAX_DEPTH = 6
 BOX_KEYS = ("bbox_2d", "bbox", "box", "Position", "position", "coordinates")
 CONFIDENCE_KEYS = ("Confidence", "confidence", "score")
 
-_N = r"\s*+(-?[0-9]{1,9}+(?:\.[0-9]{1,9}+)?+)\s*+"  # possessive: nothing is tried twice
+_N = r"\s*+(-?[0-9]{1,9}+(?>(?:\.[0-9]{1,9}+)?))\s*+"  # possessive: nothing is tried twice
 _BOX = re.compile(rf"\({_N},{_N}\)\s*+,?+\s*+\({_N},{_N}\)|\({_N},{_N},{_N},{_N}\)|\[{_N},{_N},{_N},{_N}\]")
 _KEY = re.compile("|".join(BOX_KEYS))
-_FENCE = re.compile(r"```(?:json|JSON)?+")
+_FENCE = re.compile(r"```(?>(?:json|JSON)?)")
 _NOTHING = re.compile(r"no objects?", re.IGNORECASE)
 
 _META = {"coordinates": "rel1000"}

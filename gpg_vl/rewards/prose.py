@@ -17,7 +17,7 @@ _FUNCTIONS = (
     r"(?:arc)?(?:sinh?|cosh?|tanh?|cot|sec|csc)|log|ln|lg|exp|sqrt|max|min|gcd|lcm|det|dim|ker|mod|pi|degrees?"
     r"|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|rho|sigma|tau|omega"
 )
-_OF_FUNCTIONS = re.compile(rf"(?:[abcknrtxyz]?(?:{_FUNCTIONS}))++[abcnrtuvwxyz]?", re.IGNORECASE)
+_OF_FUNCTIONS = re.compile(rf"(?>(?:[abcknrtxyz]?(?:{_FUNCTIONS}))+)[abcnrtuvwxyz]?", re.IGNORECASE)
 """`sin`, `sinx`, `xsinx`, `Theta`, but not `using`, `tank` and `pies`."""
 _VOWELS = frozenset("aeiouyAEIOUY")
 _CONNECTIVES = frozenset({"and", "or"})
@@ -32,13 +32,13 @@ kpc Mpc AU Angstrom angstroms sq cu
 _SHORT_UNITS = frozenset("m s g h K J W N V A C F T L".split())  # noqa: SIM905
 UNITS = frozenset(_LONG_UNITS.split())
 """Units of two letters and more. One letter alone is a variable, but may be a unit in a quotient such as `m/s`."""
-_NAME = "|".join(sorted(UNITS | _SHORT_UNITS, key=len, reverse=True))
-_POWER = r"(?:\^\{?-?[1-4]\}?)?+"
+_NAME = "|".join(sorted(UNITS | _SHORT_UNITS, key=lambda unit: (-len(unit), unit)))
+_POWER = r"(?>(?:\^\{?-?[1-4]\}?)?)"
 _UNIT_BEHIND = re.compile(
     rf"(?<=[0-9}}])\s++(?P<first>{_NAME}){_POWER}(?P<more>(?:[/ ](?:{_NAME}){_POWER}){{0,3}})\s*+$"
 )
 _QUOTIENT = re.compile(r"/|\^\{?-")
-_NUMERIC = re.compile(r"(?:[-+0-9.,/{}^ ]|\\(?:times|cdot|[dt]?frac)(?![A-Za-z])|[eE](?=[-+]?[0-9]))++")
+_NUMERIC = re.compile(r"(?>(?:[-+0-9.,/{}^ ]|\\(?:times|cdot|[dt]?frac)(?![A-Za-z])|[eE](?=[-+]?[0-9]))+)")
 _LETTERS_BEHIND = re.compile(r"\s*+([A-Za-z]++)")
 _BESIDE_A_NUMBER = UNITS | _SHORT_UNITS | frozenset("a A I an at by on as am pm th st nd rd degree degrees".split())  # noqa: SIM905
 

@@ -21,12 +21,12 @@ from gpg_vl.rewards.grounding import frame_of, parse_boxes, read_box, shown
 from gpg_vl.rewards.parse import extract_answer
 
 UNIT = Frame("rel1", 1.0, 1.0)
-_N = r"[-+]?(?:\d++(?:\.\d++)?+|\.\d++)(?:[eE][-+]?\d++)?+"
+_N = r"[-+]?(?:\d++(?>(?:\.\d++)?)|\.\d++)(?>(?:[eE][-+]?\d++)?)"
 _SEP = r"(?:\s*+,\s*+|\s++)"
 _NUMBER = re.compile(_N)
 _BRACKETED = re.compile(rf"\[\s*+({_N}){_SEP}({_N}){_SEP}({_N}){_SEP}({_N})\s*+\]")
 _FOUR = re.compile(rf"(?<!\d)({_N}){_SEP}({_N}){_SEP}({_N}){_SEP}({_N})")
-_REC = r"(-?\d++(?:\.\d++)?+)"
+_REC = r"(-?\d++(?>(?:\.\d++)?))"
 _LMMS_REC = re.compile(rf"\[\s*+{_REC},\s*+{_REC},\s*+{_REC},\s*+{_REC}\s*+\]")
 _VLM_R1 = re.compile(r"\[(\d++),\s*+(\d++),\s*+(\d++),\s*+(\d++)\]\s*+")
 _FENCE = re.compile(r"```(?:json)?\s*+(.*?)```", re.DOTALL)

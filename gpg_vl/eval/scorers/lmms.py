@@ -12,7 +12,7 @@ from gpg_vl.eval.task import Doc, Score
 
 _TAGS = (("<think>", "</think>"), ("<analysis>", "</analysis>"))
 _LETTER = re.compile(r"[\(\s]*([A-Z])", re.IGNORECASE)
-_END_NUMBER = re.compile(r"\b\d++(?:\.\d++)?+$")
+_END_NUMBER = re.compile(r"\b\d++(?>(?:\.\d++)?)$")
 _NUMBER_LENGTH = 100  # characters of a line's end that may be its number
 _LETTERS = "ABCDEFGH"
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'", '"')
