@@ -191,6 +191,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     arguments = settle(parser().parse_args())
+    if arguments.out.exists() and not arguments.out.is_dir():
+        print(f"bench-peers: --out {arguments.out} is a file. Name a folder; it is made if it is not there.", file=sys.stderr)
+        return 2
     start = time.monotonic()
     try:
         compare(arguments)

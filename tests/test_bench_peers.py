@@ -266,6 +266,16 @@ def test_without_equality_nothing_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not (tmp_path / "results").exists()
 
 
+def test_a_file_cannot_be_the_folder_of_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x").write_text("")
+    monkeypatch.setattr(peers, "compare", lambda _: pytest.fail("nothing may be measured for a place that cannot be written"))
+    monkeypatch.setattr("sys.argv", ["peers", "--out", str(tmp_path / "x")])
+    assert peers.main() == 2
+    assert "is a file. Name a folder" in capsys.readouterr().err
+
+
 def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(peers, "SCRATCH", tmp_path)
     with pytest.raises(peers.BenchmarkError, match=r"(?s)json.tool --nonsense.* ended with 2:.*argument infile"):
