@@ -37,7 +37,7 @@ def add_adapters(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0),  # type: ignore[arg-type]  # any number
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0),  # type: ignore[arg-type]  # peft divides it by r
             model,
             ADAPTER,
         )

@@ -59,7 +59,8 @@ def with_gradient(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[T
 
     None says that an input does not take part.
     """
-    result: Tensor = _FormedGradient.apply(value.detach(), list(gradients), *inputs)  # type: ignore[no-untyped-call]  # torch
+    given = (value.detach(), list(gradients), *inputs)
+    result: Tensor = _FormedGradient.apply(*given)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
     return result
 
 
@@ -112,7 +113,7 @@ def token_scores(
     """log pi of each token, differentiable: the backward pass computes the logits again. For losses not linear in it."""
     compute = compute_dtype(hidden_K_H)
     given = (hidden_K_H, weight_V_H, targets_K, never_sampled_V, temperature, compute)
-    logp_K, entropy_K = _TokenScores.apply(*given)  # type: ignore[no-untyped-call]  # torch
+    logp_K, entropy_K = _TokenScores.apply(*given)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
     return Scores(logp_K, entropy_K)
 
 
