@@ -37,6 +37,20 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "q", result.stdout
 
 
+def test_the_end_says_where_to_look_and_what_to_type(quick: tuple[Path, str]) -> None:
+    folder, said = quick
+    told = said[said.rindex("run folder: ") :]
+    named = re.findall(r": (/[^\s;]+)", told)
+    assert [Path(name).relative_to(folder / "run").parts[0] for name in named[1:]] == [
+        "samples",
+        "metrics.jsonl",
+        "config.yaml",
+        "checkpoints",
+    ]
+    assert all(Path(name).exists() for name in named)
+    assert "gpg-vl train my.yaml --dry-run" in told
+
+
 def test_the_last_line_can_be_read_by_a_machine(quick: tuple[Path, str]) -> None:
     number = r"-?\d+\.\d"
     last = quick[1].strip().splitlines()[-1]

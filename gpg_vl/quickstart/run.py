@@ -124,7 +124,7 @@ def quickstart(
     before, after = (json.loads((folder / f"eval-{name}" / "results.json").read_text()) for name in ("base", "trained"))
     console.print(summary_table(before, after))
     seconds = time.time() - started
-    console.print(f"run folder: {folder / 'run'}", highlight=False)
+    console.print(what_next(folder / "run", trained), highlight=False, soft_wrap=True)
     console.print(last_line(before, after, seconds, folder / "run"), highlight=False, soft_wrap=True)
     return 0
 
@@ -149,6 +149,18 @@ def summary_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
             f"{100 * trained[f'chance_{name}']:.1f}",
         )
     return table
+
+
+def what_next(run: Path, trained: Path) -> str:
+    """Where to look, and what to type, for somebody who has never seen such a folder."""
+    return (
+        f"run folder: {run}\n"
+        f"  its answers, with rewards, as training went on: {run / 'samples'}\n"
+        f"  every step in numbers: {run / 'metrics.jsonl'}; the settings, each key of them: {run / 'config.yaml'}\n"
+        f"  the trained model, an ordinary Hugging Face folder: {trained}\n"
+        "next: copy configs/quickstart.yaml, name your own data, model and rewards in it, and try it without training:\n"
+        "  .venv/bin/gpg-vl train my.yaml --dry-run      (.venv/bin/gpg-vl config explains every key)"
+    )
 
 
 def last_line(before: dict[str, Any], after: dict[str, Any], seconds: float, run: Path) -> str:
