@@ -1,8 +1,8 @@
 """Short answers: the published metrics by hand, and where the rewards differ from them."""
 
 import pytest
-from hypothesis import assume, given
 from hypothesis import example as example_of
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
@@ -160,17 +160,18 @@ def judge(scorer, text, golds):
     return scorer(doc, Response(text=text)).score
 
 
+def around(alphabet):
+    """Texts of these characters with a `b` or a `1` among them, of which every normal form leaves something."""
+    return st.builds("".join, st.tuples(st.text(alphabet, max_size=3), st.sampled_from("b1"), st.text(alphabet, max_size=3)))
+
+
 @pytest.mark.parametrize("task", [vqav2(), textvqa(), chartqa(), docvqa()], ids=lambda task: task.name)
-@given(
-    text=st.text("ab1., %-", max_size=8),
-    golds=st.lists(st.text("ab1.,%-", min_size=1, max_size=6), min_size=1, max_size=10),
-)
-@example_of(text="a b", golds=["a"])
+@given(text=around("ab1., %-"), golds=st.lists(around("ab1.,%-"), min_size=1, max_size=10))
+@example_of(text="a b", golds=["b"])
 def test_strict_is_the_official_metric_on_the_answer(task, text, golds):
     """Found in tags, an answer scores what it scores alone; the exceptions are where the metric would credit nothing."""
-    assume(all(gold.strip() for gold in golds))
     text = " ".join(text.split())
-    assume(normalize_vqa(text) and all(map(normalize_vqa, golds)))
+    assert all(map(normalize_vqa, [text, *golds]))
     tagged = f"<think>hm {golds[0]}</think> <answer> {text} </answer>"
     assert judge(task.scorers["strict"], tagged, golds) == pytest.approx(judge(task.scorers["official"], text, golds))
 
