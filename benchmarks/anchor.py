@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpg_vl.data import scenes
 from gpg_vl.models import tiny
+from gpg_vl.quickstart import scenes
 
 if TYPE_CHECKING:  # at run time tiny decides when transformers may be imported
     from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
@@ -90,9 +90,12 @@ def questions(row: Row, number: int) -> list[Question]:
 def completions(row: Row, step: int) -> list[list[list[int]]]:
     """Random completions of the forced length for step number `step`, where sampling is left out."""
     rng = random.Random(step)
-    ids = range(TOKENIZER_SIZE, row.vocabulary)  # behind the tokenizer: none of them means anything to either side
+    ids = range(
+        TOKENIZER_SIZE, row.vocabulary
+    )  # behind the tokenizer: none of them means anything to either side
     return [
-        [rng.choices(ids, k=row.completion_tokens) for _ in range(row.group_size)] for _ in range(row.prompts_per_step)
+        [rng.choices(ids, k=row.completion_tokens) for _ in range(row.group_size)]
+        for _ in range(row.prompts_per_step)
     ]
 
 
@@ -103,22 +106,37 @@ def ragged(row: Row, seed: int) -> tuple[list[list[list[int]]], list[list[float]
     """
     rng = random.Random(seed)
     tokens = [
-        [c[:length] for c, length in zip(group, _lengths(rng, row), strict=True)] for group in completions(row, seed)
+        [c[:length] for c, length in zip(group, _lengths(rng, row), strict=True)]
+        for group in completions(row, seed)
     ]
-    rewards = [[rng.random() for _ in range(row.group_size)] for _ in range(row.prompts_per_step - row.silent_groups)]
+    rewards = [
+        [rng.random() for _ in range(row.group_size)]
+        for _ in range(row.prompts_per_step - row.silent_groups)
+    ]
     return tokens, rewards + [[0.5] * row.group_size] * row.silent_groups
 
 
 def _lengths(rng: random.Random, row: Row) -> list[int]:
-    return [1, row.completion_tokens, *(rng.randint(2, row.completion_tokens) for _ in range(row.group_size - 2))]
+    return [
+        1,
+        row.completion_tokens,
+        *(rng.randint(2, row.completion_tokens) for _ in range(row.group_size - 2)),
+    ]
 
 
 def _picture(side: int, seed: int) -> bytes:
     rng = random.Random(seed)
     cells = side // scenes.CELL
-    places = rng.sample([(c, r) for c in range(cells) for r in range(cells)], min(THINGS, cells * cells // 2))
+    places = rng.sample(
+        [(c, r) for c in range(cells) for r in range(cells)], min(THINGS, cells * cells // 2)
+    )
     things = tuple(
-        scenes.Thing(rng.choice(scenes.SHAPES), rng.choice(sorted(scenes.COLOURS)), *place, size=rng.randint(17, 23))
+        scenes.Thing(
+            rng.choice(scenes.SHAPES),
+            rng.choice(sorted(scenes.COLOURS)),
+            *place,
+            size=rng.randint(17, 23),
+        )
         for place in places
     )
     scene = scenes.Scene("Count", "COCO", cells, cells, things, SHORT, ("2", "3", "4", "5"), 0)
@@ -146,7 +164,11 @@ def configuration(tokenizer: "PreTrainedTokenizerFast", vocabulary: int) -> "Qwe
         num_attention_heads=8,
         num_key_value_heads=2,
         intermediate_size=1536,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [8, 12, 12],
+        },
     )
     vision = config.vision_config
     vision.depth, vision.embed_dim, vision.num_heads, vision.mlp_ratio = 6, 320, 5, 4

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gpg_vl.data import scenes
 from gpg_vl.models import tiny
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing, load_model, load_processing, quiet
 from gpg_vl.models.policy import Policy
+from gpg_vl.quickstart import scenes
 from gpg_vl.rollout.engine import Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.types import Example, Prompt
@@ -38,8 +38,18 @@ WAYS = {
     "naive layout": {"kernel": "split", "shared": False, "pieces": False, "checkpointing": False},
     "dense": {"kernel": "dense", "shared": True, "pieces": False, "checkpointing": False},
     "split": {"kernel": "split", "shared": True, "pieces": False, "checkpointing": False},
-    "split, two phases": {"kernel": "split", "shared": True, "pieces": True, "checkpointing": False},
-    "split, two phases, checkpointing": {"kernel": "split", "shared": True, "pieces": True, "checkpointing": True},
+    "split, two phases": {
+        "kernel": "split",
+        "shared": True,
+        "pieces": True,
+        "checkpointing": False,
+    },
+    "split, two phases, checkpointing": {
+        "kernel": "split",
+        "shared": True,
+        "pieces": True,
+        "checkpointing": True,
+    },
 }
 GATES = {"float64": 1e-6, "float32": 1e-5}
 """Largest relative error of the whole gradient. bfloat16: twice the error of the naive layout, at most HALF_GATE."""
@@ -74,10 +84,18 @@ def checkpoint(folder: Path, model_type: str) -> Path:
 
 def prompt(processing: Processing, images: int) -> Prompt:
     pictures = tuple(
-        scenes.png(Image.effect_noise(size, 90).convert("RGB")) for size in ((140, 84), (56, 112))[:images]
+        scenes.png(Image.effect_noise(size, 90).convert("RGB"))
+        for size in ((140, 84), (56, 112))[:images]
     )
-    example = Example(id="noise", images=pictures, prompt="<image>" * images + "Which ball is nearer?", answer="left")
-    return Encoder(processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None).encode(example)
+    example = Example(
+        id="noise",
+        images=pictures,
+        prompt="<image>" * images + "Which ball is nearer?",
+        answer="left",
+    )
+    return Encoder(
+        processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None
+    ).encode(example)
 
 
 def completions(group_size: int) -> list[tuple[int, ...]]:
@@ -93,7 +111,11 @@ def flat_gradient(module: torch.nn.Module) -> torch.Tensor:
 
 
 def by_stock_model(
-    folder: Path, processing: Processing, one: Prompt, group: Sequence[tuple[int, ...]], dtype: torch.dtype
+    folder: Path,
+    processing: Processing,
+    one: Prompt,
+    group: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and gradient, every completion in a forward pass of its own."""
     model = load_model(str(folder)).to(dtype)
@@ -125,7 +147,9 @@ def by_us(
     return output.logp_K, flat_gradient(model)
 
 
-def gradients(folder: Path, family: str, dtype: torch.dtype, group_size: int, images: int) -> list[Finding]:
+def gradients(
+    folder: Path, family: str, dtype: torch.dtype, group_size: int, images: int
+) -> list[Finding]:
     processing = load_processing(str(folder))
     one, group = prompt(processing, images), completions(group_size)
     precision = str(dtype).removeprefix("torch.")
@@ -143,7 +167,9 @@ def gradients(folder: Path, family: str, dtype: torch.dtype, group_size: int, im
         findings.append(Finding(what=f"gradient, {name}", error=error, gate=gate, **case))
         if precision in LOGP_GATES:
             gap = float((ours_K - logp_K).abs().max())
-            findings.append(Finding(what=f"log-prob, {name}", error=gap, gate=LOGP_GATES[precision], **case))
+            findings.append(
+                Finding(what=f"log-prob, {name}", error=gap, gate=LOGP_GATES[precision], **case)
+            )
     return findings
 
 
@@ -161,7 +187,15 @@ def isolation(folder: Path, family: str) -> list[Finding]:
         what = f"sibling moves a log-prob, {'one piece' if limit is None else 'two phases'}"
         error = float((a - b).abs().max())
         findings.append(
-            Finding(what=what, family=family, precision="float32", group_size=2, images=1, error=error, gate=0.0)
+            Finding(
+                what=what,
+                family=family,
+                precision="float32",
+                group_size=2,
+                images=1,
+                error=error,
+                gate=0.0,
+            )
         )
     return findings
 
@@ -172,16 +206,30 @@ def rollout(folder: Path, family: str) -> Finding:
     policy = Policy(load_model(str(folder)), processing.family, processing.tokens)
     two = [prompt(processing, n) for n in (1, 2)]
     sampling = Sampling(group_size=8, temperature=1.0, max_new_tokens=32, seed=0)
-    groups = NativeEngine(policy, processing, prompts_per_batch=2, slots=5).generate(two, sampling, [0, 1])
+    groups = NativeEngine(policy, processing, prompts_per_batch=2, slots=5).generate(
+        two, sampling, [0, 1]
+    )
     stock = load_model(str(folder))
     with torch.no_grad():
         gaps = [
-            float((naive_logp(stock, processing.tokens, p, c.token_ids) - torch.tensor(c.logprobs)).abs().max())
+            float(
+                (naive_logp(stock, processing.tokens, p, c.token_ids) - torch.tensor(c.logprobs))
+                .abs()
+                .max()
+            )
             for p, group in zip(two, groups, strict=True)
             for c in group
         ]
     what = "rollout log-prob against teacher forcing"
-    return Finding(what=what, family=family, precision="float32", group_size=8, images=2, error=max(gaps), gate=1e-4)
+    return Finding(
+        what=what,
+        family=family,
+        precision="float32",
+        group_size=8,
+        images=2,
+        error=max(gaps),
+        gate=1e-4,
+    )
 
 
 def measure() -> list[Finding]:
@@ -222,22 +270,38 @@ def markdown(findings: Sequence[Finding]) -> str:
     for f in worst(findings):
         case = f"{f.family}, G={f.group_size}, {f.images} image(s)"
         verdict = "ok" if f.passed else "MISSED"
-        lines.append(f"| {f.what} | {f.precision} | {f.error:.1e} | {f.gate:.1e} | {case} | {verdict} |")
+        lines.append(
+            f"| {f.what} | {f.precision} | {f.error:.1e} | {f.gate:.1e} | {case} | {verdict} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON and the table go")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON and the table go"
+    )
     out: Path = parser.parse_args().out
     findings = measure()
     table = Table("what", "precision", "worst error", "gate", "case", "")
     for f in worst(findings):
         case = f"{f.family} G={f.group_size} {f.images} image(s)"
-        table.add_row(f.what, f.precision, f"{f.error:.1e}", f"{f.gate:.1e}", case, "ok" if f.passed else "[red]MISSED")
+        table.add_row(
+            f.what,
+            f.precision,
+            f"{f.error:.1e}",
+            f"{f.gate:.1e}",
+            case,
+            "ok" if f.passed else "[red]MISSED",
+        )
     Console().print(table)
     out.mkdir(parents=True, exist_ok=True)
-    versions = {"torch": torch.__version__.partition("+")[0], "findings": [asdict(f) for f in findings]}
+    versions = {
+        "torch": torch.__version__.partition("+")[0],
+        "findings": [asdict(f) for f in findings],
+    }
     (out / "exactness.json").write_text(json.dumps(versions, indent=1) + "\n")
     (out / "exactness.md").write_text(markdown(findings))
     missed = [f for f in findings if not f.passed]

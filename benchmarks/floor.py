@@ -24,7 +24,9 @@ def main() -> int:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     weights = sum(p.numel() for p in parameters)
-    print(f"imports {imports / 1e9:.2f} GB; {weights:,} weights, gradients and moments {16 * weights / 1e9:.2f} GB on paper")
+    print(
+        f"imports {imports / 1e9:.2f} GB; {weights:,} weights, gradients and moments {16 * weights / 1e9:.2f} GB on paper"
+    )
     print(f"resident {read_status('VmRSS') / 1e9:.2f} GB")
     return 0
 

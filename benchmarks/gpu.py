@@ -43,7 +43,9 @@ def grid(*, quick: bool, with_trl: bool = False) -> list[Case]:
     precision = "bfloat16" if here.type == "cuda" else "float32"
     ragged = not varlen_missing(here, getattr(torch, precision))
     kernel = "varlen" if ragged else "split"
-    ways: list[dict[str, Any]] = [{"kernel": k, "shared": True} for k in dict.fromkeys(("split", kernel))]
+    ways: list[dict[str, Any]] = [
+        {"kernel": k, "shared": True} for k in dict.fromkeys(("split", kernel))
+    ]
     ways.append({"kernel": kernel, "shared": False})
     if with_trl:
         ways += [{"shared": False, "micro_batch": n} for n in ((2, 8) if quick else MICRO_BATCHES)]
@@ -72,7 +74,11 @@ def build(model: str, folder: Path) -> torch.nn.Module:
     from gpg_vl.models.load import quiet
 
     tokenizer = tiny.tiny_tokenizer(["How many balls are there in the picture?"], 512)
-    config = tiny.tiny_config(tokenizer, 512) if model == "tiny" else tiny.tiny_config(tokenizer, 151_936, **TEXT_2B)
+    config = (
+        tiny.tiny_config(tokenizer, 512)
+        if model == "tiny"
+        else tiny.tiny_config(tokenizer, 151_936, **TEXT_2B)
+    )
     with quiet():
         small = tiny.tiny_config(tokenizer, 512)
         tiny.save_checkpoint(tiny.tiny_model(small, seed=0), tiny.tiny_processor(tokenizer), folder)
@@ -141,7 +147,11 @@ def show(rows: list[dict[str, Any]], peak: float) -> Table:
 
 def _shared_twin(rows: list[dict[str, Any]], case: dict[str, Any]) -> dict[str, Any] | None:
     """The measured row in which the same is computed once per group."""
-    same = (r for r in rows if r["timing"] and r["case"]["shared"] and all(r["case"][k] == case[k] for k in SAME))
+    same = (
+        r
+        for r in rows
+        if r["timing"] and r["case"]["shared"] and all(r["case"][k] == case[k] for k in SAME)
+    )
     return next(same, None)
 
 
@@ -165,18 +175,28 @@ SAME = ("group_size", "image_tokens", "text_tokens", "completion", "vision", "ch
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=("2b", "tiny"), default="2b")
     parser.add_argument("--quick", action="store_true", help="one small case, one step")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps per row, after one that is not")
     parser.add_argument(
-        "--peak", type=float, default=PEAK, help=f"operations per second of the device, default {PEAK:g}"
+        "--steps", type=int, default=3, help="measured steps per row, after one that is not"
+    )
+    parser.add_argument(
+        "--peak",
+        type=float,
+        default=PEAK,
+        help=f"operations per second of the device, default {PEAK:g}",
     )
     parser.add_argument("--out", type=Path, default=folder_of_results(), metavar="DIR")
     arguments = parser.parse_args()
     device = device_here()
     if arguments.model == "2b" and device.type != "cuda":
-        print("gpu.py: there is no CUDA device here. Use --model tiny to see that the program runs.", file=sys.stderr)
+        print(
+            "gpu.py: there is no CUDA device here. Use --model tiny to see that the program runs.",
+            file=sys.stderr,
+        )
         return 2
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / ("gpu.json" if arguments.model == "2b" else "gpu_tiny.json")
@@ -186,12 +206,16 @@ def main() -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     has_trl = find_spec("trl") is not None
     if not has_trl:
-        console.print("TRL is not installed here, its rows are left out. To have them: pip install trl==1.16.0")
+        console.print(
+            "TRL is not installed here, its rows are left out. To have them: pip install trl==1.16.0"
+        )
     for case in grid(quick=arguments.quick, with_trl=has_trl):
         if any(row["case"] == asdict(case) for row in rows):
             continue
         console.print(f"{len(rows) + 1}: {case}")
-        rows.append(_measured(arguments.model, case, 1 if arguments.quick else arguments.steps, device))
+        rows.append(
+            _measured(arguments.model, case, 1 if arguments.quick else arguments.steps, device)
+        )
         file.write_text(json.dumps({"device": name, "rows": rows}, indent=1) + "\n")
     console.print(show(rows, arguments.peak))
     print(f"wrote {file}")
@@ -202,7 +226,9 @@ def _measured(model: str, case: Case, steps: int, device: torch.device) -> dict[
     """The row of a case; one that does not fit into memory has no timing."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return as_row(case, _timing(build(model, Path(folder)), Path(folder), case, steps, device))
+            return as_row(
+                case, _timing(build(model, Path(folder)), Path(folder), case, steps, device)
+            )
     except torch.OutOfMemoryError:
         return {"case": asdict(case), "timing": None, "failed": "out of memory"}
     finally:
@@ -211,7 +237,9 @@ def _measured(model: str, case: Case, steps: int, device: torch.device) -> dict[
             torch.cuda.empty_cache()
 
 
-def _timing(model: torch.nn.Module, folder: Path, case: Case, steps: int, device: torch.device) -> Timing:
+def _timing(
+    model: torch.nn.Module, folder: Path, case: Case, steps: int, device: torch.device
+) -> Timing:
     if case.micro_batch:
         from benchmarks import trl_side
 

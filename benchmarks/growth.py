@@ -29,9 +29,16 @@ QUICK_GROUPS, QUICK_IMAGES = (2, 4), (64, 144)
 
 def cases(groups: tuple[int, ...], images: tuple[int, ...]) -> list[Case]:
     """Each group size with the base image, each image with the base group, both ways."""
-    middle = min(groups, key=lambda g: abs(g - BASE.group_size)), min(images, key=lambda i: abs(i - BASE.image_tokens))
+    middle = (
+        min(groups, key=lambda g: abs(g - BASE.group_size)),
+        min(images, key=lambda i: abs(i - BASE.image_tokens)),
+    )
     points = dict.fromkeys([*((g, middle[1]) for g in groups), *((middle[0], i) for i in images)])
-    return [replace(BASE, group_size=g, image_tokens=i, shared=shared) for g, i in points for shared in (True, False)]
+    return [
+        replace(BASE, group_size=g, image_tokens=i, shared=shared)
+        for g, i in points
+        for shared in (True, False)
+    ]
 
 
 def measure(case: Case, *, steps: int, warmup: int) -> dict[str, Any]:
@@ -50,9 +57,17 @@ def measure(case: Case, *, steps: int, warmup: int) -> dict[str, Any]:
             num_attention_heads=4,
             num_key_value_heads=2,
             intermediate_size=704,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [8, 12, 12],
+            },
         )
-        config.vision_config.depth, config.vision_config.embed_dim, config.vision_config.num_heads = 4, 128, 4
+        (
+            config.vision_config.depth,
+            config.vision_config.embed_dim,
+            config.vision_config.num_heads,
+        ) = 4, 128, 4
         tiny.save_checkpoint(tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), path)
         bench = Bench(load_model(str(path)), load_processing(str(path)), case, device_here())
     return as_row(case, bench.measure(steps=steps, warmup=warmup))
@@ -70,21 +85,37 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     for column, (axis, label) in enumerate(axes.items()):
         other = "image_tokens" if axis == "group_size" else "group_size"
         fixed = _most_common([row["case"][other] for row in rows])
-        for shared, colour, name in ((True, "tab:blue", "once per group"), (False, "tab:red", "for every answer")):
+        for shared, colour, name in (
+            (True, "tab:blue", "once per group"),
+            (False, "tab:red", "for every answer"),
+        ):
             chosen = sorted(
                 (r for r in rows if r["case"][other] == fixed and r["case"]["shared"] == shared),
                 key=lambda r: r["case"][axis],
             )
             x = [r["case"][axis] for r in chosen]
             base = min(
-                (r for r in rows if r["case"][other] == fixed and r["case"]["shared"]), key=lambda r: r["case"][axis]
+                (r for r in rows if r["case"][other] == fixed and r["case"]["shared"]),
+                key=lambda r: r["case"][axis],
             )
             rate = base["timing"]["seconds"] / base["timing"]["total_operations"]
             top, bottom = panels[0, column], panels[1, column]
-            top.plot(x, [r["timing"]["seconds"] for r in chosen], "o", color=colour, label=f"{name}, measured")
+            top.plot(
+                x,
+                [r["timing"]["seconds"] for r in chosen],
+                "o",
+                color=colour,
+                label=f"{name}, measured",
+            )
             model = [rate * r["timing"]["total_operations"] for r in chosen]
             top.plot(x, model, "-", color=colour, alpha=0.5, label=f"{name}, cost model")
-            bottom.plot(x, [r["timing"]["peak_bytes"] / 2**20 for r in chosen], "o-", color=colour, label=name)
+            bottom.plot(
+                x,
+                [r["timing"]["peak_bytes"] / 2**20 for r in chosen],
+                "o-",
+                color=colour,
+                label=name,
+            )
         panels[1, column].set_xlabel(
             f"{label}   ({other.replace('_', ' ')} {fixed}, {BASE.completion} tokens per answer)"
         )
@@ -104,23 +135,40 @@ def _most_common(values: list[int]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=folder_of_results(), metavar="DIR", help="where growth.json goes")
-    parser.add_argument("--picture", type=Path, default=Path(__file__).parent / "growth.png", metavar="FILE")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=folder_of_results(),
+        metavar="DIR",
+        help="where growth.json goes",
+    )
+    parser.add_argument(
+        "--picture", type=Path, default=Path(__file__).parent / "growth.png", metavar="FILE"
+    )
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument(
-        "--quick", action="store_true", help="small groups and images, one step each: to see that it runs"
+        "--quick",
+        action="store_true",
+        help="small groups and images, one step each: to see that it runs",
     )
     parser.add_argument("--draw", action="store_true", help="only draw what growth.json holds")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(measure(Case(**json.loads(arguments.case)), steps=arguments.steps, warmup=1)))
+        print(
+            json.dumps(measure(Case(**json.loads(arguments.case)), steps=arguments.steps, warmup=1))
+        )
         return 0
     file = arguments.out / "growth.json"
     if not arguments.draw:
         chosen = cases(QUICK_GROUPS, QUICK_IMAGES) if arguments.quick else cases(GROUPS, IMAGES)
-        rows = [_in_a_process(case, 1 if arguments.quick else arguments.steps) for case in track(chosen, "measuring")]
+        rows = [
+            _in_a_process(case, 1 if arguments.quick else arguments.steps)
+            for case in track(chosen, "measuring")
+        ]
         arguments.out.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(rows, indent=1) + "\n")
     draw(json.loads(file.read_text()), arguments.picture)
@@ -131,9 +179,21 @@ def main() -> int:
 def _in_a_process(case: Case, steps: int) -> dict[str, Any]:
     from dataclasses import asdict
 
-    command = [sys.executable, "-m", "benchmarks.growth", "--steps", str(steps), "--case", json.dumps(asdict(case))]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.growth",
+        "--steps",
+        str(steps),
+        "--case",
+        json.dumps(asdict(case)),
+    ]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_WAIT_POLICY": "passive"}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
     )
     if done.returncode:
         raise SystemExit(f"{case} failed:\n{done.stderr}")

@@ -15,15 +15,23 @@ SYSTEMS = ("trl", "shared", "reused", "one_group", "naive", "prefix_grouper")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m benchmarks.measure", description=__doc__.splitlines()[0])
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.measure", description=__doc__.splitlines()[0]
+    )
     made.add_argument("--system", choices=SYSTEMS, required=True)
     made.add_argument("--row", choices=sorted(anchor.ROWS), required=True)
     made.add_argument("--steps", type=int, default=3, help="measured steps")
     made.add_argument("--warmup", type=int, default=1, help="steps before them")
-    made.add_argument("--micro-batch", type=int, default=8, help="TRL: completions per forward pass")
+    made.add_argument(
+        "--micro-batch", type=int, default=8, help="TRL: completions per forward pass"
+    )
     made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
-    made.add_argument("--given", action="store_true", help="TRL: random completions instead of sampled ones")
-    made.add_argument("--folder", type=Path, default=Path("runs/peers"), help="where the checkpoints are made")
+    made.add_argument(
+        "--given", action="store_true", help="TRL: random completions instead of sampled ones"
+    )
+    made.add_argument(
+        "--folder", type=Path, default=Path("runs/peers"), help="where the checkpoints are made"
+    )
     made.add_argument("--out", type=Path, help="where to write the JSON")
     return made
 
@@ -49,7 +57,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     elif arguments.system == "prefix_grouper":
         from benchmarks import prefix_grouper_side
 
-        grouped = prefix_grouper_side.Grouped(checkpoint, row, checkpointing=arguments.checkpointing)
+        grouped = prefix_grouper_side.Grouped(
+            checkpoint, row, checkpointing=arguments.checkpointing
+        )
         meter = prefix_grouper_side.run(grouped, asked, **length)
         settings = {}
     else:

@@ -103,16 +103,24 @@ class Meter:
     def report(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return {
-            "steps": [asdict(step) | {"training_seconds": step.training_seconds} for step in self.steps],
+            "steps": [
+                asdict(step) | {"training_seconds": step.training_seconds} for step in self.steps
+            ],
             "rss_before": self.rss_before,
             "rss_peak": read_status("VmHWM"),
         }
 
-    def _saw_patches(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _saw_patches(
+        self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
         patches = arguments[0] if arguments else named["hidden_states"]
-        self._add("training_patches" if torch.is_grad_enabled() else "rollout_patches", patches.shape[0])
+        self._add(
+            "training_patches" if torch.is_grad_enabled() else "rollout_patches", patches.shape[0]
+        )
 
-    def _saw_tokens(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _saw_tokens(
+        self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
         given = named.get("inputs_embeds")
         given = given if given is not None else arguments[0] if arguments else named["input_ids"]
         rows, length = given.shape[:2]
@@ -149,5 +157,7 @@ def spread(numbers: Sequence[float]) -> Spread:
     """Quartiles by linear interpolation between the values (of one number: that number)."""
     if not numbers:
         raise ValueError("There is no step to take a median of; measure at least one.")
-    low, _, high = quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else (numbers[0],) * 3
+    low, _, high = (
+        quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else (numbers[0],) * 3
+    )
     return Spread(median=median(numbers), low=low, high=high, number=len(numbers))

@@ -65,12 +65,18 @@ class Ours:
         with quiet():
             model = load_model(str(checkpoint))
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         # no end token: every completion has its full length, and the sampling law is otherwise untouched
-        tokens = replace(processing.tokens, ends=(), never_sampled=forbidden(processing.tokens) if masked else ())
+        tokens = replace(
+            processing.tokens, ends=(), never_sampled=forbidden(processing.tokens) if masked else ()
+        )
         self._processing = replace(processing, tokens=tokens)
         self.policy = Policy(model, processing.family, tokens)
-        self._encoder = Encoder(processing=self._processing, style=PromptStyle(), limits=PixelLimits(), root=None)
+        self._encoder = Encoder(
+            processing=self._processing, style=PromptStyle(), limits=PixelLimits(), root=None
+        )
         self._reuses = layout == "reused"
         rows = 1 if self._reuses else row.prompts_per_step if self.shared else row.completions
         self._engine = NativeEngine(self.policy, self._processing, prompts_per_batch=rows)
@@ -78,7 +84,9 @@ class Ours:
         for group in self._optimizer.param_groups:
             group["lr"] = LEARNING_RATE
         self._accelerator = Accelerator(cpu=True)
-        self._tokens_per_pass = TrainConfig().tokens_per_pass if layout in ("shared", "reused") else None
+        self._tokens_per_pass = (
+            TrainConfig().tokens_per_pass if layout in ("shared", "reused") else None
+        )
 
     def towers(self) -> tuple[nn.Module, nn.Module]:
         """Vision tower and text model, to hang counters on."""
@@ -108,16 +116,25 @@ class Ours:
             for p in prompts
             for member in range(size)
         ]
-        single = self._engine.generate(repeated, sampling, range(draw * size, draw * size + len(repeated)))
+        single = self._engine.generate(
+            repeated, sampling, range(draw * size, draw * size + len(repeated))
+        )
         flat = [c for (c,) in single]
         return [tuple(flat[i : i + size]) for i in range(0, len(flat), size)]
 
     def train(
-        self, groups: Sequence[Group], *, aggregation: Aggregation = "token", max_grad_norm: float = MAX_GRAD_NORM
+        self,
+        groups: Sequence[Group],
+        *,
+        aggregation: Aggregation = "token",
+        max_grad_norm: float = MAX_GRAD_NORM,
     ) -> None:
         """One optimizer step, with alpha = 1: a peer has no alpha."""
         objective = Objective(
-            f_norm="one", age="off", aggregation=aggregation, max_new_tokens=self.row.completion_tokens
+            f_norm="one",
+            age="off",
+            aggregation=aggregation,
+            max_new_tokens=self.row.completion_tokens,
         )
         counts, deviation = global_counts(self._accelerator, groups)
         outcome = update(
@@ -128,7 +145,8 @@ class Ours:
             counts=counts,
             batch_std=deviation,
             objective=objective,
-            tokens_per_pass=self._tokens_per_pass or max(self._tokens_of(group) for group in groups),
+            tokens_per_pass=self._tokens_per_pass
+            or max(self._tokens_of(group) for group in groups),
             shared_prefix=self.shared,
             max_grad_norm=max_grad_norm,
         )
@@ -146,9 +164,17 @@ class Ours:
             encoded = self.encode(asked)
             answers = self.sample([prompt for _, prompt in encoded], draw)
             for group in answers:
-                assert all(len(c.token_ids) == self.row.completion_tokens for c in group), "a completion ended early"
+                assert all(len(c.token_ids) == self.row.completion_tokens for c in group), (
+                    "a completion ended early"
+                )
             groups = [
-                Group(example=e, prompt=p, completions=c, rewards=self.row.rewards(draw + i), draw=draw + i)
+                Group(
+                    example=e,
+                    prompt=p,
+                    completions=c,
+                    rewards=self.row.rewards(draw + i),
+                    draw=draw + i,
+                )
                 for i, ((e, p), c) in enumerate(zip(encoded, answers, strict=True))
             ]
             meter.rollout_took(time.perf_counter() - start)
@@ -171,18 +197,29 @@ class Ours:
                 example=e,
                 prompt=p,
                 completions=tuple(
-                    Completion(token_ids=tuple(t), logprobs=(0.0,) * len(t), text="", finish_reason="length")
+                    Completion(
+                        token_ids=tuple(t),
+                        logprobs=(0.0,) * len(t),
+                        text="",
+                        finish_reason="length",
+                    )
                     for t in tokens
                 ),
                 rewards=tuple(rewards),
             )
-            for (e, p), tokens, rewards in zip(self.encode(asked), tokens_P_G_T, rewards_P_G, strict=True)
+            for (e, p), tokens, rewards in zip(
+                self.encode(asked), tokens_P_G_T, rewards_P_G, strict=True
+            )
         ]
         with self._keeping():
             if self._reuses:
                 self.sample([group.prompt for group in groups], draw=0)
             self.train(groups, aggregation=aggregation, max_grad_norm=math.inf)
-        return {name: p.grad.clone() for name, p in self.policy.model.named_parameters() if p.grad is not None}
+        return {
+            name: p.grad.clone()
+            for name, p in self.policy.model.named_parameters()
+            if p.grad is not None
+        }
 
 
 def run(ours: Ours, asked: Sequence[Question], *, steps: int, warmup: int) -> Meter:

@@ -33,7 +33,9 @@ def relative_error(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> 
     Raises ValueError if they are not of the same weights, or if theirs is zero everywhere.
     """
     if mine.keys() != theirs.keys():
-        raise ValueError(f"Only one side has a gradient of {', '.join(sorted(mine.keys() ^ theirs.keys())[:4])}.")
+        raise ValueError(
+            f"Only one side has a gradient of {', '.join(sorted(mine.keys() ^ theirs.keys())[:4])}."
+        )
     difference = sum(float((mine[k].double() - theirs[k].double()).square().sum()) for k in theirs)
     size = sum(float(theirs[k].double().square().sum()) for k in theirs)
     if size == 0.0:
@@ -41,14 +43,18 @@ def relative_error(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> 
     return float((difference / size) ** 0.5)
 
 
-def compare(row: anchor.Row, folder: Path, aggregation: Aggregation, systems: Sequence[str]) -> list[dict[str, Any]]:
+def compare(
+    row: anchor.Row, folder: Path, aggregation: Aggregation, systems: Sequence[str]
+) -> list[dict[str, Any]]:
     """Each system against TRL on the checkpoint, the pictures and the lengths of a case."""
     from benchmarks import trl_side
 
     checkpoint = anchor.checkpoint(folder, row.vocabulary)
     asked = anchor.questions(row, row.prompts_per_step)
     tokens, rewards = anchor.ragged(row, seed=1)
-    theirs, seen = trl_side.gradient(checkpoint, row, asked, tokens, rewards, aggregation, micro_batch=MICRO_BATCH)
+    theirs, seen = trl_side.gradient(
+        checkpoint, row, asked, tokens, rewards, aggregation, micro_batch=MICRO_BATCH
+    )
     found = []
     for system in systems:
         if system == "prefix_grouper":
@@ -68,13 +74,17 @@ def compare(row: anchor.Row, folder: Path, aggregation: Aggregation, systems: Se
                 "aggregation": aggregation,
                 "trl": trl_side.LOSS_OF[aggregation],
                 "error": relative_error(mine, theirs),
-                "error_vision": relative_error({n: mine[n] for n in vision}, {n: theirs[n] for n in vision}),
+                "error_vision": relative_error(
+                    {n: mine[n] for n in vision}, {n: theirs[n] for n in vision}
+                ),
             }
         )
     return found
 
 
-def _require_same_prompts(side: ours.Ours, asked: Sequence[anchor.Question], seen: Mapping[str, Any]) -> None:
+def _require_same_prompts(
+    side: ours.Ours, asked: Sequence[anchor.Question], seen: Mapping[str, Any]
+) -> None:
     """Both sides must have made the same ids and patches of the questions, each with its own processor."""
     prompts = [prompt for _, prompt in side.encode(asked) for _ in range(side.row.group_size)]
     if [p.input_ids_T.tolist() for p in prompts] != seen["prompt_ids"]:
@@ -85,15 +95,21 @@ def _require_same_prompts(side: ours.Ours, asked: Sequence[anchor.Question], see
 
 def plan(rows: Sequence[str], systems: Sequence[str]) -> list[tuple[str, Aggregation, list[str]]]:
     """What to compare: every system on the first case, `shared` on the others; the other mean once."""
-    timed: list[tuple[str, Aggregation, list[str]]] = [(row, "token", ["shared"]) for row in rows[1:]]
+    timed: list[tuple[str, Aggregation, list[str]]] = [
+        (row, "token", ["shared"]) for row in rows[1:]
+    ]
     return [(rows[0], "token", list(systems)), (rows[0], "sequence", ["shared"]), *timed]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity_trl", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.parity_trl", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--rows", default="a,b,c", help="cases, by comma")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="by comma, beside TRL")
-    parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="where the checkpoints are made")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/peers"), help="where the checkpoints are made"
+    )
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     arguments = parser.parse_args()
     found = []

@@ -37,17 +37,39 @@ class BenchmarkError(RuntimeError):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
-    made.add_argument("--rows", type=_among(anchor.ROWS), help="cases, by comma (default a,b,c; z has silent groups)")
-    made.add_argument("--systems", type=_among(SYSTEMS), default=list(SYSTEMS), help=f"by comma: {', '.join(SYSTEMS)}")
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__.splitlines()[0]
+    )
+    made.add_argument(
+        "--rows",
+        type=_among(anchor.ROWS),
+        help="cases, by comma (default a,b,c; z has silent groups)",
+    )
+    made.add_argument(
+        "--systems",
+        type=_among(SYSTEMS),
+        default=list(SYSTEMS),
+        help=f"by comma: {', '.join(SYSTEMS)}",
+    )
     made.add_argument("--rounds", type=int, help="times that the systems take turns (default 2)")
-    made.add_argument("--steps", type=int, help="measured steps per process (default 3 for us, 2 for the others)")
+    made.add_argument(
+        "--steps", type=int, help="measured steps per process (default 3 for us, 2 for the others)"
+    )
     made.add_argument("--warmup", type=int, help="steps before them (default 1)")
-    made.add_argument("--micro-batch", type=int, choices=MICRO_BATCHES, help="TRL's, instead of searching for the best")
-    made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
+    made.add_argument(
+        "--micro-batch",
+        type=int,
+        choices=MICRO_BATCHES,
+        help="TRL's, instead of searching for the best",
+    )
+    made.add_argument(
+        "--checkpointing", action="store_true", help="gradient checkpointing on both sides"
+    )
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--out", type=Path, help=f"folder of the results (default {RESULTS})")
-    made.add_argument("--quick", action="store_true", help="row b, one step each, no search: does everything run?")
+    made.add_argument(
+        "--quick", action="store_true", help="row b, one step each, no search: does everything run?"
+    )
     return made
 
 
@@ -104,20 +126,43 @@ def run_module(module: str, *options: str | int | Path, threads: int) -> Any:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [sys.executable, "-m", module, *map(str, options), "--folder", str(SCRATCH), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        module,
+        *map(str, options),
+        "--folder",
+        str(SCRATCH),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode or not out.is_file():
-        raise BenchmarkError(f"{' '.join(command[1:])} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise BenchmarkError(
+            f"{' '.join(command[1:])} ended with {done.returncode}:\n{done.stderr[-3000:]}"
+        )
     return json.loads(out.read_text())
 
 
-def measure(arguments: argparse.Namespace, system: str, row: str, *options: str | int, **numbers: int) -> Any:
+def measure(
+    arguments: argparse.Namespace, system: str, row: str, *options: str | int, **numbers: int
+) -> Any:
     """One process of `benchmarks.measure`; says what it took."""
-    lengths = [part for name, value in numbers.items() for part in (f"--{name.replace('_', '-')}", value)]
+    lengths = [
+        part for name, value in numbers.items() for part in (f"--{name.replace('_', '-')}", value)
+    ]
     same = ["--checkpointing"] if arguments.checkpointing else []
     start = time.monotonic()
     result = run_module(
-        "benchmarks.measure", "--system", system, "--row", row, *lengths, *options, *same, threads=arguments.threads
+        "benchmarks.measure",
+        "--system",
+        system,
+        "--row",
+        row,
+        *lengths,
+        *options,
+        *same,
+        threads=arguments.threads,
     )
     steps = ", ".join(f"{step['seconds']:.1f}" for step in result["steps"])
     print(
@@ -160,7 +205,10 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "complete": False,
         "machine": machine(arguments.threads),
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "prefix_grouper", "gpg_vl")},
+        "versions": {
+            name: version(name)
+            for name in ("torch", "transformers", "trl", "prefix_grouper", "gpg_vl")
+        },
         "settings": {
             "warmup": arguments.warmup,
             "checkpointing": arguments.checkpointing,
@@ -174,7 +222,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.micro_batch is None and "trl" in arguments.systems:
         for size in MICRO_BATCHES:
-            one = measure(arguments, "trl", arguments.rows[0], "--given", steps=1, warmup=0, micro_batch=size)
+            one = measure(
+                arguments, "trl", arguments.rows[0], "--given", steps=1, warmup=0, micro_batch=size
+            )
             result["sweep"].append(one)
         result["micro_batch"] = best(result["sweep"])
     for row in arguments.rows:
@@ -192,7 +242,10 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     arguments = settle(parser().parse_args())
     if arguments.out.exists() and not arguments.out.is_dir():
-        print(f"bench-peers: --out {arguments.out} is a file. Name a folder; it is made if it is not there.", file=sys.stderr)
+        print(
+            f"bench-peers: --out {arguments.out} is a file. Name a folder; it is made if it is not there.",
+            file=sys.stderr,
+        )
         return 2
     start = time.monotonic()
     try:
@@ -200,7 +253,9 @@ def main() -> int:
     except BenchmarkError as error:
         print(f"bench-peers: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {arguments.out / 'peers_cpu.md'} after {(time.monotonic() - start) / 60:.1f} minutes")
+    print(
+        f"wrote {arguments.out / 'peers_cpu.md'} after {(time.monotonic() - start) / 60:.1f} minutes"
+    )
     return 0
 
 

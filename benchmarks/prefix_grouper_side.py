@@ -30,11 +30,17 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, present: Tensor, *, scaling: float) -
     queries, keys = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     if queries == keys and bool(present.all()):
-        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped).transpose(1, 2)
+        return scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped
+        ).transpose(1, 2)
     square = torch.ones(queries, keys, dtype=torch.bool)
-    itself = square.tril(keys - queries) & square.triu(keys - queries)  # a padding query sees itself, not nothing
+    itself = square.tril(keys - queries) & square.triu(
+        keys - queries
+    )  # a padding query sees itself, not nothing
     visible = square.tril(keys - queries) & present[:, None, None, :] | itself
-    return scaled_dot_product_attention(q, k, v, visible, scale=scaling, enable_gqa=grouped).transpose(1, 2)
+    return scaled_dot_product_attention(
+        q, k, v, visible, scale=scaling, enable_gqa=grouped
+    ).transpose(1, 2)
 
 
 def _attend(
@@ -61,26 +67,41 @@ class Grouped:
         self.model = self.ours.policy.model.train()
         AttentionInterface.register(NAME, _attend)
         self.model.set_attn_implementation({"text_config": NAME})  # the vision tower keeps its own
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0
+        )
 
-    def log_probs(self, prompt: Prompt, tokens_G_T: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def log_probs(
+        self, prompt: Prompt, tokens_G_T: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
         """log pi [G, T] of a group's completions, and True where there is a token."""
         rows = [torch.tensor(t) for t in tokens_G_T]
         ids_G_T = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask_G_T = nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in rows], batch_first=True).bool()
-        prompt_1_P, mask_1_P = prompt.input_ids_T[None], torch.ones(1, prompt.length, dtype=torch.bool)
+        mask_G_T = nn.utils.rnn.pad_sequence(
+            [torch.ones_like(t) for t in rows], batch_first=True
+        ).bool()
+        prompt_1_P, mask_1_P = (
+            prompt.input_ids_T[None],
+            torch.ones(1, prompt.length, dtype=torch.bool),
+        )
         grouper = PrefixGrouper.from_ungrouped_masks(mask_1_P, mask_G_T, group_sizes=len(rows))
         ids = grouper.concat_input(prompt_1_P, mask_1_P, ids_G_T, mask_G_T)
         following = torch.cat([torch.arange(len(t)) + prompt.next_position for t in rows])
         positions = torch.cat([prompt.positions_3_T, following.expand(3, -1)], dim=1)[:, None]
         features = torch.cat(
-            list(self.model.model.get_image_features(prompt.pixel_values_N, prompt.grid_thw_I_3).pooler_output)
+            list(
+                self.model.model.get_image_features(
+                    prompt.pixel_values_N, prompt.grid_thw_I_3
+                ).pooler_output
+            )
         )
         embeddings = self.model.get_input_embeddings()(ids)
         image = torch.zeros_like(ids, dtype=torch.bool)
         image[0, : prompt.length] = prompt.image_mask_T
         hidden = self.model.model.language_model(
-            inputs_embeds=embeddings.masked_scatter(image[..., None].expand_as(embeddings), features),
+            inputs_embeds=embeddings.masked_scatter(
+                image[..., None].expand_as(embeddings), features
+            ),
             position_ids=positions,
             attention_mask={"full_attention": None},
             use_cache=False,
@@ -115,16 +136,24 @@ class Grouped:
         """As `Ours.gradient`."""
         self._optimizer.zero_grad(set_to_none=True)
         self.backward([prompt for _, prompt in self.ours.encode(asked)], tokens_P_G_T, rewards_P_G)
-        return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+        return {
+            name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None
+        }
 
     def step(
-        self, asked: Sequence[Question], tokens_P_G_T: Sequence[Sequence[Sequence[int]]], number: int, meter: Meter
+        self,
+        asked: Sequence[Question],
+        tokens_P_G_T: Sequence[Sequence[Sequence[int]]],
+        number: int,
+        meter: Meter,
     ) -> None:
         start = time.perf_counter()
         prompts = [prompt for _, prompt in self.ours.encode(asked)]
         meter.rollout_took(time.perf_counter() - start)
         self._optimizer.zero_grad(set_to_none=True)
-        self.backward(prompts, tokens_P_G_T, [self.row.rewards(number + i) for i in range(len(prompts))])
+        self.backward(
+            prompts, tokens_P_G_T, [self.row.rewards(number + i) for i in range(len(prompts))]
+        )
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
         self._optimizer.step()
         meter.step_ended()

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from gpg_vl.data import scenes
+from gpg_vl.quickstart import scenes
 
 SIDE = 32
 PART = 1_000
@@ -45,7 +45,9 @@ def write_source(file: Path, rows: int) -> None:
 def _row(number: int) -> dict[str, object]:
     noise = random.Random(number).randbytes(3 * SIDE * SIDE)
     return {
-        "image_bytes": [{"bytes": scenes.png(Image.frombytes("RGB", (SIDE, SIDE), noise)), "path": None}],
+        "image_bytes": [
+            {"bytes": scenes.png(Image.frombytes("RGB", (SIDE, SIDE), noise)), "path": None}
+        ],
         "question": f"Which way did the camera turn in clip {number}?",
         "answers": ["left", "right"],
         "question_type": "action_sequence",
@@ -57,14 +59,27 @@ def convert(folder: Path) -> tuple[float, float]:
     """(bytes at the peak, seconds) of the recipe's process."""
     recipe = Path(__file__).parent.parent / "data_recipes" / "sat.py"
     start = time.perf_counter()
-    command = [sys.executable, str(recipe), "--source", str(folder), "--out", str(folder / "out"), "--limit", "0"]
+    command = [
+        sys.executable,
+        str(recipe),
+        "--source",
+        str(folder),
+        "--out",
+        str(folder / "out"),
+        "--limit",
+        "0",
+    ]
     subprocess.run(command, check=True)
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit, time.perf_counter() - start
+    return resource.getrusage(
+        resource.RUSAGE_CHILDREN
+    ).ru_maxrss * unit, time.perf_counter() - start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100_000)
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
@@ -72,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_source(source, arguments.rows)
         size = source.stat().st_size
         peak, seconds = convert(Path(scratch))
-    print(f"{arguments.rows:,} rows, {size / 1e6:.0f} MB: {peak / 1e6:.0f} MB of memory at most, {seconds:.0f} s")
+    print(
+        f"{arguments.rows:,} rows, {size / 1e6:.0f} MB: {peak / 1e6:.0f} MB of memory at most, {seconds:.0f} s"
+    )
     return 0
 
 

@@ -18,12 +18,12 @@ from PIL import Image
 
 from benchmarks.anchor import Question
 from benchmarks.meter import read_status, reset_peak
-from gpg_vl.data import scenes
 from gpg_vl.models.attention import Kernel
 from gpg_vl.models.cost import Cost, group_cost, shape_of
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.quickstart import scenes
 from gpg_vl.rollout.engine import Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.training.batch import Objective, make_passes
@@ -110,27 +110,41 @@ def _noise(side: int, *, seed: int) -> bytes:
 class Bench:
     """A policy and the questions it is asked."""
 
-    def __init__(self, model: torch.nn.Module, processing: Processing, case: Case, device: torch.device) -> None:
+    def __init__(
+        self, model: torch.nn.Module, processing: Processing, case: Case, device: torch.device
+    ) -> None:
         tokens = replace(processing.tokens, ends=())  # every answer has its full length
         self._case, self._device = case, device
         self._config = model.config
         if case.checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(case.vision == "trained" or processing.family.part_of(name) == "language")
+            parameter.requires_grad_(
+                case.vision == "trained" or processing.family.part_of(name) == "language"
+            )
         self.policy = Policy(model, processing.family, tokens, kernel=case.kernel).to(device)
         autocast = torch.bfloat16 if case.dtype == "bfloat16" else None
         self._autocast = autocast
         self._engine = NativeEngine(
-            self.policy, replace(processing, tokens=tokens), prompts_per_batch=8, slots=case.slots, autocast=autocast
+            self.policy,
+            replace(processing, tokens=tokens),
+            prompts_per_batch=8,
+            slots=case.slots,
+            autocast=autocast,
         )
         self._optimizer = make_adamw(model, betas=(0.9, 0.999), weight_decay=0.0)
         for group in self._optimizer.param_groups:
             group["lr"] = 1e-6
-        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if autocast else "no")
+        self._accelerator = Accelerator(
+            cpu=device.type == "cpu", mixed_precision="bf16" if autocast else "no"
+        )
         self._wrapped = self._accelerator.prepare(self.policy)
         limits = PixelLimits(max_pixels=2**22)
-        self._encoder = Encoder(processing=processing, style=PromptStyle(), limits=limits, root=None)
+        self._encoder = Encoder(
+            processing=processing, style=PromptStyle(), limits=limits, root=None
+        )
 
     def prompts(self, number: int) -> list[Prompt]:
         asked = questions(self._case, self._encoder.processing, number)
@@ -140,7 +154,9 @@ class Bench:
     def sample(self, prompts: Sequence[Prompt]) -> list[tuple[Completion, ...]]:
         """Once per group, or for every answer anew."""
         case = self._case
-        sampling = Sampling(group_size=case.group_size, temperature=1.0, max_new_tokens=case.completion, seed=0)
+        sampling = Sampling(
+            group_size=case.group_size, temperature=1.0, max_new_tokens=case.completion, seed=0
+        )
         if case.shared:
             return self._engine.generate(prompts, sampling, range(len(prompts)))
         # a name of its own for each copy, or the engine would find out that the pictures are the same
@@ -149,7 +165,12 @@ class Bench:
             for p in prompts
             for member in range(case.group_size)
         ]
-        flat = [c for (c,) in self._engine.generate(rows, replace(sampling, group_size=1), range(len(rows)))]
+        flat = [
+            c
+            for (c,) in self._engine.generate(
+                rows, replace(sampling, group_size=1), range(len(rows))
+            )
+        ]
         return [tuple(flat[i : i + case.group_size]) for i in range(0, len(flat), case.group_size)]
 
     def train(self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]) -> None:
@@ -169,7 +190,9 @@ class Bench:
             max_grad_norm=1.0,
         )
 
-    def gradient_error(self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]) -> float:
+    def gradient_error(
+        self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]
+    ) -> float:
         """Of this case's way of computing the first group against the naive layout, relative, over all trained weights."""
         groups = self._groups(prompts[:1], answers[:1])
         counts, deviation = global_counts(self._accelerator, groups)
@@ -185,12 +208,20 @@ class Bench:
                 shared_prefix=shared,
             )
             accumulate(self._wrapped, self._accelerator, passes)
-            gradients.append([p.grad.clone() for p in self.policy.parameters() if p.grad is not None])
+            gradients.append(
+                [p.grad.clone() for p in self.policy.parameters() if p.grad is not None]
+            )
         self._optimizer.zero_grad(set_to_none=True)
-        difference = sum(float((a - b).double().square().sum()) for a, b in zip(*gradients, strict=True))
-        return float((difference / sum(float(b.double().square().sum()) for b in gradients[1])) ** 0.5)
+        difference = sum(
+            float((a - b).double().square().sum()) for a, b in zip(*gradients, strict=True)
+        )
+        return float(
+            (difference / sum(float(b.double().square().sum()) for b in gradients[1])) ** 0.5
+        )
 
-    def _groups(self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]) -> list[Group]:
+    def _groups(
+        self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]
+    ) -> list[Group]:
         return [
             Group(
                 example=Example(id=str(i), prompt="", answer=""),
@@ -202,7 +233,9 @@ class Bench:
         ]
 
     def _objective(self) -> Objective:
-        return Objective(f_norm="one", age="off", aggregation="token", max_new_tokens=self._case.completion)
+        return Objective(
+            f_norm="one", age="off", aggregation="token", max_new_tokens=self._case.completion
+        )
 
     def _one_group(self, prompts: Sequence[Prompt]) -> int:
         """Tokens that hold one group in one piece, or one completion after the other in the naive layout."""
@@ -224,7 +257,8 @@ class Bench:
             wait(self._device)
             if step >= warmup:
                 prefill, decode = (
-                    getattr(rollout, f) - getattr(work, f) for f in ("prefill_seconds", "decode_seconds")
+                    getattr(rollout, f) - getattr(work, f)
+                    for f in ("prefill_seconds", "decode_seconds")
                 )
                 seconds.append((prefill, decode, time.perf_counter() - start))
         peak = peak_memory(self._device) - before

@@ -33,7 +33,13 @@ HEAD = (
     "tokens decoded",
     "tokens trained",
 )
-WORK = ("rollout_patches", "training_patches", "prefilled_tokens", "decoded_tokens", "training_tokens")
+WORK = (
+    "rollout_patches",
+    "training_patches",
+    "prefilled_tokens",
+    "decoded_tokens",
+    "training_tokens",
+)
 CAVEATS = """
 Seconds are medians over the measured steps [lower and upper quartile]; a step runs from the end of the one before, data loading
 included. CPU seconds add up the threads.
@@ -60,7 +66,12 @@ PrefixGrouper has no rollout; its vision, once per picture, and its positions ar
 
 def pooled(runs: Sequence[Mapping[str, Any]], row: str, system: str) -> list[Mapping[str, Any]]:
     """The measured steps of a system on a case, over all rounds."""
-    return [step for run in runs if (run["row"], run["system"]) == (row, system) for step in run["steps"]]
+    return [
+        step
+        for run in runs
+        if (run["row"], run["system"]) == (row, system)
+        for step in run["steps"]
+    ]
 
 
 def _seconds(found: Spread) -> str:
@@ -71,11 +82,14 @@ def _peak(runs: Sequence[Mapping[str, Any]], row: str, system: str) -> int:
     return max(run["rss_peak"] for run in runs if (run["row"], run["system"]) == (row, system))
 
 
-def line(runs: Sequence[Mapping[str, Any]], row: str, system: str, versions: Mapping[str, str]) -> list[str]:
+def line(
+    runs: Sequence[Mapping[str, Any]], row: str, system: str, versions: Mapping[str, str]
+) -> list[str]:
     """The cells of one system on one case, as in HEAD."""
     steps = pooled(runs, row, system)
     total, rollout, training = (
-        spread([step[kind] for step in steps]) for kind in ("seconds", "rollout_seconds", "training_seconds")
+        spread([step[kind] for step in steps])
+        for kind in ("seconds", "rollout_seconds", "training_seconds")
     )
     work = [f"{median(step['work'][name] for step in steps):,.0f}" for name in WORK]
     seconds = [_seconds(total), f"{rollout.median:.2f}", f"{training.median:.2f}"]
@@ -130,8 +144,12 @@ def section(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
             )
     lines += ["", *_table(HEAD, [line(runs, name, s, versions) for s in systems]), ""]
     others = [s for s in systems if s != "shared"] if "shared" in systems else []
-    lines += [f"- {NAMES[s].format(**versions)} takes {ratios(runs, name, s)} of gpg_vl." for s in others]
-    numbers = ", ".join(f"{NAMES[s].format(**versions)} {len(pooled(runs, name, s))}" for s in systems)
+    lines += [
+        f"- {NAMES[s].format(**versions)} takes {ratios(runs, name, s)} of gpg_vl." for s in others
+    ]
+    numbers = ", ".join(
+        f"{NAMES[s].format(**versions)} {len(pooled(runs, name, s))}" for s in systems
+    )
     return [*lines, f"- Measured steps: {numbers}.", ""]
 
 
@@ -148,7 +166,10 @@ def sweep(result: Mapping[str, Any]) -> list[str]:
     if result["micro_batch"] is None:  # TRL is not among the systems
         return []
     if not result["sweep"]:
-        return [f"TRL's micro-batch was given, not searched for: {result['micro_batch']} completions.", ""]
+        return [
+            f"TRL's micro-batch was given, not searched for: {result['micro_batch']} completions.",
+            "",
+        ]
     cells = [
         [
             str(run["settings"]["micro_batch"]),
@@ -184,7 +205,11 @@ def render(result: Mapping[str, Any]) -> str:
     lines = ["# One training step, side by side", "", *state, made, "", rules, "", *sweep(result)]
     for row in result["rows"]:
         lines += section(result, row)
-    lines += ["## How to read it", *(f"\n- {' '.join(part.split())}" for part in CAVEATS.split("\n\n")), ""]
+    lines += [
+        "## How to read it",
+        *(f"\n- {' '.join(part.split())}" for part in CAVEATS.split("\n\n")),
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -20,7 +20,12 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from datasets import Image as ImageColumn  # noqa: E402
 from torch import Tensor  # noqa: E402
-from transformers import AutoProcessor, PrinterCallback, Qwen2VLForConditionalGeneration, TrainerCallback  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoProcessor,
+    PrinterCallback,
+    Qwen2VLForConditionalGeneration,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from benchmarks.anchor import Question, Row, completions  # noqa: E402
@@ -64,8 +69,12 @@ def make_trainer(
     checkpoint: where the processor is read from. bf16: autocast, the weights stay as they are.
     """
     if row.completions % micro_batch:
-        raise ValueError(f"{row.completions} completions a step cannot be cut into micro-batches of {micro_batch}.")
-    processor = AutoProcessor.from_pretrained(checkpoint, padding_side="left", trust_remote_code=False)
+        raise ValueError(
+            f"{row.completions} completions a step cannot be cut into micro-batches of {micro_batch}."
+        )
+    processor = AutoProcessor.from_pretrained(
+        checkpoint, padding_side="left", trust_remote_code=False
+    )
     settings = GRPOConfig(
         output_dir=output,
         max_steps=steps,
@@ -209,7 +218,9 @@ def run(
     return meter
 
 
-def timing(model: torch.nn.Module, checkpoint: Path, case: Case, *, steps: int, warmup: int) -> Timing:
+def timing(
+    model: torch.nn.Module, checkpoint: Path, case: Case, *, steps: int, warmup: int
+) -> Timing:
     """A case of the grid. The rollout is timed as a whole; memory is that above the model's own, as in `Bench.measure`."""
     model.model.visual.requires_grad_(case.vision == "trained")
     row = Row(
@@ -258,8 +269,12 @@ class _KeepGradient(TrainerCallback):
     def __init__(self) -> None:
         self.gradient: dict[str, Tensor] = {}
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        self.gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any, **_: Any
+    ) -> None:
+        self.gradient = {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        }
 
 
 def gradient(

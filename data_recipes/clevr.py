@@ -14,16 +14,16 @@ from typing import Any
 from gpg_vl.data.recipe import BrokenRowError, RawRow, Recipe, main, untagged
 from gpg_vl.types import Example
 
-PROMPT = (
-    "{problem}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
-)
+PROMPT = "{problem}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
 
 
 def convert(row: RawRow) -> Example:
     """The question in the published prompt, with a whole number as its answer."""
     answer = untagged(row.text("solution"))
     if not re.fullmatch(r"[0-9]{1,9}", answer):
-        raise BrokenRowError(f"The solution {answer!r:.80} is not a count. A whole number such as 3 is needed.")
+        raise BrokenRowError(
+            f"The solution {answer!r:.80} is not a count. A whole number such as 3 is needed."
+        )
     return Example(
         id=row.id,
         images=row.images("image"),

@@ -56,7 +56,9 @@ def split_indices(digits: list[int], *, seed: int, shots: int) -> dict[str, list
         cut = round(len(places) * HELD_OUT)
         rest = places[cut:]
         if shots > len(rest):
-            raise UserError(f"--shots {shots} is more than the {len(rest)} pictures of the digit {digit}. Lower it.")
+            raise UserError(
+                f"--shots {shots} is more than the {len(rest)} pictures of the digit {digit}. Lower it."
+            )
         test += places[:cut]
         train += rest[:shots] if shots else rest
     return {"train": sorted(train), "test": sorted(test)}
@@ -66,7 +68,9 @@ def png(pixels: np.ndarray, scale: int) -> bytes:
     """White on black, each of the 8x8 pixels as a square of `scale` pixels."""
     grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(np.kron(grey, np.ones((scale, scale), dtype=np.uint8))).save(buffer, format="PNG")
+    Image.fromarray(np.kron(grey, np.ones((scale, scale), dtype=np.uint8))).save(
+        buffer, format="PNG"
+    )
     return buffer.getvalue()
 
 
@@ -84,14 +88,19 @@ def opened(request: Request) -> list[Source]:
         raise UserError(f"--scale is {scale}. From 1 to 128 pixels per original pixel are allowed.")
     facts = {
         "scikit-learn": version("scikit-learn"),
-        "sha256 of pixels and labels": hashlib.sha256(data.data.tobytes() + bytes(digits)).hexdigest(),
+        "sha256 of pixels and labels": hashlib.sha256(
+            data.data.tobytes() + bytes(digits)
+        ).hexdigest(),
     }
 
     def source(split: str, places: list[int]) -> Source:
         def read(start: int) -> Iterator[tuple[str, Cells | CellError]]:
             for place in places[start:]:
                 picture = png(data.images[place], scale)
-                yield f"load_digits()[{place}]", {"image": picture, "digit": str(digits[place]), "index": place}
+                yield (
+                    f"load_digits()[{place}]",
+                    {"image": picture, "digit": str(digits[place]), "index": place},
+                )
 
         return Source(split=split, read=read, total=len(places), root=None, facts=facts)
 
@@ -99,7 +108,9 @@ def opened(request: Request) -> list[Source]:
 
 
 def settings(*, prompt: str, shots: int, scale: int) -> dict[str, Any]:
-    weights = {"classification": 1.0, "format": 1.0} if prompt == "think" else {"classification": 1.0}
+    weights = (
+        {"classification": 1.0, "format": 1.0} if prompt == "think" else {"classification": 1.0}
+    )
     return {"rewards": {"weights": weights}}
 
 
@@ -113,8 +124,14 @@ RECIPE = Recipe(
     open=opened,
     convert=convert,
     options={
-        "prompt": Option(default="think", choices=("think", "plain"), help="asks for reasoning and tags, or plainly"),
-        "shots": Option(default=0, help="pictures per digit in train; 0 means all that are not held out"),
+        "prompt": Option(
+            default="think",
+            choices=("think", "plain"),
+            help="asks for reasoning and tags, or plainly",
+        ),
+        "shots": Option(
+            default=0, help="pictures per digit in train; 0 means all that are not held out"
+        ),
         "scale": Option(default=7, help="pixels per original pixel; 7 makes pictures of 56x56"),
     },
     settings=settings,

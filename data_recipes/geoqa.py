@@ -14,9 +14,7 @@ from gpg_vl.data.recipe import RawRow, Recipe, main, untagged
 from gpg_vl.types import Example
 
 # two blanks, as in the training code; the evaluation prompt of the same project has one
-PROMPT = (
-    "{problem}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
-)
+PROMPT = "{problem}  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
 
 
 def convert(row: RawRow) -> Example:

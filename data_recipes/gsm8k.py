@@ -33,7 +33,9 @@ def convert(row: RawRow, *, prompt: str) -> Example:
         "hashes": HASHES.replace("{question}", question),
         "plain": question,
     }
-    return Example(id=row.id, prompt=texts[prompt], answer=found[1].replace(",", "").rstrip("."), task="gsm8k")
+    return Example(
+        id=row.id, prompt=texts[prompt], answer=found[1].replace(",", "").rstrip("."), task="gsm8k"
+    )
 
 
 def settings(*, prompt: str) -> dict[str, Any]:

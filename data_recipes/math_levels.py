@@ -30,12 +30,16 @@ def convert(row: RawRow, *, prompt: str, levels: str) -> Example | LeftOut:
     """The problem, with the content of the solution's last box as its answer."""
     level = row.text("level").removeprefix("Level ").strip()
     if level not in ("?", "1", "2", "3", "4", "5"):
-        raise BrokenRowError(f"The level is {row.text('level')!r:.80}. `Level 1` to `Level 5`, or 1 to 5, is needed.")
+        raise BrokenRowError(
+            f"The level is {row.text('level')!r:.80}. `Level 1` to `Level 5`, or 1 to 5, is needed."
+        )
     if not levels[0] <= level <= levels[-1]:  # "?" stands behind the digits
         return LeftOut(reason=f"level {level}")
     answer = last_boxed(row.text("solution"))
     if not answer:
-        raise BrokenRowError("The solution has no \\boxed{} with anything in it, so there is no answer.")
+        raise BrokenRowError(
+            "The solution has no \\boxed{} with anything in it, so there is no answer."
+        )
     problem = row.text("problem")
     texts: dict[str, str | tuple[Message, ...]] = {
         "gpg": (Message(role="system", content=GPG), Message(role="user", content=problem)),
@@ -43,7 +47,9 @@ def convert(row: RawRow, *, prompt: str, levels: str) -> Example | LeftOut:
         "plain": problem,
     }
     subject = next((row.text(name) for name in ("subject", "type") if row.cells.get(name)), "")
-    return Example(id=row.id, prompt=texts[prompt], answer=answer, task=subject, meta={"level": int(level)})
+    return Example(
+        id=row.id, prompt=texts[prompt], answer=answer, task=subject, meta={"level": int(level)}
+    )
 
 
 def settings(*, prompt: str, levels: str) -> dict[str, Any]:

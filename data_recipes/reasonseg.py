@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from gpg_vl.data.images import Picture
-from gpg_vl.data.recipe import BrokenRowError, Option, RawRow, Recipe, Request, Source, finite_numbers, main
+from gpg_vl.data.recipe import (
+    BrokenRowError,
+    Option,
+    RawRow,
+    Recipe,
+    Request,
+    Source,
+    finite_numbers,
+    main,
+)
 from gpg_vl.data.recipe.boxes import CONVENTIONS, Box, box_meta, inside, numbers, pair, union
 from gpg_vl.data.recipe.origin import open_source
 from gpg_vl.data.rows import CellError
@@ -39,11 +48,23 @@ _PICTURES = (".jpg", ".jpeg", ".png")
 def convert(row: RawRow, *, box: str, coordinates: str) -> list[Example]:
     """One example per instruction."""
     if "shapes" in row.cells:
-        picture, instructions, gold = row.picture("picture"), row.texts("text"), polygon_box(row, box)
+        picture, instructions, gold = (
+            row.picture("picture"),
+            row.texts("text"),
+            polygon_box(row, box),
+        )
     elif "boxes" in row.cells:
-        picture, instructions, gold = row.picture("image_path"), row.texts("instruction"), box_of(row, "boxes", box)
+        picture, instructions, gold = (
+            row.picture("image_path"),
+            row.texts("instruction"),
+            box_of(row, "boxes", box),
+        )
     else:
-        picture, instructions, gold = row.picture("image"), [row.text("text")], box_of(row, "bbox_list", box)
+        picture, instructions, gold = (
+            row.picture("image"),
+            [row.text("text")],
+            box_of(row, "bbox_list", box),
+        )
         refuse_other_size(row, picture)
     gold = inside(gold, picture)
     return [
@@ -62,11 +83,17 @@ def convert(row: RawRow, *, box: str, coordinates: str) -> list[Example]:
 def polygon_box(row: RawRow, which: str) -> Box:
     """The box of the first polygon, or around all that are targets: labels `flag` and `ignore...` are not."""
     shapes = row.cell("shapes")
-    if not isinstance(shapes, list) or not shapes or not all(isinstance(shape, dict) for shape in shapes):
+    if (
+        not isinstance(shapes, list)
+        or not shapes
+        or not all(isinstance(shape, dict) for shape in shapes)
+    ):
         raise BrokenRowError("The column 'shapes' is not a list of polygons with at least one.")
     if which == "first":
         return around(shapes[0])
-    targets = [s for s in shapes if s.get("label") != "flag" and "ignore" not in str(s.get("label"))]
+    targets = [
+        s for s in shapes if s.get("label") != "flag" and "ignore" not in str(s.get("label"))
+    ]
     if not targets:
         raise BrokenRowError(
             f"None of the {len(shapes)} polygons is a target: {[s.get('label') for s in shapes]!r:.80}."
@@ -93,7 +120,9 @@ def box_of(row: RawRow, column: str, which: str) -> Box:
         raise BrokenRowError(f"The column {column!r} is not a list of boxes with at least one.")
     boxes = [finite_numbers(box, f"A box of {column!r}") for box in cell]
     if any(len(box) != 4 for box in boxes):
-        raise BrokenRowError(f"The column {column!r} holds a box that is not [left, top, right, bottom].")
+        raise BrokenRowError(
+            f"The column {column!r} holds a box that is not [left, top, right, bottom]."
+        )
     return boxes[0] if which == "first" else union(boxes)
 
 
@@ -111,7 +140,9 @@ def opened(request: Request) -> list[Source]:
     assert request.source is not None
     folder = Path(request.source)
     splits = request.splits or RECIPE.splits
-    if folder.is_dir() and any((folder / split).is_dir() and any((folder / split).glob("*.json")) for split in splits):
+    if folder.is_dir() and any(
+        (folder / split).is_dir() and any((folder / split).glob("*.json")) for split in splits
+    ):
         return [_folder_source(folder, split) for split in splits]
     return open_source(
         request.source,
@@ -155,7 +186,9 @@ def _annotation(file: Path, folder: Path) -> Cells | CellError:
     if not isinstance(cells, dict):
         return CellError("json", "The file is not a JSON object.")
     beside = [file.with_suffix(suffix) for suffix in _PICTURES if file.with_suffix(suffix).exists()]
-    picture = (beside[0] if beside else file.with_suffix(_PICTURES[0])).relative_to(folder).as_posix()
+    picture = (
+        (beside[0] if beside else file.with_suffix(_PICTURES[0])).relative_to(folder).as_posix()
+    )
     return {"shapes": None, **cells, "picture": picture}
 
 
@@ -173,8 +206,14 @@ RECIPE = Recipe(
     convert=convert,
     open=opened,
     options={
-        "box": Option(default="union", choices=("union", "first"), help="which polygons the gold box goes around"),
-        "coordinates": Option(default=CONVENTIONS[0], choices=CONVENTIONS, help="what the answer's numbers count"),
+        "box": Option(
+            default="union",
+            choices=("union", "first"),
+            help="which polygons the gold box goes around",
+        ),
+        "coordinates": Option(
+            default=CONVENTIONS[0], choices=CONVENTIONS, help="what the answer's numbers count"
+        ),
     },
     settings=settings,
     notes=(

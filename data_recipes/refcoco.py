@@ -39,9 +39,16 @@ def convert(row: RawRow, *, prompt: str, coordinates: str) -> list[Example]:
     if "solution" in row.cells:
         corners, questions = row.numbers("solution"), [row.text("problem")]
     else:
-        corners, questions = corners_of(row.numbers("bbox")), [SENTENCE + text for text in row.texts("answer")]
+        corners, questions = (
+            corners_of(row.numbers("bbox")),
+            [SENTENCE + text for text in row.texts("answer")],
+        )
     box = inside(corners, picture)
-    told = ("rel1000" if prompt == "visual_rft" else "abs_orig") if coordinates == "auto" else coordinates
+    told = (
+        ("rel1000" if prompt == "visual_rft" else "abs_orig")
+        if coordinates == "auto"
+        else coordinates
+    )
     written = numbers(box, picture, told)
     return [
         Example(
@@ -50,7 +57,9 @@ def convert(row: RawRow, *, prompt: str, coordinates: str) -> list[Example]:
             prompt=VISUAL_RFT.replace("{instruct}", question.removeprefix(SENTENCE))
             if prompt == "visual_rft"
             else VLM_R1.replace("{problem}", question),
-            answer=pair(written) if prompt == "visual_rft" else json.dumps([{"bbox_2d": list(written)}]),
+            answer=pair(written)
+            if prompt == "visual_rft"
+            else json.dumps([{"bbox_2d": list(written)}]),
             task="refcoco",
             meta=box_meta(box, picture, told) | {"expression": question.removeprefix(SENTENCE)},
         )
@@ -61,7 +70,9 @@ def convert(row: RawRow, *, prompt: str, coordinates: str) -> list[Example]:
 def corners_of(box: tuple[float, ...]) -> Box:
     """Left, top, width and height into corners."""
     if len(box) != 4:
-        raise BrokenRowError(f"The column 'bbox' has {len(box)} numbers, not left, top, width and height.")
+        raise BrokenRowError(
+            f"The column 'bbox' has {len(box)} numbers, not left, top, width and height."
+        )
     left, top, width, height = box
     return left, top, left + width, top + height
 
@@ -95,10 +106,14 @@ def recipe(name: str, title: str, hub: str, documented: dict[str, int]) -> Recip
         open=opened,
         options={
             "prompt": Option(
-                default="visual_rft", choices=("visual_rft", "vlm_r1"), help="the text and form of the answer"
+                default="visual_rft",
+                choices=("visual_rft", "vlm_r1"),
+                help="the text and form of the answer",
             ),
             "coordinates": Option(
-                default="auto", choices=("auto", *CONVENTIONS), help="what the answer's numbers count; auto: see above"
+                default="auto",
+                choices=("auto", *CONVENTIONS),
+                help="what the answer's numbers count; auto: see above",
             ),
         },
         settings=settings,
@@ -111,7 +126,10 @@ def recipe(name: str, title: str, hub: str, documented: dict[str, int]) -> Recip
 
 RECIPES = {
     "refcoco": recipe(
-        "refcoco", "RefCOCO", "lmms-lab/RefCOCO", {"val": 8811, "test": 5000, "testA": 1975, "testB": 1810}
+        "refcoco",
+        "RefCOCO",
+        "lmms-lab/RefCOCO",
+        {"val": 8811, "test": 5000, "testA": 1975, "testB": 1810},
     ),
     "refcocoplus": recipe("refcocoplus", "RefCOCO+", "lmms-lab/RefCOCOplus", {}),
     "refcocog": recipe("refcocog", "RefCOCOg", "lmms-lab/RefCOCOg", {"val": 7573, "test": 5023}),

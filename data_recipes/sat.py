@@ -21,9 +21,7 @@ BASE = (
     "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
     "User: {question} \nAssistant: Let me solve this step by step.\n"
 )
-INSTRUCT = (
-    "{question}  Output the thinking process in <think> </think> and final answer (option) in <answer> </answer> tags."
-)
+INSTRUCT = "{question}  Output the thinking process in <think> </think> and final answer (option) in <answer> </answer> tags."
 
 
 def convert(row: RawRow, *, prompt: str, multi_image: str) -> Example | LeftOut:
@@ -33,9 +31,7 @@ def convert(row: RawRow, *, prompt: str, multi_image: str) -> Example | LeftOut:
         return LeftOut(reason="more than one image, which the paper skips")
     options = row.texts("answers")
     row.random().shuffle(options)
-    asked = (
-        f" Answer in natural language. {row.text('question')} Choose between the following options: {listed(options)}"
-    )
+    asked = f" Answer in natural language. {row.text('question')} Choose between the following options: {listed(options)}"
     marks = "<image>" * len(images)
     texts = {
         "base": marks + BASE.replace("{question}", asked),
@@ -81,7 +77,9 @@ RECIPE = Recipe(
             help="the paper's text for a base model, the one for an instruct model, or the bare question",
         ),
         "multi_image": Option(
-            default="leave-out", choices=("leave-out", "keep"), help="rows with several pictures, which the paper skips"
+            default="leave-out",
+            choices=("leave-out", "keep"),
+            help="rows with several pictures, which the paper skips",
         ),
     },
     settings=settings,

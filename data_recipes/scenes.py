@@ -3,7 +3,7 @@
     python data_recipes/scenes.py --out data/scenes --seed 1 --rows 10000 --test-rows 1200
 
 Row i of a seed is always the same scene. Train scenes are drawn with the odd number 2 * seed + 1 and held-out ones with the
-even number 2 * seed, and scenes of an odd and of an even number are never the same (`gpg_vl/data/scenes.py`). Needs no
+even number 2 * seed, and scenes of an odd and of an even number are never the same (`gpg_vl/quickstart/scenes.py`). Needs no
 network. `gpg-vl quickstart` writes its own scenes, in CV-Bench's columns.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from gpg_vl.data import scenes
 from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, main
 from gpg_vl.data.rows import CellError
 from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
+from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example
 
 

@@ -20,7 +20,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpg_vl.data.recipe import BrokenRowError, Option, RawRow, Recipe, Request, Source, main, untagged
+from gpg_vl.data.recipe import (
+    BrokenRowError,
+    Option,
+    RawRow,
+    Recipe,
+    Request,
+    Source,
+    main,
+    untagged,
+)
 from gpg_vl.data.recipe.origin import checksum, open_source
 from gpg_vl.data.rows import CellError
 from gpg_vl.data.sources import Cells
@@ -89,7 +98,11 @@ def opened(request: Request) -> list[Source]:
 def class_folders(path: Path) -> list[Path]:
     """The subfolders that hold pictures themselves."""
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return [folder for folder in folders if any(file.suffix.lower() in _PICTURES for file in folder.iterdir())]
+    return [
+        folder
+        for folder in folders
+        if any(file.suffix.lower() in _PICTURES for file in folder.iterdir())
+    ]
 
 
 def _folder_source(path: Path, folders: list[Path], split: str, request: Request) -> Source:
@@ -99,15 +112,25 @@ def _folder_source(path: Path, folders: list[Path], split: str, request: Request
     for folder in folders:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
         if shots > len(files):
-            raise UserError(f"{folder} holds {len(files)} pictures and {shots} were asked for. Lower --shots.")
-        chosen += sorted(random.Random(f"{request.seed} {folder.name}").sample(files, shots)) if shots else files
+            raise UserError(
+                f"{folder} holds {len(files)} pictures and {shots} were asked for. Lower --shots."
+            )
+        chosen += (
+            sorted(random.Random(f"{request.seed} {folder.name}").sample(files, shots))
+            if shots
+            else files
+        )
     names = [file.relative_to(path).as_posix() for file in chosen]
 
     def read(start: int) -> Iterator[tuple[str, Cells | CellError]]:
         for name, file in zip(names[start:], chosen[start:], strict=True):
             yield name, {"image": name, "solution": file.parent.name}
 
-    facts = {"files": {f"{len(names)} pictures by class": hashlib.sha256("\n".join(names).encode()).hexdigest()}}
+    facts = {
+        "files": {
+            f"{len(names)} pictures by class": hashlib.sha256("\n".join(names).encode()).hexdigest()
+        }
+    }
     return Source(split=split, read=read, total=len(names), root=path, facts=facts)
 
 
@@ -125,9 +148,13 @@ def _with_classes(source: Source, request: Request) -> Source:
 
 def listed_classes(file: Path) -> list[str]:
     """One class per line. Raises UserError if two lines are the same class."""
-    classes = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    classes = [
+        line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     if len(set(map(plain, classes))) < max(len(classes), 2):
-        raise UserError(f"{file} is no list of classes. At least two different names, one per line, are needed.")
+        raise UserError(
+            f"{file} is no list of classes. At least two different names, one per line, are needed."
+        )
     return classes
 
 
@@ -160,9 +187,13 @@ def recipe(name: str, title: str, hub: str, rows: int) -> Recipe:
         open=opened,
         options={
             "prompt": Option(
-                default="published", choices=("published", "row"), help="the published text, or `problem`"
+                default="published",
+                choices=("published", "row"),
+                help="the published text, or `problem`",
             ),
-            "shots": Option(default=4, help="pictures per class out of a folder of class folders; 0 means all"),
+            "shots": Option(
+                default=4, help="pictures per class out of a folder of class folders; 0 means all"
+            ),
             "classes": Option(default="", help="a file with all class names, one per line"),
         },
         settings=settings,

@@ -47,13 +47,23 @@ def objects_of(solution: str) -> list[dict[str, Any]]:
     if solution.casefold() == "no objects":
         return []
     if len(solution) > _LONGEST:
-        raise BrokenRowError(f"The solution has {len(solution)} characters; at most {_LONGEST} are read.")
+        raise BrokenRowError(
+            f"The solution has {len(solution)} characters; at most {_LONGEST} are read."
+        )
     try:
         objects = json.loads(solution.replace("'", '"'))
     except (ValueError, RecursionError) as error:
-        raise BrokenRowError(f"The solution {solution!r:.80} is no list of boxes: {error}.") from error
-    if not isinstance(objects, list) or not objects or not all(isinstance(item, dict) for item in objects):
-        raise BrokenRowError(f"The solution {solution!r:.80} is neither `No Objects` nor a list of boxes.")
+        raise BrokenRowError(
+            f"The solution {solution!r:.80} is no list of boxes: {error}."
+        ) from error
+    if (
+        not isinstance(objects, list)
+        or not objects
+        or not all(isinstance(item, dict) for item in objects)
+    ):
+        raise BrokenRowError(
+            f"The solution {solution!r:.80} is neither `No Objects` nor a list of boxes."
+        )
     for item in objects:
         _refuse_no_box(item)
     return objects
@@ -63,7 +73,9 @@ def _refuse_no_box(item: dict[str, Any]) -> None:
     box = finite_numbers(item.get("Position"), "A Position")
     (confidence,) = finite_numbers([item.get("Confidence")], "A Confidence")
     if len(box) != 4 or not (0 <= box[0] < box[2] <= 1000 and 0 <= box[1] < box[3] <= 1000):
-        raise BrokenRowError(f"The Position {item.get('Position')} is no box with its corners in order from 0 to 1000.")
+        raise BrokenRowError(
+            f"The Position {item.get('Position')} is no box with its corners in order from 0 to 1000."
+        )
     if not 0 <= confidence <= 1:
         raise BrokenRowError(f"The Confidence {confidence:g} is not from 0 to 1.")
 
@@ -83,17 +95,26 @@ def recipe(name: str, title: str, hub: str, rows: int) -> Recipe:
         documented={"train": rows},
         convert=convert,
         settings=settings,
-        notes=("`coordinates` says what the answer's numbers count: thousandths of the picture's width and height.",),
+        notes=(
+            "`coordinates` says what the answer's numbers count: thousandths of the picture's width and height.",
+        ),
     )
 
 
 RECIPES = {
     "coco": recipe("coco", "COCO", "laolao77/ViRFT_COCO", 6000),
-    "coco_base65": recipe("coco_base65", "65 base categories of COCO", "laolao77/ViRFT_COCO_base65", 6000),
-    "coco_8_cate_4_shot": recipe(
-        "coco_8_cate_4_shot", "8 categories of COCO, 4 shots", "laolao77/ViRFT_COCO_8_cate_4_shot", 32
+    "coco_base65": recipe(
+        "coco_base65", "65 base categories of COCO", "laolao77/ViRFT_COCO_base65", 6000
     ),
-    "lvis_few_shot": recipe("lvis_few_shot", "rare categories of LVIS, few shots", "laolao77/ViRFT_LVIS_few_shot", 65),
+    "coco_8_cate_4_shot": recipe(
+        "coco_8_cate_4_shot",
+        "8 categories of COCO, 4 shots",
+        "laolao77/ViRFT_COCO_8_cate_4_shot",
+        32,
+    ),
+    "lvis_few_shot": recipe(
+        "lvis_few_shot", "rare categories of LVIS, few shots", "laolao77/ViRFT_LVIS_few_shot", 65
+    ),
 }
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ SHARES = (
     ("3D", "Distance", "Omni3D"),
 )
 THINGS = [
-    f"{a} {b}" for a in ("red", "old", "small", "tall") for b in ("chair", "desk", "lamp", "car", "person", "box")
+    f"{a} {b}"
+    for a in ("red", "old", "small", "tall")
+    for b in ("chair", "desk", "lamp", "car", "person", "box")
 ]
 PROSE = "In the image I can see the {a} and the {b}, and a table stands behind them. "
 
@@ -42,10 +44,14 @@ def rows(number: int, seed: int = 0) -> tuple[list[dict], list[dict]]:
     for doc_id in range(number):
         kind, task, source = SHARES[doc_id * len(SHARES) // number]
         options = draw.sample(range(20), 5) if task == "Count" else draw.sample(THINGS, 2)
-        choices = [f"{option} {doc_id % 50}" if task != "Count" else str(option) for option in options]
+        choices = [
+            f"{option} {doc_id % 50}" if task != "Count" else str(option) for option in options
+        ]
         gold = draw.randrange(len(choices))
         letters = "ABCDEF"
-        listed = "\n".join(f"({letter}) {text}" for letter, text in zip(letters, choices, strict=False))
+        listed = "\n".join(
+            f"({letter}) {text}" for letter, text in zip(letters, choices, strict=False)
+        )
         questions.append(
             {
                 "type": kind,
@@ -58,7 +64,12 @@ def rows(number: int, seed: int = 0) -> tuple[list[dict], list[dict]]:
                 "filename": f"img/{doc_id}.png",
             }
         )
-        answers.append({"doc_id": doc_id, "response": _answer(draw, choices, letters[draw.randrange(len(choices))])})
+        answers.append(
+            {
+                "doc_id": doc_id,
+                "response": _answer(draw, choices, letters[draw.randrange(len(choices))]),
+            }
+        )
     return questions, answers
 
 
@@ -78,7 +89,11 @@ def _answer(draw: random.Random, choices: list[str], letter: str) -> str:
 
 GROUP = 8
 ASKED: dict[str, Callable[[int], tuple[str, str, dict[str, Any]]]] = {
-    "choice": lambda n: ("(B)", "(A)", {"choices": (f"chair {n % 50}", f"desk {n % 50}", f"lamp {n % 50}")}),
+    "choice": lambda n: (
+        "(B)",
+        "(A)",
+        {"choices": (f"chair {n % 50}", f"desk {n % 50}", f"lamp {n % 50}")},
+    ),
     "classification": lambda n: (
         f"type {n % 90}",
         f"type {n % 90 + 1}",
@@ -93,7 +108,11 @@ ASKED: dict[str, Callable[[int], tuple[str, str, dict[str, Any]]]] = {
     "grounding_hit": lambda n: (f"({n % 400},20),(500,600)", "(5,5),(90,90)", BOXES),
     "length": lambda n: ("x", "y", {"meta": {"length_limit": 100, "length_cache": 20}}),
     "math": lambda n: (rf"\frac{{{2 * n + 1}}}{{4}}", rf"\frac{{{2 * n + 3}}}{{4}}", {}),
-    "vqa": lambda n: (f"red car {n % 99}", "blue car", {"meta": {"answers": [f"red car {n % 99}"] * 6 + ["car"] * 4}}),
+    "vqa": lambda n: (
+        f"red car {n % 99}",
+        "blue car",
+        {"meta": {"answers": [f"red car {n % 99}"] * 6 + ["car"] * 4}},
+    ),
     "vqa_anls": lambda n: (f"grand total {n}", f"net total {n}", {}),
     "vqa_relaxed": lambda n: (str(n + 100), str(2 * n + 300), {}),
 }
@@ -121,7 +140,10 @@ def completions(gold: str, wrong: str, draw: random.Random) -> tuple[Completion,
         )
     return tuple(
         Completion(
-            token_ids=(1,) * (len(text) // 4), logprobs=(0.0,) * (len(text) // 4), text=text, finish_reason="stop"
+            token_ids=(1,) * (len(text) // 4),
+            logprobs=(0.0,) * (len(text) // 4),
+            text=text,
+            finish_reason="stop",
         )
         for text in texts
     )
@@ -134,7 +156,12 @@ def time_rewards(number: int, workers: int) -> None:
         draw, items = random.Random(0), []
         for n in range(number // GROUP):
             gold, wrong, more = ask(n)
-            items.append(Item(Example(id=str(n), prompt="?", answer=gold, **more), completions(gold, wrong, draw)))
+            items.append(
+                Item(
+                    Example(id=str(n), prompt="?", answer=gold, **more),
+                    completions(gold, wrong, draw),
+                )
+            )
         with RewardPool({name: 1.0}, workers=workers) as pool:
             pool.evaluate(items[: 8 * workers])  # every worker has loaded the reward
             start = time.perf_counter()
@@ -148,7 +175,9 @@ def time_rewards(number: int, workers: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=2638)
     parser.add_argument("--rewards", action="store_true", help="time the rewards instead")
     parser.add_argument("--completions", type=int, default=10_000)
@@ -160,10 +189,24 @@ def main() -> None:
     number = arguments.rows
     with tempfile.TemporaryDirectory() as folder:
         for name, lines in zip(("test.jsonl", "answers.jsonl"), rows(number), strict=True):
-            (Path(folder) / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        command = [sys.executable, "-m", "gpg_vl.eval", "cvbench", "--data", f"{folder}/test.jsonl", "--scorer", "all"]
+            (Path(folder) / name).write_text(
+                "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+            )
+        command = [
+            sys.executable,
+            "-m",
+            "gpg_vl.eval",
+            "cvbench",
+            "--data",
+            f"{folder}/test.jsonl",
+            "--scorer",
+            "all",
+        ]
         start = time.perf_counter()
-        subprocess.run([*command, "--predictions", f"{folder}/answers.jsonl", "--output", f"{folder}/out"], check=True)
+        subprocess.run(
+            [*command, "--predictions", f"{folder}/answers.jsonl", "--output", f"{folder}/out"],
+            check=True,
+        )
         print(f"{number} rows, every scorer, 1000 draws: {time.perf_counter() - start:.1f} seconds")
 
 

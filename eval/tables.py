@@ -92,13 +92,18 @@ def read_protocols(folder: Path = HERE / "protocols") -> dict[str, Protocol]:
         try:
             found[file.stem] = Protocol(name=file.stem, **tree)
         except TypeError as error:
-            raise TableError(f"{file}: {error}. The keys of a protocol are those of Protocol in {__file__}.") from None
+            raise TableError(
+                f"{file}: {error}. The keys of a protocol are those of Protocol in {__file__}."
+            ) from None
     return found
 
 
 def read_results(folder: Path = HERE / "results") -> list[Result]:
     """Every measured result, by the name of its file."""
-    return [Result(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
+    return [
+        Result(**json.loads(file.read_text(encoding="utf-8")))
+        for file in sorted(folder.glob("*.json"))
+    ]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -114,7 +119,9 @@ def table(name: str, protocols: Mapping[str, Protocol], results: Sequence[Result
 def _published(name: str, members: Sequence[Protocol]) -> str:
     single = len(members) == 1
     names = members[0].columns if single else [member.title for member in members]
-    places = max(_places(value) for member in members for row in member.published for value in row.values())
+    places = max(
+        _places(value) for member in members for row in member.published for value in row.values()
+    )
     rows = []
     for number, row in enumerate(members[0].published):
         values = (
@@ -141,7 +148,12 @@ def _introduction(members: Sequence[Protocol]) -> str:
 
 def _notes(members: Sequence[Protocol]) -> list[str]:
     """What is to be known of single rows, below the table: in a cell it would push the numbers off the page."""
-    notes = [f"{row['row']}: {row['note']}." for member in members for row in member.published if row.get("note")]
+    notes = [
+        f"{row['row']}: {row['note']}."
+        for member in members
+        for row in member.published
+        if row.get("note")
+    ]
     return [f"On the row {' '.join(notes)}"] if notes else []
 
 
@@ -161,7 +173,15 @@ def _measured(members: Sequence[Protocol], results: Sequence[Result]) -> str:
         (protocol,) = (member for member in members if member.name == result.protocol)
         scorers = ("strict", protocol.scorer) if has_rule else ("strict",)
         cells = [_cell(result, scorer, protocol.headline) for scorer in scorers]
-        rows.append([result.row, protocol.title, str(result.n), *cells, "; ".join(result.deviations) or "none"])
+        rows.append(
+            [
+                result.row,
+                protocol.title,
+                str(result.n),
+                *cells,
+                "; ".join(result.deviations) or "none",
+            ]
+        )
     rules = ["strict", "published rule"] if has_rule else ["strict"]
     header = ["measured with this program", "benchmark", "n", *rules, "differs from the protocol"]
     return "Measured with this program, in % with 95 % intervals:\n\n" + _markdown(header, rows)
@@ -174,7 +194,9 @@ def _cell(result: Result, scorer: str, aggregate: str) -> str:
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 # --- README -----------------------------------------------------------------------------------------------------------
@@ -193,10 +215,16 @@ def written(text: str, tables: Mapping[str, str]) -> str:
         )
     for kind, name in known:
         if name not in tables:
-            raise TableError(f"The marker {kind}:{name} names no table. Known: {', '.join(tables)}.")
+            raise TableError(
+                f"The marker {kind}:{name} names no table. Known: {', '.join(tables)}."
+            )
         if len(_block(name).findall(text)) != 1:
-            raise TableError(f"The markers of the table {name} must stand once each, <!-- table:{name} --> first.")
-        text = _block(name).sub(lambda found, name=name: f"{found[1]}{tables[name]}{found[3]}", text)
+            raise TableError(
+                f"The markers of the table {name} must stand once each, <!-- table:{name} --> first."
+            )
+        text = _block(name).sub(
+            lambda found, name=name: f"{found[1]}{tables[name]}{found[3]}", text
+        )
     return text
 
 
@@ -206,7 +234,9 @@ def written(text: str, tables: Mapping[str, str]) -> str:
 def make_result(tree: Mapping[str, Any], protocol: Protocol, row: str) -> Result:
     """A result of a run's results.json. Raises TableError if it is of another benchmark or lacks a scorer."""
     if protocol.task not in tree["results"]:
-        raise TableError(f"The results are of {', '.join(tree['results'])}, the protocol is of {protocol.task}.")
+        raise TableError(
+            f"The results are of {', '.join(tree['results'])}, the protocol is of {protocol.task}."
+        )
     numbers, config = tree["results"][protocol.task], tree["config"]
     found: dict[str, dict[str, list[float]]] = {}
     for scorer in dict.fromkeys(("strict", protocol.scorer)):
@@ -216,7 +246,9 @@ def make_result(tree: Mapping[str, Any], protocol: Protocol, row: str) -> Result
                 raise TableError(
                     f"The results have no {aggregate} under {scorer}. Score the run again with --scorer strict,{protocol.scorer}."
                 )
-            found.setdefault(scorer, {})[aggregate] = [round(100 * one, 4) for one in (value, *ends)]
+            found.setdefault(scorer, {})[aggregate] = [
+                round(100 * one, 4) for one in (value, *ends)
+            ]
     return Result(
         protocol=protocol.name,
         row=row,
@@ -227,12 +259,18 @@ def make_result(tree: Mapping[str, Any], protocol: Protocol, row: str) -> Result
     )
 
 
-def _deviations(protocol: Protocol, numbers: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def _deviations(
+    protocol: Protocol, numbers: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
     wanted = {
         "prompt": protocol.prompt,
         **{key: protocol.decoding[key] for key in _DECODING if key in protocol.decoding},
     }
-    found = [f"{key} {config.get(key)} instead of {value}" for key, value in wanted.items() if config.get(key) != value]
+    found = [
+        f"{key} {config.get(key)} instead of {value}"
+        for key, value in wanted.items()
+        if config.get(key) != value
+    ]
     if numbers["n"] != protocol.data["rows"]:
         found.append(f"{numbers['n']} of {protocol.data['rows']} rows")
     if numbers["errors"]:
@@ -252,11 +290,22 @@ def add(file: Path, protocol: Protocol, row: str, folder: Path = HERE / "results
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--write", type=Path, metavar="README", help="write the tables between their markers")
-    what.add_argument("--check", type=Path, metavar="README", help="exit code 1 if a table there is not up to date")
-    what.add_argument("--add", type=Path, metavar="RESULTS", help="keep the numbers of a run's results.json")
+    what.add_argument(
+        "--write", type=Path, metavar="README", help="write the tables between their markers"
+    )
+    what.add_argument(
+        "--check",
+        type=Path,
+        metavar="README",
+        help="exit code 1 if a table there is not up to date",
+    )
+    what.add_argument(
+        "--add", type=Path, metavar="RESULTS", help="keep the numbers of a run's results.json"
+    )
     parser.add_argument("--protocol", help="with --add: the protocol that the run followed")
     parser.add_argument("--row", help="with --add: what the row is called")
     arguments = parser.parse_args(argv)
@@ -271,7 +320,9 @@ def _run(arguments: argparse.Namespace) -> int:
     protocols = read_protocols()
     if arguments.add:
         if arguments.protocol not in protocols or not arguments.row:
-            raise TableError(f"--add needs --row NAME and --protocol, one of {', '.join(protocols)}.")
+            raise TableError(
+                f"--add needs --row NAME and --protocol, one of {', '.join(protocols)}."
+            )
         print(f"wrote {add(arguments.add, protocols[arguments.protocol], arguments.row)}")
         return 0
     results = read_results()
@@ -283,7 +334,9 @@ def _run(arguments: argparse.Namespace) -> int:
     text = file.read_text(encoding="utf-8")
     new = written(text, tables)
     if arguments.check and new != text:
-        print(f"{file} is not up to date. Run: python eval/tables.py --write {file}", file=sys.stderr)
+        print(
+            f"{file} is not up to date. Run: python eval/tables.py --write {file}", file=sys.stderr
+        )
         return 1
     if arguments.write:
         file.write_text(new, encoding="utf-8")

@@ -37,14 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a shared machine several times slower
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # spinning threads make a shared machine several times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["eval"]:  # argparse would take an option in front, as in `eval --list`, for one of ours
+    if words[:1] == [
+        "eval"
+    ]:  # argparse would take an option in front, as in `eval --list`, for one of ours
         return _eval(words[1:])
     parser = _parser()
     arguments, behind = parser.parse_known_args(words)
-    if behind and (any(text.startswith("-") for text in behind) or not hasattr(arguments, "overrides")):
+    if behind and (
+        any(text.startswith("-") for text in behind) or not hasattr(arguments, "overrides")
+    ):
         parser.error(f"unrecognized arguments: {' '.join(behind)}")
     if behind:  # argparse does not take overrides up again behind an option
         arguments.overrides += behind
@@ -57,7 +63,10 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"gpg-vl: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("gpg-vl: stopped. What was checkpointed is complete; go on with --resume.", file=sys.stderr)
+        print(
+            "gpg-vl: stopped. What was checkpointed is complete; go on with --resume.",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -76,8 +85,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("config", type=Path, help="a YAML file, such as configs/quickstart.yaml")
-    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that differ from the file")
-    train.add_argument("--dry-run", action="store_true", help="check everything, print the plan, load no weights")
+    train.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings that differ from the file",
+    )
+    train.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the plan, load no weights"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in output.folder")
     train.set_defaults(run=_train)
 
@@ -89,9 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("rest", nargs=argparse.REMAINDER)
 
-    data = commands.add_parser("data", help="check a data set").add_subparsers(required=True, metavar="ACTION")
+    data = commands.add_parser("data", help="check a data set").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     check = data.add_parser(
-        "check", help="read every row, image and prompt of a config's data, without any model weights"
+        "check",
+        help="read every row, image and prompt of a config's data, without any model weights",
     )
     check.add_argument("config", type=Path)
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -100,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add_rewards_commands(commands)
 
-    config = commands.add_parser("config", help="list every config key, or print a config with its defaults filled in")
+    config = commands.add_parser(
+        "config", help="list every config key, or print a config with its defaults filled in"
+    )
     config.add_argument("config", type=Path, nargs="?")
     config.add_argument("overrides", nargs="*", metavar="section.key=value")
     config.set_defaults(run=_config)
@@ -117,16 +138,32 @@ def _parser() -> argparse.ArgumentParser:
         "configs/quickstart.yaml, evaluates it again and prints both. Needs no network and no GPU.",
     )
     quickstart.add_argument(
-        "--folder", type=Path, default=Path("runs/quickstart"), help="where everything is written (default %(default)s)"
+        "--folder",
+        type=Path,
+        default=Path("runs/quickstart"),
+        help="where everything is written (default %(default)s)",
     )
     quickstart.add_argument(
-        "--seed", type=int, default=0, help="training data, data order and sampling (default %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        help="training data, data order and sampling (default %(default)s)",
     )
-    quickstart.add_argument("--train-rows", type=int, default=4000, help="scenes to train on (default %(default)s)")
-    quickstart.add_argument("--test-rows", type=int, default=1200, help="held-out scenes (default %(default)s)")
-    quickstart.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"), help="default %(default)s")
-    quickstart.add_argument("--since", type=float, help=argparse.SUPPRESS)  # when `make quickstart` began to install
-    quickstart.add_argument("--prepare-only", action="store_true", help="write base model and data sets, then stop")
+    quickstart.add_argument(
+        "--train-rows", type=int, default=4000, help="scenes to train on (default %(default)s)"
+    )
+    quickstart.add_argument(
+        "--test-rows", type=int, default=1200, help="held-out scenes (default %(default)s)"
+    )
+    quickstart.add_argument(
+        "--config", type=Path, default=Path("configs/quickstart.yaml"), help="default %(default)s"
+    )
+    quickstart.add_argument(
+        "--since", type=float, help=argparse.SUPPRESS
+    )  # when `make quickstart` began to install
+    quickstart.add_argument(
+        "--prepare-only", action="store_true", help="write base model and data sets, then stop"
+    )
     quickstart.set_defaults(run=_quickstart)
     return parser
 
@@ -148,7 +185,9 @@ def _train(arguments: argparse.Namespace) -> int:
     console = _console()
     accelerator = make_accelerator(config)
     talk = accelerator.is_main_process
-    prepared = prepare(config, processes=accelerator.num_processes, console=console if talk else None)
+    prepared = prepare(
+        config, processes=accelerator.num_processes, console=console if talk else None
+    )
     evaluation = make_evaluation(config, prepared.processing)
     if talk:
         prepared.report.render(console)
@@ -182,7 +221,9 @@ def _data_check(arguments: argparse.Namespace) -> int:
         try:
             arguments.json.write_text(report.to_json() + "\n", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"The report cannot be written to {arguments.json}: {error}. Give another path.") from None
+            raise UserError(
+                f"The report cannot be written to {arguments.json}: {error}. Give another path."
+            ) from None
     return 0 if report.ok else 2
 
 
@@ -199,7 +240,8 @@ def _config(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    from gpg_vl.doctor import examine, render
+    from gpg_vl.doctor.examine import examine
+    from gpg_vl.doctor.findings import render
 
     return render(examine(), _console())
 
@@ -216,7 +258,12 @@ def _quickstart(arguments: argparse.Namespace) -> int:
             f"There is no config file {arguments.config}. Start in the project's folder, or name it with --config."
         )
     return quickstart(
-        arguments.folder, arguments.seed, arguments.config, _console(), started=arguments.since or time.time(), **rows
+        arguments.folder,
+        arguments.seed,
+        arguments.config,
+        _console(),
+        started=arguments.since or time.time(),
+        **rows,
     )
 
 

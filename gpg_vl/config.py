@@ -34,7 +34,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if repeated := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated!r} stands twice", node.start_mark
+            )
         return super().construct_mapping(node, deep=deep)
 
 
@@ -75,7 +77,15 @@ class ModelConfig(Section):
     """Rank of low-rank adapters on the language model (peft). 0 trains the weights themselves."""
     lora_alpha: float = Field(32.0, gt=0)
     """Scale of the adapters: they add alpha/rank times their product."""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
     """Names of the linear layers of the language model that get adapters."""
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Must be 0: dropout would make the log-probs of training differ from those that were sampled."""
@@ -273,7 +283,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _something_to_reuse(self) -> "Config":
-        if self.train.reuse_prefill and (self.model.gradient_checkpointing or not self.train.shared_prefix):
+        if self.train.reuse_prefill and (
+            self.model.gradient_checkpointing or not self.train.shared_prefix
+        ):
             raise ValueError(
                 "train.reuse_prefill keeps the activations of prompts: model.gradient_checkpointing would give them up, and "
                 "without train.shared_prefix no prompt stands for its group. Set reuse_prefill to false, or the other."
@@ -293,10 +305,15 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The config file {path} cannot be read: {error}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a number and is none, such as 0x_
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: what looks like a number and is none, such as 0x_
         raise UserError(f"The config file {path} is not YAML: {error}.") from None
     if not isinstance(tree, dict):
-        raise UserError(f"The config file {path} holds {type(tree).__name__}, not sections. Start with `model:`.")
+        raise UserError(
+            f"The config file {path} holds {type(tree).__name__}, not sections. Start with `model:`."
+        )
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, str(path))
@@ -307,17 +324,25 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in dict.fromkeys(_explain(e) for e in error.errors()))
-        raise UserError(f"The config {source} has {error.error_count()} mistake(s):\n{lines}") from None
+        lines = "\n".join(
+            f"  {line}" for line in dict.fromkeys(_explain(e) for e in error.errors())
+        )
+        raise UserError(
+            f"The config {source} has {error.error_count()} mistake(s):\n{lines}"
+        ) from None
 
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML: every key, defaults included. `load_config` reads it back unchanged."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.safe_dump(
+        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
+    )
     return text
 
 
-def documented_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def documented_keys(
+    section: type[Section] = Config, prefix: str = ""
+) -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, documentation) of every key, in the order of declaration."""
     for name, field in section.model_fields.items():
         kind = field.annotation
@@ -343,7 +368,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for part in parts[:-1]:
         below = node.setdefault(part, {})
         if not isinstance(below, dict):
-            raise UserError(f"The override {override!r} goes into {part!r}, which is {below!r} and has no keys.")
+            raise UserError(
+                f"The override {override!r} goes into {part!r}, which is {below!r} and has no keys."
+            )
         node = below
     node[parts[-1]] = value
 

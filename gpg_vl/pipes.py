@@ -21,7 +21,9 @@ def until_the_reader_leaves(run: Callable[[], int]) -> int:
         finally:
             sys.stdout.flush()  # here, as what Python flushes at its end can only be complained about
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # rich makes an exit of it, with a code that is taken
+        if isinstance(
+            end.__context__, BrokenPipeError
+        ):  # rich makes an exit of it, with a code that is taken
             return READER_LEFT
         raise
     except BrokenPipeError:

@@ -29,7 +29,9 @@ class UnknownNameError(KeyError, UserError):
 def did_you_mean(name: str, known: list[str]) -> str:
     """`Did you mean 'choice'? Known: choice, format.` The first sentence only if something is near."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(sorted(known)) or '(none)'}."
+    return (
+        f"Did you mean {near[0]!r}? " if near else ""
+    ) + f"Known: {', '.join(sorted(known)) or '(none)'}."
 
 
 class Registry(Generic[T]):
@@ -56,7 +58,9 @@ class Registry(Generic[T]):
             owner = self._owner(name)
             mine = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
             if owner is not None and owner != mine:
-                raise ValueError(f"The {self.kind} name {name!r} is taken twice: by {owner} and by {mine}. Rename one.")
+                raise ValueError(
+                    f"The {self.kind} name {name!r} is taken twice: by {owner} and by {mine}. Rename one."
+                )
             self._registered[name] = function
             return function
 
@@ -107,11 +111,15 @@ class Registry(Generic[T]):
                 f"The {self.kind} {name!r} names the file {file}, which does not exist. "
                 f"Give a path relative to the folder you start from, or an absolute one."
             )
-        return self._checked(name, getattr(_module_from(file), attribute, None), f"{file}:{attribute}")
+        return self._checked(
+            name, getattr(_module_from(file), attribute, None), f"{file}:{attribute}"
+        )
 
     def _checked(self, name: str, function: object, where: str) -> T:
         if not callable(function):
-            raise UnknownNameError(f"The {self.kind} {name!r} points to {where}, where there is no such function.")
+            raise UnknownNameError(
+                f"The {self.kind} {name!r} points to {where}, where there is no such function."
+            )
         return function  # type: ignore[return-value]  # the registry's T is a promise of the caller
 
 

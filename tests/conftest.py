@@ -15,7 +15,7 @@ from gpg_vl.models.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
 
-from gpg_vl.data import scenes
+from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example
 
 

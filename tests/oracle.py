@@ -10,13 +10,20 @@ from gpg_vl.types import Prompt
 
 
 def naive_logp(
-    model: nn.Module, tokens: Tokens, prompt: Prompt, completion: Sequence[int], *, temperature: float = 1.0
+    model: nn.Module,
+    tokens: Tokens,
+    prompt: Prompt,
+    completion: Sequence[int],
+    *,
+    temperature: float = 1.0,
 ) -> Tensor:
     """log pi of each completion token [T], with gradient, by the stock forward: its own positions, mask and image path."""
     ids = torch.cat([prompt.input_ids_T, torch.tensor(list(completion), dtype=torch.long)])[None]
     arguments = {}
     if prompt.pixel_values_N is not None:
-        types = torch.cat([prompt.image_mask_T, torch.zeros(len(completion), dtype=torch.bool)])[None].int()
+        types = torch.cat([prompt.image_mask_T, torch.zeros(len(completion), dtype=torch.bool)])[
+            None
+        ].int()
         arguments = {
             "pixel_values": prompt.pixel_values_N,
             "image_grid_thw": prompt.grid_thw_I_3,

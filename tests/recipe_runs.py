@@ -34,7 +34,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @cache
 def script(name: str) -> ModuleType:
     """The module of data_recipes/NAME.py."""
-    spec = importlib.util.spec_from_file_location(f"data_recipes_{name}", ROOT / "data_recipes" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"data_recipes_{name}", ROOT / "data_recipes" / f"{name}.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -45,7 +47,9 @@ def script(name: str) -> ModuleType:
 def run(name: str, *arguments: str | Path) -> int:
     """The exit code of a recipe's command line."""
     module = script(name)
-    recipe: Recipe | dict[str, Recipe] = module.RECIPES if hasattr(module, "RECIPES") else module.RECIPE
+    recipe: Recipe | dict[str, Recipe] = (
+        module.RECIPES if hasattr(module, "RECIPES") else module.RECIPE
+    )
     return main(recipe, [str(argument) for argument in arguments])
 
 
@@ -60,12 +64,18 @@ def run_killed(name: str, place: int, *arguments: str | Path) -> int:
         *map(str, arguments),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=120).returncode
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, timeout=120
+    ).returncode
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file of a folder with its content."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def examples(out: Path, split: str = "train") -> list[Example]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from gpg_vl.data import scenes
+from gpg_vl.quickstart import scenes
 
 REWARD = '''
 def luck(completion, example):
@@ -35,7 +35,10 @@ def write_config(folder: Path, checkpoint: Path, **sections: dict[str, Any]) -> 
     (folder / "luck.py").write_text(REWARD)
     tree: dict[str, dict[str, Any]] = {
         "model": {"path": str(checkpoint)},
-        "data": {"train": str(data), "columns": {"id": "idx", "prompt": "prompt", "images": "image"}},
+        "data": {
+            "train": str(data),
+            "columns": {"id": "idx", "prompt": "prompt", "images": "image"},
+        },
         "rollout": {"group_size": 3, "max_new_tokens": 4},
         "rewards": {"weights": {f"{folder / 'luck.py'}:luck": 1.0}},
         "train": {"prompts_per_step": 2, "steps": 4, "learning_rate": 1e-3, "tokens_per_pass": 200},
@@ -65,7 +68,14 @@ def gpg_vl(
     launcher = (
         [sys.executable]
         if processes == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+        else [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            "--standalone",
+        ]
     )
     return subprocess.run(
         [*launcher, "-m", "gpg_vl", *map(str, arguments)],

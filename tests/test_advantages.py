@@ -27,40 +27,56 @@ CONSTANTS = [0.1, 0.2, 0.3, 0.7, 1.0, 1.1, 2.9, 3.3, -0.7, 1e-9, 1e6 + 0.1, 0.0]
 """Rewards whose mean over some group size is off by a rounding step: `r - mean` alone would leave a residue."""
 
 seeded = settings(max_examples=60, deadline=None, derandomize=True)
-halves = st.integers(-40, 40).map(lambda k: k / 2)  # sums and shifts of these are exact in float32 already
+halves = st.integers(-40, 40).map(
+    lambda k: k / 2
+)  # sums and shifts of these are exact in float32 already
 
 
 def groups(rewards: st.SearchStrategy[float]) -> st.SearchStrategy[list[list[float]]]:
     """One to five groups of one size from two to nine."""
     sizes = st.integers(2, 9)
-    return sizes.flatmap(lambda g: st.lists(st.lists(rewards, min_size=g, max_size=g), min_size=1, max_size=5))
+    return sizes.flatmap(
+        lambda g: st.lists(st.lists(rewards, min_size=g, max_size=g), min_size=1, max_size=5)
+    )
 
 
 def close(actual: torch.Tensor, expected: list[list[float]], tolerance: float = 1e-12) -> bool:
-    return torch.allclose(actual.double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=tolerance)
+    return torch.allclose(
+        actual.double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=tolerance
+    )
 
 
 @PRECISIONS
 def test_gpg_subtracts_the_group_mean_and_divides_by_one(dtype: torch.dtype) -> None:
     expected = [[0.5, 0.5, -0.5, -0.5], [0.0] * 4, [0.0] * 4, [0.75, -0.25, -0.25, -0.25]]
-    assert advantages(torch.tensor(BATCH, dtype=dtype)).tolist() == expected  # exact: every number is a multiple of 1/4
+    assert (
+        advantages(torch.tensor(BATCH, dtype=dtype)).tolist() == expected
+    )  # exact: every number is a multiple of 1/4
     assert advantages(torch.tensor([[0.0, 1.0, 2.0]], dtype=dtype)).tolist() == [[-1.0, 0.0, 1.0]]
 
 
 @PRECISIONS
 def test_group_std_divides_by_the_deviation_of_the_group(dtype: torch.dtype) -> None:
     """0.5 / (0.57735 + 1e-4) and 0.75, -0.25 / (0.5 + 1e-4)."""
-    first, last = [0.865875, 0.865875, -0.865875, -0.865875], [1.49970, -0.49990, -0.49990, -0.49990]
+    first, last = (
+        [0.865875, 0.865875, -0.865875, -0.865875],
+        [1.49970, -0.49990, -0.49990, -0.49990],
+    )
     expected = [first, [0.0] * 4, [0.0] * 4, last]
     assert close(advantages(torch.tensor(BATCH, dtype=dtype), f_norm="group_std"), expected, 1e-5)
 
 
 def test_batch_std_divides_by_the_deviation_of_the_step() -> None:
     """0.512348 + 1e-4 = 0.512448 under every centred reward."""
-    first, last = [0.975709, 0.975709, -0.975709, -0.975709], [1.463563, -0.487854, -0.487854, -0.487854]
+    first, last = (
+        [0.975709, 0.975709, -0.975709, -0.975709],
+        [1.463563, -0.487854, -0.487854, -0.487854],
+    )
     expected = [first, [0.0] * 4, [0.0] * 4, last]
     assert statistics.stdev(itertools.chain(*BATCH)) == pytest.approx(BATCH_STD, abs=1e-6)
-    assert close(advantages(torch.tensor(BATCH), f_norm="batch_std", batch_std=BATCH_STD), expected, 1e-5)
+    assert close(
+        advantages(torch.tensor(BATCH), f_norm="batch_std", batch_std=BATCH_STD), expected, 1e-5
+    )
     with pytest.raises(ValueError, match="needs batch_std"):
         advantages(torch.tensor(BATCH), f_norm="batch_std")
 
@@ -70,7 +86,10 @@ def test_a_group_is_valid_if_its_rewards_are_not_all_equal() -> None:
     # a difference that a tolerance of 1e-5 on the deviation would drop, and a spread without any zero
     nearly = torch.tensor([[0.5, 0.5, 0.5, 0.5 + 1e-9], [0.3, 0.3, 0.3, 0.3]], dtype=torch.float64)
     assert valid_groups(nearly).tolist() == [True, False]
-    assert valid_groups(torch.tensor([[-1.0, -1.0, -0.5], [-1.0, -1.0, -1.0]])).tolist() == [True, False]
+    assert valid_groups(torch.tensor([[-1.0, -1.0, -0.5], [-1.0, -1.0, -1.0]])).tolist() == [
+        True,
+        False,
+    ]
 
 
 @PRECISIONS
@@ -90,7 +109,9 @@ def test_a_spread_below_the_rounding_of_the_mean_stays_finite(f_norm: FNorm) -> 
     result = advantages(rewards, f_norm=f_norm, batch_std=0.0)
     assert valid_groups(rewards).all()
     assert result.isfinite().all()
-    assert result.abs().max() < 1e-2, "the 1e-4 under the line keeps a tiny deviation from blowing up"
+    assert result.abs().max() < 1e-2, (
+        "the 1e-4 under the line keeps a tiny deviation from blowing up"
+    )
 
 
 def test_leave_one_out_differs_by_g_over_g_minus_one() -> None:
@@ -111,7 +132,9 @@ def test_wrong_shapes_and_types_are_refused_under_test() -> None:
 @given(groups(st.floats(-100, 100, width=32)))
 def test_a_group_sums_to_zero(rewards_P_G: list[list[float]]) -> None:
     for f_norm in ("one", "group_std", "batch_std"):
-        result = advantages(torch.tensor(rewards_P_G, dtype=torch.float64), f_norm=f_norm, batch_std=0.7)
+        result = advantages(
+            torch.tensor(rewards_P_G, dtype=torch.float64), f_norm=f_norm, batch_std=0.7
+        )
         scale = result.abs().amax(dim=1).clamp(min=1.0)
         assert (result.sum(dim=1).abs() <= 1e-9 * scale * len(rewards_P_G[0])).all()
 
@@ -122,7 +145,10 @@ def test_advantages_are_the_formulas_written_out(rewards_P_G: list[list[float]])
     """GPG and GRPO in plain Python with the standard library's mean and deviation."""
     rewards = torch.tensor(rewards_P_G, dtype=torch.float64)
     gpg = [[r - statistics.fmean(row) for r in row] for row in rewards_P_G]
-    grpo = [[(r - statistics.fmean(row)) / (statistics.stdev(row) + 1e-4) for r in row] for row in rewards_P_G]
+    grpo = [
+        [(r - statistics.fmean(row)) / (statistics.stdev(row) + 1e-4) for r in row]
+        for row in rewards_P_G
+    ]
     assert close(advantages(rewards), gpg, 1e-9)
     assert close(advantages(rewards, f_norm="group_std"), grpo, 1e-6)
 
@@ -134,7 +160,10 @@ def test_permuting_members_permutes_advantages(rewards_P_G: list[list[float]], r
     random.shuffle(order)
     rewards = torch.tensor(rewards_P_G, dtype=torch.float64)
     for f_norm in ("one", "group_std"):
-        turned, plain = advantages(rewards[:, order], f_norm=f_norm), advantages(rewards, f_norm=f_norm)
+        turned, plain = (
+            advantages(rewards[:, order], f_norm=f_norm),
+            advantages(rewards, f_norm=f_norm),
+        )
         assert torch.allclose(turned, plain[:, order], rtol=0, atol=1e-12)
 
 
@@ -143,26 +172,37 @@ def test_permuting_members_permutes_advantages(rewards_P_G: list[list[float]], r
 def test_a_constant_bonus_changes_nothing(rewards_P_G: list[list[float]], bonus: float) -> None:
     rewards = torch.tensor(rewards_P_G, dtype=torch.float64)
     for f_norm in ("one", "group_std"):
-        shifted, plain = advantages(rewards + bonus, f_norm=f_norm), advantages(rewards, f_norm=f_norm)
+        shifted, plain = (
+            advantages(rewards + bonus, f_norm=f_norm),
+            advantages(rewards, f_norm=f_norm),
+        )
         assert torch.allclose(shifted, plain, rtol=0, atol=1e-12)
     assert torch.equal(valid_groups(rewards + bonus), valid_groups(rewards))
 
 
 @seeded
 @given(groups(halves), halves, st.integers(1, 64))
-def test_scaling_keeps_the_valid_set_and_scales_gpg(rewards_P_G: list[list[float]], bonus: float, scale: int) -> None:
+def test_scaling_keeps_the_valid_set_and_scales_gpg(
+    rewards_P_G: list[list[float]], bonus: float, scale: int
+) -> None:
     """a + b * r with b > 0: so 0/1, -1/+1 and 0/1 plus a format bonus agree on which groups teach something."""
     rewards = torch.tensor(rewards_P_G, dtype=torch.float64)
     assert torch.equal(valid_groups(bonus + scale * rewards), valid_groups(rewards))
-    assert torch.allclose(advantages(bonus + scale * rewards), scale * advantages(rewards), rtol=0, atol=1e-9)
+    assert torch.allclose(
+        advantages(bonus + scale * rewards), scale * advantages(rewards), rtol=0, atol=1e-9
+    )
 
 
 @seeded
 @given(groups(halves), groups(halves))
-def test_a_group_does_not_see_the_others(first: list[list[float]], second: list[list[float]]) -> None:
+def test_a_group_does_not_see_the_others(
+    first: list[list[float]], second: list[list[float]]
+) -> None:
     size = min(len(first[0]), len(second[0]))
     rows = [row[:size] for row in first + second]
     for f_norm in ("one", "group_std"):
         whole = advantages(torch.tensor(rows, dtype=torch.float64), f_norm=f_norm)
-        alone = torch.cat([advantages(torch.tensor([row], dtype=torch.float64), f_norm=f_norm) for row in rows])
+        alone = torch.cat(
+            [advantages(torch.tensor([row], dtype=torch.float64), f_norm=f_norm) for row in rows]
+        )
         assert torch.allclose(whole, alone, rtol=0, atol=1e-12)

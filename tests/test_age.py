@@ -21,7 +21,9 @@ MODES: tuple[Age, ...] = ("inverse_valid_fraction", "off", "token", "valid_fract
 BATCH = [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
 
 
-def counts(rewards_P_G: Sequence[Sequence[float]], lengths_P_G: Sequence[Sequence[int]] | None = None) -> StepCounts:
+def counts(
+    rewards_P_G: Sequence[Sequence[float]], lengths_P_G: Sequence[Sequence[int]] | None = None
+) -> StepCounts:
     lengths = lengths_P_G or [[1] * len(row) for row in rewards_P_G]
     valid = [len(set(row)) > 1 for row in rewards_P_G]
     return StepCounts(
@@ -45,7 +47,9 @@ def test_alpha_is_groups_over_groups_with_signal() -> None:
 
 def test_token_factor_counts_tokens() -> None:
     """Rewards [1,0] [1,1], lengths 2, 4 | 3, 1: ten tokens, six of them in the valid group."""
-    assert age_factor(counts([[1, 0], [1, 1]], [[2, 4], [3, 1]]), "token") == pytest.approx(10 / 6, rel=1e-15)
+    assert age_factor(counts([[1, 0], [1, 1]], [[2, 4], [3, 1]]), "token") == pytest.approx(
+        10 / 6, rel=1e-15
+    )
 
 
 @pytest.mark.parametrize("other", [[0.0] * 4, [1.0] * 4], ids=["all wrong", "all right"])
@@ -58,11 +62,17 @@ def test_alpha_does_not_count_rewards_that_are_not_zero(other: list[float]) -> N
     assert age_factor(counts(BATCH), "inverse_valid_fraction") != pytest.approx(wrong, rel=0.05)
 
 
-@pytest.mark.parametrize("scale,bonus", [(1.0, 0.0), (2.0, -1.0), (1.0, 0.2)], ids=["0/1", "-1/+1", "with a bonus"])
-def test_alpha_does_not_depend_on_how_right_and_wrong_are_written(scale: float, bonus: float) -> None:
+@pytest.mark.parametrize(
+    "scale,bonus", [(1.0, 0.0), (2.0, -1.0), (1.0, 0.2)], ids=["0/1", "-1/+1", "with a bonus"]
+)
+def test_alpha_does_not_depend_on_how_right_and_wrong_are_written(
+    scale: float, bonus: float
+) -> None:
     valid_P = valid_groups(scale * torch.tensor(BATCH) + bonus)
     assert valid_P.tolist() == [True, False, False, True]
-    step = StepCounts(groups=4, valid_groups=int(valid_P.sum()), completions=16, tokens=16, valid_tokens=8)
+    step = StepCounts(
+        groups=4, valid_groups=int(valid_P.sum()), completions=16, tokens=16, valid_tokens=8
+    )
     assert age_factor(step, "inverse_valid_fraction") == 2.0
 
 
@@ -72,8 +82,12 @@ def test_without_any_valid_group_there_is_nothing_to_scale(mode: Age) -> None:
 
 
 @given(st.integers(1, 512).flatmap(lambda p: st.tuples(st.just(p), st.integers(1, p))))
-def test_the_two_fractions_are_inverses_and_alpha_lies_between_1_and_p(groups: tuple[int, int]) -> None:
-    step = StepCounts(groups=groups[0], valid_groups=groups[1], completions=1, tokens=1, valid_tokens=1)
+def test_the_two_fractions_are_inverses_and_alpha_lies_between_1_and_p(
+    groups: tuple[int, int],
+) -> None:
+    step = StepCounts(
+        groups=groups[0], valid_groups=groups[1], completions=1, tokens=1, valid_tokens=1
+    )
     alpha = age_factor(step, "inverse_valid_fraction")
     assert alpha * age_factor(step, "valid_fraction") == pytest.approx(1.0, rel=1e-12)
     assert 1.0 <= alpha <= groups[0]
@@ -84,7 +98,15 @@ def test_the_two_fractions_are_inverses_and_alpha_lies_between_1_and_p(groups: t
 
 @pytest.mark.parametrize(
     "beta_th,groups,needed",
-    [(0.6, 5, 3), (0.55, 100, 55), (0.6, 4, 3), (0.5, 4, 2), (0.0, 8, 0), (1.0, 8, 8), (0.01, 8, 1)],
+    [
+        (0.6, 5, 3),
+        (0.55, 100, 55),
+        (0.6, 4, 3),
+        (0.5, 4, 2),
+        (0.0, 8, 0),
+        (1.0, 8, 8),
+        (0.01, 8, 1),
+    ],
 )
 def test_the_threshold_rounds_up(beta_th: float, groups: int, needed: int) -> None:
     assert groups_needed(beta_th, groups) == needed
@@ -117,7 +139,9 @@ class Rank:
     drawn: list[list[Item]] = field(default_factory=list)
 
 
-def run_ranks(ranks: list[Rank], *, slots: int, needed: int, max_rounds: int, step: int = 0) -> list[Collected[Item]]:
+def run_ranks(
+    ranks: list[Rank], *, slots: int, needed: int, max_rounds: int, step: int = 0
+) -> list[Collected[Item]]:
     """`collect` on every rank at once. `total` waits for all ranks, so a rank that leaves the others fails the test."""
     barrier = threading.Barrier(len(ranks), timeout=10)
     board = [0] * len(ranks)
@@ -128,7 +152,10 @@ def run_ranks(ranks: list[Rank], *, slots: int, needed: int, max_rounds: int, st
         def draw(free: bool) -> list[Item]:
             rank.asked.append(free)
             outcome = rank.outcomes[min(len(rank.drawn), len(rank.outcomes) - 1)] if free else []
-            items = [Item(f"step{step}-rank{index}-round{len(rank.drawn)}-{i}", ok) for i, ok in enumerate(outcome)]
+            items = [
+                Item(f"step{step}-rank{index}-round{len(rank.drawn)}-{i}", ok)
+                for i, ok in enumerate(outcome)
+            ]
             rank.drawn.append(items)
             return items
 
@@ -173,12 +200,17 @@ def test_alpha_counts_groups_that_are_used_not_seen() -> None:
     assert sum(item.valid for r in results for item in r.used) == 2
     assert [len(r.carry) for r in results] == [1, 0]
     assert [r.rounds for r in results] == [2, 2]
-    assert step_alpha(results) == 2.0, "four slots over two valid groups; 4/3 would count the surplus"
+    assert step_alpha(results) == 2.0, (
+        "four slots over two valid groups; 4/3 would count the surplus"
+    )
 
 
 def test_a_surplus_does_not_make_up_for_an_empty_slot_elsewhere() -> None:
     """Three valid groups on a rank of two slots are two: three of the four slots are needed, so the search goes on."""
-    ranks = [Rank([pattern(1, 2), pattern(2, 2)]), Rank([pattern(0, 2), pattern(0, 2), pattern(1, 2)])]
+    ranks = [
+        Rank([pattern(1, 2), pattern(2, 2)]),
+        Rank([pattern(0, 2), pattern(0, 2), pattern(1, 2)]),
+    ]
     results = run_ranks(ranks, slots=2, needed=3, max_rounds=20)
     assert [r.rounds for r in results] == [3, 3]
     assert sum(item.valid for r in results for item in r.used) == 3
@@ -186,8 +218,15 @@ def test_a_surplus_does_not_make_up_for_an_empty_slot_elsewhere() -> None:
 
 def test_a_surplus_is_carried() -> None:
     """One rank of four slots, beta_th 0.6: two valid groups, then three."""
-    (result,) = run_ranks([Rank([pattern(2, 4), pattern(3, 4)])], slots=4, needed=groups_needed(0.6, 4), max_rounds=20)
-    assert [item.name[-8:] for item in result.used] == ["round0-0", "round0-1", "round1-0", "round1-1"]
+    (result,) = run_ranks(
+        [Rank([pattern(2, 4), pattern(3, 4)])], slots=4, needed=groups_needed(0.6, 4), max_rounds=20
+    )
+    assert [item.name[-8:] for item in result.used] == [
+        "round0-0",
+        "round0-1",
+        "round1-0",
+        "round1-1",
+    ]
     assert [item.name[-8:] for item in result.carry] == ["round1-2"]
     assert step_alpha([result]) == 1.0
     assert len(result.seen) == 8
@@ -196,7 +235,9 @@ def test_a_surplus_is_carried() -> None:
 
 def test_the_cap_ends_the_search_without_an_exception() -> None:
     """Four slots, one valid group in twenty rounds: alpha is 4, beyond 1/beta_th."""
-    (result,) = run_ranks([Rank([pattern(1, 4), pattern(0, 4)])], slots=4, needed=groups_needed(0.6, 4), max_rounds=20)
+    (result,) = run_ranks(
+        [Rank([pattern(1, 4), pattern(0, 4)])], slots=4, needed=groups_needed(0.6, 4), max_rounds=20
+    )
     assert result.cap_hit
     assert result.rounds == 20
     assert [item.valid for item in result.used] == [True, False, False, False]
@@ -246,7 +287,10 @@ def runs(draw: st.DrawFn) -> tuple[int, int, int, Outcomes]:
     random = Random(draw(st.integers(0, 2**32)))
     chances = [random.choice([0.0, 0.1, 0.5, 0.9]) for _ in range(world)]
     outcomes = [
-        [[[random.random() < chance for _ in range(slots)] for _ in range(rounds)] for chance in chances]
+        [
+            [[random.random() < chance for _ in range(slots)] for _ in range(rounds)]
+            for chance in chances
+        ]
         for _ in range(3)
     ]
     return slots, draw(st.integers(0, world * slots)), rounds, outcomes
@@ -254,7 +298,9 @@ def runs(draw: st.DrawFn) -> tuple[int, int, int, Outcomes]:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(runs())
-def test_every_valid_group_is_used_once_or_carried_once(case: tuple[int, int, int, Outcomes]) -> None:
+def test_every_valid_group_is_used_once_or_carried_once(
+    case: tuple[int, int, int, Outcomes],
+) -> None:
     """Three steps on one to three ranks with random outcomes: nothing is lost, used twice or carried twice."""
     slots, needed, max_rounds, outcomes = case
     carries: list[tuple[Item, ...]] = [()] * len(outcomes[0])
@@ -272,13 +318,20 @@ def test_every_valid_group_is_used_once_or_carried_once(case: tuple[int, int, in
             assert len(result.carry) < slots, "the surplus fits into the next step"
             assert list(result.seen) == found
             latest = [items for items in rank.drawn if items][-1] if found else []
-            assert set(result.used[len(used_valid) :]) <= {item for item in latest if not item.valid}
+            assert set(result.used[len(used_valid) :]) <= {
+                item for item in latest if not item.valid
+            }
             for number, free in enumerate(rank.asked):
-                held = len(rank.carry) + sum(item.valid for items in rank.drawn[:number] for item in items)
+                held = len(rank.carry) + sum(
+                    item.valid for items in rank.drawn[:number] for item in items
+                )
                 assert free == (held < slots), "a rank draws if and only if it has a free slot"
         assert len({(r.rounds, r.cap_hit) for r in results}) == 1, "ranks agree"
         reached = [
-            sum(min(len(r.carry) + sum(i.valid for items in r.drawn[:n] for i in items), slots) for r in ranks)
+            sum(
+                min(len(r.carry) + sum(i.valid for items in r.drawn[:n] for i in items), slots)
+                for r in ranks
+            )
             for n in range(1, results[0].rounds + 1)
         ]
         assert all(n < needed for n in reached[:-1]), "nothing is sampled once there is enough"

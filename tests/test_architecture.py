@@ -93,7 +93,9 @@ def test_imports_go_one_way() -> None:
         f"{at(file, line)} is in {room(file) or '__init__'} and imports {name}, which stands to its right"
         for file in FILES
         for line, name in imports(file)
-        if (other := room_of_module(name)) is not None and other != room(file) and not may_import(room(file), other)
+        if (other := room_of_module(name)) is not None
+        and other != room(file)
+        and not may_import(room(file), other)
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -114,7 +116,9 @@ def may_import(room: str, other: str) -> bool:
         ("if TYPE_CHECKING:\n    from torch import Tensor", ["torch"]),
     ],
 )
-def test_no_way_of_importing_is_overlooked(monkeypatch: pytest.MonkeyPatch, source: str, expected: list[str]) -> None:
+def test_no_way_of_importing_is_overlooked(
+    monkeypatch: pytest.MonkeyPatch, source: str, expected: list[str]
+) -> None:
     """That the test above sees what it should: written as if in gpg_vl/data/new.py."""
     monkeypatch.setattr(Path, "read_text", lambda self: source)
     assert [name for _, name in imports(PACKAGE / "data" / "new.py")] == expected
@@ -165,7 +169,10 @@ def test_the_mathematics_is_pure() -> None:
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {Requirement(line).name.lower() for line in project["dependencies"]} | {"gpg-vl", "gpg_vl"}
+    declared = {Requirement(line).name.lower() for line in project["dependencies"]} | {
+        "gpg-vl",
+        "gpg_vl",
+    }
     comes_with = {"tokenizers": "transformers", "pydantic_core": "pydantic"}
     distributions = packages_distributions()
     missing = {}
@@ -182,7 +189,9 @@ def test_what_is_imported_is_declared() -> None:
 
 
 def test_no_file_is_longer_than_can_be_read() -> None:
-    long = {str(f.relative_to(ROOT)): n for f in FILES if (n := len(f.read_text().splitlines())) > 400}
+    long = {
+        str(f.relative_to(ROOT)): n for f in FILES if (n := len(f.read_text().splitlines())) > 400
+    }
     assert not long, f"more than 400 lines; split them by noun: {long}"
 
 
@@ -199,19 +208,40 @@ def test_no_checkpoint_or_data_set_can_run_code() -> None:
                     "shelve",
                     "marshal",
                 }:
-                    wrong.append(f"{at(file, node.lineno)} imports a module that runs what it reads")
-                case ast.ImportFrom(module="pickle" | "dill" | "cloudpickle" | "shelve" | "marshal"):
-                    wrong.append(f"{at(file, node.lineno)} imports from a module that runs what it reads")
+                    wrong.append(
+                        f"{at(file, node.lineno)} imports a module that runs what it reads"
+                    )
+                case ast.ImportFrom(
+                    module="pickle" | "dill" | "cloudpickle" | "shelve" | "marshal"
+                ):
+                    wrong.append(
+                        f"{at(file, node.lineno)} imports from a module that runs what it reads"
+                    )
                 case ast.keyword(arg="trust_remote_code", value=value):
                     if not (isinstance(value, ast.Constant) and value.value is False):
                         wrong.append(f"{at(file, value.lineno)} may run code of a checkpoint")
-                case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load"), keywords=keywords):
-                    if not any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in keywords):
-                        wrong.append(f"{at(file, node.lineno)} calls torch.load without weights_only=True")
-                case ast.Call(func=ast.Attribute(value=ast.Name(id="yaml"), attr="unsafe_load" | "full_load")):
-                    wrong.append(f"{at(file, node.lineno)} reads YAML that can make objects; use yaml.safe_load")
-                case ast.Attribute(value=ast.Name(id="yaml"), attr="Loader" | "UnsafeLoader" | "FullLoader"):
-                    wrong.append(f"{at(file, node.lineno)} reads YAML that can make objects; use yaml.SafeLoader")
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="torch"), attr="load"), keywords=keywords
+                ):
+                    if not any(
+                        k.arg == "weights_only" and getattr(k.value, "value", None) is True
+                        for k in keywords
+                    ):
+                        wrong.append(
+                            f"{at(file, node.lineno)} calls torch.load without weights_only=True"
+                        )
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="yaml"), attr="unsafe_load" | "full_load")
+                ):
+                    wrong.append(
+                        f"{at(file, node.lineno)} reads YAML that can make objects; use yaml.safe_load"
+                    )
+                case ast.Attribute(
+                    value=ast.Name(id="yaml"), attr="Loader" | "UnsafeLoader" | "FullLoader"
+                ):
+                    wrong.append(
+                        f"{at(file, node.lineno)} reads YAML that can make objects; use yaml.SafeLoader"
+                    )
     assert not wrong, "\n".join(wrong)
 
 
@@ -245,12 +275,18 @@ def test_every_config_parses_and_its_names_resolve(file: Path) -> None:
     if config.eval.task is not None:
         task = tasks.get(config.eval.task)()
         assert config.eval.prompt is None or config.eval.prompt in task.prompts
-    assert config.algorithm.age != "valid_fraction", "the inverse of the paper's alpha is nobody's preset"
+    assert config.algorithm.age != "valid_fraction", (
+        "the inverse of the paper's alpha is nobody's preset"
+    )
 
 
 def test_the_defaults_are_those_of_the_paper() -> None:
     algorithm = Config.model_fields["algorithm"].default
-    assert (algorithm.f_norm, algorithm.age, algorithm.aggregation) == ("one", "inverse_valid_fraction", "token")
+    assert (algorithm.f_norm, algorithm.age, algorithm.aggregation) == (
+        "one",
+        "inverse_valid_fraction",
+        "token",
+    )
 
 
 # ---- prose
@@ -280,10 +316,22 @@ def is_path(word: str) -> bool:
     Not meant: what a user makes (my..., anything under .venv/, runs/ or data/), what a run folder holds, placeholders,
     addresses, and names on the hub such as Qwen/Qwen2-VL-2B, whose first part is no folder here.
     """
-    if not re.fullmatch(r"[\w.*/-]+", word) or word.startswith(("-", "/", "http")) or not re.search(r"[a-z]", word):
+    if (
+        not re.fullmatch(r"[\w.*/-]+", word)
+        or word.startswith(("-", "/", "http"))
+        or not re.search(r"[a-z]", word)
+    ):
         return False
     first = word.split("/")[0]
-    if first in (".venv", "runs", "data", "path", "samples", "checkpoints", "model") or first.startswith("my"):
+    if first in (
+        ".venv",
+        "runs",
+        "data",
+        "path",
+        "samples",
+        "checkpoints",
+        "model",
+    ) or first.startswith("my"):
         return False
     if "/" in word:
         return (ROOT / first).exists() or word.endswith("/") or Path(word).suffix in SUFFIXES
@@ -345,7 +393,14 @@ def refusal(words: list[str]) -> str | None:
     program, rest = Path(words[0]).name, words[1:]
     module = rest.index("-m") if "-m" in rest else None
     if program == "make":
-        return next((f"no target {w} in the Makefile" for w in rest if "=" not in w and w not in make_targets()), None)
+        return next(
+            (
+                f"no target {w} in the Makefile"
+                for w in rest
+                if "=" not in w and w not in make_targets()
+            ),
+            None,
+        )
     if program == "gpg-vl":
         return refused_by(cli_parser(), rest)
     if program in ("python", "python3", "torchrun", "accelerate") and module is not None:
@@ -429,5 +484,7 @@ def test_no_group_is_repeated_possessively() -> None:
     quantified = re.compile(r"\)(?:[*+?]|\{[0-9,]+\})\+")
     for file in FILES:
         for pattern in re.findall(r"""\br?f?["'](?:[^"'\\\n]|\\.)*["']""", file.read_text()):
-            outside = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "x", pattern)  # escapes and classes are single characters
+            outside = re.sub(
+                r"\\.|\[(?:\\.|[^\]\\])*\]", "x", pattern
+            )  # escapes and classes are single characters
             assert not quantified.search(outside), f"{file}: {pattern}"

@@ -169,7 +169,12 @@ def test_random_expressions_have_the_value_that_sympy_finds(text):
     expected = by_sympy(text)
     if got is None:
         # only a root of something negative, a division by zero, or a bound leaves such an expression without a value
-        assert r"\sqrt" in text or r"\frac" in text or text.count("^") > 2 or text.count("(") > MAX_DEPTH
+        assert (
+            r"\sqrt" in text
+            or r"\frac" in text
+            or text.count("^") > 2
+            or text.count("(") > MAX_DEPTH
+        )
     else:
         assert got.number == pytest.approx(float(expected), rel=1e-9, abs=1e-9)
         if got.exact is not None:

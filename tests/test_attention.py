@@ -8,12 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpg_vl.models.attention import Branches, choose_kernel, dense, make_attend, split, varlen, visible
+from gpg_vl.models.attention import (
+    Branches,
+    choose_kernel,
+    dense,
+    make_attend,
+    split,
+    varlen,
+    visible,
+)
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 
 
-def by_definition(branches: Branches, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def by_definition(
+    branches: Branches, query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> Tensor:
     """One query at a time, plain softmax, over the keys it may see."""
     starts = [sum(branches.prefix_lengths[:i]) for i in range(len(branches.prefix_lengths))]
     seen: list[list[int]] = []
@@ -46,7 +56,14 @@ def inputs(branches: Branches) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ragged_by_loops(
-    q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, longest_q: int, longest_k: int, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ends_q: Tensor,
+    ends_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    scale: float | None,
 ) -> Tensor:
     """What varlen_attn promises with window (-1, 0): each run alone, causal, last query aligned with last key."""
     out = torch.zeros_like(q)
@@ -70,7 +87,11 @@ def branchings(draw: st.DrawFn) -> Branches:
     return Branches(
         prefix_lengths=tuple(prefixes),
         suffix_lengths=tuple(draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))),
-        prefixes=tuple(sorted(draw(st.lists(st.integers(0, len(prefixes) - 1), min_size=count, max_size=count)))),
+        prefixes=tuple(
+            sorted(
+                draw(st.lists(st.integers(0, len(prefixes) - 1), min_size=count, max_size=count))
+            )
+        ),
         prefix_queries=draw(st.booleans()) or count == 0,
     )
 
@@ -82,7 +103,11 @@ def test_every_kernel_follows_the_definition(branches: Branches) -> None:
     scale = 1 / math.sqrt(SIZE)
     expected = by_definition(branches, query, key, value, scale)
     device = torch.device("cpu")
-    for attend in (dense(branches, device), split(branches, device), varlen(branches, device, ragged_by_loops)):
+    for attend in (
+        dense(branches, device),
+        split(branches, device),
+        varlen(branches, device, ragged_by_loops),
+    ):
         assert torch.allclose(attend(query, key, value, scale), expected, atol=1e-12)
 
 
@@ -99,7 +124,9 @@ def test_who_sees_whom_by_hand() -> None:
         [0, 0, 1, 0, 0, 0, 1],
     ]
     assert visible(branches, torch.device("cpu")).int().tolist() == expected
-    later = Branches(prefix_lengths=(2, 1), suffix_lengths=(1, 2, 1), prefixes=(0, 0, 1), prefix_queries=False)
+    later = Branches(
+        prefix_lengths=(2, 1), suffix_lengths=(1, 2, 1), prefixes=(0, 0, 1), prefix_queries=False
+    )
     assert visible(later, torch.device("cpu")).int().tolist() == expected[3:]
 
 
@@ -132,4 +159,6 @@ def test_equal_lengths_need_no_gathering_and_give_the_same(width: int) -> None:
     branches = Branches(prefix_lengths=(4, 4), suffix_lengths=(width,) * 4, prefixes=(0, 0, 1, 1))
     query, key, value = inputs(branches)
     expected = by_definition(branches, query, key, value, 0.5)
-    assert torch.allclose(split(branches, torch.device("cpu"))(query, key, value, 0.5), expected, atol=1e-12)
+    assert torch.allclose(
+        split(branches, torch.device("cpu"))(query, key, value, 0.5), expected, atol=1e-12
+    )

@@ -11,7 +11,9 @@ from runs import environment, gpg_vl, metrics, write_config, write_scenes
 from safetensors.torch import load_file
 
 
-def refused(result: subprocess.CompletedProcess[str], *texts: str, code: int = 2, trace: str = "Traceback") -> None:
+def refused(
+    result: subprocess.CompletedProcess[str], *texts: str, code: int = 2, trace: str = "Traceback"
+) -> None:
     assert result.returncode == code, (result.returncode, result.stderr)
     assert trace not in result.stderr, result.stderr
     for text in texts:
@@ -20,7 +22,11 @@ def refused(result: subprocess.CompletedProcess[str], *texts: str, code: int = 2
 
 def test_a_config_typo(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_checkpoint, train={"learning_rat": 1e-3})
-    refused(gpg_vl("train", config), "train.learning_rat: there is no such key", "Did you mean 'learning_rate'?")
+    refused(
+        gpg_vl("train", config),
+        "train.learning_rat: there is no such key",
+        "Did you mean 'learning_rate'?",
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -50,7 +56,9 @@ def test_a_broken_row_is_named_with_its_remedy(tiny_checkpoint: Path, tmp_path: 
 
 def test_a_gold_answer_that_its_reward_refuses(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text("def half(completion, example):\n    return 0.5\n")
-    config = write_config(tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'half.py'}:half": 1.0}})
+    config = write_config(
+        tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'half.py'}:half": 1.0}}
+    )
     refused(gpg_vl("train", config), "12 gold answer(s) do not get full marks", "half.py:half")
 
 
@@ -69,13 +77,17 @@ def test_an_unknown_reward(tiny_checkpoint: Path, tmp_path: Path) -> None:
         ("import time; time.sleep(60)", "time"),
     ],
 )
-def test_a_reward_that_breaks_names_the_example(tiny_checkpoint: Path, tmp_path: Path, body: str, told: str) -> None:
+def test_a_reward_that_breaks_names_the_example(
+    tiny_checkpoint: Path, tmp_path: Path, body: str, told: str
+) -> None:
     """It does so after the gold check, on a real completion."""
     (tmp_path / "bad.py").write_text(
         f"def bad(completion, example):\n    if completion.text.startswith('<think>'):\n        return 1.0\n    {body}\n"
     )
     config = write_config(
-        tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "time_limit": 1.0}
+        tmp_path,
+        tiny_checkpoint,
+        rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "time_limit": 1.0},
     )
     refused(
         gpg_vl("train", config),
@@ -89,7 +101,9 @@ def test_a_reward_that_breaks_names_the_example(tiny_checkpoint: Path, tmp_path:
     )
 
 
-def test_broken_groups_can_be_dropped_and_are_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_broken_groups_can_be_dropped_and_are_counted(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     (tmp_path / "bad.py").write_text(
         "def bad(completion, example):\n    if completion.text.startswith('<think>'):\n        return 1.0\n"
         "    if int(example.id) % 2:\n        raise RuntimeError('odd')\n    return sum(map(ord, completion.text)) % 5 / 4\n"
@@ -120,14 +134,18 @@ def test_wrong_model_family(tmp_path: Path) -> None:
 
 def test_no_checkpoint_there(tmp_path: Path) -> None:
     refused(
-        gpg_vl("train", write_config(tmp_path, tmp_path / "nothing")), "has no config.json (the folder does not exist)"
+        gpg_vl("train", write_config(tmp_path, tmp_path / "nothing")),
+        "has no config.json (the folder does not exist)",
     )
 
 
 @pytest.mark.parametrize(
-    "damage,told", [("truncate", "damaged"), ("missing", "missing keys"), ("config", "cannot be read")]
+    "damage,told",
+    [("truncate", "damaged"), ("missing", "missing keys"), ("config", "cannot be read")],
 )
-def test_an_unreadable_checkpoint(tiny_checkpoint: Path, tmp_path: Path, damage: str, told: str) -> None:
+def test_an_unreadable_checkpoint(
+    tiny_checkpoint: Path, tmp_path: Path, damage: str, told: str
+) -> None:
     from safetensors.torch import load_file, save_file
 
     model = tmp_path / "model"
@@ -147,27 +165,39 @@ def test_an_unreadable_checkpoint(tiny_checkpoint: Path, tmp_path: Path, damage:
 def test_a_tracker_that_is_not_installed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_checkpoint, output={"trackers": ["wandb"]})
     refused(
-        gpg_vl("train", config), "output.trackers names wandb, which is not installed", "pip install 'gpg_vl[wandb]'"
+        gpg_vl("train", config),
+        "output.trackers names wandb, which is not installed",
+        "pip install 'gpg_vl[wandb]'",
     )
 
 
 def test_lora_dropout(tiny_checkpoint: Path, tmp_path: Path) -> None:
     refused(
-        gpg_vl("train", write_config(tmp_path, tiny_checkpoint, model={"lora_rank": 4, "lora_dropout": 0.1})),
+        gpg_vl(
+            "train",
+            write_config(tmp_path, tiny_checkpoint, model={"lora_rank": 4, "lora_dropout": 0.1}),
+        ),
         "lora_dropout is 0.1; only 0 is allowed",
     )
 
 
-@pytest.mark.parametrize("other", [{"model": {"gradient_checkpointing": True}}, {"train": {"shared_prefix": False}}])
+@pytest.mark.parametrize(
+    "other", [{"model": {"gradient_checkpointing": True}}, {"train": {"shared_prefix": False}}]
+)
 def test_prompts_that_cannot_be_kept(
     tiny_checkpoint: Path, tmp_path: Path, other: dict[str, dict[str, bool]]
 ) -> None:
     sections = {**other, "train": {"reuse_prefill": True, **other.get("train", {})}}
-    refused(gpg_vl("train", write_config(tmp_path, tiny_checkpoint, **sections)), "Set reuse_prefill to false")
+    refused(
+        gpg_vl("train", write_config(tmp_path, tiny_checkpoint, **sections)),
+        "Set reuse_prefill to false",
+    )
 
 
 def test_everything_frozen(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_checkpoint, model={"freeze": ["vision", "merger", "language"]})
+    config = write_config(
+        tmp_path, tiny_checkpoint, model={"freeze": ["vision", "merger", "language"]}
+    )
     refused(gpg_vl("train", config), "there is nothing to train")
 
 
@@ -183,14 +213,23 @@ def test_a_folder_that_holds_a_run(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert gpg_vl("train", config).returncode == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     refused(gpg_vl("train", config), "already holds a run. Go on with it by --resume")
-    refused(gpg_vl("train", config, "--resume", "train.learning_rate=0.5"), "train.learning_rate was 0.001, is 0.5")
+    refused(
+        gpg_vl("train", config, "--resume", "train.learning_rate=0.5"),
+        "train.learning_rate was 0.001, is 0.5",
+    )
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     write_scenes(tmp_path / "train.parquet", 13)
-    refused(gpg_vl("train", config, "--resume", "train.steps=2"), "The data is not what the run", "start a new run")
+    refused(
+        gpg_vl("train", config, "--resume", "train.steps=2"),
+        "The data is not what the run",
+        "start a new run",
+    )
     write_scenes(tmp_path / "train.parquet", 12)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     (checkpoint / "optimizer.pt").write_bytes(b"not a checkpoint")
-    refused(gpg_vl("train", config, "--resume", "train.steps=2"), "cannot be read", "Delete this folder")
+    refused(
+        gpg_vl("train", config, "--resume", "train.steps=2"), "cannot be read", "Delete this folder"
+    )
 
 
 def test_a_full_disk_while_metrics_are_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -212,7 +251,9 @@ def test_a_full_disk_while_metrics_are_written(tiny_checkpoint: Path, tmp_path: 
         env=environment(),
         check=False,
     )
-    refused(result, "metrics.jsonl cannot be written", "No space left on device", "--resume", code=1)
+    refused(
+        result, "metrics.jsonl cannot be written", "No space left on device", "--resume", code=1
+    )
 
 
 def test_a_full_disk_while_a_checkpoint_is_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -236,7 +277,9 @@ def test_a_full_disk_while_a_checkpoint_is_written(tiny_checkpoint: Path, tmp_pa
 
 
 def test_prompts_that_processes_cannot_share(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    result = gpg_vl("train", write_config(tmp_path, tiny_checkpoint, train={"prompts_per_step": 3}), processes=2)
+    result = gpg_vl(
+        "train", write_config(tmp_path, tiny_checkpoint, train={"prompts_per_step": 3}), processes=2
+    )
     assert result.returncode != 0
     assert "train.prompts_per_step is 3, which 2 processes cannot share" in result.stderr
 
@@ -245,11 +288,15 @@ def test_evaluation_without_data(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_checkpoint, eval={"task": "cvbench"})
     refused(gpg_vl("train", config), "eval.task is 'cvbench', but eval.data names no data")
     write_scenes(tmp_path / "test.parquet", 8)
-    config = write_config(tmp_path, tiny_checkpoint, eval={"task": "cvbnch", "data": str(tmp_path / "test.parquet")})
+    config = write_config(
+        tmp_path, tiny_checkpoint, eval={"task": "cvbnch", "data": str(tmp_path / "test.parquet")}
+    )
     refused(gpg_vl("train", config), "cvbnch", "Did you mean 'cvbench'?")
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_groups(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_groups(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """Rewards that no float32 can hold make the loss infinite: nothing is applied, everything can be looked at."""
     (tmp_path / "huge.py").write_text(
         "from gpg_vl.rewards import in_range\n"
@@ -259,7 +306,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_groups(tiny_checkp
         "        return 1e100\n"
         "    return sum(map(ord, completion.text)) % 5 / 4 * 1e100\n"
     )
-    config = write_config(tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'huge.py'}:huge": 1.0}})
+    config = write_config(
+        tmp_path, tiny_checkpoint, rewards={"weights": {f"{tmp_path / 'huge.py'}:huge": 1.0}}
+    )
     kept = tmp_path / "run" / "broken" / "step-000001-process-0"
     refused(
         gpg_vl("train", config),
@@ -274,11 +323,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_groups(tiny_checkp
     assert all((kept / name).stat().st_size > 100 for row in rows for name in row["images"])
     assert len(rows[0]["completions"]) == 3
     assert tensors["0.pixel_values_N"].shape[1] == 1176
-    assert len(tensors["1.2.token_ids"]) == len(tensors["1.2.logprobs"]) == rows[1]["completions"][2]["tokens"]
+    assert (
+        len(tensors["1.2.token_ids"])
+        == len(tensors["1.2.logprobs"])
+        == rows[1]["completions"][2]["tokens"]
+    )
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_an_attention_kernel_that_the_machine_lacks_is_named_in_the_plan(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_attention_kernel_that_the_machine_lacks_is_named_in_the_plan(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path, tiny_checkpoint, train={"attention": "varlen"})
     result = gpg_vl("train", config, "--dry-run")
     assert result.returncode == 0, result.stderr

@@ -38,7 +38,9 @@ DEALS = {
     "one rank without signal": [[0, 2, 4, 5, 7], [1, 3, 6]],
 }
 CUTS = (1, 30, 60, 10**6)
-TOKEN = Objective(f_norm="one", age="inverse_valid_fraction", aggregation="token", max_new_tokens=LIMIT)
+TOKEN = Objective(
+    f_norm="one", age="inverse_valid_fraction", aggregation="token", max_new_tokens=LIMIT
+)
 OBJECTIVES = [
     Objective(f_norm=f_norm, age=age, aggregation=aggregation, max_new_tokens=LIMIT)
     for f_norm in get_args(FNorm)
@@ -70,7 +72,9 @@ def make_group(number: int) -> Group:
     completions = []
     for member, length in enumerate(LENGTHS[number]):
         ids = tuple(1 + (7 * number + 3 * member + 5 * t) % (VOCABULARY - 1) for t in range(length))
-        logps = tuple(-float(100 * number + 10 * member + t) for t in range(length))  # a name for each token
+        logps = tuple(
+            -float(100 * number + 10 * member + t) for t in range(length)
+        )  # a name for each token
         completions.append(Completion(token_ids=ids, logprobs=logps, text="", finish_reason="stop"))
     return Group(
         example=Example(id=str(number), prompt="", answer=""),
@@ -87,7 +91,9 @@ def groups() -> list[Group]:
 
 
 def add(parts: Sequence[StepCounts]) -> StepCounts:
-    return StepCounts(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(StepCounts)})
+    return StepCounts(
+        **{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(StepCounts)}
+    )
 
 
 def deviation(groups: Sequence[Group]) -> float:
@@ -116,7 +122,9 @@ def passes_of(
 
 def table() -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(VOCABULARY, VOCABULARY, dtype=torch.float64, generator=generator).requires_grad_()
+    return torch.randn(
+        VOCABULARY, VOCABULARY, dtype=torch.float64, generator=generator
+    ).requires_grad_()
 
 
 def gradient_of(passes: Sequence[Pass]) -> Tensor:
@@ -126,7 +134,9 @@ def gradient_of(passes: Sequence[Pass]) -> Tensor:
         at = 0
         for part in one.packed.suffixes:
             sources = torch.cat([one.packed.ids_S, part.ids_U])[part.source_K]
-            logp_K = torch.log_softmax(logits[sources], dim=1)[torch.arange(len(sources)), part.targets_K]
+            logp_K = torch.log_softmax(logits[sources], dim=1)[
+                torch.arange(len(sources)), part.targets_K
+            ]
             (-(one.coefficients_K[at : at + len(sources)].double() * logp_K).sum()).backward()
             at += len(sources)
         assert at == len(one.coefficients_K)
@@ -150,12 +160,16 @@ def formula(groups: Sequence[Group], objective: Objective) -> Tensor:
     loss = torch.zeros((), dtype=torch.float64)
     for group, lengths in zip(groups, flat_lengths, strict=True):
         rewards = torch.tensor(group.rewards, dtype=torch.float64)
-        divisor = {"one": 1.0, "group_std": float(rewards.std()) + 1e-4, "batch_std": deviation_of_step + 1e-4}[
-            objective.f_norm
-        ]
+        divisor = {
+            "one": 1.0,
+            "group_std": float(rewards.std()) + 1e-4,
+            "batch_std": deviation_of_step + 1e-4,
+        }[objective.f_norm]
         for completion, reward in zip(group.completions, rewards, strict=True):
             ids = torch.tensor([int(group.prompt.input_ids_T[-1]), *completion.token_ids])
-            logp = torch.log_softmax(logits[ids[:-1]], dim=1)[torch.arange(len(ids) - 1), ids[1:]].sum()
+            logp = torch.log_softmax(logits[ids[:-1]], dim=1)[
+                torch.arange(len(ids) - 1), ids[1:]
+            ].sum()
             mean = {
                 "token": 1 / tokens,
                 "sequence": 1 / len(completion.token_ids) / number,
@@ -173,10 +187,15 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.f_norm}-{o.age}-{o.aggregation}")
+@pytest.mark.parametrize(
+    "objective", OBJECTIVES, ids=lambda o: f"{o.f_norm}-{o.age}-{o.aggregation}"
+)
 def test_the_gradient_is_that_of_the_formula(groups: list[Group], objective: Objective) -> None:
     """Coefficients travel as float32, hence the tolerance."""
-    assert relative(gradient_of(passes_of(groups, objective=objective)), formula(groups, objective)) < 1e-6
+    assert (
+        relative(gradient_of(passes_of(groups, objective=objective)), formula(groups, objective))
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
@@ -215,10 +234,17 @@ def test_counting_per_rank_would_be_wrong(groups: list[Group]) -> None:
 
 @pytest.mark.parametrize("turned", [False, True], ids=["longest last", "longest first"])
 @pytest.mark.parametrize("shared_prefix", [True, False])
-def test_a_pass_holds_as_much_as_it_may(groups: list[Group], shared_prefix: bool, turned: bool) -> None:
+def test_a_pass_holds_as_much_as_it_may(
+    groups: list[Group], shared_prefix: bool, turned: bool
+) -> None:
     """No pass is above the limit unless it is one group, and the first of the next pass would not have fitted."""
     by_length = sorted((g for g in groups if g.is_valid), key=row_length, reverse=turned)
-    trained = [(g, c) for g in by_length for c, r in zip(g.completions, g.rewards, strict=True) if r != mean(g.rewards)]
+    trained = [
+        (g, c)
+        for g in by_length
+        for c, r in zip(g.completions, g.rewards, strict=True)
+        if r != mean(g.rewards)
+    ]
     for limit in range(1, 220, 6):
         passes = passes_of(by_length, tokens_per_pass=limit, shared_prefix=shared_prefix)
         assert sum(len(one.packed.counts) for one in passes) == len(trained)
@@ -234,7 +260,9 @@ def test_a_pass_holds_as_much_as_it_may(groups: list[Group], shared_prefix: bool
                     for n, p in zip(part.lengths, part.prefixes, strict=True)
                     if not p
                 )
-                assert one.packed.tokens + first > limit, "the first group of the next pass would have fitted"
+                assert one.packed.tokens + first > limit, (
+                    "the first group of the next pass would have fitted"
+                )
 
 
 def test_a_group_above_the_limit_is_cut_into_pieces_that_keep_it(groups: list[Group]) -> None:
@@ -244,7 +272,8 @@ def test_a_group_above_the_limit_is_cut_into_pieces_that_keep_it(groups: list[Gr
             (prompt,) = one.packed.prefix_lengths
             held = [sum(part.lengths) for part in one.packed.suffixes]
             assert all(
-                prompt + n <= limit or len(part.lengths) == 1 for n, part in zip(held, one.packed.suffixes, strict=True)
+                prompt + n <= limit or len(part.lengths) == 1
+                for n, part in zip(held, one.packed.suffixes, strict=True)
             )
             firsts = [part.lengths[0] for part in one.packed.suffixes[1:]]
             assert all(prompt + n + more > limit for n, more in zip(held, firsts, strict=False))
@@ -296,19 +325,25 @@ def test_tokens_log_probs_and_pictures_stay_in_the_order_of_the_groups(
         if r != mean(g.rewards)
     ]
     completions = [c for _, c in trained]
-    assert torch.cat([one.sampled_logp_K for one in passes]).tolist() == [p for c in completions for p in c.logprobs]
+    assert torch.cat([one.sampled_logp_K for one in passes]).tolist() == [
+        p for c in completions for p in c.logprobs
+    ]
     targets = [part.targets_K for one in passes for part in one.packed.suffixes]
     assert torch.cat(targets).tolist() == [t for c in completions for t in c.token_ids]
     for one in passes:
         assert len(one.coefficients_K) == len(one.sampled_logp_K) == sum(one.packed.counts)
     rows = (
-        [g.prompt for g, _ in trained] if not shared_prefix else list({g.draw: g.prompt for g, _ in trained}.values())
+        [g.prompt for g, _ in trained]
+        if not shared_prefix
+        else list({g.draw: g.prompt for g, _ in trained}.values())
     )
     expected = torch.cat([p.pixel_values_N for p in rows if p.pixel_values_N is not None])
     found = [one.packed.pixel_values_N for one in passes if one.packed.pixel_values_N is not None]
     assert torch.equal(torch.cat(found), expected)
     if shared_prefix:
-        assert [e for one in passes for e in one.examples] == list(dict.fromkeys(g.example.id for g, _ in trained))
+        assert [e for one in passes for e in one.examples] == list(
+            dict.fromkeys(g.example.id for g, _ in trained)
+        )
 
 
 def test_an_idle_pass_adds_exactly_nothing() -> None:
@@ -321,11 +356,17 @@ def test_an_idle_pass_adds_exactly_nothing() -> None:
 
 def test_counts_are_those_of_the_used_groups(groups: list[Group]) -> None:
     """Rewards [1,0] [1,1], lengths 2, 4 | 3, 1, as the specification has it."""
-    first, second = (replace(make_group(i), rewards=r) for i, r in ((0, (1.0, 0.0)), (1, (1.0, 1.0))))
+    first, second = (
+        replace(make_group(i), rewards=r) for i, r in ((0, (1.0, 0.0)), (1, (1.0, 1.0)))
+    )
     first = replace(first, completions=tuple(completion(n) for n in (2, 4)))
     second = replace(second, completions=tuple(completion(n) for n in (3, 1)))
-    assert counts_of([first, second]) == StepCounts(groups=2, valid_groups=1, completions=4, tokens=10, valid_tokens=6)
-    assert counts_of([]) == StepCounts(groups=0, valid_groups=0, completions=0, tokens=0, valid_tokens=0)
+    assert counts_of([first, second]) == StepCounts(
+        groups=2, valid_groups=1, completions=4, tokens=10, valid_tokens=6
+    )
+    assert counts_of([]) == StepCounts(
+        groups=0, valid_groups=0, completions=0, tokens=0, valid_tokens=0
+    )
     assert add([counts_of(groups[:3]), counts_of(groups[3:])]) == counts_of(groups)
 
 
@@ -351,4 +392,6 @@ def row_length(group: Group) -> int:
 
 
 def completion(length: int) -> Completion:
-    return Completion(token_ids=(1,) * length, logprobs=(-1.0,) * length, text="", finish_reason="stop")
+    return Completion(
+        token_ids=(1,) * length, logprobs=(-1.0,) * length, text="", finish_reason="stop"
+    )

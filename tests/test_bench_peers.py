@@ -20,7 +20,9 @@ from torch import nn
 from benchmarks import anchor, measure, meter, ours, parity_trl, peers, table
 from gpg_vl.models import tiny
 
-SMALL = anchor.Row(name="small", side=112, vocabulary=384, completion_tokens=3, group_size=4, prompts_per_step=2)
+SMALL = anchor.Row(
+    name="small", side=112, vocabulary=384, completion_tokens=3, group_size=4, prompts_per_step=2
+)
 
 
 # ---- what both sides are given
@@ -33,11 +35,24 @@ def test_the_model_has_the_size_it_is_said_to_have() -> None:
         return inputs * outputs + outputs * bias
 
     text_layer = (
-        linear(512, 512) + 2 * linear(512, 128) + linear(512, 512, False) + 3 * linear(512, 1536, False) + 2 * 512
+        linear(512, 512)
+        + 2 * linear(512, 128)
+        + linear(512, 512, False)
+        + 3 * linear(512, 1536, False)
+        + 2 * 512
     )
-    vision_layer = linear(320, 960) + linear(320, 320) + linear(320, 1280) + linear(1280, 320) + 4 * 320
+    vision_layer = (
+        linear(320, 960) + linear(320, 320) + linear(320, 1280) + linear(1280, 320) + 4 * 320
+    )
     merger = 2 * 320 + linear(1280, 1280) + linear(1280, 512)
-    expected = 6 * text_layer + 512 + 32_000 * 512 + linear(3 * 2 * 14 * 14, 320, False) + 6 * vision_layer + merger
+    expected = (
+        6 * text_layer
+        + 512
+        + 32_000 * 512
+        + linear(3 * 2 * 14 * 14, 320, False)
+        + 6 * vision_layer
+        + merger
+    )
     tokenizer = tiny.tiny_tokenizer([anchor.SHORT], anchor.TOKENIZER_SIZE)
     with torch.device("meta"):
         model = tiny.Qwen2VLForConditionalGeneration(anchor.configuration(tokenizer, 32_000))
@@ -61,8 +76,15 @@ def test_rewards_are_one_on_even_members_and_flat_in_silent_groups() -> None:
     assert [silent.rewards(p) for p in range(4)] == [(1.0, 0.0) * 4, (0.0,) * 8] * 2
 
 
-@given(group_size=st.integers(2, 9), length=st.integers(2, 40), silent=st.integers(0, 2), seed=st.integers(0, 2**31))
-def test_ragged_completions_hold_both_extremes(group_size: int, length: int, silent: int, seed: int) -> None:
+@given(
+    group_size=st.integers(2, 9),
+    length=st.integers(2, 40),
+    silent=st.integers(0, 2),
+    seed=st.integers(0, 2**31),
+)
+def test_ragged_completions_hold_both_extremes(
+    group_size: int, length: int, silent: int, seed: int
+) -> None:
     row = anchor.Row(
         name="x",
         side=112,
@@ -90,7 +112,9 @@ def works(tiny_checkpoint: Path) -> dict[str, meter.Work]:
     """What one step of each layout did on a tiny model."""
     found = {}
     for layout in ours.LAYOUTS:
-        measured = ours.run(ours.Ours(tiny_checkpoint, SMALL, layout), anchor.questions(SMALL, 4), steps=1, warmup=1)
+        measured = ours.run(
+            ours.Ours(tiny_checkpoint, SMALL, layout), anchor.questions(SMALL, 4), steps=1, warmup=1
+        )
         (step,) = measured.steps
         assert 0 < step.rollout_seconds < step.seconds
         assert step.cpu_seconds > 0
@@ -105,17 +129,23 @@ def test_a_group_computes_its_picture_once(works: dict[str, meter.Work]) -> None
     assert (naive.rollout_patches, naive.training_patches) == (4 * 128, 4 * 128)
     assert naive.prefilled_tokens == 4 * shared.prefilled_tokens
     reused = works["reused"]
-    assert (reused.rollout_patches, reused.training_patches) == (0, 128), "once in the whole step, with gradient"
+    assert (reused.rollout_patches, reused.training_patches) == (0, 128), (
+        "once in the whole step, with gradient"
+    )
 
 
-def test_a_group_computes_its_prompt_once(works: dict[str, meter.Work], tiny_checkpoint: Path) -> None:
+def test_a_group_computes_its_prompt_once(
+    works: dict[str, meter.Work], tiny_checkpoint: Path
+) -> None:
     ((_, prompt),) = ours.Ours(tiny_checkpoint, SMALL, "shared").encode(anchor.questions(SMALL, 1))
     shared, naive = works["shared"], works["naive"]
     assert shared.prefilled_tokens == 2 * prompt.length
     # the last token of a completion predicts nothing: whether it goes through the model is the model's affair
     assert 2 * (prompt.length + 4 * 2) <= shared.training_tokens <= 2 * (prompt.length + 4 * 3)
     assert 2 * 4 * (prompt.length + 2) <= naive.training_tokens <= 2 * 4 * (prompt.length + 3)
-    assert naive.decoded_tokens == shared.decoded_tokens == 2 * 4 * 2, "three tokens, the first from the prompt"
+    assert naive.decoded_tokens == shared.decoded_tokens == 2 * 4 * 2, (
+        "three tokens, the first from the prompt"
+    )
 
 
 def test_completions_have_the_forced_length_and_no_forbidden_id(tiny_checkpoint: Path) -> None:
@@ -123,14 +153,25 @@ def test_completions_have_the_forced_length_and_no_forbidden_id(tiny_checkpoint:
     row = replace(SMALL, completion_tokens=200)
     for layout in ours.LAYOUTS:
         side = ours.Ours(tiny_checkpoint, row, layout)
-        answers = side.sample([prompt for _, prompt in side.encode(anchor.questions(row, 2))], draw=0)
+        answers = side.sample(
+            [prompt for _, prompt in side.encode(anchor.questions(row, 2))], draw=0
+        )
         tokenizer = tiny.PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
-        names = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+        names = (
+            "<|im_end|>",
+            "<|endoftext|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+            "<|vision_start|>",
+            "<|vision_end|>",
+        )
         barred = {tokenizer.convert_tokens_to_ids(name) for name in names}
         assert len(barred) == 6
         assert [[len(c.token_ids) for c in group] for group in answers] == [[200] * 4] * 2
         assert not barred & {t for group in answers for c in group for t in c.token_ids}
-        assert len({c.token_ids for group in answers for c in group}) == 8, "every completion is drawn by itself"
+        assert len({c.token_ids for group in answers for c in group}) == 8, (
+            "every completion is drawn by itself"
+        )
 
 
 def test_all_layouts_have_one_gradient(tiny_checkpoint: Path) -> None:
@@ -138,18 +179,28 @@ def test_all_layouts_have_one_gradient(tiny_checkpoint: Path) -> None:
     tokens = [[[5, 9, 300], [11], [12, 13], [7]], [[40, 41], [50], [60, 61, 62], [70, 71]]]
     rewards = [[1.0, 0.0, 0.2, 0.4], [0.0, 0.0, 1.0, 0.3]]
     found = {
-        layout: ours.Ours(tiny_checkpoint, SMALL, layout, masked=False).gradient(asked, tokens, rewards, "token")
+        layout: ours.Ours(tiny_checkpoint, SMALL, layout, masked=False).gradient(
+            asked, tokens, rewards, "token"
+        )
         for layout in ours.LAYOUTS
     }
     assert parity_trl.relative_error(found["shared"], found["naive"]) < 1e-5
     assert parity_trl.relative_error(found["one_group"], found["naive"]) < 1e-5
     assert 0 < parity_trl.relative_error(found["reused"], found["naive"]) < 1e-5
-    swapped = ours.Ours(tiny_checkpoint, SMALL, "shared", masked=False).gradient(asked, tokens[::-1], rewards, "token")
-    assert parity_trl.relative_error(swapped, found["naive"]) > 1e-2, "another step has another gradient"
+    swapped = ours.Ours(tiny_checkpoint, SMALL, "shared", masked=False).gradient(
+        asked, tokens[::-1], rewards, "token"
+    )
+    assert parity_trl.relative_error(swapped, found["naive"]) > 1e-2, (
+        "another step has another gradient"
+    )
 
 
-@pytest.mark.parametrize("layout,passes", [("shared", 1), ("reused", 1), ("one_group", 2), ("naive", 2)])
-def test_a_layout_says_how_many_passes_a_step_has(tiny_checkpoint: Path, layout: str, passes: int) -> None:
+@pytest.mark.parametrize(
+    "layout,passes", [("shared", 1), ("reused", 1), ("one_group", 2), ("naive", 2)]
+)
+def test_a_layout_says_how_many_passes_a_step_has(
+    tiny_checkpoint: Path, layout: str, passes: int
+) -> None:
     side = ours.Ours(tiny_checkpoint, SMALL, layout)
     calls: list[int] = []
     side.policy.register_forward_hook(lambda *_: calls.append(1))
@@ -159,7 +210,9 @@ def test_a_layout_says_how_many_passes_a_step_has(tiny_checkpoint: Path, layout:
 
 def test_a_silent_group_is_not_trained_on(tiny_checkpoint: Path) -> None:
     row = replace(SMALL, silent_groups=1)
-    (step,) = ours.run(ours.Ours(tiny_checkpoint, row, "shared"), anchor.questions(row, 2), steps=1, warmup=0).steps
+    (step,) = ours.run(
+        ours.Ours(tiny_checkpoint, row, "shared"), anchor.questions(row, 2), steps=1, warmup=0
+    ).steps
     assert (step.work.rollout_patches, step.work.training_patches) == (128, 64)
 
 
@@ -187,9 +240,15 @@ def test_the_meter_tells_rollout_from_training_and_prefill_from_decoding() -> No
         text(torch.zeros(4, 5, 5))
         watch.step_ended()
     expected = meter.Work(
-        rollout_patches=12, prefilled_tokens=14, decoded_tokens=12, training_patches=3, training_tokens=20
+        rollout_patches=12,
+        prefilled_tokens=14,
+        decoded_tokens=12,
+        training_patches=3,
+        training_tokens=20,
     )
-    assert [step.work for step in watch.steps] == [expected, expected], "the warm-up is not among them"
+    assert [step.work for step in watch.steps] == [expected, expected], (
+        "the warm-up is not among them"
+    )
     assert all(step.rollout_seconds == 0.25 for step in watch.steps)
     assert all(0.01 <= step.seconds < 5 for step in watch.steps)
     assert json.loads(json.dumps(watch.report()))["steps"][0]["work"]["decoded_tokens"] == 12
@@ -199,7 +258,9 @@ def test_peak_memory_is_that_since_the_reset() -> None:
     """64 MB are touched and given back before the reset, 32 MB after it."""
 
     def touch(megabytes: int) -> None:
-        with mmap.mmap(-1, megabytes * 2**20) as pages:  # an allocator may give out again what was given back
+        with mmap.mmap(
+            -1, megabytes * 2**20
+        ) as pages:  # an allocator may give out again what was given back
             for page in range(0, len(pages), mmap.PAGESIZE):
                 pages[page] = 1
 
@@ -212,10 +273,16 @@ def test_peak_memory_is_that_since_the_reset() -> None:
 
 @pytest.mark.parametrize(
     "numbers,low,middle,high",
-    [([1.0, 2.0, 3.0, 4.0], 1.75, 2.5, 3.25), ([3.0, 1.0, 2.0], 1.5, 2.0, 2.5), ([7.0], 7.0, 7.0, 7.0)],
+    [
+        ([1.0, 2.0, 3.0, 4.0], 1.75, 2.5, 3.25),
+        ([3.0, 1.0, 2.0], 1.5, 2.0, 2.5),
+        ([7.0], 7.0, 7.0, 7.0),
+    ],
 )
 def test_quartiles_by_hand(numbers: list[float], low: float, middle: float, high: float) -> None:
-    assert meter.spread(numbers) == meter.Spread(median=middle, low=low, high=high, number=len(numbers))
+    assert meter.spread(numbers) == meter.Spread(
+        median=middle, low=low, high=high, number=len(numbers)
+    )
 
 
 def test_no_step_has_no_median() -> None:
@@ -228,8 +295,13 @@ def test_no_step_has_no_median() -> None:
 
 def test_the_error_of_a_gradient_by_hand() -> None:
     """|(3, 0) - (0, 4)| = 5 over |(0, 4)| = 4, wherever the cut between two weights is."""
-    assert parity_trl.relative_error({"a": torch.tensor([3.0, 0.0])}, {"a": torch.tensor([0.0, 4.0])}) == 1.25
-    mine, theirs = ({"a": torch.tensor([x]), "b": torch.tensor([y])} for x, y in ((3.0, 0.0), (0.0, 4.0)))
+    assert (
+        parity_trl.relative_error({"a": torch.tensor([3.0, 0.0])}, {"a": torch.tensor([0.0, 4.0])})
+        == 1.25
+    )
+    mine, theirs = (
+        {"a": torch.tensor([x]), "b": torch.tensor([y])} for x, y in ((3.0, 0.0), (0.0, 4.0))
+    )
     assert parity_trl.relative_error(mine, theirs) == 1.25
     with pytest.raises(ValueError, match="Only one side has a gradient of b"):
         parity_trl.relative_error({"a": torch.ones(1)}, theirs)
@@ -241,14 +313,24 @@ def test_the_error_of_a_gradient_by_hand() -> None:
 def test_a_gradient_beyond_the_gate_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: float, code: int
 ) -> None:
-    def compare(row: anchor.Row, folder: Path, aggregation: str, systems: list[str]) -> list[dict[str, Any]]:
+    def compare(
+        row: anchor.Row, folder: Path, aggregation: str, systems: list[str]
+    ) -> list[dict[str, Any]]:
         return [parity(row.name, s, aggregation) | {"error": error} for s in systems]
 
     monkeypatch.setattr(parity_trl, "compare", compare)
-    monkeypatch.setattr("sys.argv", ["parity", "--rows", "a,c", "--out", str(tmp_path / "out.json")])
+    monkeypatch.setattr(
+        "sys.argv", ["parity", "--rows", "a,c", "--out", str(tmp_path / "out.json")]
+    )
     assert parity_trl.main() == code
-    written = [(p["row"], p["system"], p["aggregation"]) for p in json.loads((tmp_path / "out.json").read_text())]
-    everyone = [("a", system, "token") for system in ("shared", "reused", "one_group", "naive", "prefix_grouper")]
+    written = [
+        (p["row"], p["system"], p["aggregation"])
+        for p in json.loads((tmp_path / "out.json").read_text())
+    ]
+    everyone = [
+        ("a", system, "token")
+        for system in ("shared", "reused", "one_group", "naive", "prefix_grouper")
+    ]
     assert written == [*everyone, ("a", "shared", "sequence"), ("c", "shared", "token")]
 
 
@@ -270,7 +352,11 @@ def test_a_file_cannot_be_the_folder_of_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x").write_text("")
-    monkeypatch.setattr(peers, "compare", lambda _: pytest.fail("nothing may be measured for a place that cannot be written"))
+    monkeypatch.setattr(
+        peers,
+        "compare",
+        lambda _: pytest.fail("nothing may be measured for a place that cannot be written"),
+    )
     monkeypatch.setattr("sys.argv", ["peers", "--out", str(tmp_path / "x")])
     assert peers.main() == 2
     assert "is a file. Name a folder" in capsys.readouterr().err
@@ -278,7 +364,9 @@ def test_a_file_cannot_be_the_folder_of_results(
 
 def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(peers, "SCRATCH", tmp_path)
-    with pytest.raises(peers.BenchmarkError, match=r"(?s)json.tool --nonsense.* ended with 2:.*argument infile"):
+    with pytest.raises(
+        peers.BenchmarkError, match=r"(?s)json.tool --nonsense.* ended with 2:.*argument infile"
+    ):
         peers.run_module("json.tool", "--nonsense", threads=1)
 
 
@@ -291,12 +379,29 @@ def settled(*words: str) -> Namespace:
 
 def test_what_is_given_wins_over_what_is_quick() -> None:
     full, quick = settled(), settled("--quick")
-    assert (full.rows, full.rounds, full.steps, full.warmup, full.micro_batch) == (["a", "b", "c"], 2, None, 1, None)
-    assert (quick.rows, quick.rounds, quick.steps, quick.warmup, quick.micro_batch) == (["b"], 1, 1, 0, 8)
+    assert (full.rows, full.rounds, full.steps, full.warmup, full.micro_batch) == (
+        ["a", "b", "c"],
+        2,
+        None,
+        1,
+        None,
+    )
+    assert (quick.rows, quick.rounds, quick.steps, quick.warmup, quick.micro_batch) == (
+        ["b"],
+        1,
+        1,
+        0,
+        8,
+    )
     assert full.out == Path("benchmarks/results")
     assert quick.out != full.out, "a quick run must not replace published numbers"
     mixed = settled("--quick", "--rows", "a,z", "--steps", "4", "--systems", "trl,shared")
-    assert (mixed.rows, mixed.steps, mixed.rounds, mixed.systems) == (["a", "z"], 4, 1, ["trl", "shared"])
+    assert (mixed.rows, mixed.steps, mixed.rounds, mixed.systems) == (
+        ["a", "z"],
+        4,
+        1,
+        ["trl", "shared"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,7 +412,9 @@ def test_what_is_given_wins_over_what_is_quick() -> None:
         (["--micro-batch", "3"], "invalid choice: 3"),
     ],
 )
-def test_an_unknown_name_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         settled(*words)
     assert stopped.value.code == 2
@@ -316,12 +423,24 @@ def test_an_unknown_name_is_refused(words: list[str], said: str, capsys: pytest.
 
 def test_the_sides_take_turns() -> None:
     order = peers.turns(["trl", "shared", "naive", "prefix_grouper"], 2)
-    assert order == [(0, "trl"), (0, "shared"), (0, "naive"), (0, "prefix_grouper"), (1, "trl"), (1, "shared")]
+    assert order == [
+        (0, "trl"),
+        (0, "shared"),
+        (0, "naive"),
+        (0, "prefix_grouper"),
+        (1, "trl"),
+        (1, "shared"),
+    ]
 
 
 def test_every_micro_batch_divides_the_step_and_the_fastest_wins() -> None:
-    assert all(row.completions % size == 0 for row in anchor.ROWS.values() for size in peers.MICRO_BATCHES)
-    runs = [{"steps": [{"seconds": s}], "settings": {"micro_batch": n}} for n, s in ((1, 9.0), (4, 7.0), (16, 8.0))]
+    assert all(
+        row.completions % size == 0 for row in anchor.ROWS.values() for size in peers.MICRO_BATCHES
+    )
+    runs = [
+        {"steps": [{"seconds": s}], "settings": {"micro_batch": n}}
+        for n, s in ((1, 9.0), (4, 7.0), (16, 8.0))
+    ]
     assert peers.best(runs) == 4
 
 
@@ -345,7 +464,13 @@ def steps(*pairs: tuple[float, float], patches: int, tokens: int) -> list[dict[s
     )
     counted = {name: getattr(work, name) for name in table.WORK}
     return [
-        {"seconds": s, "rollout_seconds": r, "training_seconds": s - r, "cpu_seconds": 2 * s, "work": counted}
+        {
+            "seconds": s,
+            "rollout_seconds": r,
+            "training_seconds": s - r,
+            "cpu_seconds": 2 * s,
+            "work": counted,
+        }
         for s, r in pairs
     ]
 
@@ -363,7 +488,10 @@ def result(**changes: Any) -> dict[str, Any]:
         "settings": {"warmup": 1, "checkpointing": False, "threads": 2},
         "rows": [fields | {"prompt_tokens": 305, "image_tokens": 256}],
         "parity": [parity("a", "shared", "token"), parity("b", "shared", "token")],
-        "sweep": [run("trl", 4, steps((30.0, 1.0), patches=1, tokens=1)) | {"settings": {"micro_batch": 2}}],
+        "sweep": [
+            run("trl", 4, steps((30.0, 1.0), patches=1, tokens=1))
+            | {"settings": {"micro_batch": 2}}
+        ],
         "micro_batch": 2,
         "runs": [
             run("trl", 11, steps((39.0, 10.0), (41.0, 10.0), patches=16384, tokens=5904)),
@@ -379,12 +507,36 @@ def result(**changes: Any) -> dict[str, Any]:
 def test_the_table_pools_rounds_and_states_the_factors() -> None:
     text = table.render(result())
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    cells = {row[0].removeprefix("| "): [cell.removesuffix(" |") for cell in row[1:]] for row in rows}
+    cells = {
+        row[0].removeprefix("| "): [cell.removesuffix(" |") for cell in row[1:]] for row in rows
+    }
     assert cells["TRL 1.16.0 `GRPOTrainer`"] == (
-        ["40.00 [39.50, 40.50]", "10.00", "30.00", "80.0", "12.00", "16,384", "16,384", "5,904", "1,008", "5,904"]
+        [
+            "40.00 [39.50, 40.50]",
+            "10.00",
+            "30.00",
+            "80.0",
+            "12.00",
+            "16,384",
+            "16,384",
+            "5,904",
+            "1,008",
+            "5,904",
+        ]
     )
     assert cells["gpg_vl"] == (
-        ["10.00 [9.50, 10.50]", "5.00", "5.00", "20.0", "2.50", "2,048", "2,048", "1,634", "1,008", "1,634"]
+        [
+            "10.00 [9.50, 10.50]",
+            "5.00",
+            "5.00",
+            "20.0",
+            "2.50",
+            "2,048",
+            "2,048",
+            "1,634",
+            "1,008",
+            "1,634",
+        ]
     )
     peer = cells["PrefixGrouper 0.0.1.post1, training only"]
     assert peer == ["-", "-", "5.00 [5.00, 5.00]", "12.0", "3.00", "-", "2,048", "-", "-", "1,634"]
@@ -392,8 +544,13 @@ def test_the_table_pools_rounds_and_states_the_factors() -> None:
         "TRL 1.16.0 `GRPOTrainer` takes 4.00x the seconds per step (rollout 2.00x, training 6.00x), 4.00x the CPU seconds "
         "and 4.80x the peak memory of gpg_vl." in text
     )
-    assert "PrefixGrouper 0.0.1.post1, training only takes 1.00x the training seconds of gpg_vl." in text
-    assert text.count("relative error 7.0e-07") == 1, "the equality of this case, beside its seconds"
+    assert (
+        "PrefixGrouper 0.0.1.post1, training only takes 1.00x the training seconds of gpg_vl."
+        in text
+    )
+    assert text.count("relative error 7.0e-07") == 1, (
+        "the equality of this case, beside its seconds"
+    )
     assert "| 2 | 30.0 | 60.0 | 4.00 |" in text
     assert "Measured steps: TRL 1.16.0 `GRPOTrainer` 3, gpg_vl 3, PrefixGrouper" in text
     assert "Unfinished" not in text
@@ -402,7 +559,9 @@ def test_the_table_pools_rounds_and_states_the_factors() -> None:
 
 def test_the_table_says_what_it_lacks() -> None:
     assert "**Unfinished: not every run has been made.**" in table.render(result(complete=False))
-    assert "was given, not searched for: 8 completions" in table.render(result(sweep=[], micro_batch=8))
+    assert "was given, not searched for: 8 completions" in table.render(
+        result(sweep=[], micro_batch=8)
+    )
     alone = table.render(result(sweep=[], micro_batch=None, runs=result()["runs"][1:2]))
     assert "searched for" not in alone
     assert "best micro-batch" not in alone
@@ -426,7 +585,19 @@ def test_one_process_measures_one_system(
     monkeypatch.setitem(anchor.ROWS, "a", replace(SMALL, name="a"))
     monkeypatch.setattr(anchor, "checkpoint", lambda folder, vocabulary: tiny_checkpoint)
     out = tmp_path / "out.json"
-    command = ["measure", "--system", "shared", "--row", "a", "--steps", "2", "--warmup", "0", "--out", str(out)]
+    command = [
+        "measure",
+        "--system",
+        "shared",
+        "--row",
+        "a",
+        "--steps",
+        "2",
+        "--warmup",
+        "0",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr("sys.argv", command)
     assert measure.main() == 0
     found = json.loads(out.read_text())

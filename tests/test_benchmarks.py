@@ -37,7 +37,10 @@ def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> 
     assert "TRL is not installed here, its rows are left out" in result.stdout
     kept = json.loads((tmp_path / "gpu_tiny.json").read_text())
     assert len(kept["rows"]) == len(grid(quick=True))
-    by_way = {(r["case"]["vision"], r["case"]["checkpointing"], r["case"]["shared"]): r["timing"] for r in kept["rows"]}
+    by_way = {
+        (r["case"]["vision"], r["case"]["checkpointing"], r["case"]["shared"]): r["timing"]
+        for r in kept["rows"]
+    }
     for vision in ("frozen", "trained"):
         shared, naive = (by_way[vision, False, s] for s in (True, False))
         assert naive["rollout_patches"] == 4 * shared["rollout_patches"] == 4 * 2 * 64
@@ -48,7 +51,9 @@ def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> 
         assert naive["train_operations"] > shared["train_operations"]
         assert 0 < shared["gradient_error"] < 1e-5
         assert naive["gradient_error"] is None
-        assert by_way[vision, True, True]["train_operations"] == shared["train_operations"], "recomputing is not work"
+        assert by_way[vision, True, True]["train_operations"] == shared["train_operations"], (
+            "recomputing is not work"
+        )
     again = run("benchmarks.gpu", "--model", "tiny", "--quick", "--out", tmp_path)
     assert again.returncode == 0
     assert "Case(" not in again.stdout, "rows that are there are not measured again"
@@ -70,7 +75,11 @@ def test_a_row_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pa
     fits, other = grid(quick=True)[:2]
     monkeypatch.setattr(gpu, "_timing", full)
     failed = gpu._measured("tiny", other, 1, torch.device("cpu"))
-    assert failed == {"case": as_row(other, blank())["case"], "timing": None, "failed": "out of memory"}
+    assert failed == {
+        "case": as_row(other, blank())["case"],
+        "timing": None,
+        "failed": "out of memory",
+    }
     console = Console(width=gpu.WIDTH, record=True)
     timing = replace(blank(), train_operations=1e12, train_seconds=1.0, decode_seconds=1.0)
     console.print(gpu.show([failed, as_row(fits, timing)], PEAK))
@@ -85,13 +94,24 @@ def test_without_a_gpu_the_real_shape_is_refused(tmp_path: Path) -> None:
 
 def test_growth_measures_both_ways_and_draws_a_picture(tmp_path: Path) -> None:
     one = Case(group_size=2, image_tokens=16, text_tokens=20, completion=4)
-    timing = {"prefill_seconds": 1.0, "decode_seconds": 1.0, "train_seconds": 2.0, "seconds": 4.0, "peak_bytes": 2**20}
+    timing = {
+        "prefill_seconds": 1.0,
+        "decode_seconds": 1.0,
+        "train_seconds": 2.0,
+        "seconds": 4.0,
+        "peak_bytes": 2**20,
+    }
     rows = [
-        {"case": as_row(case, blank())["case"], "timing": timing | {"total_operations": 1e9 * case.group_size}}
+        {
+            "case": as_row(case, blank())["case"],
+            "timing": timing | {"total_operations": 1e9 * case.group_size},
+        }
         for case in growth.cases((2, 4), (64, 144))
     ]
     (tmp_path / "growth.json").write_text(json.dumps(rows))
-    drawn = run("benchmarks.growth", "--draw", "--out", tmp_path, "--picture", tmp_path / "growth.png")
+    drawn = run(
+        "benchmarks.growth", "--draw", "--out", tmp_path, "--picture", tmp_path / "growth.png"
+    )
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     measured = {
@@ -108,7 +128,10 @@ def blank() -> Timing:
 
 
 def test_growth_varies_one_thing_at_a_time() -> None:
-    points = [(c.group_size, c.image_tokens, c.shared) for c in growth.cases((2, 4, 8, 16, 32), (64, 256, 1024))]
+    points = [
+        (c.group_size, c.image_tokens, c.shared)
+        for c in growth.cases((2, 4, 8, 16, 32), (64, 256, 1024))
+    ]
     assert len(points) == len(set(points)) == 2 * (5 + 3 - 1)
     assert all(g == 8 or i == 256 for g, i, _ in points)
 
@@ -125,7 +148,9 @@ def test_the_memory_of_a_recipe_is_measured(tmp_path: Path) -> None:
     result = run("benchmarks.recipe_memory", "--rows", "30")
     assert result.returncode == 0, result.stderr
     assert "train: 30 rows with 30 images" in result.stdout
-    rows, peak = re.search(r"^(\d+) rows, .* (\d+) MB of memory at most", result.stdout, re.MULTILINE).groups()
+    rows, peak = re.search(
+        r"^(\d+) rows, .* (\d+) MB of memory at most", result.stdout, re.MULTILINE
+    ).groups()
     assert int(rows) == 30
     assert int(peak) > 20, "a Python that reads Parquet holds more"
 
@@ -159,4 +184,6 @@ def test_one_case_of_exactness_passes_its_gates(tmp_path: Path) -> None:
     found = exactness.gradients(folder, "qwen2_vl", torch.float64, 2, 1)
     assert len(found) == 2 * len(exactness.WAYS)
     assert all(f.passed for f in found), [f for f in found if not f.passed]
-    assert max(f.error for f in found) > 0, "errors of exactly zero would mean that something was compared with itself"
+    assert max(f.error for f in found) > 0, (
+        "errors of exactly zero would mean that something was compared with itself"
+    )

@@ -67,12 +67,17 @@ def test_bounds_symmetry_and_order(one, other):
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 8), st.integers(1, 8)), min_size=2, max_size=2
+        st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 8), st.integers(1, 8)),
+        min_size=2,
+        max_size=2,
     )
 )
 def test_iou_counts_cells(corners):
     one, other = (Box(x, y, x + w, y + h) for x, y, w, h in corners)
-    cells = [{(x, y) for x in range(int(b.x1), int(b.x2)) for y in range(int(b.y1), int(b.y2))} for b in (one, other)]
+    cells = [
+        {(x, y) for x in range(int(b.x1), int(b.x2)) for y in range(int(b.y1), int(b.y2))}
+        for b in (one, other)
+    ]
     assert iou(one, other) == pytest.approx(len(cells[0] & cells[1]) / len(cells[0] | cells[1]))
 
 
@@ -86,7 +91,9 @@ def total(gain, pairs):
 gains = st.tuples(st.integers(1, 7), st.integers(1, 7)).flatmap(
     lambda shape: st.lists(
         st.lists(
-            st.sampled_from([0.0, 0.0, 0.5, 0.6, 0.7, 1.0]) | st.floats(0, 1), min_size=shape[1], max_size=shape[1]
+            st.sampled_from([0.0, 0.0, 0.5, 0.6, 0.7, 1.0]) | st.floats(0, 1),
+            min_size=shape[1],
+            max_size=shape[1],
         ),
         min_size=shape[0],
         max_size=shape[0],
@@ -105,7 +112,10 @@ def test_the_matching_is_the_best_one(gain):
 
 
 def test_greedy_matching_would_be_worse():
-    assert best_matching([[0.9, 0.8], [0.85, 0.0]]) == [(0, 1), (1, 0)]  # greedily 0.9, now 0.8 + 0.85
+    assert best_matching([[0.9, 0.8], [0.85, 0.0]]) == [
+        (0, 1),
+        (1, 0),
+    ]  # greedily 0.9, now 0.8 + 0.85
 
 
 def test_nothing_to_match():

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_images import CASES, bare_png, encoded, gradient
 
-from gpg_vl.data import scenes
 from gpg_vl.data.check import DataReport, PromptCounts, answer_problems, check, histogram, summarise
 from gpg_vl.data.images import load_image
 from gpg_vl.data.read import read_rows
 from gpg_vl.data.rows import Row, RowProblem
 from gpg_vl.errors import UserError
+from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example
 
 CELL = 28 * 28
@@ -33,7 +33,11 @@ def count(example: Example, *, root: Path | None = None) -> PromptCounts:
     sizes = tuple(load_image(image, root=root, max_pixels=10**6).size for image in example.images)
     image_tokens = sum(width * height // CELL for width, height in sizes)
     assert isinstance(example.prompt, str)
-    return PromptCounts(tokens=image_tokens + len(example.prompt.split()), image_tokens=image_tokens, image_sizes=sizes)
+    return PromptCounts(
+        tokens=image_tokens + len(example.prompt.split()),
+        image_tokens=image_tokens,
+        image_sizes=sizes,
+    )
 
 
 checked = partial(check, count=count, max_prompt_tokens=100, source="data")
@@ -53,7 +57,10 @@ def test_drawn_scenes_are_good_data(tmp_path: Path) -> None:
     rows = list(scenes.rows(3, 40))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
     report = check(
-        read_rows(tmp_path / "data.parquet", {"prompt": "prompt"}), count=count, max_prompt_tokens=100, source="scenes"
+        read_rows(tmp_path / "data.parquet", {"prompt": "prompt"}),
+        count=count,
+        max_prompt_tokens=100,
+        source="scenes",
     )
     assert report.ok
     assert (report.rows, report.images, len(report.tokens)) == (40, 40, 40)
@@ -77,7 +84,9 @@ def test_0_1_2_and_5_images_of_mixed_sizes_are_counted() -> None:
     assert list(report.image_sizes) == [(28, 28), (56, 28), (84, 28)]
 
 
-READ_PROBLEM = RowProblem(row=1, id="1", source="data.jsonl:2", kind="marks", message="2 marks. One. Add.")
+READ_PROBLEM = RowProblem(
+    row=1, id="1", source="data.jsonl:2", kind="marks", message="2 marks. One. Add."
+)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +94,19 @@ READ_PROBLEM = RowProblem(row=1, id="1", source="data.jsonl:2", kind="marks", me
     [
         (READ_PROBLEM, "marks", "2 marks", "Add"),
         (example(1, answer=" "), "answer", "The answer is empty", "Fill it in or remove the row"),
-        (example(1, choices=("a", "b")), "choices", "The answer '4' is none of the 2 choices 'a', 'b'", "Correct"),
+        (
+            example(1, choices=("a", "b")),
+            "choices",
+            "The answer '4' is none of the 2 choices 'a', 'b'",
+            "Correct",
+        ),
         (example(0), "id", "The id '0' already belongs to row 0", "Rename one"),
-        (example(1, prompt="x " * 101), "length", "has 101 tokens. max_prompt_tokens=100 are allowed", "shorten"),
+        (
+            example(1, prompt="x " * 101),
+            "length",
+            "has 101 tokens. max_prompt_tokens=100 are allowed",
+            "shorten",
+        ),
         (
             example(1, images=(encoded(gradient(280, 280)),) * 2),
             "length",
@@ -95,7 +114,10 @@ READ_PROBLEM = RowProblem(row=1, id="1", source="data.jsonl:2", kind="marks", me
             "shrink the images",
         ),
         (example(1, images=("a.png",)), "image", "no image root was given", "Set the image root"),
-        *[(example(1, images=(data,)), "image", said, remedy) for data, said, remedy in CASES.values()],
+        *[
+            (example(1, images=(data,)), "image", said, remedy)
+            for data, said, remedy in CASES.values()
+        ],
     ],
 )
 def test_a_problem_is_named_by_row_and_id_and_the_rest_is_still_checked(
@@ -132,9 +154,14 @@ def test_files_that_a_data_set_names_are_checked(path: str, said: str, tmp_path:
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     (root / "bomb.png").write_bytes(bare_png(60000, 60000))
     (root / "cut.jpg").write_bytes(encoded(gradient(200, 200), "JPEG")[:900])
-    named = [{"prompt": "<image>?", "answer": "x", "image": image} for image in ("good.png", path.format(tmp=tmp_path))]
+    named = [
+        {"prompt": "<image>?", "answer": "x", "image": image}
+        for image in ("good.png", path.format(tmp=tmp_path))
+    ]
     (root / "data.jsonl").write_text("\n".join(map(json.dumps, named)))
-    report = check(read_rows(root / "data.jsonl"), count=partial(count, root=root), max_prompt_tokens=None)
+    report = check(
+        read_rows(root / "data.jsonl"), count=partial(count, root=root), max_prompt_tokens=None
+    )
     (found,) = report.problems
     assert (found.row, found.kind) == (1, "image")
     assert any(part in found.message for part in said.split("|"))
@@ -144,7 +171,11 @@ def test_files_that_a_data_set_names_are_checked(path: str, said: str, tmp_path:
 def test_one_row_can_have_several_problems() -> None:
     row = example(0, answer="z", choices=("a", "b"), prompt="x " * 200)
     report = checked([example(0), row])
-    assert [(problem.row, problem.kind) for problem in report.problems] == [(1, "choices"), (1, "id"), (1, "length")]
+    assert [(problem.row, problem.kind) for problem in report.problems] == [
+        (1, "choices"),
+        (1, "id"),
+        (1, "length"),
+    ]
     assert report.tokens == (2, 200)  # too long is still counted
 
 
@@ -157,7 +188,10 @@ def test_what_the_encoder_refuses_is_a_problem_with_its_words() -> None:
         raise UserError("An image of 1x900 pixels. At most 200:1. Crop it.")
 
     (found,) = checked([example(0)], count=refuse).problems
-    assert (found.kind, found.message) == ("encode", "An image of 1x900 pixels. At most 200:1. Crop it.")
+    assert (found.kind, found.message) == (
+        "encode",
+        "An image of 1x900 pixels. At most 200:1. Crop it.",
+    )
 
 
 def test_a_bug_in_counting_is_no_problem_of_the_data() -> None:
@@ -173,7 +207,10 @@ def test_a_source_that_breaks_off_is_the_last_problem(tmp_path: Path) -> None:
 
     report = checked(rows())
     assert report.rows == 2
-    assert [(problem.row, problem.kind) for problem in report.problems] == [(1, "marks"), (2, "source")]
+    assert [(problem.row, problem.kind) for problem in report.problems] == [
+        (1, "marks"),
+        (2, "source"),
+    ]
     assert "Fetch it again" in printed(report)
 
     (tmp_path / "data.jsonl").write_text('{"prompt": "?", "label": "x"}\n')
@@ -249,7 +286,13 @@ def test_summaries_and_histograms_account_for_every_value(values: list[int]) -> 
 def test_a_hand_made_summary() -> None:
     summary = summarise([*range(1, 20), 1000])  # the 19th of 20 is the 95th percentile
     assert summary is not None
-    assert (summary.total, summary.min, summary.median, summary.p95, summary.max) == (1190, 1, 10, 19, 1000)
+    assert (summary.total, summary.min, summary.median, summary.p95, summary.max) == (
+        1190,
+        1,
+        10,
+        19,
+        1000,
+    )
     assert summarise([]) is None
     assert histogram([]) == ()
     assert histogram([7, 7]) == ((7, 7, 2),)
@@ -274,7 +317,9 @@ def test_the_report_prints_statistics_and_counts_problems() -> None:
 
 
 def test_text_that_looks_like_markup_is_printed_as_it_is() -> None:
-    text = printed(checked([example(0, id="[/red]", answer="", task="[bold]")], source="[/x].jsonl"))
+    text = printed(
+        checked([example(0, id="[/red]", answer="", task="[bold]")], source="[/x].jsonl")
+    )
     assert "id '[/red]'" in text
     assert "[bold]" in text
     assert "[/x].jsonl" in text
@@ -285,8 +330,20 @@ def test_the_json_report_holds_everything() -> None:
     report = checked([example(0, images=(picture,)), example(1, answer=""), READ_PROBLEM])
     got = json.loads(report.to_json())
     assert got["problems"] == [
-        {"row": 1, "source": "", "kind": "answer", "message": report.problems[0].message, "id": "1"},
-        {"row": 1, "source": "data.jsonl:2", "kind": "marks", "message": READ_PROBLEM.message, "id": "1"},
+        {
+            "row": 1,
+            "source": "",
+            "kind": "answer",
+            "message": report.problems[0].message,
+            "id": "1",
+        },
+        {
+            "row": 1,
+            "source": "data.jsonl:2",
+            "kind": "marks",
+            "message": READ_PROBLEM.message,
+            "id": "1",
+        },
     ]
     del got["problems"]
     assert got == {

@@ -314,11 +314,26 @@ def test_case(candidate, choices, expected):
 
 
 words = st.sampled_from(
-    ["ball", "cube", "ring", "star", "lamp", "red box", "blue box", "tall vase", "Sofa", "Desk lamp oil"]
+    [
+        "ball",
+        "cube",
+        "ring",
+        "star",
+        "lamp",
+        "red box",
+        "blue box",
+        "tall vase",
+        "Sofa",
+        "Desk lamp oil",
+    ]
 )
 options = (
     st.lists(words, min_size=2, max_size=8, unique=True)
-    .filter(lambda chosen: not any(a != b and set(a.split()) <= set(b.split()) for a in chosen for b in chosen))
+    .filter(
+        lambda chosen: (
+            not any(a != b and set(a.split()) <= set(b.split()) for a in chosen for b in chosen)
+        )
+    )
     .map(tuple)
 )
 letter_forms = st.sampled_from(
@@ -346,7 +361,9 @@ recase = st.sampled_from([str, str.lower, str.upper, str.title])
 @given(options, st.data())
 def test_the_letter_and_the_text_of_every_option_are_recognised(choices, data):
     index = data.draw(st.integers(0, len(choices) - 1))
-    by_letter = data.draw(letter_forms).format(string.ascii_uppercase[index]).format(text=choices[index])
+    by_letter = (
+        data.draw(letter_forms).format(string.ascii_uppercase[index]).format(text=choices[index])
+    )
     by_text = data.draw(text_forms).format(data.draw(recase)(choices[index]))
     assert match_choice(by_letter, choices) == index
     assert match_choice(by_text, choices) == index
@@ -375,13 +392,22 @@ refusals = st.sampled_from(
 )
 
 
-@given(options, refusals, st.sampled_from(["{letter}", "({letter})", "{text}", "({letter}) {text}"]), st.data())
+@given(
+    options,
+    refusals,
+    st.sampled_from(["{letter}", "({letter})", "{text}", "({letter}) {text}"]),
+    st.data(),
+)
 def test_an_option_that_is_denied_is_not_named(choices, refusal, form, data):
     index = data.draw(st.integers(0, len(choices) - 1))
     named = form.format(letter=string.ascii_uppercase[index], text=choices[index])
     assert match_choice(refusal.format(named), choices) is None
     # what an earlier sentence denied does not take the answer away
-    before = data.draw(st.sampled_from(["It is not clear. ", "I cannot see it, but ", "Not sure, ", "No, ", "No. "]))
+    before = data.draw(
+        st.sampled_from(
+            ["It is not clear. ", "I cannot see it, but ", "Not sure, ", "No, ", "No. "]
+        )
+    )
     assert match_choice(before + named, choices) == index
 
 
@@ -400,14 +426,24 @@ lists = st.sampled_from(
         "{text} ({letter})",
     ]
 )
-separators = st.sampled_from([" ", ", ", "; ", " or ", " and ", "\n", "/", " / ", ",", ", or ", " vs ", " | ", "-"])
+separators = st.sampled_from(
+    [" ", ", ", "; ", " or ", " and ", "\n", "/", " / ", ",", ", or ", " vs ", " | ", "-"]
+)
 
 
 @given(
-    options, lists, separators, st.sampled_from(["", "The answer is ", "Either ", "both "]), st.permutations(range(8))
+    options,
+    lists,
+    separators,
+    st.sampled_from(["", "The answer is ", "Either ", "both "]),
+    st.permutations(range(8)),
 )
 def test_a_list_of_all_options_is_no_answer(choices, form, separator, before, order):
-    entries = [form.format(letter=string.ascii_uppercase[i], text=choices[i]) for i in order if i < len(choices)]
+    entries = [
+        form.format(letter=string.ascii_uppercase[i], text=choices[i])
+        for i in order
+        if i < len(choices)
+    ]
     assert match_choice(before + separator.join(entries), choices) is None
 
 
@@ -565,6 +601,11 @@ def test_the_reward_reads_the_prefilled_part_too():
 
 @given(st.text(), st.sampled_from(["", "A", "table", "it is unclear", "<answer></answer>"]))
 def test_text_inside_the_reasoning_never_scores(reasoning, rest):
-    for inside in (reasoning, f"{reasoning}<answer>(B)</answer>", rf"\boxed{{B}}{reasoning}", "The answer is (B)"):
+    for inside in (
+        reasoning,
+        f"{reasoning}<answer>(B)</answer>",
+        rf"\boxed{{B}}{reasoning}",
+        "The answer is (B)",
+    ):
         response = f"<think>{inside.replace('</think>', '')}</think>{rest}"
         assert choice(completion(response), example("(B)", THINGS)) == 0.0

@@ -16,9 +16,23 @@ from gpg_vl.rewards.classification import (
 )
 from gpg_vl.types import Completion, Example
 
-FLOWERS = ("pink primrose", "rose", "desert-rose", "lenten rose", "marigold", "english marigold", "tulip", "daisy")
+FLOWERS = (
+    "pink primrose",
+    "rose",
+    "desert-rose",
+    "lenten rose",
+    "marigold",
+    "english marigold",
+    "tulip",
+    "daisy",
+)
 PETS = ("american_bulldog", "Bengal", "Maine_Coon")
-CARS = ("2012 BMW 1 Series Convertible", "2012 BMW 3 Series Sedan", "2000 AM General Hummer SUV", "2012 Ford F-150")
+CARS = (
+    "2012 BMW 1 Series Convertible",
+    "2012 BMW 3 Series Sedan",
+    "2000 AM General Hummer SUV",
+    "2012 Ford F-150",
+)
 PLANES = ("707-320", "737-200", "737-300", "A330-200", "MD-80")
 
 
@@ -126,7 +140,11 @@ def test_the_legacy_rule_is_fooled_where_ours_is_not():
         assert not match_class(answer, gold, classes)
 
 
-names = st.lists(st.text("abcdefgh ", min_size=3, max_size=12).filter(lambda s: s.strip()), min_size=2, max_size=8)
+names = st.lists(
+    st.text("abcdefgh ", min_size=3, max_size=12).filter(lambda s: s.strip()),
+    min_size=2,
+    max_size=8,
+)
 
 
 @given(names)
@@ -145,22 +163,41 @@ def test_any_text_has_a_result(text, classes):
 
 
 def test_the_reward():
-    assert classification(completion("<think>tulip</think><answer>Rose</answer>"), example("rose")) == 1.0
-    assert classification(completion("<think>rose</think><answer>tulip</answer>"), example("rose")) == 0.0
+    assert (
+        classification(completion("<think>tulip</think><answer>Rose</answer>"), example("rose"))
+        == 1.0
+    )
+    assert (
+        classification(completion("<think>rose</think><answer>tulip</answer>"), example("rose"))
+        == 0.0
+    )
     assert classification(completion("<answer></answer>"), example("rose")) == 0.0
-    assert classification(completion("Rose"), example("<answer>rose</answer>", None, {"classes": list(FLOWERS)})) == 1.0
+    assert (
+        classification(
+            completion("Rose"), example("<answer>rose</answer>", None, {"classes": list(FLOWERS)})
+        )
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize(
     ("choices", "meta"),
-    [(None, {}), ((), {}), (("rose",), {}), (None, {"classes": "rose"}), (None, {"classes": ["rose", 1]})],
+    [
+        (None, {}),
+        ((), {}),
+        (("rose",), {}),
+        (None, {"classes": "rose"}),
+        (None, {"classes": ["rose", 1]}),
+    ],
 )
 def test_missing_classes_are_explained(choices, meta):
     with pytest.raises(UserError, match=r"Example '7' has .* column `choices` or `classes`"):
         classes_of(example("rose", choices, meta))
 
 
-@pytest.mark.parametrize(("answer", "choices"), [("orchid", FLOWERS), ("", FLOWERS), ("a b", ("a-b", "a b", "c"))])
+@pytest.mark.parametrize(
+    ("answer", "choices"), [("orchid", FLOWERS), ("", FLOWERS), ("a b", ("a-b", "a b", "c"))]
+)
 def test_gold_that_is_not_one_class_is_refused_by_example(answer, choices):
     with pytest.raises(UserError, match=r"of example '7' is the name of (no class|two classes)"):
         gold_class(example(answer, choices))
@@ -168,4 +205,8 @@ def test_gold_that_is_not_one_class_is_refused_by_example(answer, choices):
 
 def test_the_explanation():
     told = explain(completion("<answer>an English marigold</answer>"), example("marigold"))
-    assert (told.candidate, told.parsed, told.gold) == ("an English marigold", "english marigold", "marigold")
+    assert (told.candidate, told.parsed, told.gold) == (
+        "an English marigold",
+        "english marigold",
+        "marigold",
+    )

@@ -14,7 +14,15 @@ from pydantic import ValidationError
 
 from gpg_vl import config as module
 from gpg_vl.algorithms import advantages, age, losses
-from gpg_vl.config import Config, Section, allowed_values, documented_keys, dump_config, load_config, parse_config
+from gpg_vl.config import (
+    Config,
+    Section,
+    allowed_values,
+    documented_keys,
+    dump_config,
+    load_config,
+    parse_config,
+)
 from gpg_vl.errors import UserError
 from gpg_vl.models.encode import PixelLimits, PromptStyle
 
@@ -29,7 +37,9 @@ fixed = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def tree(**sections: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: {**LEAST.get(name, {}), **sections.get(name, {})} for name in {**LEAST, **sections}}
+    return {
+        name: {**LEAST.get(name, {}), **sections.get(name, {})} for name in {**LEAST, **sections}
+    }
 
 
 def written(folder: Path, **sections: Mapping[str, Any]) -> Path:
@@ -54,7 +64,11 @@ def leaves(config: Section, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in type(config).model_fields:
         value = getattr(config, name)
-        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, Section) else {prefix + name: value}
+        found |= (
+            leaves(value, f"{prefix}{name}.")
+            if isinstance(value, Section)
+            else {prefix + name: value}
+        )
     return found
 
 
@@ -78,8 +92,14 @@ def test_the_least_config_takes_the_defaults(file: Path) -> None:
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
     file = written(tmp_path, train={"learning_rate": 1e-3, "seed": 5}, rollout={"group_size": 4})
-    config = load_config(file, ["train.learning_rate=2e-6", "rollout.group_size=6", "rollout.group_size=16"])
-    assert (config.train.learning_rate, config.train.seed, config.rollout.group_size) == (2e-6, 5, 16)
+    config = load_config(
+        file, ["train.learning_rate=2e-6", "rollout.group_size=6", "rollout.group_size=16"]
+    )
+    assert (config.train.learning_rate, config.train.seed, config.rollout.group_size) == (
+        2e-6,
+        5,
+        16,
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +122,10 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path)
         ("prompt.template=a: {prompt} = b", "a: {prompt} = b"),
         ("prompt.template=[unclosed {prompt}", "[unclosed {prompt}"),
         ("data.columns.prompt=question", {"prompt": "question"}),
-        ("rewards.weights.my_rewards.py:in_order=0.5", {"choice": 1.0, "my_rewards.py:in_order": 0.5}),
+        (
+            "rewards.weights.my_rewards.py:in_order=0.5",
+            {"choice": 1.0, "my_rewards.py:in_order": 0.5},
+        ),
         ("rewards.weights={format: 2}", {"format": 2.0}),
     ],
 )
@@ -119,7 +142,9 @@ def test_an_exponent_without_a_dot_works_in_a_file_too(tmp_path: Path) -> None:
     assert load_config(file).train.learning_rate == 1e-6
 
 
-@pytest.mark.parametrize("override,value", [("algorithm.age=off", "off"), ("output.folder=2024-10-01", "2024-10-01")])
+@pytest.mark.parametrize(
+    "override,value", [("algorithm.age=off", "off"), ("output.folder=2024-10-01", "2024-10-01")]
+)
 def test_a_word_is_text_where_text_is_wanted(file: Path, override: str, value: str) -> None:
     """`off` is a value of algorithm.age, and a run may be named after its day."""
     section, key = override.split("=")[0].split(".")
@@ -142,9 +167,15 @@ def test_overrides_may_stand_behind_options(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
-    refused("train.learning_rat: there is no such key", "Did you mean 'learning_rate'?", train={"learning_rat": 1})
+    refused(
+        "train.learning_rat: there is no such key",
+        "Did you mean 'learning_rate'?",
+        train={"learning_rat": 1},
+    )
     refused("trian: there is no such key", "Did you mean 'train'?", trian={"steps": 1})
-    refused("output.zzzzz: there is no such key", "Known: checkpoint_every, folder", output={"zzzzz": 1})
+    refused(
+        "output.zzzzz: there is no such key", "Known: checkpoint_every, folder", output={"zzzzz": 1}
+    )
 
 
 @pytest.mark.parametrize("section", LEAST)
@@ -156,7 +187,9 @@ def test_a_missing_section_is_named_with_its_keys(section: str) -> None:
 
 
 def test_a_missing_key_is_named_with_its_meaning() -> None:
-    with pytest.raises(UserError, match=r"data\.train: is required and missing\. A \.jsonl or \.parquet file"):
+    with pytest.raises(
+        UserError, match=r"data\.train: is required and missing\. A \.jsonl or \.parquet file"
+    ):
         parse_config({**tree(), "data": {"limit": 3}}, "run.yaml")
 
 
@@ -185,19 +218,30 @@ def test_a_missing_key_is_named_with_its_meaning() -> None:
         ("output", "trackers", ["mlflow"]),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_was_given_and_what_it_means(section: str, key: str, value: object) -> None:
+def test_a_wrong_value_is_refused_with_what_was_given_and_what_it_means(
+    section: str, key: str, value: object
+) -> None:
     documentation = {dotted: text for dotted, _, text in documented_keys()}[f"{section}.{key}"]
     refused(f"{section}.{key}", " was given. ", documentation, **{section: {key: value}})
 
 
 def test_every_mistake_is_listed_at_once() -> None:
     refused(
-        "2 mistake(s)", "train.stepz", "rollout.group_size: 1 was given", train={"stepz": 1}, rollout={"group_size": 1}
+        "2 mistake(s)",
+        "train.stepz",
+        "rollout.group_size: 1 was given",
+        train={"stepz": 1},
+        rollout={"group_size": 1},
     )
 
 
 def test_dropout_is_refused_with_its_reason() -> None:
-    refused("lora_dropout is 0.1; only 0 is allowed", "dropout masks", "Set it to 0.", model={"lora_dropout": 0.1})
+    refused(
+        "lora_dropout is 0.1; only 0 is allowed",
+        "dropout masks",
+        "Set it to 0.",
+        model={"lora_dropout": 0.1},
+    )
     assert parse_config(tree(model={"lora_dropout": 0.0}), "run.yaml").model.lora_dropout == 0.0
 
 
@@ -208,7 +252,9 @@ def test_age_token_goes_with_the_token_mean_only(aggregation: str) -> None:
         assert parse_config(tree(algorithm=algorithm), "run.yaml").algorithm.age == "token"
     else:
         refused(
-            "age 'token' goes with aggregation 'token' only", f"aggregation is '{aggregation}'", algorithm=algorithm
+            "age 'token' goes with aggregation 'token' only",
+            f"aggregation is '{aggregation}'",
+            algorithm=algorithm,
         )
 
 
@@ -219,7 +265,8 @@ def test_some_reward_must_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["steps=3", "train.steps", "train=3", "=3", ".steps=3", "train.=3", "", "train..x=3"]
+    "override",
+    ["steps=3", "train.steps", "train=3", "=3", ".steps=3", "train.=3", "", "train..x=3"],
 )
 def test_an_override_of_another_form_is_refused(file: Path, override: str) -> None:
     with pytest.raises(UserError, match=r"is not of the form section\.key=value"):
@@ -229,7 +276,9 @@ def test_an_override_of_another_form_is_refused(file: Path, override: str) -> No
 def test_an_override_below_a_value_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match="goes into 'path', which is 'm' and has no keys"):
         load_config(file, ["model.path.x=3"])
-    with pytest.raises(UserError, match=r"train\.learning_rat: there is no such key\. Did you mean 'learning_rate'"):
+    with pytest.raises(
+        UserError, match=r"train\.learning_rat: there is no such key\. Did you mean 'learning_rate'"
+    ):
         load_config(file, ["train.learning_rat=3"])
 
 
@@ -270,7 +319,8 @@ def test_a_config_cannot_be_changed(file: Path) -> None:
 
 def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
     config = load_config(
-        written(tmp_path), ["algorithm.age=valid_fraction", "train.betas=[0.9, 0.95]", "train.steps=3"]
+        written(tmp_path),
+        ["algorithm.age=valid_fraction", "train.betas=[0.9, 0.95]", "train.steps=3"],
     )
     (tmp_path / "again.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(tmp_path / "again.yaml") == config
@@ -278,12 +328,19 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
 
 
 numbers = st.floats(1e-12, 1e6, exclude_min=True)
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029"), min_size=1, max_size=30)
+texts = st.text(
+    st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029"), min_size=1, max_size=30
+)
 """Without the three exotic line breaks that PyYAML itself does not read back as it wrote them."""
 
 
 @fixed
-@given(texts, numbers, st.dictionaries(texts, numbers, min_size=1, max_size=3), st.sampled_from(["off", "token"]))
+@given(
+    texts,
+    numbers,
+    st.dictionaries(texts, numbers, min_size=1, max_size=3),
+    st.sampled_from(["off", "token"]),
+)
 def test_whatever_a_config_says_survives_being_written(
     text: str, rate: float, names: dict[str, float], age: str
 ) -> None:
@@ -299,10 +356,13 @@ def test_whatever_a_config_says_survives_being_written(
 
 
 @pytest.mark.parametrize(
-    "text", ["off", "1e-6", "null", "2024-10-01", "0x_", "~", " x ", "a\n\tb", "{prompt}", "'", "# x", "-"]
+    "text",
+    ["off", "1e-6", "null", "2024-10-01", "0x_", "~", " x ", "a\n\tb", "{prompt}", "'", "# x", "-"],
 )
 def test_text_that_looks_like_something_else_survives_being_written(text: str) -> None:
-    config = parse_config(tree(prompt={"prefill": text}, data={"columns": {"prompt": text}}), "run.yaml")
+    config = parse_config(
+        tree(prompt={"prefill": text}, data={"columns": {"prompt": text}}), "run.yaml"
+    )
     assert parse_config(yaml.safe_load(dump_config(config)), "again") == config
 
 
@@ -320,13 +380,24 @@ def test_any_number_arrives_in_any_spelling(one_file: Path, number: float) -> No
 @fixed
 @given(texts)
 def test_any_text_arrives_once_it_is_quoted(one_file: Path, text: str) -> None:
-    assert load_config(one_file, [f"prompt.prefill={yaml.safe_dump(text, width=10**6)}"]).prompt.prefill == text
+    assert (
+        load_config(
+            one_file, [f"prompt.prefill={yaml.safe_dump(text, width=10**6)}"]
+        ).prompt.prefill
+        == text
+    )
 
 
 @fixed
 @given(texts)
 def test_any_override_ends_in_a_config_or_in_a_message(one_file: Path, text: str) -> None:
-    for override in (text, f"prompt.prefill={text}", f"train.{text}=1", f"{text}.steps=1", f"rewards.weights.{text}=1"):
+    for override in (
+        text,
+        f"prompt.prefill={text}",
+        f"train.{text}=1",
+        f"{text}.steps=1",
+        f"rewards.weights.{text}=1",
+    ):
         with suppress(UserError):
             assert isinstance(load_config(one_file, [override]), Config)
 
@@ -360,7 +431,9 @@ def test_an_override_changes_its_key_and_nothing_else(file: Path, override: str)
 def test_every_key_is_documented() -> None:
     documented = {key: text for key, _, text in documented_keys()}
     assert documented.keys() == leaves(parse_config(tree(), "run.yaml")).keys()
-    assert [key for key, text in documented.items() if len(text) < 10 or not text.endswith((".", "`."))] == []
+    assert [
+        key for key, text in documented.items() if len(text) < 10 or not text.endswith((".", "`."))
+    ] == []
     for section in vars(module).values():
         if isinstance(section, type) and issubclass(section, Section):
             assert (section.__doc__ or "").strip()
@@ -375,7 +448,12 @@ def test_keys_have_two_levels_and_there_are_not_too_many() -> None:
 def test_choices_are_listed() -> None:
     assert allowed_values("algorithm.f_norm") == ("one", "group_std", "batch_std")
     assert allowed_values("train.schedule") == ("constant", "linear", "cosine")
-    assert allowed_values("train.steps") == allowed_values("eval.task") == allowed_values("no.such") == ()
+    assert (
+        allowed_values("train.steps")
+        == allowed_values("eval.task")
+        == allowed_values("no.such")
+        == ()
+    )
 
 
 def test_the_config_offers_what_the_algorithms_know() -> None:

@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpg_vl.config import load_config
-from gpg_vl.data import scenes
 from gpg_vl.models.cost import Cost, Shape, group_cost, shape_of
 from gpg_vl.models.families import FAMILIES
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import read_config
+from gpg_vl.quickstart import scenes
 from gpg_vl.training.plan import make_plan
 from gpg_vl.types import Example, Prompt
 
@@ -29,7 +29,9 @@ def big_prompt(checkpoint: Path) -> Prompt:
     )
 
 
-def predicted(checkpoint: Path, prompt: Prompt, *, shared: bool, recompute: bool, vision: str) -> Cost:
+def predicted(
+    checkpoint: Path, prompt: Prompt, *, shared: bool, recompute: bool, vision: str
+) -> Cost:
     config = read_config(str(checkpoint))
     return group_cost(
         shape_of(config, has_vision=True),
@@ -45,7 +47,9 @@ def predicted(checkpoint: Path, prompt: Prompt, *, shared: bool, recompute: bool
 
 @pytest.mark.parametrize("family", ["tiny_checkpoint", "newer_checkpoint"])
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("recompute,vision", [(False, "trained"), (False, "frozen"), (True, "trained")])
+@pytest.mark.parametrize(
+    "recompute,vision", [(False, "trained"), (False, "frozen"), (True, "trained")]
+)
 def test_predicted_training_operations_are_those_that_are_counted(
     request: pytest.FixtureRequest, family: str, shared: bool, recompute: bool, vision: str
 ) -> None:
@@ -67,7 +71,11 @@ def test_predicted_training_operations_are_those_that_are_counted(
 
 def test_memory_in_the_plan_is_that_of_one_process(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """By hand: 6 groups of 3 answers; alone, 18 answers are decoded together, as one of two processes 9."""
-    config = load_config(write_config(tmp_path, tiny_checkpoint, train={"prompts_per_step": 6, "tokens_per_pass": 10**6}))
+    config = load_config(
+        write_config(
+            tmp_path, tiny_checkpoint, train={"prompts_per_step": 6, "tokens_per_pass": 10**6}
+        )
+    )
     alone, one_of_two = (
         make_plan(
             config,
@@ -81,7 +89,12 @@ def test_memory_in_the_plan_is_that_of_one_process(tiny_checkpoint: Path, tmp_pa
         for processes in (1, 2)
     )
     text = read_config(str(tiny_checkpoint), None).get_text_config()
-    numbers = text.num_hidden_layers * 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    numbers = (
+        text.num_hidden_layers
+        * 2
+        * text.num_key_value_heads
+        * (text.hidden_size // text.num_attention_heads)
+    )
     waiting = config.rollout.prompts_per_batch * 50
     assert alone["key-value cache"] == 4 * numbers * (18 * (50 + 4) + waiting)
     assert one_of_two["key-value cache"] == 4 * numbers * (9 * (50 + 4) + waiting)
@@ -107,7 +120,10 @@ def test_the_plan_of_a_run_that_reuses_its_prompts(tiny_checkpoint: Path, tmp_pa
     assert again.cost.train == fresh.cost.train - fresh.cost.prefill
     assert (fresh.cost.patches, again.cost.patches) == (2 * 64, 64)
     text = read_config(str(tiny_checkpoint), None).get_text_config()
-    assert again.memory_bytes["kept prompts"] == 4 * 34 * 2 * 50 * text.hidden_size * text.num_hidden_layers
+    assert (
+        again.memory_bytes["kept prompts"]
+        == 4 * 34 * 2 * 50 * text.hidden_size * text.num_hidden_layers
+    )
     assert "kept prompts" not in fresh.memory_bytes
 
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpg_vl.data import scenes
 from gpg_vl.data.images import read_image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Prediction, Response
@@ -21,6 +20,7 @@ from gpg_vl.eval.tables import read_rows
 from gpg_vl.eval.task import Doc, Score, pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.eval.tasks.cvbench import cvbench, load
+from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example, Message
 
 TASK = cvbench()
@@ -42,7 +42,9 @@ def make_doc(choices, gold="(A)", kind="2D", task="Relation", source="COCO", doc
     prompt = "Which one? Select from the following choices.\n" + "\n".join(
         f"({chr(65 + i)}) {text}" for i, text in enumerate(choices)
     )
-    example = Example(id=str(doc_id), prompt=prompt, answer=gold, choices=tuple(choices), task=task, meta=columns)
+    example = Example(
+        id=str(doc_id), prompt=prompt, answer=gold, choices=tuple(choices), task=task, meta=columns
+    )
     return Doc(doc_id=doc_id, example=example, gold=gold, columns=columns)
 
 
@@ -68,7 +70,12 @@ SIX = {"choices": ("1", "2", "3", "4", "5", "6"), "gold": "(F)"}
         (CHAIR, "I cannot tell", 0, None),
         (CHAIR, "(A) (B)", 0, None),  # a list of all options
         (CHAIR, "(A) table or (B) chair", 0, None),
-        (CHAIR, "The chair is closer than a table", 0, None),  # names both; fools `cambrian`, see below
+        (
+            CHAIR,
+            "The chair is closer than a table",
+            0,
+            None,
+        ),  # names both; fools `cambrian`, see below
         (CHAIR, "The chair is closer to the camera.", 1, "B"),
         (CHAIR, "The answer is (B)", 1, "B"),
         (CHAIR, "The answer is not (B)", 0, None),
@@ -96,7 +103,9 @@ def test_strict_scores_each_case_by_hand(given, response, score, parsed):
 
 def test_strict_knows_that_a_prefilled_response_starts_inside_the_reasoning():
     doc = make_doc(**CHAIR)
-    assert strict(doc, "a table... (B)", True) == Score(score=0, answered=False, parsed=None, notes="unclosed_think")
+    assert strict(doc, "a table... (B)", True) == Score(
+        score=0, answered=False, parsed=None, notes="unclosed_think"
+    )
     assert strict(doc, "(A)?</think> (B)", True).score == 1
     assert strict(doc, "hm <answer>(B)</answer>", True).notes == "unclosed_think"
     assert strict(doc, "<answer>(A)</answer><answer>(B)</answer>", False).notes == "several"
@@ -126,7 +135,13 @@ def test_strict_knows_that_a_prefilled_response_starts_inside_the_reasoning():
         ("2D", SIX, "F", 1, "F"),
         # An article at the start is option A. In prose behind it, it is not looked at.
         ("2D", {"choices": ("table", "chair"), "gold": "(A)"}, "a chair", 1, "A"),
-        ("2D", {"choices": ("table", "chair"), "gold": "(A)"}, "The chair is closer than a table", 0, "T"),
+        (
+            "2D",
+            {"choices": ("table", "chair"), "gold": "(A)"},
+            "The chair is closer than a table",
+            0,
+            "T",
+        ),
     ],
 )
 def test_cambrian_keeps_its_quirks(kind, given, response, score, parsed):
@@ -136,7 +151,9 @@ def test_cambrian_keeps_its_quirks(kind, given, response, score, parsed):
 
 def test_cambrian_counts_as_answered_only_what_could_be_right():
     doc = make_doc(**CHAIR)
-    assert [cambrian(doc, text).answered for text in ("A", "b", "chair", "", "<answer>B", "100")] == [
+    assert [
+        cambrian(doc, text).answered for text in ("A", "b", "chair", "", "<answer>B", "100")
+    ] == [
         True,
         True,
         False,
@@ -162,7 +179,9 @@ def test_a_scorer_that_refuses_the_gold_stops_the_evaluation():
     def refuse(doc, response):
         return Score(score=0.5, answered=True, parsed="A")
 
-    with pytest.raises(UserError, match=r"Doc 7 of cvbench: the scorer 'odd' does not accept .* '\(B\)' scores 0.5"):
+    with pytest.raises(
+        UserError, match=r"Doc 7 of cvbench: the scorer 'odd' does not accept .* '\(B\)' scores 0.5"
+    ):
         check_gold(TASK, [make_doc(**CHAIR, doc_id=7)], {"odd": refuse})
     # `strict` is proved whether or not it was asked for, and must accept the option's text as well as its letter.
     with pytest.raises(UserError, match="Doc 4 of cvbench: the scorer 'strict' does not accept"):
@@ -193,8 +212,14 @@ def rows_with(accuracies):
                 kind="3D" if source == "Omni3D" else "2D",
             )
             text = "(A)" if i < right else "(B)"
-            prediction = Prediction(doc_id=len(rows), response=Response(text=text, finish_reason="stop", n_tokens=2))
-            rows.append(ScoredRow(doc=doc, prediction=prediction, scores={"strict": strict(doc, text, False)}))
+            prediction = Prediction(
+                doc_id=len(rows), response=Response(text=text, finish_reason="stop", n_tokens=2)
+            )
+            rows.append(
+                ScoredRow(
+                    doc=doc, prediction=prediction, scores={"strict": strict(doc, text, False)}
+                )
+            )
     return rows
 
 
@@ -207,13 +232,20 @@ PUBLISHED = [  # total, count, relation, depth, distance: Qwen2-VL-2B base, SAT 
 ]
 
 
-@pytest.mark.parametrize(("name", "total", "columns"), [(row[0], row[1], row[2:]) for row in PUBLISHED])
+@pytest.mark.parametrize(
+    ("name", "total", "columns"), [(row[0], row[1], row[2:]) for row in PUBLISHED]
+)
 def test_published_columns_give_the_published_total_as_micro(name, total, columns):
     sizes = {"Count": 788, "Relation": 650, "Depth": 600, "Distance": 600}
     # The right answers behind a column that was rounded or cut to two places.
-    right = {task: round(column / 100 * sizes[task]) for task, column in zip(sizes, columns, strict=True)}
+    right = {
+        task: round(column / 100 * sizes[task]) for task, column in zip(sizes, columns, strict=True)
+    }
     rows = rows_with(
-        [("Omni3D" if task in ("Depth", "Distance") else "COCO", task, sizes[task], right[task]) for task in sizes]
+        [
+            ("Omni3D" if task in ("Depth", "Distance") else "COCO", task, sizes[task], right[task])
+            for task in sizes
+        ]
     )
     results = summarise(TASK, rows, seed=0, draws=200)
     estimates = results.estimates["strict"]
@@ -274,17 +306,27 @@ def test_one_dimension_alone_has_no_official_number():
     rows = rows_with([("Omni3D", "Depth", 4, 2)])
     flat = summarise(TASK, rows, seed=0, draws=10).flat()
     assert flat["acc_3D,strict"] == 0.5
-    assert flat["acc_official,strict"] is flat["acc_2D,strict"] is flat["acc_official_stderr,strict"] is None
+    assert (
+        flat["acc_official,strict"]
+        is flat["acc_2D,strict"]
+        is flat["acc_official_stderr,strict"]
+        is None
+    )
     json.dumps(flat, allow_nan=False)
 
 
 def test_the_letter_histogram_shows_a_preference_for_a_letter():
     rows = rows_with([("COCO", "Count", 5, 3)])
-    assert summarise(TASK, rows, seed=0, draws=10).labels == {"strict": {"A": 3, "B": 2}, "gold": {"A": 5}}
+    assert summarise(TASK, rows, seed=0, draws=10).labels == {
+        "strict": {"A": 3, "B": 2},
+        "gold": {"A": 5},
+    }
 
 
 def test_official_exists_in_every_resample_of_the_smallest_data():
-    rows = rows_with([("ADE20K", "Count", 1, 1), ("COCO", "Count", 1, 0), ("Omni3D", "Depth", 1, 1)])
+    rows = rows_with(
+        [("ADE20K", "Count", 1, 1), ("COCO", "Count", 1, 0), ("Omni3D", "Depth", 1, 1)]
+    )
     assert summarise(TASK, rows, seed=0).estimates["strict"]["official"].stderr == 0.0
     columns = {"source": np.array(["ADE20K", "COCO", "Omni3D"])}
     assert point(TASK.aggregates["official"], np.array([1.0, 0.0, 1.0]), columns) == 0.75
@@ -292,10 +334,14 @@ def test_official_exists_in_every_resample_of_the_smallest_data():
 
 def test_the_bootstrap_draws_within_sources():
     """Each source is all right or all wrong: within sources no draw differs, across them the share of each varies."""
-    rows = rows_with([("ADE20K", "Count", 20, 20), ("COCO", "Count", 20, 0), ("Omni3D", "Depth", 20, 20)])
+    rows = rows_with(
+        [("ADE20K", "Count", 20, 20), ("COCO", "Count", 20, 0), ("Omni3D", "Depth", 20, 20)]
+    )
     for name in ("micro", "Count"):
         within = summarise(TASK, rows, seed=0).estimates["strict"][name]
-        across = summarise(replace(TASK, resample_within=()), rows, seed=0).estimates["strict"][name]
+        across = summarise(replace(TASK, resample_within=()), rows, seed=0).estimates["strict"][
+            name
+        ]
         assert within.low == within.high == within.value
         assert across.high - across.low > 0.1
 
@@ -306,8 +352,18 @@ def test_the_bootstrap_draws_within_sources():
 @pytest.mark.parametrize(
     ("name", "text", "system", "tokens"),
     [
-        ("official", "{p}\nAnswer with the option's letter from the given choices directly.", None, 512),
-        ("cambrian", "{p}\nAnswer with the option's letter from the given choices directly.", None, 512),
+        (
+            "official",
+            "{p}\nAnswer with the option's letter from the given choices directly.",
+            None,
+            512,
+        ),
+        (
+            "cambrian",
+            "{p}\nAnswer with the option's letter from the given choices directly.",
+            None,
+            512,
+        ),
         (
             "lmms",
             "Note: You only need to respond with A, B, C, D without providing any additional information.\n\n{p}",
@@ -354,13 +410,26 @@ def test_a_question_may_contain_a_mark_of_the_template():
 
 
 def test_an_unknown_prompt_or_scorer_names_the_nearest():
-    with pytest.raises(UserError, match=r"has no prompt called 'oficial'\. Did you mean 'official'"):
+    with pytest.raises(
+        UserError, match=r"has no prompt called 'oficial'\. Did you mean 'official'"
+    ):
         settings_for(TASK, "oficial")
     with pytest.raises(UserError, match=r"has no scorer called 'strct'\. Did you mean 'strict'"):
         pick_scorers(TASK, ["strct"])
-    everyone = ["strict", "official", "cambrian", "lmms", "lmms_reasoning", "vlmevalkit", "visualthinker"]
+    everyone = [
+        "strict",
+        "official",
+        "cambrian",
+        "lmms",
+        "lmms_reasoning",
+        "vlmevalkit",
+        "visualthinker",
+    ]
     assert list(pick_scorers(TASK, ["all"])) == everyone
-    assert list(pick_scorers(TASK, ["lmms", "all", "lmms"])) == ["lmms", *(name for name in everyone if name != "lmms")]
+    assert list(pick_scorers(TASK, ["lmms", "all", "lmms"])) == [
+        "lmms",
+        *(name for name in everyone if name != "lmms"),
+    ]
 
 
 # --- data ---
@@ -377,7 +446,9 @@ def write_jsonl(file: Path, rows) -> Path:
         image = file.parent / row["filename"]
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_bytes(row["image"]["bytes"])
-    lines = [json.dumps({name: value for name, value in row.items() if name != "image"}) for row in rows]
+    lines = [
+        json.dumps({name: value for name, value in row.items() if name != "image"}) for row in rows
+    ]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
@@ -390,14 +461,18 @@ LAYOUTS = {
     "test_2d.parquet + test_3d.parquet": lambda at: (
         [write_parquet(at / f"test_{k.lower()}.parquet", by_kind(k)) for k in ("3D", "2D")] and at
     ),
-    "test.parquet": lambda at: write_parquet(at / "test.parquet", by_kind("2D") + by_kind("3D")).parent,
+    "test.parquet": lambda at: (
+        write_parquet(at / "test.parquet", by_kind("2D") + by_kind("3D")).parent
+    ),
     "test_2d.jsonl + test_3d.jsonl": lambda at: (
         [write_jsonl(at / f"test_{k.lower()}.jsonl", by_kind(k)) for k in ("3D", "2D")] and at
     ),
     "test.jsonl": lambda at: write_jsonl(at / "test.jsonl", by_kind("2D") + by_kind("3D")).parent,
     "a parquet file": lambda at: write_parquet(at / "mine.parquet", by_kind("2D") + by_kind("3D")),
     "a jsonl file": lambda at: write_jsonl(at / "mine.jsonl", by_kind("2D") + by_kind("3D")),
-    "a folder with one table": lambda at: write_parquet(at / "mine.parquet", by_kind("2D") + by_kind("3D")).parent,
+    "a folder with one table": lambda at: (
+        write_parquet(at / "mine.parquet", by_kind("2D") + by_kind("3D")).parent
+    ),
 }
 
 
@@ -408,7 +483,11 @@ def test_every_layout_gives_the_same_docs(tmp_path, layout):
     expected = by_kind("2D") + by_kind("3D")
     assert [doc.doc_id for doc in docs] == list(range(12))
     for doc, row in zip(docs, expected, strict=True):
-        assert (doc.gold, doc.example.answer, doc.example.task) == (row["answer"], row["answer"], row["task"])
+        assert (doc.gold, doc.example.answer, doc.example.task) == (
+            row["answer"],
+            row["answer"],
+            row["task"],
+        )
         assert doc.example.choices == tuple(row["choices"])
         assert doc.example.prompt == row["prompt"]
         assert doc.columns == {name: value for name, value in row.items() if name != "image"}
@@ -457,7 +536,9 @@ def test_a_wrong_value_names_file_row_and_column(tmp_path, column, value, allowe
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     lines[4][column] = value
     file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    with pytest.raises(UserError, match=rf"test\.jsonl, row 4, column '{column}': the value is .*{allowed}"):
+    with pytest.raises(
+        UserError, match=rf"test\.jsonl, row 4, column '{column}': the value is .*{allowed}"
+    ):
         load(file)
 
 
@@ -500,7 +581,10 @@ def test_columns_that_are_not_wanted_are_not_read(tmp_path, suffix):
 
 
 def test_columns_of_others_are_kept_if_json_can_hold_them(tmp_path):
-    rows = [{**row, "difficulty": {"level": float("nan"), "tags": ["x"]}, "thumbnail": b"\x89PNG"} for row in ROWS]
+    rows = [
+        {**row, "difficulty": {"level": float("nan"), "tags": ["x"]}, "thumbnail": b"\x89PNG"}
+        for row in ROWS
+    ]
     doc = load(write_parquet(tmp_path / "test.parquet", rows))[0]
     assert doc.columns["difficulty"] == {"level": None, "tags": ["x"]}
     assert "thumbnail" not in doc.columns

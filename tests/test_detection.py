@@ -78,11 +78,15 @@ def test_of_two_boxes_on_one_object_the_one_that_is_believed_is_matched():
 
 
 def test_a_duplicate_counts_once_with_its_greatest_confidence():
-    found = read_detections("[{'Position': [0,0,100,100], 'Confidence': 0.2}, [0,0,100,100]]", FRAME)
+    found = read_detections(
+        "[{'Position': [0,0,100,100], 'Confidence': 0.2}, [0,0,100,100]]", FRAME
+    )
     assert found == [Detection(A, 1.0)]
 
 
-@pytest.mark.parametrize("text", ["[[0,0,100,100],[5,5,1,1]]", "[[0,0,100,1001]]", "cups", "", "[[0,0,100]]"])
+@pytest.mark.parametrize(
+    "text", ["[[0,0,100,100],[5,5,1,1]]", "[[0,0,100,1001]]", "cups", "", "[[0,0,100]]"]
+)
 def test_what_cannot_be_read_scores_0(text):
     assert read_detections(text, FRAME) is None
     assert detection(completion(f"<answer>{text}</answer>"), example("[[0,0,100,100]]")) == 0.0
@@ -90,7 +94,9 @@ def test_what_cannot_be_read_scores_0(text):
 
 coordinates = st.integers(0, 9)
 boxes = st.builds(
-    lambda x, y, w, h: Box(x * 100, y * 100, (x + 1 + w % (10 - x)) * 100, (y + 1 + h % (10 - y)) * 100),
+    lambda x, y, w, h: Box(
+        x * 100, y * 100, (x + 1 + w % (10 - x)) * 100, (y + 1 + h % (10 - y)) * 100
+    ),
     *(coordinates,) * 4,
 )
 detections = st.builds(Detection, boxes, st.sampled_from([0.0, 0.25, 0.5, 1.0]))
@@ -104,7 +110,9 @@ def test_bounds_and_order(found, gold):
     assert detection_score([Detection(box) for box in gold], gold) == pytest.approx(1.0)
 
 
-@given(st.lists(detections, max_size=4), st.lists(boxes, min_size=1, max_size=4, unique=True), boxes)
+@given(
+    st.lists(detections, max_size=4), st.lists(boxes, min_size=1, max_size=4, unique=True), boxes
+)
 def test_a_box_that_matches_nothing_never_helps(found, gold, extra):
     assume(not match_boxes([Detection(extra)], gold))
     assert detection_score([*found, Detection(extra)], gold) <= detection_score(found, gold) + 1e-12
@@ -126,7 +134,9 @@ def test_the_published_format():
     )
     gold = f"<answer>[{one}, {other}]</answer>"
     assert gold_boxes(example(gold)) == [A, B]
-    answer = "<think>two</think>\n<answer>[{'Position': [0, 0, 100, 50], 'Confidence': 0.80}]</answer>"
+    answer = (
+        "<think>two</think>\n<answer>[{'Position': [0, 0, 100, 50], 'Confidence': 0.80}]</answer>"
+    )
     assert detection(completion(answer), example(gold)) == pytest.approx(0.8 * 0.5 / 2)
 
 

@@ -14,12 +14,16 @@ ROOT = Path(__file__).parent.parent
 def python(*arguments: object) -> str:
     """What `python ARGUMENTS` prints, started in the project's folder."""
     command = [sys.executable, *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def test_digits_are_made_trained_on_and_evaluated_by_the_documented_commands(tmp_path: Path) -> None:
+def test_digits_are_made_trained_on_and_evaluated_by_the_documented_commands(
+    tmp_path: Path,
+) -> None:
     """From four per digit to a score: groups of the base model carry a signal, and the weights are others afterwards."""
     base = tmp_path / "quickstart" / "base"
     prepared = gpg_vl(
@@ -27,7 +31,17 @@ def test_digits_are_made_trained_on_and_evaluated_by_the_documented_commands(tmp
     )  # fmt: skip
     assert prepared.returncode == 0, prepared.stderr
     data, run = tmp_path / "data", tmp_path / "run"
-    python(ROOT / "data_recipes" / "digits.py", "--prompt", "plain", "--scale", 21, "--shots", 4, "--out", data)
+    python(
+        ROOT / "data_recipes" / "digits.py",
+        "--prompt",
+        "plain",
+        "--scale",
+        21,
+        "--shots",
+        4,
+        "--out",
+        data,
+    )
     trained = gpg_vl(
         "train", ROOT / "configs" / "digits.yaml", f"model.path={base}", f"data.train={data / 'train'}",
         f"output.folder={run}", "train.steps=2", "train.prompts_per_step=8",
@@ -36,7 +50,9 @@ def test_digits_are_made_trained_on_and_evaluated_by_the_documented_commands(tmp
     assert "40 rows" in trained.stdout
     steps = [row for row in metrics(run) if row["kind"] == "train"]
     assert [row["step"] for row in steps] == [1, 2]
-    assert all(row["valid_share"] > 0 for row in steps), "no group of the base model carries a signal"
+    assert all(row["valid_share"] > 0 for row in steps), (
+        "no group of the base model carries a signal"
+    )
     model = run / "checkpoints" / "step-000002" / "model"
     assert (model / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
     python(

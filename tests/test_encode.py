@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_policy import encoder
 
-from gpg_vl.data import scenes
 from gpg_vl.errors import UserError
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.families import FAMILIES, mrope_positions
 from gpg_vl.models.load import load_model, load_processing
+from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example, Message
 
 
@@ -24,7 +24,13 @@ def picture(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "sizes", [[], [(112, 84)], [(140, 56), (84, 84)], [(56, 56), (28, 200), (300, 60), (112, 112), (90, 91)]]
+    "sizes",
+    [
+        [],
+        [(112, 84)],
+        [(140, 56), (84, 84)],
+        [(56, 56), (28, 200), (300, 60), (112, 112), (90, 91)],
+    ],
 )
 def test_positions_and_image_tokens_are_those_of_the_library(
     tiny_checkpoint: Path, sizes: list[tuple[int, int]]
@@ -33,7 +39,12 @@ def test_positions_and_image_tokens_are_those_of_the_library(
     model = load_model(str(tiny_checkpoint))
     marks = " then ".join("<image>" for _ in sizes)
     prompt = encoder(tiny_checkpoint).encode(
-        Example(id="x", images=tuple(picture(*s) for s in sizes), prompt=f"See {marks} and count.", answer="1")
+        Example(
+            id="x",
+            images=tuple(picture(*s) for s in sizes),
+            prompt=f"See {marks} and count.",
+            answer="1",
+        )
     )
     if sizes:
         expected, _ = model.model.get_rope_index(
@@ -41,7 +52,9 @@ def test_positions_and_image_tokens_are_those_of_the_library(
             mm_token_type_ids=prompt.image_mask_T[None].int(),
             image_grid_thw=prompt.grid_thw_I_3,
         )
-        features = model.model.get_image_features(prompt.pixel_values_N, prompt.grid_thw_I_3).pooler_output
+        features = model.model.get_image_features(
+            prompt.pixel_values_N, prompt.grid_thw_I_3
+        ).pooler_output
         assert sum(len(f) for f in features) == int(prompt.image_mask_T.sum())
         assert prompt.next_position < prompt.length
     else:
@@ -52,12 +65,17 @@ def test_positions_and_image_tokens_are_those_of_the_library(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(1, 6)), max_size=4), st.integers(1, 5))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(1, 6)), max_size=4),
+    st.integers(1, 5),
+)
 def test_positions_by_counting(images: list[tuple[int, int, int]], tail: int) -> None:
     """An independent, slow restatement: token by token."""
     ids, mask, expected, position = [], [], [], 0
     for text, rows, columns in images:
-        for _ in range(text + 1):  # at least one token of text before an image, as the vision start token is
+        for _ in range(
+            text + 1
+        ):  # at least one token of text before an image, as the vision start token is
             ids.append(0)
             mask.append(False)
             expected.append((position, position, position))
@@ -83,7 +101,10 @@ def test_positions_by_counting(images: list[tuple[int, int, int]], tail: int) ->
 def test_counting_agrees_with_encoding(tiny_checkpoint: Path, width: int, height: int) -> None:
     """`count` computes no patches and must say the same."""
     example = Example(id="x", images=(picture(width, height),), prompt="How many?", answer="1")
-    counts, prompt = encoder(tiny_checkpoint).count(example), encoder(tiny_checkpoint).encode(example)
+    counts, prompt = (
+        encoder(tiny_checkpoint).count(example),
+        encoder(tiny_checkpoint).encode(example),
+    )
     assert counts.tokens == prompt.length
     assert counts.image_tokens == int(prompt.image_mask_T.sum())
     ((w, h),) = counts.image_sizes
@@ -109,7 +130,9 @@ def test_pixel_limits_bound_the_image_tokens(tiny_checkpoint: Path) -> None:
     assert many.count(small).image_tokens >= 9
 
 
-def test_a_chat_template_is_used_where_there_is_one_and_plain_text_where_not(tiny_checkpoint: Path) -> None:
+def test_a_chat_template_is_used_where_there_is_one_and_plain_text_where_not(
+    tiny_checkpoint: Path,
+) -> None:
     example = scene_example(1)
     assert (
         encoder(tiny_checkpoint)
@@ -128,14 +151,25 @@ def test_a_base_model_without_a_template(tiny_checkpoint: Path, tmp_path: Path) 
     base = tmp_path / "base"
     shutil.copytree(tiny_checkpoint, base, ignore=shutil.ignore_patterns("chat_template*"))
     assert load_processing(str(base)).chat_template is None
-    assert encoder(base).render(scene_example(1)).startswith("<|vision_start|><|image_pad|><|vision_end|>Considering")
+    assert (
+        encoder(base)
+        .render(scene_example(1))
+        .startswith("<|vision_start|><|image_pad|><|vision_end|>Considering")
+    )
     with pytest.raises(UserError, match=r"has no chat template\. Use 'plain'"):
         encoder(base, chat="template").render(scene_example(1))
 
 
 def test_template_system_and_prefill(tiny_checkpoint: Path) -> None:
-    made = encoder(tiny_checkpoint, template="{prompt} Choose {choices}.", system="Look closely.", prefill="<think>")
-    example = Example(id="x", images=(picture(56, 56),), prompt="Which?", answer="A", choices=("ball", "cube"))
+    made = encoder(
+        tiny_checkpoint,
+        template="{prompt} Choose {choices}.",
+        system="Look closely.",
+        prefill="<think>",
+    )
+    example = Example(
+        id="x", images=(picture(56, 56),), prompt="Which?", answer="A", choices=("ball", "cube")
+    )
     assert made.render(example) == (
         "<|im_start|>system\nLook closely.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
         "Which? Choose ball or cube.<|im_end|>\n<|im_start|>assistant\n<think>"
@@ -145,7 +179,9 @@ def test_template_system_and_prefill(tiny_checkpoint: Path) -> None:
 
 def test_a_question_with_braces_is_left_as_it_is(tiny_checkpoint: Path) -> None:
     example = Example(id="x", prompt="What is {choices} of {x}?", answer="A", choices=("ball",))
-    assert "What is {choices} of {x}?" in encoder(tiny_checkpoint, template="Q: {prompt}").render(example)
+    assert "What is {choices} of {x}?" in encoder(tiny_checkpoint, template="Q: {prompt}").render(
+        example
+    )
 
 
 def test_conversations_keep_their_turns_and_marks_their_places(tiny_checkpoint: Path) -> None:
@@ -181,10 +217,15 @@ def test_conversations_keep_their_turns_and_marks_their_places(tiny_checkpoint: 
             Example(id="7", images=(picture(30, 6100),), prompt="x", answer="1"),
             "more than 200 times as long as wide. Crop or pad it",
         ),
-        (Example(id="7", prompt=(Message(role="assistant", content="hi"),), answer="1"), "has no user turn"),
+        (
+            Example(id="7", prompt=(Message(role="assistant", content="hi"),), answer="1"),
+            "has no user turn",
+        ),
     ],
 )
-def test_what_cannot_be_encoded_is_refused_in_words(tiny_checkpoint: Path, example: Example, message: str) -> None:
+def test_what_cannot_be_encoded_is_refused_in_words(
+    tiny_checkpoint: Path, example: Example, message: str
+) -> None:
     for action in (encoder(tiny_checkpoint).encode, encoder(tiny_checkpoint).count):
         with pytest.raises(UserError, match=message):
             action(example)

@@ -43,8 +43,18 @@ SETTINGS = settings_for(refcoco())
 
 
 def make_doc(box=(100, 200, 300, 400), coordinates="rel1000", size=(1000, 1000), first=None):
-    columns = {"width": size[0], "height": size[1], "box": list(box), "box_first": list(first or box)}
-    doc = Doc(doc_id=0, example=Example(id="0", prompt="?", answer="", meta=columns), gold="", columns=columns)
+    columns = {
+        "width": size[0],
+        "height": size[1],
+        "box": list(box),
+        "box_first": list(first or box),
+    }
+    doc = Doc(
+        doc_id=0,
+        example=Example(id="0", prompt="?", answer="", meta=columns),
+        gold="",
+        columns=columns,
+    )
     (doc,) = located([doc], coordinates, SETTINGS)
     return doc
 
@@ -93,7 +103,9 @@ def test_a_right_box_is_read_back_in_every_convention(coordinates, size, fractio
         return
     box = (x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1])
     doc = make_doc(box, coordinates, size)
-    assert score(strict_box, doc, f"<answer>{written(Box(*box), doc)}</answer>") == pytest.approx(1, abs=1e-6)
+    assert score(strict_box, doc, f"<answer>{written(Box(*box), doc)}</answer>") == pytest.approx(
+        1, abs=1e-6
+    )
 
 
 def test_a_wrong_convention_misses():
@@ -104,8 +116,14 @@ def test_a_wrong_convention_misses():
 
 
 def test_the_convention_comes_from_the_model(tmp_path):
-    for family, expected in (("qwen2_vl", "rel1000"), ("qwen2_5_vl", "abs_resized"), ("qwen3_vl", "rel1000")):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "vision_config": {"patch_size": 16}}))
+    for family, expected in (
+        ("qwen2_vl", "rel1000"),
+        ("qwen2_5_vl", "abs_resized"),
+        ("qwen3_vl", "rel1000"),
+    ):
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": family, "vision_config": {"patch_size": 16}})
+        )
         assert model_coordinates(tmp_path) == (expected, 32)
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(UserError, match=r"'llava' writes boxes is not known .* --coordinates"):
@@ -133,8 +151,18 @@ def test_pixels_of_the_resized_image_depend_on_the_limits():
         ("<answer>(110,200),(300,400)</answer>", 0.95, 0.95, 0.95),
         ("<answer>(600,600),(700,700)</answer>", 0, 0, 0),
         ("<answer>(300,400),(100,200)</answer>", 0, 1, 0),  # inverted: no box; sorted; no overlap
-        ("<answer>(100,200),(300,400)\n(500,500),(600,600)</answer>", 0, 0, 1),  # two: none; the last; the first
-        ("<answer>(100,200),(9000,9000)</answer>", 0, 40000 / 720000, 0.04 / (8.9 * 8.8)),  # none; clipped; as it is
+        (
+            "<answer>(100,200),(300,400)\n(500,500),(600,600)</answer>",
+            0,
+            0,
+            1,
+        ),  # two: none; the last; the first
+        (
+            "<answer>(100,200),(9000,9000)</answer>",
+            0,
+            40000 / 720000,
+            0.04 / (8.9 * 8.8),
+        ),  # none; clipped; as it is
         ("<answer>[100,200,300,400]</answer>", 1, 1, 0),
         ("<answer>(100.0,200.0),(300.0,400.0)</answer>", 1, 1, 0),
         ("<answer>(100,200),(300,400)</answer>)", 1, 1, 1),
@@ -149,7 +177,9 @@ def test_three_readings_of_one_answer(text, strict, official, visual_rft):
     doc = make_doc()
     assert score(strict_box, doc, text) == pytest.approx(strict)
     assert score(last_box, doc, text) == pytest.approx(official)
-    assert score(visual_rft_box, doc, text) == pytest.approx(visual_rft, abs=3e-5)  # its union has 1e-6 more
+    assert score(visual_rft_box, doc, text) == pytest.approx(
+        visual_rft, abs=3e-5
+    )  # its union has 1e-6 more
 
 
 def test_visual_rft_measures_against_the_first_polygon():
@@ -162,7 +192,10 @@ def test_visual_rft_measures_against_the_first_polygon():
     ("text", "iou"),
     [
         ("[0.1, 0.2, 0.3, 0.4]", 1),
-        ("<think>[0, 0, 1, 1]</think>[0.1,0.2, 0.3 , 0.4]", 0),  # a blank before a comma is not in the pattern
+        (
+            "<think>[0, 0, 1, 1]</think>[0.1,0.2, 0.3 , 0.4]",
+            0,
+        ),  # a blank before a comma is not in the pattern
         ("<think>[0, 0, 1, 1]</think>[0.1,0.2, 0.3, 0.4 ]", 1),
         ("[100, 200, 300, 400]", 0),  # read as fractions all the same
         ("(0.1, 0.2), (0.3, 0.4)", 0),
@@ -180,8 +213,12 @@ def test_lmms_grounding_is_an_oracle():
     assert best.score == pytest.approx(1)  # 50,200,150,400 in thousandths is among them
     assert best.parts["centre"] == 1
     assert score(strict_box, doc, json.dumps(grid)) == 0
-    assert score(lmms_grounding, doc, '{"box": [100, 200, 300, 400]}') == pytest.approx(1)  # as pixels
-    assert score(lmms_grounding, doc, "somewhere near 50 200 150 400") == pytest.approx(1)  # as thousandths
+    assert score(lmms_grounding, doc, '{"box": [100, 200, 300, 400]}') == pytest.approx(
+        1
+    )  # as pixels
+    assert score(lmms_grounding, doc, "somewhere near 50 200 150 400") == pytest.approx(
+        1
+    )  # as thousandths
     none = lmms_grounding(doc, Response(text="nowhere"))
     assert (none.score, none.answered, none.parts["centre"], none.parts["rows"]) == (0, False, 0, 1)
 
@@ -206,7 +243,9 @@ def test_vlmevalkit_misreads_pixels_of_a_small_image_and_numbers_of_the_reasonin
     assert score(strict_box, small, "[80, 160, 240, 320]") == 1
     # Read as thousandths: 0.08 to 0.24, 0.16 to 0.32, against 0.1 to 0.3, 0.2 to 0.4.
     inside = (0.24 - 0.1) * (0.32 - 0.2)
-    assert score(vlmevalkit_box, small, "[80, 160, 240, 320]") == pytest.approx(inside / (0.16 * 0.16 + 0.04 - inside))
+    assert score(vlmevalkit_box, small, "[80, 160, 240, 320]") == pytest.approx(
+        inside / (0.16 * 0.16 + 0.04 - inside)
+    )
     # The first four numbers: (2, 100) to (200, 300) of thousandths.
     doc = make_doc()
     inside = (0.2 - 0.1) * (0.3 - 0.2)
@@ -223,13 +262,19 @@ def test_vlmevalkit_misreads_pixels_of_a_small_image_and_numbers_of_the_reasonin
         ("<answer>[210, 112, 420, 224]</answer>", 0),  # no braces
         ('{"bbox": [210, 112, 420, 224]}', 0),  # no tag
         ('<answer>{"bbox": [210.0, 112.0, 420.0, 224.0]}</answer>', 0),
-        ('<answer>{\n"bbox": [210, 112, 420, 224]\n}</answer>', 0),  # a point matches no line break,
+        (
+            '<answer>{\n"bbox": [210, 112, 420, 224]\n}</answer>',
+            0,
+        ),  # a point matches no line break,
         ('<answer>{"bbox": [210, 112, 420, 224]\n}</answer>', 1),  # but blanks do
         ('<answer>{"bbox": [210,\n112, 420, 224]}</answer>', 1),
         ('<answer>{"bbox": [210, 112, 420, 224] \n\n "label": "x"}</answer>', 1),
         ('<answer>{"bbox": [210, 112, 420, 224], \n "label": "x"}</answer>', 0),
         ('<answer>{"bbox": [210, 112, 420, 224]}\n{"bbox": [1, 2, 3, 4]}</answer>', 1),
-        ('<answer>{"bbox": [1, 2, 3, 4]}</answer> <answer>{"bbox": [210, 112, 420, 224]}</answer>', 0),  # the first
+        (
+            '<answer>{"bbox": [1, 2, 3, 4]}</answer> <answer>{"bbox": [210, 112, 420, 224]}</answer>',
+            0,
+        ),  # the first
     ],
 )
 def test_vlm_r1_reads_braces_in_the_resized_image(text, iou):
@@ -240,7 +285,13 @@ def test_vlm_r1_reads_braces_in_the_resized_image(text, iou):
 PUBLISHED_VLM_R1 = re.compile(r"\{.*\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)]\s*.*\}")
 
 
-@given(st.lists(st.sampled_from(["{", "}", "[1, 2,3, 4]", "[5,\n6,7,8]", "[9,9", "]", "\n", " ", "x", "\r", "٣"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["{", "}", "[1, 2,3, 4]", "[5,\n6,7,8]", "[9,9", "]", "\n", " ", "x", "\r", "٣"]
+        )
+    )
+)
 @settings(max_examples=500)
 def test_vlm_r1_finds_what_the_published_pattern_finds(pieces):
     answer = "".join(pieces)
@@ -248,7 +299,9 @@ def test_vlm_r1_finds_what_the_published_pattern_finds(pieces):
     assert vlm_r1_edges(answer) == (found.groups() if found else None)
 
 
-@pytest.mark.parametrize("piece", ["{[1,2,3,4]", "{[1,2,3,4]\n", "[1,\n2,3,4]", "[1,2,3,4] \n\n", "{\n", "[1,2,3,4]}"])
+@pytest.mark.parametrize(
+    "piece", ["{[1,2,3,4]", "{[1,2,3,4]\n", "[1,\n2,3,4]", "[1,2,3,4] \n\n", "{\n", "[1,2,3,4]}"]
+)
 def test_vlm_r1_reads_a_million_characters_once(piece):
     """The published pattern would take hours; it is asked for a short text of the same kind."""
     for before, behind in (("", ""), ("{", ""), ("", "}"), ("{", "}")):
@@ -271,7 +324,15 @@ HOSTILE = (
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:8])
 def test_hostile_texts_are_no_boxes_and_no_crash(text):
     doc = make_doc(coordinates="abs_resized")
-    for scorer in (strict_box, last_box, visual_rft_box, lmms_rec, lmms_grounding, vlmevalkit_box, vlm_r1):
+    for scorer in (
+        strict_box,
+        last_box,
+        visual_rft_box,
+        lmms_rec,
+        lmms_grounding,
+        vlmevalkit_box,
+        vlm_r1,
+    ):
         for response in (text, f"<answer>{text}</answer>", f"<answer>{{{text}}}</answer>"):
             assert 0 <= score(scorer, doc, response) <= 1
 
@@ -283,7 +344,9 @@ def test_hostile_texts_are_no_boxes_and_no_crash(text):
 def test_run_lengths_come_back(height, width, seed):
     mask = np.random.default_rng(seed).random((height, width)) < 0.4
     assert (decode(encode(mask)) == mask).all()
-    assert (decode({"size": [height, width], "counts": packed(encode(mask)["counts"])}) == mask).all()
+    assert (
+        decode({"size": [height, width], "counts": packed(encode(mask)["counts"])}) == mask
+    ).all()
 
 
 def packed(runs):
@@ -403,7 +466,9 @@ def test_a_row_that_a_rule_leaves_out_is_in_no_denominator_of_it(folder):
     one = segzero_mask(docs[0], Response(text="", mask=masks[0])).score
     assert flat["acc_mIoU,segzero"] == pytest.approx(2 * one / 3)
     assert flat["acc_@0.5,segzero"] == pytest.approx(2 / 3)
-    assert flat["acc_sentence,segzero"] == pytest.approx(one)  # of docs 0 and 2, the latter left out
+    assert flat["acc_sentence,segzero"] == pytest.approx(
+        one
+    )  # of docs 0 and 2, the latter left out
     assert (flat["skipped,segzero"], flat["skipped,visual_rft_mask"]) == (1, 1)
     assert "skipped,official" not in flat
     assert "segzero leaves 1 rows out, as published" in results_notes(results, prompt="plain")
@@ -452,7 +517,9 @@ def test_a_ceiling_is_what_the_ground_truth_of_a_scorer_can_reach(folder):
     assert ceilings == pytest.approx(
         {"strict": 1, "visual_rft": 1, "official": 1, "segzero": 1, "visual_rft_mask": 1}, abs=1e-3
     )
-    target = [segzero_mask(doc, Response(text="", mask=encode(regions(doc).target))).score for doc in docs]
+    target = [
+        segzero_mask(doc, Response(text="", mask=encode(regions(doc).target))).score for doc in docs
+    ]
     assert 0.9 < target[0] < ceilings["segzero"]
 
 
@@ -467,15 +534,23 @@ def test_a_table_of_boxes_without_masks(tmp_path):
     [
         ({"shapes": []}, "column 'shapes': the value is .*Allowed is a list of polygons"),
         ({"shapes": [sets.square("flag", 0, 0, 5, 5)]}, "Allowed is a list with a target"),
-        ({"shapes": [sets.square("target", 500, 500, 600, 600)]}, "a box with an area in the image"),
-        ({"shapes": [{"label": "target", "points": [[1, 2], [3]]}]}, "Allowed is a list of polygons"),
+        (
+            {"shapes": [sets.square("target", 500, 500, 600, 600)]},
+            "a box with an area in the image",
+        ),
+        (
+            {"shapes": [{"label": "target", "points": [[1, 2], [3]]}]},
+            "Allowed is a list of polygons",
+        ),
         ({"text": []}, "column 'text': .*an instruction"),
     ],
 )
 def test_a_broken_annotation_is_named(folder, change, message):
     file = folder / "002.json"
     file.write_text(json.dumps({**sets.annotation(2), **change}), encoding="utf-8")
-    with pytest.raises(UserError, match=rf"002\.json, row 2, {'' if 'column' in message else '.*'}{message}"):
+    with pytest.raises(
+        UserError, match=rf"002\.json, row 2, {'' if 'column' in message else '.*'}{message}"
+    ):
         load_lisa(folder)
 
 
@@ -497,13 +572,25 @@ def test_refcoco_has_a_doc_per_expression_and_draws_pictures(tmp_path):
     docs = task.load(refcoco_sets.write("refcoco", tmp_path))
     # Three objects per split with 1, 2 and 1 expressions.
     assert [doc.columns["split"] for doc in docs] == ["val"] * 4 + ["testA"] * 4 + ["testB"] * 4
-    assert [doc.example.prompt for doc in docs[:4]] == ["left one 0", "left one 1", "the val thing", "left one 2"]
+    assert [doc.example.prompt for doc in docs[:4]] == [
+        "left one 0",
+        "left one 1",
+        "the val thing",
+        "left one 2",
+    ]
     assert docs[0].columns["box"] == [10, 5, 50, 25]
     assert task.cluster == "picture"
-    assert [doc.columns["picture"] for doc in docs[:4]] == [f"COCO_train2014_{n:012}.jpg" for n in (0, 0, 0, 1)]
+    assert [doc.columns["picture"] for doc in docs[:4]] == [
+        f"COCO_train2014_{n:012}.jpg" for n in (0, 0, 0, 1)
+    ]
     weights_R_N = resample_weights(
         task,
-        [ScoredRow(doc=doc, prediction=Prediction(doc_id=0, response=Response(text="")), scores={}) for doc in docs],
+        [
+            ScoredRow(
+                doc=doc, prediction=Prediction(doc_id=0, response=Response(text="")), scores={}
+            )
+            for doc in docs
+        ],
         seed=0,
         draws=50,
     )

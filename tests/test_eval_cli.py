@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpg_vl.data import scenes
 from gpg_vl.eval.__main__ import main
 from gpg_vl.pipes import until_the_reader_leaves
+from gpg_vl.quickstart import scenes
 
 N = 24
 ROWS = list(scenes.rows(seed=9, number=N))
@@ -58,7 +58,19 @@ def run(*arguments, cwd=None, code=0):
 def test_a_file_is_scored_end_to_end(data, tmp_path):
     file = write(tmp_path / "p.jsonl", responses(18))
     out = tmp_path / "out"
-    done = run("cvbench", "--predictions", file, "--data", data, "--scorer", "all", "--output", out, "--seed", 3)
+    done = run(
+        "cvbench",
+        "--predictions",
+        file,
+        "--data",
+        data,
+        "--scorer",
+        "all",
+        "--output",
+        out,
+        "--seed",
+        3,
+    )
     assert done.stderr == ""
     tree = json.loads((out / "results.json").read_text(encoding="utf-8"))
     numbers = tree["results"]["cvbench"]
@@ -74,13 +86,21 @@ def test_a_file_is_scored_end_to_end(data, tmp_path):
     assert 0 < numbers["acc_official_stderr,strict"] < 0.2
     low, high = numbers["acc_micro_ci95,strict"]
     assert low < 0.75 < high
-    assert (numbers["n"], numbers["answered"], numbers["truncated"], numbers["errors"]) == (N, 1.0, None, 0)
+    assert (numbers["n"], numbers["answered"], numbers["truncated"], numbers["errors"]) == (
+        N,
+        1.0,
+        None,
+        0,
+    )
     assert numbers["chance"] == pytest.approx((6 / 4 + 18 / 2) / 24)
     assert tree["n-samples"] == {"cvbench": {"original": N, "effective": N}}
     assert tree["versions"] == {"cvbench": "1"}
     assert tree["config"]["prompt"] is None  # nobody said how these responses were asked for
     assert list(tree["config"]["data"]) == [str(data / "test.parquet")]
-    samples = [json.loads(line) for line in (out / "samples_cvbench.jsonl").read_text(encoding="utf-8").splitlines()]
+    samples = [
+        json.loads(line)
+        for line in (out / "samples_cvbench.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [sample["doc_id"] for sample in samples] == list(range(N))
     assert samples[20]["scores"]["strict"] == {
         "parsed": samples[20]["response"][1],
@@ -93,7 +113,9 @@ def test_a_file_is_scored_end_to_end(data, tmp_path):
 
 
 def test_the_table_names_every_aggregate_and_its_interval(data, tmp_path):
-    done = run("cvbench", "--predictions", write(tmp_path / "p.jsonl", responses(24)), "--data", data)
+    done = run(
+        "cvbench", "--predictions", write(tmp_path / "p.jsonl", responses(24)), "--data", data
+    )
     for name in (
         "official",
         "micro",
@@ -126,7 +148,9 @@ def test_scoring_a_file_imports_no_torch(data, tmp_path):
         f"code = main(['cvbench', '--predictions', {str(file)!r}, '--data', {str(data)!r}]); "
         "sys.exit(code or ('torch' in sys.modules) * 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -150,7 +174,9 @@ def test_the_same_seed_gives_the_same_results_and_another_one_another_interval(d
             )
             == 0
         )
-        numbers.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"]["cvbench"])
+        numbers.append(
+            json.loads((tmp_path / "out" / "results.json").read_text())["results"]["cvbench"]
+        )
     assert numbers[0] == numbers[1]
     assert numbers[0]["acc_micro,strict"] == numbers[2]["acc_micro,strict"]
     assert numbers[0]["acc_micro_stderr,strict"] != numbers[2]["acc_micro_stderr,strict"]
@@ -161,10 +187,18 @@ def test_a_limit_takes_rows_of_every_stratum(data, tmp_path):
     out = tmp_path / "out"
     done = run("cvbench", "--predictions", file, "--data", data, "--limit", 12, "--output", out)
     assert "note: 12 of 24 rows, drawn by --limit and --seed 0." in done.stdout
-    samples = [json.loads(line)["doc"]["columns"] for line in (out / "samples_cvbench.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line)["doc"]["columns"]
+        for line in (out / "samples_cvbench.jsonl").read_text().splitlines()
+    ]
     assert len(samples) == 12
-    assert {(doc["source"], doc["task"]) for doc in samples} == {(row["source"], row["task"]) for row in ROWS}
-    assert json.loads((out / "results.json").read_text())["n-samples"]["cvbench"] == {"original": 24, "effective": 12}
+    assert {(doc["source"], doc["task"]) for doc in samples} == {
+        (row["source"], row["task"]) for row in ROWS
+    }
+    assert json.loads((out / "results.json").read_text())["n-samples"]["cvbench"] == {
+        "original": 24,
+        "effective": 12,
+    }
 
 
 def numbers_of(out, task="cvbench"):
@@ -178,24 +212,55 @@ def test_with_a_limit_the_rows_that_have_an_answer_are_scored(data, tmp_path, he
     done = here(*arguments, write(tmp_path / "ten.jsonl", ten), "--limit", 12)
     assert "note: 10 of 12 rows have an answer; the others are left out." in done.stdout
     assert (numbers_of(out)["n"], numbers_of(out)["acc_micro,strict"]) == (10, 0.6)
-    assert json.loads((out / "results.json").read_text())["n-samples"]["cvbench"] == {"original": 24, "effective": 10}
+    assert json.loads((out / "results.json").read_text())["n-samples"]["cvbench"] == {
+        "original": 24,
+        "effective": 10,
+    }
     # Half of 24 rows are 12 as well; more than there are is all of them.
     for limit, asked in ((0.5, 12), (24, 24), (1000, 24)):
-        assert f"note: 10 of {asked} rows have" in here(*arguments, tmp_path / "ten.jsonl", "--limit", limit).stdout
-    assert "no response for 14 of 24 docs" in here(*arguments, tmp_path / "ten.jsonl", code=2).stderr
+        assert (
+            f"note: 10 of {asked} rows have"
+            in here(*arguments, tmp_path / "ten.jsonl", "--limit", limit).stdout
+        )
+    assert (
+        "no response for 14 of 24 docs" in here(*arguments, tmp_path / "ten.jsonl", code=2).stderr
+    )
     none = here(*arguments, write(tmp_path / "none.jsonl", []), "--limit", 12, code=2)
     assert "has no response for 24 of 24 docs" in none.stderr
-    double = here(*arguments, write(tmp_path / "double.jsonl", ten + ten[:1]), "--limit", 12, code=2)
+    double = here(
+        *arguments, write(tmp_path / "double.jsonl", ten + ten[:1]), "--limit", 12, code=2
+    )
     assert "line 11: doc_id 14 was answered in line 1 already" in double.stderr
-    more = here(*arguments, write(tmp_path / "more.jsonl", [{"doc_id": 24, "response": "x"}]), "--limit", 12, code=2)
+    more = here(
+        *arguments,
+        write(tmp_path / "more.jsonl", [{"doc_id": 24, "response": "x"}]),
+        "--limit",
+        12,
+        code=2,
+    )
     assert "there is no doc_id 24 in the data" in more.stderr
 
 
 def test_with_a_limit_the_seed_chooses_among_more_rows(data, tmp_path, here):
     def taken(file, seed):
         out = tmp_path / "out"
-        here("cvbench", "--predictions", file, "--data", data, "--limit", 12, "--seed", seed, "--output", out)
-        return [json.loads(line)["doc_id"] for line in (out / "samples_cvbench.jsonl").read_text().splitlines()]
+        here(
+            "cvbench",
+            "--predictions",
+            file,
+            "--data",
+            data,
+            "--limit",
+            12,
+            "--seed",
+            seed,
+            "--output",
+            out,
+        )
+        return [
+            json.loads(line)["doc_id"]
+            for line in (out / "samples_cvbench.jsonl").read_text().splitlines()
+        ]
 
     whole, some = list(responses(24)), write(tmp_path / "some.jsonl", list(responses(24))[4:])
     assert [len(taken(some, seed)) for seed in (0, 1)] == [12, 12]
@@ -209,7 +274,17 @@ def test_an_intersection_is_compared_on_the_rows_of_both(data, tmp_path, here):
     first = write(tmp_path / "a.jsonl", list(responses(20))[:22])
     second = write(tmp_path / "b.jsonl", list(responses(12))[4:])
     out = tmp_path / "out"
-    arguments = ("cvbench", "--predictions", first, "--data", data, "--output", out, "--compare", second)
+    arguments = (
+        "cvbench",
+        "--predictions",
+        first,
+        "--data",
+        data,
+        "--output",
+        out,
+        "--compare",
+        second,
+    )
     assert "no response for 2 of 24 docs" in here(*arguments, code=2).stderr
     done = here(*arguments, "--intersect")
     assert "note: 18 of 24 rows are in both; the others are left out." in done.stdout
@@ -222,16 +297,24 @@ def test_an_intersection_is_compared_on_the_rows_of_both(data, tmp_path, here):
     assert comparison["strict"]["mcnemar"]["only_this"] == 8
     whole = write(tmp_path / "whole.jsonl", responses(24))
     assert "no response for 4 of 24" in here(*arguments[:2], whole, *arguments[3:], code=2).stderr
-    assert "20 of 24 rows are in both" in here(*arguments[:2], whole, *arguments[3:], "--intersect").stdout
+    assert (
+        "20 of 24 rows are in both"
+        in here(*arguments[:2], whole, *arguments[3:], "--intersect").stdout
+    )
     apart = write(tmp_path / "apart.jsonl", list(responses(24))[22:])
     assert "no response for" in here(*arguments[:-1], apart, "--intersect", code=2).stderr
     assert "nothing to compare with" in here(*arguments[:-2], "--intersect", code=2).stderr
 
 
 def test_a_comparison_prints_the_difference_and_its_test(data, tmp_path):
-    better, worse = write(tmp_path / "a.jsonl", responses(20)), write(tmp_path / "b.jsonl", responses(12))
+    better, worse = (
+        write(tmp_path / "a.jsonl", responses(20)),
+        write(tmp_path / "b.jsonl", responses(12)),
+    )
     out = tmp_path / "out"
-    done = run("cvbench", "--predictions", better, "--data", data, "--compare", worse, "--output", out)
+    done = run(
+        "cvbench", "--predictions", better, "--data", data, "--compare", worse, "--output", out
+    )
     assert "8 / 0" in done.stdout
     assert "+33.33 ±" in done.stdout
     strict = json.loads((out / "results.json").read_text())["comparison"]["strict"]
@@ -243,18 +326,39 @@ def test_a_comparison_prints_the_difference_and_its_test(data, tmp_path):
 def test_the_prompt_tells_whether_responses_start_inside_the_reasoning(data, tmp_path):
     rows = [{"doc_id": i, "response": f"hm {row['answer']}"} for i, row in enumerate(ROWS)]
     file, out = write(tmp_path / "p.jsonl", rows), tmp_path / "out"
-    arguments = ["cvbench", "--predictions", file, "--data", data, "--scorer", "strict", "--output", out]
+    arguments = [
+        "cvbench",
+        "--predictions",
+        file,
+        "--data",
+        data,
+        "--scorer",
+        "strict",
+        "--output",
+        out,
+    ]
     run(*arguments)
-    assert json.loads((out / "results.json").read_text())["results"]["cvbench"]["acc_micro,strict"] == 1.0
+    assert (
+        json.loads((out / "results.json").read_text())["results"]["cvbench"]["acc_micro,strict"]
+        == 1.0
+    )
     done = run(*arguments, "--prompt", "visualthinker_base")
     numbers = json.loads((out / "results.json").read_text())["results"]["cvbench"]
     assert (numbers["acc_micro,strict"], numbers["answered,strict"]) == (0.0, 0.0)
-    assert "warning: strict finds an answer in only 0.0% of the responses (prompt: visualthinker_base)" in done.stdout
+    assert (
+        "warning: strict finds an answer in only 0.0% of the responses (prompt: visualthinker_base)"
+        in done.stdout
+    )
 
 
 def test_rows_with_errors_count_as_wrong_and_are_told_by_the_exit_code(data, tmp_path):
-    rows = [{"doc_id": 5, "error": "out of memory"} if row["doc_id"] == 5 else row for row in responses(24)]
-    done = run("cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data, code=1)
+    rows = [
+        {"doc_id": 5, "error": "out of memory"} if row["doc_id"] == 5 else row
+        for row in responses(24)
+    ]
+    done = run(
+        "cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data, code=1
+    )
     assert "errors 1" in done.stdout
     assert "the first is doc_id 5: out of memory" in done.stdout
     assert "95.83 ±" in done.stdout  # 23 of 24
@@ -262,7 +366,10 @@ def test_rows_with_errors_count_as_wrong_and_are_told_by_the_exit_code(data, tmp
 
 def test_truncation_is_a_share_of_the_rows_that_record_how_they_ended(data, tmp_path):
     endings = ["length", "stop", "stop", "stop"]
-    rows = [row | ({"finish_reason": endings[row["doc_id"]]} if row["doc_id"] < 4 else {}) for row in responses(24)]
+    rows = [
+        row | ({"finish_reason": endings[row["doc_id"]]} if row["doc_id"] < 4 else {})
+        for row in responses(24)
+    ]
     done = run("cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data)
     assert "truncated 25.00%" in done.stdout
 
@@ -327,9 +434,25 @@ def test_repeated_answers_of_a_file(data, tmp_path, here):
     assert "n = 24 x 2 answers (avg@2)" in done.stdout
     assert "pass@2" in done.stdout
     numbers = json.loads((out / "results.json").read_text())["results"]["cvbench"]
-    assert (numbers["acc_micro,strict"], numbers["acc_pass@1,strict"], numbers["acc_pass@2,strict"]) == (0.5, 0.5, 1.0)
+    assert (
+        numbers["acc_micro,strict"],
+        numbers["acc_pass@1,strict"],
+        numbers["acc_pass@2,strict"],
+    ) == (0.5, 0.5, 1.0)
     other = write(tmp_path / "q.jsonl", [row | {"response": "(F)"} for row in rows])
-    done = here("cvbench", "--predictions", file, "--data", data, "--repeats", 2, "--compare", other, "--output", out)
+    done = here(
+        "cvbench",
+        "--predictions",
+        file,
+        "--data",
+        data,
+        "--repeats",
+        2,
+        "--compare",
+        other,
+        "--output",
+        out,
+    )
     assert "+50.00" in done.stdout  # paired by doc and sample
     comparison = json.loads((out / "results.json").read_text())["comparison"]["strict"]
     assert comparison["diff_micro"]["value"] == 0.5
@@ -345,27 +468,46 @@ def test_repeated_answers_of_a_file(data, tmp_path, here):
 
 def test_a_samples_file_of_lmms_eval_is_scored(data, tmp_path, here):
     rows = [
-        {"doc_id": i, "target": "x", "resps": [[row["answer"]]], "filtered_resps": ["x"]} for i, row in enumerate(ROWS)
+        {"doc_id": i, "target": "x", "resps": [[row["answer"]]], "filtered_resps": ["x"]}
+        for i, row in enumerate(ROWS)
     ]
     done = here("cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data)
     assert "100.00 ± 0.00" in done.stdout
     twice = [row | {"resps": [row["resps"][0] * 2]} for row in rows]
-    done = here("cvbench", "--predictions", write(tmp_path / "p.jsonl", twice), "--data", data, "--repeats", 2)
+    done = here(
+        "cvbench",
+        "--predictions",
+        write(tmp_path / "p.jsonl", twice),
+        "--data",
+        data,
+        "--repeats",
+        2,
+    )
     assert "x 2 answers" in done.stdout
     none = [row | {"resps": []} for row in rows]
-    done = here("cvbench", "--predictions", write(tmp_path / "p.jsonl", none), "--data", data, code=2)
+    done = here(
+        "cvbench", "--predictions", write(tmp_path / "p.jsonl", none), "--data", data, code=2
+    )
     assert "line 1: 'response' is None. Allowed is str" in done.stderr
 
 
 def test_the_answers_on_which_scorers_disagree_are_shown(data, tmp_path, here):
     rows = [row | {"response": f"<answer>{row['response']}</answer>"} for row in responses(18)]
     done = here(
-        "cvbench", "--predictions", write(tmp_path / "p.jsonl", rows), "--data", data, "--scorer", "strict,lmms"
+        "cvbench",
+        "--predictions",
+        write(tmp_path / "p.jsonl", rows),
+        "--data",
+        data,
+        "--scorer",
+        "strict,lmms",
     )
     assert "scorers disagree on 18 of 24 answers" in done.stdout
     line = next(line for line in done.stdout.splitlines() if "doc 0, gold" in line)
     assert [cell.strip() for cell in line.split("│")[1:4]] == ["18", "1", "0"]
-    agreed = here("cvbench", "--predictions", write(tmp_path / "p.jsonl", responses(18)), "--data", data)
+    agreed = here(
+        "cvbench", "--predictions", write(tmp_path / "p.jsonl", responses(18)), "--data", data
+    )
     assert "disagree" not in agreed.stdout
 
 
@@ -380,10 +522,16 @@ def test_a_samples_file_is_scored_again_without_the_data(data, tmp_path, here):
 
 
 def test_errors_may_be_allowed(data, tmp_path, here):
-    rows = [{"doc_id": 5, "error": "out of memory"} if row["doc_id"] == 5 else row for row in responses(24)]
+    rows = [
+        {"doc_id": 5, "error": "out of memory"} if row["doc_id"] == 5 else row
+        for row in responses(24)
+    ]
     file = write(tmp_path / "p.jsonl", rows)
     here("cvbench", "--predictions", file, "--data", data, code=1)
-    assert "errors 1" in here("cvbench", "--predictions", file, "--data", data, "--allow-errors").stdout
+    assert (
+        "errors 1"
+        in here("cvbench", "--predictions", file, "--data", data, "--allow-errors").stdout
+    )
 
 
 def test_a_gold_that_strict_refuses_stops_everything_or_is_an_error_row(tmp_path, here):
@@ -395,13 +543,16 @@ def test_a_gold_that_strict_refuses_stops_everything_or_is_an_error_row(tmp_path
     rows[2]["ground_truth"] = "see the figure"
     write(file, rows)
     answers = write(
-        tmp_path / "p.jsonl", [{"doc_id": i, "response": row["ground_truth"]} for i, row in enumerate(rows)]
+        tmp_path / "p.jsonl",
+        [{"doc_id": i, "response": row["ground_truth"]} for i, row in enumerate(rows)],
     )
     done = here("geoqa", "--predictions", answers, "--data", folder, code=2)
     assert "Doc 2 of geoqa: the scorer 'strict' does not accept the right answer" in done.stderr
     done = here("geoqa", "--predictions", answers, "--data", folder, "--allow-errors")
     assert "errors 1" in done.stdout
-    assert "the first is doc_id 2: Doc 2 of geoqa: the scorer 'strict' does not accept" in done.stdout
+    assert (
+        "the first is doc_id 2: Doc 2 of geoqa: the scorer 'strict' does not accept" in done.stdout
+    )
 
 
 def test_a_gold_that_strict_alone_refuses_counts_under_the_published_rule(tmp_path, here):
@@ -412,16 +563,40 @@ def test_a_gold_that_strict_alone_refuses_counts_under_the_published_rule(tmp_pa
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows[0]["ground_truth"] = "5 or 6"  # which of the two? the published rule takes the last number
     write(file, rows)
-    answers = write(tmp_path / "p.jsonl", [{"doc_id": i, "response": "6" if i == 0 else "?"} for i in range(len(rows))])
-    arguments = ("geoqa", "--predictions", answers, "--data", folder, "--scorer", "strict,official", "--output", out)
+    answers = write(
+        tmp_path / "p.jsonl",
+        [{"doc_id": i, "response": "6" if i == 0 else "?"} for i in range(len(rows))],
+    )
+    arguments = (
+        "geoqa",
+        "--predictions",
+        answers,
+        "--data",
+        folder,
+        "--scorer",
+        "strict,official",
+        "--output",
+        out,
+    )
     assert "Doc 0 of geoqa: the scorer 'strict' does not accept" in here(*arguments, code=2).stderr
     assert "errors 1" in here(*arguments, "--allow-errors").stdout
-    (first, *_) = (json.loads(line) for line in (out / "samples_geoqa.jsonl").read_text().splitlines())
+    (first, *_) = (
+        json.loads(line) for line in (out / "samples_geoqa.jsonl").read_text().splitlines()
+    )
     assert first["scores"]["official"]["score"] == 1
     assert first["scores"]["strict"]["score"] == 0
-    assert first["scores"]["strict"]["notes"].startswith("error: Doc 0 of geoqa: the scorer 'strict' does not accept")
+    assert first["scores"]["strict"]["notes"].startswith(
+        "error: Doc 0 of geoqa: the scorer 'strict' does not accept"
+    )
     assert first["response"] == "6"
-    done = here("geoqa", "--predictions", out / "samples_geoqa.jsonl", "--scorer", "official", "--allow-errors")
+    done = here(
+        "geoqa",
+        "--predictions",
+        out / "samples_geoqa.jsonl",
+        "--scorer",
+        "official",
+        "--allow-errors",
+    )
     assert "errors 0" in done.stdout
 
 
@@ -439,11 +614,19 @@ def test_the_answer_may_be_an_article(tmp_path, here, name, gold):
     }
     data, out = tmp_path / "validation.parquet", tmp_path / "out"
     pq.write_table(pa.Table.from_pylist([row, {**row, "answers": ["red"] * 10}]), data)
-    for response, strict, official in ((gold, 1, 1), (f"<answer>{gold}</answer>", 1, 0), ("", 0, 0)):
-        answers = write(tmp_path / "p.jsonl", [{"doc_id": 0, "response": response}, {"doc_id": 1, "response": gold}])
+    for response, strict, official in (
+        (gold, 1, 1),
+        (f"<answer>{gold}</answer>", 1, 0),
+        ("", 0, 0),
+    ):
+        answers = write(
+            tmp_path / "p.jsonl",
+            [{"doc_id": 0, "response": response}, {"doc_id": 1, "response": gold}],
+        )
         here(name, "--predictions", answers, "--data", data, "--output", out)
         (first, second) = (
-            json.loads(line)["scores"] for line in (out / f"samples_{name}.jsonl").read_text().splitlines()
+            json.loads(line)["scores"]
+            for line in (out / f"samples_{name}.jsonl").read_text().splitlines()
         )
         assert (first["strict"]["score"], first["official"]["score"]) == (strict, official)
         assert (second["strict"]["score"], second["official"]["score"]) == (0, 0)
@@ -454,14 +637,19 @@ def test_the_ceiling_of_a_published_rule_is_shown(tmp_path, here):
     from benchmark_data.r1v import GOLDS
 
     folder, out = WRITERS["geoqa"](tmp_path / "data"), tmp_path / "out"
-    answers = write(tmp_path / "p.jsonl", [{"doc_id": i, "response": gold} for i, (gold, _, _) in enumerate(GOLDS)])
+    answers = write(
+        tmp_path / "p.jsonl",
+        [{"doc_id": i, "response": gold} for i, (gold, _, _) in enumerate(GOLDS)],
+    )
     done = here("geoqa", "--predictions", answers, "--data", folder, "--output", out)
     (line,) = (line for line in done.stdout.splitlines() if "ceiling: mean score" in line)
     assert [cell.strip() for cell in line.split("│")[2:4]] == ["100.00", "90.00"]
     numbers = json.loads((out / "results.json").read_text())["results"]["geoqa"]
     assert numbers["ceiling,strict"] == 1
     # The rule cannot read a root over 2 at all. Golds of the others it misreads, but in an answer in the same way.
-    assert numbers["ceiling,official"] == numbers["acc,official"] == pytest.approx(1 - 1 / len(GOLDS))
+    assert (
+        numbers["ceiling,official"] == numbers["acc,official"] == pytest.approx(1 - 1 / len(GOLDS))
+    )
 
 
 @pytest.mark.parametrize("name", ["chartqa", "docvqa"])
@@ -472,8 +660,13 @@ def test_a_score_that_was_reached_is_not_above_the_ceiling(tmp_path, here, name)
     from gpg_vl.eval.tasks import tasks
 
     folder, out = WRITERS[name](tmp_path / "data"), tmp_path / "out"
-    rows = [{"doc_id": doc.doc_id, "response": doc.gold} for doc in tasks.get(name)().load(folder, images=False)]
-    done = here(name, "--predictions", write(tmp_path / "p.jsonl", rows), "--data", folder, "--output", out)
+    rows = [
+        {"doc_id": doc.doc_id, "response": doc.gold}
+        for doc in tasks.get(name)().load(folder, images=False)
+    ]
+    done = here(
+        name, "--predictions", write(tmp_path / "p.jsonl", rows), "--data", folder, "--output", out
+    )
     numbers = json.loads((out / "results.json").read_text())["results"][name]
     assert numbers["acc,official"] == numbers["ceiling,official"] == 1
     assert "ceiling" not in done.stdout  # there is none to speak of
@@ -489,7 +682,9 @@ def test_masks_bring_the_scorers_of_masks(tmp_path, here):
     plain = write(tmp_path / "p.jsonl", boxes)
     done = here("lisa", "--predictions", plain, "--data", folder)
     assert "official" not in done.stdout
-    done = here("lisa", "--predictions", plain, "--data", folder, "--scorer", "strict,official", code=2)
+    done = here(
+        "lisa", "--predictions", plain, "--data", folder, "--scorer", "strict,official", code=2
+    )
     assert "The scorers official of lisa compare segmentations, and there are none" in done.stderr
     masked = [box | {"mask": encode(reasonseg.mask())} for box in boxes[:3]]
     file = write(tmp_path / "m.jsonl", [*masked, boxes[3]])
@@ -507,10 +702,22 @@ def test_the_convention_of_boxes_is_said_and_never_guessed(tmp_path, here):
     from benchmark_data import refcoco
 
     folder, out = refcoco.write("refcoco", tmp_path / "data"), tmp_path / "out"
-    pixels = write(tmp_path / "p.jsonl", [{"doc_id": i, "response": "[10, 5, 50, 25]"} for i in range(12)])
+    pixels = write(
+        tmp_path / "p.jsonl", [{"doc_id": i, "response": "[10, 5, 50, 25]"} for i in range(12)]
+    )
     done = here("refcoco", "--predictions", pixels, "--data", folder)
     assert "coordinates: rel1000" in done.stdout  # what is assumed is printed
-    done = here("refcoco", "--predictions", pixels, "--data", folder, "--coordinates", "abs_orig", "--output", out)
+    done = here(
+        "refcoco",
+        "--predictions",
+        pixels,
+        "--data",
+        folder,
+        "--coordinates",
+        "abs_orig",
+        "--output",
+        out,
+    )
     numbers = json.loads((out / "results.json").read_text())["results"]["refcoco"]
     assert (numbers["acc,strict"], numbers["acc_mIoU,strict"]) == (1, 1)
     # Read again alone, as it was declared.
@@ -529,17 +736,36 @@ def test_images_may_lie_elsewhere(tmp_path, here):
     (folder / "Geo170K").rename(tmp_path / "elsewhere" / "Geo170K")
     docs = tasks.get("geoqa")().load(folder, root=tmp_path / "elsewhere")
     assert {doc.root for doc in docs} == {tmp_path / "elsewhere"}
-    here("geoqa", "--predictions", "absent", "--data", folder, "--images", tmp_path / "elsewhere", code=2)
+    here(
+        "geoqa",
+        "--predictions",
+        "absent",
+        "--data",
+        folder,
+        "--images",
+        tmp_path / "elsewhere",
+        code=2,
+    )
 
 
 def test_the_whole_list_has_size_metric_chance_and_source(here):
     out = here("--list").stdout
-    for text in ("cvbench", "test 2638", "lisa", "test 779, val 200", "mean box IoU", "1/102", "nyu-visionx/CV-Bench"):
+    for text in (
+        "cvbench",
+        "test 2638",
+        "lisa",
+        "test 779, val 200",
+        "mean box IoU",
+        "1/102",
+        "nyu-visionx/CV-Bench",
+    ):
         assert text in out
 
 
 @pytest.mark.parametrize("program", ["gpg_vl.eval", "gpg_vl eval"])
-@pytest.mark.parametrize("rest", [["--list"], ["--help"], ["cvbench", "--predictions", "P", "--data", "D"]])
+@pytest.mark.parametrize(
+    "rest", [["--list"], ["--help"], ["cvbench", "--predictions", "P", "--data", "D"]]
+)
 def test_it_ends_quietly_when_the_reader_leaves(data, tmp_path, program, rest):
     files = {"P": str(write(tmp_path / "p.jsonl", responses(20))), "D": str(data)}
     command = [sys.executable, "-m", *program.split(), *(files.get(word, word) for word in rest)]
@@ -568,33 +794,81 @@ def test_a_broken_pipe_to_somebody_else_is_no_reader_that_left(capfd):
 def test_flags_without_an_effect_are_named(data, tmp_path):
     file = write(tmp_path / "p.jsonl", responses(24))
     done = run("cvbench", "--predictions", file, "--data", data, "--batch-size", 4)
-    assert done.stderr == "note: --batch-size has no effect with --predictions, where nothing is generated.\n"
+    assert (
+        done.stderr
+        == "note: --batch-size has no effect with --predictions, where nothing is generated.\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "No benchmark was named. Known: aime24, amc23, blink"),
-        (["cvbech", "--predictions", "P", "--data", "D"], "no eval task called 'cvbech'. Did you mean 'cvbench'?"),
+        (
+            ["cvbech", "--predictions", "P", "--data", "D"],
+            "no eval task called 'cvbech'. Did you mean 'cvbench'?",
+        ),
         (["cvbench", "--data", "D"], "Name a checkpoint with --model DIR, or a file of responses"),
         (["cvbench", "--model", "M"], "Name the benchmark's file or folder with --data PATH"),
         (["cvbench", "--predictions", "P"], "p.jsonl, line 1: the row does not carry its question"),
-        (["cvbench", "--predictions", "P", "--model", "M", "--data", "D"], "not allowed with argument --predictions"),
-        (["cvbench", "--predictions", "P", "--data", "D", "--scorer", "strct"], "Did you mean 'strict'?"),
+        (
+            ["cvbench", "--predictions", "P", "--model", "M", "--data", "D"],
+            "not allowed with argument --predictions",
+        ),
+        (
+            ["cvbench", "--predictions", "P", "--data", "D", "--scorer", "strct"],
+            "Did you mean 'strict'?",
+        ),
         (["cvbench", "--predictions", "P", "--data", "D", "--scorer", ""], "no scorer called ''"),
-        (["cvbench", "--predictions", "P", "--data", "D", "--prompt", "lms"], "Did you mean 'lmms'?"),
-        (["cvbench", "--predictions", "P", "--data", "D", "--limit", "few"], "'few' is no number; give rows (200) or"),
-        (["cvbench", "--predictions", "P", "--data", "D", "--limit", "0"], "The limit is 0. Allowed is"),
-        (["cvbench", "--predictions", "P", "--data", "D", "--max-new-tokens", "0"], "max_new_tokens is 0"),
-        (["cvbench", "--predictions", "P", "--data", "absent"], "There is no CV-Bench data at absent"),
-        (["cvbench", "--predictions", "absent", "--data", "D"], "The predictions file absent cannot be read"),
-        (["cvbench", "--predictions", "P", "--data", "D", "--compare", "absent"], "The predictions file absent cannot"),
+        (
+            ["cvbench", "--predictions", "P", "--data", "D", "--prompt", "lms"],
+            "Did you mean 'lmms'?",
+        ),
+        (
+            ["cvbench", "--predictions", "P", "--data", "D", "--limit", "few"],
+            "'few' is no number; give rows (200) or",
+        ),
+        (
+            ["cvbench", "--predictions", "P", "--data", "D", "--limit", "0"],
+            "The limit is 0. Allowed is",
+        ),
+        (
+            ["cvbench", "--predictions", "P", "--data", "D", "--max-new-tokens", "0"],
+            "max_new_tokens is 0",
+        ),
+        (
+            ["cvbench", "--predictions", "P", "--data", "absent"],
+            "There is no CV-Bench data at absent",
+        ),
+        (
+            ["cvbench", "--predictions", "absent", "--data", "D"],
+            "The predictions file absent cannot be read",
+        ),
+        (
+            ["cvbench", "--predictions", "P", "--data", "D", "--compare", "absent"],
+            "The predictions file absent cannot",
+        ),
         (["cvbench", "--model", "absent", "--data", "D"], "There is no checkpoint folder absent"),
-        (["cvbench", "--predictions", "SHORT", "--data", "D"], "no response for 4 of 24 docs (doc_id 20, 21, 22, 23)"),
-        (["cvbench", "--predictions", "P", "--data", "D", "--compare", "SHORT"], "no response for 4 of 24 docs"),
-        (["cvbench", "--predictions", "BROKEN", "--data", "D"], "line 2: the line is not a JSON object"),
-        (["cvbench", "--predictions", "DOUBLE", "--data", "D"], "line 25: doc_id 0 was answered in line 1 already"),
-        (["cvbench", "--predictions", "MORE", "--data", "D"], "line 25: there is no doc_id 24 in the data"),
+        (
+            ["cvbench", "--predictions", "SHORT", "--data", "D"],
+            "no response for 4 of 24 docs (doc_id 20, 21, 22, 23)",
+        ),
+        (
+            ["cvbench", "--predictions", "P", "--data", "D", "--compare", "SHORT"],
+            "no response for 4 of 24 docs",
+        ),
+        (
+            ["cvbench", "--predictions", "BROKEN", "--data", "D"],
+            "line 2: the line is not a JSON object",
+        ),
+        (
+            ["cvbench", "--predictions", "DOUBLE", "--data", "D"],
+            "line 25: doc_id 0 was answered in line 1 already",
+        ),
+        (
+            ["cvbench", "--predictions", "MORE", "--data", "D"],
+            "line 25: there is no doc_id 24 in the data",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(data, tmp_path, arguments, message):

@@ -22,12 +22,26 @@ from gpg_vl.training.evaluation import make_evaluation
 
 
 def run(name, model, data, out, *more, code=0, tokens=4):
-    arguments = [name, "--model", model, "--data", data, "--output", out, "--max-new-tokens", tokens, *more]
+    arguments = [
+        name,
+        "--model",
+        model,
+        "--data",
+        data,
+        "--output",
+        out,
+        "--max-new-tokens",
+        tokens,
+        *more,
+    ]
     assert main([str(one) for one in arguments]) == code
 
 
 def log_of(out):
-    return [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 @pytest.mark.parametrize("name", ["blink", "mmmu", "geometry3k", "geoqa"])
@@ -41,7 +55,11 @@ def test_several_pictures_are_shown_in_order(name, tiny_checkpoint, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["results"][name]["errors"] == 0
     config = results["config"]
-    assert (config["prompt"], config["repetition_penalty"], config["padding_side"]) == ("plain", 1.0, None)
+    assert (config["prompt"], config["repetition_penalty"], config["padding_side"]) == (
+        "plain",
+        1.0,
+        None,
+    )
     assert config["revision"] is None  # a folder that is no commit of the hub
 
 
@@ -53,18 +71,43 @@ def test_text_alone_needs_no_vision(text_checkpoint, tmp_path):
 
 def test_repeated_answers_are_drawn_once_per_doc_and_the_same_again(text_checkpoint, tmp_path):
     data = WRITERS["aime24"](tmp_path / "data")
-    warm = ("--repeats", 4, "--temperature", 1.0, "--top-p", 0.9, "--top-k", 50, "--prompt", "plain")
+    warm = (
+        "--repeats",
+        4,
+        "--temperature",
+        1.0,
+        "--top-p",
+        0.9,
+        "--top-k",
+        50,
+        "--prompt",
+        "plain",
+    )
     for out in ("one", "two"):
         run("aime24", text_checkpoint, data, tmp_path / out, *warm)
     log = log_of(tmp_path / "one")
-    assert [(row["doc_id"], row["sample"]) for row in log] == [(d, s) for d in range(3) for s in range(4)]
+    assert [(row["doc_id"], row["sample"]) for row in log] == [
+        (d, s) for d in range(3) for s in range(4)
+    ]
     assert len({row["response"] for row in log if row["doc_id"] == 0}) > 1
     assert [row["response"] for row in log] == [row["response"] for row in log_of(tmp_path / "two")]
     numbers = json.loads((tmp_path / "one" / "results.json").read_text())["results"]["aime24"]
     assert (numbers["n"], numbers["repeats"]) == (3, 4)
-    assert {"acc_avg@4,strict", "acc_pass@1,strict", "acc_pass@2,strict", "acc_pass@4,strict"} <= numbers.keys()
+    assert {
+        "acc_avg@4,strict",
+        "acc_pass@1,strict",
+        "acc_pass@2,strict",
+        "acc_pass@4,strict",
+    } <= numbers.keys()
     # A run over the finished log asks nothing, and so does one with fewer repeats.
-    run("aime24", tmp_path_without_weights(text_checkpoint, tmp_path), data, tmp_path / "one", *warm, code=2)
+    run(
+        "aime24",
+        tmp_path_without_weights(text_checkpoint, tmp_path),
+        data,
+        tmp_path / "one",
+        *warm,
+        code=2,
+    )
 
 
 def tmp_path_without_weights(checkpoint, tmp_path):
@@ -79,16 +122,24 @@ def test_boxes_are_asked_in_the_models_own_convention(tiny_checkpoint, tmp_path,
     data = WRITERS["refcoco"](tmp_path / "data") / "data" / "testA-00000-of-00001.parquet"
     run("refcoco", tiny_checkpoint, data, tmp_path / "out")
     assert "coordinates: rel1000" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["config"]["coordinates"] == "rel1000"
+    assert (
+        json.loads((tmp_path / "out" / "results.json").read_text())["config"]["coordinates"]
+        == "rel1000"
+    )
     run("refcoco", tiny_checkpoint, data, tmp_path / "out", "--prompt", "lmms_rec")
     assert "coordinates: rel1   " in capsys.readouterr().out.replace("\n", "   ")
 
 
-def test_a_damaged_picture_stops_a_run_by_name_or_is_an_error_row(tiny_checkpoint, tmp_path, capsys):
+def test_a_damaged_picture_stops_a_run_by_name_or_is_an_error_row(
+    tiny_checkpoint, tmp_path, capsys
+):
     data = WRITERS["superclevr"](tmp_path / "data")
     (data / "images" / "superCLEVR_new_000002.png").write_bytes(picture(1)[:60])
     run("superclevr", tiny_checkpoint, data, tmp_path / "out", code=2)
-    assert "Doc 2 of superclevr cannot be asked: The embedded image of 60 bytes" in capsys.readouterr().err
+    assert (
+        "Doc 2 of superclevr cannot be asked: The embedded image of 60 bytes"
+        in capsys.readouterr().err
+    )
     run("superclevr", tiny_checkpoint, data, tmp_path / "out", "--allow-errors")
     out = capsys.readouterr().out
     assert "errors 1" in out
@@ -108,7 +159,9 @@ def test_an_image_that_is_too_thin_fails_alone(tiny_checkpoint, tmp_path):
     assert "200 times as long as wide" in answers[1].reason
 
 
-def test_an_unknown_engine_is_named_and_greedy_repeats_are_refused(tiny_checkpoint, tmp_path, capsys):
+def test_an_unknown_engine_is_named_and_greedy_repeats_are_refused(
+    tiny_checkpoint, tmp_path, capsys
+):
     data = WRITERS["superclevr"](tmp_path / "data")
     run("superclevr", tiny_checkpoint, data, tmp_path / "out", "--engine", "vlm", code=2)
     assert "There is no engine called 'vlm'. " in capsys.readouterr().err

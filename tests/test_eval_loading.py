@@ -38,7 +38,8 @@ def test_a_folder_without_the_split_is_refused_by_what_it_holds(tmp_path):
     assert tables(tmp_path, name="Set", split="test") == (tmp_path / "a.jsonl",)
     write_jsonl(tmp_path / "b.jsonl", [{"x": 1}])
     with pytest.raises(
-        UserError, match=r"holds a\.jsonl, b\.jsonl. A Set folder holds test-\*\.parquet or test\.jsonl"
+        UserError,
+        match=r"holds a\.jsonl, b\.jsonl. A Set folder holds test-\*\.parquet or test\.jsonl",
     ):
         tables(tmp_path, name="Set", split="test")
     with pytest.raises(UserError, match="There is no Set data at"):
@@ -49,7 +50,11 @@ def test_what_a_recipe_wrote_is_found_by_its_folder_or_its_split(tmp_path):
     for split in ("train", "test"):
         for part in (1, 0):
             write_jsonl(tmp_path / split / f"part-{part:05}.jsonl", [{"from": f"{split} {part}"}])
-    for path, found in ((tmp_path, "test"), (tmp_path / "test", "test"), (tmp_path / "train", "train")):
+    for path, found in (
+        (tmp_path, "test"),
+        (tmp_path / "test", "test"),
+        (tmp_path / "train", "train"),
+    ):
         rows = rows_of(tables(path, name="Set", split="test"), required=("from",))
         assert [row["from"] for row, _ in rows] == [f"{found} 0", f"{found} 1"]
 
@@ -57,9 +62,17 @@ def test_what_a_recipe_wrote_is_found_by_its_folder_or_its_split(tmp_path):
 @pytest.mark.parametrize("group", [10, 200])
 def test_a_table_of_pictures_is_never_in_memory_as_a_whole(tmp_path, group):
     """40 MB of pictures, in many row groups or in one, cost what a few rows of them need."""
-    pictures = [{"image": {"bytes": bytes([n]) + random.Random(n).randbytes(200_000)}} for n in range(200)]
+    pictures = [
+        {"image": {"bytes": bytes([n]) + random.Random(n).randbytes(200_000)}} for n in range(200)
+    ]
     file = tmp_path / "test.parquet"
-    pq.write_table(pa.Table.from_pylist(pictures), file, row_group_size=group, compression="none", write_batch_size=8)
+    pq.write_table(
+        pa.Table.from_pylist(pictures),
+        file,
+        row_group_size=group,
+        compression="none",
+        write_batch_size=8,
+    )
     before, firsts, held = pa.total_allocated_bytes(), [], []
     for row in read_rows(file, required=("image",)):
         firsts.append(row["image"]["bytes"][0])
@@ -81,7 +94,9 @@ def test_rows_are_numbered_in_their_own_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "other"), [("gsm8k", "socratic"), ("docvqa", "InfographicVQA")], ids=["gsm8k", "docvqa"]
+    ("task", "other"),
+    [("gsm8k", "socratic"), ("docvqa", "InfographicVQA")],
+    ids=["gsm8k", "docvqa"],
 )
 def test_another_config_of_the_same_download_is_left_alone(task, other, tmp_path):
     folder = WRITERS[task](tmp_path)
@@ -107,7 +122,13 @@ def test_mmmu_shows_the_pictures_that_its_text_names(tmp_path):
     assert docs[1].example.images == (picture(11), picture(12))
     assert docs[0].example.choices == ("$6", "$7", "$8", "$9")
     assert docs[0].example.prompt == "<image 1> What is the profit?\nA. $6\nB. $7\nC. $8\nD. $9"
-    assert [doc.columns["subject"] for doc in docs] == ["Accounting", "Art_Theory", "Math", "Music", "Physics"]
+    assert [doc.columns["subject"] for doc in docs] == [
+        "Accounting",
+        "Art_Theory",
+        "Math",
+        "Music",
+        "Physics",
+    ]
     assert [doc.columns["domain"] for doc in docs][:2] == ["Business", "Art and Design"]
     assert docs[4].columns["golds"] == ["Ohm", "Ohm's law"]
     assert docs[2].columns["instruction"] == "Answer the question using a single word or phrase."
@@ -119,7 +140,9 @@ def test_mathverse_reads_options_out_of_the_question(tmp_path):
     assert docs[9].example.choices is None
     assert [doc.columns["problem_index"] for doc in docs] == ["0"] * 5 + ["1"] * 5
     assert [doc.columns["problem_version"] for doc in docs[:5]] == list(visual_math.VERSIONS)
-    assert docs[4].example.prompt.startswith("Please directly answer")  # the question itself stands in the picture
+    assert docs[4].example.prompt.startswith(
+        "Please directly answer"
+    )  # the question itself stands in the picture
 
 
 def test_mathvista_golds_are_letters_where_there_are_options(tmp_path):
@@ -143,20 +166,27 @@ def test_classes_come_from_the_list_of_names(tmp_path):
     names = virft.LISTS["flowers102"][2]
     assert [doc.gold for doc in docs] == [names[n % 4] for n in range(5)]
     assert docs[0].example.choices == names
-    assert docs[3].example.images == ("3.jpg",)  # the file name alone: the list was written on somebody else's disk
+    assert docs[3].example.images == (
+        "3.jpg",
+    )  # the file name alone: the list was written on somebody else's disk
     assert read_image(docs[3].example.images[0], root=docs[3].root) == picture(3, form="JPEG")
     assert task.load(tmp_path / "oxford_flowers.pth")[0].gold == names[0]
 
 
 def test_a_table_of_ones_own_needs_all_classes(tmp_path):
     task = tasks.get("pets37")()
-    rows = [{"image": "0.png", "solution": f"<answer>{name}</answer>"} for name in ("pug", "Abyssinian", "pug")]
+    rows = [
+        {"image": "0.png", "solution": f"<answer>{name}</answer>"}
+        for name in ("pug", "Abyssinian", "pug")
+    ]
     file = write_jsonl(tmp_path / "test.jsonl", rows)
     assert [doc.example.choices for doc in task.load(file)] == [("Abyssinian", "pug")] * 3
     (tmp_path / "classes.txt").write_text("pug\nBeagle\nAbyssinian\n", encoding="utf-8")
     assert task.load(file)[0].example.choices == ("pug", "Beagle", "Abyssinian")
     (tmp_path / "classes.txt").write_text("pug\nBeagle\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"the class 'Abyssinian' is not among the 2 classes\. List all of them in"):
+    with pytest.raises(
+        UserError, match=r"the class 'Abyssinian' is not among the 2 classes\. List all of them in"
+    ):
         task.load(file)
     (tmp_path / "classes.txt").write_text("pug\nPug\nAbyssinian\n", encoding="utf-8")
     with pytest.raises(UserError, match="names 3 classes, of which some are the same"):
@@ -195,12 +225,21 @@ def test_a_list_of_images_cannot_run_code(tmp_path, monkeypatch):
 def broken(task, folder, **cells):
     """The benchmark with other cells in its last row, as JSONL."""
     (file, *_) = tasks.get(task)().files(WRITERS[task](folder))
-    rows = pq.read_table(file).to_pylist() if file.suffix == ".parquet" else [json.loads(x) for x in open_lines(file)]
+    rows = (
+        pq.read_table(file).to_pylist()
+        if file.suffix == ".parquet"
+        else [json.loads(x) for x in open_lines(file)]
+    )
     for row in rows:
         for name, value in row.items():
             if isinstance(value, dict) and "bytes" in value:
                 row[name] = "a.png"
-            elif isinstance(value, list) and value and isinstance(value[0], dict) and "bytes" in value[0]:
+            elif (
+                isinstance(value, list)
+                and value
+                and isinstance(value[0], dict)
+                and "bytes" in value[0]
+            ):
                 row[name] = ["a.png"]
     rows[-1] |= cells
     return write_jsonl(folder / "broken" / "rows.jsonl", rows)
@@ -213,7 +252,11 @@ def open_lines(file):
 @pytest.mark.parametrize(
     ("task", "cells", "message"),
     [
-        ("geoqa", {"ground_truth": None}, "column 'ground_truth': the value is None. Allowed is a text"),
+        (
+            "geoqa",
+            {"ground_truth": None},
+            "column 'ground_truth': the value is None. Allowed is a text",
+        ),
         ("geoqa", {"image_path": "../a.png"}, "column 'image_path': .* a path below"),
         ("geoqa", {"image_path": "/etc/passwd"}, "column 'image_path': .* a path below"),
         ("superclevr", {"ground_truth": "many"}, "column 'ground_truth': .* a whole number"),
@@ -222,19 +265,43 @@ def open_lines(file):
         ("refcoco", {"bbox": [1, 2, 3]}, r"column 'bbox': .* \[left, top, width, height\]"),
         ("math500", {"solution": ""}, "column 'solution': .* a text"),
         ("gsm8k", {"answer": "72"}, "column 'answer': .* a solution that ends in"),
-        ("mathvista", {"answer_type": "date"}, "column 'answer_type': .* text, integer, float, list"),
-        ("mathvista", {"answer": ""}, "column 'answer': .* a text"),  # the test split hides its answers
-        ("mathvista", {"question_type": "multi_choice", "choices": ["1"]}, "column 'choices': .* 2 to 26 option texts"),
+        (
+            "mathvista",
+            {"answer_type": "date"},
+            "column 'answer_type': .* text, integer, float, list",
+        ),
+        (
+            "mathvista",
+            {"answer": ""},
+            "column 'answer': .* a text",
+        ),  # the test split hides its answers
+        (
+            "mathvista",
+            {"question_type": "multi_choice", "choices": ["1"]},
+            "column 'choices': .* 2 to 26 option texts",
+        ),
         (
             "mathvista",
             {"question_type": "multi_choice", "choices": ["1", "2"]},
             "column 'answer': .* one of the choices",
         ),
-        ("mathverse", {"question_type": "multi-choice", "answer": "5"}, "column 'answer': .* the letter of an option"),
+        (
+            "mathverse",
+            {"question_type": "multi-choice", "answer": "5"},
+            "column 'answer': .* the letter of an option",
+        ),
         ("mmmu", {"question_type": "essay"}, "column 'question_type': .* multiple-choice, open"),
         ("mmmu", {"options": "['a', 'b'"}, "column 'options': .* a list, or the text of one"),
-        ("mmmu", {"options": "__import__('os').getcwd()"}, "column 'options': .* a list, or the text of one"),
-        ("mmmu", {"question_type": "multiple-choice", "options": "['a', 'b']", "answer": "C"}, "'answer': .* A, B"),
+        (
+            "mmmu",
+            {"options": "__import__('os').getcwd()"},
+            "column 'options': .* a list, or the text of one",
+        ),
+        (
+            "mmmu",
+            {"question_type": "multiple-choice", "options": "['a', 'b']", "answer": "C"},
+            "'answer': .* A, B",
+        ),
         ("blink", {"answer": "hidden"}, r"column 'answer': .* \(A\), \(B\)"),
         ("blink", {"sub_task": "Colour"}, "column 'sub_task': .* Art_Style"),
         ("geometry3k", {"problem": None}, "column 'problem': .* a text"),
@@ -253,7 +320,9 @@ def test_a_wrong_cell_is_named_by_file_row_and_column(task, cells, message, tmp_
         tasks.get(task)().load(file)
 
 
-@pytest.mark.parametrize("task", [name for name in sorted(WRITERS) if name not in ("lisa", "digits", "cvbench")])
+@pytest.mark.parametrize(
+    "task", [name for name in sorted(WRITERS) if name not in ("lisa", "digits", "cvbench")]
+)
 def test_a_missing_column_names_file_and_column(task, tmp_path):
     if task in virft.LISTS:
         file = write_jsonl(tmp_path / "x.jsonl", [{"image": "a.png"}])
@@ -287,8 +356,16 @@ def test_a_turned_photograph_has_the_size_that_is_shown(tmp_path):
 
 
 def test_an_image_cell_is_bytes_a_struct_or_a_path_below_the_root(tmp_path):
-    (_, place) = next(rows_of([write_jsonl(tmp_path / "x.jsonl", [{"x": 1}])], required=(), root=tmp_path / "images"))
-    assert image_cell(b"x", "image", place) == image_cell({"bytes": b"x", "path": "p"}, "image", place) == b"x"
+    (_, place) = next(
+        rows_of(
+            [write_jsonl(tmp_path / "x.jsonl", [{"x": 1}])], required=(), root=tmp_path / "images"
+        )
+    )
+    assert (
+        image_cell(b"x", "image", place)
+        == image_cell({"bytes": b"x", "path": "p"}, "image", place)
+        == b"x"
+    )
     assert image_cell({"bytes": None, "path": "p.png"}, "image", place) == "p.png"
     assert place.root == tmp_path / "images"
     for wrong in (None, "", 3, "/p.png", "a/../../p.png"):
@@ -298,7 +375,13 @@ def test_an_image_cell_is_bytes_a_struct_or_a_path_below_the_root(tmp_path):
 
 def test_numbers_that_json_cannot_hold_do_not_stop_a_table(tmp_path):
     table = pa.table(
-        {"question": ["x"], "answer": ["14"], "image": [picture(1)], "type": ["human"], "odd": [float("nan")]}
+        {
+            "question": ["x"],
+            "answer": ["14"],
+            "image": [picture(1)],
+            "type": ["human"],
+            "odd": [float("nan")],
+        }
     )
     pq.write_table(table, tmp_path / "test.parquet")
     (doc,) = tasks.get("chartqa")().load(tmp_path)

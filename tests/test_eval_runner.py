@@ -18,7 +18,14 @@ from PIL import Image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Failed, Response
 from gpg_vl.eval.runner import evaluate, evaluate_responder, select
-from gpg_vl.eval.settings import generation_sha, model_revision, model_sha, prompt_sha, render, settings_for
+from gpg_vl.eval.settings import (
+    generation_sha,
+    model_revision,
+    model_sha,
+    prompt_sha,
+    render,
+    settings_for,
+)
 from gpg_vl.eval.task import Doc, stratum
 from gpg_vl.eval.tasks.cvbench import cvbench
 from gpg_vl.types import Example
@@ -70,7 +77,11 @@ class Model:
             if self.stop_after is not None and len(self.asked) == self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(example)
-            yield (Response(text="(A)", finish_reason="length" if example.id == "3" else "stop", n_tokens=4),)
+            yield (
+                Response(
+                    text="(A)", finish_reason="length" if example.id == "3" else "stop", n_tokens=4
+                ),
+            )
 
 
 def run(docs, log, model, settings=SETTINGS, sha="weights", **options):
@@ -89,7 +100,12 @@ def run(docs, log, model, settings=SETTINGS, sha="weights", **options):
 # --- which docs ---
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 3), st.randoms())
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=60),
+    st.integers(1, 70),
+    st.integers(0, 3),
+    st.randoms(),
+)
 @settings(max_examples=60)
 def test_a_limit_takes_every_stratum_in_proportion_whatever_the_order(places, limit, seed, random):
     docs = make_docs(len(places), [PLACES[i] for i in places])
@@ -103,7 +119,9 @@ def test_a_limit_takes_every_stratum_in_proportion_whatever_the_order(places, li
         assert counts[name] <= size
         assert abs(counts[name] - 1 - (rest * (size - 1) / left if left else 0)) < 1
     shuffled = random.sample(docs, len(docs))
-    assert {doc.doc_id for doc in select(TASK, shuffled, limit, seed)} == {doc.doc_id for doc in taken}
+    assert {doc.doc_id for doc in select(TASK, shuffled, limit, seed)} == {
+        doc.doc_id for doc in taken
+    }
     assert [doc.doc_id for doc in taken] == sorted(doc.doc_id for doc in taken)
 
 
@@ -124,7 +142,10 @@ def test_a_fraction_is_a_share_of_the_docs():
 
 @pytest.mark.parametrize("limit", [0, -3, 0.0, 1.5])
 def test_a_limit_out_of_range_is_refused(limit):
-    with pytest.raises(UserError, match=f"The limit is {limit}. Allowed is a whole number of docs from 1, or a frac"):
+    with pytest.raises(
+        UserError,
+        match=f"The limit is {limit}. Allowed is a whole number of docs from 1, or a frac",
+    ):
         select(TASK, make_docs(6), limit, 0)
 
 
@@ -135,7 +156,9 @@ def test_a_responder_is_asked_the_rendered_examples_in_order():
     model, docs = Model(), make_docs(6)
     results = evaluate_responder(TASK, docs, model, SETTINGS, {"strict": TASK.scorers["strict"]})
     assert model.asked == [render(SETTINGS, doc) for doc in docs]
-    assert model.asked[2].prompt[0].content.startswith("Question 2?\nAnswer with the option's letter")
+    assert (
+        model.asked[2].prompt[0].content.startswith("Question 2?\nAnswer with the option's letter")
+    )
     assert results.estimates["strict"]["micro"].value == 0.5
     assert (len(results.rows), results.errors, results.answered["strict"]) == (6, 0, 1.0)
     assert results.truncated == pytest.approx(1 / 6)
@@ -144,7 +167,9 @@ def test_a_responder_is_asked_the_rendered_examples_in_order():
 
 def test_a_responder_that_loses_an_answer_is_a_bug():
     with pytest.raises(ValueError, match="shorter"):
-        evaluate_responder(TASK, make_docs(3), lambda examples: Model()(examples[:2]), SETTINGS, TASK.scorers)
+        evaluate_responder(
+            TASK, make_docs(3), lambda examples: Model()(examples[:2]), SETTINGS, TASK.scorers
+        )
 
 
 def with_image(doc, name, root):
@@ -154,7 +179,10 @@ def with_image(doc, name, root):
 def test_a_doc_without_its_image_is_an_error_row_and_no_missing_row(tmp_path):
     docs = make_docs(6)
     (tmp_path / "there.png").write_bytes(picture(9))
-    docs[1], docs[3] = with_image(docs[1], "there.png", tmp_path), with_image(docs[3], "absent.png", tmp_path)
+    docs[1], docs[3] = (
+        with_image(docs[1], "there.png", tmp_path),
+        with_image(docs[3], "absent.png", tmp_path),
+    )
     model = Model()
     results = evaluate_responder(TASK, docs, model, SETTINGS, TASK.scorers)
     assert [example.id for example in model.asked] == ["0", "1", "2", "4", "5"]
@@ -181,8 +209,18 @@ def test_a_damaged_image_stops_the_run_by_name_or_is_an_error_row(tmp_path, cont
     docs[3] = with_image(docs[3], "3.png", tmp_path)
     if content is not None:
         (tmp_path / "3.png").write_bytes(content)
-    with pytest.raises(UserError, match=rf"Doc 3 of cvbench cannot be asked: .*{reason}.*--allow-errors"):
-        evaluate(TASK, docs, lambda: pytest.fail("a model was made"), SETTINGS, {}, log=log, model_sha="x")
+    with pytest.raises(
+        UserError, match=rf"Doc 3 of cvbench cannot be asked: .*{reason}.*--allow-errors"
+    ):
+        evaluate(
+            TASK,
+            docs,
+            lambda: pytest.fail("a model was made"),
+            SETTINGS,
+            {},
+            log=log,
+            model_sha="x",
+        )
     assert not log.exists()
     results = run(docs, log, Model(), allow_errors=True)
     assert (results.errors, results.docs, len(log.read_text().splitlines())) == (1, 6, 6)
@@ -205,7 +243,9 @@ def test_an_image_path_may_not_leave_its_folder(tmp_path):
 
 def test_what_fails_while_it_is_asked_stops_the_run_or_is_an_error_row(tmp_path):
     def half(examples):
-        return (Failed(reason="too thin") if e.id == "1" else (Response(text="(A)"),) for e in examples)
+        return (
+            Failed(reason="too thin") if e.id == "1" else (Response(text="(A)"),) for e in examples
+        )
 
     docs, log = make_docs(3), tmp_path / "predictions.jsonl"
     with pytest.raises(UserError, match="Doc 1 of cvbench cannot be asked: too thin"):
@@ -221,7 +261,10 @@ def test_repeated_answers_give_avg_at_k_and_unbiased_pass_at_k(tmp_path):
     right = {"0": "BBBB", "1": "BBBA", "2": "BBAA", "3": "AABB"}  # gold: B, A, B, A
 
     def model(examples):
-        return (tuple(Response(text=f"({letter})") for letter in right[example.id]) for example in examples)
+        return (
+            tuple(Response(text=f"({letter})") for letter in right[example.id])
+            for example in examples
+        )
 
     warm = replace(SETTINGS, temperature=1.0, repeats=4)
     results = run(make_docs(4), tmp_path / "p.jsonl", model, settings=warm)
@@ -234,7 +277,9 @@ def test_repeated_answers_give_avg_at_k_and_unbiased_pass_at_k(tmp_path):
     assert flat["acc_pass@2,strict"] == pytest.approx(1 - (0 + 3 / 6 + 1 / 6 + 1 / 6) / 4)
     assert flat["acc_pass@4,strict"] == 1.0
     assert "acc_avg@4,strict" in flat
-    assert [json.loads(line)["sample"] for line in (tmp_path / "p.jsonl").read_text().splitlines()] == [0, 1, 2, 3] * 4
+    assert [
+        json.loads(line)["sample"] for line in (tmp_path / "p.jsonl").read_text().splitlines()
+    ] == [0, 1, 2, 3] * 4
 
 
 def test_a_doc_is_drawn_with_all_of_its_answers(tmp_path):
@@ -242,7 +287,12 @@ def test_a_doc_is_drawn_with_all_of_its_answers(tmp_path):
         return (tuple(Response(text="(A)") for _ in range(50)) for _ in examples)
 
     once = run(make_docs(24), tmp_path / "one.jsonl", Model())
-    often = run(make_docs(24), tmp_path / "p.jsonl", model, settings=replace(SETTINGS, temperature=1.0, repeats=50))
+    often = run(
+        make_docs(24),
+        tmp_path / "p.jsonl",
+        model,
+        settings=replace(SETTINGS, temperature=1.0, repeats=50),
+    )
     for name in ("micro", "official"):
         assert often.estimates["strict"][name] == once.estimates["strict"][name]
     assert once.estimates["strict"]["micro"].stderr > 0.05
@@ -250,14 +300,22 @@ def test_a_doc_is_drawn_with_all_of_its_answers(tmp_path):
 
 def test_a_model_that_answers_too_few_times_is_a_bug(tmp_path):
     with pytest.raises(ValueError, match="Doc 0 was answered 1 times instead of 2"):
-        run(make_docs(2), tmp_path / "p.jsonl", Model(), settings=replace(SETTINGS, temperature=1.0, repeats=2))
+        run(
+            make_docs(2),
+            tmp_path / "p.jsonl",
+            Model(),
+            settings=replace(SETTINGS, temperature=1.0, repeats=2),
+        )
 
 
 def test_repeats_are_resumed_answer_by_answer(tmp_path):
     log, warm = tmp_path / "p.jsonl", replace(SETTINGS, temperature=1.0, repeats=3)
 
     def model(examples):
-        return (tuple(Response(text=f"({letter}) {example.id}") for letter in "ABA") for example in examples)
+        return (
+            tuple(Response(text=f"({letter}) {example.id}") for letter in "ABA")
+            for example in examples
+        )
 
     whole = run(make_docs(4), log, model, settings=warm)
     lines = log.read_text().splitlines(keepends=True)
@@ -309,7 +367,9 @@ def test_a_change_that_cannot_change_an_answer_asks_nothing(tmp_path):
     docs, log = make_docs(4), tmp_path / "predictions.jsonl"
     run(docs, log, Model())
     again = Model()
-    run(docs, log, again, settings=replace(SETTINGS, batch_size=1, seed=7))  # greedy: nothing is drawn
+    run(
+        docs, log, again, settings=replace(SETTINGS, batch_size=1, seed=7)
+    )  # greedy: nothing is drawn
     assert again.asked == []
 
 
@@ -378,7 +438,13 @@ def test_the_gold_answers_are_proved_before_a_model_is_made(tmp_path):
     doc = replace(doc, example=replace(doc.example, choices=("right", "answer: left")))
     with pytest.raises(UserError, match="does not accept the right answer"):
         evaluate(
-            TASK, [doc], lambda: pytest.fail("a model was made"), SETTINGS, {}, log=tmp_path / "p.jsonl", model_sha="x"
+            TASK,
+            [doc],
+            lambda: pytest.fail("a model was made"),
+            SETTINGS,
+            {},
+            log=tmp_path / "p.jsonl",
+            model_sha="x",
         )
 
 
@@ -409,7 +475,9 @@ def test_new_weights_under_an_old_name_are_noticed(tmp_path):
     before = model_sha(tmp_path)
     assert model_sha(tmp_path) == before
     digests = {before}
-    for part in range(4):  # training changes every weight; a quarter of them is enough, wherever it stands
+    for part in range(
+        4
+    ):  # training changes every weight; a quarter of them is enough, wherever it stands
         changed = bytearray(20 << 20)
         changed[part * (5 << 20) : (part + 1) * (5 << 20)] = b"\x01" * (5 << 20)
         weights.write_bytes(changed)
@@ -420,11 +488,20 @@ def test_new_weights_under_an_old_name_are_noticed(tmp_path):
 
 def test_a_revision_is_known_of_the_hubs_cache_only(tmp_path):
     commit = "0123456789abcdef" * 2 + "01234567"
-    folders = [tmp_path / "snapshots" / commit, tmp_path / "snapshots" / "main", tmp_path / "runs" / commit]
+    folders = [
+        tmp_path / "snapshots" / commit,
+        tmp_path / "snapshots" / "main",
+        tmp_path / "runs" / commit,
+    ]
     for folder in folders:
         folder.mkdir(parents=True)
     (tmp_path / "link").symlink_to(folders[0])
-    assert [model_revision(folder) for folder in (*folders, tmp_path / "link")] == [commit, None, None, commit]
+    assert [model_revision(folder) for folder in (*folders, tmp_path / "link")] == [
+        commit,
+        None,
+        None,
+        commit,
+    ]
 
 
 @pytest.mark.parametrize(

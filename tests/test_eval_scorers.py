@@ -135,7 +135,10 @@ def test_lmms_reasoning_finds_an_answer_in_tags_boxes_or_final_numbers(text, ans
         ("xCx", "C"),  # any occurrence
         ("nothing", ""),
         ("'B.'", "B"),  # trimmed
-        ("(D) no, my choice is C, yes", "C"),  # behind one of the rarer phrases: 7, before parentheses 6
+        (
+            "(D) no, my choice is C, yes",
+            "C",
+        ),  # behind one of the rarer phrases: 7, before parentheses 6
     ],
 )
 def test_lmms_reasoning_weighs_the_places_of_a_letter(text, letter):
@@ -169,7 +172,11 @@ def test_lmms_reasoning_would_compare_mathematics_on_a_mismatch_but_a_letter_is_
         (CHAIR, "I think the best answer would be B!", "B"),  # among the last four
         (CHAIR, "B w w w", "B"),  # exactly the fourth from the end
         (CHAIR, "B w w w w", None),  # the fifth
-        (CHAIR, "B of course as I have said before", None),  # eight words, the first of them, and prose too long
+        (
+            CHAIR,
+            "B of course as I have said before",
+            None,
+        ),  # eight words, the first of them, and prose too long
         (CHAIR, "A or B", None),
         (CHAIR, "The correct answer is **b** since the other thing is much further away", "B"),
         (CHAIR, "chair", "B"),
@@ -199,7 +206,12 @@ def test_vlmevalkit_infers_without_a_judge(doc, text, letter):
         (TABLE, "The chair is closer than a table", 1, 0),  # the article is option A
         (TABLE, "it is a thing", 1, 0),  # ... also where the text of option A is not in sight
         (CHAIR, "The chair is closer than a table", 0, 0),
-        (TABLE, "<answer>it is\n(A)</answer>", 0, 1),  # no block is seen across lines, and "(A)</answer>" is no word
+        (
+            TABLE,
+            "<answer>it is\n(A)</answer>",
+            0,
+            1,
+        ),  # no block is seen across lines, and "(A)</answer>" is no word
         (CHAIR, "<answer></answer> (B)", 1, 0),  # an empty block counts as none
         (CHAIR, "no idea", 0, 0),
         (COUNT, "<answer>1</answer>", 1, 1),
@@ -219,8 +231,18 @@ def test_visualthinker_keeps_its_quirks_and_strict_does_not(doc, text, right, st
     ("gold", "text", "published", "strict"),
     [
         ("145°", "<think>so 145</think><answer>145</answer>", 1, 1),
-        ("145°", "<think>first 40, then 145</think><answer>40</answer>", 1, 0),  # read from the reasoning
-        ("145°", "<think>reason</think><answer>145</answer>", 0, 1),  # digits that touch a tag are not seen
+        (
+            "145°",
+            "<think>first 40, then 145</think><answer>40</answer>",
+            1,
+            0,
+        ),  # read from the reasoning
+        (
+            "145°",
+            "<think>reason</think><answer>145</answer>",
+            0,
+            1,
+        ),  # digits that touch a tag are not seen
         ("145°", "<answer> 145 </answer>", 1, 1),
         ("145°", "<answer> 144 </answer>", 0, 0),
         ("8√{3}", "<answer> 8 </answer>", 1, 0),  # the coefficient
@@ -244,9 +266,14 @@ def test_r1v_reads_the_whole_output_and_strict_the_answer(gold, text, published,
 def test_strict_wants_every_case_of_a_gold_that_names_cases():
     for gold, right, half in (("60°或120°", "120° or 60°", "60°"), ("90°-α", "90° - α", "90°")):
         for text in (gold, right):
-            assert geometry_strict(make_doc(gold), Response(text=f"<answer>{text}</answer>")).score == 1
+            assert (
+                geometry_strict(make_doc(gold), Response(text=f"<answer>{text}</answer>")).score
+                == 1
+            )
         assert result(geometry_strict, make_doc(gold), f"<answer>{half}</answer>")[0] == 0
-    assert not geometry_strict(make_doc("60°"), Response(text="<answer>60° or 120°</answer>")).answered
+    assert not geometry_strict(
+        make_doc("60°"), Response(text="<answer>60° or 120°</answer>")
+    ).answered
 
 
 @pytest.mark.parametrize(
@@ -303,7 +330,9 @@ def test_visual_rft_sees_no_class_without_a_tag_on_one_line():
     doc = make_doc("rose", FLOWERS)
     for text in ("rose", "<answer>rose", "<answer>\nrose</answer>"):
         assert result(visual_rft_class, doc, text) == (0, None)
-    assert score(visual_rft_class, doc, "<answer>\nx</answer><answer>rose</answer>") == 1  # passed over
+    assert (
+        score(visual_rft_class, doc, "<answer>\nx</answer><answer>rose</answer>") == 1
+    )  # passed over
 
 
 def test_an_empty_answer_scores_everything_under_the_published_rule():
@@ -322,7 +351,12 @@ def test_an_empty_answer_scores_everything_under_the_published_rule():
         ("$\\boxed{\\frac{1}{2}}$", "\\boxed{\\frac{2}{4}}", 1, 1),
         ("$\\boxed{12}$", "first $13$, so $\\boxed{12}$", 1, 1),
         ("$\\boxed{12}$", "<think>$\\boxed{12}$</think> so $\\boxed{13}$", 0, 0),
-        ("$\\boxed{12}$", "<think>$\\boxed{12}$</think> I give up", 1, 0),  # the reasoning counts there
+        (
+            "$\\boxed{12}$",
+            "<think>$\\boxed{12}$</think> I give up",
+            1,
+            0,
+        ),  # the reasoning counts there
         ("$\\boxed{12}$", "no idea", 0, 0),
         ("$\\boxed{\\{6,-6\\}}$", "$\\boxed{\\{-6, 6\\}}$", 1, 1),
         ("$\\boxed{x^2 + 2xy + y^2}$", "so $\\boxed{x^2 + y^2 + 2xy}$", 1, 1),
@@ -339,7 +373,9 @@ def test_lighteval_and_strict_on_a_solution(solution, text, official, strict):
 def test_lighteval_on_an_expression():
     scorer = lighteval("answer", EXPRESSION)
     assert score(scorer, make_doc("204", answer="204"), "so the answer is 204.") == 1
-    assert score(scorer, make_doc("204", answer="204"), "$\\boxed{204}$ or maybe 205") == 1  # boxed first
+    assert (
+        score(scorer, make_doc("204", answer="204"), "$\\boxed{204}$ or maybe 205") == 1
+    )  # boxed first
     assert score(scorer, make_doc("204", answer="204"), "$\\boxed{205}$, not 204") == 0
     # A box comes before a "final answer is".
     text = "The final answer is 205. I hope it is correct. \\boxed{204}"
@@ -369,7 +405,10 @@ def test_lighteval_compares_five_decimal_places():
 )
 def test_gsm8k(text, official, flexible, lmms, strict):
     doc = make_doc("72")
-    got = [score(scorer, doc, text) for scorer in (gsm8k.official, gsm8k.flexible, gsm8k.lmms, math_strict)]
+    got = [
+        score(scorer, doc, text)
+        for scorer in (gsm8k.official, gsm8k.flexible, gsm8k.lmms, math_strict)
+    ]
     assert got == [official, flexible, lmms, strict]
 
 
@@ -467,7 +506,10 @@ def vista(answer_type, gold, choices=None, precision=None):
     ],
 )
 def test_mathvista(doc, text, strict, lmms, vlmevalkit):
-    got = [score(scorer, doc, text) for scorer in (mathvista.strict, mathvista.lmms, mathvista.vlmevalkit)]
+    got = [
+        score(scorer, doc, text)
+        for scorer in (mathvista.strict, mathvista.lmms, mathvista.vlmevalkit)
+    ]
     assert got == [strict, lmms, vlmevalkit]
 
 
@@ -538,7 +580,9 @@ def boxed_doc(box, width, height):
 
 def test_vlmevalkit_takes_a_box_for_fractions_up_to_one_and_a_half():
     doc = boxed_doc((0, 0, 2000, 1000), 2000, 1000)
-    assert score(vlmevalkit_box, doc, "[0, 0.5, 1.2, 1]") == 0.5  # clipped to the lower half of the image
+    assert (
+        score(vlmevalkit_box, doc, "[0, 0.5, 1.2, 1]") == 0.5
+    )  # clipped to the lower half of the image
     assert score(vlmevalkit_box, doc, "[0, 0.5, 1.5, 1]") == 0.5
     assert score(vlmevalkit_box, doc, "[0, 0.5, 1.6, 1]") < 1e-5  # thousandths: a speck
 
@@ -593,10 +637,28 @@ def test_no_text_takes_long(text):
     }
     options, plain = make_doc("(B)", ("table", "chair"), **counted), make_doc("12", **counted)
     start = time.process_time()
-    for scorer in (lmms_letter, lmms_reasoning, vlmevalkit_choice, visualthinker, mmmu.mmmu, mathvista.lmms):
+    for scorer in (
+        lmms_letter,
+        lmms_reasoning,
+        vlmevalkit_choice,
+        visualthinker,
+        mmmu.mmmu,
+        mathvista.lmms,
+    ):
         scorer(options, Response(text=text))
-    for scorer in (r1v_math, r1v_count, visual_rft_class, mmmu.mmmu, mathvista.strict, gsm8k.official, gsm8k.flexible):
+    for scorer in (
+        r1v_math,
+        r1v_count,
+        visual_rft_class,
+        mmmu.mmmu,
+        mathvista.strict,
+        gsm8k.official,
+        gsm8k.flexible,
+    ):
         scorer(plain, Response(text=text))
-    for scorer in (*vqa.scorers(vqa.published_anls, vqa.strict_anls).values(), lighteval("answer", EXPRESSION)):
+    for scorer in (
+        *vqa.scorers(vqa.published_anls, vqa.strict_anls).values(),
+        lighteval("answer", EXPRESSION),
+    ):
         scorer(plain, Response(text=text))
     assert time.process_time() - start < 20

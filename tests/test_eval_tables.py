@@ -54,11 +54,28 @@ def test_the_published_means_are_the_means_of_their_columns():
     published = {
         "few_shot": ["56.0", "55.6", "81.9", "86.0", "89.0"],
         # The row with beta_th is printed as 48.3.
-        "math": ["30.9", "43.7", "43.7", "43.9", "45.3", "47.8", "48.4", "57.7", "55.7", "55.5", "53.1", "52.0"],
+        "math": [
+            "30.9",
+            "43.7",
+            "43.7",
+            "43.9",
+            "45.3",
+            "47.8",
+            "48.4",
+            "57.7",
+            "55.7",
+            "55.5",
+            "53.1",
+            "52.0",
+        ],
     }
     for name, means in published.items():
         text = tables.table(name, PROTOCOLS, [])
-        rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "published" not in line]
+        rows = [
+            line.split(" | ")
+            for line in text.splitlines()
+            if line.startswith("| ") and "published" not in line
+        ]
         assert [row[1] for row in rows[1:]] == means
 
 
@@ -84,7 +101,11 @@ def test_published_rows_and_ours_never_share_a_table(tmp_path):
 
 def test_a_table_without_published_rows_shows_ours_alone():
     result = tables.Result(
-        protocol="digits", row="base", model="m", n=359, numbers={"strict": {"micro": [10.03, 7.24, 13.09]}}
+        protocol="digits",
+        row="base",
+        model="m",
+        n=359,
+        numbers={"strict": {"micro": [10.03, 7.24, 13.09]}},
     )
     assert tables.table("digits", PROTOCOLS, [result]) == (
         "Measured with this program, in % with 95 % intervals:\n\n"
@@ -96,12 +117,16 @@ def test_a_table_without_published_rows_shows_ours_alone():
 
 def test_tables_are_written_between_markers_and_checked(tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text("# x\n<!-- table:geoqa -->\nold\n<!-- end:geoqa -->\nrest\n", encoding="utf-8")
+    readme.write_text(
+        "# x\n<!-- table:geoqa -->\nold\n<!-- end:geoqa -->\nrest\n", encoding="utf-8"
+    )
     assert tables.main(["--check", str(readme)]) == 1
     assert "not up to date. Run: python eval/tables.py --write" in capsys.readouterr().err
     assert tables.main(["--write", str(readme)]) == 0
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith("# x\n<!-- table:geoqa -->\nPublished, in %. Model: Qwen/Qwen2.5-VL-3B-Instruct. Scored by `r1v`;")
+    assert text.startswith(
+        "# x\n<!-- table:geoqa -->\nPublished, in %. Model: Qwen/Qwen2.5-VL-3B-Instruct. Scored by `r1v`;"
+    )
     assert text.endswith("<!-- end:geoqa -->\nrest\n")
     assert tables.main(["--check", str(readme)]) == 0
     readme.write_text(text.replace("51.33", "52.33"), encoding="utf-8")
@@ -117,7 +142,9 @@ def test_the_tables_of_the_repository_are_up_to_date(name, tmp_path, capsys):
     assert tables.main(["--check", str(file)]) == 0, capsys.readouterr().err
     changed = tmp_path / "README.md"
     text = file.read_text(encoding="utf-8")
-    changed.write_text(text.replace("| GPG | 7", "| GPG | 8").replace("| GPG | 5", "| GPG | 6"), encoding="utf-8")
+    changed.write_text(
+        text.replace("| GPG | 7", "| GPG | 8").replace("| GPG | 5", "| GPG | 6"), encoding="utf-8"
+    )
     assert tables.main(["--check", str(changed)]) == 1
 
 
@@ -148,7 +175,17 @@ def test_a_run_becomes_a_result_that_says_where_it_differs(tmp_path, monkeypatch
     rows = [{"doc_id": i, "response": f"<answer> {i} </answer>"} for i in range(10)]
     rows[7]["response"] = "<answer> 7 </answer>"
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    arguments = ["geoqa", "--predictions", str(answers), "--data", str(data), "--output", str(out), "--prompt", "r1v"]
+    arguments = [
+        "geoqa",
+        "--predictions",
+        str(answers),
+        "--data",
+        str(data),
+        "--output",
+        str(out),
+        "--prompt",
+        "r1v",
+    ]
     assert evaluate([*arguments, "--scorer", "strict,r1v"]) == 0
     file = tables.add(out / "results.json", PROTOCOLS["geoqa"], "GPG, Seed 0", tmp_path / "results")
     assert file.name == "geoqa-gpg-seed-0.json"
@@ -157,7 +194,9 @@ def test_a_run_becomes_a_result_that_says_where_it_differs(tmp_path, monkeypatch
     assert "10 of 754 rows" in result.deviations
     assert "temperature None instead of 0" in result.deviations
     assert not any("prompt" in one for one in result.deviations)
-    with pytest.raises(tables.TableError, match="The results are of geoqa, the protocol is of cvbench"):
+    with pytest.raises(
+        tables.TableError, match="The results are of geoqa, the protocol is of cvbench"
+    ):
         tables.add(out / "results.json", PROTOCOLS["cvbench"], "x", tmp_path / "results")
     assert evaluate([*arguments, "--scorer", "strict"]) == 0
     with pytest.raises(tables.TableError, match="Score the run again with --scorer strict,r1v"):

@@ -60,7 +60,12 @@ def test_it_loads_with_and_without_images(name, data):
     assert [(doc.gold, doc.columns, doc.example.prompt) for doc in bare] == [
         (doc.gold, doc.columns, doc.example.prompt) for doc in docs
     ]
-    for column in (*task.groups, *task.strata, *task.resample_within, *((task.cluster,) if task.cluster else ())):
+    for column in (
+        *task.groups,
+        *task.strata,
+        *task.resample_within,
+        *((task.cluster,) if task.cluster else ()),
+    ):
         assert all(column in doc.columns for doc in docs), column
 
 
@@ -75,7 +80,8 @@ def test_every_prompt_can_be_rendered(name, data):
             text = asked(settings, doc)
             assert text.strip()
             assert not any(
-                mark in text for mark in ("{prompt}", "{question}", "{options}", "{letters}", "{instruction}")
+                mark in text
+                for mark in ("{prompt}", "{question}", "{options}", "{letters}", "{instruction}")
             )
 
 
@@ -84,8 +90,13 @@ def test_every_right_answer_is_accepted(name, data):
     task, docs = load(name, data(name))
     ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
     assert ceilings.keys() == set(task.scorers)
-    assert ceilings["strict"] == pytest.approx(sum(map(task.full_marks, docs)) / len(docs), abs=1e-6)
-    assert {name for name, ceiling in ceilings.items() if ceiling < 1 - 1e-6} <= {*task.flawed, "strict"}
+    assert ceilings["strict"] == pytest.approx(
+        sum(map(task.full_marks, docs)) / len(docs), abs=1e-6
+    )
+    assert {name for name, ceiling in ceilings.items() if ceiling < 1 - 1e-6} <= {
+        *task.flawed,
+        "strict",
+    }
     assert min(ceilings.values()) > 0.6
 
 
@@ -94,14 +105,26 @@ def test_no_right_answer_scores_above_the_ceiling(name, data):
     task, docs = load(name, data(name))
     ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
     for scorer, ceiling in ceilings.items():
-        for golds in (task.gold_responses, lambda doc: (*task.gold_responses(doc), *task.published_golds(doc))):
+        for golds in (
+            task.gold_responses,
+            lambda doc: (*task.gold_responses(doc), *task.published_golds(doc)),
+        ):
             for way in range(min(len(golds(doc)) for doc in docs)):
                 scores = [task.scorers[scorer](doc, golds(doc)[way]).score for doc in docs]
                 assert sum(scores) / len(scores) <= ceiling + 1e-6, (scorer, way)
 
 
 # Answers that no strict scorer may credit, whatever the question; in the last two the right one is inside of the reasoning.
-HOLLOW = ("", " ", "<answer></answer>", "a", "A or B or C", "I cannot tell.", "<think>{gold}", "<think>{gold}</think>")
+HOLLOW = (
+    "",
+    " ",
+    "<answer></answer>",
+    "a",
+    "A or B or C",
+    "I cannot tell.",
+    "<think>{gold}",
+    "<think>{gold}</think>",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,28 +159,47 @@ def test_scores_are_in_range_and_void_without_an_answer(name, data):
             for text in texts:
                 score = scorer(doc, Response(text=text))
                 assert 0 <= score.score <= 1
-                assert score.answered or score.score == 0 or task.name == "mathvista"  # lmms guesses there
+                assert (
+                    score.answered or score.score == 0 or task.name == "mathvista"
+                )  # lmms guesses there
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gold_answers_score_everything_end_to_end_and_the_samples_are_scored_again_alone(name, data, tmp_path, capsys):
+def test_gold_answers_score_everything_end_to_end_and_the_samples_are_scored_again_alone(
+    name, data, tmp_path, capsys
+):
     task, docs = load(name, data(name), images=False)
     file, out = tmp_path / "p.jsonl", tmp_path / "out"
     rows = [{"doc_id": doc.doc_id, "response": task.gold_responses(doc)[0].text} for doc in docs]
     rows[-1]["response"] = "no idea"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    arguments = [name, "--predictions", str(file), "--data", str(data(name)), "--scorer", "all", "--output", str(out)]
+    arguments = [
+        name,
+        "--predictions",
+        str(file),
+        "--data",
+        str(data(name)),
+        "--scorer",
+        "all",
+        "--output",
+        str(out),
+    ]
     assert main(arguments) == 0
     numbers = json.loads((out / "results.json").read_text(encoding="utf-8"))["results"][name]
     samples = out / f"samples_{name}.jsonl"
     scored = [
-        json.loads(line)["scores"]["strict"]["score"] for line in samples.read_text(encoding="utf-8").splitlines()
+        json.loads(line)["scores"]["strict"]["score"]
+        for line in samples.read_text(encoding="utf-8").splitlines()
     ]
     assert scored == pytest.approx([*map(task.full_marks, docs[:-1]), 0], abs=1e-6)
     assert numbers["n"] == len(docs)
     assert numbers["errors"] == 0
     assert 0 < numbers["acc,strict"] < 1
     again = tmp_path / "again"
-    assert main([name, "--predictions", str(samples), "--scorer", "all", "--output", str(again)]) == 0
-    assert json.loads((again / "results.json").read_text(encoding="utf-8"))["results"][name] == numbers
+    assert (
+        main([name, "--predictions", str(samples), "--scorer", "all", "--output", str(again)]) == 0
+    )
+    assert (
+        json.loads((again / "results.json").read_text(encoding="utf-8"))["results"][name] == numbers
+    )
     assert capsys.readouterr().err == ""

@@ -18,7 +18,11 @@ def test_a_key_is_the_content() -> None:
     assert image_key(patches.T.contiguous().T, GRID) == image_key(patches, GRID)
     changed = patches.clone()
     changed[3, 5] += 1e-6
-    others = {image_key(changed, GRID), image_key(patches, torch.tensor([1, 4, 1])), image_key(patches[:3], GRID)}
+    others = {
+        image_key(changed, GRID),
+        image_key(patches, torch.tensor([1, 4, 1])),
+        image_key(patches[:3], GRID),
+    }
     assert len(others) == 3
     assert image_key(patches, GRID) not in others
 
@@ -30,7 +34,11 @@ def test_the_bound_holds_and_the_least_recently_used_go() -> None:
     assert cache.get("a", torch.float32)[0, 0] == 97
     cache.put("d", features(1.0), torch.float32)
     assert cache.held_bytes == 3 * 256
-    assert [name for name in "abcd" if cache.get(name, torch.float32) is not None] == ["a", "c", "d"]
+    assert [name for name in "abcd" if cache.get(name, torch.float32) is not None] == [
+        "a",
+        "c",
+        "d",
+    ]
     cache.put("huge", torch.zeros(1000), torch.float32)
     assert cache.get("huge", torch.float32) is None
     assert cache.held_bytes == 3 * 256

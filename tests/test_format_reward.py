@@ -51,7 +51,10 @@ WRONG = {
 
 
 def score(text, prefill=""):
-    return format(Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop", prefill=prefill), EXAMPLE)
+    return format(
+        Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop", prefill=prefill),
+        EXAMPLE,
+    )
 
 
 @pytest.mark.parametrize("text", RIGHT)
@@ -73,7 +76,8 @@ def test_a_prefilled_think_is_part_of_the_response():
 
 
 pieces = st.lists(
-    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "x", " ", "\n", ""]), max_size=9
+    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "x", " ", "\n", ""]),
+    max_size=9,
 ).map("".join)
 
 
@@ -81,7 +85,12 @@ pieces = st.lists(
 def test_whatever_is_right_is_right_for_the_legacy_pattern_too_and_has_each_tag_once(text):
     if has_layout(text):
         assert LEGACY.fullmatch(text.strip())
-        assert [text.count(tag) for tag in ("<think>", "</think>", "<answer>", "</answer>")] == [1, 1, 1, 1]
+        assert [text.count(tag) for tag in ("<think>", "</think>", "<answer>", "</answer>")] == [
+            1,
+            1,
+            1,
+            1,
+        ]
 
 
 untagged = st.text().filter(lambda text: not any(tag in text for tag in ("think>", "answer>")))

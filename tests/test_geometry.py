@@ -5,7 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.geometry import Quantity, explain, geometry, gold_quantities, match_geometry, parse_quantity
+from gpg_vl.rewards.geometry import (
+    Quantity,
+    explain,
+    geometry,
+    gold_quantities,
+    match_geometry,
+    parse_quantity,
+)
 from gpg_vl.rewards.parse import gold_text
 from gpg_vl.types import Completion, Example
 
@@ -58,7 +65,10 @@ def test_every_form_of_gold_is_read(gold, expression, unit):
     (got,) = gold_quantities(example(gold))
     assert (got.expression.replace(" ", ""), got.unit) == (expression, unit)
     assert match_geometry(gold_text(gold), gold)
-    assert geometry(completion(f"<think></think><answer>{got.expression}</answer>"), example(gold)) == 1.0
+    assert (
+        geometry(completion(f"<think></think><answer>{got.expression}</answer>"), example(gold))
+        == 1.0
+    )
 
 
 SAME = [
@@ -132,7 +142,10 @@ SAME = [
 @pytest.mark.parametrize(("candidate", "gold"), SAME)
 def test_the_same_quantity(candidate, gold):
     assert match_geometry(candidate, gold)
-    assert geometry(completion(f"<think>40</think>\n<answer>\n{candidate}\n</answer>"), example(gold)) == 1.0
+    assert (
+        geometry(completion(f"<think>40</think>\n<answer>\n{candidate}\n</answer>"), example(gold))
+        == 1.0
+    )
 
 
 DIFFERENT = [
@@ -211,15 +224,24 @@ DIFFERENT = [
 @pytest.mark.parametrize(("candidate", "gold"), DIFFERENT)
 def test_another_quantity(candidate, gold):
     assert not match_geometry(candidate, gold)
-    assert geometry(completion(f"<think>{gold}</think><answer>{candidate}</answer>"), example(gold)) == 0.0
+    assert (
+        geometry(completion(f"<think>{gold}</think><answer>{candidate}</answer>"), example(gold))
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize(
     ("response", "expected"),
     [
         ("<think>so 145</think><answer>145</answer>", 1.0),
-        ("<think>first 40, then 145</think><answer>40</answer>", 0.0),  # the published reward reads the reasoning
-        ("<think>reason</think><answer>145</answer>", 1.0),  # ... and misses digits that touch the tag
+        (
+            "<think>first 40, then 145</think><answer>40</answer>",
+            0.0,
+        ),  # the published reward reads the reasoning
+        (
+            "<think>reason</think><answer>145</answer>",
+            1.0,
+        ),  # ... and misses digits that touch the tag
         ("<answer> 145 </answer>", 1.0),
         ("<think>145</think>", 0.0),
         ("<think>145", 0.0),
@@ -240,7 +262,10 @@ def test_gold_that_is_no_quantity_is_refused_by_example(answer):
 
 
 @settings(deadline=None)
-@given(st.integers(-999, 9999), st.sampled_from(["", "°", "cm", " cm", "米", " degrees", "cm²", r"\text{ m}"]))
+@given(
+    st.integers(-999, 9999),
+    st.sampled_from(["", "°", "cm", " cm", "米", " degrees", "cm²", r"\text{ m}"]),
+)
 def test_every_number_is_itself_and_not_its_neighbour(number, unit):
     gold = f"{number}{unit}"
     assert match_geometry(gold, gold)

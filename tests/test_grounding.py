@@ -156,7 +156,12 @@ def test_a_box_that_is_inverted_flat_or_outside_scores_0(text):
         ("(110,200),(300,400)", 0.95, 1.0, 0.975),
         ("(100,200),(300,300)", 0.5, 1.0, 0.75),
         ("(100,200),(300,299)", 0.495, 0.0, 0.7475),
-        ("(600,600),(700,700)", 0.0, 0.0, 1 / 12),  # generalised IoU -5/6: published as 0.1667 = 1 - 5/6
+        (
+            "(600,600),(700,700)",
+            0.0,
+            0.0,
+            1 / 12,
+        ),  # generalised IoU -5/6: published as 0.1667 = 1 - 5/6
         ("(0,0),(1000,1000)", 0.04, 0.0, 0.52),
     ],
 )
@@ -174,11 +179,19 @@ def test_the_same_numbers_mean_another_box_in_another_frame():
     """An answer in pixels is compared in pixels: nothing is guessed from how large the numbers are."""
     pixels = {"coordinates": "abs_orig", "image_size": [640, 480]}
     assert grounding(completion("(100,200),(300,400)"), example(meta=pixels)) == 1.0
-    assert grounding(completion("(100,200),(650,400)"), example(meta=pixels)) == 0.0  # outside of 640
-    assert grounding(completion("(100,200),(650,400)"), example(meta=REL)) == pytest.approx(40_000 / 110_000)
+    assert (
+        grounding(completion("(100,200),(650,400)"), example(meta=pixels)) == 0.0
+    )  # outside of 640
+    assert grounding(completion("(100,200),(650,400)"), example(meta=REL)) == pytest.approx(
+        40_000 / 110_000
+    )
     fractions = {"coordinates": "rel1"}
-    assert grounding(completion("[0.1,0.2,0.3,0.4]"), example("[0.1,0.2,0.3,0.4]", fractions)) == 1.0
-    assert grounding(completion("[100,200,300,400]"), example("[0.1,0.2,0.3,0.4]", fractions)) == 0.0
+    assert (
+        grounding(completion("[0.1,0.2,0.3,0.4]"), example("[0.1,0.2,0.3,0.4]", fractions)) == 1.0
+    )
+    assert (
+        grounding(completion("[100,200,300,400]"), example("[0.1,0.2,0.3,0.4]", fractions)) == 0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +199,10 @@ def test_the_same_numbers_mean_another_box_in_another_frame():
     [
         ({}, r"coordinates None.*column `coordinates`.*rel1000, rel1, abs_resized, abs_orig"),
         ({"coordinates": "pixels"}, r"coordinates 'pixels'.*qwen2_vl rel1000"),
-        ({"coordinates": "abs_orig"}, r"image_size None.*column `image_size` with \[width, height\]"),
+        (
+            {"coordinates": "abs_orig"},
+            r"image_size None.*column `image_size` with \[width, height\]",
+        ),
         ({"coordinates": "abs_resized"}, r"input_size None.*after the resizing"),
         ({"coordinates": "abs_resized", "image_size": [640, 480]}, r"input_size None"),
         ({"coordinates": "abs_orig", "image_size": [640]}, r"image_size \[640\]"),
@@ -206,7 +222,9 @@ def test_frames():
     assert frame_of(example(meta=resized)) == Frame("abs_resized", 644, 476)
 
 
-@pytest.mark.parametrize("answer", ["", "cup", "(300,400),(100,200)", "(1,2),(3,4) (5,6),(7,8)", "(1,2),(3,4000)"])
+@pytest.mark.parametrize(
+    "answer", ["", "cup", "(300,400),(100,200)", "(1,2),(3,4) (5,6),(7,8)", "(1,2),(3,4000)"]
+)
 def test_gold_that_is_no_box_is_refused_by_example(answer):
     with pytest.raises(UserError, match="of example '7' is not one box in rel1000"):
         gold_box(example(answer))
@@ -222,10 +240,15 @@ def test_gold_may_be_tagged_or_json():
 
 def test_confidences():
     text = "[{'Position': [1, 2, 3, 4], 'Confidence': 0.25}, {'Position': [5, 6, 7, 8]}]"
-    assert parse_detections(text) == [Detection(Box(1, 2, 3, 4), 0.25), Detection(Box(5, 6, 7, 8), 1.0)]
+    assert parse_detections(text) == [
+        Detection(Box(1, 2, 3, 4), 0.25),
+        Detection(Box(5, 6, 7, 8), 1.0),
+    ]
 
 
-@pytest.mark.parametrize("text", ["No Objects", "no objects.", "'No Object'", "[]", "```json\n[]\n```"])
+@pytest.mark.parametrize(
+    "text", ["No Objects", "no objects.", "'No Object'", "[]", "```json\n[]\n```"]
+)
 def test_no_objects(text):
     assert parse_detections(text) == []
 
@@ -270,6 +293,8 @@ def test_the_explanation():
     told = explain(completion("<answer>(300,400),(100,200)</answer>"), example())
     assert (told.parsed, told.gold) == (None, "(100,200),(300,400) rel1000")
     assert "inverted" in told.note
-    assert explain(completion("<answer>(110,200),(300,400)</answer>"), example()).note == "IoU 0.950"
+    assert (
+        explain(completion("<answer>(110,200),(300,400)</answer>"), example()).note == "IoU 0.950"
+    )
     assert "2 boxes" in explain(completion("(1,2),(3,4) (1,2),(3,4)"), example()).note
     assert explain(completion(""), example()).candidate is None

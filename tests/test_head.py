@@ -27,7 +27,9 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor,
     return hidden.requires_grad_(), weight.requires_grad_(), targets, coefficients
 
 
-def by_autograd(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def by_autograd(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """log pi and entropy as torch computes them from the full logits."""
     logits = (hidden @ weight.T / temperature).masked_fill(NEVER, -torch.inf)
     distribution = torch.distributions.Categorical(logits=logits)
@@ -68,9 +70,14 @@ def test_scores_that_are_differentiable_have_the_gradient_of_any_loss(
     hidden, weight, targets, coefficients = problem()
 
     def loss_of(logp: Tensor) -> Tensor:
-        return -torch.minimum(coefficients * (logp + 3).exp(), coefficients * 1.2).sum() + logp.square().mean()
+        return (
+            -torch.minimum(coefficients * (logp + 3).exp(), coefficients * 1.2).sum()
+            + logp.square().mean()
+        )
 
-    expected = torch.autograd.grad(loss_of(by_autograd(hidden, weight, targets, 0.7)[0]), [hidden, weight])
+    expected = torch.autograd.grad(
+        loss_of(by_autograd(hidden, weight, targets, 0.7)[0]), [hidden, weight]
+    )
     ours = torch.autograd.grad(
         loss_of(token_scores(hidden, weight, targets, NEVER, temperature=0.7)[0]), [hidden, weight]
     )
@@ -82,9 +89,13 @@ def test_the_factor_of_a_loss_scaler_arrives(monkeypatch: pytest.MonkeyPatch) ->
     """(k * loss).backward() is k times the gradient, and gradients of several passes add up."""
     small_tiles(monkeypatch, 4)
     hidden, weight, targets, coefficients = problem()
-    plain = torch.autograd.grad(gpg_head(hidden, weight, targets, coefficients, NEVER, temperature=1.0).loss, weight)[0]
+    plain = torch.autograd.grad(
+        gpg_head(hidden, weight, targets, coefficients, NEVER, temperature=1.0).loss, weight
+    )[0]
     for k in (1024.0, 3.0):
-        (k * gpg_head(hidden, weight, targets, coefficients, NEVER, temperature=1.0).loss).backward()
+        (
+            k * gpg_head(hidden, weight, targets, coefficients, NEVER, temperature=1.0).loss
+        ).backward()
     assert torch.allclose(weight.grad, 1027 * plain, rtol=1e-12)
 
 
@@ -100,7 +111,9 @@ def test_tied_weights_get_the_gradient_of_both_uses() -> None:
 
 def test_a_frozen_head_costs_no_gradient_of_its_own() -> None:
     hidden, weight, targets, coefficients = problem()
-    expected = torch.autograd.grad(-(coefficients * by_autograd(hidden, weight, targets, 1.0)[0]).sum(), hidden)[0]
+    expected = torch.autograd.grad(
+        -(coefficients * by_autograd(hidden, weight, targets, 1.0)[0]).sum(), hidden
+    )[0]
     frozen = weight.detach()
     widest = Widest(VOCABULARY)
     with widest:
@@ -109,7 +122,9 @@ def test_a_frozen_head_costs_no_gradient_of_its_own() -> None:
     assert torch.allclose(ours, expected, atol=1e-12)
     assert widest.weight_sized == 0
     with torch.no_grad():
-        assert not gpg_head(hidden, weight, targets, coefficients, NEVER, temperature=1.0).loss.requires_grad
+        assert not gpg_head(
+            hidden, weight, targets, coefficients, NEVER, temperature=1.0
+        ).loss.requires_grad
 
 
 def test_in_bfloat16_sums_are_kept_in_float32() -> None:
@@ -120,7 +135,9 @@ def test_in_bfloat16_sums_are_kept_in_float32() -> None:
     targets = torch.randint(0, 64, (4096,), generator=generator)
     coefficients = torch.randn(4096, generator=generator)
     never = torch.zeros(64, dtype=torch.bool)
-    exact = torch.autograd.grad(gpg_head(hidden, weight, targets, coefficients, never, temperature=1.0).loss, weight)[0]
+    exact = torch.autograd.grad(
+        gpg_head(hidden, weight, targets, coefficients, never, temperature=1.0).loss, weight
+    )[0]
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
         patch.setitem(head.TILE_ELEMENTS, "cpu", 16 * 64)
         rounded = gpg_head(hidden, weight, targets, coefficients, never, temperature=1.0)
@@ -138,18 +155,29 @@ class Widest(TorchDispatchMode):
         self.rows = 0
         self.weight_sized = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else [out]:
-            wide = isinstance(tensor, Tensor) and tensor.dim() == 2 and tensor.shape[1] == self.vocabulary
+            wide = (
+                isinstance(tensor, Tensor)
+                and tensor.dim() == 2
+                and tensor.shape[1] == self.vocabulary
+            )
             if wide and len(tensor) != HIDDEN:  # the weights turned
                 self.rows = max(self.rows, len(tensor))
-            self.weight_sized += isinstance(tensor, Tensor) and tensor.shape == (self.vocabulary, HIDDEN)
+            self.weight_sized += isinstance(tensor, Tensor) and tensor.shape == (
+                self.vocabulary,
+                HIDDEN,
+            )
         return out
 
 
 @pytest.mark.parametrize("which", ["gpg_head", "token_scores"])
-def test_no_tensor_of_tokens_by_vocabulary_is_larger_than_a_tile(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+def test_no_tensor_of_tokens_by_vocabulary_is_larger_than_a_tile(
+    monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
     small_tiles(monkeypatch, 3)
     hidden, weight, targets, coefficients = problem()
     with Widest(VOCABULARY) as seen:

@@ -60,15 +60,24 @@ SUBJECTS = {
         reward="choice",
         listed=("A", "B", "C", "D"),
     ),
-    "classification": Subject("rose", "rose", "tulip", choices=("rose", "desert-rose", "tulip", "daisy")),
+    "classification": Subject(
+        "rose", "rose", "tulip", choices=("rose", "desert-rose", "tulip", "daisy")
+    ),
     "counting": Subject("14", "14", "3"),
     "geometry": Subject("145°", "145", "40"),
     "math": Subject(r"\frac{27}{4}", r"\frac{27}{4}", "3"),
     "grounding": Subject(GOLD_BOX, GOLD_BOX, "(600,600),(700,700)", meta=BOX, harmless=AROUND),
     "grounding_hit": Subject(GOLD_BOX, GOLD_BOX, "(600,600),(700,700)", meta=BOX, harmless=AROUND),
-    "grounding_giou": Subject(GOLD_BOX, GOLD_BOX, "(600,600),(700,700)", meta=BOX, harmless=AROUND, partial=True),
+    "grounding_giou": Subject(
+        GOLD_BOX, GOLD_BOX, "(600,600),(700,700)", meta=BOX, harmless=AROUND, partial=True
+    ),
     "detection": Subject(
-        "[[1,2,30,40]]", "[[1,2,30,40]]", "[[500,500,600,600]]", meta=BOX, harmless=AROUND, partial=True
+        "[[1,2,30,40]]",
+        "[[1,2,30,40]]",
+        "[[500,500,600,600]]",
+        meta=BOX,
+        harmless=AROUND,
+        partial=True,
     ),
     "vqa": Subject("red car", "red car", "blue", meta={"answers": ["red car"] * 10}),
     "vqa_relaxed": Subject("14", "14", "30"),
@@ -109,15 +118,21 @@ WRONG: dict[str, Callable[[Subject], str]] = {
     # the right answer where it does not count
     "in the reasoning": lambda s: f"<think>it is {s.right}</think>",
     "in the reasoning, then wrong": lambda s: f"<think>{s.right}</think><answer>{s.wrong}</answer>",
-    "a block in the reasoning": lambda s: f"<think><answer>{s.right}</answer></think><answer></answer>",
-    "a box in the reasoning": lambda s: rf"<think>\boxed{{{s.right}}}</think><answer>{s.wrong}</answer>",
+    "a block in the reasoning": lambda s: (
+        f"<think><answer>{s.right}</answer></think><answer></answer>"
+    ),
+    "a box in the reasoning": lambda s: (
+        rf"<think>\boxed{{{s.right}}}</think><answer>{s.wrong}</answer>"
+    ),
     "reasoning not closed": lambda s: f"<think>it is {s.right}",
     "in an analysis": lambda s: f"<analysis>The answer is {s.right}</analysis>",
     "an analysis not closed": lambda s: f"<analysis>it is {s.right}",
     "in a thinking block": lambda s: f"<thinking>{s.right}</thinking>",
     "in reasoning": lambda s: rf"<reasoning>\boxed{{{s.right}}}</reasoning>",
     "in upper-case reasoning": lambda s: f"<THINK>the answer is {s.right}</THINK>",
-    "closed twice": lambda s: f"<think>x</think><answer>{s.right}</answer></think>{answered(s.wrong)}",
+    "closed twice": lambda s: (
+        f"<think>x</think><answer>{s.right}</answer></think>{answered(s.wrong)}"
+    ),
     "after the block": lambda s: f"{answered(s.wrong)} {s.right}",
     "before the block": lambda s: f"{s.right} {answered(s.wrong)}",
     "beside an empty block": lambda s: f"{s.right} <answer></answer> {s.right}",
@@ -264,7 +279,9 @@ def score(name: str, response: str) -> float:
 
 
 def test_every_reward_is_in_the_table():
-    assert {subject.reward or name for name, subject in SUBJECTS.items()} | set(WITHOUT_AN_ANSWER) == set(BUILTIN)
+    assert {subject.reward or name for name, subject in SUBJECTS.items()} | set(
+        WITHOUT_AN_ANSWER
+    ) == set(BUILTIN)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -300,7 +317,12 @@ def test_a_million_characters_cost_no_more_than_reading_them(name):
 @pytest.mark.parametrize("name", BUILTIN)
 def test_what_would_compute_for_ever_is_not_computed(name):
     for bomb in SMALL_BOMBS:
-        for response in (answered(bomb), answered(f"${bomb}$"), rf"\boxed{{{bomb}}}", f"x = {bomb}"):
+        for response in (
+            answered(bomb),
+            answered(f"${bomb}$"),
+            rf"\boxed{{{bomb}}}",
+            f"x = {bomb}",
+        ):
             value = score(name, response)
             assert name in WITHOUT_AN_ANSWER or value < 1.0, bomb
 
@@ -325,8 +347,42 @@ PIECES = st.sampled_from(
             "[",
             "]",
         ),
-        *("1", "4", "145", "14", ".", ",", "-", "/", "^", "=", "%", "°", "√", "π", r"\frac", r"\sqrt", "²", "cm", "x"),
-        *("rose", "left", "red", "not", "or", "a", "A", "the", " ", "\n", '"bbox_2d":', "'Confidence':", "No Objects"),
+        *(
+            "1",
+            "4",
+            "145",
+            "14",
+            ".",
+            ",",
+            "-",
+            "/",
+            "^",
+            "=",
+            "%",
+            "°",
+            "√",
+            "π",
+            r"\frac",
+            r"\sqrt",
+            "²",
+            "cm",
+            "x",
+        ),
+        *(
+            "rose",
+            "left",
+            "red",
+            "not",
+            "or",
+            "a",
+            "A",
+            "the",
+            " ",
+            "\n",
+            '"bbox_2d":',
+            "'Confidence':",
+            "No Objects",
+        ),
         *("(1,2),(3,4)", "\u200b", "\u0301", "\u202e", "１", "½", "①", "٤"),
     ]
 )

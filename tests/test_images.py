@@ -29,7 +29,9 @@ def bare_png(width: int, height: int) -> bytes:
     """A PNG that declares a size and holds next to nothing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0" * 99)), chunk(b"IEND", b"")
@@ -47,7 +49,13 @@ def gradient(width: int = 40, height: int = 30) -> Image.Image:
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP"])
 def test_every_allowed_format_keeps_size_and_colour(file_format: str) -> None:
-    options = {"lossless": True} if file_format == "WEBP" else {"quality": 95} if file_format == "JPEG" else {}
+    options = (
+        {"lossless": True}
+        if file_format == "WEBP"
+        else {"quality": 95}
+        if file_format == "JPEG"
+        else {}
+    )
     image = load(encoded(Image.new("RGB", (24, 16), RED), file_format, **options))
     assert (image.mode, image.size) == ("RGB", (24, 16))
     assert max(abs(a - b) for a, b in zip(image.getpixel((5, 5)), RED, strict=True)) <= 2
@@ -95,7 +103,9 @@ def with_palette(transparent: bool) -> bytes:
         "cmyk",
     ],
 )
-def test_every_mode_becomes_rgb_with_transparency_over_white(data: bytes, pixels: list[tuple[int, ...]]) -> None:
+def test_every_mode_becomes_rgb_with_transparency_over_white(
+    data: bytes, pixels: list[tuple[int, ...]]
+) -> None:
     image = load(data)
     assert image.mode == "RGB"
     assert [image.getpixel((x, 0)) for x in range(image.width)] == pixels
@@ -118,7 +128,9 @@ def test_exif_orientation_is_applied() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow says so, and that is right
-@pytest.mark.parametrize("exif", [b"", b"garbage", b"MM\0*\0\0\0\x08\0\x05", b"II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "exif", [b"", b"garbage", b"MM\0*\0\0\0\x08\0\x05", b"II*\0\xff\xff\xff\xff"]
+)
 def test_a_picture_with_unreadable_exif_is_shown_as_stored(exif: bytes) -> None:
     assert load(encoded(gradient(), "JPEG", exif=b"Exif\0\0" + exif)).size == (40, 30)
 
@@ -130,7 +142,12 @@ def test_paths_below_the_root_are_read_relative_absolute_or_linked(tmp_path: Pat
     (root / "img" / "a.png").write_bytes(data)
     (root / "link.png").symlink_to("img/a.png")
     (tmp_path / "alias").symlink_to(root)
-    for name in ("img/a.png", str(root / "img" / "a.png"), "link.png", str(tmp_path / "alias" / "link.png")):
+    for name in (
+        "img/a.png",
+        str(root / "img" / "a.png"),
+        "link.png",
+        str(tmp_path / "alias" / "link.png"),
+    ):
         assert load(name, root).tobytes() == gradient().tobytes()
         assert load(name, tmp_path / "alias").tobytes() == gradient().tobytes()
 
@@ -148,16 +165,36 @@ PNG = encoded(gradient())
 CASES = {
     "empty": (b"", "is empty (0 bytes)", "again"),
     "text": (b"<html>404</html>", "no picture that can be read", "convert it to PNG"),
-    "other format": (encoded(gradient(), "PPM"), "of another format", "PNG, JPEG, WEBP, GIF, BMP, TIFF"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "of another format", "convert it to PNG"),
+    "other format": (
+        encoded(gradient(), "PPM"),
+        "of another format",
+        "PNG, JPEG, WEBP, GIF, BMP, TIFF",
+    ),
+    "postscript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "of another format",
+        "convert it to PNG",
+    ),
     "no pixels": (bare_png(0, 3), "has no pixels", "remove the row"),
-    "truncated jpeg": (broken_jpeg(), "is damaged or incomplete: image file is truncated", "A JPEG file that decodes"),
+    "truncated jpeg": (
+        broken_jpeg(),
+        "is damaged or incomplete: image file is truncated",
+        "A JPEG file that decodes",
+    ),
     "truncated png": (PNG[: len(PNG) - 40], "is damaged or incomplete", "remove the row"),
     "header only": (PNG[:33], "no picture that can be read: it is damaged", "Fetch it again"),
-    "bytes flipped": (PNG[:60] + bytes(255 - b for b in PNG[60:80]) + PNG[80:], "is damaged or incomplete", "again"),
+    "bytes flipped": (
+        PNG[:60] + bytes(255 - b for b in PNG[60:80]) + PNG[80:],
+        "is damaged or incomplete",
+        "again",
+    ),
     "float": (float_tiff(), "32-bit pixels (mode F)", "8 bits per channel"),
     "bomb": (bare_png(60000, 60000), "declares too many pixels", "3600000000"),
-    "over the limit": (bare_png(1001, 1000), "1001x1000 = 1001000 pixels. At most 1000000", "raise max_image_pixels"),
+    "over the limit": (
+        bare_png(1001, 1000),
+        "1001x1000 = 1001000 pixels. At most 1000000",
+        "raise max_image_pixels",
+    ),
 }
 
 
@@ -165,7 +202,10 @@ CASES = {
 def test_a_broken_picture_is_refused_with_its_remedy(name: str, tmp_path: Path) -> None:
     data, said, remedy = CASES[name]
     (tmp_path / "x.img").write_bytes(data)
-    for image, called in ((data, f"The embedded image of {len(data)} bytes"), ("x.img", "The image 'x.img'")):
+    for image, called in (
+        (data, f"The embedded image of {len(data)} bytes"),
+        ("x.img", "The image 'x.img'"),
+    ):
         with pytest.raises(ImageError) as caught:
             load(image, tmp_path)
         message = str(caught.value)
@@ -176,15 +216,21 @@ def test_a_broken_picture_is_refused_with_its_remedy(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("size", [(60000, 60000), (1001, 1000), (12000, 10000)])
-def test_a_bomb_is_refused_before_it_is_decoded(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_refused_before_it_is_decoded(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="pixels"):
         load(bare_png(*size))
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as in a program, where it is only printed
+@pytest.mark.filterwarnings(
+    "ignore::PIL.Image.DecompressionBombWarning"
+)  # as in a program, where it is only printed
 def test_pillows_own_limit_holds_even_where_max_pixels_is_larger() -> None:
-    with pytest.raises(ImageError, match=r"12000x10000 = 120000000 pixels\. At most PIL\.Image\.MAX_IMAGE_PIXELS="):
+    with pytest.raises(
+        ImageError, match=r"12000x10000 = 120000000 pixels\. At most PIL\.Image\.MAX_IMAGE_PIXELS="
+    ):
         load(bare_png(12000, 10000), max_pixels=10**12)
 
 
@@ -241,31 +287,43 @@ def test_without_a_root_only_embedded_pictures_are_read(tmp_path: Path) -> None:
     assert load(PNG, None).size == (40, 30)
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(ImageError, match=r"'a\.png' cannot be read: Permission denied.*Check its permissions"):
+    with pytest.raises(
+        ImageError, match=r"'a\.png' cannot be read: Permission denied.*Check its permissions"
+    ):
         load("a.png", tmp_path)
 
 
 SEEDS = [encoded(gradient(), f) for f in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")]
-SEEDS += [encoded(sixteen_bit(), "TIFF"), encoded(gradient(), "TIFF", compression="tiff_lzw"), with_palette(True)]
+SEEDS += [
+    encoded(sixteen_bit(), "TIFF"),
+    encoded(gradient(), "TIFF", compression="tiff_lzw"),
+    with_palette(True),
+]
 
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
     """A picture with up to six wrong bytes near its head, where decoders trip, and every other time cut off."""
     data = bytearray(draw(st.sampled_from(SEEDS)))
-    for place, value in draw(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6)):
+    for place, value in draw(
+        st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6)
+    ):
         data[place % len(data)] = value
     return bytes(data[: draw(st.integers(0, len(data)) | st.just(len(data)))])
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of bad metadata in pictures that are otherwise whole
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # Pillow warns of bad metadata in pictures that are otherwise whole
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=damaged())
 def test_any_damage_gives_a_picture_or_an_image_error(data: bytes) -> None:

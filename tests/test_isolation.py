@@ -82,14 +82,24 @@ def no_zombies():
 
 def group(identity, *texts, draw=-1):
     completions = tuple(
-        Completion(token_ids=(1,) * 3, logprobs=(-0.5,) * 3, text=text, finish_reason="stop", prefill="<think>")
+        Completion(
+            token_ids=(1,) * 3,
+            logprobs=(-0.5,) * 3,
+            text=text,
+            finish_reason="stop",
+            prefill="<think>",
+        )
         for text in texts
     )
     example = Example(id=str(identity), prompt="Which?", answer="(B)", choices=("ball", "cube"))
     return Group(example=example, prompt=None, completions=completions, draw=draw)
 
 
-RIGHT, WRONG, BARE = "x</think><answer>(B)</answer>", "x</think><answer>(A)</answer>", "the answer is (B)"
+RIGHT, WRONG, BARE = (
+    "x</think><answer>(B)</answer>",
+    "x</think><answer>(A)</answer>",
+    "the answer is (B)",
+)
 
 
 def test_groups_are_scored_in_order_and_otherwise_unchanged():
@@ -100,9 +110,16 @@ def test_groups_are_scored_in_order_and_otherwise_unchanged():
     assert [g.example for g in scored.groups] == [g.example for g in groups]
     for before, after in zip(groups, scored.groups, strict=True):
         odd = before.draw % 2
-        assert after.reward_parts == {"choice": (1.0, 0.0 if odd else 1.0, 0.0), "format": (1.0, 1.0, 0.0)}
+        assert after.reward_parts == {
+            "choice": (1.0, 0.0 if odd else 1.0, 0.0),
+            "format": (1.0, 1.0, 0.0),
+        }
         assert after.rewards == (1.2, 0.2 if odd else 1.2, 0.0)
-        assert (after.completions, after.draw, after.prompt) == (before.completions, before.draw, None)
+        assert (after.completions, after.draw, after.prompt) == (
+            before.completions,
+            before.draw,
+            None,
+        )
 
 
 def test_nothing_to_score_starts_nothing():
@@ -169,7 +186,9 @@ def test_a_group_that_hangs_in_every_completion_costs_one_time_limit(mine):
 
 def test_a_call_that_begins_after_the_parent_went_to_wait_has_its_limit_too(mine):
     hanging = group(1, "hang")
-    heavy = replace(hanging, example=replace(hanging.example, images=(bytes(40_000_000),)))  # takes long to receive
+    heavy = replace(
+        hanging, example=replace(hanging.example, images=(bytes(40_000_000),))
+    )  # takes long to receive
     with RewardPool({f"{mine}:obey": 1.0}, time_limit=0.5, workers=1) as pool:
         assert [f.kind for f in pool.score([heavy]).failures] == ["timeout"]
 
@@ -178,7 +197,10 @@ def test_a_batched_reward_gets_all_completions_at_once(mine):
     with RewardPool({f"{mine}:rank": 0.1, f"{mine}:count": 1.0}) as pool:
         assert pool.ranges() == {f"{mine}:rank": (0.0, 100.0), f"{mine}:count": (0.0, 1.0)}
         scored = pool.score([group(1, "a", "b", "c")])
-    assert scored.groups[0].reward_parts == {f"{mine}:rank": (0.0, 10.0, 20.0), f"{mine}:count": (0.3, 0.3, 0.3)}
+    assert scored.groups[0].reward_parts == {
+        f"{mine}:rank": (0.0, 10.0, 20.0),
+        f"{mine}:count": (0.3, 0.3, 0.3),
+    }
     assert scored.groups[0].rewards == (0.3, 1.3, 2.3)
 
 
@@ -210,7 +232,9 @@ def test_the_work_is_shared(mine):
 
 def test_threads_prints_and_signals_do_no_harm(mine, capfd):
     with RewardPool({f"{mine}:obey": 1.0}) as pool:
-        scored = pool.score([group(1, "thread"), group(2, "print"), group(3, "interrupt"), group(4, "fine")])
+        scored = pool.score(
+            [group(1, "thread"), group(2, "print"), group(3, "interrupt"), group(4, "fine")]
+        )
         assert [g.rewards for g in scored.groups] == [(1.0,)] * 4
     out, err = capfd.readouterr()
     assert out == ""
@@ -252,7 +276,9 @@ def test_closing_does_not_wait_for_a_reward_that_hangs(mine):
     pool.start()
     hanging = group(1, "hang")
     worker = pool._workers[0]
-    worker.give(isolation.Chunk((f"{mine}:obey",), [(0, Item(hanging.example, hanging.completions))]))
+    worker.give(
+        isolation.Chunk((f"{mine}:obey",), [(0, Item(hanging.example, hanging.completions))])
+    )
     pool.close(patience=0.2)
     assert worker.process.exitcode == -signal.SIGKILL
 
@@ -270,7 +296,10 @@ def test_an_unsuitable_reward_is_refused_at_the_start(mine, name, message):
 
 
 def test_a_missing_file_and_a_broken_module_are_explained(tmp_path):
-    with RewardPool({f"{tmp_path}/no.py:f": 1.0}) as pool, pytest.raises(UserError, match="which does not exist"):
+    with (
+        RewardPool({f"{tmp_path}/no.py:f": 1.0}) as pool,
+        pytest.raises(UserError, match="which does not exist"),
+    ):
         pool.start()
     (tmp_path / "sick.py").write_text("import no_such_module\n")
     with (
@@ -299,7 +328,10 @@ def test_a_reward_of_this_process_only_is_explained(monkeypatch):
     rewards.register("only_here")(local)
     with (
         RewardPool({"only_here": 1.0}) as pool,
-        pytest.raises(UserError, match=r"'only_here' was registered by a decorator.*file\.py:function.*entry point"),
+        pytest.raises(
+            UserError,
+            match=r"'only_here' was registered by a decorator.*file\.py:function.*entry point",
+        ),
     ):
         pool.start()
 
@@ -310,7 +342,10 @@ def test_a_reward_of_this_process_only_is_explained(monkeypatch):
         ({"weights": {"chioce": 1.0}}, r"no reward called 'chioce'\. Did you mean 'choice'\?"),
         ({"weights": {}}, "No reward is named"),
         ({"weights": {"choice": 1.0}, "time_limit": 0.0}, "time limit of the rewards is 0.0"),
-        ({"weights": {"choice": 1.0}, "time_limit": float("inf")}, "time limit of the rewards is inf"),
+        (
+            {"weights": {"choice": 1.0}, "time_limit": float("inf")},
+            "time limit of the rewards is inf",
+        ),
         ({"weights": {"choice": 1.0}, "workers": 0}, "number of reward workers is 0"),
     ],
 )
@@ -324,7 +359,9 @@ def test_gold_is_checked_through_the_pool(mine):
     weights = {"choice": 1.0, f"{mine}:count": 1.0}
     with RewardPool(weights) as pool:
         problems = check_gold(weights, examples, pool=pool)
-    assert [(p.reward, p.example_id, p.score) for p in problems] == [(f"{mine}:count", str(i), 0.0) for i in range(3)]
+    assert [(p.reward, p.example_id, p.score) for p in problems] == [
+        (f"{mine}:count", str(i), 0.0) for i in range(3)
+    ]
 
 
 def test_many_items_are_cut_into_chunks():
@@ -335,7 +372,9 @@ def test_many_items_are_cut_into_chunks():
 
 def is_running(pid):
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # an orphan's zombie is not ours to reap
+        return (
+            psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        )  # an orphan's zombie is not ours to reap
     except psutil.NoSuchProcess:
         return False
 
@@ -363,7 +402,9 @@ print(*(worker.process.pid for worker in pool._workers), flush=True)
 )
 def test_workers_do_not_outlive_their_parent(mine, tmp_path, then):
     script = tmp_path / "train.py"
-    script.write_text(PARENT.format(tests=str(Path(__file__).parent), reward=f"{mine}:obey", then=then))
+    script.write_text(
+        PARENT.format(tests=str(Path(__file__).parent), reward=f"{mine}:obey", then=then)
+    )
     done = subprocess.run(
         [sys.executable, str(script)],
         stdout=subprocess.PIPE,

@@ -54,7 +54,9 @@ def test_a_pass_above_the_limit_is_cut_between_completions() -> None:
         assert packed.counts == (3, 1, 2, 0)
     last = packed.suffixes[2]
     assert last.ids_U.tolist() == [5]
-    assert last.source_K.tolist() == [4, 5], "sources count from the prefixes and this piece's own tokens"
+    assert last.source_K.tolist() == [4, 5], (
+        "sources count from the prefixes and this piece's own tokens"
+    )
 
 
 def test_the_naive_layout_repeats_prompt_and_image() -> None:

@@ -11,7 +11,9 @@ from gpg_vl.types import Completion, Example
 
 
 def completion(tokens, reason="stop"):
-    return Completion(token_ids=(1,) * tokens, logprobs=(0.0,) * tokens, text="x" * 9, finish_reason=reason)
+    return Completion(
+        token_ids=(1,) * tokens, logprobs=(0.0,) * tokens, text="x" * 9, finish_reason=reason
+    )
 
 
 def example(**meta):
@@ -20,12 +22,26 @@ def example(**meta):
 
 @pytest.mark.parametrize(
     ("tokens", "expected"),
-    [(0, 0.0), (79, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0), (5000, -1.0)],
+    [
+        (0, 0.0),
+        (79, 0.0),
+        (80, 0.0),
+        (81, -0.05),
+        (90, -0.5),
+        (99, -0.95),
+        (100, -1.0),
+        (101, -1.0),
+        (5000, -1.0),
+    ],
 )
 def test_by_hand(tokens, expected):
     assert overlong_penalty(tokens, limit=100, cache=20) == pytest.approx(expected)
-    assert length(completion(tokens), example(length_limit=100, length_cache=20)) == pytest.approx(expected)
-    assert soft_overlong(limit=100, cache=20)(completion(tokens), example()) == pytest.approx(expected)
+    assert length(completion(tokens), example(length_limit=100, length_cache=20)) == pytest.approx(
+        expected
+    )
+    assert soft_overlong(limit=100, cache=20)(completion(tokens), example()) == pytest.approx(
+        expected
+    )
 
 
 def test_the_setting_of_the_paper():
@@ -64,7 +80,9 @@ def test_its_range_is_declared():
     ],
 )
 def test_missing_limits_are_explained(meta):
-    with pytest.raises(UserError, match=r"example '7'.*`length_limit` and `length_cache`.*soft_overlong"):
+    with pytest.raises(
+        UserError, match=r"example '7'.*`length_limit` and `length_cache`.*soft_overlong"
+    ):
         length(completion(1), example(**meta))
 
 

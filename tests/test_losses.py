@@ -44,12 +44,16 @@ class Step(NamedTuple):
 
 
 def make_step(
-    rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], logps: Sequence[float] | None = None
+    rewards: Sequence[Sequence[float]],
+    lengths: Sequence[Sequence[int]],
+    logps: Sequence[float] | None = None,
 ) -> Step:
     """A step with one log-prob per completion, or with different ones everywhere. Under the mask stands nonsense."""
     lengths_PG = [n for row in lengths for n in row]
     mask = torch.arange(max(1, *lengths_PG))[None] < torch.tensor(lengths_PG)[:, None]
-    values = -0.1 - (torch.arange(mask.numel(), dtype=torch.float64).reshape(mask.shape) * 0.37) % 2.0
+    values = (
+        -0.1 - (torch.arange(mask.numel(), dtype=torch.float64).reshape(mask.shape) * 0.37) % 2.0
+    )
     if logps is not None:
         values = torch.tensor(logps, dtype=torch.float64)[:, None].expand(mask.shape)
     logp = torch.where(mask, values, torch.nan).requires_grad_()
@@ -80,7 +84,10 @@ def run(
         age=age_factor(total, age),
         denominator=denominator(total, aggregation, max_new_tokens=limit),
     )
-    output = gpg_loss(step.logp_PG_T[step.mask_PG_T], c_P_G.flatten().repeat_interleave(step.lengths_P_G.flatten()))
+    output = gpg_loss(
+        step.logp_PG_T[step.mask_PG_T],
+        c_P_G.flatten().repeat_interleave(step.lengths_P_G.flatten()),
+    )
     (gradient,) = torch.autograd.grad(output.loss, step.logp_PG_T)
     return output, gradient
 
@@ -92,7 +99,10 @@ def example() -> Step:
 
 def varied() -> Step:
     """Four groups of three, two of them without signal, every length and log-prob different."""
-    return make_step([[1, 0, 0], [1, 1, 1], [0.2, 0.7, 0], [0, 0, 0]], [[2, 5, 1], [4, 3, 7], [6, 1, 2], [1, 1, 9]])
+    return make_step(
+        [[1, 0, 0], [1, 1, 1], [0.2, 0.7, 0], [0, 0, 0]],
+        [[2, 5, 1], [4, 3, 7], [6, 1, 2], [1, 1, 9]],
+    )
 
 
 # ---- the table
@@ -125,7 +135,13 @@ def test_the_value_of_the_loss(aggregation: Aggregation, age: Age, expected: flo
 
 
 @pytest.mark.parametrize(
-    "age,expected", [("off", -0.05), ("inverse_valid_fraction", -0.1), ("token", -1 / 12), ("valid_fraction", -0.025)]
+    "age,expected",
+    [
+        ("off", -0.05),
+        ("inverse_valid_fraction", -0.1),
+        ("token", -1 / 12),
+        ("valid_fraction", -0.025),
+    ],
 )
 def test_the_gradient_of_each_token(age: Age, expected: float) -> None:
     """Minus for the better completion (descent raises its log-prob), plus for the worse, 0 without signal or mask."""
@@ -136,9 +152,15 @@ def test_the_gradient_of_each_token(age: Age, expected: float) -> None:
 
 @pytest.mark.parametrize(
     "aggregation,first,second",
-    [("sequence", -0.5 / 2 / 4, 0.5 / 4 / 4), ("constant", -0.5 / 32, 0.5 / 32), ("group", -0.5 / 6 / 2, 0.5 / 6 / 2)],
+    [
+        ("sequence", -0.5 / 2 / 4, 0.5 / 4 / 4),
+        ("constant", -0.5 / 32, 0.5 / 32),
+        ("group", -0.5 / 6 / 2, 0.5 / 6 / 2),
+    ],
 )
-def test_the_weight_of_a_token_in_each_mean(aggregation: Aggregation, first: float, second: float) -> None:
+def test_the_weight_of_a_token_in_each_mean(
+    aggregation: Aggregation, first: float, second: float
+) -> None:
     """1/(|o_i| N), 1/(N L_max) and 1/(K_g P), with N = 4, L_max = 8, K_1 = 6, P = 2."""
     _, gradient = run(example(), aggregation, "off")
     assert gradient[0, 0].item() == pytest.approx(first, rel=1e-12)
@@ -160,7 +182,11 @@ def test_on_a_vocabulary_of_two_the_gradient_is_the_analytic_one() -> None:
     logits = torch.tensor([0.3, -1.1], dtype=torch.float64, requires_grad=True)
     logp_K = torch.log_softmax(logits, dim=0)
     c_P_G = coefficients(
-        torch.tensor([[0.5, -0.5]]), torch.tensor([[1, 1]]), aggregation="token", age=1.0, denominator=2.0
+        torch.tensor([[0.5, -0.5]]),
+        torch.tensor([[1, 1]]),
+        aggregation="token",
+        age=1.0,
+        denominator=2.0,
     )
     gpg_loss(logp_K, c_P_G.flatten()).loss.backward()
     assert logits.grad is not None
@@ -172,7 +198,9 @@ def test_on_a_vocabulary_of_two_the_gradient_is_the_analytic_one() -> None:
 
 @pytest.mark.parametrize("f_norm", ["one", "group_std"])
 @pytest.mark.parametrize("aggregation,age", EXACT)
-def test_groups_without_signal_leave_the_gradient_as_it_is(aggregation: Aggregation, age: Age, f_norm: FNorm) -> None:
+def test_groups_without_signal_leave_the_gradient_as_it_is(
+    aggregation: Aggregation, age: Age, f_norm: FNorm
+) -> None:
     """Those of `varied` taken away, or three more of them added."""
     step = varied()
     _, gradient = run(step, aggregation, age, f_norm=f_norm)
@@ -182,12 +210,17 @@ def test_groups_without_signal_leave_the_gradient_as_it_is(aggregation: Aggregat
 
 
 @pytest.mark.parametrize("aggregation", ["sequence", "constant", "group"])
-def test_without_age_the_gradient_shrinks_with_every_group_without_signal(aggregation: Aggregation) -> None:
+def test_without_age_the_gradient_shrinks_with_every_group_without_signal(
+    aggregation: Aggregation,
+) -> None:
     """By P / (P + k): from two groups to seven."""
     step = varied()
     few, rows_few = with_groups(step, [0, 2])
     many, rows_many = with_groups(step, [0, 1, 2, 3, 1, 3, 3])
-    gradient_few, gradient_many = run(few, aggregation, "off")[1][rows_few], run(many, aggregation, "off")[1][rows_many]
+    gradient_few, gradient_many = (
+        run(few, aggregation, "off")[1][rows_few],
+        run(many, aggregation, "off")[1][rows_many],
+    )
     assert torch.allclose(gradient_many, gradient_few * 2 / 7, rtol=1e-12, atol=0)
 
 
@@ -204,7 +237,9 @@ def test_token_mean_times_alpha_changes_by_the_ratio_of_the_ratios_of_lengths() 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("age", ["off", "inverse_valid_fraction", "valid_fraction"])
 @pytest.mark.parametrize("f_norm", ["one", "group_std"])
-def test_a_step_without_any_signal_is_exactly_zero(aggregation: Aggregation, age: Age, f_norm: FNorm) -> None:
+def test_a_step_without_any_signal_is_exactly_zero(
+    aggregation: Aggregation, age: Age, f_norm: FNorm
+) -> None:
     """2.9 eight times is where centring leaves a residue."""
     step = make_step([[2.9] * 8, [0.1] * 8], [[3, 1, 2, 2, 1, 4, 1, 1]] * 2)
     output, gradient = run(step, aggregation, age, f_norm=f_norm)
@@ -239,7 +274,9 @@ def test_a_completion_without_tokens_contributes_nothing(aggregation: Aggregatio
 def test_order_of_members_and_groups_does_not_matter(aggregation: Aggregation) -> None:
     step = varied()
     output, gradient = run(step, aggregation, "inverse_valid_fraction")
-    order = torch.tensor([[7, 6, 8], [3, 4, 5], [11, 10, 9], [0, 2, 1]])  # of PG: groups 2, 1, 3, 0, members turned
+    order = torch.tensor(
+        [[7, 6, 8], [3, 4, 5], [11, 10, 9], [0, 2, 1]]
+    )  # of PG: groups 2, 1, 3, 0, members turned
     flat = order.flatten()
     turned = Step(
         step.rewards_P_G.flatten()[order],
@@ -268,18 +305,31 @@ def test_wrong_shapes_are_refused_under_test() -> None:
 @given(
     st.integers(2, 5).flatmap(
         lambda g: st.lists(
-            st.lists(st.tuples(st.sampled_from([0.0, 0.2, 1.0, 1.2]), st.integers(1, 6)), min_size=g, max_size=g),
+            st.lists(
+                st.tuples(st.sampled_from([0.0, 0.2, 1.0, 1.2]), st.integers(1, 6)),
+                min_size=g,
+                max_size=g,
+            ),
             min_size=1,
             max_size=4,
         )
     )
 )
-def test_on_policy_without_age_gpg_has_the_gradients_of_its_baselines(groups: list[list[tuple[float, int]]]) -> None:
+def test_on_policy_without_age_gpg_has_the_gradients_of_its_baselines(
+    groups: list[list[tuple[float, int]]],
+) -> None:
     """GRPO (no KL, F = 1), Dr. GRPO and RLOO, from their own formulas: a clipped surrogate at ratio 1, plain loops."""
-    rewards, lengths = [[r for r, _ in group] for group in groups], [[n for _, n in group] for group in groups]
+    rewards, lengths = (
+        [[r for r, _ in group] for group in groups],
+        [[n for _, n in group] for group in groups],
+    )
     step = make_step(rewards, lengths)
     size, number = len(rewards[0]), len(rewards) * len(rewards[0])
-    flat = [(row, i, n) for row, sizes in zip(rewards, lengths, strict=True) for i, n in enumerate(sizes)]
+    flat = [
+        (row, i, n)
+        for row, sizes in zip(rewards, lengths, strict=True)
+        for i, n in enumerate(sizes)
+    ]
 
     def surrogate(k: int, n: int, advantage: float) -> Tensor:
         ratio = torch.exp(step.logp_PG_T[k, :n] - step.logp_PG_T[k, :n].detach())

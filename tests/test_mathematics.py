@@ -222,7 +222,9 @@ DIFFERENT = [
 @pytest.mark.parametrize(("candidate", "gold"), DIFFERENT)
 def test_different(candidate, gold):
     assert not match_math(candidate, gold)
-    assert math(completion(f"<think>{gold}</think><answer>{candidate}</answer>"), example(gold)) == 0.0
+    assert (
+        math(completion(f"<think>{gold}</think><answer>{candidate}</answer>"), example(gold)) == 0.0
+    )
 
 
 # --- answers as benchmarks write them: the gold answer, and three that are wrong
@@ -300,9 +302,16 @@ ANSWERS = [
     # matrices
     (
         r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
-        (r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}", "1", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}"),
+        (
+            r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}",
+            "1",
+            r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}",
+        ),
     ),
-    (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", (r"\begin{pmatrix} 1/3 \\ 2/3 \end{pmatrix}", "2/3", "-1/3")),
+    (
+        r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}",
+        (r"\begin{pmatrix} 1/3 \\ 2/3 \end{pmatrix}", "2/3", "-1/3"),
+    ),
     # with a unit, a percent sign, degrees, money
     ("7.0e37 erg/s", ("7.0", "37", "7.0e36 erg/s")),
     ("0.7 ms^{-1}", ("0.07", "7", "0.8 ms^{-1}")),
@@ -328,8 +337,17 @@ ANSWERS = [
 @pytest.mark.parametrize(("gold", "wrong"), ANSWERS)
 def test_an_answer_is_itself_and_none_of_the_wrong_ones(gold, wrong):
     """In whatever the gold stands: bare, between dollars, in a box, or in the box of a whole solution."""
-    for written in (gold, f"${gold}$", rf"\boxed{{{gold}}}", rf"By symmetry we find $\boxed{{{gold}}}$."):
-        for response in (f"<answer>{gold}</answer>", f"<answer>${gold}$</answer>", rf"So it is $\boxed{{{gold}}}$."):
+    for written in (
+        gold,
+        f"${gold}$",
+        rf"\boxed{{{gold}}}",
+        rf"By symmetry we find $\boxed{{{gold}}}$.",
+    ):
+        for response in (
+            f"<answer>{gold}</answer>",
+            f"<answer>${gold}$</answer>",
+            rf"So it is $\boxed{{{gold}}}$.",
+        ):
             assert math(completion(response), example(written)) == 1.0, (written, response)
     for candidate in wrong:
         for response in (
@@ -417,7 +435,12 @@ def test_gold_that_is_no_mathematics_is_refused_by_example(answer):
 @given(st.fractions(max_denominator=99).filter(lambda f: abs(f) < 10**4))
 def test_fractions_in_any_spelling(value):
     gold = f"{value.numerator}/{value.denominator}"
-    for text in (gold, rf"\frac{{{value.numerator}}}{{{value.denominator}}}", rf"\boxed{{{gold}}}", f"x = {gold}"):
+    for text in (
+        gold,
+        rf"\frac{{{value.numerator}}}{{{value.denominator}}}",
+        rf"\boxed{{{gold}}}",
+        f"x = {gold}",
+    ):
         assert match_math(text, gold)
         assert match_math(gold, text)
     assert not match_math(f"{value.numerator + 1}/{value.denominator}", gold)
@@ -541,7 +564,9 @@ def test_the_gold_answer_sets_the_bounds():
 def test_ordinary_comparisons_do_not_reach_math_verify(monkeypatch):
     """The work is counted: 20 different comparisons of the ordinary kinds, none of them by computer algebra."""
     asked = []
-    monkeypatch.setattr("gpg_vl.rewards.expressions.same", lambda *texts: asked.append(texts) or False)
+    monkeypatch.setattr(
+        "gpg_vl.rewards.expressions.same", lambda *texts: asked.append(texts) or False
+    )
     monkeypatch.setattr("gpg_vl.rewards.expressions.parsed", lambda text: asked.append(text) or [])
     for candidate, gold, expected in (
         ("5", "5", True),
@@ -591,7 +616,12 @@ def test_different_expressions_are_told_apart_without_simplifying(monkeypatch):
 
 def test_numbers_side_by_side_are_never_added():
     """math-verify takes `3(7)` and `(3)(7)` for mixed numbers, and adds."""
-    for text, value in (("3(7)", 21), ("2(4)", 8), (r"\frac{1}{2}(3)", sympy.Rational(3, 2)), (r"2^{2}3", 12)):
+    for text, value in (
+        ("3(7)", 21),
+        ("2(4)", 8),
+        (r"\frac{1}{2}(3)", sympy.Rational(3, 2)),
+        (r"2^{2}3", 12),
+    ):
         assert algebra.is_bounded(text, "3")
         assert algebra.parsed(text)[0].doit() == value
     for text in ("(3)(7)", "(3)7", "{3}(7)", "{3}7", "3{7}", "3[7]", "2(3)(4)", "x+(3)(7)"):
@@ -634,7 +664,13 @@ def test_the_explanation():
 
 def test_hostile_answers_do_not_cost_a_group_in_the_workers():
     """In training the two rewards that may compute run in worker processes: every group comes back scored."""
-    bombs = ("9^{9^{9}}", r"(\sin(1000 x))^{99}", r"\frac{1}{" * 5000 + "1" + "}" * 5000, "1" * 100_000, r"\int x dx")
+    bombs = (
+        "9^{9^{9}}",
+        r"(\sin(1000 x))^{99}",
+        r"\frac{1}{" * 5000 + "1" + "}" * 5000,
+        "1" * 100_000,
+        r"\int x dx",
+    )
     texts = ("<answer>5</answer>", *(f"<answer>{bomb}</answer>" for bomb in bombs))
     group = Group(example=example("5"), prompt=None, completions=tuple(map(completion, texts)))
     with RewardPool({"math": 1.0, "geometry": 1.0}, time_limit=30.0) as pool:

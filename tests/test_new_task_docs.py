@@ -87,11 +87,14 @@ def test_the_page_runs_as_it_is_printed(folder: Path) -> None:
         )
         assert done.returncode == 0, f"{step.command}\n{done.stdout}\n{done.stderr}"
         assert prints(step.expected, done.stdout), f"$ {step.command}\n{done.stdout}"
-    rows = [json.loads(line) for line in (folder / "runs/try/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "runs/try/metrics.jsonl").read_text().splitlines()
+    ]
     assert [(row["step"], row["kind"]) for row in rows] == [(1, "train"), (2, "train"), (2, "eval")]
     assert "reward/corners_reward.py:corner" in rows[0]
     pictures = {
-        split: {p.name for p in (folder / "data/corners" / split).rglob("*.png")} for split in ("train", "test")
+        split: {p.name for p in (folder / "data/corners" / split).rglob("*.png")}
+        for split in ("train", "test")
     }
     assert (len(pictures["train"]), len(pictures["test"])) == (60, 20)
     assert not pictures["train"] & pictures["test"], "the page says that they share none"
@@ -108,7 +111,12 @@ def test_all_of_the_page_is_looked_at() -> None:
     ]
     assert PAGE.count("\n```") == 2 * (len(files(PAGE)) + len(CONSOLE.findall(PAGE)))
     programs = [" ".join(step.command.split()[:3]) for step in steps(PAGE)]
-    for start in ("python corners_recipe.py", "gpg-vl rewards test", "gpg-vl data check", "gpg-vl train corners.yaml"):
+    for start in (
+        "python corners_recipe.py",
+        "gpg-vl rewards test",
+        "gpg-vl data check",
+        "gpg-vl train corners.yaml",
+    ):
         assert any(program.startswith(start) for program in programs), start
     assert MODEL in PAGE
     for path in re.findall(r"`((?:gpg_vl|tests|data_recipes)/[\w./]*)`", PAGE) + re.findall(

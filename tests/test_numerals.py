@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpg_vl.rewards.numerals import hides, is_denied, is_number, is_qualified, stands_free, word_spans, word_values
+from gpg_vl.rewards.numerals import (
+    hides,
+    is_denied,
+    is_number,
+    is_qualified,
+    stands_free,
+    word_spans,
+    word_values,
+)
 
 
 def words(text):

@@ -21,7 +21,9 @@ from gpg_vl.types import Example
 
 def rates(schedule: str, steps: int = 5, warmup: int = 2, final: float = 0.0) -> list[float]:
     return [
-        learning_rate(s, peak=1.0, schedule=schedule, warmup_steps=warmup, steps=steps, final_fraction=final)
+        learning_rate(
+            s, peak=1.0, schedule=schedule, warmup_steps=warmup, steps=steps, final_fraction=final
+        )
         for s in range(steps)
     ]
 
@@ -53,7 +55,8 @@ def test_freezing_by_part(tiny_checkpoint: Path) -> None:
         expected = {
             n
             for n, _ in model.named_parameters()
-            if ("merger" if "visual.merger" in n else "vision" if "visual" in n else "language") in parts
+            if ("merger" if "visual.merger" in n else "vision" if "visual" in n else "language")
+            in parts
         }
         assert frozen == expected
         assert expected
@@ -71,7 +74,10 @@ def test_every_epoch_draws_every_example_once(size: int, seed: int, epoch: int) 
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = [tuple(index_at(e * 40 + i, size=40, seed=s) for i in range(40)) for e, s in ((0, 0), (1, 0), (0, 1))]
+    orders = [
+        tuple(index_at(e * 40 + i, size=40, seed=s) for i in range(40))
+        for e, s in ((0, 0), (1, 0), (0, 1))
+    ]
     assert len(set(orders)) == 3
 
 
@@ -102,19 +108,27 @@ def logits(model: torch.nn.Module, checkpoint: Path) -> torch.Tensor:
 
 def test_adapters_start_as_the_model_and_only_they_are_trained(tiny_checkpoint: Path) -> None:
     model = adapted(tiny_checkpoint)
-    assert torch.equal(logits(model, tiny_checkpoint), logits(load_model(str(tiny_checkpoint)), tiny_checkpoint))
+    assert torch.equal(
+        logits(model, tiny_checkpoint), logits(load_model(str(tiny_checkpoint)), tiny_checkpoint)
+    )
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 2 * len(TARGETS)
     assert all(".lora_" in n and ".language_model." in n for n in trained)
 
 
-def test_a_merged_checkpoint_computes_what_the_adapters_compute(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_merged_checkpoint_computes_what_the_adapters_compute(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     model = randomised(tiny_checkpoint)
     before = logits(model, tiny_checkpoint)
     assert (before - logits(load_model(str(tiny_checkpoint)), tiny_checkpoint)).abs().max() > 1e-3
     save_model(model, load_processing(str(tiny_checkpoint)), tmp_path / "merged")
-    assert torch.allclose(logits(load_model(str(tmp_path / "merged")), tiny_checkpoint), before, atol=1e-5)
-    assert torch.equal(logits(model, tiny_checkpoint), before), "merging leaves the model itself alone"
+    assert torch.allclose(
+        logits(load_model(str(tmp_path / "merged")), tiny_checkpoint), before, atol=1e-5
+    )
+    assert torch.equal(logits(model, tiny_checkpoint), before), (
+        "merging leaves the model itself alone"
+    )
     assert merged_state(model).keys() == load_model(str(tiny_checkpoint)).state_dict().keys()
 
 
@@ -133,4 +147,11 @@ def test_adapters_come_back_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path) -
 
 def test_targets_that_name_nothing(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match="names no linear layer of the language model"):
-        add_adapters(load_model(str(tiny_checkpoint)), FAMILIES["qwen2_vl"], rank=2, alpha=4.0, targets=["qkv"], seed=0)
+        add_adapters(
+            load_model(str(tiny_checkpoint)),
+            FAMILIES["qwen2_vl"],
+            rank=2,
+            alpha=4.0,
+            targets=["qkv"],
+            seed=0,
+        )

@@ -20,38 +20,65 @@ CLOSED = re.compile("</(think|thinking|analysis|reasoning)>", re.IGNORECASE | re
 CASES = {
     # step 1: the reasoning
     "plain": ("<think>hm</think><answer>(B)</answer>", found("(B)", "answer")),
-    "answer inside the reasoning": ("<think><answer>A</answer></think><answer>B</answer>", found("B", "answer")),
+    "answer inside the reasoning": (
+        "<think><answer>A</answer></think><answer>B</answer>",
+        found("B", "answer"),
+    ),
     "answer only inside the reasoning": ("<think><answer>A</answer></think>", found(None, "none")),
     "phrase only inside the reasoning": ("<think>the answer is A</think>\n", found(None, "none")),
     "several reasoning blocks": ("<think>a</think>A<think>b</think>B", found("B", "text")),
     "closing tag only, the prompt had the other": ("so it is A</think>(B)", found("(B)", "text")),
     "unclosed reasoning": ("<think>the answer is (B)", found(None, "none", unclosed_think=True)),
     "unclosed reasoning, boxed": (r"<think>so \boxed{B}", found(None, "none", unclosed_think=True)),
-    "unclosed reasoning, answered": ("<think>so <answer>B</answer>", found("B", "answer", unclosed_think=True)),
+    "unclosed reasoning, answered": (
+        "<think>so <answer>B</answer>",
+        found("B", "answer", unclosed_think=True),
+    ),
     "unclosed reasoning, answer cut off": (
         "<think>so <answer>B",
         found(None, "answer", unclosed_think=True, truncated=True),
     ),
-    "reasoning reopened": ("<think>a</think>The answer is B <think>or", found(None, "none", unclosed_think=True)),
+    "reasoning reopened": (
+        "<think>a</think>The answer is B <think>or",
+        found(None, "none", unclosed_think=True),
+    ),
     "answer before the reasoning ends": ("<answer>A</answer></think>", found(None, "none")),
     "closed under another name": ("<thinking>A</think>B", found("B", "text")),
     "opened in two names": ("<analysis><think>A</think>A</analysis>B", found("B", "text")),
-    "reopened under another name": ("<think>a</think>B <analysis>or", found(None, "none", unclosed_think=True)),
+    "reopened under another name": (
+        "<think>a</think>B <analysis>or",
+        found(None, "none", unclosed_think=True),
+    ),
     "a name that is none": ("<thoughts>A</thoughts>", found("<thoughts>A</thoughts>", "text")),
     "a name that only looks alike": ("<analy\u017fis>A", found("<analy\u017fis>A", "text")),
     # step 2: the answer block
-    "several blocks": ("<answer>A</answer> no, <answer>B</answer>", found("B", "answer", several=True)),
+    "several blocks": (
+        "<answer>A</answer> no, <answer>B</answer>",
+        found("B", "answer", several=True),
+    ),
     "multi-line": ("<answer>\nleft\n</answer>", found("left", "answer")),
-    "digits touching the tag": ("<think>so 145</think><answer>145</answer>", found("145", "answer")),
+    "digits touching the tag": (
+        "<think>so 145</think><answer>145</answer>",
+        found("145", "answer"),
+    ),
     "empty": ("<answer></answer> B", found(None, "answer")),
     "blank": ("The answer is B <answer> \n\t</answer>", found(None, "answer")),
-    "empty last block": ("<answer>A</answer><answer></answer>", found(None, "answer", several=True)),
+    "empty last block": (
+        "<answer>A</answer><answer></answer>",
+        found(None, "answer", several=True),
+    ),
     "cut off": ("</think><answer>(B)", found(None, "answer", truncated=True)),
-    "cut off after the phrase": ("The answer is B. <answer>B", found(None, "answer", truncated=True)),
+    "cut off after the phrase": (
+        "The answer is B. <answer>B",
+        found(None, "answer", truncated=True),
+    ),
     "complete, then cut off": ("<answer>A</answer><answer>B", found("A", "answer", truncated=True)),
     "opening tag inside a block": ("<answer>A<answer>B</answer>", found("A<answer>B", "answer")),
     "closing tag only": ("(B)</answer>", found("(B)</answer>", "text")),
-    "block before box and phrase": (r"<answer>A</answer> \boxed{B} The answer is C", found("A", "answer")),
+    "block before box and phrase": (
+        r"<answer>A</answer> \boxed{B} The answer is C",
+        found("A", "answer"),
+    ),
     "tags in capitals are no tags": ("<ANSWER>A</ANSWER>", found("<ANSWER>A</ANSWER>", "text")),
     # step 3: the box
     "boxed": (r"so $\boxed{5}$.", found("5", "boxed")),
@@ -107,7 +134,9 @@ def test_case(name):
     ],
 )
 def test_a_prefilled_think_is_an_opening_tag_with_or_without_the_tag_in_the_text(text, expected):
-    completion = Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop", prefill="<think>")
+    completion = Completion(
+        token_ids=(), logprobs=(), text=text, finish_reason="stop", prefill="<think>"
+    )
     assert extract_answer(text, prefilled_think=True) == expected
     assert extract_answer(completion.response) == expected
     assert extract_answer(completion.response, prefilled_think=True) == expected
@@ -122,7 +151,11 @@ def test_reasoning_is_no_answer_under_any_of_its_names(name, case):
     assert extract_answer(f"{opening}<answer>A</answer>{closing}") == found(None, "none")
     assert extract_answer(f"{opening}A") == extract_answer(rf"{opening}so \boxed{{A}}") == nothing
     assert extract_answer(f"{opening}A{closing}<answer>B</answer>") == found("B", "answer")
-    assert extract_answer(f"{opening}A{closing} B") == extract_answer(f"it is A{closing} B") == found("B", "text")
+    assert (
+        extract_answer(f"{opening}A{closing} B")
+        == extract_answer(f"it is A{closing} B")
+        == found("B", "text")
+    )
     assert extract_answer(f"A{closing}B", prefilled_think=True) == found("B", "text")
 
 
@@ -174,7 +207,8 @@ def test_blocks_are_those_of_the_pattern(text):
 
 
 balanced = st.recursive(
-    st.text("ab 1^", max_size=5), lambda inner: st.lists(inner.map("{{{}}}".format) | inner).map("".join)
+    st.text("ab 1^", max_size=5),
+    lambda inner: st.lists(inner.map("{{{}}}".format) | inner).map("".join),
 )
 
 
@@ -222,7 +256,10 @@ def test_work_is_proportional_to_the_length(name):
         ("<answer></answer>", ""),
         ("<answer>A</answer> or <answer>B</answer>", "<answer>A</answer> or <answer>B</answer>"),
         ("<answer>A", "<answer>A"),
-        ("the answer is 4", "the answer is 4"),  # a gold answer is no response: nothing is picked out of it
+        (
+            "the answer is 4",
+            "the answer is 4",
+        ),  # a gold answer is no response: nothing is picked out of it
         (r"\boxed{4}", r"\boxed{4}"),
     ],
 )

@@ -12,7 +12,6 @@ from conftest import scene_example
 from oracle import naive_logp
 from PIL import Image
 
-from gpg_vl.data import scenes
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
@@ -20,6 +19,7 @@ from gpg_vl.models.features import FeatureCache
 from gpg_vl.models.layout import Packed, pack
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example, Prompt
 
 COMPLETIONS = [[(5, 9, 300, 7), (11,), (12, 13)], [(40, 41, 42, 43, 44), (50, 51), (60,)]]
@@ -27,14 +27,21 @@ COMPLETIONS = [[(5, 9, 300, 7), (11,), (12, 13)], [(40, 41, 42, 43, 44), (50, 51
 
 def encoder(checkpoint: Path, **style: str) -> Encoder:
     return Encoder(
-        processing=load_processing(str(checkpoint)), style=PromptStyle(**style), limits=PixelLimits(), root=None
+        processing=load_processing(str(checkpoint)),
+        style=PromptStyle(**style),
+        limits=PixelLimits(),
+        root=None,
     )
 
 
 def prompts(checkpoint: Path) -> list[Prompt]:
     """One prompt with one picture, one with two of other sizes."""
-    pictures = tuple(scenes.png(Image.effect_noise(size, 90).convert("RGB")) for size in ((140, 84), (56, 112)))
-    two = Example(id="two", images=pictures, prompt="<image>Count the balls here, and<image>here.", answer="3")
+    pictures = tuple(
+        scenes.png(Image.effect_noise(size, 90).convert("RGB")) for size in ((140, 84), (56, 112))
+    )
+    two = Example(
+        id="two", images=pictures, prompt="<image>Count the balls here, and<image>here.", answer="3"
+    )
     encode = encoder(checkpoint).encode
     return [encode(scene_example(1)), encode(two)]
 
@@ -42,7 +49,8 @@ def prompts(checkpoint: Path) -> list[Prompt]:
 def text_prompts(checkpoint: Path) -> list[Prompt]:
     encode = encoder(checkpoint).encode
     return [
-        encode(Example(id=t, prompt=t, answer="2")) for t in ("How many balls? Two.", "Which is nearer to the wall?")
+        encode(Example(id=t, prompt=t, answer="2"))
+        for t in ("How many balls? Two.", "Which is nearer to the wall?")
     ]
 
 
@@ -65,7 +73,10 @@ def new_policy(checkpoint: Path, *, checkpointing: bool = False, **arguments: An
 
 def gradients(policy: torch.nn.Module) -> torch.Tensor:
     return torch.cat(
-        [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel(), dtype=p.dtype) for p in policy.parameters()]
+        [
+            p.grad.flatten() if p.grad is not None else torch.zeros(p.numel(), dtype=p.dtype)
+            for p in policy.parameters()
+        ]
     )
 
 
@@ -75,11 +86,16 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def weights_of(packed: Packed) -> torch.Tensor:
     """Coefficients that differ from completion to completion."""
-    return torch.linspace(-1.3, 0.9, len(packed.counts)).repeat_interleave(torch.tensor(packed.counts))
+    return torch.linspace(-1.3, 0.9, len(packed.counts)).repeat_interleave(
+        torch.tensor(packed.counts)
+    )
 
 
 def naive(
-    checkpoint: Path, prompts: Sequence[Prompt], completions: Sequence[Sequence[tuple[int, ...]]], dtype: torch.dtype
+    checkpoint: Path,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[tuple[int, ...]]],
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and gradient of the stock model, every completion in a forward pass of its own."""
     stock = load_model(str(checkpoint)).to(dtype)
@@ -92,10 +108,15 @@ def naive(
 
 @pytest.mark.parametrize("family", list(PROMPTS))
 @pytest.mark.parametrize(
-    "dtype,tolerance,gradient_tolerance", [(torch.float32, 1e-4, 1e-5), (torch.float64, 1e-12, 1e-6)]
+    "dtype,tolerance,gradient_tolerance",
+    [(torch.float32, 1e-4, 1e-5), (torch.float64, 1e-12, 1e-6)],
 )
 def test_every_way_of_computing_a_pass_has_the_gradient_of_the_stock_model(
-    request: pytest.FixtureRequest, family: str, dtype: torch.dtype, tolerance: float, gradient_tolerance: float
+    request: pytest.FixtureRequest,
+    family: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    gradient_tolerance: float,
 ) -> None:
     """Kernels, one piece or several, with and without checkpointing, naive layout; vision tower trained."""
     checkpoint: Path = request.getfixturevalue(family)
@@ -111,7 +132,9 @@ def test_every_way_of_computing_a_pass_has_the_gradient_of_the_stock_model(
         ("split", True, None, True),
         ("split", False, None, False),
     ):
-        policy = new_policy(checkpoint, kernel=kernel, temperature=0.7, checkpointing=checkpointing).to(dtype)
+        policy = new_policy(
+            checkpoint, kernel=kernel, temperature=0.7, checkpointing=checkpointing
+        ).to(dtype)
         packed = pack(two, COMPLETIONS, shared_prefix=shared, tokens_per_pass=limit)
         assert (len(packed.suffixes) > 1) == (limit is not None)
         output = policy(packed, weights_of(packed))
@@ -121,17 +144,25 @@ def test_every_way_of_computing_a_pass_has_the_gradient_of_the_stock_model(
         assert relative(gradients(policy.model), gradient) < gradient_tolerance, case
         if family != "text_checkpoint":
             seen = [
-                n for n, p in policy.named_parameters() if ".visual." in n and p.grad is not None and p.grad.norm() > 0
+                n
+                for n, p in policy.named_parameters()
+                if ".visual." in n and p.grad is not None and p.grad.norm() > 0
             ]
             assert len(seen) > 10, "the vision tower must be part of what is compared"
 
 
-def test_in_bfloat16_sharing_is_as_near_to_float32_as_separate_rows_are(tiny_checkpoint: Path) -> None:
+def test_in_bfloat16_sharing_is_as_near_to_float32_as_separate_rows_are(
+    tiny_checkpoint: Path,
+) -> None:
     """Rounding noise is compared with that of the naive layout, not with zero."""
     two = prompts(tiny_checkpoint)
     _, exact = naive(tiny_checkpoint, two, COMPLETIONS, torch.float64)
     errors = {}
-    for name, shared, limit in (("naive", False, None), ("shared", True, None), ("pieces", True, 1)):
+    for name, shared, limit in (
+        ("naive", False, None),
+        ("shared", True, None),
+        ("pieces", True, 1),
+    ):
         policy = new_policy(tiny_checkpoint, temperature=0.7)
         packed = pack(two, COMPLETIONS, shared_prefix=shared, tokens_per_pass=limit)
         with torch.autocast("cpu", torch.bfloat16):
@@ -154,7 +185,9 @@ def test_a_sibling_cannot_be_seen(policy: Policy, tiny_checkpoint: Path) -> None
             assert not torch.equal(before[:3], after[:3])
     policy.kernel = "split"
     leaves: list[torch.Tensor] = []
-    keep = policy.model.get_input_embeddings().register_forward_hook(lambda m, a, out: leaves.append(out))
+    keep = policy.model.get_input_embeddings().register_forward_hook(
+        lambda m, a, out: leaves.append(out)
+    )
     logp_K = policy(pack(one, [[(5, 6, 7), (8, 9, 10)]])).logp_K
     keep.remove()
     (slope,) = torch.autograd.grad(logp_K[3:].sum(), leaves)
@@ -163,15 +196,21 @@ def test_a_sibling_cannot_be_seen(policy: Policy, tiny_checkpoint: Path) -> None
     assert torch.count_nonzero(suffixes[2:]) > 0
 
 
-def test_log_probs_do_not_depend_on_the_neighbours_in_a_pass(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_log_probs_do_not_depend_on_the_neighbours_in_a_pass(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     """Two images of different size in one pass: each completion as if it were alone."""
     two = prompts(tiny_checkpoint)
     together = policy(pack(two, COMPLETIONS)).logp_K
-    alone = torch.cat([policy(pack([p], [c])).logp_K for p, c in zip(two, COMPLETIONS, strict=True)])
+    alone = torch.cat(
+        [policy(pack([p], [c])).logp_K for p, c in zip(two, COMPLETIONS, strict=True)]
+    )
     assert torch.allclose(together, alone, atol=1e-5, rtol=0)
 
 
-def test_log_probs_without_coefficients_can_be_differentiated(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_log_probs_without_coefficients_can_be_differentiated(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     """A loss that is not linear in them: the gradient of sum of exp(logp) is that of the linear loss with those weights."""
     two = prompts(tiny_checkpoint)
     for limit in (None, 1):
@@ -203,7 +242,9 @@ def test_image_and_prompt_go_through_the_model_once(tiny_checkpoint: Path) -> No
         def count_patches(module: Any, arguments: Any, seen: dict[str, int] = seen) -> None:
             seen["patches"] += len(arguments[0])
 
-        def count_tokens(module: Any, arguments: Any, named: Any, seen: dict[str, int] = seen) -> None:
+        def count_tokens(
+            module: Any, arguments: Any, named: Any, seen: dict[str, int] = seen
+        ) -> None:
             seen["tokens"] += named["inputs_embeds"].shape[:2].numel()
 
         policy.model.model.visual.register_forward_pre_hook(count_patches)
@@ -217,7 +258,10 @@ def test_image_and_prompt_go_through_the_model_once(tiny_checkpoint: Path) -> No
 def test_two_questions_about_one_image_encode_it_once(tiny_checkpoint: Path) -> None:
     encode = encoder(tiny_checkpoint).encode
     picture = scene_example(1)
-    two = [encode(replace(picture, id=q, prompt=f"<image>{q}")) for q in ("How many?", "Which is nearer?")]
+    two = [
+        encode(replace(picture, id=q, prompt=f"<image>{q}"))
+        for q in ("How many?", "Which is nearer?")
+    ]
     logp_K, gradient = naive(tiny_checkpoint, two, COMPLETIONS, torch.float64)
     policy = new_policy(tiny_checkpoint, temperature=0.7).double()
     packed = pack(two, COMPLETIONS)
@@ -266,10 +310,19 @@ def test_adapters_have_the_same_gradient_in_one_piece_and_in_several(tiny_checkp
     for shared, limit in ((False, None), (True, None), (True, 1)):
         processing = load_processing(str(tiny_checkpoint))
         model = load_model(str(tiny_checkpoint))
-        add_adapters(model, processing.family, rank=2, alpha=4.0, targets=("q_proj", "v_proj", "down_proj"), seed=0)
+        add_adapters(
+            model,
+            processing.family,
+            rank=2,
+            alpha=4.0,
+            targets=("q_proj", "v_proj", "down_proj"),
+            seed=0,
+        )
         for name, parameter in model.named_parameters():
             if ".lora_B" in name:  # they start at zero, under which the other half has no gradient
-                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+                torch.nn.init.normal_(
+                    parameter, std=0.1, generator=torch.Generator().manual_seed(len(name))
+                )
         policy = Policy(model, processing.family, processing.tokens)
         packed = pack(two, COMPLETIONS, shared_prefix=shared, tokens_per_pass=limit)
         policy(packed, weights_of(packed)).loss.backward()
@@ -282,30 +335,51 @@ def test_adapters_have_the_same_gradient_in_one_piece_and_in_several(tiny_checkp
 def test_swapping_the_image_changes_the_log_probs(policy: Policy, tiny_checkpoint: Path) -> None:
     encode = encoder(tiny_checkpoint).encode
     first, other = scene_example(1), scene_example(5)
-    mixed = Example(id="mixed", images=other.images, prompt=first.prompt, answer=first.answer, choices=first.choices)
+    mixed = Example(
+        id="mixed",
+        images=other.images,
+        prompt=first.prompt,
+        answer=first.answer,
+        choices=first.choices,
+    )
     a, b = (policy(pack([encode(e)], [[(5, 6)]])).logp_K for e in (first, mixed))
     assert (a - b).abs().max() > 1e-4
 
 
-def test_a_vision_model_reads_rows_with_and_without_image_in_one_pass(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_a_vision_model_reads_rows_with_and_without_image_in_one_pass(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     tokens = load_processing(str(tiny_checkpoint)).tokens
-    plain = encoder(tiny_checkpoint).encode(Example(id="t", prompt="How many balls? Two.", answer="2"))
+    plain = encoder(tiny_checkpoint).encode(
+        Example(id="t", prompt="How many balls? Two.", answer="2")
+    )
     two = [plain, prompts(tiny_checkpoint)[0]]
     output = policy(pack(two, [[(5, 6)], [(7,)]]))
     naive = torch.cat(
-        [naive_logp(policy.model, tokens, two[0], (5, 6)), naive_logp(policy.model, tokens, two[1], (7,))]
+        [
+            naive_logp(policy.model, tokens, two[0], (5, 6)),
+            naive_logp(policy.model, tokens, two[1], (7,)),
+        ]
     )
     assert torch.allclose(output.logp_K, naive.detach(), atol=1e-5)
 
 
-def test_entropy_is_that_of_the_sampling_distribution(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_entropy_is_that_of_the_sampling_distribution(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     """On a vocabulary of V equal logits the entropy is log of the number of tokens that may be sampled."""
-    policy_flat = Policy(load_model(str(tiny_checkpoint)), policy.family, load_processing(str(tiny_checkpoint)).tokens)
+    policy_flat = Policy(
+        load_model(str(tiny_checkpoint)),
+        policy.family,
+        load_processing(str(tiny_checkpoint)).tokens,
+    )
     with torch.no_grad():
         policy_flat.model.get_output_embeddings().weight.zero_()
     output = policy_flat(pack(prompts(tiny_checkpoint)[:1], [[(5, 6)]]))
     allowed = int((~policy_flat.never_sampled_V).sum())
-    assert torch.allclose(output.entropy_K, torch.log(torch.tensor(float(allowed))).expand(2), atol=1e-5)
+    assert torch.allclose(
+        output.entropy_K, torch.log(torch.tensor(float(allowed))).expand(2), atol=1e-5
+    )
 
 
 def test_a_model_with_dropout_is_refused(tiny_checkpoint: Path) -> None:
@@ -321,16 +395,21 @@ def test_a_model_or_adapter_with_dropout_is_refused(tiny_checkpoint: Path) -> No
     model = load_model(str(tiny_checkpoint))
     model.model.language_model.layers[0].mlp.lora_dropout = torch.nn.Dropout(0.05)
     with pytest.raises(
-        UserError, match=r"layers\.0\.mlp\.lora_dropout drops out with probability 0\.05; only 0 is allowed"
+        UserError,
+        match=r"layers\.0\.mlp\.lora_dropout drops out with probability 0\.05; only 0 is allowed",
     ):
         Policy(model, processing.family, processing.tokens)
     vision = load_model(str(tiny_checkpoint))
     vision.config.vision_config.attention_dropout = 0.1
-    with pytest.raises(UserError, match=r"vision config has attention_dropout 0\.1; only 0 is allowed"):
+    with pytest.raises(
+        UserError, match=r"vision config has attention_dropout 0\.1; only 0 is allowed"
+    ):
         Policy(vision, processing.family, processing.tokens)
 
 
-def test_padded_batches_and_generation_of_the_stock_model_are_left_alone(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_padded_batches_and_generation_of_the_stock_model_are_left_alone(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     """The attention that is installed passes an ordinary call on: same numbers as in a model that was never touched."""
     ids = torch.tensor([[287, 5, 6, 7], [8, 9, 10, 11]])
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
@@ -399,7 +478,9 @@ def test_kept_prefixes_are_used_once_and_only_for_what_they_are_of(tiny_checkpoi
         assert trained_tokens(alone) == alone.tokens - first.length
         assert trained_tokens(alone) == alone.tokens
         policy.prefixes(pack([second], [[]]))
-    assert trained_tokens(pack([second], COMPLETIONS[1:])) == second.length + 4 + 1, "weights may have changed since"
+    assert trained_tokens(pack([second], COMPLETIONS[1:])) == second.length + 4 + 1, (
+        "weights may have changed since"
+    )
 
 
 def test_kept_prefixes_have_their_gradient_under_autocast_too(tiny_checkpoint: Path) -> None:
@@ -413,7 +494,9 @@ def test_kept_prefixes_have_their_gradient_under_autocast_too(tiny_checkpoint: P
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 for one in two:
                     states, _ = policy.prefixes(pack([one], [[]]))
-                    policy.logits(states[-1:].detach(), temperature=1.0)  # what decoding does in between
+                    policy.logits(
+                        states[-1:].detach(), temperature=1.0
+                    )  # what decoding does in between
             with torch.autocast("cpu", torch.bfloat16):
                 loss = policy(packed, weights_of(packed)).loss
             loss.backward()

@@ -23,7 +23,9 @@ KEY = Key("cvbench", 0, "prompt", "generation")
 
 
 def said(doc_id, text, **changes):
-    response = Response(text=text, **{"finish_reason": "stop", "n_tokens": 3, "prefill": "", **changes})
+    response = Response(
+        text=text, **{"finish_reason": "stop", "n_tokens": 3, "prefill": "", **changes}
+    )
     return Prediction(doc_id=doc_id, response=response)
 
 
@@ -44,7 +46,11 @@ def write(file, *lines):
 
 def read(file, known=range(3), needed=None, **options):
     return read_predictions(
-        file, task="cvbench", known=set(known), needed=list(known if needed is None else needed), **options
+        file,
+        task="cvbench",
+        known=set(known),
+        needed=list(known if needed is None else needed),
+        **options,
     )
 
 
@@ -94,7 +100,10 @@ def test_the_log_says_what_the_scorers_need(tmp_path):
 
 def test_a_log_cut_anywhere_is_read_and_continued(tmp_path):
     whole = (
-        json.dumps(record(0, "first ✓")) + "\n" + json.dumps(record(1, "second ✓"), ensure_ascii=False) + "\n"
+        json.dumps(record(0, "first ✓"))
+        + "\n"
+        + json.dumps(record(1, "second ✓"), ensure_ascii=False)
+        + "\n"
     ).encode()
     first_line = whole.index(b"\n")
     edges = {end + step for end in (0, first_line, len(whole) - 1) for step in (-1, 0, 1)}
@@ -123,7 +132,10 @@ def test_the_last_record_of_a_key_wins_and_another_key_is_another_record(tmp_pat
         record(0, "(B)"),
         record(0, "(C)", key=other),
     )
-    assert {key: prediction.response.text for key, prediction in read_log(file).items()} == {KEY: "(B)", other: "(C)"}
+    assert {key: prediction.response.text for key, prediction in read_log(file).items()} == {
+        KEY: "(B)",
+        other: "(C)",
+    }
 
 
 # --- a file to be scored ---
@@ -135,12 +147,22 @@ def test_the_simple_form_is_enough(tmp_path):
         {"doc_id": 2, "response": "c"},
         {"doc_id": 0, "response": ""},
         "",
-        {"doc_id": 1, "response": "b", "anything": ["else"], "n_tokens": 7, "finish_reason": "length"},
+        {
+            "doc_id": 1,
+            "response": "b",
+            "anything": ["else"],
+            "n_tokens": 7,
+            "finish_reason": "length",
+        },
     )
     predictions = {i: one for i, (one,) in read(file, prefill="<think>").items()}
     assert [predictions[i].response.text for i in range(3)] == ["", "b", "c"]
-    assert predictions[0].response == Response(text="", finish_reason=None, n_tokens=None, prefill="<think>")
-    assert predictions[1].response == Response(text="b", finish_reason="length", n_tokens=7, prefill="<think>")
+    assert predictions[0].response == Response(
+        text="", finish_reason=None, n_tokens=None, prefill="<think>"
+    )
+    assert predictions[1].response == Response(
+        text="b", finish_reason="length", n_tokens=7, prefill="<think>"
+    )
 
 
 def test_a_row_that_records_its_prefill_is_believed(tmp_path):
@@ -159,25 +181,38 @@ def test_a_row_that_records_its_prefill_is_believed(tmp_path):
     ],
 )
 def test_a_response_knows_whether_it_starts_inside_the_reasoning(prefill, inside):
-    assert Response(text="", finish_reason="stop", n_tokens=0, prefill=prefill).prefilled_think is inside
+    assert (
+        Response(text="", finish_reason="stop", n_tokens=0, prefill=prefill).prefilled_think
+        is inside
+    )
 
 
 def test_only_the_docs_that_are_needed_must_be_there(tmp_path):
-    file = write(tmp_path / "p.jsonl", {"doc_id": 4, "response": "e"}, {"doc_id": 1, "response": "b"})
+    file = write(
+        tmp_path / "p.jsonl", {"doc_id": 4, "response": "e"}, {"doc_id": 1, "response": "b"}
+    )
     assert list(read(file, known=range(6), needed=[1])) == [1]
     with pytest.raises(UserError, match=r"no response for 2 of 3 docs \(doc_id 2, 3\).*--limit"):
         read(file, known=range(6), needed=[1, 2, 3])
-    with pytest.raises(UserError, match=r"no response for 98 of 100 docs \(doc_id 0, 2, 3, 5, 6, \.\.\.\)"):
+    with pytest.raises(
+        UserError, match=r"no response for 98 of 100 docs \(doc_id 0, 2, 3, 5, 6, \.\.\.\)"
+    ):
         read(file, known=range(100))
 
 
 def test_where_docs_may_be_missing_those_that_are_there_whole_are_read(tmp_path):
-    rows = [{"doc_id": i, "sample": k, "response": "x"} for i, k in ((0, 0), (0, 1), (1, 1), (3, 0), (3, 1))]
+    rows = [
+        {"doc_id": i, "sample": k, "response": "x"}
+        for i, k in ((0, 0), (0, 1), (1, 1), (3, 0), (3, 1))
+    ]
     file = write(tmp_path / "p.jsonl", *rows)
     found = read(file, known=range(5), needed=[0, 1, 2], repeats=2, partial=True)
-    assert {doc_id: len(samples) for doc_id, samples in found.items()} == {0: 2}  # of doc 1 a sample is missing
+    assert {doc_id: len(samples) for doc_id, samples in found.items()} == {
+        0: 2
+    }  # of doc 1 a sample is missing
     with pytest.raises(
-        UserError, match=r"no response for 3 of 4 samples \(doc_id 1 sample 0, 2 sample 0, 2 sample 1\)"
+        UserError,
+        match=r"no response for 3 of 4 samples \(doc_id 1 sample 0, 2 sample 0, 2 sample 1\)",
     ):
         read(file, known=range(5), needed=[1, 2], repeats=2, partial=True)
     with pytest.raises(UserError, match="there is no doc_id 3"):
@@ -202,11 +237,23 @@ GOOD = {"doc_id": 0, "response": "a"}
         ({"doc_id": 1.0, "response": "b"}, "line 2: 'doc_id' is 1.0. Allowed is int"),
         ({"doc_id": 1, "response": None}, "line 2: 'response' is None. Allowed is str"),
         ({"doc_id": 1, "response": ["b"]}, "line 2: 'response' is .*. Allowed is str"),
-        ({"doc_id": 1, "response": "b", "finish_reason": "eos"}, "line 2: finish_reason is 'eos'. Allowed are 'stop'"),
-        ({"doc_id": 9, "response": "b"}, "line 2: there is no doc_id 9 in the data, which has 3 docs"),
+        (
+            {"doc_id": 1, "response": "b", "finish_reason": "eos"},
+            "line 2: finish_reason is 'eos'. Allowed are 'stop'",
+        ),
+        (
+            {"doc_id": 9, "response": "b"},
+            "line 2: there is no doc_id 9 in the data, which has 3 docs",
+        ),
         ({"doc_id": -1, "response": "b"}, "line 2: there is no doc_id -1"),
-        ({"doc_id": 0, "response": "b"}, "line 2: doc_id 0 was answered in line 1 already. One response per doc"),
-        ({"doc_id": 1, "response": "b", "task": "refcoco"}, "line 2: the row is of the task 'refcoco', but 'cvbench'"),
+        (
+            {"doc_id": 0, "response": "b"},
+            "line 2: doc_id 0 was answered in line 1 already. One response per doc",
+        ),
+        (
+            {"doc_id": 1, "response": "b", "task": "refcoco"},
+            "line 2: the row is of the task 'refcoco', but 'cvbench'",
+        ),
         ({"doc_id": 1, "response": "b", "gen_sha": "x"}, "line 2: there is no 'task'"),
     ],
 )
@@ -235,8 +282,14 @@ def test_a_log_is_a_predictions_file(tmp_path):
 
 
 def test_two_runs_in_one_log_are_not_mixed(tmp_path):
-    file = write(tmp_path / "log.jsonl", record(0, "(B)"), record(0, "(C)", key=KEY._replace(gen_sha="other")))
-    with pytest.raises(UserError, match="line 2: doc_id 0 was answered in line 1 already with another prompt"):
+    file = write(
+        tmp_path / "log.jsonl",
+        record(0, "(B)"),
+        record(0, "(C)", key=KEY._replace(gen_sha="other")),
+    )
+    with pytest.raises(
+        UserError, match="line 2: doc_id 0 was answered in line 1 already with another prompt"
+    ):
         read(file, known=[0])
 
 

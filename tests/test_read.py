@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpg_vl.data import scenes
 from gpg_vl.data.read import load_examples, read_rows, resolve_columns
 from gpg_vl.data.rows import (
     CellError,
@@ -25,6 +24,7 @@ from gpg_vl.data.rows import (
     parse_text,
 )
 from gpg_vl.errors import UserError
+from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example, Message
 
 GOOD = {"prompt": "2+2?", "answer": "4"}
@@ -36,7 +36,9 @@ def jsonl(folder: Path, *rows: object, name: str = "data.jsonl") -> Path:
     return folder / name
 
 
-def parquet(folder: Path, rows: list[dict[str, Any]], name: str = "data.parquet", **options: Any) -> Path:
+def parquet(
+    folder: Path, rows: list[dict[str, Any]], name: str = "data.parquet", **options: Any
+) -> Path:
     pq.write_table(pa.Table.from_pylist(rows, **options), folder / name)
     return folder / name
 
@@ -48,11 +50,17 @@ def problem(row: object) -> RowProblem:
 
 # Round trips: what is written is what is read, whatever the file format.
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda text: "<image>" not in text)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
+    lambda text: "<image>" not in text
+)
 words = texts.filter(lambda text: bool(text.strip()))
 paths = st.from_regex(r"[a-z]{1,6}(/[a-z0-9]{1,6})?\.png", fullmatch=True)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
     lambda inner: st.lists(inner, max_size=2),
     max_leaves=3,
 )
@@ -75,7 +83,10 @@ def marked(draw: st.DrawFn, images: int) -> str | tuple[Message, ...]:
             ]
         )
     )
-    return (*history, *(Message(role="user", content="".join(part)) for part in (pieces[:at], pieces[at:])))
+    return (
+        *history,
+        *(Message(role="user", content="".join(part)) for part in (pieces[:at], pieces[at:])),
+    )
 
 
 @st.composite
@@ -120,7 +131,9 @@ def json_row(example: Example) -> dict[str, Any]:
 
 def arrow_row(example: Example) -> dict[str, Any]:
     images = [
-        {"bytes": None, "path": image} if isinstance(image, str) else {"bytes": image, "path": "lost.png"}
+        {"bytes": None, "path": image}
+        if isinstance(image, str)
+        else {"bytes": image, "path": "lost.png"}
         for image in example.images
     ]
     return plain_row(example) | {"images": images}
@@ -128,7 +141,9 @@ def arrow_row(example: Example) -> dict[str, Any]:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(rows=st.lists(examples(), min_size=1, max_size=5))
-def test_what_is_written_is_read_again(rows: list[Example], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_is_written_is_read_again(
+    rows: list[Example], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("trip")
     assert load_examples(jsonl(folder, *map(json_row, rows))) == rows
     for kind in (str, tuple):  # a Parquet column holds text or conversations, not both
@@ -140,7 +155,9 @@ def test_what_is_written_is_read_again(rows: list[Example], tmp_path_factory: py
 @settings(deadline=None, derandomize=True)
 @given(value=json_values)
 def test_an_unmapped_column_of_json_values_reaches_meta_unchanged(value: object) -> None:
-    row = parse_row(GOOD | {"extra": value}, {"prompt": "prompt", "answer": "answer"}, row=3, source="")
+    row = parse_row(
+        GOOD | {"extra": value}, {"prompt": "prompt", "answer": "answer"}, row=3, source=""
+    )
     assert isinstance(row, Example)
     assert row.meta == {"extra": value}
     assert json.loads(json.dumps(row.meta)) == row.meta
@@ -150,14 +167,23 @@ def test_an_unmapped_column_of_json_values_reaches_meta_unchanged(value: object)
 @given(images=st.integers(0, 6), marks=st.integers(0, 6), gap=texts)
 def test_marks_are_as_many_as_images_or_none(images: int, marks: int, gap: str) -> None:
     prompt = "Look: " + gap.join(["<image>"] * marks)
-    turns = [{"role": "user", "content": [{"type": "image"}] * marks + [{"type": "text", "text": "what?"}]}]
+    turns = [
+        {
+            "role": "user",
+            "content": [{"type": "image"}] * marks + [{"type": "text", "text": "what?"}],
+        }
+    ]
     assert count_marks(prompt) == marks
     if marks in (0, images):
         assert parse_prompt(prompt, images=images) == prompt
-        assert parse_prompt(turns, images=images) == (Message(role="user", content="<image>" * marks + "what?"),)
+        assert parse_prompt(turns, images=images) == (
+            Message(role="user", content="<image>" * marks + "what?"),
+        )
         return
     for cell in (prompt, turns):
-        with pytest.raises(CellError, match=rf"has {marks} <image> mark\(s\) and the row has {images} image\(s\)"):
+        with pytest.raises(
+            CellError, match=rf"has {marks} <image> mark\(s\) and the row has {images} image\(s\)"
+        ):
             parse_prompt(cell, images=images)
 
 
@@ -173,7 +199,11 @@ optional = {"images": anything, "choices": anything, "task": anything, "id": any
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(cells=st.fixed_dictionaries({"prompt": anything | words, "answer": anything | words}, optional=optional))
+@given(
+    cells=st.fixed_dictionaries(
+        {"prompt": anything | words, "answer": anything | words}, optional=optional
+    )
+)
 def test_any_cells_are_an_example_or_a_problem(cells: dict[str, Any]) -> None:
     row = parse_row(cells, resolve_columns(list(cells), {}, where="x"), row=5, source="here")
     if isinstance(row, RowProblem):
@@ -194,14 +224,20 @@ def test_scenes_are_read_from_parquet_as_they_were_drawn(tmp_path: Path) -> None
     assert [example.id for example in read] == [str(i) for i in range(80)]
     for example, row in zip(read, rows, strict=True):
         assert example.images == (row["image"]["bytes"],)
-        assert (example.prompt, example.answer, example.task) == (row["prompt"], row["answer"], row["task"])
+        assert (example.prompt, example.answer, example.task) == (
+            row["prompt"],
+            row["answer"],
+            row["task"],
+        )
         assert example.choices == tuple(row["choices"])
         assert example.meta == {key: row[key] for key in row if key not in fields}
 
 
 def test_rows_with_0_1_2_and_5_images_stand_in_one_file(tmp_path: Path) -> None:
     pictures = [row["image"]["bytes"] for row in scenes.rows(3, 5)]
-    rows = [{"images": pictures[:n], "prompt": "<image>" * n + "?", "answer": n} for n in (0, 1, 2, 5)]
+    rows = [
+        {"images": pictures[:n], "prompt": "<image>" * n + "?", "answer": n} for n in (0, 1, 2, 5)
+    ]
     in_json = [row | {"images": [data_uri(picture) for picture in row["images"]]} for row in rows]
     for file in (parquet(tmp_path, rows), jsonl(tmp_path, *in_json)):
         read = load_examples(file)
@@ -212,7 +248,11 @@ def test_rows_with_0_1_2_and_5_images_stand_in_one_file(tmp_path: Path) -> None:
 def test_a_folder_is_read_in_the_order_of_names_with_one_numbering(tmp_path: Path) -> None:
     jsonl(tmp_path, GOOD | {"answer": "b0"}, "", GOOD | {"answer": "b1"}, name="b.jsonl")
     parquet(tmp_path, [GOOD | {"answer": "a0"}], name="a.parquet")
-    parquet(tmp_path, [{"question": "?", "solution": "c0"}, {"question": None, "solution": "c1"}], name="c.parquet")
+    parquet(
+        tmp_path,
+        [{"question": "?", "solution": "c0"}, {"question": None, "solution": "c1"}],
+        name="c.parquet",
+    )
     (tmp_path / "README.md").write_text("not data")
     rows = list(read_rows(tmp_path))
     assert [row.answer for row in rows[:4]] == ["a0", "b0", "b1", "c0"]
@@ -223,10 +263,14 @@ def test_a_folder_is_read_in_the_order_of_names_with_one_numbering(tmp_path: Pat
 @pytest.mark.parametrize("limit, number", [(None, 5), (1, 1), (3, 3), (99, 5)])
 def test_a_limit_takes_the_first_rows(limit: int | None, number: int, tmp_path: Path) -> None:
     file = jsonl(tmp_path, *[GOOD | {"answer": i} for i in range(5)])
-    assert [example.answer for example in load_examples(file, limit=limit)] == [str(i) for i in range(number)]
+    assert [example.answer for example in load_examples(file, limit=limit)] == [
+        str(i) for i in range(number)
+    ]
 
 
-def saved(folder: Path, splits: Mapping[str, list[dict[str, Any]]], *, images: bool = False) -> Path:
+def saved(
+    folder: Path, splits: Mapping[str, list[dict[str, Any]]], *, images: bool = False
+) -> Path:
     """A folder written by `save_to_disk`: a Dataset if the only split is called "", else a DatasetDict."""
     import datasets
 
@@ -241,20 +285,29 @@ def test_image_columns_of_saved_data_sets_stay_encoded(tmp_path: Path) -> None:
     rows = [{key: row[key] for key in ("image", "prompt", "answer")} for row in scenes.rows(3, 40)]
     folder = saved(tmp_path / "saved", {"": rows}, images=True)
     for source in (folder, f"datasets:{folder}"):
-        assert [example.images[0] for example in load_examples(source)] == [row["image"]["bytes"] for row in rows]
+        assert [example.images[0] for example in load_examples(source)] == [
+            row["image"]["bytes"] for row in rows
+        ]
 
 
 def test_class_labels_are_read_by_name(tmp_path: Path) -> None:
     import datasets
 
-    kinds = {"question": datasets.Value("string"), "answer": datasets.ClassLabel(names=["cat", "dog"])}
+    kinds = {
+        "question": datasets.Value("string"),
+        "answer": datasets.ClassLabel(names=["cat", "dog"]),
+    }
     data = datasets.Dataset.from_list(
-        [{"question": "?", "answer": n} for n in (1, 0, None, -1)], features=datasets.Features(kinds)
+        [{"question": "?", "answer": n} for n in (1, 0, None, -1)],
+        features=datasets.Features(kinds),
     )
     data.save_to_disk(str(tmp_path / "saved"))
     rows = list(read_rows(tmp_path / "saved"))
     assert [row.answer for row in rows[:2]] == ["dog", "cat"]
-    assert [(problem(row).row, problem(row).kind) for row in rows[2:]] == [(2, "answer"), (3, "answer")]
+    assert [(problem(row).row, problem(row).kind) for row in rows[2:]] == [
+        (2, "answer"),
+        (3, "answer"),
+    ]
 
 
 def test_splits_of_saved_data_sets_are_named(tmp_path: Path) -> None:
@@ -274,7 +327,9 @@ def test_splits_of_saved_data_sets_are_named(tmp_path: Path) -> None:
         assert remedy in str(caught.value)
 
 
-def test_a_local_folder_is_loaded_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_is_loaded_through_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -286,7 +341,9 @@ def test_a_local_folder_is_loaded_through_datasets(tmp_path: Path, monkeypatch: 
 
 
 def test_an_unknown_data_set_says_what_to_check(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)cannot be loaded: .*NAME_OR_PATH.*Check the name and the network"):
+    with pytest.raises(
+        UserError, match=r"(?s)cannot be loaded: .*NAME_OR_PATH.*Check the name and the network"
+    ):
         load_examples(f"datasets:{tmp_path}/nothing:train")
 
 
@@ -352,7 +409,12 @@ def test_common_names_are_found_and_declared_ones_win(
             "the field 'image', which examples do not have. Did you mean 'images'?",
             "columns: {field: column}",
         ),
-        ({"prompt": "?", "answer": "x"}, {"images": ""}, "gives '' for the field 'images'", "leave the field out"),
+        (
+            {"prompt": "?", "answer": "x"},
+            {"images": ""},
+            "gives '' for the field 'images'",
+            "leave the field out",
+        ),
     ],
 )
 def test_columns_that_cannot_be_told_are_an_error_that_shows_the_mapping(
@@ -395,16 +457,22 @@ def test_a_jsonl_row_may_leave_an_optional_column_out(tmp_path: Path) -> None:
         ("DATA:image/svg+xml;base64,eH\n l6", (b"xyz",)),
     ],
 )
-def test_pictures_come_in_every_shape_that_data_sets_use(cell: object, images: tuple[str | bytes, ...]) -> None:
+def test_pictures_come_in_every_shape_that_data_sets_use(
+    cell: object, images: tuple[str | bytes, ...]
+) -> None:
     assert parse_images(cell) == images
 
 
-@pytest.mark.parametrize("cell, text", [("x", "x"), ("", ""), (7, "7"), (0.5, "0.5"), (True, "true"), (False, "false")])
+@pytest.mark.parametrize(
+    "cell, text", [("x", "x"), ("", ""), (7, "7"), (0.5, "0.5"), (True, "true"), (False, "false")]
+)
 def test_answers_are_texts_numbers_or_truth_values(cell: object, text: str) -> None:
     assert parse_text(cell, "answer") == text
 
 
-@pytest.mark.parametrize("cell, choices", [(None, None), ([], None), (["a", 2, True], ("a", "2", "true"))])
+@pytest.mark.parametrize(
+    "cell, choices", [(None, None), ([], None), (["a", 2, True], ("a", "2", "true"))]
+)
 def test_no_choices_mean_an_open_question(cell: object, choices: tuple[str, ...] | None) -> None:
     assert parse_choices(cell) == choices
 
@@ -416,23 +484,63 @@ def test_a_row_without_an_id_is_called_by_its_number(cell: object, name: str) ->
 
 
 BROKEN = [
-    ({"images": "http://x.org/a.png"}, "image", "Image 1 of 1 is the address 'http://x.org/a.png'", "Download"),
-    ({"images": "data:image/png;base64,eHl6@"}, "image", "whose base64 is broken", "Export the row again"),
+    (
+        {"images": "http://x.org/a.png"},
+        "image",
+        "Image 1 of 1 is the address 'http://x.org/a.png'",
+        "Download",
+    ),
+    (
+        {"images": "data:image/png;base64,eHl6@"},
+        "image",
+        "whose base64 is broken",
+        "Export the row again",
+    ),
     ({"images": "data:text/html,hi"}, "image", "is the address", "Download the picture"),
     ({"images": ["a.png", None]}, "image", "Image 2 of 2 is null", "Correct the cell"),
     ({"images": [""]}, "image", "Image 1 of 1 is ''", "write null for a row without images"),
     ({"images": 7}, "image", "Image 1 of 1 is 7", "Correct the cell"),
-    ({"images": {"bytes": None, "path": None}}, "image", "Image 1 of 1 is null", "Correct the cell"),
-    ({"prompt": "<image><image>?", "images": "a.png"}, "marks", "2 <image> mark(s) and the row has 1 image(s)", "Add"),
-    ({"prompt": "<image>?"}, "marks", "1 <image> mark(s) and the row has 0 image(s)", "Add or remove"),
+    (
+        {"images": {"bytes": None, "path": None}},
+        "image",
+        "Image 1 of 1 is null",
+        "Correct the cell",
+    ),
+    (
+        {"prompt": "<image><image>?", "images": "a.png"},
+        "marks",
+        "2 <image> mark(s) and the row has 1 image(s)",
+        "Add",
+    ),
+    (
+        {"prompt": "<image>?"},
+        "marks",
+        "1 <image> mark(s) and the row has 0 image(s)",
+        "Add or remove",
+    ),
     ({"prompt": 7}, "prompt", "The prompt is 7", "Correct the cell"),
     ({"prompt": []}, "prompt", "The prompt is []", "Correct the cell"),
     ({"prompt": " \n"}, "prompt", "The prompt is empty", "Write one"),
     ({"prompt": None}, "prompt", "The column 'prompt' is null", "Fill the cell"),
-    ({"prompt": "\ud800"}, "prompt", "half a surrogate pair at character 0", "Remove the character"),
+    (
+        {"prompt": "\ud800"},
+        "prompt",
+        "half a surrogate pair at character 0",
+        "Remove the character",
+    ),
     ({"prompt": ["?"]}, "prompt", "Message 1 of 1 is '?'", '{"role": "user", "content": "..."}'),
-    ({"prompt": [{"role": "tool", "content": "?"}]}, "prompt", "has the role 'tool'", "system, user, assistant"),
-    ({"prompt": [{"role": "user", "content": None}]}, "prompt", "has the content null", "images column"),
+    (
+        {"prompt": [{"role": "tool", "content": "?"}]},
+        "prompt",
+        "has the role 'tool'",
+        "system, user, assistant",
+    ),
+    (
+        {"prompt": [{"role": "user", "content": None}]},
+        "prompt",
+        "has the content null",
+        "images column",
+    ),
     (
         {"prompt": [{"role": "user", "content": [{"type": "video", "video": "v"}]}]},
         "prompt",
@@ -455,7 +563,9 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("cells, kind, said, remedy", BROKEN, ids=[str(i) for i in range(len(BROKEN))])
+@pytest.mark.parametrize(
+    "cells, kind, said, remedy", BROKEN, ids=[str(i) for i in range(len(BROKEN))]
+)
 def test_a_broken_row_is_a_value_in_its_place(
     cells: dict[str, Any], kind: str, said: str, remedy: str, tmp_path: Path
 ) -> None:
@@ -485,7 +595,11 @@ def test_a_broken_line_is_named_by_its_number(line: str, said: str, tmp_path: Pa
     file = jsonl(tmp_path, GOOD, "", line, GOOD)
     rows = list(read_rows(file))
     assert len(rows) == 3  # the blank line is no row
-    assert (problem(rows[1]).row, problem(rows[1]).source, problem(rows[1]).kind) == (1, f"{file}:3", "json")
+    assert (problem(rows[1]).row, problem(rows[1]).source, problem(rows[1]).kind) == (
+        1,
+        f"{file}:3",
+        "json",
+    )
     assert said in problem(rows[1]).message
 
 
@@ -494,13 +608,23 @@ def test_a_cell_too_deep_for_python_is_a_problem() -> None:
     for _ in range(5000):
         deep = [deep]
     for field in ("prompt", "answer", "images", "choices", "extra"):
-        row = problem(parse_row(GOOD | {field: deep}, {f: f for f in (*GOOD, "images", "choices")}, row=2, source="x"))
+        row = problem(
+            parse_row(
+                GOOD | {field: deep},
+                {f: f for f in (*GOOD, "images", "choices")},
+                row=2,
+                source="x",
+            )
+        )
         assert row.row == 2
         assert row.message.count(". ") >= 2
 
 
 def test_bytes_that_are_not_utf8_are_a_broken_line(tmp_path: Path) -> None:
-    lines = b'\xef\xbb\xbf{"prompt": "?", "answer": "x"}\r\n', b'{"prompt": "\xe9", "answer": "x"}\r\n'
+    lines = (
+        b'\xef\xbb\xbf{"prompt": "?", "answer": "x"}\r\n',
+        b'{"prompt": "\xe9", "answer": "x"}\r\n',
+    )
     (tmp_path / "data.jsonl").write_bytes(b"".join(lines))
     good, broken = read_rows(tmp_path / "data.jsonl")
     assert isinstance(good, Example)
@@ -510,7 +634,12 @@ def test_bytes_that_are_not_utf8_are_a_broken_line(tmp_path: Path) -> None:
 def test_columns_that_json_cannot_hold_stay_out_of_meta(tmp_path: Path) -> None:
     import datetime
 
-    row = GOOD | {"thumbnail": b"x", "day": datetime.date(2025, 1, 1), "rank": float("inf"), "box": [1.0, float("nan")]}
+    row = GOOD | {
+        "thumbnail": b"x",
+        "day": datetime.date(2025, 1, 1),
+        "rank": float("inf"),
+        "box": [1.0, float("nan")],
+    }
     (example,) = load_examples(parquet(tmp_path, [row]))
     assert example.meta == {"rank": None, "box": [1.0, None]}
 
@@ -533,7 +662,12 @@ def test_the_first_ten_problems_and_their_number_are_shown(tmp_path: Path) -> No
     "name, content, said, remedy",
     [
         ("data.jsnl", None, "does not exist. Did you mean", "Correct the path"),
-        ("nothing/at/all.jsonl", None, "does not exist. A .jsonl or .parquet file", "Correct the path"),
+        (
+            "nothing/at/all.jsonl",
+            None,
+            "does not exist. A .jsonl or .parquet file",
+            "Correct the path",
+        ),
         ("data.csv", b"a,b\n", "ends in '.csv'", "Convert it"),
         ("broken.parquet", b"not parquet at all", "cannot be read: ", "Write or fetch it again"),
         ("empty.parquet", b"", "cannot be read: ", "It must be a complete Parquet file"),
@@ -553,14 +687,18 @@ def test_a_broken_file_is_a_user_error(
     assert remedy in str(caught.value)
 
 
-def test_a_file_that_may_not_be_read_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = jsonl(tmp_path, GOOD)
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(UserError, match=r"data\.jsonl cannot be read: Permission denied.*Check its permissions"):
+    with pytest.raises(
+        UserError, match=r"data\.jsonl cannot be read: Permission denied.*Check its permissions"
+    ):
         load_examples(file)
 
 
@@ -572,7 +710,10 @@ def test_an_empty_folder_and_a_damaged_saved_folder_are_user_errors(tmp_path: Pa
     with pytest.raises(UserError, match=r"cannot be read: .*\. It must be a complete"):
         load_examples(folder)
     (folder / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"cannot be read: .*\. It must be a complete folder.*Write or fetch it again"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot be read: .*\. It must be a complete folder.*Write or fetch it again",
+    ):
         load_examples(folder)
 
 
@@ -584,5 +725,7 @@ def test_a_parquet_file_that_breaks_off_in_the_middle_is_a_user_error(tmp_path: 
     middle = pq.read_metadata(file).row_group(2).column(0).data_page_offset
     data[middle : middle + 400] = bytes(400)
     file.write_bytes(data)
-    with pytest.raises(UserError, match=r"data\.parquet cannot be read: .*It must be a complete Parquet file"):
+    with pytest.raises(
+        UserError, match=r"data\.parquet cannot be read: .*It must be a complete Parquet file"
+    ):
         load_examples(file, {"prompt": "prompt"})

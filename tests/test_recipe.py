@@ -20,7 +20,18 @@ from test_images import bare_png
 
 from gpg_vl.config import parse_config
 from gpg_vl.data.check import check
-from gpg_vl.data.recipe import BrokenRowError, LeftOut, Option, RawRow, Recipe, Request, Source, main, make, untagged
+from gpg_vl.data.recipe import (
+    BrokenRowError,
+    LeftOut,
+    Option,
+    RawRow,
+    Recipe,
+    Request,
+    Source,
+    main,
+    make,
+    untagged,
+)
 from gpg_vl.data.recipe import convert as engine
 from gpg_vl.data.recipe import shards as shards_module
 from gpg_vl.errors import RunError, UserError
@@ -41,7 +52,9 @@ def cells(number: int) -> dict[str, Any]:
     }
 
 
-def source(rows: int = ROWS, split: str = "train", read: Callable[[int], dict[str, Any]] = cells) -> Source:
+def source(
+    rows: int = ROWS, split: str = "train", read: Callable[[int], dict[str, Any]] = cells
+) -> Source:
     return Source(
         split=split,
         read=lambda start: ((f"made[{n}]", read(n)) for n in range(start, rows)),
@@ -62,7 +75,11 @@ def convert(row: RawRow, *, prompt: str = "plain") -> Example | list[Example] | 
         task="toy",
         meta={"drawn": row.random().randrange(10**6)},
     )
-    return [one, Example(id=f"{row.id}-b", prompt=row.text("text"), answer="b")] if row.number % 3 == 0 else one
+    return (
+        [one, Example(id=f"{row.id}-b", prompt=row.text("text"), answer="b")]
+        if row.number % 3 == 0
+        else one
+    )
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -81,7 +98,9 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def request(out: Path, **changes: Any) -> Request:
-    return Request(**{"source": None, "out": out, "options": {"prompt": "plain"}, "shard_rows": 4, **changes})
+    return Request(
+        **{"source": None, "out": out, "options": {"prompt": "plain"}, "shard_rows": 4, **changes}
+    )
 
 
 def good_rows() -> list[int]:
@@ -89,7 +108,11 @@ def good_rows() -> list[int]:
 
 
 def expected_ids() -> list[str]:
-    return [name for n in good_rows() for name in (f"train-{n:06d}", *([f"train-{n:06d}-b"] if n % 3 == 0 else []))]
+    return [
+        name
+        for n in good_rows()
+        for name in (f"train-{n:06d}", *([f"train-{n:06d}-b"] if n % 3 == 0 else []))
+    ]
 
 
 # What is written.
@@ -112,7 +135,11 @@ def test_every_source_row_is_converted_left_out_or_broken(tmp_path: Path) -> Non
     split = card(tmp_path / "out")["splits"]["train"]
     assert split["left_out"] == {"a fifth": 4}
     assert split["source_rows"] == ROWS == len(good_rows()) + 4 + 2
-    assert (split["rows"], split["broken"], split["documented_rows"]) == (len(expected_ids()), 2, 25)
+    assert (split["rows"], split["broken"], split["documented_rows"]) == (
+        len(expected_ids()),
+        2,
+        25,
+    )
 
 
 def test_pictures_are_files_named_by_their_own_checksum_and_stored_once(tmp_path: Path) -> None:
@@ -122,16 +149,22 @@ def test_pictures_are_files_named_by_their_own_checksum_and_stored_once(tmp_path
     digests = [hashlib.sha256(picture(n)).hexdigest() for n in (0, 1)]
     assert set(names) == {f"images/{d[:2]}/{d}.png" for d in digests}
     files = sorted((tmp_path / "out" / "train" / "images").rglob("*.*"))
-    assert [file.read_bytes() for file in files] == [picture(n) for _, n in sorted(zip(digests, (0, 1), strict=True))]
+    assert [file.read_bytes() for file in files] == [
+        picture(n) for _, n in sorted(zip(digests, (0, 1), strict=True))
+    ]
 
 
-def test_the_card_holds_the_checksums_of_the_parts_and_what_the_set_was_made_with(tmp_path: Path) -> None:
+def test_the_card_holds_the_checksums_of_the_parts_and_what_the_set_was_made_with(
+    tmp_path: Path,
+) -> None:
     make(recipe(), request(tmp_path / "out", seed=3))
     facts = card(tmp_path / "out")
     parts = facts["splits"]["train"]["parts"]
     assert list(parts) == [f"part-{n:05d}.jsonl" for n in range(6)]
     for name, digest in parts.items():
-        assert hashlib.sha256((tmp_path / "out" / "train" / name).read_bytes()).hexdigest() == digest
+        assert (
+            hashlib.sha256((tmp_path / "out" / "train" / name).read_bytes()).hexdigest() == digest
+        )
     assert (facts["seed"], facts["licence"], facts["options"]) == (3, "MIT", {"prompt": "plain"})
     assert facts["splits"]["train"]["check"] == {"ok": True, "problems": 0}
     text = (tmp_path / "out" / "README.md").read_text()
@@ -140,7 +173,10 @@ def test_the_card_holds_the_checksums_of_the_parts_and_what_the_set_was_made_wit
 
 
 def test_the_config_sections_in_the_card_are_a_config(tmp_path: Path) -> None:
-    settings = {"prompt": {"chat": "plain", "prefill": "<think>"}, "rewards": {"weights": {"choice": 1.0}}}
+    settings = {
+        "prompt": {"chat": "plain", "prefill": "<think>"},
+        "rewards": {"weights": {"choice": 1.0}},
+    }
     make(recipe(settings=lambda prompt: settings), request(tmp_path / "out"))
     lines = (tmp_path / "out" / "README.md").read_text().splitlines()
     shown = yaml.safe_load("\n".join(line for line in lines if line.startswith("    ")))
@@ -149,7 +185,9 @@ def test_the_config_sections_in_the_card_are_a_config(tmp_path: Path) -> None:
     assert card(tmp_path / "out")["settings"] == settings
 
 
-def test_the_last_word_is_the_data_check_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_word_is_the_data_check_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
 
     def watched(rows: Any, **arguments: Any) -> Any:
@@ -164,14 +202,18 @@ def test_the_last_word_is_the_data_check_itself(tmp_path: Path, monkeypatch: pyt
     assert report.image_sizes == {(40, 30): len(good_rows())}
 
 
-def test_an_id_that_occurs_twice_is_found_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_id_that_occurs_twice_is_found_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     twice = recipe(convert=lambda row, prompt: Example(id="same", prompt="Why?", answer="b"))
     assert main(twice, ["--out", str(tmp_path / "out"), "--limit", "2"]) == 2
     assert "The id 'same' already belongs to row 0" in capsys.readouterr().err
     assert card(tmp_path / "out")["splits"]["train"]["check"] == {"ok": False, "problems": 1}
 
 
-def test_a_split_of_no_rows_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_of_no_rows_is_no_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(recipe(open=lambda _: [source(0)]), ["--out", str(tmp_path / "out")]) == 2
     assert "1 problem(s)" in capsys.readouterr().err
 
@@ -197,7 +239,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(tmp_path: Pat
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         make(recipe(), request(tmp_path / name, seed=seed))
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
-    assert tree(tmp_path / "a")["train/part-00000.jsonl"] != tree(tmp_path / "c")["train/part-00000.jsonl"]
+    assert (
+        tree(tmp_path / "a")["train/part-00000.jsonl"]
+        != tree(tmp_path / "c")["train/part-00000.jsonl"]
+    )
 
 
 def test_what_is_drawn_for_a_row_depends_on_no_other_row(tmp_path: Path) -> None:
@@ -270,7 +315,10 @@ def test_half_a_line_in_the_journal_does_not_count(tmp_path: Path) -> None:
     expected = tree(tmp_path / "whole")
     journal = expected["journal.jsonl"]
     lines = journal.splitlines(keepends=True)
-    left = [journal[:length] for length in (len(lines[0]) + len(lines[1]) // 2, len(journal) - 1, len(lines[0]))]
+    left = [
+        journal[:length]
+        for length in (len(lines[0]) + len(lines[1]) // 2, len(journal) - 1, len(lines[0]))
+    ]
     left.append(b"".join(lines[:3]) + b"\0" * 100_000)  # what a power cut may leave
     for place, content in enumerate(left):
         out = tmp_path / f"cut-{place}"
@@ -312,12 +360,17 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     "changes, told",
     [
         ({"seed": 1}, "seed: 0 then, 1 now"),
-        ({"options": {"prompt": "other"}}, 'options: {"prompt": "plain"} then, {"prompt": "other"} now'),
+        (
+            {"options": {"prompt": "other"}},
+            'options: {"prompt": "plain"} then, {"prompt": "other"} now',
+        ),
         ({"limit": 5}, "limit: null then, 5 now"),
         ({"shard_rows": 5}, "shard_rows: 4 then, 5 now"),
     ],
 )
-def test_a_folder_that_was_begun_differently_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_folder_that_was_begun_differently_is_refused(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
     make(recipe(), request(tmp_path / "out"))
     before = tree(tmp_path / "out")
     with pytest.raises(UserError) as caught:
@@ -335,7 +388,9 @@ def test_another_source_is_another_plan(tmp_path: Path) -> None:
 
 def test_a_folder_with_anything_else_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match=r"holds thesis\.tex and is no data set that was begun here"):
+    with pytest.raises(
+        UserError, match=r"holds thesis\.tex and is no data set that was begun here"
+    ):
         make(recipe(), request(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -423,7 +478,8 @@ def test_at_most_one_shard_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shards_module.Output, "commit", watched)
     flow = Source(split="train", read=read, total=600, root=None, facts={})
     plain = recipe(
-        open=lambda _: [flow], convert=lambda row, prompt: Example(id=row.id, prompt=row.text("text"), answer="b")
+        open=lambda _: [flow],
+        convert=lambda row, prompt: Example(id=row.id, prompt=row.text("text"), answer="b"),
     )
     make(plain, request(tmp_path / "out", shard_rows=7))
     assert most[0] <= 2
@@ -449,7 +505,10 @@ def bad(**changes: Any) -> Callable[..., Example]:
         ({"answer": "c", "choices": ("a", "b")}, "is none of the 2 choices"),
         ({"prompt": "<image>Why?"}, "has 1 <image> mark(s) and the row has 0 image(s)"),
         ({"prompt": ""}, "The prompt is empty and there is no image"),
-        ({"prompt": (Message(role="user", content="a"), Message(role="assistant", content="b"))}, "ends with a turn"),
+        (
+            {"prompt": (Message(role="user", content="a"), Message(role="assistant", content="b"))},
+            "ends with a turn",
+        ),
         ({"prompt": "half \ud800 pair"}, "half a surrogate pair"),
         ({"answer": "\udfff"}, "half a surrogate pair"),
         ({"images": (b"",)}, "is empty (0 bytes)"),
@@ -500,7 +559,9 @@ def test_a_path_stays_below_the_source_root(tmp_path: Path, path: str, reason: s
     )
     one = recipe(
         open=lambda _: [flow],
-        convert=lambda row, prompt: Example(id=row.id, images=row.images("image"), prompt="Why?", answer="b"),
+        convert=lambda row, prompt: Example(
+            id=row.id, images=row.images("image"), prompt="Why?", answer="b"
+        ),
     )
     make(one, request(tmp_path / "out"))
     (problem,) = broken(tmp_path / "out")
@@ -512,9 +573,21 @@ def test_a_path_stays_below_the_source_root(tmp_path: Path, path: str, reason: s
 
 @pytest.mark.parametrize(
     "allowed, code",
-    [("0", 2), ("1", 2), ("2", 0), ("3", 0), ("0.05", 2), ("0.1", 0), ("9%", 0), ("8%", 2), ("1.0", 0)],
+    [
+        ("0", 2),
+        ("1", 2),
+        ("2", 0),
+        ("3", 0),
+        ("0.05", 2),
+        ("0.1", 0),
+        ("9%", 0),
+        ("8%", 2),
+        ("1.0", 0),
+    ],
 )
-def test_broken_rows_may_be_allowed_by_number_or_by_share(tmp_path: Path, allowed: str, code: int) -> None:
+def test_broken_rows_may_be_allowed_by_number_or_by_share(
+    tmp_path: Path, allowed: str, code: int
+) -> None:
     """2 of 23 rows are broken: 8.7 %."""
     assert main(recipe(), ["--out", str(tmp_path / "out"), "--allow-broken", allowed]) == code
     assert [row.id for row in examples(tmp_path / "out")] == expected_ids()
@@ -529,7 +602,9 @@ def test_a_finished_set_can_be_accepted_afterwards_without_being_made_again(tmp_
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "101%", "many", "", ".", "%", "1e9"])
-def test_an_allowance_that_is_none_is_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_allowance_that_is_none_is_refused(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(recipe(), ["--out", str(tmp_path / "out"), f"--allow-broken={text}"])
     assert caught.value.code == 2
@@ -537,9 +612,14 @@ def test_an_allowance_that_is_none_is_refused(tmp_path: Path, text: str, capsys:
 
 
 @pytest.mark.parametrize("text", ["../x", "a/b", "", "a,,b", "a,a", ".hidden", "a b"])
-def test_a_split_is_a_safe_name_of_a_folder(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_is_a_safe_name_of_a_folder(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(recipe(has_source=True), ["--source", "x", "--out", str(tmp_path / "out"), "--split", text])
+        main(
+            recipe(has_source=True),
+            ["--source", "x", "--out", str(tmp_path / "out"), "--split", text],
+        )
     assert caught.value.code == 2
     assert "is no list of different names" in capsys.readouterr().err
 
@@ -569,7 +649,16 @@ def test_the_readers_of_a_row_say_what_is_wrong_with_a_cell() -> None:
         split="train",
         number=0,
         place="",
-        cells={"a": "", "b": [1, "x"], "c": ["x", " "], "d": [1, float("nan")], "e": True, "f": None, "g": [], "h": {}},
+        cells={
+            "a": "",
+            "b": [1, "x"],
+            "c": ["x", " "],
+            "d": [1, float("nan")],
+            "e": True,
+            "f": None,
+            "g": [],
+            "h": {},
+        },
         seed=0,
         root=None,
         max_pixels=10**6,

@@ -69,7 +69,9 @@ def test_reading_a_file_does_not_keep_what_was_read(tmp_path: Path) -> None:
     """24 MB in row groups of 1 MB: Arrow must never hold a quarter of them."""
     random.seed(0)
     rows = [{"n": n, "text": random.randbytes(20_000).hex(), "huge": ""} for n in range(600)]
-    (source,) = opened(write_parquet(tmp_path / "a.parquet", rows, TYPES, row_group_size=25, compression="none"))
+    (source,) = opened(
+        write_parquet(tmp_path / "a.parquet", rows, TYPES, row_group_size=25, compression="none")
+    )
     before = pa.total_allocated_bytes()
     held = [pa.total_allocated_bytes() - before for _ in source.read(0)]
     assert len(held) == 600
@@ -79,11 +81,17 @@ def test_reading_a_file_does_not_keep_what_was_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", [0, 2, 3, 5, 8])
 def test_the_files_of_a_split_follow_each_other(tmp_path: Path, start: int) -> None:
     for part in range(3):
-        write_parquet(tmp_path / "data" / f"train-{part:05d}-of-00003.parquet", made(9)[3 * part : 3 * part + 3], TYPES)
+        write_parquet(
+            tmp_path / "data" / f"train-{part:05d}-of-00003.parquet",
+            made(9)[3 * part : 3 * part + 3],
+            TYPES,
+        )
     (source,) = opened(tmp_path)
     assert [cells["n"] for _, cells in source.read(start)] == list(range(start, 9))
     assert source.total == 9
-    assert list(source.facts["files"]) == [f"data/train-{part:05d}-of-00003.parquet" for part in range(3)]
+    assert list(source.facts["files"]) == [
+        f"data/train-{part:05d}-of-00003.parquet" for part in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,10 @@ def test_the_files_of_a_split_follow_each_other(tmp_path: Path, start: int) -> N
 )
 def test_the_layouts_of_a_folder(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
-    write = {".parquet": lambda: write_parquet(file, made(3), TYPES), ".jsonl": lambda: write_jsonl(file, made(3))}
+    write = {
+        ".parquet": lambda: write_parquet(file, made(3), TYPES),
+        ".jsonl": lambda: write_jsonl(file, made(3)),
+    }
     write.get(file.suffix, lambda: write_json(file, made(3)))()
     (source,) = opened(tmp_path, patterns={"train": "SAT_train.parquet"})
     assert [cells["n"] for _, cells in source.read(0)] == [0, 1, 2]
@@ -118,14 +129,17 @@ def test_splits_are_kept_apart(tmp_path: Path) -> None:
 def test_two_layouts_of_one_split_in_a_folder_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", made(3), TYPES)
     write_jsonl(tmp_path / "train.jsonl", made(3))
-    with pytest.raises(UserError, match=r"holds the split 'train' more than once: train\.parquet, train\.jsonl"):
+    with pytest.raises(
+        UserError, match=r"holds the split 'train' more than once: train\.parquet, train\.jsonl"
+    ):
         opened(tmp_path)
 
 
 def test_a_missing_split_is_named_with_what_was_looked_for(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", made(3), TYPES)
     with pytest.raises(
-        UserError, match=r"holds no file of the split 'test'; looked for mine, test-\*\.parquet.*Give --split"
+        UserError,
+        match=r"holds no file of the split 'test'; looked for mine, test-\*\.parquet.*Give --split",
     ):
         split_files(tmp_path, "test", "mine")
 
@@ -145,13 +159,19 @@ def test_a_changed_file_has_other_facts(tmp_path: Path) -> None:
         ("a/b/c", "does not exist", "owner/name"),
         ("data.csv", "ends in '.csv'. .parquet, .jsonl, .json are allowed", "Convert it"),
         ("broken.parquet", "cannot be read", "A complete Parquet file is needed"),
-        ("other.parquet", "has no column 'text'; it has n, txet. Did you mean 'txet'?", "--help lists their columns"),
+        (
+            "other.parquet",
+            "has no column 'text'; it has n, txet. Did you mean 'txet'?",
+            "--help lists their columns",
+        ),
     ],
 )
 def test_a_source_that_cannot_be_used(tmp_path: Path, name: str, said: str, remedy: str) -> None:
     (tmp_path / "data.csv").write_text("n\n1")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and half of it")
-    write_parquet(tmp_path / "other.parquet", [{"n": 1, "txet": "a"}], {"n": pa.int64(), "txet": pa.string()})
+    write_parquet(
+        tmp_path / "other.parquet", [{"n": 1, "txet": "a"}], {"n": pa.int64(), "txet": pa.string()}
+    )
     with pytest.raises(UserError) as caught:
         opened(tmp_path / name)
     assert said in str(caught.value)
@@ -168,7 +188,9 @@ class Bomb:
         return (pytest.fail, ("the pickle was opened",))
 
 
-@pytest.mark.parametrize("name", ["refs(unc).p", "flowers.pth", "a.pkl", "a.pickle", "a.pt", "a.npy"])
+@pytest.mark.parametrize(
+    "name", ["refs(unc).p", "flowers.pth", "a.pkl", "a.pickle", "a.pt", "a.npy"]
+)
 def test_a_pickle_is_never_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
     for path in (tmp_path / name, tmp_path):
@@ -186,14 +208,18 @@ values = st.recursive(
     | st.integers(-(10**6), 10**6)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
-    elements=st.lists(st.dictionaries(st.text(max_size=3), values, max_size=3) | values, max_size=6),
+    elements=st.lists(
+        st.dictionaries(st.text(max_size=3), values, max_size=3) | values, max_size=6
+    ),
     chunk=st.integers(1, 7),
     indent=st.none() | st.integers(0, 3),
     ascii_only=st.booleans(),
@@ -269,7 +295,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
         for n in range(7)
     ]
     folder = tmp_path / "hub"
-    write_parquet(folder / "data" / "train-00000-of-00001.parquet", rows, HUB_TYPES, images=["images", "image"])
+    write_parquet(
+        folder / "data" / "train-00000-of-00001.parquet",
+        rows,
+        HUB_TYPES,
+        images=["images", "image"],
+    )
     write_parquet(folder / "SAT_val.parquet", rows[:2], HUB_TYPES, images=["images", "image"])
     asked: list[dict[str, Any]] = []
     load = datasets.load_dataset
@@ -277,7 +308,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
     def load_dataset(name: str, **arguments: Any) -> Any:
         asked.append({"name": name, **arguments})
         if name != "owner/set":
-            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
+            raise datasets.exceptions.DatasetNotFoundError(
+                f"Dataset '{name}' doesn't exist on the Hub"
+            )
         del arguments["revision"]
         return load(str(folder), **arguments, cache_dir=str(tmp_path / "cache"))
 
@@ -292,7 +325,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
     return asked
 
 
-def test_the_hub_is_read_as_a_stream_at_one_commit_with_its_pictures_encoded(hub: list[dict[str, Any]]) -> None:
+def test_the_hub_is_read_as_a_stream_at_one_commit_with_its_pictures_encoded(
+    hub: list[dict[str, Any]],
+) -> None:
     (source,) = opened("owner/set", columns=("images", "image", "text"))
     assert source.facts == {"hub": "owner/set", "revision": COMMIT}
     rows = list(source.read(5))
@@ -304,12 +339,24 @@ def test_the_hub_is_read_as_a_stream_at_one_commit_with_its_pictures_encoded(hub
     }
     assert hub == [
         {"info": "owner/set", "revision": None},
-        {"name": "owner/set", "data_files": None, "split": "train", "streaming": True, "revision": COMMIT},
+        {
+            "name": "owner/set",
+            "data_files": None,
+            "split": "train",
+            "streaming": True,
+            "revision": COMMIT,
+        },
     ]
 
 
 def test_a_commit_is_taken_as_it_is_and_files_by_their_pattern(hub: list[dict[str, Any]]) -> None:
-    (source,) = opened("owner/set", ("val",), columns=("text",), revision=COMMIT, patterns={"val": "SAT_val.parquet"})
+    (source,) = opened(
+        "owner/set",
+        ("val",),
+        columns=("text",),
+        revision=COMMIT,
+        patterns={"val": "SAT_val.parquet"},
+    )
     assert [cells for _, cells in source.read(0)] == [{"text": "row 0"}, {"text": "row 1"}]
     (asked,) = hub
     assert (asked["data_files"], asked["revision"]) == ({"val": "SAT_val.parquet"}, COMMIT)
@@ -318,7 +365,11 @@ def test_a_commit_is_taken_as_it_is_and_files_by_their_pattern(hub: list[dict[st
 @pytest.mark.parametrize(
     "name, arguments, said",
     [
-        ("owner/gone", {}, "The hub's data set 'owner/gone' cannot be read: Dataset 'owner/gone' doesn't exist"),
+        (
+            "owner/gone",
+            {},
+            "The hub's data set 'owner/gone' cannot be read: Dataset 'owner/gone' doesn't exist",
+        ),
         ("owner/set", {"splits": ("tset",)}, "cannot be read"),
         (
             "owner/set",
@@ -327,7 +378,9 @@ def test_a_commit_is_taken_as_it_is_and_files_by_their_pattern(hub: list[dict[st
         ),
     ],
 )
-def test_what_the_hub_does_not_have(hub: list[dict[str, Any]], name: str, arguments: dict[str, Any], said: str) -> None:
+def test_what_the_hub_does_not_have(
+    hub: list[dict[str, Any]], name: str, arguments: dict[str, Any], said: str
+) -> None:
     (source,) = opened(name, **{"columns": ("text",), **arguments})
     with pytest.raises(UserError) as caught:
         next(source.read(0))
@@ -337,14 +390,21 @@ def test_what_the_hub_does_not_have(hub: list[dict[str, Any]], name: str, argume
 def test_without_a_network_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        UserError, match=r"'owner/set' cannot be read.*fetch the files and give their folder as --source"
+        UserError,
+        match=r"'owner/set' cannot be read.*fetch the files and give their folder as --source",
     ):
         opened("owner/set")
 
 
-def test_a_connection_that_breaks_is_no_traceback(hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_breaks_is_no_traceback(
+    hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The HTTP library's own error is not an OSError."""
-    (kind,) = (kind for kind in huggingface_hub.errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    (kind,) = (
+        kind
+        for kind in huggingface_hub.errors.HfHubHTTPError.__mro__
+        if kind.__name__ == "HTTPError"
+    )
 
     def broken(self: Any, name: str, *, revision: str | None) -> Any:
         raise kind("Name or service not known")

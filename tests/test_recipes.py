@@ -14,9 +14,9 @@ from sources import geometry3k, picture, r1v, reasonseg, refcoco, sat, struct, t
 
 from gpg_vl import cli
 from gpg_vl.config import load_config, parse_config
-from gpg_vl.data import scenes
 from gpg_vl.data.read import load_examples
 from gpg_vl.eval.tasks import cvbench
+from gpg_vl.quickstart import scenes
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import Item, check_gold
 from gpg_vl.training.run import make_encoder
@@ -40,7 +40,12 @@ PARQUET = "data/train-00000-of-00001.parquet[6]"
 SECOND = "data/train-00001-of-00002.parquet[0]"
 CASES = {
     "sat": Case(
-        sat.write, ("sat",), 10, {"correct_answer": "the moon"}, "SAT_train.parquet[6]", "is none of the 2 choices"
+        sat.write,
+        ("sat",),
+        10,
+        {"correct_answer": "the moon"},
+        "SAT_train.parquet[6]",
+        "is none of the 2 choices",
     ),
     "geoqa": Case(
         lambda folder, **c: r1v.write(folder, r1v.GEOQA, **c),
@@ -58,9 +63,16 @@ CASES = {
         SECOND,
         "not a count",
     ),
-    "geometry3k": Case(geometry3k.write, ("geometry3k",), 8, {"images": []}, PARQUET, "holds no picture"),
+    "geometry3k": Case(
+        geometry3k.write, ("geometry3k",), 8, {"images": []}, PARQUET, "holds no picture"
+    ),
     "math_levels": Case(
-        text.write_math, ("math_levels",), 7, {"level": "Level 9"}, "train.jsonl:7", "The level is 'Level 9'"
+        text.write_math,
+        ("math_levels",),
+        7,
+        {"level": "Level 9"},
+        "train.jsonl:7",
+        "The level is 'Level 9'",
     ),
     "gsm8k": Case(
         text.write_gsm8k,
@@ -71,10 +83,20 @@ CASES = {
         "does not end in `#### ` and a number",
     ),
     "reasonseg folder": Case(
-        reasonseg.write_folder, ("reasonseg",), 15, {"shapes": []}, "train/006.json", "not a list of polygons"
+        reasonseg.write_folder,
+        ("reasonseg",),
+        15,
+        {"shapes": []},
+        "train/006.json",
+        "not a list of polygons",
     ),
     "reasonseg json": Case(
-        reasonseg.write_visual_rft, ("reasonseg",), 16, {"boxes": [[1, 2, 3]]}, "lisa_train.json[6]", "not [left, top"
+        reasonseg.write_visual_rft,
+        ("reasonseg",),
+        16,
+        {"boxes": [[1, 2, 3]]},
+        "lisa_train.json[6]",
+        "not [left, top",
     ),
     "reasonseg parquet": Case(
         reasonseg.write_parquet_copy,
@@ -127,7 +149,15 @@ def command(name: str, folder: Path, out: Path, *more: str, **changes: Any) -> l
     case = CASES[name]
     arguments = [part.replace("{folder}", str(folder)) for part in case.command]
     source = ["--source", str(case.write(folder, **changes))] if case.write else []
-    return [*arguments, *source, "--out", str(out), "--shard-rows", "30" if name == "digits" else "3", *more]
+    return [
+        *arguments,
+        *source,
+        "--out",
+        str(out),
+        "--shard-rows",
+        "30" if name == "digits" else "3",
+        *more,
+    ]
 
 
 def made(name: str, tmp_path: Path, *more: str, split: str = "train") -> list[Example]:
@@ -151,7 +181,9 @@ def test_a_kill_costs_nothing(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "card.json").exists()
     parts = len(list((tmp_path / "killed").rglob("part-*.jsonl")))
     assert run(*arguments) == 0
-    whole = [str(tmp_path / "whole") if part == str(tmp_path / "killed") else part for part in arguments]
+    whole = [
+        str(tmp_path / "whole") if part == str(tmp_path / "killed") else part for part in arguments
+    ]
     assert run(*whole) == 0
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
     assert parts < len(list((tmp_path / "whole").rglob("part-*.jsonl")))
@@ -165,12 +197,19 @@ def test_all_rows_are_there_and_read_as_they_are(name: str, tmp_path: Path) -> N
     facts = card(tmp_path / "out")
     assert all(split["check"] == {"ok": True, "problems": 0} for split in facts["splits"].values())
     assert facts["licence"]
-    config = {"model": {"path": "x"}, "output": {"folder": "y"}, "data": {"train": "z"}, **facts["settings"]}
+    config = {
+        "model": {"path": "x"},
+        "output": {"folder": "y"},
+        "data": {"train": "z"},
+        **facts["settings"],
+    }
     assert parse_config(config, "card.json").rewards.weights
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_gold_answer_gets_full_marks_from_the_rewards_of_the_card(name: str, tmp_path: Path) -> None:
+def test_every_gold_answer_gets_full_marks_from_the_rewards_of_the_card(
+    name: str, tmp_path: Path
+) -> None:
     """In every split, as a run demands of its training set before it loads a model."""
     made(name, tmp_path)
     facts = card(tmp_path / "out")
@@ -185,12 +224,22 @@ def test_every_gold_answer_gets_full_marks_from_the_rewards_of_the_card(name: st
 def test_the_seed_decides_every_byte(name: str, tmp_path: Path) -> None:
     arguments = command(name, tmp_path / "source", tmp_path / "a", "--seed", "1")
     for out in ("a", "b"):
-        assert run(*[str(tmp_path / out) if part == str(tmp_path / "a") else part for part in arguments]) == 0
+        assert (
+            run(
+                *[
+                    str(tmp_path / out) if part == str(tmp_path / "a") else part
+                    for part in arguments
+                ]
+            )
+            == 0
+        )
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
 @pytest.mark.parametrize("name", WITH_SOURCE)
-def test_a_broken_row_is_reported_and_counted(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_row_is_reported_and_counted(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     arguments = command(name, tmp_path / "source", out, r6=CASES[name].spoil)
     assert run(*arguments) == 2
@@ -269,7 +318,9 @@ def test_sat_asks_in_the_papers_words_and_leaves_rows_with_two_pictures_out(tmp_
     assert not check_gold({"choice": 1.0}, rows)
 
 
-def test_the_cvbench_config_asks_for_sat_in_the_papers_prompt(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_the_cvbench_config_asks_for_sat_in_the_papers_prompt(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
     """Recipe and config together, at the folder that the config names. Two blanks stand before "Answer", as published."""
     sat.write(tmp_path / "source", 4)
     assert run("sat", "--source", tmp_path / "source", "--out", tmp_path / "data" / "sat") == 0
@@ -302,14 +353,30 @@ def test_sat_keeps_several_pictures_and_asks_an_instruct_model_where_told(tmp_pa
         f"{', '.join(rows[4].choices[:2])} or {rows[4].choices[2]}  Output the thinking process in <think> </think> and "
         f"final answer (option) in <answer> </answer> tags."
     )
-    assert stored(tmp_path / "out", rows[4]) == [picture(4, kind="JPEG"), picture(5004, kind="JPEG")]
+    assert stored(tmp_path / "out", rows[4]) == [
+        picture(4, kind="JPEG"),
+        picture(5004, kind="JPEG"),
+    ]
 
 
 def test_sat_draws_the_order_of_options_for_each_row(tmp_path: Path) -> None:
     """In the source the gold option stands first; of 300 rows it must be about a half or a third of the time."""
     sat.write(tmp_path / "source", 300)
-    assert run("sat", "--source", tmp_path / "source", "--multi-image", "keep", "--out", tmp_path / "out") == 0
-    places = Counter((len(row.choices), row.choices.index(row.answer)) for row in examples(tmp_path / "out"))
+    assert (
+        run(
+            "sat",
+            "--source",
+            tmp_path / "source",
+            "--multi-image",
+            "keep",
+            "--out",
+            tmp_path / "out",
+        )
+        == 0
+    )
+    places = Counter(
+        (len(row.choices), row.choices.index(row.answer)) for row in examples(tmp_path / "out")
+    )
     assert sum(places.values()) == 300
     assert all(80 < places[2, place] < 120 for place in (0, 1))
     assert all(18 < places[3, place] < 50 for place in (0, 1, 2))
@@ -331,7 +398,9 @@ def test_sat_takes_the_papers_first_15000_rows_unless_told(tmp_path: Path) -> No
 NUMBER = "  Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
 
 
-@pytest.mark.parametrize("name, known, task", [("geoqa", r1v.GEOQA, "geoqa"), ("clevr", r1v.CLEVR, "counting")])
+@pytest.mark.parametrize(
+    "name, known, task", [("geoqa", r1v.GEOQA, "geoqa"), ("clevr", r1v.CLEVR, "counting")]
+)
 def test_r1v_sets_ask_with_two_blanks_and_keep_what_stands_in_the_tag(
     name: str, known: Any, task: str, tmp_path: Path
 ) -> None:
@@ -424,12 +493,17 @@ def test_gsm8k_reads_the_number_behind_the_hashes_and_keeps_its_splits(tmp_path:
         (scored,) = pool.evaluate([Item(rows[0], (answered,))])
     assert scored == dict.fromkeys(weights, (1.0,)), "the answer that the prompt asks for"
     assert len(examples(tmp_path / "out", "test")) == 4
-    assert not [row for row in rows if row.prompt == "Why?"], "socratic/ holds the same questions again"
+    assert not [row for row in rows if row.prompt == "Why?"], (
+        "socratic/ holds the same questions again"
+    )
 
 
 def test_gsm8k_in_the_papers_words(tmp_path: Path) -> None:
     rows = made("gsm8k", tmp_path)
-    assert rows[1].prompt == (Message(role="system", content=GPG), Message(role="user", content=text.GSM8K[1][0]))
+    assert rows[1].prompt == (
+        Message(role="system", content=GPG),
+        Message(role="user", content=text.GSM8K[1][0]),
+    )
 
 
 # ReasonSeg and RefCOCO.
@@ -478,7 +552,9 @@ def test_reasonseg_from_visual_rfts_list(tmp_path: Path) -> None:
     assert [row.answer for row in rows[::2]] == [f"(0,0),({(10 + n) * 5},100)" for n in range(8)]
 
 
-@pytest.mark.parametrize("box, answer", [("union", "(100,100),(500,900)"), ("first", "(100,100),(300,500)")])
+@pytest.mark.parametrize(
+    "box, answer", [("union", "(100,100),(500,900)"), ("first", "(100,100),(300,500)")]
+)
 def test_reasonseg_from_the_hubs_copy(box: str, answer: str, tmp_path: Path) -> None:
     rows = made("reasonseg parquet", tmp_path, "--box", box)
     assert {row.answer for row in rows} == {answer}
@@ -489,11 +565,22 @@ def test_reasonseg_from_the_hubs_copy(box: str, answer: str, tmp_path: Path) -> 
     "changes, reason",
     [
         (
-            {"shapes": [reasonseg.shape("ignore", 0, 0, 9, 9), reasonseg.shape("flag", 0, 0, 9, 9)]},
+            {
+                "shapes": [
+                    reasonseg.shape("ignore", 0, 0, 9, 9),
+                    reasonseg.shape("flag", 0, 0, 9, 9),
+                ]
+            },
             "None of the 2 polygons",
         ),
-        ({"shapes": [reasonseg.shape("target", 300, 10, 400, 20)]}, "has no area in the picture of 200x100"),
-        ({"shapes": [reasonseg.shape("target", 10, 10, 10.1, 20)]}, "thinner than one unit of rel1000"),
+        (
+            {"shapes": [reasonseg.shape("target", 300, 10, 400, 20)]},
+            "has no area in the picture of 200x100",
+        ),
+        (
+            {"shapes": [reasonseg.shape("target", 10, 10, 10.1, 20)]},
+            "thinner than one unit of rel1000",
+        ),
         ({"shapes": [{"label": "target", "points": []}]}, "has no points"),
         ({"shapes": [{"label": "target", "points": [[1, 2, 3]]}]}, "is not [x, y]"),
         ({"shapes": [{"label": "target", "points": [["a", 2]]}]}, "not a list of numbers"),
@@ -510,7 +597,9 @@ def test_what_reasonseg_cannot_box(changes: dict[str, Any], reason: str, tmp_pat
 
 
 def test_a_polygon_is_cut_at_the_edge_of_the_picture(tmp_path: Path) -> None:
-    source = reasonseg.write_folder(tmp_path / "source", r0={"shapes": [reasonseg.shape("target", -5.5, 50, 260, 300)]})
+    source = reasonseg.write_folder(
+        tmp_path / "source", r0={"shapes": [reasonseg.shape("target", -5.5, 50, 260, 300)]}
+    )
     assert run("reasonseg", "--source", source, "--out", tmp_path / "out") == 0
     row = examples(tmp_path / "out")[0]
     assert (row.answer, row.meta["box_pixels"]) == ("(0,500),(1000,1000)", [0, 50, 200, 100])
@@ -524,7 +613,9 @@ def test_a_missing_picture_and_a_file_that_is_not_json_are_reported(tmp_path: Pa
     assert run("reasonseg", "--source", source, "--out", tmp_path / "out") == 2
     reasons = {problem["place"]: problem["reason"] for problem in broken(tmp_path / "out")}
     assert list(reasons) == ["train/002.json", "train/004.json", "train/005.json"]
-    for place, said in zip(reasons, ("does not exist", "is not JSON", "is not a JSON object"), strict=True):
+    for place, said in zip(
+        reasons, ("does not exist", "is not JSON", "is not a JSON object"), strict=True
+    ):
         assert said in reasons[place]
 
 
@@ -553,15 +644,25 @@ def test_refcoco_from_vlm_r1s_list_in_both_prompts(tmp_path: Path) -> None:
 def test_refcoco_from_the_hubs_copy_asks_for_each_expression(tmp_path: Path) -> None:
     """(20.75, 10.375) and 80x60 pixels end at (100.75, 70.375): 103.75, 103.75, 503.75 and 703.75 thousandths, cut off."""
     rows = made("refcoco parquet", tmp_path)
-    assert [row.id for row in rows[:4]] == ["val-000000-0", "val-000000-1", "val-000001-0", "val-000002-0"]
+    assert [row.id for row in rows[:4]] == [
+        "val-000000-0",
+        "val-000000-1",
+        "val-000001-0",
+        "val-000002-0",
+    ]
     assert [row.prompt for row in rows[:2]] == [grounding("left man 0"), grounding("guy in 0")]
     assert {row.answer for row in rows} == {"(103,103),(503,703)"}
     assert rows[0].meta["box_pixels"] == [20.75, 10.375, 100.75, 70.375]
 
 
-def test_refcocos_pickle_is_refused_with_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refcocos_pickle_is_refused_with_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "refs(unc).p").write_bytes(b"\x80\x04.")
-    assert run("refcoco", "refcoco", "--source", tmp_path / "refs(unc).p", "--out", tmp_path / "out") == 2
+    assert (
+        run("refcoco", "refcoco", "--source", tmp_path / "refs(unc).p", "--out", tmp_path / "out")
+        == 2
+    )
     told = capsys.readouterr().err
     assert "is a pickle" in told
     assert "one JSON object per line" in told
@@ -578,12 +679,18 @@ def test_refcocos_pickle_is_refused_with_the_way_out(tmp_path: Path, capsys: pyt
             "flowers",
             "This is an image containing a plant. Please identify the species of the plant based on the image.",
         ),
-        ("pets", "This is an image containing a pet. Please identify the species of the pet based on the image."),
+        (
+            "pets",
+            "This is an image containing a pet. Please identify the species of the pet based on the image.",
+        ),
         (
             "aircraft",
             "This is an image containing an aircraft. Please identify the model of the aircraft based on the image.",
         ),
-        ("cars", "This is an image containing a car. Please identify the model of the car based on the image."),
+        (
+            "cars",
+            "This is an image containing a car. Please identify the model of the car based on the image.",
+        ),
     ],
 )
 def test_virft_classification_asks_in_the_published_words_and_lists_all_classes(
@@ -592,7 +699,9 @@ def test_virft_classification_asks_in_the_published_words_and_lists_all_classes(
     source = virft.write_classification(tmp_path / "source", name)
     assert run("virft_classification", name, "--source", source, "--out", tmp_path / "out") == 0
     rows = examples(tmp_path / "out")
-    assert [row.answer for row in rows] == [label for label in virft.CLASSES[name] for _ in range(4)]
+    assert [row.answer for row in rows] == [
+        label for label in virft.CLASSES[name] for _ in range(4)
+    ]
     for row in rows:
         assert row.meta["classes"] == sorted(virft.CLASSES[name])
         assert row.prompt == (
@@ -602,10 +711,19 @@ def test_virft_classification_asks_in_the_published_words_and_lists_all_classes(
         )
 
 
-def test_virft_classes_from_a_list_must_hold_every_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_virft_classes_from_a_list_must_hold_every_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = virft.write_classification(tmp_path / "source", "pets")
     (tmp_path / "pets.txt").write_text("Beagle\namerican bulldog\nabyssinian\n")
-    arguments = ["virft_classification", "pets", "--source", source, "--classes", tmp_path / "pets.txt"]
+    arguments = [
+        "virft_classification",
+        "pets",
+        "--source",
+        source,
+        "--classes",
+        tmp_path / "pets.txt",
+    ]
     assert run(*arguments, "--out", tmp_path / "out", "--prompt", "row") == 0
     row = examples(tmp_path / "out")[0]
     assert (row.prompt, row.answer) == ("A problem.", "american_bulldog")
@@ -637,9 +755,21 @@ def test_virft_from_folders_of_classes_draws_the_same_number_of_each(tmp_path: P
     assert chosen["0"] != chosen["1"]
 
 
-def test_more_shots_than_pictures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_shots_than_pictures_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     virft.write_class_folders(tmp_path / "source", ["beagle", "pug"], 3)
-    assert run("virft_classification", "pets", "--source", tmp_path / "source", "--out", tmp_path / "out") == 2
+    assert (
+        run(
+            "virft_classification",
+            "pets",
+            "--source",
+            tmp_path / "source",
+            "--out",
+            tmp_path / "out",
+        )
+        == 2
+    )
     assert "holds 3 pictures and 4 were asked for" in capsys.readouterr().err
 
 
@@ -680,7 +810,9 @@ def test_virft_detection_keeps_the_problem_and_says_whose_numbers_they_are(tmp_p
     ],
 )
 def test_what_is_no_list_of_boxes(solution: str, tmp_path: Path) -> None:
-    source = virft.write_detection(tmp_path / "source", r3={"solution": f"<answer>{solution}</answer>"})
+    source = virft.write_detection(
+        tmp_path / "source", r3={"solution": f"<answer>{solution}</answer>"}
+    )
     assert run("virft_detection", "coco", "--source", source, "--out", tmp_path / "out") == 2
     assert [problem["row"] for problem in broken(tmp_path / "out")] == [3]
 
@@ -697,9 +829,22 @@ def test_the_digits_are_real_and_their_test_part_is_held_out(tmp_path: Path) -> 
     full, test = (examples(tmp_path / "full", split) for split in ("train", "test"))
     four = examples(tmp_path / "four")
     counts = Counter(map(str, load_digits().target.tolist()))
-    held_out = {"0": 36, "1": 36, "2": 35, "3": 37, "4": 36, "5": 36, "6": 36, "7": 36, "8": 35, "9": 36}
+    held_out = {
+        "0": 36,
+        "1": 36,
+        "2": 35,
+        "3": 37,
+        "4": 36,
+        "5": 36,
+        "6": 36,
+        "7": 36,
+        "8": 35,
+        "9": 36,
+    }
     assert Counter(row.answer for row in test) == held_out
-    assert Counter(row.answer for row in full) == {digit: counts[digit] - held_out[digit] for digit in counts}
+    assert Counter(row.answer for row in full) == {
+        digit: counts[digit] - held_out[digit] for digit in counts
+    }
     assert Counter(row.answer for row in four) == dict.fromkeys("0123456789", 4)
     assert tree(tmp_path / "full" / "test") == tree(tmp_path / "four" / "test")
     pictures = [{stored(tmp_path / out, row, split)[0] for row in rows} for out, split, rows in (
@@ -742,7 +887,9 @@ def test_digits_without_scikit_learn_say_what_to_install(
     assert "pip install scikit-learn" in capsys.readouterr().err
 
 
-def test_more_shots_than_digits_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_shots_than_digits_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("digits", "--out", tmp_path / "out", "--shots", "150") == 2
     assert "--shots 150 is more than the 142 pictures of the digit 0" in capsys.readouterr().err
 
@@ -751,8 +898,15 @@ def test_scenes_are_those_of_the_seed_and_the_held_out_ones_others(tmp_path: Pat
     rows = made("scenes", tmp_path, "--seed", "4")
     drawn = list(scenes.rows(9, 20))
     for row, scene in zip(rows, drawn, strict=True):
-        assert (row.prompt, row.answer, row.choices) == (scene["prompt"], scene["answer"], tuple(scene["choices"]))
-        assert (row.task, row.meta) == (scene["task"], {"type": scene["type"], "source": scene["source"]})
+        assert (row.prompt, row.answer, row.choices) == (
+            scene["prompt"],
+            scene["answer"],
+            tuple(scene["choices"]),
+        )
+        assert (row.task, row.meta) == (
+            scene["task"],
+            {"type": scene["type"], "source": scene["source"]},
+        )
         assert stored(tmp_path / "out", row) == [scene["image"]["bytes"]]
     test = examples(tmp_path / "out", "test")
     assert [row.prompt for row in test] == [scene["prompt"] for scene in scenes.rows(8, 8)]

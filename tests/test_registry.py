@@ -30,7 +30,9 @@ def install(tmp_path, monkeypatch):
         info = folder / f"{distribution}-1.0.dist-info"
         info.mkdir(parents=True)
         (folder / f"{distribution}.py").write_text(textwrap.dedent(code))
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
+        )
         lines = [f"{name.replace('_', '-')} = {target}" for name, target in points.items()]
         (info / "entry_points.txt").write_text(f"[{GROUP}]\n" + "\n".join(lines) + "\n")
         monkeypatch.syspath_prepend(str(folder))
@@ -60,7 +62,11 @@ def test_a_builtin_is_imported_when_it_is_asked_for(registry):
 
 
 def test_an_installed_plugin_is_found_and_not_imported_before(registry, install):
-    install("plugin_tally", "def tally(completion, example):\n    return 0.25\n", tally="plugin_tally:tally")
+    install(
+        "plugin_tally",
+        "def tally(completion, example):\n    return 0.25\n",
+        tally="plugin_tally:tally",
+    )
     assert "tally" in registry.names()
     assert "plugin_tally" not in sys.modules
     assert registry.get("tally")(None, None) == 0.25
@@ -75,14 +81,18 @@ def test_a_plugin_that_fails_raises_its_own_error_and_only_when_asked_for(regist
 
 def test_a_plugin_without_the_function_says_where_it_looked(registry, install):
     install("plugin_empty", "", empty="plugin_empty:f")
-    with pytest.raises(UnknownNameError, match="'empty' points to plugin_empty:f, where there is no such function"):
+    with pytest.raises(
+        UnknownNameError, match="'empty' points to plugin_empty:f, where there is no such function"
+    ):
         registry.get("empty")
 
 
 def test_two_plugins_with_one_name_are_an_error_that_names_both(registry, install):
     install("plugin_one", "def f(completion, example): return 0.0", tally="plugin_one:f")
     install("plugin_two", "def f(completion, example): return 1.0", tally="plugin_two:f")
-    with pytest.raises(ValueError, match=r"'tally' is taken twice: by plugin_\w+:f and by plugin_\w+:f") as error:
+    with pytest.raises(
+        ValueError, match=r"'tally' is taken twice: by plugin_\w+:f and by plugin_\w+:f"
+    ) as error:
         registry.get("tally")
     assert "plugin_one:f" in str(error.value)
     assert "plugin_two:f" in str(error.value)
@@ -90,12 +100,16 @@ def test_two_plugins_with_one_name_are_an_error_that_names_both(registry, instal
 
 def test_a_plugin_cannot_take_the_name_of_a_builtin(registry, install):
     install("plugin_greedy", "def f(completion, example): return 1.0", choice="plugin_greedy:f")
-    with pytest.raises(ValueError, match=r"by gpg_vl\.rewards\.choice:choice and by plugin_greedy:f"):
+    with pytest.raises(
+        ValueError, match=r"by gpg_vl\.rewards\.choice:choice and by plugin_greedy:f"
+    ):
         registry.names()
 
 
 def test_a_decorator_cannot_take_a_taken_name(registry, install):
-    install("plugin_tally", "def tally(completion, example): return 0.25", tally="plugin_tally:tally")
+    install(
+        "plugin_tally", "def tally(completion, example): return 0.25", tally="plugin_tally:tally"
+    )
     registry.register("mine")(in_order)
     registry.register("mine")(in_order)  # the same function again, as when its module is reloaded
     for name, owner in (
@@ -103,15 +117,21 @@ def test_a_decorator_cannot_take_a_taken_name(registry, install):
         ("tally", "plugin_tally:tally"),
         ("mine", rf"{__name__}:in_order"),
     ):
-        with pytest.raises(ValueError, match=rf"'{name}' is taken twice: by {owner} and by .*lambda"):
+        with pytest.raises(
+            ValueError, match=rf"'{name}' is taken twice: by {owner} and by .*lambda"
+        ):
             registry.register(name)(lambda completion, example: 1.0)
 
 
 def test_a_function_of_a_file_is_found(registry, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("COUNT = []\ndef f(completion, example):\n    return 0.75\nf_again = f\n")
+    (tmp_path / "mine.py").write_text(
+        "COUNT = []\ndef f(completion, example):\n    return 0.75\nf_again = f\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert registry.get("mine.py:f")(None, None) == 0.75
-    assert registry.get(f"{tmp_path}/mine.py:f") is registry.get("mine.py:f_again")  # one module, not three
+    assert registry.get(f"{tmp_path}/mine.py:f") is registry.get(
+        "mine.py:f_again"
+    )  # one module, not three
 
 
 def test_files_that_lie_together_can_share_code_and_hide_nothing(registry, tmp_path, monkeypatch):
@@ -140,8 +160,14 @@ def test_a_file_that_fails_is_tried_again(registry, tmp_path):
     ("name", "message"),
     [
         ("no/such.py:f", r"names the file /.*/no/such\.py, which does not exist"),
-        ("chioce", r"There is no reward called 'chioce'\. Did you mean 'choice'\? Known: broken, choice\."),
-        ("xyz", r"There is no reward called 'xyz'\. Known: broken, choice\. .*path/to/file\.py:function"),
+        (
+            "chioce",
+            r"There is no reward called 'chioce'\. Did you mean 'choice'\? Known: broken, choice\.",
+        ),
+        (
+            "xyz",
+            r"There is no reward called 'xyz'\. Known: broken, choice\. .*path/to/file\.py:function",
+        ),
     ],
 )
 def test_an_unknown_name_is_explained(registry, name, message):
@@ -154,7 +180,9 @@ def test_an_unknown_name_is_explained(registry, name, message):
 def test_a_missing_function_of_a_file_is_explained(registry, tmp_path):
     (tmp_path / "mine.py").write_text("x = 1\n")
     for attribute in ("f", "x"):
-        with pytest.raises(UnknownNameError, match=rf"points to /.*mine\.py:{attribute}, where there is no such"):
+        with pytest.raises(
+            UnknownNameError, match=rf"points to /.*mine\.py:{attribute}, where there is no such"
+        ):
             registry.get(f"{tmp_path}/mine.py:{attribute}")
 
 

@@ -52,7 +52,9 @@ def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProc
 
 
 def write(file: Path, rows: list) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" if not isinstance(row, str) else row + "\n" for row in rows))
+    file.write_text(
+        "".join(json.dumps(row) + "\n" if not isinstance(row, str) else row + "\n" for row in rows)
+    )
     return file
 
 
@@ -166,14 +168,19 @@ def test_completions_are_scored_and_explained(data, tmp_path):
 
 
 def test_the_rows_to_print_can_be_limited(data, tmp_path):
-    answers = write(tmp_path / "answers.jsonl", [{"id": str(i), "response": str(i + 3)} for i in range(4)])
+    answers = write(
+        tmp_path / "answers.jsonl", [{"id": str(i), "response": str(i + 3)} for i in range(4)]
+    )
     done = run("test", "counting", "--data", data, "--completions", answers, "--rows", "1")
     assert "... and 3 more" in done.stdout
     assert "mean 1.0000, full marks 4" in done.stdout
 
 
 def test_a_gold_answer_without_full_marks_is_exit_code_1(tmp_path):
-    rows = [{"id": "good", "prompt": "?", "answer": "3"}, {"id": "bad", "prompt": "?", "answer": "many"}]
+    rows = [
+        {"id": "good", "prompt": "?", "answer": "3"},
+        {"id": "bad", "prompt": "?", "answer": "many"},
+    ]
     done = run("test", "counting", "--data", write(tmp_path / "data.jsonl", rows))
     assert done.returncode == 1
     assert "gold answers 2: 1 get full marks (1), 1 do not:" in done.stdout
@@ -184,8 +191,12 @@ def test_a_gold_answer_without_full_marks_is_exit_code_1(tmp_path):
 def test_columns_of_other_names(tmp_path):
     rows = [{"key": "a", "q": "?", "solution": "<answer> 4 </answer>", "answer": "no"}]
     data = write(tmp_path / "data.jsonl", rows)
-    assert run("test", "counting", "--data", data, "--columns", "prompt=q").returncode == 2  # answer or solution?
-    done = run("test", "counting", "--data", data, "--columns", "prompt=q", "answer=solution", "id=key")
+    assert (
+        run("test", "counting", "--data", data, "--columns", "prompt=q").returncode == 2
+    )  # answer or solution?
+    done = run(
+        "test", "counting", "--data", data, "--columns", "prompt=q", "answer=solution", "id=key"
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     assert run("test", "counting", "--data", data, "--columns", "prompt").returncode == 2
 
@@ -226,23 +237,44 @@ def test_a_reward_of_ones_own_is_tried_in_processes_of_its_own(mine, data):
 
 def test_what_a_reward_does_not_tell_has_no_columns(mine, data):
     """`exact` is a bare function: its answers stand beside the gold ones, and it is said how to learn more."""
-    answers = write(mine / "answers.jsonl", [{"id": "0", "response": "3"}, {"id": "3", "response": "so 7"}])
+    answers = write(
+        mine / "answers.jsonl", [{"id": "0", "response": "3"}, {"id": "3", "response": "so 7"}]
+    )
     done = run("test", "mine.py:exact", "--data", data, "--completions", answers, folder=mine)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines() if line.strip()]
-    assert lines[:3] == [["id", "value", "response", "gold"], ["3", "0", "so", "7", "6"], ["0", "1", "3", "3"]]
+    assert lines[:3] == [
+        ["id", "value", "response", "gold"],
+        ["3", "0", "so", "7", "6"],
+        ["0", "1", "3", "3"],
+    ]
     assert "Decorate it with @explained of gpg_vl.rewards.explain" in done.stdout
     done = run("test", "mine.py:told", "--data", data, "--completions", answers, folder=mine)
-    assert done.stdout.split("\n")[0].split() == ["id", "value", "step", "candidate", "read", "as", "gold", "note"]
+    assert done.stdout.split("\n")[0].split() == [
+        "id",
+        "value",
+        "step",
+        "candidate",
+        "read",
+        "as",
+        "gold",
+        "note",
+    ]
     assert "@explained" not in done.stdout
 
 
 def test_a_call_that_failed_has_no_reading(mine, data):
-    answers = write(mine / "answers.jsonl", [{"id": "0", "response": "3"}, {"id": "1", "response": "yes raise"}])
-    raising = '    if "raise" in completion.text: raise KeyError("colour")\n    return float("yes" in'
+    answers = write(
+        mine / "answers.jsonl", [{"id": "0", "response": "3"}, {"id": "1", "response": "yes raise"}]
+    )
+    raising = (
+        '    if "raise" in completion.text: raise KeyError("colour")\n    return float("yes" in'
+    )
     (mine / "mine.py").write_text(MINE.replace('    return float("yes" in', raising))
     done = run("test", "mine.py:told", "--data", data, "--completions", answers, folder=mine)
-    (row,) = [line.split() for line in done.stdout.splitlines() if line.split()[:2] == ["1", "failed"]]
+    (row,) = [
+        line.split() for line in done.stdout.splitlines() if line.split()[:2] == ["1", "failed"]
+    ]
     assert row[:7] == ["1", "failed", "-", "yes", "raise", "-", "4"]
 
 
@@ -256,8 +288,14 @@ def test_a_batched_reward_is_given_one_completion_per_example(mine, data):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"id": "9", "response": "3"}], "line 1 answers the example '9', which the data does not have"),
-        ([{"id": "0", "response": "3"}, {"id": 0, "response": "4"}], "line 2 answers the example '0' a second time"),
+        (
+            [{"id": "9", "response": "3"}],
+            "line 1 answers the example '9', which the data does not have",
+        ),
+        (
+            [{"id": "0", "response": "3"}, {"id": 0, "response": "4"}],
+            "line 2 answers the example '0' a second time",
+        ),
         ([{"id": "0"}], "line 1 holds"),
         ([{"id": "0", "response": 3}], "line 1 holds"),
         ([{"id": None, "response": "3"}], "line 1 holds"),
@@ -269,7 +307,9 @@ def test_a_batched_reward_is_given_one_completion_per_example(mine, data):
     ],
 )
 def test_completions_that_do_not_fit_are_one_message(data, tmp_path, rows, said):
-    done = run("test", "counting", "--data", data, "--completions", write(tmp_path / "answers.jsonl", rows))
+    done = run(
+        "test", "counting", "--data", data, "--completions", write(tmp_path / "answers.jsonl", rows)
+    )
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -28,8 +28,12 @@ def policy(tiny_checkpoint: Path) -> Policy:
     return Policy(load_model(str(tiny_checkpoint)), processing.family, processing.tokens)
 
 
-def engine(policy: Policy, checkpoint: Path, prompts_per_batch: int = 8, slots: int = 128) -> NativeEngine:
-    return NativeEngine(policy, load_processing(str(checkpoint)), prompts_per_batch=prompts_per_batch, slots=slots)
+def engine(
+    policy: Policy, checkpoint: Path, prompts_per_batch: int = 8, slots: int = 128
+) -> NativeEngine:
+    return NativeEngine(
+        policy, load_processing(str(checkpoint)), prompts_per_batch=prompts_per_batch, slots=slots
+    )
 
 
 class Constant(torch.nn.Module):
@@ -61,31 +65,51 @@ def some_prompts(checkpoint: Path) -> list:
     ]
 
 
-def test_recorded_log_probs_are_those_of_the_stock_model(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_recorded_log_probs_are_those_of_the_stock_model(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     tokens = load_processing(str(tiny_checkpoint)).tokens
     two = prompts(tiny_checkpoint)
-    for prompt, group in zip(two, engine(policy, tiny_checkpoint).generate(two, SAMPLING, [0, 1]), strict=True):
+    for prompt, group in zip(
+        two, engine(policy, tiny_checkpoint).generate(two, SAMPLING, [0, 1]), strict=True
+    ):
         for completion in group:
             expected = naive_logp(policy.model, tokens, prompt, completion.token_ids)
-            assert torch.allclose(torch.tensor(completion.logprobs), expected.detach(), atol=1e-4, rtol=0)
+            assert torch.allclose(
+                torch.tensor(completion.logprobs), expected.detach(), atol=1e-4, rtol=0
+            )
 
 
-def test_the_same_answers_whatever_the_cut_the_slots_and_the_order(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_the_same_answers_whatever_the_cut_the_slots_and_the_order(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     four = some_prompts(tiny_checkpoint)
     whole = engine(policy, tiny_checkpoint, 8).generate(four, SAMPLING, [10, 11, 12, 13])
-    assert len({len(c.token_ids) for g in whole for c in g}) > 1, "slots must become free at different times"
+    assert len({len(c.token_ids) for g in whole for c in g}) > 1, (
+        "slots must become free at different times"
+    )
     for cut, slots in ((1, 128), (2, 1), (3, 3), (4, 5), (1, 15)):
-        again = engine(policy, tiny_checkpoint, cut, slots).generate(four, SAMPLING, [10, 11, 12, 13])
+        again = engine(policy, tiny_checkpoint, cut, slots).generate(
+            four, SAMPLING, [10, 11, 12, 13]
+        )
         for a, b in zip([c for g in again for c in g], [c for g in whole for c in g], strict=True):
             assert np.allclose(a.logprobs, b.logprobs, atol=1e-5, rtol=0)
-        assert [[c.token_ids for c in g] for g in again] == [[c.token_ids for c in g] for g in whole]
-    backwards = engine(policy, tiny_checkpoint, 3).generate(four[::-1], SAMPLING, [13, 12, 11, 10])[::-1]
-    assert [[c.token_ids for c in g] for g in backwards] == [[c.token_ids for c in g] for g in whole]
+        assert [[c.token_ids for c in g] for g in again] == [
+            [c.token_ids for c in g] for g in whole
+        ]
+    backwards = engine(policy, tiny_checkpoint, 3).generate(four[::-1], SAMPLING, [13, 12, 11, 10])[
+        ::-1
+    ]
+    assert [[c.token_ids for c in g] for g in backwards] == [
+        [c.token_ids for c in g] for g in whole
+    ]
 
 
 def test_the_same_call_repeats_itself_bit_for_bit(policy: Policy, tiny_checkpoint: Path) -> None:
     four = some_prompts(tiny_checkpoint)
-    runs = [engine(policy, tiny_checkpoint, 2).generate(four, SAMPLING, [0, 1, 2, 3]) for _ in range(2)]
+    runs = [
+        engine(policy, tiny_checkpoint, 2).generate(four, SAMPLING, [0, 1, 2, 3]) for _ in range(2)
+    ]
     assert runs[0] == runs[1]
 
 
@@ -119,7 +143,9 @@ def test_every_end_token_ends_an_answer(tiny_checkpoint: Path) -> None:
     assert len(processing.tokens.ends) == 2
     for end in processing.tokens.ends:
         policy = preferring(tiny_checkpoint, [end], by=50.0)
-        (group,) = engine(policy, tiny_checkpoint).generate(prompts(tiny_checkpoint)[:1], SAMPLING, [0])
+        (group,) = engine(policy, tiny_checkpoint).generate(
+            prompts(tiny_checkpoint)[:1], SAMPLING, [0]
+        )
         assert {(c.token_ids, c.finish_reason, c.text) for c in group} == {((end,), "stop", "")}
 
 
@@ -129,11 +155,15 @@ def test_an_answer_cut_off_by_the_limit_says_so(policy: Policy, tiny_checkpoint:
     )
     ends = load_processing(str(tiny_checkpoint)).tokens.ends
     for completion in group:
-        assert completion.finish_reason == ("stop" if completion.token_ids[-1] in ends else "length")
+        assert completion.finish_reason == (
+            "stop" if completion.token_ids[-1] in ends else "length"
+        )
     assert any(c.finish_reason == "length" for c in group)
 
 
-def test_image_and_prompt_are_computed_once_per_prompt(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_image_and_prompt_are_computed_once_per_prompt(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     """Counted by hooks on the modules, and told by the engine."""
     patches, prefilled = [], []
     hooks = [
@@ -149,17 +179,24 @@ def test_image_and_prompt_are_computed_once_per_prompt(policy: Policy, tiny_chec
         hook.remove()
     assert sum(patches) == sum(len(p.pixel_values_N) for p in two) == run.work.vision_patches
     assert tuple(prefilled[0]) == (1, sum(p.length for p in two))
-    assert all(shape[1] == 1 for shape in prefilled[1:]), "after the prefill only single tokens are decoded"
+    assert all(shape[1] == 1 for shape in prefilled[1:]), (
+        "after the prefill only single tokens are decoded"
+    )
     assert run.work.prefilled_tokens == sum(p.length for p in two)
     assert run.work.slot_steps == sum(shape[0] for shape in prefilled[1:])
     assert run.work.decode_calls == len(prefilled) - 1
 
 
-def test_an_image_that_is_asked_about_twice_is_computed_once_per_call(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_an_image_that_is_asked_about_twice_is_computed_once_per_call(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     """Also in another batch of prompts; and again in the next call, when the weights may be others."""
     encode = encoder(tiny_checkpoint).encode
     picture = scene_example(1)
-    twice = [encode(replace(picture, id=q, prompt=f"<image>{q}")) for q in ("How many?", "Which is nearer?")]
+    twice = [
+        encode(replace(picture, id=q, prompt=f"<image>{q}"))
+        for q in ("How many?", "Which is nearer?")
+    ]
     run = engine(policy, tiny_checkpoint, prompts_per_batch=1)
     first = run.generate(twice, SAMPLING, [0, 1])
     assert run.work.vision_patches == len(twice[0].pixel_values_N)
@@ -171,7 +208,9 @@ def test_a_finished_slot_takes_the_next_answer(policy: Policy, tiny_checkpoint: 
     """16 answers in 3 slots: as many calls as a slot at most needs, not as the longest answer of each three in turn."""
     four = some_prompts(tiny_checkpoint)
     run = engine(policy, tiny_checkpoint, slots=3)
-    lengths = [len(c.token_ids) - 1 for g in run.generate(four, SAMPLING, [10, 11, 12, 13]) for c in g]
+    lengths = [
+        len(c.token_ids) - 1 for g in run.generate(four, SAMPLING, [10, 11, 12, 13]) for c in g
+    ]
     busy, calls = [0, 0, 0], 0
     waiting = list(lengths)
     while True:  # the schedule by hand: an answer of n tokens occupies its slot for n - 1 calls
@@ -197,7 +236,9 @@ def test_slots_that_nobody_waits_for_are_given_up(tiny_checkpoint: Path) -> None
     assert sum(n - 1 for n in lengths) <= run.work.slot_steps < 0.6 * 16 * (max(lengths) - 1)
 
 
-def test_matrices_cast_once_give_the_numbers_of_autocast(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_matrices_cast_once_give_the_numbers_of_autocast(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     """What decoding on CUDA computes with, bit for bit; and the parameters are back in their place afterwards."""
     hidden = torch.randn(3, 1, 64, generator=torch.Generator().manual_seed(0))
     layer = policy.model.model.language_model.layers[0].mlp
@@ -217,7 +258,9 @@ def test_matrices_cast_once_give_the_numbers_of_autocast(policy: Policy, tiny_ch
     assert layer.up_proj.weight.dtype == torch.float32
 
 
-def test_decoding_with_matrices_cast_once_is_decoding_under_autocast(policy: Policy, tiny_checkpoint: Path) -> None:
+def test_decoding_with_matrices_cast_once_is_decoding_under_autocast(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
     """A whole call, bit for bit. The embedding shares the head's weights and must not be rounded with them."""
     assert policy.model.get_input_embeddings().weight is policy.model.get_output_embeddings().weight
     one = prompts(tiny_checkpoint)[0]
@@ -240,7 +283,9 @@ def test_decoding_with_matrices_cast_once_is_decoding_under_autocast(policy: Pol
 
 def test_greedy_is_the_argmax_of_the_stock_model(policy: Policy, tiny_checkpoint: Path) -> None:
     prompt = prompts(tiny_checkpoint)[0]
-    (group,) = engine(policy, tiny_checkpoint).generate([prompt], replace(SAMPLING, group_size=1, temperature=0.0), [0])
+    (group,) = engine(policy, tiny_checkpoint).generate(
+        [prompt], replace(SAMPLING, group_size=1, temperature=0.0), [0]
+    )
     tokens = load_processing(str(tiny_checkpoint)).tokens
     so_far: tuple[int, ...] = ()
     for token in group[0].token_ids:
@@ -259,7 +304,9 @@ def test_choose_follows_the_distribution_and_never_takes_the_impossible() -> Non
     drawn = choose(p.log().expand(20000, 6), u)
     counts = torch.bincount(drawn, minlength=6)
     assert counts[[0, 2, 5]].sum() == 0
-    assert stats.chisquare(counts[[1, 3, 4]].numpy(), 20000 * np.array([0.2, 0.5, 0.3])).pvalue > 1e-3
+    assert (
+        stats.chisquare(counts[[1, 3, 4]].numpy(), 20000 * np.array([0.2, 0.5, 0.3])).pvalue > 1e-3
+    )
     assert choose(p.log()[None], torch.tensor([0.0], dtype=torch.float64)).item() == 1
     assert choose(p.log()[None], torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 4
 
@@ -279,7 +326,13 @@ def test_uniforms_are_keyed_by_seed_draw_and_member() -> None:
     assert base.shape == (10,)
     assert ((base >= 0) & (base < 1)).all()
     assert np.array_equal(base, uniforms(SAMPLING, 3, 1))
-    others = [uniforms(SAMPLING, 3, 2), uniforms(SAMPLING, 4, 1), uniforms(replace(SAMPLING, seed=8), 3, 1)]
+    others = [
+        uniforms(SAMPLING, 3, 2),
+        uniforms(SAMPLING, 4, 1),
+        uniforms(replace(SAMPLING, seed=8), 3, 1),
+    ]
     assert not any(np.array_equal(base, other) for other in others)
     longer = uniforms(replace(SAMPLING, max_new_tokens=20), 3, 1)
-    assert np.array_equal(longer[:10], base), "a longer limit must not change the start of an answer"
+    assert np.array_equal(longer[:10], base), (
+        "a longer limit must not change the start of an answer"
+    )

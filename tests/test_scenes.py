@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import pytest
 from PIL import Image
 
-from gpg_vl.data import scenes
+from gpg_vl.quickstart import scenes
 
 COLUMNS = {
     "idx",
@@ -43,14 +43,21 @@ def test_rows_have_the_published_columns_and_prompt() -> None:
 
 
 def pictures(seed: int) -> set[tuple[object, ...]]:
-    return {(s.source, s.columns, s.rows, frozenset(s.things)) for s in (scenes.scene(seed, i) for i in range(3000))}
+    return {
+        (s.source, s.columns, s.rows, frozenset(s.things))
+        for s in (scenes.scene(seed, i) for i in range(3000))
+    }
 
 
-def test_a_row_is_a_function_of_seed_and_number_and_seeds_of_other_parity_share_no_picture() -> None:
+def test_a_row_is_a_function_of_seed_and_number_and_seeds_of_other_parity_share_no_picture() -> (
+    None
+):
     assert list(scenes.rows(1, 8))[5] == next(iter(scenes.rows(1, 1, start=5)))
     assert len(pictures(1)) > 2500
     assert not pictures(1) & pictures(2)
-    assert pictures(1) & pictures(3), "without the rule the simplest scenes do meet, so the test above can fail"
+    assert pictures(1) & pictures(3), (
+        "without the rule the simplest scenes do meet, so the test above can fail"
+    )
 
 
 def place(thing: scenes.Thing) -> tuple[int, int]:
@@ -73,7 +80,12 @@ def test_the_answers_are_right(drawn: list[scenes.Scene]) -> None:
             assert said == max((by_box["red"], by_box["blue"]), key=lambda t: t.row).shape
         else:
             a = place(by_box["red"])
-            assert said == min((by_box["blue"], by_box["green"]), key=lambda t: math.dist(a, place(t))).shape
+            assert (
+                said
+                == min(
+                    (by_box["blue"], by_box["green"]), key=lambda t: math.dist(a, place(t))
+                ).shape
+            )
 
 
 def test_what_the_question_names_stands_once_in_the_scene(drawn: list[scenes.Scene]) -> None:
@@ -89,7 +101,9 @@ def test_tasks_sources_and_letters_are_balanced(drawn: list[scenes.Scene]) -> No
     for task, options in (("Count", 4), ("Relation", 2), ("Depth", 2), ("Distance", 2)):
         letters = Counter(s.answer for s in drawn if s.task == task)
         assert set(letters.values()) == {1000 // options}
-        assert len({s.source for s in drawn if s.task == task}) == (2 if options == 4 or task == "Relation" else 1)
+        assert len({s.source for s in drawn if s.task == task}) == (
+            2 if options == 4 or task == "Relation" else 1
+        )
 
 
 def test_variety(drawn: list[scenes.Scene]) -> None:
@@ -98,9 +112,9 @@ def test_variety(drawn: list[scenes.Scene]) -> None:
     assert {t.colour for t in things} == set(scenes.COLOURS)
     assert len({t.size for t in things}) > 6
     assert {(s.columns, s.rows) for s in drawn} == set(scenes.GRIDS)
-    assert any(len(s.things) > sum(t.box is not None for t in s.things) for s in drawn if s.task == "Depth"), (
-        "there are distractors"
-    )
+    assert any(
+        len(s.things) > sum(t.box is not None for t in s.things) for s in drawn if s.task == "Depth"
+    ), "there are distractors"
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

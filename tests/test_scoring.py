@@ -38,7 +38,9 @@ COMPLETION = Completion(token_ids=(1,), logprobs=(-0.1,), text="(B)", finish_rea
 
 
 def returning(value, *, batched=False, low=0.0, high=1.0):
-    return Reward(name="mine.py:f", function=lambda given, example: value, batched=batched, low=low, high=high)
+    return Reward(
+        name="mine.py:f", function=lambda given, example: value, batched=batched, low=low, high=high
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,10 @@ def test_a_batched_reward_gives_one_number_per_completion():
     assert call(returning([True, 0.5], batched=True), [COMPLETION] * 2, EXAMPLE) == [1.0, 0.5]
     assert call(returning((0, 1), batched=True), [COMPLETION] * 2, EXAMPLE) == [0.0, 1.0]
     for wrong in ([1.0], [1.0, 0.0, 1.0], [], 1.0, None, np.ones(2), "ab"):
-        with pytest.raises(RewardValueError, match=r"'mine.py:f' returned .* 'ex-7'.*must return a list of 2 numbers"):
+        with pytest.raises(
+            RewardValueError,
+            match=r"'mine.py:f' returned .* 'ex-7'.*must return a list of 2 numbers",
+        ):
             call(returning(wrong, batched=True), [COMPLETION] * 2, EXAMPLE)
     with pytest.raises(RewardValueError, match="returned nan for example 'ex-7'"):
         call(returning([0.0, math.nan], batched=True), [COMPLETION] * 2, EXAMPLE)
@@ -130,21 +135,29 @@ def test_different_parts_that_tie_give_equal_totals():
     assert one == other == 0.3
 
 
-@given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), st.lists(st.floats(0, 1), min_size=3, max_size=3))
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3),
+    st.lists(st.floats(0, 1), min_size=3, max_size=3),
+)
 def test_equal_parts_give_equal_totals_and_the_order_of_parts_does_not_matter(weights, values):
     names = dict(zip("abc", weights, strict=True))
     results = {
-        totals({name: (values["abc".index(name)],) * 2 for name in order}, names) for order in permutations("abc")
+        totals({name: (values["abc".index(name)],) * 2 for name in order}, names)
+        for order in permutations("abc")
     }
     assert len(results) == 1
     one, other = results.pop()
     assert one == other
-    assert one == pytest.approx(math.fsum(w * v for w, v in zip(weights, values, strict=True)), abs=1e-8)
+    assert one == pytest.approx(
+        math.fsum(w * v for w, v in zip(weights, values, strict=True)), abs=1e-8
+    )
 
 
 def test_a_scored_group_keeps_what_it_was():
     group = Group(example=EXAMPLE, prompt=None, completions=(COMPLETION,) * 2, draw=5)
-    scored = with_rewards(group, {"choice": (1.0, 0.0), "format": (0.0, 0.0)}, {"choice": 1.0, "format": 0.2})
+    scored = with_rewards(
+        group, {"choice": (1.0, 0.0), "format": (0.0, 0.0)}, {"choice": 1.0, "format": 0.2}
+    )
     assert scored.rewards == (1.0, 0.0)
     assert scored.reward_parts == {"choice": (1.0, 0.0), "format": (0.0, 0.0)}
     assert (scored.example, scored.completions, scored.draw) == (EXAMPLE, group.completions, 5)
@@ -199,7 +212,10 @@ def test_a_function_of_completion_and_example_is_accepted(function):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (one, r"declared as `\(completion\)`.*exactly two arguments, \(completion, example\).*def one\(completion, "),
+        (
+            one,
+            r"declared as `\(completion\)`.*exactly two arguments, \(completion, example\).*def one\(completion, ",
+        ),
         (three, "missing a required argument: 'tokenizer'"),
         (keywords, "exactly two"),
         (other_style, "exactly two"),
@@ -271,7 +287,9 @@ def test_every_bad_gold_is_reported_with_what_the_reward_saw():
 
 def test_gold_that_the_scorer_never_credits_is_reported():
     # "a" is the text of option (A), but a bare "a" is an article to the scorer.
-    problems = check_gold({"choice": 1.0}, [row("text", "a", ("a", "the")), row("letter", "(A)", ("a", "the"))])
+    problems = check_gold(
+        {"choice": 1.0}, [row("text", "a", ("a", "the")), row("letter", "(A)", ("a", "the"))]
+    )
     assert [(p.example_id, p.score) for p in problems] == [("text", 0.0)]
 
 
@@ -294,9 +312,13 @@ class FakePool:
 def test_user_rewards_are_checked_in_the_pool_only():
     with pytest.raises(ValueError, match=r"'mine.py:f' is not known to be quick.*pool=RewardPool"):
         check_gold({"mine.py:f": 1.0}, [row("1", "A")])
-    broke = RewardFailure(kind="crash", reward="mine.py:f", example_id="3", member=0, message="it died")
+    broke = RewardFailure(
+        kind="crash", reward="mine.py:f", example_id="3", member=0, message="it died"
+    )
     pool = FakePool(**{"1": 2.0, "2": 1.0, "3": broke, "4": 2.0 - 1e-12})
-    problems = check_gold({"mine.py:f": 0.5, "choice": 1.0}, [row(str(i), "A") for i in range(1, 5)], pool=pool)
+    problems = check_gold(
+        {"mine.py:f": 0.5, "choice": 1.0}, [row(str(i), "A") for i in range(1, 5)], pool=pool
+    )
     assert [(p.reward, p.example_id, p.score, p.best) for p in problems] == [
         ("mine.py:f", "2", 1.0, 2.0),
         ("mine.py:f", "3", None, 2.0),
@@ -305,7 +327,9 @@ def test_user_rewards_are_checked_in_the_pool_only():
 
 
 def test_a_penalty_is_best_at_its_minimum():
-    problems = check_gold({"mine.py:f": -1.0}, [row("1", "A"), row("2", "A")], pool=FakePool(**{"1": -1.0, "2": 2.0}))
+    problems = check_gold(
+        {"mine.py:f": -1.0}, [row("1", "A"), row("2", "A")], pool=FakePool(**{"1": -1.0, "2": 2.0})
+    )
     assert [(p.example_id, p.score, p.best) for p in problems] == [("2", 2.0, -1.0)]
 
 
@@ -324,7 +348,10 @@ def test_the_reward_of_the_readme_accepts_the_row_of_the_readme(tmp_path: Path) 
     (tmp_path / "my_rewards.py").write_text(textwrap.dedent(code[1]))
     fields = json.loads(row[1])
     example = Example(
-        id=fields["id"], prompt=fields["prompt"], answer=fields["answer"], choices=tuple(fields["choices"])
+        id=fields["id"],
+        prompt=fields["prompt"],
+        answer=fields["answer"],
+        choices=tuple(fields["choices"]),
     )
     reward = load(f"{tmp_path / 'my_rewards.py'}:exact")
     assert call(reward, gold_completion(example), example) == [1.0]

@@ -21,7 +21,11 @@ from gpg_vl.eval.statistics import (
 )
 
 MEAN = Sample.mean
-rows = st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("pq"), st.floats(0, 1)), min_size=1, max_size=25)
+rows = st.lists(
+    st.tuples(st.sampled_from("xyz"), st.sampled_from("pq"), st.floats(0, 1)),
+    min_size=1,
+    max_size=25,
+)
 
 
 def columns_of(strata_N, groups_N=None):
@@ -48,7 +52,9 @@ def test_every_doc_of_a_stratum_is_drawn_equally_often():
 
 def test_draws_depend_on_the_seed_alone():
     strata_N = list("aabbbb")
-    np.testing.assert_array_equal(resample(strata_N, draws=100, seed=3), resample(strata_N, draws=100, seed=3))
+    np.testing.assert_array_equal(
+        resample(strata_N, draws=100, seed=3), resample(strata_N, draws=100, seed=3)
+    )
     assert (resample(strata_N, draws=100, seed=3) != resample(strata_N, draws=100, seed=4)).any()
 
 
@@ -57,7 +63,9 @@ def test_draws_depend_on_the_seed_alone():
 def test_a_weighted_mean_is_the_mean_of_the_docs_written_out(table, seed):
     strata_N, groups_N, scores = zip(*table, strict=True)
     weights_R_N = resample(strata_N, draws=20, seed=seed)
-    sample = Sample(scores_N=np.array(scores), columns=columns_of(strata_N, groups_N), weights_R_N=weights_R_N)
+    sample = Sample(
+        scores_N=np.array(scores), columns=columns_of(strata_N, groups_N), weights_R_N=weights_R_N
+    )
     got_R = sample.mean(stratum="x", group="p")
     for draw, got in zip(weights_R_N, got_R, strict=True):
         drawn = [
@@ -71,13 +79,19 @@ def test_a_weighted_mean_is_the_mean_of_the_docs_written_out(table, seed):
 
 def test_the_interval_is_that_of_all_possible_resamples():
     scores = [0.0, 0.0, 1.0, 1.0, 1.0]
-    exact = sorted(sum(draw) / 5 for draw in itertools.product(scores, repeat=5))  # 3125 equally likely resamples
+    exact = sorted(
+        sum(draw) / 5 for draw in itertools.product(scores, repeat=5)
+    )  # 3125 equally likely resamples
     weights_R_N = resample(["a"] * 5, draws=40_000, seed=1)
-    drawn_R = Sample(scores_N=np.array(scores), columns=columns_of("aaaaa"), weights_R_N=weights_R_N).mean()
+    drawn_R = Sample(
+        scores_N=np.array(scores), columns=columns_of("aaaaa"), weights_R_N=weights_R_N
+    ).mean()
     for value in sorted(set(exact)):
         share = exact.count(value) / len(exact)
         # Four standard errors of a share.
-        assert np.isclose(drawn_R, value).mean() == pytest.approx(share, abs=4 * math.sqrt(share / 40_000))
+        assert np.isclose(drawn_R, value).mean() == pytest.approx(
+            share, abs=4 * math.sqrt(share / 40_000)
+        )
     estimate = bootstrap(MEAN, np.array(scores), columns_of("aaaaa"), weights_R_N)
     assert estimate.value == pytest.approx(0.6)
     assert estimate.low == pytest.approx(exact[int(0.025 * len(exact))])
@@ -89,15 +103,21 @@ def test_the_standard_error_is_the_analytic_one_within_strata():
     rng = np.random.default_rng(0)
     strata_N = ["a"] * 200 + ["b"] * 50
     scores_N = np.concatenate([rng.random(200) < 0.8, rng.random(50) < 0.3]).astype(float)
-    estimate = bootstrap(MEAN, scores_N, columns_of(strata_N), resample(strata_N, draws=8000, seed=2))
+    estimate = bootstrap(
+        MEAN, scores_N, columns_of(strata_N), resample(strata_N, draws=8000, seed=2)
+    )
     parts = (scores_N[:200], scores_N[200:])
     expected = math.sqrt(sum((len(part) / 250) ** 2 * part.var() / len(part) for part in parts))
     # The standard error of a standard deviation from 8000 draws is 0.8 %.
     assert estimate.stderr == pytest.approx(expected, rel=0.03)
     # The mean of 250 is nearly normal, so 95 % lie within 1.96 standard errors.
     assert estimate.half_width == pytest.approx(1.96 * expected, rel=0.05)
-    pooled = bootstrap(MEAN, scores_N, columns_of(strata_N), resample(["all"] * 250, draws=8000, seed=2))
-    assert pooled.stderr > 1.05 * estimate.stderr  # drawing over strata adds the variance between them
+    pooled = bootstrap(
+        MEAN, scores_N, columns_of(strata_N), resample(["all"] * 250, draws=8000, seed=2)
+    )
+    assert (
+        pooled.stderr > 1.05 * estimate.stderr
+    )  # drawing over strata adds the variance between them
 
 
 def test_strata_of_equal_scores_leave_no_uncertainty():
@@ -133,7 +153,9 @@ def test_rows_that_say_the_same_do_not_narrow_the_interval():
         columns_of("a" * 400),
         resample(["a"] * 400, np.repeat(np.arange(40), 10).tolist(), draws=4000, seed=0),
     )
-    naive = bootstrap(MEAN, tenfold, columns_of("a" * 400), resample(["a"] * 400, draws=4000, seed=0))
+    naive = bootstrap(
+        MEAN, tenfold, columns_of("a" * 400), resample(["a"] * 400, draws=4000, seed=0)
+    )
     # The standard error of a share of one half among 40 is sqrt(1/4/40) = 0.0791; among 400 independent ones 0.025.
     assert single.stderr == pytest.approx(0.0791, rel=0.05)
     assert clustered.stderr == pytest.approx(0.0791, rel=0.05)
@@ -150,7 +172,11 @@ def test_shares_and_ratios_by_hand():
         scores_N=np.array([0.5, 0.49, 1.0]),
         columns=columns_of("xxy"),
         weights_R_N=np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]]),
-        parts={"above": np.array([1.0, 2.0, 3.0]), "below": np.array([2.0, 4.0, 3.0]), "none": np.zeros(3)},
+        parts={
+            "above": np.array([1.0, 2.0, 3.0]),
+            "below": np.array([2.0, 4.0, 3.0]),
+            "none": np.zeros(3),
+        },
     )
     assert sample.share(0.5).tolist() == pytest.approx([2 / 3, 1 / 3])
     assert sample.share(0.5, stratum="x").tolist() == [0.5, 0.0]
@@ -160,7 +186,9 @@ def test_shares_and_ratios_by_hand():
     assert mean_of("stratum", "y")(sample).tolist() == [1.0, 1.0]
 
 
-@given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+@given(
+    st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
+)
 def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
     of, right, k = case
     draws = list(itertools.combinations([1] * right + [0] * (of - right), k))
@@ -176,7 +204,9 @@ def test_pass_at_k_has_bounds():
 
 def test_a_group_without_docs_has_no_value_and_raises_no_warning():
     weights_R_N = resample(["a"] * 4, seed=0)
-    estimate = bootstrap(lambda sample: sample.mean(group="absent"), np.ones(4), columns_of("aaaa"), weights_R_N)
+    estimate = bootstrap(
+        lambda sample: sample.mean(group="absent"), np.ones(4), columns_of("aaaa"), weights_R_N
+    )
     assert math.isnan(estimate.value)
     assert math.isnan(estimate.low)
     assert math.isnan(estimate.stderr)
@@ -185,7 +215,10 @@ def test_a_group_without_docs_has_no_value_and_raises_no_warning():
 def test_a_group_that_some_resamples_miss_is_judged_by_the_others():
     scores_N = np.array([1.0, 0.0, 0.0, 0.0])
     estimate = bootstrap(
-        lambda sample: sample.mean(group="p"), scores_N, columns_of("aaaa", "pqqq"), resample(["a"] * 4, seed=0)
+        lambda sample: sample.mean(group="p"),
+        scores_N,
+        columns_of("aaaa", "pqqq"),
+        resample(["a"] * 4, seed=0),
     )
     assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
 
@@ -200,7 +233,9 @@ def test_a_paired_difference_ignores_what_both_runs_share():
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
     one_way = bootstrap_difference(MEAN, first_N, second_N, columns, weights_R_N)
     other_way = bootstrap_difference(MEAN, second_N, first_N, columns, weights_R_N)
-    assert one_way.value == pytest.approx(point(MEAN, first_N, columns) - point(MEAN, second_N, columns))
+    assert one_way.value == pytest.approx(
+        point(MEAN, first_N, columns) - point(MEAN, second_N, columns)
+    )
     assert (one_way.value, one_way.low, one_way.high) == pytest.approx(
         (-other_way.value, -other_way.high, -other_way.low)
     )
@@ -223,7 +258,10 @@ def test_mcnemar_counts_every_outcome_of_fair_coins(pairs):
 
 def test_mcnemar_by_hand():
     # 1 against 5 of 6 discordant docs: 2 (C(6,0) + C(6,1)) / 2^6 = 14/64.
-    first_N, second_N = np.array([1.0] + [0.0] * 5 + [1.0] * 4), np.array([0.0] + [1.0] * 5 + [1.0] * 4)
+    first_N, second_N = (
+        np.array([1.0] + [0.0] * 5 + [1.0] * 4),
+        np.array([0.0] + [1.0] * 5 + [1.0] * 4),
+    )
     assert mcnemar(first_N, second_N).p_value == 0.21875
     # Thousands of docs are integers to Python, not an overflow.
     assert mcnemar(np.ones(2638), np.zeros(2638)).p_value == pytest.approx(0.0, abs=1e-300)
@@ -243,5 +281,7 @@ def test_unequal_or_graded_scores_are_refused():
 def test_a_thousand_resamples_of_a_whole_benchmark_take_well_under_a_second():
     strata_N = ["ADE20K"] * 633 + ["COCO"] * 805 + ["Omni3D"] * 1200
     start = time.process_time()
-    bootstrap(MEAN, np.arange(2638) % 2.0, columns_of(strata_N), resample(strata_N, draws=1000, seed=0))
+    bootstrap(
+        MEAN, np.arange(2638) % 2.0, columns_of(strata_N), resample(strata_N, draws=1000, seed=0)
+    )
     assert time.process_time() - start < 1.0

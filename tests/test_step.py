@@ -23,7 +23,9 @@ from gpg_vl.training.optimizer import make_adamw
 from gpg_vl.training.step import NonFiniteError, accumulate, global_counts, update
 from gpg_vl.types import Example, Group
 
-OBJECTIVE = Objective(f_norm="one", age="inverse_valid_fraction", aggregation="token", max_new_tokens=12)
+OBJECTIVE = Objective(
+    f_norm="one", age="inverse_valid_fraction", aggregation="token", max_new_tokens=12
+)
 REWARDS = [
     (1.0, 0.0, 0.0),
     (1.0, 1.0, 1.0),
@@ -41,13 +43,19 @@ def make_groups(checkpoint: Path) -> list[Group]:
     """Eight groups with pictures of several sizes (one without any) and completions of unequal length."""
     processing = load_processing(str(checkpoint))
     policy = Policy(load_model(str(checkpoint)), processing.family, processing.tokens)
-    examples = [scene_example(i) for i in range(7)] + [Example(id="plain", prompt="How many?", answer="1")]
+    examples = [scene_example(i) for i in range(7)] + [
+        Example(id="plain", prompt="How many?", answer="1")
+    ]
     prompts = [encoder(checkpoint).encode(e) for e in examples]
     sampling = Sampling(group_size=3, temperature=1.0, max_new_tokens=12, seed=1)
-    answers = NativeEngine(policy, processing, prompts_per_batch=8).generate(prompts, sampling, list(range(8)))
+    answers = NativeEngine(policy, processing, prompts_per_batch=8).generate(
+        prompts, sampling, list(range(8))
+    )
     cut = [
         tuple(
-            replace(c, token_ids=c.token_ids[: 2 + (i + j) % 9], logprobs=c.logprobs[: 2 + (i + j) % 9])
+            replace(
+                c, token_ids=c.token_ids[: 2 + (i + j) % 9], logprobs=c.logprobs[: 2 + (i + j) % 9]
+            )
             for j, c in enumerate(group)
         )
         for i, group in enumerate(answers)
@@ -69,7 +77,9 @@ def gradient_of(
 ) -> torch.Tensor:
     """The gradient of a step before clipping, through `accumulate`."""
     processing = load_processing(str(checkpoint))
-    policy = Policy(load_model(str(checkpoint)), processing.family, processing.tokens).to(dtype).train()
+    policy = (
+        Policy(load_model(str(checkpoint)), processing.family, processing.tokens).to(dtype).train()
+    )
     accelerator = Accelerator(cpu=True)
     counts, deviation = global_counts(accelerator, groups)
     passes = make_passes(
@@ -97,14 +107,26 @@ def whole(tiny_checkpoint: Path, groups: list[Group]) -> torch.Tensor:
 @pytest.mark.parametrize("tokens_per_pass", [1, 70, 250, 500])
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_gradient_is_the_same_for_every_cut(
-    tiny_checkpoint: Path, groups: list[Group], whole: torch.Tensor, tokens_per_pass: int, shared: bool
+    tiny_checkpoint: Path,
+    groups: list[Group],
+    whole: torch.Tensor,
+    tokens_per_pass: int,
+    shared: bool,
 ) -> None:
     """1 token: each completion a piece; 70: pieces of some; 250 and 500: about two and four groups in a pass."""
     assert whole.norm() > 1e-3
-    assert relative(gradient_of(tiny_checkpoint, groups, tokens_per_pass=tokens_per_pass, shared=shared), whole) < 1e-6
+    assert (
+        relative(
+            gradient_of(tiny_checkpoint, groups, tokens_per_pass=tokens_per_pass, shared=shared),
+            whole,
+        )
+        < 1e-6
+    )
 
 
-def test_the_gradient_is_that_of_the_formula(tiny_checkpoint: Path, groups: list[Group], whole: torch.Tensor) -> None:
+def test_the_gradient_is_that_of_the_formula(
+    tiny_checkpoint: Path, groups: list[Group], whole: torch.Tensor
+) -> None:
     """Eq. 5 and 8 written out over the stock model: alpha / K * sum of -A log pi, with alpha = 8/5."""
     processing = load_processing(str(tiny_checkpoint))
     policy = Policy(load_model(str(tiny_checkpoint)), processing.family, processing.tokens).double()
@@ -118,7 +140,9 @@ def test_the_gradient_is_that_of_the_formula(tiny_checkpoint: Path, groups: list
                     loss
                     - (8 / 5)
                     * (reward - mean)
-                    * naive_logp(policy.model, processing.tokens, group.prompt, completion.token_ids).sum()
+                    * naive_logp(
+                        policy.model, processing.tokens, group.prompt, completion.token_ids
+                    ).sum()
                     / tokens
                 )
     loss.backward()
@@ -129,7 +153,8 @@ def test_order_of_groups_and_members_does_not_matter(
     tiny_checkpoint: Path, groups: list[Group], whole: torch.Tensor
 ) -> None:
     turned = [
-        replace(g, completions=g.completions[::-1], rewards=g.rewards[::-1], reward_parts={}) for g in groups[::-1]
+        replace(g, completions=g.completions[::-1], rewards=g.rewards[::-1], reward_parts={})
+        for g in groups[::-1]
     ]
     assert relative(gradient_of(tiny_checkpoint, turned), whole) < 1e-6
 
@@ -157,7 +182,12 @@ def test_groups_without_signal_change_nothing_under_sequence_mean_and_alpha(
 def test_groups_without_signal_cost_no_pass(tiny_checkpoint: Path, groups: list[Group]) -> None:
     counts, deviation = global_counts(Accelerator(cpu=True), groups)
     passes = make_passes(
-        groups, objective=OBJECTIVE, counts=counts, batch_std=deviation, tokens_per_pass=1, shared_prefix=True
+        groups,
+        objective=OBJECTIVE,
+        counts=counts,
+        batch_std=deviation,
+        tokens_per_pass=1,
+        shared_prefix=True,
     )
     assert len(passes) == 5
     assert counts.groups == 8
@@ -193,7 +223,9 @@ accelerator.end_training()
 
 
 @pytest.mark.parametrize(
-    "deal", [[[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 2, 4, 5, 7], [1, 3, 6]]], ids=["half each", "one rank without signal"]
+    "deal",
+    [[[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 2, 4, 5, 7], [1, 3, 6]]],
+    ids=["half each", "one rank without signal"],
 )
 def test_two_processes_have_the_gradient_of_one(
     tiny_checkpoint: Path, whole: torch.Tensor, tmp_path: Path, deal: list[list[int]]
@@ -250,7 +282,9 @@ def one_update(
     return policy, optimizer, outcome
 
 
-def test_a_step_without_signal_touches_neither_weights_nor_moments(tiny_checkpoint: Path, groups: list[Group]) -> None:
+def test_a_step_without_signal_touches_neither_weights_nor_moments(
+    tiny_checkpoint: Path, groups: list[Group]
+) -> None:
     policy, optimizer, outcome = one_update(tiny_checkpoint, [g for g in groups if not g.is_valid])
     before = load_model(str(tiny_checkpoint)).state_dict()
     assert outcome.applied is False
@@ -259,24 +293,33 @@ def test_a_step_without_signal_touches_neither_weights_nor_moments(tiny_checkpoi
     assert not optimizer.state_dict()["state"]
 
 
-def test_a_step_raises_the_probability_of_the_better_answers(tiny_checkpoint: Path, groups: list[Group]) -> None:
+def test_a_step_raises_the_probability_of_the_better_answers(
+    tiny_checkpoint: Path, groups: list[Group]
+) -> None:
     from gpg_vl.models.layout import pack
 
     policy, _, outcome = one_update(tiny_checkpoint, groups[:1], weight_decay=0.0)
     assert outcome.applied
     rows = pack([groups[0].prompt], [[c.token_ids for c in groups[0].completions]])
-    before = Policy(load_model(str(tiny_checkpoint)), policy.family, load_processing(str(tiny_checkpoint)).tokens)(
-        rows
-    ).logp_K
+    before = Policy(
+        load_model(str(tiny_checkpoint)),
+        policy.family,
+        load_processing(str(tiny_checkpoint)).tokens,
+    )(rows).logp_K
     gain = policy(rows).logp_K - before
     first = len(groups[0].completions[0].token_ids)
     assert gain[:first].sum() > 0, "the rewarded answer becomes likelier"
     assert gain[:first].mean() > gain[first:].mean()
 
 
-def test_a_loss_that_is_no_number_is_not_applied(tiny_checkpoint: Path, groups: list[Group]) -> None:
+def test_a_loss_that_is_no_number_is_not_applied(
+    tiny_checkpoint: Path, groups: list[Group]
+) -> None:
     broken = replace(
-        groups[0], prompt=replace(groups[0].prompt, pixel_values_N=groups[0].prompt.pixel_values_N * float("nan"))
+        groups[0],
+        prompt=replace(
+            groups[0].prompt, pixel_values_N=groups[0].prompt.pixel_values_N * float("nan")
+        ),
     )
     with pytest.raises(
         NonFiniteError,

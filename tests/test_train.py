@@ -41,7 +41,9 @@ def finished(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_the_run_folder_holds_what_the_design_says(finished: Path) -> None:
     run = finished / "run"
-    assert {"config.yaml", "metrics.jsonl", "samples", "checkpoints"} <= {p.name for p in run.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "samples", "checkpoints"} <= {
+        p.name for p in run.iterdir()
+    }
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert {
@@ -56,15 +58,22 @@ def test_the_run_folder_holds_what_the_design_says(finished: Path) -> None:
         "groups_seen",
         "carried_groups",
     } <= rows[0].keys()
-    assert all(row["logp_gap_max"] < 1e-4 for row in rows), "what is trained must be what was sampled"
+    assert all(row["logp_gap_max"] < 1e-4 for row in rows), (
+        "what is trained must be what was sampled"
+    )
     assert any(row["grad_norm"] > 0 for row in rows)
-    sample = json.loads((run / "samples" / "step-000002" / "samples.jsonl").read_text().splitlines()[0])
-    assert (run / "samples" / "step-000002" / sample["images"][0]).read_bytes().startswith(b"\x89PNG")
+    sample = json.loads(
+        (run / "samples" / "step-000002" / "samples.jsonl").read_text().splitlines()[0]
+    )
+    assert (
+        (run / "samples" / "step-000002" / sample["images"][0]).read_bytes().startswith(b"\x89PNG")
+    )
     assert len(sample["completions"]) == 3
     assert "reward" in sample["completions"][0]
-    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000003", "step-000004"], (
-        "keep_checkpoints is 2"
-    )
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
+        "step-000003",
+        "step-000004",
+    ], "keep_checkpoints is 2"
 
 
 def test_a_checkpoint_is_an_ordinary_model(finished: Path, tiny_checkpoint: Path) -> None:
@@ -74,17 +83,29 @@ def test_a_checkpoint_is_an_ordinary_model(finished: Path, tiny_checkpoint: Path
     folder = last_checkpoint(finished / "run") / "model"
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder)
     before = load_model(str(tiny_checkpoint)).state_dict()
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert any(".visual." in name for name in changed)
     assert any(".language_model." in name for name in changed)
     assert AutoProcessor.from_pretrained(folder).chat_template
 
 
-def test_the_same_run_again_is_the_same_bit_for_bit(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_same_run_again_is_the_same_bit_for_bit(
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     assert gpg_vl("train", write_config(tmp_path, tiny_checkpoint)).returncode == 0
-    strip = [{k: v for k, v in row.items() if not k.startswith("reward/")} for row in metrics(tmp_path / "run")]
-    assert strip == [{k: v for k, v in row.items() if not k.startswith("reward/")} for row in metrics(finished / "run")]
-    assert equal(weights(last_checkpoint(tmp_path / "run")), weights(last_checkpoint(finished / "run")))
+    strip = [
+        {k: v for k, v in row.items() if not k.startswith("reward/")}
+        for row in metrics(tmp_path / "run")
+    ]
+    assert strip == [
+        {k: v for k, v in row.items() if not k.startswith("reward/")}
+        for row in metrics(finished / "run")
+    ]
+    assert equal(
+        weights(last_checkpoint(tmp_path / "run")), weights(last_checkpoint(finished / "run"))
+    )
 
 
 def kill_after(config: Path, rows: int, processes: int = 1) -> None:
@@ -92,7 +113,14 @@ def kill_after(config: Path, rows: int, processes: int = 1) -> None:
     launcher = (
         [sys.executable]
         if processes == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+        else [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            "--standalone",
+        ]
     )
     process = subprocess.Popen(
         [*launcher, "-m", "gpg_vl", "train", str(config)],
@@ -110,7 +138,9 @@ def kill_after(config: Path, rows: int, processes: int = 1) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_killed_and_resumed_is_never_stopped(finished: Path, tiny_checkpoint: Path, tmp_path: Path, rows: int) -> None:
+def test_killed_and_resumed_is_never_stopped(
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path, rows: int
+) -> None:
     """beta_th 1 and a small vocabulary of rewards make surplus groups likely, so the carry is resumed too."""
     config = write_config(tmp_path, tiny_checkpoint)
     kill_after(config, rows)
@@ -119,10 +149,14 @@ def test_killed_and_resumed_is_never_stopped(finished: Path, tiny_checkpoint: Pa
     assert "resuming from" in result.stdout
     drop = lambda row: {k: v for k, v in row.items() if not k.startswith("reward/")}  # noqa: E731  the reward's path is in its name
     assert list(map(drop, metrics(tmp_path / "run"))) == list(map(drop, metrics(finished / "run")))
-    assert equal(weights(last_checkpoint(tmp_path / "run")), weights(last_checkpoint(finished / "run")))
+    assert equal(
+        weights(last_checkpoint(tmp_path / "run")), weights(last_checkpoint(finished / "run"))
+    )
 
 
-def test_killed_and_resumed_on_two_processes_with_surplus_groups(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_on_two_processes_with_surplus_groups(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     runs = {}
     for name in ("whole", "killed"):
         folder = tmp_path / name
@@ -140,7 +174,9 @@ def test_killed_and_resumed_on_two_processes_with_surplus_groups(tiny_checkpoint
         assert result.returncode == 0, result.stderr
         runs[name] = folder / "run"
     rows = {
-        name: [{k: v for k, v in row.items() if not k.startswith("reward/")} for row in metrics(run)]
+        name: [
+            {k: v for k, v in row.items() if not k.startswith("reward/")} for row in metrics(run)
+        ]
         for name, run in runs.items()
     }
     assert rows["killed"] == rows["whole"]
@@ -151,7 +187,9 @@ def test_killed_and_resumed_on_two_processes_with_surplus_groups(tiny_checkpoint
     assert equal(weights(last_checkpoint(runs["killed"])), weights(last_checkpoint(runs["whole"])))
 
 
-def test_a_half_written_checkpoint_is_not_taken(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_half_written_checkpoint_is_not_taken(
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     import shutil
 
     from gpg_vl.training.checkpoint import latest
@@ -164,7 +202,10 @@ def test_a_half_written_checkpoint_is_not_taken(finished: Path, tiny_checkpoint:
 
 def test_frozen_parts_do_not_change(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = write_config(
-        tmp_path, tiny_checkpoint, model={"freeze": ["vision", "merger"]}, train={"weight_decay": 0.1}
+        tmp_path,
+        tiny_checkpoint,
+        model={"freeze": ["vision", "merger"]},
+        train={"weight_decay": 0.1},
     )
     assert gpg_vl("train", config).returncode == 0
     before = load_model(str(tiny_checkpoint)).state_dict()
@@ -177,7 +218,10 @@ def test_frozen_parts_do_not_change(tiny_checkpoint: Path, tmp_path: Path) -> No
 def test_the_merger_alone_can_be_frozen(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert (
         gpg_vl(
-            "train", write_config(tmp_path, tiny_checkpoint, model={"freeze": ["merger"]}, train={"steps": 2})
+            "train",
+            write_config(
+                tmp_path, tiny_checkpoint, model={"freeze": ["merger"]}, train={"steps": 2}
+            ),
         ).returncode
         == 0
     )
@@ -188,7 +232,9 @@ def test_the_merger_alone_can_be_frozen(tiny_checkpoint: Path, tmp_path: Path) -
     assert not [name for name in changed if ".visual.merger." in name]
 
 
-def test_lora_trains_adapters_resumes_and_saves_a_merged_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_lora_trains_adapters_resumes_and_saves_a_merged_model(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
@@ -220,7 +266,9 @@ def test_two_processes_train_and_evaluate(tiny_checkpoint: Path, tmp_path: Path)
     assert rows[-1]["rows"] == 24
 
 
-def test_a_step_without_signal_is_skipped_and_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_step_without_signal_is_skipped_and_counted(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """The format reward gives a random model nothing, ever: no group is valid, the cap is hit, no weight moves."""
     config = write_config(
         tmp_path,
@@ -232,11 +280,22 @@ def test_a_step_without_signal_is_skipped_and_counted(tiny_checkpoint: Path, tmp
     result = gpg_vl("train", config)
     assert result.returncode == 0
     said = " ".join(result.stdout.split())
-    assert "Nothing was learnt: in all 2 steps every answer to a prompt got the same reward as the others" in said
+    assert (
+        "Nothing was learnt: in all 2 steps every answer to a prompt got the same reward as the others"
+        in said
+    )
     assert "gpg-vl rewards test" in said
     rows = metrics(tmp_path / "run")
     assert [
-        (r["step_skipped"], r["alpha"], r["loss"], r["rounds"], r["resample_cap_hit"], r["groups_seen"]) for r in rows
+        (
+            r["step_skipped"],
+            r["alpha"],
+            r["loss"],
+            r["rounds"],
+            r["resample_cap_hit"],
+            r["groups_seen"],
+        )
+        for r in rows
     ] == [(1, None, 0.0, 2, 1, 4)] * 2
     assert rows[-1]["skipped_steps"] == 2
     assert rows[-1]["position"] == 8
@@ -245,12 +304,18 @@ def test_a_step_without_signal_is_skipped_and_counted(tiny_checkpoint: Path, tmp
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize(("steps", "skipped", "told"), [(4, 4, True), (1, 1, True), (4, 3, False), (0, 0, False)])
-def test_only_a_run_in_which_no_step_was_taken_has_learnt_nothing(steps: int, skipped: int, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("steps", "skipped", "told"), [(4, 4, True), (1, 1, True), (4, 3, False), (0, 0, False)]
+)
+def test_only_a_run_in_which_no_step_was_taken_has_learnt_nothing(
+    steps: int, skipped: int, told: bool
+) -> None:
     assert bool(no_signal(steps=steps, skipped=skipped, folder=Path("runs/x"))) is told
 
 
-def test_the_plan_is_printed_and_a_dry_run_stops_there(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_plan_is_printed_and_a_dry_run_stops_there(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     result = gpg_vl("train", write_config(tmp_path, tiny_checkpoint), "--dry-run")
     assert result.returncode == 0, result.stderr
     for text in (
@@ -280,15 +345,28 @@ def test_every_step_tells_what_was_computed_and_how_long_its_parts_took(finished
         assert row["rollout_decoded_tokens"] <= 4 * 3 * row["groups_seen"]
         if not row["step_skipped"]:
             assert 0 < row["trained_vision_patches"] <= row["rollout_vision_patches"]
-            assert row["trained_tokens"] <= row["rollout_prefilled_tokens"] + row["rollout_decoded_tokens"]
-            assert {"prefill", "decode", "reward", "train_forward", "train_backward", "optimizer"} <= set(
-                row["seconds"]
+            assert (
+                row["trained_tokens"]
+                <= row["rollout_prefilled_tokens"] + row["rollout_decoded_tokens"]
             )
-            assert row["seconds"]["train_forward"] + row["seconds"]["train_backward"] <= row["seconds"]["train"]
+            assert {
+                "prefill",
+                "decode",
+                "reward",
+                "train_forward",
+                "train_backward",
+                "optimizer",
+            } <= set(row["seconds"])
+            assert (
+                row["seconds"]["train_forward"] + row["seconds"]["train_backward"]
+                <= row["seconds"]["train"]
+            )
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_can_train_on_from_its_rollouts(tiny_checkpoint: Path, tmp_path: Path, processes: int) -> None:
+def test_a_run_can_train_on_from_its_rollouts(
+    tiny_checkpoint: Path, tmp_path: Path, processes: int
+) -> None:
     """The same answers, losses and gradients, and no picture or prompt that is computed in training again."""
     found = {}
     for reuse in (False, True):
@@ -304,13 +382,19 @@ def test_a_run_can_train_on_from_its_rollouts(tiny_checkpoint: Path, tmp_path: P
             assert again[key] == pytest.approx(fresh[key], rel=1e-4, abs=1e-6)
         if not fresh["step_skipped"]:
             # a process that has no pass left shows its tower one blank token
-            assert again["trained_vision_patches"] <= 4 * (processes - 1) < fresh["trained_vision_patches"]
+            assert (
+                again["trained_vision_patches"]
+                <= 4 * (processes - 1)
+                < fresh["trained_vision_patches"]
+            )
             assert again["trained_tokens"] < fresh["trained_tokens"] / 3
     assert not all(row["step_skipped"] for row in found[True])
 
 
 def test_ctrl_c_ends_with_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_checkpoint, train={"steps": 100000}, output={"checkpoint_every": 0})
+    config = write_config(
+        tmp_path, tiny_checkpoint, train={"steps": 100000}, output={"checkpoint_every": 0}
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "gpg_vl", "train", str(config)],
         env=environment(),
@@ -325,29 +409,42 @@ def test_ctrl_c_ends_with_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert "stopping after this step, with a checkpoint" in out
-    assert process.returncode == 130, "what comes after it in a script must not take it for finished"
+    assert process.returncode == 130, (
+        "what comes after it in a script must not take it for finished"
+    )
     steps = [row["step"] for row in metrics(tmp_path / "run")]
     assert last_checkpoint(tmp_path / "run").name == f"step-{steps[-1]:06d}"
 
 
 def test_tensorboard_gets_the_metrics(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_checkpoint, train={"steps": 1}, output={"trackers": ["tensorboard"]})
+    config = write_config(
+        tmp_path, tiny_checkpoint, train={"steps": 1}, output={"trackers": ["tensorboard"]}
+    )
     result = gpg_vl("train", config)
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
-def test_bfloat16_trains_on_what_was_sampled(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_bfloat16_trains_on_what_was_sampled(
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """Rollout and training run under the same autocast, and master weights stay float32."""
     config = write_config(
-        tmp_path, tiny_checkpoint, model={"dtype": "bfloat16", "gradient_checkpointing": True}, train={"steps": 2}
+        tmp_path,
+        tiny_checkpoint,
+        model={"dtype": "bfloat16", "gradient_checkpointing": True},
+        train={"steps": 2},
     )
     result = gpg_vl("train", config)
     assert result.returncode == 0, result.stderr
     rows = metrics(tmp_path / "run")
-    assert max(row["logp_gap_max"] for row in rows) < 0.05, "another precision on one side would differ by more"
+    assert max(row["logp_gap_max"] for row in rows) < 0.05, (
+        "another precision on one side would differ by more"
+    )
     exact = metrics(finished / "run")[0]["entropy"]
     assert rows[0]["entropy"] == pytest.approx(exact, rel=0.02)
     assert rows[0]["entropy"] != exact, "the setting must have an effect"
     assert any(row["grad_norm"] > 0 for row in rows)
-    assert {str(w.dtype) for w in weights(last_checkpoint(tmp_path / "run")).values()} == {"torch.float32"}
+    assert {str(w.dtype) for w in weights(last_checkpoint(tmp_path / "run")).values()} == {
+        "torch.float32"
+    }

@@ -27,7 +27,12 @@ from gpg_vl.types import Completion, Example
 
 
 def completion(text):
-    return Completion(token_ids=(), logprobs=(), text=f"<think>hm</think><answer>{text}</answer>", finish_reason="stop")
+    return Completion(
+        token_ids=(),
+        logprobs=(),
+        text=f"<think>hm</think><answer>{text}</answer>",
+        finish_reason="stop",
+    )
 
 
 def example(answer, **meta):
@@ -93,7 +98,10 @@ def test_soft_accuracy_over_ten_answers(equal, expected):
     assert expected == pytest.approx([0.0, 0.3, 0.6, 0.9, 1.0][min(equal, 4)])
 
 
-@given(st.lists(st.sampled_from(["red", "blue", "green"]), min_size=2, max_size=12), st.sampled_from(["red", "no"]))
+@given(
+    st.lists(st.sampled_from(["red", "blue", "green"]), min_size=2, max_size=12),
+    st.sampled_from(["red", "no"]),
+)
 def test_soft_accuracy_is_its_definition(golds, candidate):
     sets = [golds[:i] + golds[i + 1 :] for i in range(len(golds))]
     expected = sum(min(1.0, others.count(candidate) / 3) for others in sets) / len(sets)
@@ -134,13 +142,17 @@ def test_the_best_answer_of_people_who_disagree_has_full_marks():
     assert vqa(completion("black"), example("red", answers=golds)) == 0.0
 
 
-@pytest.mark.parametrize("text", ["", "a", "the", ".", "red or blue", "red, blue", "redd", "r", "red " * 2000])
+@pytest.mark.parametrize(
+    "text", ["", "a", "the", ".", "red or blue", "red, blue", "redd", "r", "red " * 2000]
+)
 def test_no_credit(text):
     assert vqa(completion(text), example("red", answers=["red"] * 9 + ["blue"])) == 0.0
 
 
 def test_answers_may_be_records_and_must_be_texts():
-    assert gold_answers(example("red", answers=[{"answer": "red", "answer_id": 1}, {"answer": "blue"}])) == (
+    assert gold_answers(
+        example("red", answers=[{"answer": "red", "answer_id": 1}, {"answer": "blue"}])
+    ) == (
         "red",
         "blue",
     )
@@ -162,10 +174,17 @@ def judge(scorer, text, golds):
 
 def around(alphabet):
     """Texts of these characters with a `b` or a `1` among them, of which every normal form leaves something."""
-    return st.builds("".join, st.tuples(st.text(alphabet, max_size=3), st.sampled_from("b1"), st.text(alphabet, max_size=3)))
+    return st.builds(
+        "".join,
+        st.tuples(
+            st.text(alphabet, max_size=3), st.sampled_from("b1"), st.text(alphabet, max_size=3)
+        ),
+    )
 
 
-@pytest.mark.parametrize("task", [vqav2(), textvqa(), chartqa(), docvqa()], ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task", [vqav2(), textvqa(), chartqa(), docvqa()], ids=lambda task: task.name
+)
 @given(text=around("ab1., %-"), golds=st.lists(around("ab1.,%-"), min_size=1, max_size=10))
 @example_of(text="a b", golds=["b"])
 def test_strict_is_the_official_metric_on_the_answer(task, text, golds):
@@ -173,7 +192,9 @@ def test_strict_is_the_official_metric_on_the_answer(task, text, golds):
     text = " ".join(text.split())
     assert all(map(normalize_vqa, [text, *golds]))
     tagged = f"<think>hm {golds[0]}</think> <answer> {text} </answer>"
-    assert judge(task.scorers["strict"], tagged, golds) == pytest.approx(judge(task.scorers["official"], text, golds))
+    assert judge(task.scorers["strict"], tagged, golds) == pytest.approx(
+        judge(task.scorers["official"], text, golds)
+    )
 
 
 def test_textvqa_has_its_own_normal_form_under_both_rules():
@@ -253,7 +274,14 @@ def test_relaxed_is_five_percent_of_the_gold(gold, error):
 
 @pytest.mark.parametrize(
     ("one", "other", "distance"),
-    [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("abc", "abc", 0), ("ab", "ba", 2)],
+    [
+        ("", "", 0),
+        ("", "abc", 3),
+        ("kitten", "sitting", 3),
+        ("flaw", "lawn", 2),
+        ("abc", "abc", 0),
+        ("ab", "ba", 2),
+    ],
 )
 def test_levenshtein_by_hand(one, other, distance):
     assert levenshtein(one, other) == levenshtein(other, one) == distance
@@ -285,7 +313,9 @@ def test_levenshtein_is_a_distance(one, other, third):
 def test_anls_by_hand(candidate, golds, expected):
     assert anls(candidate, golds) == pytest.approx(expected)
     if golds and candidate:
-        assert vqa_anls(completion(candidate), example("", answers=golds)) == pytest.approx(expected)
+        assert vqa_anls(completion(candidate), example("", answers=golds)) == pytest.approx(
+            expected
+        )
 
 
 def test_padding_with_blanks_does_not_resemble_an_answer():

@@ -38,6 +38,10 @@ def advantages(
         centred_P_G = centred_P_G / (rewards_P_G.std(dim=1, keepdim=True) + STD_FLOOR)
     elif f_norm == "batch_std":
         if batch_std is None:
-            raise ValueError("f_norm 'batch_std' needs batch_std, the deviation over all rewards of the step.")
+            raise ValueError(
+                "f_norm 'batch_std' needs batch_std, the deviation over all rewards of the step."
+            )
         centred_P_G = centred_P_G / (batch_std + STD_FLOOR)
-    return torch.where(valid_groups(rewards_P_G)[:, None], centred_P_G, torch.zeros_like(centred_P_G))
+    return torch.where(
+        valid_groups(rewards_P_G)[:, None], centred_P_G, torch.zeros_like(centred_P_G)
+    )

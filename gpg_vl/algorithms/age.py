@@ -105,4 +105,10 @@ def collect(
         enough = total(min(len(valid), slots)) >= needed
     used = valid[:slots]
     used += fillers[: slots - len(used)]
-    return Collected(used=tuple(used), carry=tuple(valid[slots:]), seen=tuple(seen), rounds=rounds, cap_hit=not enough)
+    return Collected(
+        used=tuple(used),
+        carry=tuple(valid[slots:]),
+        seen=tuple(seen),
+        rounds=rounds,
+        cap_hit=not enough,
+    )

@@ -44,7 +44,9 @@ def denominator(counts: StepCounts, aggregation: Aggregation, *, max_new_tokens:
             return float(counts.groups)
 
 
-def token_weights(lengths_P_G: Int[Tensor, "P G"], aggregation: Aggregation) -> Float[Tensor, "P G"]:
+def token_weights(
+    lengths_P_G: Int[Tensor, "P G"], aggregation: Aggregation
+) -> Float[Tensor, "P G"]:
     """The weight of each token of a completion within the sum: 1, or 1/|o_i|, or 1/(tokens of the group).
 
     A completion or group without tokens gets weight 1, which multiplies nothing.

@@ -95,7 +95,9 @@ class DataReport:
 
     def render(self, console: Console) -> None:
         """Print the statistics, and the first problems with their number by kind."""
-        console.print(Panel(Group(*_statistics(self)), title=Text(f"data: {self.source}"), expand=False))
+        console.print(
+            Panel(Group(*_statistics(self)), title=Text(f"data: {self.source}"), expand=False)
+        )
         if self.problems:
             console.print(Group(*_problem_lines(self.problems)), soft_wrap=True)
 
@@ -109,8 +111,13 @@ class DataReport:
                 "images": self.images,
                 "tokens": _summary_object(self.tokens),
                 "image_tokens": _summary_object(self.image_tokens),
-                "histogram": [{"from": low, "to": high, "rows": rows} for low, high, rows in histogram(self.tokens)],
-                "image_sizes": [{"width": w, "height": h, "images": n} for (w, h), n in self.image_sizes.items()],
+                "histogram": [
+                    {"from": low, "to": high, "rows": rows}
+                    for low, high, rows in histogram(self.tokens)
+                ],
+                "image_sizes": [
+                    {"width": w, "height": h, "images": n} for (w, h), n in self.image_sizes.items()
+                ],
                 "tasks": dict(self.tasks),
                 "max_prompt_tokens": self.max_prompt_tokens,
                 "problems": [asdict(problem) for problem in self.problems],
@@ -145,13 +152,20 @@ def check(
             continue
         seen += 1
         tasks[row.task] += 1
-        counts, found = _checked(row, count, max_prompt_tokens, first_row.setdefault(row.id, number), number)
+        counts, found = _checked(
+            row, count, max_prompt_tokens, first_row.setdefault(row.id, number), number
+        )
         counted += [counts] if counts else []
-        problems += [RowProblem(row=number, id=row.id, source="", kind=kind, message=text) for kind, text in found]
+        problems += [
+            RowProblem(row=number, id=row.id, source="", kind=kind, message=text)
+            for kind, text in found
+        ]
     if not seen and not problems:
         problems.append(
             _of_source(
-                0, source, "There are no rows. At least one is needed. Check that the source was written completely."
+                0,
+                source,
+                "There are no rows. At least one is needed. Check that the source was written completely.",
             )
         )
     sizes = Counter(size for counts in counted for size in counts.image_sizes)
@@ -207,7 +221,11 @@ def _checked(
         return None, [*found, ("image" if isinstance(error, ImageError) else "encode", str(error))]
     if limit is not None and counts.tokens > limit:
         sizes = ", ".join(f"{width}x{height}" for width, height in counts.image_sizes)
-        pictures = f", {counts.image_tokens} of them for {len(counts.image_sizes)} image(s) of {sizes}" if sizes else ""
+        pictures = (
+            f", {counts.image_tokens} of them for {len(counts.image_sizes)} image(s) of {sizes}"
+            if sizes
+            else ""
+        )
         text = (
             f"The prompt has {counts.tokens} tokens{pictures}. max_prompt_tokens={limit} are allowed, and a "
             f"prompt is never cut. Raise max_prompt_tokens, shrink the images (max_pixels), shorten the text, or "
@@ -225,7 +243,10 @@ def answer_problems(example: Example) -> Iterator[tuple[Kind, str]]:
     """
     answer = example.answer.strip()
     if not answer:
-        yield "answer", "The answer is empty. Every row needs a gold answer. Fill it in or remove the row."
+        yield (
+            "answer",
+            "The answer is empty. Every row needs a gold answer. Fill it in or remove the row.",
+        )
     elif example.choices is not None and not _names_choice(answer, example.choices):
         last = chr(ord("A") + min(len(example.choices), 26) - 1)
         yield (
@@ -275,7 +296,10 @@ def histogram(values: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     low, high = min(values), max(values)
     width = (high - low) // _BINS + 1
     numbers = Counter((value - low) // width for value in values)
-    return tuple((low + i * width, low + (i + 1) * width - 1, numbers[i]) for i in range((high - low) // width + 1))
+    return tuple(
+        (low + i * width, low + (i + 1) * width - 1, numbers[i])
+        for i in range((high - low) // width + 1)
+    )
 
 
 def _summary_object(values: Sequence[int]) -> dict[str, int] | None:
@@ -284,8 +308,14 @@ def _summary_object(values: Sequence[int]) -> dict[str, int] | None:
 
 
 def _statistics(report: DataReport) -> Iterator[Table | Text]:
-    limit = "no limit" if report.max_prompt_tokens is None else f"at most {report.max_prompt_tokens} tokens allowed"
-    yield Text(f"{report.rows} rows, {report.images} images, {len(report.problems)} problems; {limit}")
+    limit = (
+        "no limit"
+        if report.max_prompt_tokens is None
+        else f"at most {report.max_prompt_tokens} tokens allowed"
+    )
+    yield Text(
+        f"{report.rows} rows, {report.images} images, {len(report.problems)} problems; {limit}"
+    )
     if not report.tokens:
         return
     lengths = Table("", *Summary.__slots__, box=None)
@@ -322,9 +352,12 @@ def _problem_lines(problems: Sequence[RowProblem]) -> Iterator[Text]:
     """Plain text, because a message may hold what looks like markup."""
     kinds = Counter(problem.kind for problem in problems)
     yield Text(
-        f"{len(problems)} problems: " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()), style="bold"
+        f"{len(problems)} problems: " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()),
+        style="bold",
     )
     for problem in problems[:_SHOWN_PROBLEMS]:
         yield Text(f"  {problem}")
     if len(problems) > _SHOWN_PROBLEMS:
-        yield Text(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more; the JSON report lists all of them.")
+        yield Text(
+            f"  ... and {len(problems) - _SHOWN_PROBLEMS} more; the JSON report lists all of them."
+        )

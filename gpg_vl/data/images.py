@@ -120,7 +120,10 @@ def image_size(image: str | bytes, *, root: Path | None) -> tuple[int, int]:
     with _file(image, root) as file, _open(file, describe(image)) as opened:
         width, height = opened.size
         if opened.format == "PNG" and "exif" not in opened.info:
-            return width, height  # Pillow would decode the whole picture to look for it behind the pixels
+            return (
+                width,
+                height,
+            )  # Pillow would decode the whole picture to look for it behind the pixels
         try:
             turned = opened.getexif().get(_ORIENTATION, 1) in _TURNED
         except _DAMAGE as error:
@@ -175,9 +178,15 @@ def _inside(path: str, root: Path | None) -> Path:
         )
     try:
         base = root.resolve()
-        file = (base / path).resolve()  # follows links, so a link that leads outside shows where it leads
+        file = (
+            base / path
+        ).resolve()  # follows links, so a link that leads outside shows where it leads
         inside, regular, present = file.is_relative_to(base), file.is_file(), file.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a NUL character
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # too long a name, a loop of links, a NUL character
         raise ImageError(
             f"{name} is not a usable path: {_reason(error)}. Paths below the image root {root} are "
             f"allowed. Correct the path or remove the row."
@@ -234,7 +243,9 @@ def _pillow_limit() -> str:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT:  # Pillow's own conversion would clip every value above 255 to white
+    if (
+        image.mode in _SIXTEEN_BIT
+    ):  # Pillow's own conversion would clip every value above 255 to white
         return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if image.has_transparency_data:
         ink = image.convert("RGBA")

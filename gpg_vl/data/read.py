@@ -44,7 +44,9 @@ def load_examples(
             f"row must be usable, because none is dropped silently. Correct or remove these rows."
         )
     if not rows:
-        raise UserError(f"{source} holds no rows. At least one is needed. Check that it was written completely.")
+        raise UserError(
+            f"{source} holds no rows. At least one is needed. Check that it was written completely."
+        )
     return [row for row in rows if isinstance(row, Example)]
 
 
@@ -92,7 +94,9 @@ def _rows(table: Table, declared: Mapping[str, str], *, first: int) -> Iterator[
         _require(seen, declared, where=table.name)
 
 
-def resolve_columns(available: Collection[str], declared: Mapping[str, str], *, where: str) -> dict[str, str]:
+def resolve_columns(
+    available: Collection[str], declared: Mapping[str, str], *, where: str
+) -> dict[str, str]:
     """The column of each field: the declared one, else the only one with a common name. Other fields are absent.
 
     Raises:

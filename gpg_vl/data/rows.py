@@ -19,7 +19,18 @@ from gpg_vl.types import Example, Message
 
 IMAGE_MARK = "<image>"
 Kind = Literal[
-    "source", "json", "column", "id", "image", "prompt", "marks", "answer", "choices", "task", "length", "encode"
+    "source",
+    "json",
+    "column",
+    "id",
+    "image",
+    "prompt",
+    "marks",
+    "answer",
+    "choices",
+    "task",
+    "length",
+    "encode",
 ]
 _ROLES = ("system", "user", "assistant")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
@@ -64,7 +75,9 @@ class CellError(UserError):
         return self.message
 
 
-def parse_row(cells: Mapping[str, Any], mapping: Mapping[str, str], *, row: int, source: str) -> Row:
+def parse_row(
+    cells: Mapping[str, Any], mapping: Mapping[str, str], *, row: int, source: str
+) -> Row:
     """The row as an Example, or the first thing that is wrong with it.
 
     `mapping` names the column of each field that the source has (`gpg_vl.data.read.resolve_columns`); a dotted name
@@ -125,13 +138,17 @@ def parse_images(cell: object) -> tuple[str | bytes, ...]:
     if cell is None:
         return ()
     pictures = cell if isinstance(cell, list) else [cell]
-    return tuple(_picture(picture, f"Image {i} of {len(pictures)}") for i, picture in enumerate(pictures, 1))
+    return tuple(
+        _picture(picture, f"Image {i} of {len(pictures)}") for i, picture in enumerate(pictures, 1)
+    )
 
 
 def _picture(cell: object, name: str) -> str | bytes:
     if isinstance(cell, dict):
         data, path = cell.get("bytes"), cell.get("path")
-        cell = data if data else path if path else data  # empty bytes are reported as such only where there is no path
+        cell = (
+            data if data else path if path else data
+        )  # empty bytes are reported as such only where there is no path
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, str) or not cell:
@@ -169,7 +186,9 @@ def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
     if isinstance(cell, str):
         prompt: str | tuple[Message, ...] = _encodable(cell, "prompt")
     elif isinstance(cell, list) and cell:
-        prompt = tuple(_message(message, f"Message {i} of {len(cell)}") for i, message in enumerate(cell, 1))
+        prompt = tuple(
+            _message(message, f"Message {i} of {len(cell)}") for i, message in enumerate(cell, 1)
+        )
         if prompt[-1].role != "user":
             raise CellError(
                 "prompt",
@@ -193,7 +212,8 @@ def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
         )
     if not images and not any(text.strip() for text in _texts(prompt)):
         raise CellError(
-            "prompt", "The prompt is empty and there is no image. A question is needed. Write one, or remove the row."
+            "prompt",
+            "The prompt is empty and there is no image. A question is needed. Write one, or remove the row.",
         )
     return prompt
 
@@ -250,7 +270,10 @@ def parse_choices(cell: object) -> tuple[str, ...] | None:
             f"The choices are {_shown(cell)}. A list of option texts, or null, is allowed. "
             f"Write them as a list in the order of the letters.",
         )
-    return tuple(parse_text(option, "choices", f"option {i} of {len(cell)}") for i, option in enumerate(cell, 1))
+    return tuple(
+        parse_text(option, "choices", f"option {i} of {len(cell)}")
+        for i, option in enumerate(cell, 1)
+    )
 
 
 def _cell(cells: Mapping[str, Any], mapping: Mapping[str, str], field: str) -> Any:
@@ -264,7 +287,9 @@ def _cell(cells: Mapping[str, Any], mapping: Mapping[str, str], field: str) -> A
     return cell
 
 
-def _required(cells: Mapping[str, Any], mapping: Mapping[str, str], field: Literal["prompt", "answer"]) -> Any:
+def _required(
+    cells: Mapping[str, Any], mapping: Mapping[str, str], field: Literal["prompt", "answer"]
+) -> Any:
     cell = _cell(cells, mapping, field)
     if cell is not None:
         return cell

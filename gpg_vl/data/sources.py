@@ -58,7 +58,11 @@ def tables(source: str) -> Iterator[Table]:
     if _is_saved(path):
         yield _table(source, _saved(source, path, split=None))
         return
-    files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+    files = (
+        sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+        if path.is_dir()
+        else [path]
+    )
     if not files:
         raise UserError(
             f"The folder {source!r} holds no .jsonl and no .parquet file. Files in the folder itself are "
@@ -131,7 +135,9 @@ def parquet_rows(
         # pre_buffer would keep every column of every row group until the last row is read
         with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
             groups, number = _row_groups_from(parquet, start)
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
+            for batch in parquet.iter_batches(
+                batch_size=_BATCH_ROWS, row_groups=groups, columns=columns
+            ):
                 for cells in batch.to_pylist():
                     if number >= start:
                         yield f"{name}[{number}]", cells
@@ -143,14 +149,19 @@ def parquet_rows(
 def _row_groups_from(parquet: pq.ParquetFile, start: int) -> tuple[list[int], int]:
     """The row groups that hold row `start` and what follows, and the number of the first row in them."""
     group, first = 0, 0
-    while group < parquet.num_row_groups and first + parquet.metadata.row_group(group).num_rows <= start:
+    while (
+        group < parquet.num_row_groups
+        and first + parquet.metadata.row_group(group).num_rows <= start
+    ):
         first += parquet.metadata.row_group(group).num_rows
         group += 1
     return list(range(group, parquet.num_row_groups)), first
 
 
 def _broken(name: str, needed: str, error: Exception) -> UserError:
-    return UserError(f"{name} cannot be read: {_words(error)}. It must be {needed}. Write or fetch it again.")
+    return UserError(
+        f"{name} cannot be read: {_words(error)}. It must be {needed}. Write or fetch it again."
+    )
 
 
 def _words(error: Exception) -> str:
@@ -189,11 +200,15 @@ def _saved(source: str, folder: Path, split: str | None) -> "Dataset":
     try:
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise _broken(str(folder), "a complete folder written by datasets.save_to_disk", error) from error
+        raise _broken(
+            str(folder), "a complete folder written by datasets.save_to_disk", error
+        ) from error
     return _one_split(source, str(folder), loaded, split)
 
 
-def _one_split(source: str, name: str, loaded: "Dataset | Mapping[str, Dataset]", split: str | None) -> "Dataset":
+def _one_split(
+    source: str, name: str, loaded: "Dataset | Mapping[str, Dataset]", split: str | None
+) -> "Dataset":
     if not isinstance(loaded, Mapping):
         if split is None:
             return loaded
@@ -220,7 +235,11 @@ def _dataset_rows(source: str, dataset: "Dataset") -> Iterator[tuple[str, Cells]
     """Arrow keeps pictures encoded, however deep they lie. Class labels are given by name, not by number."""
     import datasets
 
-    labels = {key: kind.names for key, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)}
+    labels = {
+        key: kind.names
+        for key, kind in dataset.features.items()
+        if isinstance(kind, datasets.ClassLabel)
+    }
     try:
         number = 0
         for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):

@@ -14,19 +14,41 @@ from gpg_vl.errors import UserError
 from gpg_vl.eval.arguments import GENERATION, PIXELS, make_parser
 from gpg_vl.eval.compare import Comparison, compare, comparison_json
 from gpg_vl.eval.coordinates import DEFAULT, located, model_coordinates
-from gpg_vl.eval.display import comparison_table, disagreement_table, results_notes, results_table, size_note
+from gpg_vl.eval.display import (
+    comparison_table,
+    disagreement_table,
+    results_notes,
+    results_table,
+    size_note,
+)
 from gpg_vl.eval.listing import print_list
 from gpg_vl.eval.predictions import Prediction, Responder, read_predictions
 from gpg_vl.eval.records import read_docs
 from gpg_vl.eval.results import Results, results_json, sample_records, write_results
 from gpg_vl.eval.runner import evaluate, proved, score, score_rows, select
-from gpg_vl.eval.settings import FIXED, EvalSettings, file_sha, model_revision, model_sha, settings_for
+from gpg_vl.eval.settings import (
+    FIXED,
+    EvalSettings,
+    file_sha,
+    model_revision,
+    model_sha,
+    settings_for,
+)
 from gpg_vl.eval.task import Doc, Scorer, Task, pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.registry import UnknownNameError
 
-_PACKAGES = ("gpg_vl", "math-verify", "numpy", "pillow", "pyarrow", "torch", "transformers", "qwen-vl-utils")
+_PACKAGES = (
+    "gpg_vl",
+    "math-verify",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "torch",
+    "transformers",
+    "qwen-vl-utils",
+)
 Predictions = Mapping[int, Sequence[Prediction]]
 
 
@@ -46,7 +68,10 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped. The responses so far are kept; the same command goes on from there.", file=sys.stderr)
+        print(
+            "stopped. The responses so far are kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -80,8 +105,12 @@ def _run(arguments: argparse.Namespace) -> int:
         output, results, origin = _scored(arguments, job, given, scorers)
     comparison = None
     if others is not None:
-        docs = list({row.doc.doc_id: row.doc for row in results.rows}.values())  # those that the proof has looked at
-        comparison = compare(job.task, results.rows, score_rows(docs, others, scorers), seed=job.seed)
+        docs = list(
+            {row.doc.doc_id: row.doc for row in results.rows}.values()
+        )  # those that the proof has looked at
+        comparison = compare(
+            job.task, results.rows, score_rows(docs, others, scorers), seed=job.seed
+        )
     if output:
         _write(arguments, job, results, comparison, output, origin)
     _print(arguments, job, results, comparison)
@@ -125,26 +154,41 @@ def _refuse_incomplete(arguments: argparse.Namespace) -> None:
 def _job(arguments: argparse.Namespace) -> _Job:
     task = tasks.get(arguments.task)()
     if arguments.scorer is not None:
-        pick_scorers(task, arguments.scorer.split(","))  # a wrong name is told before the data is read
-    changes = {name: getattr(arguments, name) for name in (*GENERATION, *PIXELS, "repeats", "coordinates")}
+        pick_scorers(
+            task, arguments.scorer.split(",")
+        )  # a wrong name is told before the data is read
+    changes = {
+        name: getattr(arguments, name) for name in (*GENERATION, *PIXELS, "repeats", "coordinates")
+    }
     settings = settings_for(task, arguments.prompt, seed=arguments.seed, **changes)
     if arguments.coordinates and not task.boxes:
-        print(f"note: --coordinates has no effect on {task.name}, where no boxes are answered.", file=sys.stderr)
+        print(
+            f"note: --coordinates has no effect on {task.name}, where no boxes are answered.",
+            file=sys.stderr,
+        )
     if arguments.data:
-        loaded = task.load(arguments.data, images=arguments.model is not None, root=arguments.images)
+        loaded = task.load(
+            arguments.data, images=arguments.model is not None, root=arguments.images
+        )
     else:
         loaded = read_docs(arguments.predictions)
     if task.boxes and (arguments.data or settings.coordinates):
         coordinates, side = settings.coordinates, None
         if arguments.model and coordinates is None:
             coordinates, side = model_coordinates(arguments.model)
-        settings = settings_for(task, arguments.prompt, seed=arguments.seed, **changes | {"coordinates": coordinates})
+        settings = settings_for(
+            task, arguments.prompt, seed=arguments.seed, **changes | {"coordinates": coordinates}
+        )
         loaded = located(loaded, coordinates or DEFAULT, settings, *([side] if side else []))
     docs = select(task, loaded, arguments.limit, arguments.seed)
-    return _Job(task=task, settings=settings, loaded=loaded, docs=docs, asked=len(docs), seed=arguments.seed)
+    return _Job(
+        task=task, settings=settings, loaded=loaded, docs=docs, asked=len(docs), seed=arguments.seed
+    )
 
 
-def _read_files(arguments: argparse.Namespace, job: _Job) -> tuple[_Job, Predictions | None, Predictions | None]:
+def _read_files(
+    arguments: argparse.Namespace, job: _Job
+) -> tuple[_Job, Predictions | None, Predictions | None]:
     """The responses of both files, and the job with the docs that they leave to be measured.
 
     Responses may be missing with a limit, where any docs will do as long as the file has them, and with --intersect.
@@ -162,7 +206,9 @@ def _read_files(arguments: argparse.Namespace, job: _Job) -> tuple[_Job, Predict
     return job, given, others
 
 
-def _read(file: Path, job: _Job, docs: Sequence[Doc], *, partial: bool) -> dict[int, tuple[Prediction, ...]]:
+def _read(
+    file: Path, job: _Job, docs: Sequence[Doc], *, partial: bool
+) -> dict[int, tuple[Prediction, ...]]:
     return read_predictions(
         file,
         task=job.task.name,
@@ -174,10 +220,14 @@ def _read(file: Path, job: _Job, docs: Sequence[Doc], *, partial: bool) -> dict[
     )
 
 
-def _scorers(arguments: argparse.Namespace, job: _Job, given: Predictions | None) -> dict[str, Scorer]:
+def _scorers(
+    arguments: argparse.Namespace, job: _Job, given: Predictions | None
+) -> dict[str, Scorer]:
     """Those that were named, or the task's own choice. Raises UserError for scorers of masks where there are none."""
     task = job.task
-    masked = given is not None and any(one.response.mask for answers in given.values() for one in answers)
+    masked = given is not None and any(
+        one.response.mask for answers in given.values() for one in answers
+    )
     if arguments.scorer is None:
         return pick_scorers(task, [*task.default_scorers, *(task.needs_mask if masked else ())])
     scorers = pick_scorers(task, arguments.scorer.split(","))
@@ -196,10 +246,15 @@ def _generated(
 ) -> tuple[Path, Results, dict[str, Any]]:
     model: Path = arguments.model
     digest = model_sha(model)
-    output = arguments.output or Path("runs") / f"eval-{job.task.name}-{model.resolve().name}-{digest[:8]}"
+    output = (
+        arguments.output
+        or Path("runs") / f"eval-{job.task.name}-{model.resolve().name}-{digest[:8]}"
+    )
 
     def make_responder() -> Responder:
-        from gpg_vl.eval.generate import model_responder  # imports torch, which scoring a file does not need
+        from gpg_vl.eval.generate import (
+            model_responder,  # imports torch, which scoring a file does not need
+        )
 
         return model_responder(model, job.settings)
 
@@ -214,7 +269,12 @@ def _generated(
         allow_errors=arguments.allow_errors,
         console=Console(stderr=True),
     )
-    origin = {"model": str(model), "model_sha": digest, "revision": model_revision(model), **asdict(job.settings)}
+    origin = {
+        "model": str(model),
+        "model_sha": digest,
+        "revision": model_revision(model),
+        **asdict(job.settings),
+    }
     return output, results, {**origin, **FIXED}
 
 
@@ -224,7 +284,10 @@ def _scored(
     without_effect = GENERATION if job.task.boxes else GENERATION | PIXELS
     for name, flag in without_effect.items():
         if getattr(arguments, name) is not None:
-            print(f"note: {flag} has no effect with --predictions, where nothing is generated.", file=sys.stderr)
+            print(
+                f"note: {flag} has no effect with --predictions, where nothing is generated.",
+                file=sys.stderr,
+            )
     docs, ceilings = proved(job.task, job.docs, scorers, allow_errors=arguments.allow_errors)
     results = score(job.task, docs, given, scorers, seed=job.seed, ceilings=ceilings)
     # How somebody else's responses were asked for is known only if the user says so.
@@ -238,7 +301,9 @@ def _scored(
 
 
 def _coordinates(job: _Job) -> str | None:
-    return next((doc.columns.get("coordinates") for doc in job.docs), None) if job.task.boxes else None
+    return (
+        next((doc.columns.get("coordinates") for doc in job.docs), None) if job.task.boxes else None
+    )
 
 
 def _write(
@@ -255,7 +320,9 @@ def _write(
         "limit": arguments.limit,
         "repeats": job.settings.repeats,
         "packages": _versions(),
-        "data": {str(file): file_sha(file) for file in job.task.files(arguments.data)} if arguments.data else None,
+        "data": {str(file): file_sha(file) for file in job.task.files(arguments.data)}
+        if arguments.data
+        else None,
     }
     tree = results_json(results, task=job.task, original=len(job.loaded), config=config)
     if comparison is not None:
@@ -266,12 +333,17 @@ def _write(
 
 
 def _print(
-    arguments: argparse.Namespace, job: _Job, results: Results, comparison: Mapping[str, Comparison] | None
+    arguments: argparse.Namespace,
+    job: _Job,
+    results: Results,
+    comparison: Mapping[str, Comparison] | None,
 ) -> None:
     prompt = job.settings.prompt if arguments.model or arguments.prompt else "not given"
     console = _console()
     coordinates = f"   coordinates: {_coordinates(job)}" if job.task.boxes else ""
-    print(f"{job.task.name}   {arguments.model or arguments.predictions}   prompt: {prompt}{coordinates}")
+    print(
+        f"{job.task.name}   {arguments.model or arguments.predictions}   prompt: {prompt}{coordinates}"
+    )
     console.print(results_table(results))
     print(*results_notes(results, prompt=prompt), sep="\n")
     if (disagreement := disagreement_table(results.rows)) is not None:
@@ -283,7 +355,9 @@ def _print(
         where = "are in both" if arguments.intersect else "have an answer"
         print(f"note: {results.docs} of {job.asked} rows {where}; the others are left out.")
     elif results.docs < len(job.loaded):
-        print(f"note: {results.docs} of {len(job.loaded)} rows, drawn by --limit and --seed {arguments.seed}.")
+        print(
+            f"note: {results.docs} of {len(job.loaded)} rows, drawn by --limit and --seed {arguments.seed}."
+        )
     if note := size_note(job.task, len(job.loaded)):
         print(note)
     if results.errors:

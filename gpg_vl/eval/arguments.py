@@ -45,13 +45,34 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("task", nargs="?", metavar="TASK", help="the benchmark, such as cvbench, or my.py:function")
-    add("--list", action="store_true", help="list the benchmarks, or what TASK has to choose from, and stop")
-    add("--data", type=Path, metavar="PATH", help="the benchmark's data: a .parquet or .jsonl file, or its folder")
-    add("--images", type=Path, metavar="DIR", help="where image paths start (default: the folder of the table)")
+    add(
+        "--list",
+        action="store_true",
+        help="list the benchmarks, or what TASK has to choose from, and stop",
+    )
+    add(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="the benchmark's data: a .parquet or .jsonl file, or its folder",
+    )
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="where image paths start (default: the folder of the table)",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", type=Path, metavar="DIR", help="answer with this checkpoint")
-    what.add_argument("--predictions", type=Path, metavar="FILE", help="score these responses; no model is loaded")
-    add("--scorer", default=None, metavar="A,B", help="scorers, or all (default: strict and the benchmark owner's)")
+    what.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="score these responses; no model is loaded"
+    )
+    add(
+        "--scorer",
+        default=None,
+        metavar="A,B",
+        help="scorers, or all (default: strict and the benchmark owner's)",
+    )
     add("--prompt", metavar="NAME", help="how the question is put; a name that --list shows")
     add(
         "--limit",
@@ -59,15 +80,29 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         metavar="N",
         help="this many rows, or this fraction (0.1), drawn in proportion from every stratum",
     )
-    add("--seed", type=int, default=0, metavar="S", help="draws the rows of --limit, the answers and the bootstrap")
-    add("--repeats", type=int, default=1, metavar="K", help="answers per row: prints avg@K and pass@k (default 1)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="draws the rows of --limit, the answers and the bootstrap",
+    )
+    add(
+        "--repeats",
+        type=int,
+        default=1,
+        metavar="K",
+        help="answers per row: prints avg@K and pass@k (default 1)",
+    )
     add(
         "--coordinates",
         choices=COORDINATES,
         help="how boxes are written (default: as the model's family does, or as the prompt says; rel1000 for a file)",
     )
     add(
-        "--allow-errors", action="store_true", help="score rows that cannot be asked 0 instead of stopping at the first"
+        "--allow-errors",
+        action="store_true",
+        help="score rows that cannot be asked 0 instead of stopping at the first",
     )
     add(
         "--output",
@@ -76,8 +111,17 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         help="where predictions, samples and results go (with --model default: "
         "runs/eval-TASK-MODEL-DIGEST; with --predictions: only printed)",
     )
-    add("--compare", type=Path, metavar="FILE", help="another predictions file on the same rows: print the difference")
-    add("--intersect", action="store_true", help="with --compare: measure only the rows that both have an answer to")
+    add(
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help="another predictions file on the same rows: print the difference",
+    )
+    add(
+        "--intersect",
+        action="store_true",
+        help="with --compare: measure only the rows that both have an answer to",
+    )
     _add_generation(parser)
     return parser
 
@@ -85,18 +129,44 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def _add_generation(parser: argparse.ArgumentParser) -> None:
     only = parser.add_argument_group("with --model")
     only.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="longest answer (default: what the prompt was published with)"
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="longest answer (default: what the prompt was published with)",
     )
     only.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 0)")
     only.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this mass (default 1)"
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens of this mass (default 1)",
     )
-    only.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens (default 0: all)")
-    only.add_argument("--batch-size", type=int, metavar="N", help="prompts answered together (default 16)")
-    only.add_argument("--min-pixels", type=int, metavar="N", help="smaller images are enlarged to this (default 3136)")
-    only.add_argument("--max-pixels", type=int, metavar="N", help="larger images are shrunk to this (default 401408)")
-    only.add_argument("--dtype", choices=("float32", "bfloat16"), help="numbers of the forward pass (default float32)")
-    only.add_argument("--engine", metavar="NAME", help="what answers, as in training (default native)")
+    only.add_argument(
+        "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens (default 0: all)"
+    )
+    only.add_argument(
+        "--batch-size", type=int, metavar="N", help="prompts answered together (default 16)"
+    )
+    only.add_argument(
+        "--min-pixels",
+        type=int,
+        metavar="N",
+        help="smaller images are enlarged to this (default 3136)",
+    )
+    only.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="larger images are shrunk to this (default 401408)",
+    )
+    only.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="numbers of the forward pass (default float32)",
+    )
+    only.add_argument(
+        "--engine", metavar="NAME", help="what answers, as in training (default native)"
+    )
 
 
 def _limit(text: str) -> int | float:
@@ -104,4 +174,6 @@ def _limit(text: str) -> int | float:
     try:
         return float(text) if "." in text else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; give rows (200) or a fraction (0.1)") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number; give rows (200) or a fraction (0.1)"
+        ) from None

@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from gpg_vl.eval.results import ScoredRow, json_number, label_columns, parts_of, resample_weights, scores_of
+from gpg_vl.eval.results import (
+    ScoredRow,
+    json_number,
+    label_columns,
+    parts_of,
+    resample_weights,
+    scores_of,
+)
 from gpg_vl.eval.statistics import DRAWS, Estimate, McNemar, bootstrap_difference, mcnemar
 from gpg_vl.eval.task import Task
 
@@ -23,7 +30,12 @@ class Comparison:
 
 
 def compare(
-    task: Task, rows: Sequence[ScoredRow], others: Sequence[ScoredRow], *, seed: int, draws: int = DRAWS
+    task: Task,
+    rows: Sequence[ScoredRow],
+    others: Sequence[ScoredRow],
+    *,
+    seed: int,
+    draws: int = DRAWS,
 ) -> dict[str, Comparison]:
     """`rows` minus `others` per scorer, joined on doc and sample. Raises ValueError unless both are of the same ones."""
     by_place = {_place(row): row for row in others}
@@ -42,8 +54,13 @@ def compare(
             name: bootstrap_difference(aggregate, first_N, second_N, columns, weights_R_N, *parts)
             for name, aggregate in task.aggregates.items()
         }
-        graded = task.right_from == 1 and not np.isin(np.concatenate([first_N, second_N]), (0.0, 1.0)).all()
-        right_N, other_right_N = ((one >= task.right_from).astype(np.float64) for one in (first_N, second_N))
+        graded = (
+            task.right_from == 1
+            and not np.isin(np.concatenate([first_N, second_N]), (0.0, 1.0)).all()
+        )
+        right_N, other_right_N = (
+            (one >= task.right_from).astype(np.float64) for one in (first_N, second_N)
+        )
         test = None if repeated or graded else mcnemar(right_N, other_right_N)
         found[scorer] = Comparison(differences=differences, mcnemar=test)
     return found
@@ -56,7 +73,10 @@ def _place(row: ScoredRow) -> tuple[int, int]:
 def comparison_json(one: Comparison) -> dict[str, Any]:
     """The comparison for results.json, as fractions of 1."""
     numbers: dict[str, Any] = {
-        f"diff_{name}": {"value": json_number(e.value), "ci95": [json_number(e.low), json_number(e.high)]}
+        f"diff_{name}": {
+            "value": json_number(e.value),
+            "ci95": [json_number(e.low), json_number(e.high)],
+        }
         for name, e in one.differences.items()
     }
     if one.mcnemar is not None:

@@ -37,12 +37,18 @@ def model_coordinates(folder: Path) -> tuple[str, int]:
             f"--coordinates, one of {', '.join(COORDINATES)}."
         )
     vision = config.get("vision_config") or {}
-    return FAMILY_COORDINATES[family], vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
+    return FAMILY_COORDINATES[family], vision.get("patch_size", 14) * vision.get(
+        "spatial_merge_size", 2
+    )
 
 
-def located(docs: Sequence[Doc], coordinates: str, settings: EvalSettings, side: int = _SIDE) -> list[Doc]:
+def located(
+    docs: Sequence[Doc], coordinates: str, settings: EvalSettings, side: int = _SIDE
+) -> list[Doc]:
     """The docs with the columns `coordinates`, `image_size` and `input_size`, from their `width` and `height`."""
-    return [_located(doc, coordinates, settings, side) if doc.problem is None else doc for doc in docs]
+    return [
+        _located(doc, coordinates, settings, side) if doc.problem is None else doc for doc in docs
+    ]
 
 
 def _located(doc: Doc, coordinates: str, settings: EvalSettings, side: int) -> Doc:
@@ -56,7 +62,9 @@ def _located(doc: Doc, coordinates: str, settings: EvalSettings, side: int) -> D
     return replace(doc, columns=columns, example=replace(doc.example, meta=columns))
 
 
-def resized(width: int, height: int, min_pixels: int, max_pixels: int, side: int = _SIDE) -> tuple[int, int]:
+def resized(
+    width: int, height: int, min_pixels: int, max_pixels: int, side: int = _SIDE
+) -> tuple[int, int]:
     """(width, height) of the image as Qwen's processors hand it to the model: multiples of `side`, area in the limits."""
     w, h = round(width / side) * side, round(height / side) * side
     if w * h > max_pixels:
@@ -74,7 +82,8 @@ def written(box: Box, doc: Doc) -> str:
     edges = convert(box, pixels_of(doc), frame)
     limits = (frame.width, frame.height, frame.width, frame.height)
     numbers = (
-        f"{min(max(edge, 0.0), limit):.9f}".rstrip("0").rstrip(".") for edge, limit in zip(edges, limits, strict=True)
+        f"{min(max(edge, 0.0), limit):.9f}".rstrip("0").rstrip(".")
+        for edge, limit in zip(edges, limits, strict=True)
     )
     return "({},{}),({},{})".format(*numbers)
 

@@ -26,7 +26,9 @@ def results_table(results: Results) -> Table:
     for name in results.chance:
         if all(math.isnan(estimates[name].value) for estimates in results.estimates.values()):
             continue
-        cells = [interval_cell(estimates[name], brief=brief) for estimates in results.estimates.values()]
+        cells = [
+            interval_cell(estimates[name], brief=brief) for estimates in results.estimates.values()
+        ]
         table.add_row(name, *cells, percent(results.chance[name]))
     for k in next(iter(results.pass_at_k.values())):
         cells = [interval_cell(of[k], brief=brief) for of in results.pass_at_k.values()]
@@ -48,9 +50,15 @@ def results_notes(results: Results, *, prompt: str) -> list[str]:
     ]
     if absent := [name for name, value in results.chance.items() if math.isnan(value)]:
         lines.append(f"no rows for: {', '.join(absent)}")
-    lines += [f"{scorer} leaves {count} rows out, as published" for scorer, count in results.skipped.items()]
+    lines += [
+        f"{scorer} leaves {count} rows out, as published"
+        for scorer, count in results.skipped.items()
+    ]
     for scorer, counts in results.labels.items():
-        lines.append(f"answers, {scorer}: " + "  ".join(f"{label} {count}" for label, count in counts.items()))
+        lines.append(
+            f"answers, {scorer}: "
+            + "  ".join(f"{label} {count}" for label, count in counts.items())
+        )
     if results.answered[results.headline] < _ANSWERED:
         lines.append(
             f"warning: {results.headline} finds an answer in only {100 * results.answered[results.headline]:.1f}% of the "
@@ -63,7 +71,11 @@ def size_note(task: Task, docs: int) -> str | None:
     """A sentence if the data is no published split, else None."""
     if docs in task.sizes.values():
         return None
-    sizes = ", ".join(f"{name} {size}" for name, size in task.sizes.items()) if len(task.sizes) > 1 else None
+    sizes = (
+        ", ".join(f"{name} {size}" for name, size in task.sizes.items())
+        if len(task.sizes) > 1
+        else None
+    )
     published = sizes or next(iter(task.sizes.values()))
     return f"note: the data has {docs} rows, the published benchmark {published}. Published numbers are of all."
 
@@ -79,18 +91,24 @@ def disagreement_table(rows: Sequence[ScoredRow]) -> Table | None:
         return None
     ordered = sorted(patterns.items(), key=lambda item: (-len(item[1]), item[0]))
     differing = sum(map(len, patterns.values()))
-    table = Table(title=f"scorers disagree on {differing} of {len(rows)} answers", title_justify="left")
+    table = Table(
+        title=f"scorers disagree on {differing} of {len(rows)} answers", title_justify="left"
+    )
     table.add_column("rows", justify="right")
     for scorer in rows[0].scores:
         table.add_column(scorer, justify="right")
     table.add_column("for example", overflow="ellipsis", no_wrap=True, max_width=60)
     for scores, members in ordered[:_PATTERNS]:
         one = members[0]
-        example = f"doc {one.doc.doc_id}, gold {one.doc.gold!r}: {one.prediction.response.text[-200:]!r}"
+        example = (
+            f"doc {one.doc.doc_id}, gold {one.doc.gold!r}: {one.prediction.response.text[-200:]!r}"
+        )
         table.add_row(str(len(members)), *(f"{score:g}" for score in scores), _plain(example))
     if len(ordered) > _PATTERNS:
         rest = sum(len(members) for _, members in ordered[_PATTERNS:])
-        table.add_row(str(rest), *("" for _ in rows[0].scores), f"in {len(ordered) - _PATTERNS} more patterns")
+        table.add_row(
+            str(rest), *("" for _ in rows[0].scores), f"in {len(ordered) - _PATTERNS} more patterns"
+        )
     return table
 
 
@@ -102,11 +120,17 @@ def comparison_table(comparison: Mapping[str, Comparison]) -> Table:
         table.add_column(scorer, justify="right")
     brief = len(comparison) > _WIDE
     for name in next(iter(comparison.values())).differences:
-        cells = [interval_cell(one.differences[name], sign="+", brief=brief) for one in comparison.values()]
+        cells = [
+            interval_cell(one.differences[name], sign="+", brief=brief)
+            for one in comparison.values()
+        ]
         table.add_row(name, *cells)
     table.add_section()
     tests = [one.mcnemar for one in comparison.values()]
-    table.add_row("only this / only other right", *(f"{t.only_first} / {t.only_second}" if t else "-" for t in tests))
+    table.add_row(
+        "only this / only other right",
+        *(f"{t.only_first} / {t.only_second}" if t else "-" for t in tests),
+    )
     table.add_row("McNemar exact p", *(f"{t.p_value:.4g}" if t else "-" for t in tests))
     return table
 

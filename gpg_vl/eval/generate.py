@@ -27,7 +27,9 @@ def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
         style=PromptStyle(chat=settings.chat, prefill=settings.prefill),
         root=None,
         limits=PixelLimits(
-            min_pixels=settings.min_pixels, max_pixels=settings.max_pixels, max_image_pixels=settings.max_image_pixels
+            min_pixels=settings.min_pixels,
+            max_pixels=settings.max_pixels,
+            max_image_pixels=settings.max_image_pixels,
         ),
     )
 
@@ -50,10 +52,17 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
 
     def respond(examples: Sequence[Example]) -> Iterator[Answers]:
         for start in range(0, len(examples), settings.batch_size):
-            batch = [(example, _encoded(encoder, example)) for example in examples[start : start + settings.batch_size]]
-            prompts = [(_draw(example), prompt) for example, prompt in batch if isinstance(prompt, Prompt)]
+            batch = [
+                (example, _encoded(encoder, example))
+                for example in examples[start : start + settings.batch_size]
+            ]
+            prompts = [
+                (_draw(example), prompt) for example, prompt in batch if isinstance(prompt, Prompt)
+            ]
             answers = iter(
-                engine.generate([prompt for _, prompt in prompts], sampling, [draw for draw, _ in prompts])
+                engine.generate(
+                    [prompt for _, prompt in prompts], sampling, [draw for draw, _ in prompts]
+                )
                 if prompts
                 else ()
             )
@@ -90,10 +99,16 @@ def model_responder(model: Path, settings: EvalSettings) -> Responder:
     autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
     return engine_responder(
-        NativeEngine(policy, processing, prompts_per_batch=settings.batch_size, autocast=autocast), processing, settings
+        NativeEngine(policy, processing, prompts_per_batch=settings.batch_size, autocast=autocast),
+        processing,
+        settings,
     )
 
 
 def _draw(example: Example) -> int:
     """The number that seeds a sampled answer: the example's own, so that a resumed evaluation draws the same."""
-    return int(example.id) if example.id.isdecimal() else int.from_bytes(example.id.encode()[-5:], "big")
+    return (
+        int(example.id)
+        if example.id.isdecimal()
+        else int.from_bytes(example.id.encode()[-5:], "big")
+    )

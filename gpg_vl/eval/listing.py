@@ -13,7 +13,8 @@ def print_list(name: str | None, console: Console) -> None:
         print("\n".join(task_lines(tasks.get(name)())))
         return
     table = Table(
-        title="Benchmarks. `python -m gpg_vl.eval TASK --list` shows prompts and scorers.", title_justify="left"
+        title="Benchmarks. `python -m gpg_vl.eval TASK --list` shows prompts and scorers.",
+        title_justify="left",
     )
     for column in ("task", "size", "metric", "chance", "source"):
         table.add_column(column, overflow="fold")
@@ -25,8 +26,14 @@ def print_list(name: str | None, console: Console) -> None:
 
 def task_lines(task: Task) -> list[str]:
     """The whole description of a task, a line per fact."""
-    prompts = [f"{prompt} (default)" if prompt == task.default_prompt else prompt for prompt in task.prompts]
-    scorers = [f"{scorer} (default)" if scorer in task.default_scorers else scorer for scorer in task.scorers]
+    prompts = [
+        f"{prompt} (default)" if prompt == task.default_prompt else prompt
+        for prompt in task.prompts
+    ]
+    scorers = [
+        f"{scorer} (default)" if scorer in task.default_scorers else scorer
+        for scorer in task.scorers
+    ]
     facts = {
         "source": task.source,
         "size": _sizes(task),
@@ -36,7 +43,10 @@ def task_lines(task: Task) -> list[str]:
         "scorers": ", ".join(scorers),
         "aggregates": ", ".join(task.aggregates),
     }
-    return [f"{task.name}: {task.description}", *(f"  {fact + ':':11} {text}" for fact, text in facts.items())]
+    return [
+        f"{task.name}: {task.description}",
+        *(f"  {fact + ':':11} {text}" for fact, text in facts.items()),
+    ]
 
 
 def _short(source: str) -> str:

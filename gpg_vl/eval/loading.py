@@ -72,14 +72,23 @@ def tables(
                 f"{path} has {present[0]} but not {next(n for n in layout if n not in present)}, half of "
                 f"{name}. Fetch the other half, or give the path of the one file to evaluate it alone."
             )
-    found = [file for folder in folders if (path / folder).is_dir() for file in _of_split(path / folder, split)]
-    found = found or sorted((path / split).glob("part-*.jsonl")) or sorted(path.glob("part-*.jsonl"))
+    found = [
+        file
+        for folder in folders
+        if (path / folder).is_dir()
+        for file in _of_split(path / folder, split)
+    ]
+    found = (
+        found or sorted((path / split).glob("part-*.jsonl")) or sorted(path.glob("part-*.jsonl"))
+    )
     if found:
         return tuple(found)
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if len(files) != 1:
         listed = ", ".join(file.name for file in files) or "no .parquet and no .jsonl file"
-        wanted = " or ".join([*(" + ".join(layout) for layout in layouts), f"{split}-*.parquet", f"{split}.jsonl"])
+        wanted = " or ".join(
+            [*(" + ".join(layout) for layout in layouts), f"{split}-*.parquet", f"{split}.jsonl"]
+        )
         raise UserError(
             f"{path} holds {listed}. A {name} folder holds {wanted}, or one table of another name. Give the path of the "
             "file."
@@ -102,7 +111,11 @@ def _of_split(folder: Path, split: str) -> list[Path]:
 
 
 def rows_of(
-    files: Sequence[Path], *, required: Sequence[str], without: Sequence[str] = (), root: Path | None = None
+    files: Sequence[Path],
+    *,
+    required: Sequence[str],
+    without: Sequence[str] = (),
+    root: Path | None = None,
 ) -> Iterator[tuple[Row, Place]]:
     """Every row of the files in order, with its place. Raises UserError for unreadable files and if there is no row."""
     empty = True
@@ -111,7 +124,9 @@ def rows_of(
             empty = False
             yield row, Place(file, number, root)
     if empty:
-        raise UserError(f"{' and '.join(map(str, files))} has no rows. Give the right file, or fetch it again.")
+        raise UserError(
+            f"{' and '.join(map(str, files))} has no rows. Give the right file, or fetch it again."
+        )
 
 
 def text_cell(row: Row, column: str, place: Place) -> str:
@@ -160,7 +175,11 @@ def sized(doc: Doc, image: str | bytes, *, keep: bool) -> Doc:
 
 def box_cell(edges: object, doc: Doc, column: str, place: Place) -> list[float]:
     """The part of a box (x1, y1, x2, y2) in pixels that lies in the doc's image. Raises UserError if there is none."""
-    if isinstance(edges, Sequence) and len(edges) == 4 and all(isinstance(edge, int | float) for edge in edges):
+    if (
+        isinstance(edges, Sequence)
+        and len(edges) == 4
+        and all(isinstance(edge, int | float) for edge in edges)
+    ):
         width, height = float(doc.columns["width"]), float(doc.columns["height"])
         x1, y1, x2, y2 = (float(edge) for edge in edges)
         inside = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
@@ -189,7 +208,10 @@ def make_doc(
     more: Mapping[str, Any] | None = None,
 ) -> Doc:
     """A doc whose columns are those of the row that JSON can hold, and `more`."""
-    columns = {**json_columns({name: value for name, value in row.items() if name not in without}), **(more or {})}
+    columns = {
+        **json_columns({name: value for name, value in row.items() if name not in without}),
+        **(more or {}),
+    }
     example = Example(
         id=str(doc_id),
         images=images,

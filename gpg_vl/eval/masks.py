@@ -37,7 +37,11 @@ def encode(mask: Mask) -> dict[str, Any]:
 def decode(run_lengths: Mapping[str, Any]) -> Mask:
     """The mask. Raises ValueError for anything that is not the run lengths of a whole mask."""
     size, counts = run_lengths.get("size"), run_lengths.get("counts")
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+    if not (
+        isinstance(size, Sequence)
+        and len(size) == 2
+        and all(isinstance(n, int) and n > 0 for n in size)
+    ):
         raise ValueError(f"the size is {size!r:.60}; it must be [height, width]")
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{size[0]} x {size[1]} is more than {MAX_PIXELS} pixels")
@@ -45,7 +49,9 @@ def decode(run_lengths: Mapping[str, Any]) -> Mask:
     if not (isinstance(runs, Sequence) and all(isinstance(n, int) and n >= 0 for n in runs)):
         raise ValueError(f"the counts are {counts!r:.60}; they must be run lengths")
     if sum(runs) != size[0] * size[1]:
-        raise ValueError(f"the counts add up to {sum(runs)} pixels instead of {size[0]} x {size[1]}")
+        raise ValueError(
+            f"the counts add up to {sum(runs)} pixels instead of {size[0]} x {size[1]}"
+        )
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape((size[0], size[1]), order="F")
 

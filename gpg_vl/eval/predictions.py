@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example, FinishReason
 
-_SYNC_EVERY = 1.0  # seconds; every record is flushed to the system, and the disk is waited for this often
+_SYNC_EVERY = (
+    1.0  # seconds; every record is flushed to the system, and the disk is waited for this often
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +89,15 @@ def predictions_of(doc_id: int, answers: Answers, repeats: int) -> tuple[Predict
     """The answers to a doc; a failure voids every one of them. Raises ValueError for another number of answers."""
     if isinstance(answers, Failed):
         void = Response(text="", n_tokens=0)
-        return tuple(Prediction(doc_id=doc_id, sample=i, response=void, error=answers.reason) for i in range(repeats))
+        return tuple(
+            Prediction(doc_id=doc_id, sample=i, response=void, error=answers.reason)
+            for i in range(repeats)
+        )
     if len(answers) != repeats:
         raise ValueError(f"Doc {doc_id} was answered {len(answers)} times instead of {repeats}.")
-    return tuple(Prediction(doc_id=doc_id, sample=i, response=response) for i, response in enumerate(answers))
+    return tuple(
+        Prediction(doc_id=doc_id, sample=i, response=response) for i, response in enumerate(answers)
+    )
 
 
 def to_record(key: Key, prediction: Prediction, doc: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +126,8 @@ def read_log(file: Path) -> dict[Key, Prediction]:
     if not file.exists():
         return {}
     return {
-        _key(file, line, row): _prediction(file, line, row, prefill="") for line, row in json_rows(file, torn_end=True)
+        _key(file, line, row): _prediction(file, line, row, prefill="")
+        for line, row in json_rows(file, torn_end=True)
     }
 
 
@@ -195,14 +203,18 @@ def read_predictions(
             f"(doc_id {first}{', ...' if len(missing) > 5 else ''}). Every doc counts. Generate the missing ones, or "
             "score those that are there, at most N, with --limit N."
         )
-    return {doc_id: tuple(found[doc_id, sample][2] for sample in range(repeats)) for doc_id in needed}
+    return {
+        doc_id: tuple(found[doc_id, sample][2] for sample in range(repeats)) for doc_id in needed
+    }
 
 
 def _name(doc_id: int, sample: int, repeats: int) -> str:
     return f"doc_id {doc_id}" if repeats == 1 else f"sample {sample} of doc_id {doc_id}"
 
 
-def _check_place(file: Path, line: int, prediction: Prediction, known: Collection[int], repeats: int) -> None:
+def _check_place(
+    file: Path, line: int, prediction: Prediction, known: Collection[int], repeats: int
+) -> None:
     """Raises UserError for a doc that does not exist or a sample that nobody asked for."""
     if prediction.doc_id not in known:
         raise UserError(
@@ -223,7 +235,9 @@ def _answers(file: Path, line: int, row: Mapping[str, Any], prefill: str) -> lis
     texts = row["resps"]
     while isinstance(texts, list) and len(texts) == 1 and isinstance(texts[0], list):
         texts = texts[0]
-    texts = [text[0] if isinstance(text, list) and len(text) == 1 else text for text in texts or [None]]
+    texts = [
+        text[0] if isinstance(text, list) and len(text) == 1 else text for text in texts or [None]
+    ]
     rows = ({**row, "response": text, "sample": sample} for sample, text in enumerate(texts))
     return [_prediction(file, line, one, prefill) for one in rows]
 
@@ -258,7 +272,10 @@ def _parsed(line: bytes) -> object:
     """The JSON value of a line, None if it has none."""
     try:
         return json.loads(line)
-    except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, or a number of absurd length
+    except (
+        ValueError,
+        RecursionError,
+    ):  # ValueError: no JSON, no UTF-8, or a number of absurd length
         return None
 
 
@@ -280,20 +297,35 @@ def _prediction(file: Path, line: int, row: Mapping[str, Any], prefill: str) -> 
         prefill=_field(file, line, row, "prefill", (str,), prefill),
         mask=_field(file, line, row, "mask", (dict, type(None)), None),
     )
-    doc_id, sample = _field(file, line, row, "doc_id", (int,)), _field(file, line, row, "sample", (int,), 0)
+    doc_id, sample = (
+        _field(file, line, row, "doc_id", (int,)),
+        _field(file, line, row, "sample", (int,), 0),
+    )
     return Prediction(doc_id=doc_id, sample=sample, response=response, error=error)
 
 
 def _key(file: Path, line: int, row: Mapping[str, Any]) -> Key:
-    task, prompt, generation = (_field(file, line, row, name, (str,)) for name in ("task", "prompt_sha", "gen_sha"))
-    return Key(task=task, doc_id=_field(file, line, row, "doc_id", (int,)), prompt_sha=prompt, gen_sha=generation)
+    task, prompt, generation = (
+        _field(file, line, row, name, (str,)) for name in ("task", "prompt_sha", "gen_sha")
+    )
+    return Key(
+        task=task,
+        doc_id=_field(file, line, row, "doc_id", (int,)),
+        prompt_sha=prompt,
+        gen_sha=generation,
+    )
 
 
 _REQUIRED = object()
 
 
 def _field(
-    file: Path, line: int, row: Mapping[str, Any], name: str, kinds: tuple[type, ...], default: object = _REQUIRED
+    file: Path,
+    line: int,
+    row: Mapping[str, Any],
+    name: str,
+    kinds: tuple[type, ...],
+    default: object = _REQUIRED,
 ) -> Any:
     """The value of a field, checked. Raises UserError that names file, line and field."""
     value = row.get(name, default)
@@ -302,8 +334,12 @@ def _field(
         raise UserError(
             f"{file}, line {line}: there is no {name!r} in {sorted(row)}. It must be there, as {allowed}. Add it."
         )
-    if not isinstance(value, kinds) or isinstance(value, bool):  # True is an int to Python, but it is no row number
-        raise UserError(f"{file}, line {line}: {name!r} is {value!r:.60}. Allowed is {allowed}. Correct it.")
+    if not isinstance(value, kinds) or isinstance(
+        value, bool
+    ):  # True is an int to Python, but it is no row number
+        raise UserError(
+            f"{file}, line {line}: {name!r} is {value!r:.60}. Allowed is {allowed}. Correct it."
+        )
     return value
 
 

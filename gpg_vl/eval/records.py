@@ -34,7 +34,11 @@ def doc_from_record(doc_id: int, record: Mapping[str, Any]) -> Doc:
         meta=record["columns"],
     )
     return Doc(
-        doc_id=doc_id, example=example, gold=record["gold"], columns=record["columns"], problem=record.get("problem")
+        doc_id=doc_id,
+        example=example,
+        gold=record["gold"],
+        columns=record["columns"],
+        problem=record.get("problem"),
     )
 
 

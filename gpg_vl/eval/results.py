@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from gpg_vl.eval.predictions import Prediction
 from gpg_vl.eval.records import doc_record
 from gpg_vl.eval.settings import EvalSettings, asked
-from gpg_vl.eval.statistics import DRAWS, Estimate, Floats, Sample, bootstrap, pass_at, point, resample
+from gpg_vl.eval.statistics import (
+    DRAWS,
+    Estimate,
+    Floats,
+    Sample,
+    bootstrap,
+    pass_at,
+    point,
+    resample,
+)
 from gpg_vl.eval.task import Doc, Score, Task, stratum
 
 UNANSWERED = "none"
@@ -123,7 +132,9 @@ def summarise(
     scorers = list(rows[0].scores)
     estimates = {
         scorer: {
-            name: bootstrap(aggregate, scores_of(rows, scorer), columns, weights_R_N, parts_of(rows, scorer))
+            name: bootstrap(
+                aggregate, scores_of(rows, scorer), columns, weights_R_N, parts_of(rows, scorer)
+            )
             for name, aggregate in task.aggregates.items()
         }
         for scorer in scorers
@@ -136,10 +147,19 @@ def summarise(
         task=task.name,
         estimates=estimates,
         labels=_labels(task, rows, scorers),
-        chance={name: point(aggregate, chance_N, columns) for name, aggregate in task.aggregates.items()},
+        chance={
+            name: point(aggregate, chance_N, columns) for name, aggregate in task.aggregates.items()
+        },
         mean_chance=float(chance_N.mean()),
-        answered={scorer: sum(row.scores[scorer].answered for row in rows) / len(rows) for scorer in scorers},
-        skipped={scorer: count for scorer in scorers if (count := sum(row.scores[scorer].skipped for row in rows))},
+        answered={
+            scorer: sum(row.scores[scorer].answered for row in rows) / len(rows)
+            for scorer in scorers
+        },
+        skipped={
+            scorer: count
+            for scorer in scorers
+            if (count := sum(row.scores[scorer].skipped for row in rows))
+        },
         truncated=finished.count("length") / len(finished) if finished else None,
         errors=sum(row.error is not None for row in rows),
         docs=docs,
@@ -150,7 +170,9 @@ def summarise(
     )
 
 
-def _pass_at_k(task: Task, rows: Sequence[ScoredRow], scorer: str, seed: int, draws: int) -> dict[int, Estimate]:
+def _pass_at_k(
+    task: Task, rows: Sequence[ScoredRow], scorer: str, seed: int, draws: int
+) -> dict[int, Estimate]:
     """pass@1, @2, @4 ... @repeats over docs, resampled by doc (or by the task's cluster)."""
     right: dict[int, list[bool]] = {}
     for row in rows:
@@ -163,13 +185,18 @@ def _pass_at_k(task: Task, rows: Sequence[ScoredRow], scorer: str, seed: int, dr
     ks = sorted({2**i for i in range(repeats.bit_length()) if 2**i <= repeats} | {repeats})
     return {
         k: bootstrap(
-            Sample.mean, np.array([pass_at(k, sum(marks), repeats) for marks in right.values()]), {}, weights_R_N
+            Sample.mean,
+            np.array([pass_at(k, sum(marks), repeats) for marks in right.values()]),
+            {},
+            weights_R_N,
         )
         for k in ks
     }
 
 
-def results_json(results: Results, *, task: Task, original: int, config: Mapping[str, Any]) -> dict[str, Any]:
+def results_json(
+    results: Results, *, task: Task, original: int, config: Mapping[str, Any]
+) -> dict[str, Any]:
     """results.json. `original` is how many docs the data has, before any limit; `config` how the answers came about."""
     return {
         "results": {task.name: results.flat()},
@@ -214,7 +241,12 @@ def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[
             **({} if response.mask is None else {"mask": dict(response.mask)}),
             "error": row.prediction.error,
             "scores": {
-                name: {"parsed": one.parsed, "answered": one.answered, "score": one.score, "notes": one.notes}
+                name: {
+                    "parsed": one.parsed,
+                    "answered": one.answered,
+                    "score": one.score,
+                    "notes": one.notes,
+                }
                 | ({"parts": dict(one.parts)} if one.parts else {})
                 | ({"skipped": True} if one.skipped else {})
                 for name, one in row.scores.items()
@@ -223,10 +255,15 @@ def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[
         }
 
 
-def write_results(folder: Path, tree: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], task: str) -> None:
+def write_results(
+    folder: Path, tree: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], task: str
+) -> None:
     """results.json and samples_<task>.jsonl in `folder`, each complete or absent."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"samples_{task}.jsonl", "".join(json.dumps(sample, allow_nan=False) + "\n" for sample in samples))
+    _write(
+        folder / f"samples_{task}.jsonl",
+        "".join(json.dumps(sample, allow_nan=False) + "\n" for sample in samples),
+    )
     _write(folder / "results.json", json.dumps(tree, indent=2, allow_nan=False) + "\n")
 
 
@@ -238,18 +275,25 @@ def json_number(value: float) -> float | None:
 def scores_of(rows: Sequence[ScoredRow], scorer: str) -> Floats:
     """scores_N of one scorer, NaN where it leaves the row out."""
     scores = (row.scores[scorer] for row in rows)
-    return np.array([math.nan if score.skipped else score.score for score in scores], dtype=np.float64)
+    return np.array(
+        [math.nan if score.skipped else score.score for score in scores], dtype=np.float64
+    )
 
 
 def parts_of(rows: Sequence[ScoredRow], scorer: str) -> dict[str, Floats]:
     """The parts that the scorer gives, each [N]; a row without one counts as 0 in it."""
     names = {name for row in rows for name in row.scores[scorer].parts}
-    return {name: np.array([row.scores[scorer].parts.get(name, 0.0) for row in rows]) for name in sorted(names)}
+    return {
+        name: np.array([row.scores[scorer].parts.get(name, 0.0) for row in rows])
+        for name in sorted(names)
+    }
 
 
 def label_columns(task: Task, rows: Sequence[ScoredRow]) -> dict[str, NDArray[np.str_]]:
     """The columns that the task's aggregates choose by, each [N]."""
-    return {name: np.array([str(row.doc.columns.get(name)) for row in rows]) for name in task.groups}
+    return {
+        name: np.array([str(row.doc.columns.get(name)) for row in rows]) for name in task.groups
+    }
 
 
 def resample_weights(task: Task, rows: Sequence[ScoredRow], seed: int, draws: int) -> Floats:
@@ -259,13 +303,18 @@ def resample_weights(task: Task, rows: Sequence[ScoredRow], seed: int, draws: in
     return resample(strata_N, clusters_N, draws=draws, seed=seed)
 
 
-def _labels(task: Task, rows: Sequence[ScoredRow], scorers: Sequence[str]) -> dict[str, dict[str, int]]:
+def _labels(
+    task: Task, rows: Sequence[ScoredRow], scorers: Sequence[str]
+) -> dict[str, dict[str, int]]:
     if task.gold_label is None:
         return {}
     counts = {scorer: Counter(_label(row.scores[scorer]) for row in rows) for scorer in scorers}
     counts["gold"] = Counter(task.gold_label(row.doc) for row in rows)
     return {
-        scorer: {label: one[label] for label in sorted(one, key=lambda label: (label == UNANSWERED, label))}
+        scorer: {
+            label: one[label]
+            for label in sorted(one, key=lambda label: (label == UNANSWERED, label))
+        }
         for scorer, one in counts.items()
     }
 

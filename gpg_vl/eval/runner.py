@@ -81,13 +81,17 @@ def proved(
     refused: dict[int, dict[str, str]] = {}
     for name, scorer in {"strict": task.scorers["strict"], **scorers}.items():
         more_ways = task.published_golds if name in task.flawed else (lambda doc: ())
-        best = [_best(scorer, doc, chain(task.gold_responses(doc), more_ways(doc))) for doc in sound]
+        best = [
+            _best(scorer, doc, chain(task.gold_responses(doc), more_ways(doc))) for doc in sound
+        ]
         if name in scorers:
             ceilings[name] = sum(best) / max(1, len(best))
         if name in task.flawed:
             continue
         for doc, score in zip(sound, best, strict=True):
-            if score < task.full_marks(doc) - EXACT or (name == "strict" and not _accepts_all(task, scorer, doc)):
+            if score < task.full_marks(doc) - EXACT or (
+                name == "strict" and not _accepts_all(task, scorer, doc)
+            ):
                 refused.setdefault(doc.doc_id, {})[name] = _refusal(task, doc, name, scorer)
     if refused and not allow_errors:
         more = f" So it is with {len(refused) - 1} more docs." if len(refused) > 1 else ""
@@ -99,7 +103,9 @@ def proved(
 
 
 def _refusal(task: Task, doc: Doc, name: str, scorer: Scorer) -> str:
-    got = ", ".join(f"{gold.text!r} scores {scorer(doc, gold).score:g}" for gold in task.gold_responses(doc))
+    got = ", ".join(
+        f"{gold.text!r} scores {scorer(doc, gold).score:g}" for gold in task.gold_responses(doc)
+    )
     return (
         f"Doc {doc.doc_id} of {task.name}: the scorer {name!r} does not accept the right answer: {got}. "
         f"{f'The options are {doc.example.choices}. ' if doc.example.choices else ''}".rstrip()
@@ -122,13 +128,20 @@ def _accepts_all(task: Task, scorer: Scorer, doc: Doc) -> bool:
 
 
 def evaluate_responder(
-    task: Task, docs: Sequence[Doc], responder: Responder, settings: EvalSettings, scorers: Mapping[str, Scorer]
+    task: Task,
+    docs: Sequence[Doc],
+    responder: Responder,
+    settings: EvalSettings,
+    scorers: Mapping[str, Scorer],
 ) -> Results:
     """Ask and score without any file: what a training loop calls. A doc that cannot be asked is an error row."""
     ready, void = prepare(docs, settings)
     answers: dict[int, Answers] = {doc_id: Failed(reason=reason) for doc_id, reason in void.items()}
     answers |= zip(ready, responder(list(ready.values())), strict=True)
-    predictions = {doc.doc_id: predictions_of(doc.doc_id, answers[doc.doc_id], settings.repeats) for doc in docs}
+    predictions = {
+        doc.doc_id: predictions_of(doc.doc_id, answers[doc.doc_id], settings.repeats)
+        for doc in docs
+    }
     return score(task, docs, predictions, scorers, seed=settings.seed)
 
 
@@ -169,7 +182,9 @@ def evaluate(
 
         def keep(doc_id: int, answers: Answers) -> None:
             kept = []
-            for key, new in zip(keys[doc_id], predictions_of(doc_id, answers, settings.repeats), strict=True):
+            for key, new in zip(
+                keys[doc_id], predictions_of(doc_id, answers, settings.repeats), strict=True
+            ):
                 old = known.get(key)
                 if old is None or (old.error is not None and new.error is None):
                     append(to_record(key, new, doc_record(by_id[doc_id])))
@@ -202,7 +217,9 @@ def score(
 
 
 def score_rows(
-    docs: Sequence[Doc], predictions: Mapping[int, Sequence[Prediction]], scorers: Mapping[str, Scorer]
+    docs: Sequence[Doc],
+    predictions: Mapping[int, Sequence[Prediction]],
+    scorers: Mapping[str, Scorer],
 ) -> list[ScoredRow]:
     """Every answer under every scorer, in the order of the docs. What has an error scores 0 everywhere, and a doc whose
     gold answer a scorer refuses scores 0 under that one."""
@@ -211,7 +228,9 @@ def score_rows(
         for prediction in predictions[doc.doc_id]:
             if doc.problem is not None and prediction.error is None:
                 prediction = replace(prediction, error=doc.problem)
-            scores = {name: _scored(name, scorer, doc, prediction) for name, scorer in scorers.items()}
+            scores = {
+                name: _scored(name, scorer, doc, prediction) for name, scorer in scorers.items()
+            }
             rows.append(ScoredRow(doc=doc, prediction=prediction, scores=scores))
     return rows
 
@@ -223,7 +242,9 @@ def _scored(name: str, scorer: Scorer, doc: Doc, prediction: Prediction) -> Scor
     return Score(score=0.0, answered=False, parsed=None, notes=f"error: {void}")
 
 
-def prepare(docs: Sequence[Doc], settings: EvalSettings) -> tuple[dict[int, Example], dict[int, str]]:
+def prepare(
+    docs: Sequence[Doc], settings: EvalSettings
+) -> tuple[dict[int, Example], dict[int, str]]:
     """Rendered examples with their images as bytes, and why the other docs cannot be asked (an image that is not there)."""
     ready, void = {}, {}
     for doc in docs:
@@ -263,14 +284,25 @@ def _refuse_errors(task: Task, void: Mapping[int, str]) -> None:
 
 
 def _keys(
-    task: Task, ready: Mapping[int, Example], void: Mapping[int, str], settings: EvalSettings, model_sha: str
+    task: Task,
+    ready: Mapping[int, Example],
+    void: Mapping[int, str],
+    settings: EvalSettings,
+    model_sha: str,
 ) -> dict[int, tuple[Key, ...]]:
     generation = [generation_sha(settings, model_sha, sample) for sample in range(settings.repeats)]
     shas = dict.fromkeys(void, "no image")
     for doc_id, example in ready.items():
-        digests = [hashlib.sha256(image).hexdigest() for image in example.images if isinstance(image, bytes)]
+        digests = [
+            hashlib.sha256(image).hexdigest()
+            for image in example.images
+            if isinstance(image, bytes)
+        ]
         shas[doc_id] = prompt_sha(settings, example, digests)
-    return {doc_id: tuple(Key(task.name, doc_id, sha, one) for one in generation) for doc_id, sha in shas.items()}
+    return {
+        doc_id: tuple(Key(task.name, doc_id, sha, one) for one in generation)
+        for doc_id, sha in shas.items()
+    }
 
 
 def _lot(seed: int, doc_id: int) -> bytes:
@@ -290,12 +322,19 @@ def _quotas(sizes: Mapping[tuple[str, ...], int], wanted: int) -> dict[tuple[str
 
 
 @contextmanager
-def _progress(console: Console | None, title: str, total: int, done: int) -> Iterator[Callable[[], None]]:
+def _progress(
+    console: Console | None, title: str, total: int, done: int
+) -> Iterator[Callable[[], None]]:
     """A function to call after each response; it moves a bar if there is a terminal to show it on."""
     if console is None or not console.is_terminal:
         yield lambda: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(title, total=total, completed=done)
         yield lambda: progress.advance(bar)

@@ -64,12 +64,21 @@ class EvalSettings:
     engine: str = "native"
 
     def __post_init__(self) -> None:
-        least = {"max_new_tokens": 1, "batch_size": 1, "temperature": 0, "min_pixels": 1, "top_k": 0, "repeats": 1}
+        least = {
+            "max_new_tokens": 1,
+            "batch_size": 1,
+            "temperature": 0,
+            "min_pixels": 1,
+            "top_k": 0,
+            "repeats": 1,
+        }
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {bound}.")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token).")
+            raise UserError(
+                f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token)."
+            )
         if not self.temperature and (self.top_p < 1 or self.top_k):
             raise UserError(
                 f"top_p is {self.top_p} and top_k {self.top_k}, but the temperature is 0: greedy answers are not drawn. "
@@ -99,32 +108,42 @@ def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalS
         max_new_tokens=style.max_new_tokens,
         coordinates=style.coordinates,
     )
-    return replace(settings, **{field: value for field, value in changes.items() if value is not None})
+    return replace(
+        settings, **{field: value for field, value in changes.items() if value is not None}
+    )
 
 
 def render(settings: EvalSettings, doc: Doc) -> Example:
     """The doc's example as it is asked: template filled in, system turn in front. Only the chat template is missing."""
     user = Message(role="user", content=asked(settings, doc))
-    system = (Message(role="system", content=settings.system),) if settings.system is not None else ()
+    system = (
+        (Message(role="system", content=settings.system),) if settings.system is not None else ()
+    )
     return replace(doc.example, prompt=(*system, user))
 
 
 def asked(settings: EvalSettings, doc: Doc) -> str:
     """The text of the user's turn: the template with the doc's prompt, options and letters in it."""
     if not isinstance(doc.example.prompt, str):
-        raise TypeError(f"Doc {doc.doc_id} has a conversation as its prompt; an eval template is filled with a text.")
+        raise TypeError(
+            f"Doc {doc.doc_id} has a conversation as its prompt; an eval template is filled with a text."
+        )
     choices = doc.example.choices or ()
     fillings = {
         "prompt": doc.example.prompt,
         "question": str(doc.columns.get("question", doc.example.prompt)),
         "choices": ", ".join(choices),
-        "options": "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)),
+        "options": "\n".join(
+            f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)
+        ),
         "letters": ", ".join(ascii_uppercase[: len(choices)]),
         "instruction": str(doc.columns.get("instruction", "")),
     }
     # One pass over the template's own text, so that a question may contain the word {choices}.
     return re.sub(
-        r"\{(prompt|question|choices|options|letters|instruction)\}", lambda mark: fillings[mark[1]], settings.template
+        r"\{(prompt|question|choices|options|letters|instruction)\}",
+        lambda mark: fillings[mark[1]],
+        settings.template,
     )
 
 

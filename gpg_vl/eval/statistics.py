@@ -40,7 +40,9 @@ class Sample:
 
     def share(self, least: float, **where: str) -> Floats:
         """Weighted share of these rows that score `least` or more, [R]."""
-        return self._mean((self.scores_N >= least).astype(np.float64), where)  # NaN is left out below
+        return self._mean(
+            (self.scores_N >= least).astype(np.float64), where
+        )  # NaN is left out below
 
     def ratio(self, above: str, below: str) -> Floats:
         """Sum of one part over the sum of another, [R]; NaN where the lower sum is 0 or the parts are not there."""
@@ -53,7 +55,8 @@ class Sample:
         for column, value in where.items():
             chosen_N &= self.columns[column] == value
         return _divided(
-            self.weights_R_N @ np.where(chosen_N, values_N, 0.0), self.weights_R_N @ chosen_N.astype(np.float64)
+            self.weights_R_N @ np.where(chosen_N, values_N, 0.0),
+            self.weights_R_N @ chosen_N.astype(np.float64),
         )
 
 
@@ -105,7 +108,11 @@ class McNemar:
 
 
 def resample(
-    strata_N: Sequence[Hashable], clusters_N: Sequence[Hashable] | None = None, *, draws: int = DRAWS, seed: int
+    strata_N: Sequence[Hashable],
+    clusters_N: Sequence[Hashable] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int,
 ) -> Floats:
     """`weights_R_N`: each row draws as many clusters as there are, with replacement, within each stratum.
 
@@ -114,13 +121,17 @@ def resample(
     order of rows. Raises ValueError for a cluster in two strata.
     """
     if draws < 1:
-        raise ValueError(f"{draws} draws were asked for; a bootstrap needs at least 1, and {DRAWS} for an interval.")
+        raise ValueError(
+            f"{draws} draws were asked for; a bootstrap needs at least 1, and {DRAWS} for an interval."
+        )
     clusters_N = range(len(strata_N)) if clusters_N is None else clusters_N
     members: dict[Hashable, dict[Hashable, int]] = {}
     home: dict[Hashable, Hashable] = {}
     for stratum, cluster in zip(strata_N, clusters_N, strict=True):
         if home.setdefault(cluster, stratum) != stratum:
-            raise ValueError(f"The cluster {cluster!r} is in the strata {home[cluster]!r} and {stratum!r}.")
+            raise ValueError(
+                f"The cluster {cluster!r} is in the strata {home[cluster]!r} and {stratum!r}."
+            )
         known = members.setdefault(stratum, {})
         known.setdefault(cluster, len(known))
     generator = np.random.default_rng(seed)
@@ -149,11 +160,16 @@ _NO_PARTS: Parts = {}
 
 
 def point(
-    aggregate: Aggregate, scores_N: Floats, columns: Mapping[str, NDArray[np.str_]], parts: Parts = _NO_PARTS
+    aggregate: Aggregate,
+    scores_N: Floats,
+    columns: Mapping[str, NDArray[np.str_]],
+    parts: Parts = _NO_PARTS,
 ) -> float:
     """The aggregate of the scores themselves; NaN if it needs rows that are not there."""
     ones_1_N = np.ones((1, len(scores_N)))
-    return float(aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=ones_1_N, parts=parts))[0])
+    return float(
+        aggregate(Sample(scores_N=scores_N, columns=columns, weights_R_N=ones_1_N, parts=parts))[0]
+    )
 
 
 def bootstrap(
@@ -199,13 +215,19 @@ def bootstrap_difference(
 def mcnemar(first_N: Floats, second_N: Floats) -> McNemar:
     """Exact McNemar test of two runs with scores 0 or 1 on the same docs. Raises ValueError for other scores."""
     if first_N.shape != second_N.shape:
-        raise ValueError(f"McNemar's test needs the same docs twice; got {len(first_N)} and {len(second_N)} scores.")
+        raise ValueError(
+            f"McNemar's test needs the same docs twice; got {len(first_N)} and {len(second_N)} scores."
+        )
     if not all(np.isin(scores_N, (0.0, 1.0)).all() for scores_N in (first_N, second_N)):
-        raise ValueError("McNemar's test is for scores of 0 and 1; others were given. Use the paired bootstrap alone.")
+        raise ValueError(
+            "McNemar's test is for scores of 0 and 1; others were given. Use the paired bootstrap alone."
+        )
     only_first, only_second = int((first_N > second_N).sum()), int((second_N > first_N).sum())
     discordant = only_first + only_second
     tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
-    return McNemar(only_first=only_first, only_second=only_second, p_value=min(1.0, 2 * tail / 2**discordant))
+    return McNemar(
+        only_first=only_first, only_second=only_second, p_value=min(1.0, 2 * tail / 2**discordant)
+    )
 
 
 def _estimate(value: float, drawn_R: Floats) -> Estimate:

@@ -15,7 +15,9 @@ from gpg_vl.errors import UserError
 SUFFIXES = (".parquet", ".jsonl")
 
 
-def read_rows(file: Path, *, required: Sequence[str], without: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def read_rows(
+    file: Path, *, required: Sequence[str], without: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Every row of the file, in order. Columns in `without` are not read.
 
     Raises UserError for an unreadable file, a malformed line, or a required column that is missing, naming it.
@@ -24,7 +26,11 @@ def read_rows(file: Path, *, required: Sequence[str], without: Sequence[str] = (
         raise UserError(
             f"{file} is neither .parquet nor .jsonl. Give a file of one of these kinds, or the folder of the benchmark."
         )
-    rows = _parquet(file, required, without) if file.suffix == ".parquet" else _jsonl(file, required, without)
+    rows = (
+        _parquet(file, required, without)
+        if file.suffix == ".parquet"
+        else _jsonl(file, required, without)
+    )
     try:
         yield from rows
     except (OSError, pa.ArrowInvalid) as error:  # pyarrow raises both for a damaged file
@@ -64,7 +70,9 @@ def _missing_column(file: Path, where: str, column: str, present: Sequence[str])
     )
 
 
-def _parquet(file: Path, required: Sequence[str], without: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _parquet(
+    file: Path, required: Sequence[str], without: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     present = pq.read_schema(file).names
     for column in required:
         if column not in present:

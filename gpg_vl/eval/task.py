@@ -74,7 +74,9 @@ class Loader(Protocol):
     the folder of the table that names them.
     """
 
-    def __call__(self, path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]: ...
+    def __call__(
+        self, path: Path, *, images: bool = True, root: Path | None = None
+    ) -> list[Doc]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,9 @@ def stratum(doc: Doc, columns: Sequence[str]) -> tuple[str, ...]:
 def pick(task: Task, kind: str, name: str, known: Mapping[str, T]) -> T:
     """`known[name]`, or a UserError that says what the task has instead."""
     if name not in known:
-        raise UserError(f"The task {task.name} has no {kind} called {name!r}. {did_you_mean(name, list(known))}")
+        raise UserError(
+            f"The task {task.name} has no {kind} called {name!r}. {did_you_mean(name, list(known))}"
+        )
     return known[name]
 
 

@@ -55,7 +55,9 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
     if not has_adapters(model):
         return model.state_dict()
-    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
     merged: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if ".lora_" in name:
@@ -63,12 +65,18 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
         plain = name.replace(".base_layer.", ".")
         owner, _, kind = plain.rpartition(".")
         is_adapted = owner in layers and kind == "weight"
-        merged[plain] = tensor + layers[owner].get_delta_weight(ADAPTER).to(tensor.dtype) if is_adapted else tensor
+        merged[plain] = (
+            tensor + layers[owner].get_delta_weight(ADAPTER).to(tensor.dtype)
+            if is_adapted
+            else tensor
+        )
     return merged
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().contiguous() for name, p in model.named_parameters() if ".lora_" in name}
+    return {
+        name: p.detach().contiguous() for name, p in model.named_parameters() if ".lora_" in name
+    }
 
 
 def load_adapter_state(model: nn.Module, file: Path) -> None:

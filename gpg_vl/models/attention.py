@@ -56,7 +56,9 @@ class Branches:
 class LayerAttention(Protocol):
     """What the text tower is handed: called once per layer with this layer's queries, keys and values."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor: ...
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,13 +74,18 @@ class SharedPrefix:
     given: Sequence[tuple[Tensor, Tensor]] | None = None
     kept: list[tuple[Tensor, Tensor]] | None = None
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor:
         # recomputation under gradient checkpointing comes here again, and must not hold what it computes
         if self.kept is not None and layer == len(self.kept):
             self.kept.append((key, value))
         if self.given is not None:
             prefix_key, prefix_value = self.given[layer]
-            key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
+            key, value = (
+                torch.cat([prefix_key, key], dim=2),
+                torch.cat([prefix_value, value], dim=2),
+            )
         return self.attend(query, key, value, scale)
 
 
@@ -112,18 +119,24 @@ def _attention(
     if shared is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
     # rotation leaves float32 behind under autocast; what is kept and multiplied has the dtype that autocast computes in
     query, key = query.to(value.dtype), key.to(value.dtype)
     return shared(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
-def choose_kernel(wanted: Literal["auto"] | Kernel, device: torch.device, dtype: torch.dtype) -> tuple[Kernel, str]:
+def choose_kernel(
+    wanted: Literal["auto"] | Kernel, device: torch.device, dtype: torch.dtype
+) -> tuple[Kernel, str]:
     """The kernel to use, and why it is not the wanted one ("" if it is)."""
     if wanted != "varlen":
         return ("split" if wanted == "auto" else wanted), ""
     missing = varlen_missing(device, dtype)
-    return ("split", f"varlen needs {missing}; split is used instead") if missing else ("varlen", "")
+    return (
+        ("split", f"varlen needs {missing}; split is used instead") if missing else ("varlen", "")
+    )
 
 
 def varlen_missing(device: torch.device, dtype: torch.dtype) -> str:
@@ -188,10 +201,16 @@ def split(branches: Branches, device: torch.device) -> Attend:
     used = sorted(set(branches.prefixes))
     starts = [0, *accumulate(branches.prefix_lengths)]
     if suffixes:
-        keys_of_used = _Padded.of([branches.prefix_lengths[p] for p in used], [starts[p] for p in used], device)
+        keys_of_used = _Padded.of(
+            [branches.prefix_lengths[p] for p in used], [starts[p] for p in used], device
+        )
         row_R = torch.tensor([used.index(p) for p in branches.prefixes], device=device)
         size = suffixes.width
-        causal = torch.ones(size, size, dtype=torch.bool, device=device).tril().expand(len(row_R), -1, -1)
+        causal = (
+            torch.ones(size, size, dtype=torch.bool, device=device)
+            .tril()
+            .expand(len(row_R), -1, -1)
+        )
         seen = keys_of_used.present_B_L[row_R][:, None, :].expand(-1, size, -1)
         mask_R_C_K = torch.cat([seen, causal], dim=2)
 
@@ -199,12 +218,16 @@ def split(branches: Branches, device: torch.device) -> Attend:
         outputs = []
         if branches.prefix_queries:
             q, k, v = (prefixes.pad(x[:, :, :prefix_tokens]) for x in (query, key, value))
-            attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+            attended = scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, enable_gqa=True
+            )
             outputs.append(prefixes.unpad(attended))
         if suffixes:
             q = suffixes.pad(query[:, :, prefix_tokens if branches.prefix_queries else 0 :])
             k, v = (
-                torch.cat([keys_of_used.pad(x)[row_R], suffixes.pad(x[:, :, prefix_tokens:])], dim=2)
+                torch.cat(
+                    [keys_of_used.pad(x)[row_R], suffixes.pad(x[:, :, prefix_tokens:])], dim=2
+                )
                 for x in (key, value)
             )
             # the query heads that share a key head stand one behind the other as queries of it: nothing is repeated
@@ -240,20 +263,27 @@ class _Padded:
         lengths_B_1 = torch.tensor(lengths, device=device)[:, None]
         place_1_L = torch.arange(width, device=device)[None, :]
         present = place_1_L < lengths_B_1
-        index = torch.tensor(starts, device=device)[:, None] + torch.minimum(place_1_L, lengths_B_1 - 1)
+        index = torch.tensor(starts, device=device)[:, None] + torch.minimum(
+            place_1_L, lengths_B_1 - 1
+        )
         return _Padded(
             index_BL=index.flatten(),
             back_T=present.flatten().nonzero()[:, 0],
             present_B_L=present,
             width=width,
-            is_plain=all(n == width for n in lengths) and list(starts) == [width * b for b in range(len(lengths))],
+            is_plain=all(n == width for n in lengths)
+            and list(starts) == [width * b for b in range(len(lengths))],
         )
 
     def pad(self, x_1_H_T_D: Tensor) -> Tensor:
         """[B, H, L, D]."""
         heads, _, size = x_1_H_T_D.shape[1:]
         rows = len(self.present_B_L)
-        taken = x_1_H_T_D[0, :, : rows * self.width] if self.is_plain else x_1_H_T_D[0].index_select(1, self.index_BL)
+        taken = (
+            x_1_H_T_D[0, :, : rows * self.width]
+            if self.is_plain
+            else x_1_H_T_D[0].index_select(1, self.index_BL)
+        )
         return taken.reshape(heads, rows, self.width, size).transpose(0, 1)
 
     def unpad(self, x_B_H_L_D: Tensor) -> Tensor:
@@ -280,7 +310,11 @@ def varlen(branches: Branches, device: torch.device, kernel: RaggedKernel) -> At
     at = prefix_tokens
     for length, prefix in zip(branches.suffix_lengths, branches.prefixes, strict=True):
         query_runs.append(length)
-        key_index.append(torch.cat([torch.arange(starts[prefix], starts[prefix + 1]), torch.arange(at, at + length)]))
+        key_index.append(
+            torch.cat(
+                [torch.arange(starts[prefix], starts[prefix + 1]), torch.arange(at, at + length)]
+            )
+        )
         at += length
     key_runs = [len(index) for index in key_index]
     keys = torch.cat(key_index).to(device)
@@ -297,12 +331,28 @@ def varlen(branches: Branches, device: torch.device, kernel: RaggedKernel) -> At
 
 
 def _varlen_on_cuda(
-    q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, longest_q: int, longest_k: int, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ends_q: Tensor,
+    ends_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    scale: float | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     out: Any = varlen_attn(
-        q, k, v, ends_q, ends_k, longest_q, longest_k, scale=scale, window_size=(-1, 0), enable_gqa=True
+        q,
+        k,
+        v,
+        ends_q,
+        ends_k,
+        longest_q,
+        longest_k,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=True,
     )
     attended: Tensor = out  # the log-sum-exp comes with it only if asked for
     return attended

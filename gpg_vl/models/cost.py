@@ -67,8 +67,14 @@ def shape_of(config: Any, *, has_vision: bool) -> Shape:
     if has_vision:
         vision = config.vision_config
         embed = getattr(vision, "embed_dim", None) or vision.hidden_size
-        gated = not hasattr(vision, "embed_dim")  # Qwen2.5-VL: three matrices and a width of its own
-        mlp = 3 * embed * vision.intermediate_size if gated else 2 * embed * int(embed * vision.mlp_ratio)
+        gated = not hasattr(
+            vision, "embed_dim"
+        )  # Qwen2.5-VL: three matrices and a width of its own
+        mlp = (
+            3 * embed * vision.intermediate_size
+            if gated
+            else 2 * embed * int(embed * vision.mlp_ratio)
+        )
         patch = 3 * vision.temporal_patch_size * vision.patch_size**2 * embed
         merge = vision.spatial_merge_size**2
         sizes = {
@@ -110,7 +116,9 @@ def group_cost(
     return Cost(
         prefill=copies * (prefix + (0 if vision == "kept" else see)),
         decode=branches + 2 * shape.head * group_size * completion,
-        train=passes * (copies * prefix + branches) + copies * seen * see + 6 * shape.head * group_size * completion,
+        train=passes * (copies * prefix + branches)
+        + copies * seen * see
+        + 6 * shape.head * group_size * completion,
         tokens=copies * prompt + group_size * run,
         patches=0 if vision == "kept" else 2 * copies * image_tokens * shape.merge,
     )

@@ -53,7 +53,10 @@ class Encoder:
         """The prompt as text, one image mark of the model per image. Raises UserError."""
         messages = _styled(example, self.style)
         for message in messages:
-            if token := next((t for t in (*VISION_TOKENS, "<|im_start|>", "<|im_end|>") if t in message.content), None):
+            if token := next(
+                (t for t in (*VISION_TOKENS, "<|im_start|>", "<|im_end|>") if t in message.content),
+                None,
+            ):
                 raise UserError(
                     f"Example {example.id}: the prompt contains the control token {token}. Only {IMAGE_MARK} may stand "
                     f"for an image; remove the token from the text."
@@ -89,8 +92,14 @@ class Encoder:
         per_image = [] if grid is None else (grid.prod(dim=1) // family.merge_size**2).tolist()
         ids = _expand(self._token_ids(text), self.processing.tokens.image, per_image, example.id)
         ids_T = torch.tensor(ids, dtype=torch.long)
-        image_mask_T = ids_T == (-1 if self.processing.tokens.image is None else self.processing.tokens.image)
-        assert int(image_mask_T.sum()) == sum(per_image), (example.id, int(image_mask_T.sum()), per_image)
+        image_mask_T = ids_T == (
+            -1 if self.processing.tokens.image is None else self.processing.tokens.image
+        )
+        assert int(image_mask_T.sum()) == sum(per_image), (
+            example.id,
+            int(image_mask_T.sum()),
+            per_image,
+        )
         positions = family.positions(ids_T, image_mask_T, grid, family.merge_size)
         return Prompt(
             example_id=example.id,
@@ -107,8 +116,15 @@ class Encoder:
 
     def _templated(self, messages: tuple[Message, ...]) -> str:
         vision = self.processing.family.has_vision
-        turns = [{"role": m.role, "content": _parts(m.content) if vision else m.content} for m in messages]
-        return str(self.processing.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        turns = [
+            {"role": m.role, "content": _parts(m.content) if vision else m.content}
+            for m in messages
+        ]
+        return str(
+            self.processing.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        )
 
     def _plain(self, messages: tuple[Message, ...]) -> str:
         markup = self.processing.family.image_markup
@@ -123,7 +139,10 @@ class Encoder:
                 f"Example {example.id} has {len(example.images)} image(s), but {self.processing.family.model_type} "
                 f"reads text only. Use a vision-language checkpoint or data without images."
             )
-        return [load_image(image, root=self.root, max_pixels=self.limits.max_image_pixels) for image in example.images]
+        return [
+            load_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
+            for image in example.images
+        ]
 
     def _resized(self, image: Image.Image, example: Example) -> tuple[int, int]:
         """(height, width) that the model sees; multiples of the side of an image token."""
@@ -137,7 +156,11 @@ class Encoder:
                 f"wide. Crop or pad it."
             )
         resized: tuple[int, int] = smart_resize(
-            height, width, factor=side, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
+            height,
+            width,
+            factor=side,
+            min_pixels=self.limits.min_pixels,
+            max_pixels=self.limits.max_pixels,
         )
         if min(resized) < side:
             raise UserError(
@@ -161,12 +184,18 @@ class Encoder:
             self._resized(image, example)  # says in words what the library would assert
             resized.append(
                 fetch_image(
-                    {"image": image, "min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels},
+                    {
+                        "image": image,
+                        "min_pixels": self.limits.min_pixels,
+                        "max_pixels": self.limits.max_pixels,
+                    },
                     image_patch_size=self.processing.family.patch_size,
                 )
             )
         assert self.processing.image_processor is not None, "a family without vision has no images"
-        features = self.processing.image_processor(images=resized, do_resize=False, return_tensors="pt")
+        features = self.processing.image_processor(
+            images=resized, do_resize=False, return_tensors="pt"
+        )
         return features["pixel_values"].float(), features["image_grid_thw"].long()
 
 
@@ -179,7 +208,11 @@ def _keys(pixel_values_N: Tensor | None, grid_thw_I_3: Tensor | None) -> tuple[s
 
 def _styled(example: Example, style: PromptStyle) -> tuple[Message, ...]:
     """The conversation with the style's template on its last user turn, its system turn, and a mark for every image."""
-    turns = (Message(role="user", content=example.prompt),) if isinstance(example.prompt, str) else example.prompt
+    turns = (
+        (Message(role="user", content=example.prompt),)
+        if isinstance(example.prompt, str)
+        else example.prompt
+    )
     marks = count_marks(example.prompt)
     if marks not in (0, len(example.images)):
         raise UserError(
@@ -188,13 +221,17 @@ def _styled(example: Example, style: PromptStyle) -> tuple[Message, ...]:
         )
     last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=None)
     if last is None:
-        raise UserError(f"Example {example.id}: the prompt has no user turn. Add a message with role 'user'.")
+        raise UserError(
+            f"Example {example.id}: the prompt has no user turn. Add a message with role 'user'."
+        )
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
     styled = []
     for i, turn in enumerate(turns):
         content = turn.content
         if i == last:
-            content = style.template.replace("{choices}", _listed(example.choices or ())).replace("{prompt}", content)
+            content = style.template.replace("{choices}", _listed(example.choices or ())).replace(
+                "{prompt}", content
+            )
         if i == first and marks == 0:
             content = IMAGE_MARK * len(example.images) + content
         styled.append(Message(role=turn.role, content=content))
@@ -204,7 +241,11 @@ def _styled(example: Example, style: PromptStyle) -> tuple[Message, ...]:
 
 def _listed(choices: Sequence[str]) -> str:
     """`a, b or c`, as SAT's prompts write options."""
-    return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else "".join(choices)
+    return (
+        " or ".join([", ".join(choices[:-1]), choices[-1]])
+        if len(choices) > 1
+        else "".join(choices)
+    )
 
 
 def _parts(content: str) -> list[dict[str, str]]:
@@ -218,7 +259,9 @@ def _parts(content: str) -> list[dict[str, str]]:
     return parts
 
 
-def _expand(ids: list[int], image_id: int | None, per_image: list[int], example_id: str) -> list[int]:
+def _expand(
+    ids: list[int], image_id: int | None, per_image: list[int], example_id: str
+) -> list[int]:
     """Each image id repeated as often as the vision tower will produce features for its image."""
     found = ids.count(image_id) if image_id is not None else 0
     if found != len(per_image):
@@ -227,4 +270,8 @@ def _expand(ids: list[int], image_id: int | None, per_image: list[int], example_
             f"template must write one per image."
         )
     counts = iter(per_image)
-    return [token for token_id in ids for token in ([token_id] * next(counts) if token_id == image_id else [token_id])]
+    return [
+        token
+        for token_id in ids
+        for token in ([token_id] * next(counts) if token_id == image_id else [token_id])
+    ]

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
 
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+VISION_TOKENS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 """Never sampled: a completion that held one would need an image that does not exist."""
 
 
@@ -49,15 +55,23 @@ class Family:
         """`vision`, `merger` or `language`: the part that a parameter of the model belongs to."""
         if ".visual.merger." in parameter_name or parameter_name.startswith("visual.merger."):
             return "merger"
-        return "vision" if ".visual." in parameter_name or parameter_name.startswith("visual.") else "language"
+        return (
+            "vision"
+            if ".visual." in parameter_name or parameter_name.startswith("visual.")
+            else "language"
+        )
 
 
-def text_positions(ids_T: Tensor, image_mask_T: Tensor, grid_thw_I_3: Tensor | None, merge_size: int) -> Tensor:
+def text_positions(
+    ids_T: Tensor, image_mask_T: Tensor, grid_thw_I_3: Tensor | None, merge_size: int
+) -> Tensor:
     """0, 1, 2, ... on all three axes."""
     return torch.arange(ids_T.shape[0]).expand(3, -1).clone()
 
 
-def mrope_positions(ids_T: Tensor, image_mask_T: Tensor, grid_thw_I_3: Tensor | None, merge_size: int) -> Tensor:
+def mrope_positions(
+    ids_T: Tensor, image_mask_T: Tensor, grid_thw_I_3: Tensor | None, merge_size: int
+) -> Tensor:
     """M-RoPE of Qwen2-VL: text advances all axes by one, an image spans its own time, height and width.
 
     After an image, text goes on at the largest position of the image plus one, which is less than its number of tokens.
@@ -68,7 +82,9 @@ def mrope_positions(ids_T: Tensor, image_mask_T: Tensor, grid_thw_I_3: Tensor | 
     at = 0
     grids = [] if grid_thw_I_3 is None else grid_thw_I_3.tolist()
     image_starts = _run_starts(image_mask_T)
-    assert len(image_starts) == len(grids), f"{len(image_starts)} runs of image tokens, {len(grids)} images"
+    assert len(image_starts) == len(grids), (
+        f"{len(image_starts)} runs of image tokens, {len(grids)} images"
+    )
     for start, (time, height, width) in zip(image_starts, grids, strict=True):
         text = torch.arange(start - at) + following
         positions.append(text.expand(3, -1))
@@ -109,7 +125,12 @@ FAMILIES = {
             image_markup=_QWEN_IMAGE,
             positions=mrope_positions,
         ),
-        Family(model_type="qwen2", model_class="Qwen2ForCausalLM", has_vision=False, positions=text_positions),
+        Family(
+            model_type="qwen2",
+            model_class="Qwen2ForCausalLM",
+            has_vision=False,
+            positions=text_positions,
+        ),
     )
 }
 

@@ -42,7 +42,9 @@ class FeatureCache:
         unwanted = self._only is not None and key not in self._only
         if unwanted or size > self._max_bytes or (key, dtype) in self._features:
             return
-        self._features[key, dtype] = features.clone()  # not a view that would keep a whole batch alive
+        self._features[key, dtype] = (
+            features.clone()
+        )  # not a view that would keep a whole batch alive
         self._held += size
         while self._held > self._max_bytes:
             _, oldest = self._features.popitem(last=False)

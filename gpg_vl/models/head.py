@@ -54,7 +54,9 @@ class _FormedGradient(torch.autograd.Function):
         return None, None, *(None if g is None else g.mul_(scale.to(g.dtype)) for g in gradients)
 
 
-def with_gradient(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+def with_gradient(
+    value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> Tensor:
     """`value` as a scalar that hands `gradients` (times what comes in) to `inputs` in the backward pass, once.
 
     None says that an input does not take part.
@@ -85,14 +87,20 @@ def gpg_head(
         hidden, weight = hidden_K_H.to(compute), weight_V_H.to(compute)
         coefficients_K = coefficients_K.to(wide)
         grad_hidden = torch.empty_like(hidden_K_H) if form and wants_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if form and wants_weight else None
+        grad_weight = (
+            torch.zeros(weight.shape, dtype=wide, device=weight.device)
+            if form and wants_weight
+            else None
+        )
         scores = []
         for part in _tiles(hidden, len(weight)):
             logits_K_V = _logits(hidden[part], weight, never_sampled_V, temperature, wide)
             logp, entropy, normalizer = _scores_of(logits_K_V, targets_K[part])
             scores.append((logp, entropy))
             if form:
-                slope = _slope(logits_K_V, normalizer, targets_K[part], coefficients_K[part] / temperature)
+                slope = _slope(
+                    logits_K_V, normalizer, targets_K[part], coefficients_K[part] / temperature
+                )
                 if grad_hidden is not None:
                     grad_hidden[part] = (slope.to(weight.dtype) @ weight).to(grad_hidden.dtype)
                 if grad_weight is not None:
@@ -108,7 +116,12 @@ def gpg_head(
 
 
 def token_scores(
-    hidden_K_H: Tensor, weight_V_H: Tensor, targets_K: Tensor, never_sampled_V: Tensor, *, temperature: float
+    hidden_K_H: Tensor,
+    weight_V_H: Tensor,
+    targets_K: Tensor,
+    never_sampled_V: Tensor,
+    *,
+    temperature: float,
 ) -> Scores:
     """log pi of each token, differentiable: the backward pass computes the logits again. For losses not linear in it."""
     compute = compute_dtype(hidden_K_H)
@@ -132,7 +145,9 @@ class _TokenScores(torch.autograd.Function):
         with torch.autocast(hidden_K_H.device.type, enabled=False):
             hidden, weight = hidden_K_H.to(compute), weight_V_H.to(compute)
             scores = [
-                _scores_of(_logits(hidden[part], weight, never_V, temperature, wide), targets_K[part])[:2]
+                _scores_of(
+                    _logits(hidden[part], weight, never_V, temperature, wide), targets_K[part]
+                )[:2]
                 for part in _tiles(hidden, len(weight))
             ]
             logp_K, entropy_K = _joined(scores, hidden, wide)
@@ -173,7 +188,9 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def sampling_logits(hidden_K_H: Tensor, weight_V_H: Tensor, never_sampled_V: Tensor, *, temperature: float) -> Tensor:
+def sampling_logits(
+    hidden_K_H: Tensor, weight_V_H: Tensor, never_sampled_V: Tensor, *, temperature: float
+) -> Tensor:
     """[K, V] logits of the distribution that tokens are drawn from, in float32 at least. For few tokens at a time."""
     wide = torch.promote_types(compute_dtype(hidden_K_H), torch.float32)
     return _logits(hidden_K_H, weight_V_H, never_sampled_V, temperature, wide)
@@ -185,7 +202,9 @@ def _tiles(hidden_K_H: Tensor, vocabulary: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, never_V: Tensor, temperature: float, wide: torch.dtype) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, never_V: Tensor, temperature: float, wide: torch.dtype
+) -> Tensor:
     logits_K_V = (hidden @ weight.T).to(wide)
     if temperature != 1.0:
         logits_K_V /= temperature
@@ -201,7 +220,9 @@ def _scores_of(logits_K_V: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor, T
     return logp_K, entropy_K, normalizer_K
 
 
-def _slope(logits_K_V: Tensor, normalizer_K: Tensor, targets_K: Tensor, weights_K: Tensor) -> Tensor:
+def _slope(
+    logits_K_V: Tensor, normalizer_K: Tensor, targets_K: Tensor, weights_K: Tensor
+) -> Tensor:
     """d(- weight * log pi) / d logits, in the place of the logits: weight * (probability - 1 at the target)."""
     slope = logits_K_V.sub_(normalizer_K[:, None]).exp_()
     slope.scatter_add_(1, targets_K[:, None], slope.new_full((len(slope), 1), -1.0))
@@ -213,11 +234,19 @@ def _add_product(total_V_H: Tensor, slope_K_V: Tensor, hidden_K_H: Tensor) -> No
     if hidden_K_H.dtype == total_V_H.dtype:
         total_V_H.addmm_(slope_K_V.T, hidden_K_H)
     elif hidden_K_H.is_cuda:
-        total_V_H += torch.mm(slope_K_V.to(hidden_K_H.dtype).T, hidden_K_H, out_dtype=total_V_H.dtype)
+        total_V_H += torch.mm(
+            slope_K_V.to(hidden_K_H.dtype).T, hidden_K_H, out_dtype=total_V_H.dtype
+        )
     else:
-        total_V_H.addmm_(slope_K_V.to(hidden_K_H.dtype).to(total_V_H.dtype).T, hidden_K_H.to(total_V_H.dtype))
+        total_V_H.addmm_(
+            slope_K_V.to(hidden_K_H.dtype).to(total_V_H.dtype).T, hidden_K_H.to(total_V_H.dtype)
+        )
 
 
-def _joined(scores: Sequence[tuple[Tensor, Tensor]], like: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _joined(
+    scores: Sequence[tuple[Tensor, Tensor]], like: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     empty = like.new_zeros(0, dtype=dtype)
-    return torch.cat([logp for logp, _ in scores] or [empty]), torch.cat([e for _, e in scores] or [empty])
+    return torch.cat([logp for logp, _ in scores] or [empty]), torch.cat(
+        [e for _, e in scores] or [empty]
+    )

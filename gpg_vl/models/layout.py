@@ -99,7 +99,12 @@ def pack(
     ends = list(accumulate(p.length for p in prompts))
     pieces = _pieces([len(c) for _, c in flat], ends[-1], tokens_per_pass)
     return Packed(
-        **_prefixes(prompts, [p.input_ids_T for p in prompts], [p.positions_3_T for p in prompts], distinct=True),
+        **_prefixes(
+            prompts,
+            [p.input_ids_T for p in prompts],
+            [p.positions_3_T for p in prompts],
+            distinct=True,
+        ),
         prompt_keys=tuple(_key(p) for p in prompts),
         suffixes=tuple(_suffixes(flat[piece], prompts, ends) for piece in pieces),
     )
@@ -121,7 +126,9 @@ def _pack_naive(rows: Sequence[tuple[Prompt, Sequence[int]]]) -> Packed:
     ]
     starts = [0, *accumulate(len(row) for row in ids)]
     source = [
-        torch.arange(len(c)) + start + p.length - 1 for (p, c), start in zip(rows, starts[:-1], strict=True) if len(c)
+        torch.arange(len(c)) + start + p.length - 1
+        for (p, c), start in zip(rows, starts[:-1], strict=True)
+        if len(c)
     ]
     empty = torch.zeros(0, dtype=torch.long)
     suffixes = Suffixes(
@@ -133,7 +140,9 @@ def _pack_naive(rows: Sequence[tuple[Prompt, Sequence[int]]]) -> Packed:
         source_K=torch.cat(source or [empty]),
         counts=tuple(len(c) for _, c in rows),
     )
-    return Packed(**_prefixes(prompts, ids, positions, distinct=False), prompt_keys=(), suffixes=(suffixes,))
+    return Packed(
+        **_prefixes(prompts, ids, positions, distinct=False), prompt_keys=(), suffixes=(suffixes,)
+    )
 
 
 def _prefixes(
@@ -167,7 +176,14 @@ def _images(prompt: Prompt) -> list[tuple[str, Tensor, Tensor]]:
     if prompt.pixel_values_N is None or prompt.grid_thw_I_3 is None:
         return []
     sizes = prompt.grid_thw_I_3.prod(dim=1).tolist()
-    return list(zip(prompt.image_keys, prompt.pixel_values_N.split(sizes), prompt.grid_thw_I_3.unbind(), strict=True))
+    return list(
+        zip(
+            prompt.image_keys,
+            prompt.pixel_values_N.split(sizes),
+            prompt.grid_thw_I_3.unbind(),
+            strict=True,
+        )
+    )
 
 
 def _pieces(lengths: Sequence[int], prefix_tokens: int, tokens_per_pass: int | None) -> list[slice]:
@@ -186,7 +202,9 @@ def _pieces(lengths: Sequence[int], prefix_tokens: int, tokens_per_pass: int | N
 
 
 def _suffixes(
-    completions: Sequence[tuple[int, tuple[int, ...]]], prompts: Sequence[Prompt], ends: Sequence[int]
+    completions: Sequence[tuple[int, tuple[int, ...]]],
+    prompts: Sequence[Prompt],
+    ends: Sequence[int],
 ) -> Suffixes:
     """completions: (prefix, token ids). ends: where each prefix ends among the prefix tokens."""
     at = ends[-1]

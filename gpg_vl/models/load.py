@@ -77,13 +77,22 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
             if family.has_vision
             else None
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        json.JSONDecodeError,
+    ) as error:
         raise UserError(
             f"The tokenizer or image processor of {path} cannot be read: {_first_line(error)} Copy the files "
             f"tokenizer.json, tokenizer_config.json and preprocessor_config.json from the original checkpoint."
         ) from None
     if tokenizer.chat_template is None:  # older vision checkpoints keep it in a file of its own
-        tokenizer.chat_template = _read_json(path, revision, "chat_template.json").get("chat_template")
+        tokenizer.chat_template = _read_json(path, revision, "chat_template.json").get(
+            "chat_template"
+        )
     return Processing(
         family=family,
         tokenizer=tokenizer,
@@ -101,7 +110,9 @@ def _tokens(path: str, revision: str | None, config: Any, tokenizer: Any, family
     for ids in (listed, getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id):
         found += ids if isinstance(ids, list) else [ids] if ids is not None else []
     if not found:
-        raise UserError(f"The checkpoint {path} names no end-of-sequence token. Set eos_token_id in its config.json.")
+        raise UserError(
+            f"The checkpoint {path} names no end-of-sequence token. Set eos_token_id in its config.json."
+        )
     vocabulary = tokenizer.get_vocab()
     vision = tuple(vocabulary[t] for t in VISION_TOKENS if t in vocabulary)
     return Tokens(
@@ -120,11 +131,15 @@ def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     except ValueError as error:
-        raise UserError(f"{name} of {path} is not JSON: {error}. Copy the file from the original checkpoint.") from None
+        raise UserError(
+            f"{name} of {path} is not JSON: {error}. Copy the file from the original checkpoint."
+        ) from None
     return content
 
 
-def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa") -> "PreTrainedModel":
+def load_model(
+    path: str, *, revision: str | None = None, attention: str = "sdpa"
+) -> "PreTrainedModel":
     """The model with float32 weights, on the CPU, in eval mode. Raises UserError if a weight is missing or left over.
 
     A checkpoint whose weights do not all find their place would train from random numbers and look merely bad.
@@ -150,7 +165,9 @@ def load_model(path: str, *, revision: str | None = None, attention: str = "sdpa
             f"files are read."
         ) from None
     except SafetensorError as error:
-        raise UserError(f"The weights of {path} are damaged: {_first_line(error)} Copy the checkpoint again.") from None
+        raise UserError(
+            f"The weights of {path} are damaged: {_first_line(error)} Copy the checkpoint again."
+        ) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, report.get(kind) or ())):
             raise UserError(

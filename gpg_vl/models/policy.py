@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gpg_vl.errors import UserError
 from gpg_vl.models import attention
 from gpg_vl.models.attention import Branches, Kernel, LayerAttention, SharedPrefix
 from gpg_vl.models.families import Family
@@ -26,6 +25,7 @@ from gpg_vl.models.features import FeatureCache
 from gpg_vl.models.head import compute_dtype, gpg_head, sampling_logits, token_scores, with_gradient
 from gpg_vl.models.layout import Packed, Suffixes
 from gpg_vl.models.load import Tokens
+from gpg_vl.models.refusal import refuse_unsupported
 
 ROLLOUT_FEATURE_BYTES = 2**30
 """Most memory for the features of images that several prompts of one rollout show."""
@@ -74,7 +74,7 @@ class Policy(nn.Module):
         features: FeatureCache | None = None,
     ) -> None:
         super().__init__()
-        _refuse_unsupported(model)
+        refuse_unsupported(model)
         attention.install(model, has_vision=family.has_vision)
         self.model: Any = model
         self.family = family
@@ -99,11 +99,19 @@ class Policy(nn.Module):
             return self._two_phases(packed, coefficients_K, *self._prefixes(packed))
         weights = coefficients_K.split([len(part.targets_K) for part in packed.suffixes])
         pieces = zip(self._pieces(packed), weights, strict=True)
-        return _added([self._loss(hidden_K_H, part, weights_K) for (hidden_K_H, part), weights_K in pieces])
+        return _added(
+            [self._loss(hidden_K_H, part, weights_K) for (hidden_K_H, part), weights_K in pieces]
+        )
 
     def _log_probs(self, packed: Packed) -> PolicyOutput:
         scores = [
-            token_scores(hidden, self._head_weight, part.targets_K, self.never_sampled_V, temperature=self.temperature)
+            token_scores(
+                hidden,
+                self._head_weight,
+                part.targets_K,
+                self.never_sampled_V,
+                temperature=self.temperature,
+            )
             for hidden, part in self._pieces(packed)
         ]
         logp_K, entropy_K = (torch.cat(column) for column in zip(*scores, strict=True))
@@ -113,7 +121,10 @@ class Policy(nn.Module):
         """Hidden states before each completion token, for each piece of the pass."""
         if len(packed.suffixes) == 1:
             (part,) = packed.suffixes
-            ids, positions = _joined(packed.ids_S, part.ids_U), _joined(packed.positions_3_S, part.positions_3_U)
+            ids, positions = (
+                _joined(packed.ids_S, part.ids_U),
+                _joined(packed.positions_3_S, part.positions_3_U),
+            )
             shared = self._shared(packed, part)
             states_T_H = self.tower(self.embed(packed, ids), positions, shared)
             yield states_T_H[part.source_K], part
@@ -145,7 +156,9 @@ class Policy(nn.Module):
             del states_T_H, output, fresh  # the next piece must not stand beside this one
         total = _added(outputs)
         inputs = [x for x in crossing if x.requires_grad] + parameters
-        formed = [None if g is None else g.to(x.dtype) for x, g in zip(inputs, gradients, strict=True)]
+        formed = [
+            None if g is None else g.to(x.dtype) for x, g in zip(inputs, gradients, strict=True)
+        ]
         return total._replace(loss=with_gradient(total.loss, inputs, formed))
 
     @contextmanager
@@ -174,12 +187,17 @@ class Policy(nn.Module):
     def _taken(self, packed: Packed) -> tuple[Tensor, Keys] | None:
         """What was kept of the prefixes of a pass, if it was of all of them. It can be used once: backward frees it."""
         wanted = set(packed.prompt_keys)
-        if not self._kept or len(wanted) != len(packed.prompt_keys) or not wanted <= self._kept.keys():
+        if (
+            not self._kept
+            or len(wanted) != len(packed.prompt_keys)
+            or not wanted <= self._kept.keys()
+        ):
             return None
         kept = [self._kept.pop(key) for key in packed.prompt_keys]
         layers = zip(*(keys for _, keys in kept), strict=True)
         joined = [
-            (torch.cat([k for k, _ in pairs], dim=2), torch.cat([v for _, v in pairs], dim=2)) for pairs in layers
+            (torch.cat([k for k, _ in pairs], dim=2), torch.cat([v for _, v in pairs], dim=2))
+            for pairs in layers
         ]
         return torch.cat([states for states, _ in kept]), joined
 
@@ -187,10 +205,14 @@ class Policy(nn.Module):
         device = packed.ids_S.device
         branches = Branches(prefix_lengths=packed.prefix_lengths)
         keys: Keys = []
-        shared = SharedPrefix(attend=attention.make_attend(self.kernel, branches, device), kept=keys)
+        shared = SharedPrefix(
+            attend=attention.make_attend(self.kernel, branches, device), kept=keys
+        )
         return self.tower(self.embed(packed, packed.ids_S), packed.positions_3_S, shared), keys
 
-    def _suffix_states(self, packed: Packed, part: Suffixes, keys: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def _suffix_states(
+        self, packed: Packed, part: Suffixes, keys: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
         """[U, H]"""
         if not len(part.ids_U):
             return keys[0][0].new_zeros(0, self._head_weight.shape[1])
@@ -201,11 +223,21 @@ class Policy(nn.Module):
             prefix_queries=False,
         )
         attend = attention.make_attend(self.kernel, branches, part.ids_U.device)
-        return self.tower(self.embed_tokens(part.ids_U), part.positions_3_U, SharedPrefix(attend=attend, given=keys))
+        return self.tower(
+            self.embed_tokens(part.ids_U),
+            part.positions_3_U,
+            SharedPrefix(attend=attend, given=keys),
+        )
 
     def _shared(self, packed: Packed, part: Suffixes) -> SharedPrefix:
-        branches = Branches(prefix_lengths=packed.prefix_lengths, suffix_lengths=part.lengths, prefixes=part.prefixes)
-        return SharedPrefix(attend=attention.make_attend(self.kernel, branches, packed.ids_S.device))
+        branches = Branches(
+            prefix_lengths=packed.prefix_lengths,
+            suffix_lengths=part.lengths,
+            prefixes=part.prefixes,
+        )
+        return SharedPrefix(
+            attend=attention.make_attend(self.kernel, branches, packed.ids_S.device)
+        )
 
     def _loss(self, hidden_K_H: Tensor, part: Suffixes, coefficients_K: Tensor) -> PolicyOutput:
         output = gpg_head(
@@ -218,7 +250,9 @@ class Policy(nn.Module):
         )
         return PolicyOutput(output.loss, output.logp_K, output.entropy_K)
 
-    def tower(self, embeddings_T_H: Tensor, positions_3_T: Tensor, shared: LayerAttention) -> Tensor:
+    def tower(
+        self, embeddings_T_H: Tensor, positions_3_T: Tensor, shared: LayerAttention
+    ) -> Tensor:
         """The text tower alone: [T, H] or, for T rows of one token, [T, 1, H]. Positions and attention are given, not derived."""
         is_one_row = embeddings_T_H.dim() == 2
         embeddings_B_T_H = embeddings_T_H[None] if is_one_row else embeddings_T_H
@@ -237,7 +271,11 @@ class Policy(nn.Module):
         """[T, H]: embeddings of the prefixes' ids, image features in their places, and of what follows them in `ids_T`."""
         embeddings = self.embed_tokens(ids_T)
         if packed.pixel_values_N is None:
-            return embeddings + 0.0 * self._blank_features(embeddings) if torch.is_grad_enabled() else embeddings
+            return (
+                embeddings + 0.0 * self._blank_features(embeddings)
+                if torch.is_grad_enabled()
+                else embeddings
+            )
         features = self.image_features(packed)
         placed = torch.cat([features[i] for i in packed.image_places]).to(embeddings.dtype)
         where_T = torch.nn.functional.pad(packed.image_mask_S, (0, len(ids_T) - len(packed.ids_S)))
@@ -310,7 +348,9 @@ class Policy(nn.Module):
 
     def logits(self, hidden_B_H: Tensor, *, temperature: float) -> Tensor:
         """[B, V] logits of the sampling distribution: over the temperature, vision tokens out of reach."""
-        return sampling_logits(hidden_B_H, self._head_weight, self.never_sampled_V, temperature=temperature)
+        return sampling_logits(
+            hidden_B_H, self._head_weight, self.never_sampled_V, temperature=temperature
+        )
 
     @property
     def _head_weight(self) -> Tensor:
@@ -319,35 +359,11 @@ class Policy(nn.Module):
 
     def _language_parameters(self) -> list[nn.Parameter]:
         """All but those of the vision tower, each once."""
-        return [p for name, p in self.model.named_parameters() if self.family.part_of(name) == "language"]
-
-
-def _refuse_unsupported(model: Any) -> None:
-    """What would make the shared pass differ from separate rows. Raises UserError."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise UserError(
-            f"The model has layers of type {', '.join(sorted(kinds))}; only full_attention is supported. Set "
-            f"use_sliding_window to false in the checkpoint's config.json if its prompts are short enough."
-        )
-    parts = {"text": config, "vision": getattr(model.config, "vision_config", None)}
-    for part, settings in parts.items():
-        if rate := getattr(settings, "attention_dropout", 0.0):
-            raise UserError(
-                f"The model's {part} config has attention_dropout {rate}; only 0 is allowed, because the policy that samples "
-                f"and the one that trains must be the same, and a prompt that is computed once for its group draws one "
-                f"mask where separate rows draw one each. Set it to 0 in the checkpoint's config.json."
-            )
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("The model's head has a bias, which the head of gpg_vl does not compute. Choose one without.")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p > 0:
-            raise UserError(
-                f"The module {name} drops out with probability {module.p}; only 0 is allowed, because a prompt that is "
-                f"computed once for its group draws one mask where separate rows draw one each. Set the dropout of the "
-                f"model or adapter to 0."
-            )
+        return [
+            p
+            for name, p in self.model.named_parameters()
+            if self.family.part_of(name) == "language"
+        ]
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:
@@ -358,7 +374,9 @@ def _sum(held: Tensor | None, more: Tensor | None) -> Tensor | None:
     """In float32 at least: in bfloat16 the sum over many siblings would lose the last of them."""
     if more is None:
         return held
-    return more.to(torch.promote_types(more.dtype, torch.float32)) if held is None else held.add_(more)
+    return (
+        more.to(torch.promote_types(more.dtype, torch.float32)) if held is None else held.add_(more)
+    )
 
 
 def _added(outputs: Sequence[PolicyOutput]) -> PolicyOutput:

@@ -74,7 +74,11 @@ def tiny_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def tiny_config(
-    tokenizer: PreTrainedTokenizerFast, vocabulary: int, *, model_type: str = "qwen2_vl", **text: Any
+    tokenizer: PreTrainedTokenizerFast,
+    vocabulary: int,
+    *,
+    model_type: str = "qwen2_vl",
+    **text: Any,
 ) -> Qwen2VLConfig | Qwen2_5_VLConfig:
     """Text: hidden 128, 4 layers, 4 heads of 32 and 2 key-value heads. Vision: embed 96, 2 layers. `text` overrides."""
     if model_type not in _VISION:
@@ -95,7 +99,11 @@ def tiny_config(
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [4, 6, 6],
+            },
             "tie_word_embeddings": True,
             **ends,
             **text,
@@ -124,14 +132,21 @@ _VISION: dict[str, tuple[Any, dict[str, Any], str]] = {
     # windows of 4x4 patches in the first layer, attention over the whole image in the second
     "qwen2_5_vl": (
         Qwen2_5_VLConfig,
-        {"hidden_size": 96, "intermediate_size": 192, "window_size": 56, "fullatt_block_indexes": [1]},
+        {
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
         "out_hidden_size",
     ),
 }
 """Configuration class, vision settings, and what the width of the image features is called."""
 
 
-def tiny_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = CHAT_TEMPLATE) -> Qwen2VLProcessor:
+def tiny_processor(
+    tokenizer: PreTrainedTokenizerFast, chat_template: str | None = CHAT_TEMPLATE
+) -> Qwen2VLProcessor:
     from transformers import Qwen2VLVideoProcessor
 
     tokenizer.chat_template = chat_template
@@ -149,7 +164,9 @@ def tiny_model(config: Qwen2VLConfig | Qwen2_5_VLConfig, seed: int) -> PreTraine
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         newer = isinstance(config, Qwen2_5_VLConfig)
-        model: Any = (Qwen2_5_VLForConditionalGeneration if newer else Qwen2VLForConditionalGeneration)(config)
+        model: Any = (
+            Qwen2_5_VLForConditionalGeneration if newer else Qwen2VLForConditionalGeneration
+        )(config)
     made: PreTrainedModel = model.float().eval()
     return made
 
@@ -166,7 +183,10 @@ def save_checkpoint(model: PreTrainedModel, processor: Qwen2VLProcessor, folder:
         "top_p": 0.001,
         "top_k": 1,
         "bos_token_id": model.config.text_config.bos_token_id,
-        "eos_token_id": [model.config.text_config.eos_token_id, model.config.text_config.pad_token_id],
+        "eos_token_id": [
+            model.config.text_config.eos_token_id,
+            model.config.text_config.pad_token_id,
+        ],
         "pad_token_id": model.config.text_config.pad_token_id,
     }
     (folder / "generation_config.json").write_text(json.dumps(near_greedy, indent=2) + "\n")

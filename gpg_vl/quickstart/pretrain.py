@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 
-from gpg_vl.data import scenes
 from gpg_vl.models import tiny
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example
 
 SCENE_SEED = 5
@@ -56,9 +56,27 @@ class Stage:
 
 
 STAGES = (
-    Stage(name="see", steps=1000, first_rate=1.5e-3, last_rate=1.3e-3, shares={"describe": 0.6, "answer": 0.4}),
-    Stage(name="answer", steps=700, first_rate=1e-3, last_rate=3e-4, shares={"describe": 0.1, "answer": 0.9}),
-    Stage(name="guess", steps=300, first_rate=3e-4, last_rate=3e-4, shares={"describe": 0.3, "guess": 0.7}),
+    Stage(
+        name="see",
+        steps=1000,
+        first_rate=1.5e-3,
+        last_rate=1.3e-3,
+        shares={"describe": 0.6, "answer": 0.4},
+    ),
+    Stage(
+        name="answer",
+        steps=700,
+        first_rate=1e-3,
+        last_rate=3e-4,
+        shares={"describe": 0.1, "answer": 0.9},
+    ),
+    Stage(
+        name="guess",
+        steps=300,
+        first_rate=3e-4,
+        last_rate=3e-4,
+        shares={"describe": 0.3, "guess": 0.7},
+    ),
 )
 
 
@@ -75,7 +93,8 @@ def description(scene: scenes.Scene) -> str:
     """`1 2 red box orange ball; 3 4 teal cube`: row and column from 1, box if there is one, colour, shape."""
     ordered = sorted(scene.things, key=lambda thing: (thing.row, thing.column))
     return "; ".join(
-        f"{t.row + 1} {t.column + 1} {t.box + ' box ' if t.box else ''}{t.colour} {t.shape}" for t in ordered
+        f"{t.row + 1} {t.column + 1} {t.box + ' box ' if t.box else ''}{t.colour} {t.shape}"
+        for t in ordered
     )
 
 
@@ -84,10 +103,19 @@ def new_checkpoint(folder: Path, seed: int) -> None:
     corpus: list[str] = []
     for number in range(3000):
         scene = scenes.scene(SCENE_SEED, number)
-        corpus += [question(scene), description(scene), scene.options[scene.answer], DESCRIBE, "user\n", "assistant\n"]
+        corpus += [
+            question(scene),
+            description(scene),
+            scene.options[scene.answer],
+            DESCRIBE,
+            "user\n",
+            "assistant\n",
+        ]
     tokenizer = tiny.tiny_tokenizer(corpus, VOCABULARY)
     tiny.save_checkpoint(
-        tiny.tiny_model(tiny.tiny_config(tokenizer, VOCABULARY), seed), tiny.tiny_processor(tokenizer), folder
+        tiny.tiny_model(tiny.tiny_config(tokenizer, VOCABULARY), seed),
+        tiny.tiny_processor(tokenizer),
+        folder,
     )
 
 
@@ -97,9 +125,16 @@ def example(kind: str, number: int, rng: random.Random) -> Example:
     if kind == "describe" and scene.things:
         prompt, answer = DESCRIBE, description(scene)
     else:
-        prompt, answer = question(scene), rng.choice(scene.options) if kind == "guess" else scene.options[scene.answer]
+        prompt, answer = (
+            question(scene),
+            rng.choice(scene.options) if kind == "guess" else scene.options[scene.answer],
+        )
     return Example(
-        id=str(number), images=(scenes.png(scenes.draw(scene, SCENE_SEED)),), prompt=prompt, answer=answer, task=kind
+        id=str(number),
+        images=(scenes.png(scenes.draw(scene, SCENE_SEED)),),
+        prompt=prompt,
+        answer=answer,
+        task=kind,
     )
 
 
@@ -111,15 +146,22 @@ def supervised(
     The loss is the policy's own with coefficients that add up to 2: mean per token of descriptions plus that of the rest.
     """
     ids = [
-        [*processing.tokenizer(e.answer, add_special_tokens=False).input_ids, processing.tokens.ends[0]] for e in batch
+        [
+            *processing.tokenizer(e.answer, add_special_tokens=False).input_ids,
+            processing.tokens.ends[0],
+        ]
+        for e in batch
     ]
     long = [e.task == "describe" for e in batch]
     tokens = {
-        kind: sum(len(t) for t, is_long in zip(ids, long, strict=True) if is_long == kind) for kind in (True, False)
+        kind: sum(len(t) for t, is_long in zip(ids, long, strict=True) if is_long == kind)
+        for kind in (True, False)
     }
     packed = pack([encoder.encode(e) for e in batch], [[t] for t in ids])
     lengths = torch.tensor(packed.counts)
-    output = policy(packed, torch.tensor([1 / tokens[kind] for kind in long]).repeat_interleave(lengths))
+    output = policy(
+        packed, torch.tensor([1 / tokens[kind] for kind in long]).repeat_interleave(lengths)
+    )
     firsts = (lengths.cumsum(0) - lengths).tolist()
     chances: dict[str, list[float]] = {}
     for e, first in zip(batch, firsts, strict=True):
@@ -128,14 +170,21 @@ def supervised(
 
 
 @torch.no_grad()
-def accuracy(policy: Policy, processing: Processing, encoder: Encoder, number: int = 400) -> dict[str, float]:
+def accuracy(
+    policy: Policy, processing: Processing, encoder: Encoder, number: int = 400
+) -> dict[str, float]:
     """Share of held-out questions whose likeliest first token is the answer's, per task."""
     right: dict[str, list[bool]] = {task: [] for task in scenes.TASKS}
     for start in range(10**8, 10**8 + number, 100):
         batch = [scenes.scene(SCENE_SEED, i) for i in range(start, start + 100)]
         prompts = [
             encoder.encode(
-                Example(id="", images=(scenes.png(scenes.draw(s, SCENE_SEED)),), prompt=question(s), answer="")
+                Example(
+                    id="",
+                    images=(scenes.png(scenes.draw(s, SCENE_SEED)),),
+                    prompt=question(s),
+                    answer="",
+                )
             )
             for s in batch
         ]
@@ -145,13 +194,22 @@ def accuracy(policy: Policy, processing: Processing, encoder: Encoder, number: i
         best = policy.logits(states_S_H[last], temperature=1.0).argmax(dim=-1).tolist()
         for scene, token in zip(batch, best, strict=True):
             right[scene.task].append(
-                token == processing.tokenizer(scene.options[scene.answer], add_special_tokens=False).input_ids[0]
+                token
+                == processing.tokenizer(
+                    scene.options[scene.answer], add_special_tokens=False
+                ).input_ids[0]
             )
     return {task: sum(values) / len(values) for task, values in right.items()}
 
 
 def pretrain(
-    output: Path, *, seed: int, stages: Sequence[Stage], start: Path | None, first_step: int, save_every: int
+    output: Path,
+    *,
+    seed: int,
+    stages: Sequence[Stage],
+    start: Path | None,
+    first_step: int,
+    save_every: int,
 ) -> Path:
     """Train through `stages` and write checkpoints to `output`/step-N; returns the last.
 
@@ -174,7 +232,10 @@ def pretrain(
                 group["lr"] = rate * min(1.0, (step - first_step + 1) / WARMUP_STEPS)
             kinds = rng.choices(list(stage.shares), list(stage.shares.values()), k=BATCH)
             loss, seen = supervised(
-                policy, processing, encoder, [example(k, step * BATCH + j, rng) for j, k in enumerate(kinds)]
+                policy,
+                processing,
+                encoder,
+                [example(k, step * BATCH + j, rng) for j, k in enumerate(kinds)],
             )
             optimizer.zero_grad()
             loss.backward()
@@ -184,9 +245,12 @@ def pretrain(
             for kind, values in seen.items():
                 chances.setdefault(kind, []).extend(values)
             if step % save_every == 0 or i + 1 == stage.steps:
-                told = "  ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(chances.items()))
+                told = "  ".join(
+                    f"{kind} {sum(v) / len(v):.2f}" for kind, v in sorted(chances.items())
+                )
                 scores = "  ".join(
-                    f"{task} {value:.3f}" for task, value in accuracy(policy, processing, encoder).items()
+                    f"{task} {value:.3f}"
+                    for task, value in accuracy(policy, processing, encoder).items()
                 )
                 print(
                     f"{stage.name} step {step}  p(first token): {told}  CV-Bench, greedy: {scores}  "
@@ -194,7 +258,9 @@ def pretrain(
                     flush=True,
                 )
                 chances = {}
-                tiny.save_checkpoint(policy.model, tiny.tiny_processor(processing.tokenizer), output / f"step-{step}")
+                tiny.save_checkpoint(
+                    policy.model, tiny.tiny_processor(processing.tokenizer), output / f"step-{step}"
+                )
     return output / f"step-{step}"
 
 
@@ -202,19 +268,30 @@ def export(checkpoint: Path, folder: Path) -> None:
     """The checkpoint in bfloat16, as it is shipped."""
     processing = load_processing(str(checkpoint))
     model: Any = load_model(str(checkpoint))
-    tiny.save_checkpoint(model.to(torch.bfloat16), tiny.tiny_processor(processing.tokenizer), folder)
+    tiny.save_checkpoint(
+        model.to(torch.bfloat16), tiny.tiny_processor(processing.tokenizer), folder
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--stages", nargs="+", choices=[s.name for s in STAGES], default=[s.name for s in STAGES])
     parser.add_argument(
-        "--start", type=Path, metavar="CHECKPOINT", help="begin with this one, at the first of --stages"
+        "--stages", nargs="+", choices=[s.name for s in STAGES], default=[s.name for s in STAGES]
     )
-    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the last checkpoint there in bfloat16")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin with this one, at the first of --stages",
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="write the last checkpoint there in bfloat16"
+    )
     arguments = parser.parse_args()
     stages = [stage for stage in STAGES if stage.name in arguments.stages]
     first_step = sum(stage.steps for stage in STAGES[: STAGES.index(stages[0])])

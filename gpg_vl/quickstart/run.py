@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from gpg_vl.data import scenes
 from gpg_vl.errors import RunError, UserError
+from gpg_vl.quickstart import scenes
 
 TEST_SEED = 1_000_000
 """Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed, pre-training's 5: odd, so that
@@ -33,14 +33,19 @@ def prepare(folder: Path, seed: int, *, train_rows: int, test_rows: int) -> Path
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "base" / "config.json").exists():
             write_base(folder / "base")
-        for name, rows, scene_seed in (("train", train_rows, TEST_SEED + 1 + 2 * seed), ("test", test_rows, TEST_SEED)):
+        for name, rows, scene_seed in (
+            ("train", train_rows, TEST_SEED + 1 + 2 * seed),
+            ("test", test_rows, TEST_SEED),
+        ):
             file = folder / f"{name}.parquet"
             if not file.exists():
                 partial = file.with_suffix(".partial")
                 pq.write_table(pa.Table.from_pylist(list(scenes.rows(scene_seed, rows))), partial)
                 partial.replace(file)
     except OSError as error:
-        raise UserError(f"The folder {folder} cannot be written: {error}. Choose another one with --folder.") from None
+        raise UserError(
+            f"The folder {folder} cannot be written: {error}. Choose another one with --folder."
+        ) from None
     return folder
 
 
@@ -58,7 +63,14 @@ def write_base(folder: Path) -> None:
 
 
 def quickstart(
-    folder: Path, seed: int, config: Path, console: Console, *, started: float, train_rows: int, test_rows: int
+    folder: Path,
+    seed: int,
+    config: Path,
+    console: Console,
+    *,
+    started: float,
+    train_rows: int,
+    test_rows: int,
 ) -> int:
     """Prepare, evaluate, train, evaluate, and print both. Returns the exit code.
 
@@ -121,11 +133,16 @@ def quickstart(
             str(folder / "eval-base" / "predictions.jsonl"),
         ]
     )
-    before, after = (json.loads((folder / f"eval-{name}" / "results.json").read_text()) for name in ("base", "trained"))
+    before, after = (
+        json.loads((folder / f"eval-{name}" / "results.json").read_text())
+        for name in ("base", "trained")
+    )
     console.print(summary_table(before, after))
     seconds = time.time() - started
     console.print(what_next(folder / "run", trained), highlight=False, soft_wrap=True)
-    console.print(last_line(before, after, seconds, folder / "run"), highlight=False, soft_wrap=True)
+    console.print(
+        last_line(before, after, seconds, folder / "run"), highlight=False, soft_wrap=True
+    )
     return 0
 
 
@@ -140,7 +157,10 @@ def summary_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     for name in ("", "base", "trained", "difference", "chance"):
         table.add_column(name, justify="right" if name else "left")
     for name in SHOWN:
-        cells = [_with_interval(row[f"acc_{name},strict"], row[f"acc_{name}_ci95,strict"]) for row in (base, trained)]
+        cells = [
+            _with_interval(row[f"acc_{name},strict"], row[f"acc_{name}_ci95,strict"])
+            for row in (base, trained)
+        ]
         gain = differences[f"diff_{name}"]
         table.add_row(
             name,
@@ -184,7 +204,10 @@ def _say(console: Console, step: str, text: str) -> None:
 
 
 def _run(command: Sequence[str]) -> None:
-    print("$ " + " ".join("python" if part == sys.executable else part for part in command), flush=True)
+    print(
+        "$ " + " ".join("python" if part == sys.executable else part for part in command),
+        flush=True,
+    )
     code = subprocess.run(command, check=False).returncode
     if code:
         raise RunError(

@@ -15,7 +15,10 @@ from gpg_vl.errors import UserError
 from gpg_vl.registry import Registry
 from gpg_vl.types import Completion, Example
 
-RewardFunction = Callable[[Completion, Example], float] | Callable[[Sequence[Completion], Example], Sequence[float]]
+RewardFunction = (
+    Callable[[Completion, Example], float]
+    | Callable[[Sequence[Completion], Example], Sequence[float]]
+)
 
 BUILTIN = {
     "choice": "gpg_vl.rewards.choice:choice",
@@ -41,7 +44,9 @@ QUICK = frozenset(BUILTIN) - {"geometry", "math"}
 The other two may hand a text to a computer algebra system.
 """
 
-rewards: Registry[RewardFunction] = Registry("reward", builtin=BUILTIN, entry_point_group="gpg_vl.rewards")
+rewards: Registry[RewardFunction] = Registry(
+    "reward", builtin=BUILTIN, entry_point_group="gpg_vl.rewards"
+)
 
 F = TypeVar("F", bound=RewardFunction)
 

@@ -124,7 +124,11 @@ def _may_agree(mine: Any, right: Any) -> bool | None:
 def _is_simple(candidate: str, gold: str) -> bool:
     """True for a candidate that may be compared by solving, as inequalities are: little more in it than in the gold."""
     functions = set(_FUNCTION.findall(candidate)) - set(_FUNCTION.findall(gold))
-    return not functions and len(candidate) <= max(60, 2 * len(gold)) and _powers(candidate).product <= 64
+    return (
+        not functions
+        and len(candidate) <= max(60, 2 * len(gold))
+        and _powers(candidate).product <= 64
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -149,14 +153,26 @@ def _math_verify() -> tuple[Any, Any]:
     from math_verify import verify
     from math_verify.parser import LatexExtractionConfig, NormalizationConfig, parse
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once that there is no time limit
+    logging.getLogger("math_verify").setLevel(
+        logging.ERROR
+    )  # it warns once that there is no time limit
     config = LatexExtractionConfig(
         normalization_config=NormalizationConfig(
-            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+            basic_latex=True,
+            units=False,
+            malformed_operators=True,
+            nits=True,
+            boxed="none",
+            equations=False,
         )
     )
 
     def parse_one(text: str, *, parsing_timeout: int | None) -> Any:
-        return parse(text, extraction_config=[config], fallback_mode="no_fallback", parsing_timeout=parsing_timeout)
+        return parse(
+            text,
+            extraction_config=[config],
+            fallback_mode="no_fallback",
+            parsing_timeout=parsing_timeout,
+        )
 
     return verify, parse_one

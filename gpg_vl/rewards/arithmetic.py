@@ -19,7 +19,9 @@ MAX_DEPTH = 12
 MAX_DIGITS = 18
 MAX_POWER = 64
 
-_TOKEN = re.compile(r"\s*+(\\[A-Za-z]++|[0-9]++(?>(?:\.[0-9]++)?)|\.[0-9]++|[-+*/^(){}\[\]]|[A-DF-Za-df-hj-z])")
+_TOKEN = re.compile(
+    r"\s*+(\\[A-Za-z]++|[0-9]++(?>(?:\.[0-9]++)?)|\.[0-9]++|[-+*/^(){}\[\]]|[A-DF-Za-df-hj-z])"
+)
 _STARTS_FACTOR = frozenset({"\\sqrt", "\\pi", "("})
 
 
@@ -101,7 +103,9 @@ class _Parser:
                 result, divided = _times(result, self.power(depth)), False
             elif self.take("/", "\\div"):
                 result, divided = _over(result, self.power(depth)), True
-            elif self.next in _STARTS_FACTOR or (self.next is not None and self.next.isalpha()):  # 2\sqrt{3}, 2\pi, 2x
+            elif self.next in _STARTS_FACTOR or (
+                self.next is not None and self.next.isalpha()
+            ):  # 2\sqrt{3}, 2\pi, 2x
                 if divided:  # 1/2\pi may mean either
                     raise _NotArithmetic
                 result = _times(result, self.power(depth))

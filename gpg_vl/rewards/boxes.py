@@ -77,7 +77,9 @@ def generalized_iou(one: Box, other: Box) -> float:
     if not (one.area > 0 and other.area > 0):
         return -1.0
     union, overlap = _union_and_overlap(one, other)
-    enclosing = Box(min(one.x1, other.x1), min(one.y1, other.y1), max(one.x2, other.x2), max(one.y2, other.y2)).area
+    enclosing = Box(
+        min(one.x1, other.x1), min(one.y1, other.y1), max(one.x2, other.x2), max(one.y2, other.y2)
+    ).area
     return overlap / union - (enclosing - union) / enclosing
 
 
@@ -87,7 +89,9 @@ def hits(one: Box, other: Box, threshold: float = HIT) -> bool:
 
 
 def _union_and_overlap(one: Box, other: Box) -> tuple[float, float]:
-    overlap = Box(max(one.x1, other.x1), max(one.y1, other.y1), min(one.x2, other.x2), min(one.y2, other.y2)).area
+    overlap = Box(
+        max(one.x1, other.x1), max(one.y1, other.y1), min(one.x2, other.x2), min(one.y2, other.y2)
+    ).area
     return one.area + other.area - overlap, overlap
 
 
@@ -102,7 +106,9 @@ def best_matching(gain: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
         turned = [[gain[row][column] for row in range(rows)] for column in range(columns)]
         return sorted((row, column) for column, row in best_matching(turned))
     row_price, column_price = [0.0] * (rows + 1), [0.0] * (columns + 1)
-    owner = [0] * (columns + 1)  # the row of each column, from 1; 0 is nobody, and column 0 the row to be placed
+    owner = [0] * (
+        columns + 1
+    )  # the row of each column, from 1; 0 is nobody, and column 0 the row to be placed
     for row in range(1, rows + 1):
         owner[0] = row
         _place(gain, owner, row_price, column_price)
@@ -111,11 +117,18 @@ def best_matching(gain: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
 
 
 def _place(
-    gain: Sequence[Sequence[float]], owner: list[int], row_price: list[float], column_price: list[float]
+    gain: Sequence[Sequence[float]],
+    owner: list[int],
+    row_price: list[float],
+    column_price: list[float],
 ) -> None:
     """Find the cheapest way to give the row in `owner[0]` a column, moving others along, and take it."""
     columns = len(owner) - 1
-    distance, before, seen = [math.inf] * (columns + 1), [0] * (columns + 1), [False] * (columns + 1)
+    distance, before, seen = (
+        [math.inf] * (columns + 1),
+        [0] * (columns + 1),
+        [False] * (columns + 1),
+    )
     at = 0
     while owner[at]:
         seen[at] = True

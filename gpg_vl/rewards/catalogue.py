@@ -67,7 +67,11 @@ def shown(reward: Reward) -> list[Shown]:
         completion, example = sample.completion(), sample.example()
         score = call(reward, [completion] if reward.batched else completion, example)[0]
         made.append(
-            Shown(sample=sample, score=score, explanation=None if explain is None else explain(completion, example))
+            Shown(
+                sample=sample,
+                score=score,
+                explanation=None if explain is None else explain(completion, example),
+            )
         )
     return made
 

@@ -210,7 +210,10 @@ class _Words(NamedTuple):
 
     def denied_options(self) -> set[int]:
         """The options whose text is denied somewhere."""
-        places = ((option, self.spans[first][0], self.spans[end - 1][1]) for option, first, end in self.options)
+        places = (
+            (option, self.spans[first][0], self.spans[end - 1][1])
+            for option, first, end in self.options
+        )
         return {option for option, start, end in places if self.is_denied(start, end)}
 
 
@@ -232,7 +235,9 @@ def _occurrences(values: Sequence[str], choices: Sequence[str]) -> list[tuple[in
     """(option, first word, word behind it) wherever the words spell the text of an option."""
     phrases: dict[str, list[tuple[int, list[str]]]] = {}
     for index, option in enumerate(choices):
-        phrase = [] if _OPTION_EXPRESSION.search(option) else word_values(option, word_spans(option))
+        phrase = (
+            [] if _OPTION_EXPRESSION.search(option) else word_values(option, word_spans(option))
+        )
         if phrase:
             phrases.setdefault(phrase[0], []).append((index, phrase))
     return [
@@ -273,7 +278,10 @@ def _is_marked(candidate: str, letter: _Letter) -> bool:
     closing = _CLOSING.match(candidate, letter.end)
     behind = closing.end() if closing else letter.end
     beside = candidate[max(0, letter.start - 1) : letter.start] + candidate[behind : behind + 1]
-    return any(unicodedata.category(character) in _MARKS and not character.isspace() for character in beside)
+    return any(
+        unicodedata.category(character) in _MARKS and not character.isspace()
+        for character in beside
+    )
 
 
 def _lone(letters: Sequence[_Letter]) -> int | None:
@@ -282,7 +290,9 @@ def _lone(letters: Sequence[_Letter]) -> int | None:
     return mentioned.pop() if len(mentioned) == 1 and any(one.alone for one in letters) else None
 
 
-def _reads_as_word(candidate: str, found: re.Match[str], option: str) -> Literal["word", "list"] | None:
+def _reads_as_word(
+    candidate: str, found: re.Match[str], option: str
+) -> Literal["word", "list"] | None:
     """How to take an `A` or `I` that a word may follow: an article or pronoun, part of a list, or (None) a letter.
 
     "A chair" is a word. "A or B", and "A left" where option A is "left", may be lists: not to be credited, but not to
@@ -294,7 +304,9 @@ def _reads_as_word(candidate: str, found: re.Match[str], option: str) -> Literal
     if following is None or (len(following[1]) == 1 and following[1] in LETTERS):
         return None
     rest = candidate[following.start(1) : following.start(1) + len(option)]
-    if following[1].casefold() in _AFTER_A_LETTER or (option and rest.casefold() == option.casefold()):
+    if following[1].casefold() in _AFTER_A_LETTER or (
+        option and rest.casefold() == option.casefold()
+    ):
         return "list"
     return "word"
 
@@ -307,6 +319,7 @@ def _named_in_words(candidate: str, words: _Words) -> int | None:
     free = {
         index
         for index, start, end in words.options
-        if stands_free(candidate, words.spans, start, end) and not is_bounded(candidate, words.spans, start, end)
+        if stands_free(candidate, words.spans, start, end)
+        and not is_bounded(candidate, words.spans, start, end)
     }
     return named.pop() if len(named) == 1 and named == free and not words.denied_options() else None

@@ -18,7 +18,9 @@ MAX_CANDIDATE = 5_000
 """Characters of an answer that are looked at; the names of classes are short."""
 
 # A point or comma between digits belongs to the number: "2.5" is not "25".
-_BETWEEN = re.compile(r"(?<![0-9])[.,]|[.,](?![0-9])|[\s_\-‐‑–!\"#$%&'()*+/:;<=>?@\[\\\]^`{|}~。，；：！？…“”‘’]")
+_BETWEEN = re.compile(
+    r"(?<![0-9])[.,]|[.,](?![0-9])|[\s_\-‐‑–!\"#$%&'()*+/:;<=>?@\[\\\]^`{|}~。，；：！？…“”‘’]"
+)
 
 _FLOWERS = ("rose", "desert-rose", "tulip", "daisy")
 EXAMPLES = (
@@ -134,7 +136,9 @@ def _by_name(classes: tuple[str, ...]) -> dict[str, int]:
     return names
 
 
-def _named_in_words(candidate: str, spans: Sequence[tuple[int, int]], by_name: dict[str, int]) -> set[str]:
+def _named_in_words(
+    candidate: str, spans: Sequence[tuple[int, int]], by_name: dict[str, int]
+) -> set[str]:
     """The plain names that runs of whole words spell, without those inside of a longer run that spells a name.
 
     Nothing is named if a name is only part of a compound somewhere ("rose-like"): it is not known what that means.

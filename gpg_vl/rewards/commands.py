@@ -45,19 +45,31 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add `rewards` to the subcommands of `gpg-vl`. Each action sets `run`, a function of the parsed arguments."""
     raw = argparse.RawDescriptionHelpFormatter
     rewards = commands.add_parser(
-        "rewards", help="list the rewards, show one, try one on data", description=HELP, formatter_class=raw
+        "rewards",
+        help="list the rewards, show one, try one on data",
+        description=HELP,
+        formatter_class=raw,
     )
     actions = rewards.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="name, meaning, range and origin of every reward")
     listing.set_defaults(run=_list)
-    show = actions.add_parser("show", help="all that is known of one reward, and what it accepts and refuses")
+    show = actions.add_parser(
+        "show", help="all that is known of one reward, and what it accepts and refuses"
+    )
     show.add_argument("name", help="a name of the list, or path/to/file.py:function")
     show.set_defaults(run=_show)
-    test = actions.add_parser("test", help="try a reward on data", description=TEST_HELP, formatter_class=raw)
+    test = actions.add_parser(
+        "test", help="try a reward on data", description=TEST_HELP, formatter_class=raw
+    )
     test.add_argument("name", help="a name of the list, or path/to/file.py:function")
-    test.add_argument("--data", required=True, metavar="FILE", help="the examples with their gold answers")
     test.add_argument(
-        "--completions", type=Path, metavar="FILE", help="JSONL of id and response; without it, gold only"
+        "--data", required=True, metavar="FILE", help="the examples with their gold answers"
+    )
+    test.add_argument(
+        "--completions",
+        type=Path,
+        metavar="FILE",
+        help="JSONL of id and response; without it, gold only",
     )
     test.add_argument(
         "--columns",
@@ -67,9 +79,14 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         help="columns of other names, such as answer=solution; fields: id, images, prompt, answer, choices, task",
     )
     test.add_argument(
-        "--rows", type=int, default=50, help="completions to print, the worst first (default %(default)s)"
+        "--rows",
+        type=int,
+        default=50,
+        help="completions to print, the worst first (default %(default)s)",
     )
-    test.add_argument("--time-limit", type=float, default=10.0, help="seconds for one call (default %(default)g)")
+    test.add_argument(
+        "--time-limit", type=float, default=10.0, help="seconds for one call (default %(default)g)"
+    )
     test.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
     test.set_defaults(run=_test)
 
@@ -87,7 +104,9 @@ def _list(_: argparse.Namespace) -> int:
     table = Table("name", "range", "from", "meaning", box=None)
     for one in entries():
         batched = " batched" if one.batched else ""
-        table.add_row(one.name, f"{one.low:g} to {one.high:g}{batched}", Text(one.source), Text(one.meaning))
+        table.add_row(
+            one.name, f"{one.low:g} to {one.high:g}{batched}", Text(one.source), Text(one.meaning)
+        )
     _console().print(table)
     return 0
 
@@ -96,8 +115,12 @@ def _show(arguments: argparse.Namespace) -> int:
     from rich.text import Text
 
     reward, about, console = load(arguments.name), entry(arguments.name), _console()
-    console.print(Text(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold")
-    console.print(f"given {'all completions of an example at once' if about.batched else 'one completion at a time'}\n")
+    console.print(
+        Text(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold"
+    )
+    console.print(
+        f"given {'all completions of an example at once' if about.batched else 'one completion at a time'}\n"
+    )
     console.print(Text(documentation(reward) or "(no docstring)"))
     samples = shown(reward)
     if samples:
@@ -122,9 +145,17 @@ def _test(arguments: argparse.Namespace) -> int:
     ids = [example.id for example in examples]
     if len(set(ids)) < len(ids):
         twice = next(key for place, key in enumerate(ids) if key in ids[:place])
-        raise UserError(f"{arguments.data} has the id {twice!r} more than once. Ids must be unique. Correct the rows.")
+        raise UserError(
+            f"{arguments.data} has the id {twice!r} more than once. Ids must be unique. Correct the rows."
+        )
     responses = {} if arguments.completions is None else read_responses(arguments.completions, ids)
-    trial = try_reward(arguments.name, examples, responses, time_limit=arguments.time_limit, workers=arguments.workers)
+    trial = try_reward(
+        arguments.name,
+        examples,
+        responses,
+        time_limit=arguments.time_limit,
+        workers=arguments.workers,
+    )
     _print_trial(trial, _console(), rows=arguments.rows, workers=arguments.workers)
     return 0 if trial.ok else 1
 
@@ -134,7 +165,9 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         field, given, column = pair.partition("=")
         if not given:
-            raise UserError(f"--columns was given {pair!r}. FIELD=COLUMN is allowed, such as answer=solution.")
+            raise UserError(
+                f"--columns was given {pair!r}. FIELD=COLUMN is allowed, such as answer=solution."
+            )
         columns[field] = column
     return columns
 
@@ -142,11 +175,14 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -> None:
     problems = trial.gold_problems
     if trial.tried:
-        ordered = sorted(trial.tried, key=lambda one: float("-inf") if one.score is None else one.score)
+        ordered = sorted(
+            trial.tried, key=lambda one: float("-inf") if one.score is None else one.score
+        )
         console.print(_tried(ordered[:rows], explained=trial.explained))
         if len(ordered) > rows:
             console.print(
-                f"... and {len(ordered) - rows} more with the same or a greater value (--rows)", highlight=False
+                f"... and {len(ordered) - rows} more with the same or a greater value (--rows)",
+                highlight=False,
             )
         scores = [one.score for one in trial.tried if one.score is not None]
         mean = sum(scores) / len(scores) if scores else float("nan")
@@ -208,7 +244,9 @@ def _add(table: Any, first: str, score: float | None, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in (first, value, *cells)))
 
 
-def _why(response: str, answer: str, explanation: Explanation | None, failure: str = "") -> list[str]:
+def _why(
+    response: str, answer: str, explanation: Explanation | None, failure: str = ""
+) -> list[str]:
     """The cells behind the value. A call that failed has no explanation, whatever the reward can tell."""
     if explanation is None:
         return ["-", _short(response), "-", _short(answer), _short(failure)]

@@ -27,7 +27,11 @@ def explain(completion: Completion, example: Example) -> Explanation:
 
     def read(text: str) -> str | None:
         found = read_detections(text, frame)
-        return None if found is None else ", ".join(f"{shown(d.box)} {d.confidence:g}" for d in found) or "no objects"
+        return (
+            None
+            if found is None
+            else ", ".join(f"{shown(d.box)} {d.confidence:g}" for d in found) or "no objects"
+        )
 
     return explanation(completion, read, ", ".join(map(shown, gold)) or "no objects")
 
@@ -72,7 +76,9 @@ def read_detections(text: str, frame: Frame) -> list[Detection] | None:
     return [Detection(box, confidence) for box, confidence in surest.items()]
 
 
-def match_boxes(found: Sequence[Detection], gold: Sequence[Box], threshold: float = HIT) -> list[tuple[int, int]]:
+def match_boxes(
+    found: Sequence[Detection], gold: Sequence[Box], threshold: float = HIT
+) -> list[tuple[int, int]]:
     """The pairs (place in `found`, place in `gold`) with the greatest total of confidence * IoU, all IoUs >= threshold."""
     if not found or not gold:
         return []
@@ -84,7 +90,9 @@ def match_boxes(found: Sequence[Detection], gold: Sequence[Box], threshold: floa
     return best_matching([[gain(one, other) for other in gold] for one in found])
 
 
-def detection_score(found: Sequence[Detection], gold: Sequence[Box], threshold: float = HIT) -> float:
+def detection_score(
+    found: Sequence[Detection], gold: Sequence[Box], threshold: float = HIT
+) -> float:
     """The score that `detection` describes, from 0 to 1."""
     if not gold:
         return float(not found)

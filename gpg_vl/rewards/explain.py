@@ -49,11 +49,16 @@ class Sample:
     """The number of sampled tokens, for rewards that count them."""
 
     def example(self) -> Example:
-        return Example(id="sample", prompt="?", answer=self.answer, choices=self.choices, meta=self.meta)
+        return Example(
+            id="sample", prompt="?", answer=self.answer, choices=self.choices, meta=self.meta
+        )
 
     def completion(self) -> Completion:
         return Completion(
-            token_ids=(0,) * self.tokens, logprobs=(0.0,) * self.tokens, text=self.response, finish_reason="stop"
+            token_ids=(0,) * self.tokens,
+            logprobs=(0.0,) * self.tokens,
+            text=self.response,
+            finish_reason="stop",
         )
 
 
@@ -72,7 +77,9 @@ def explained(explain: Explain, examples: Sequence[Sample] = ()) -> Callable[[F]
     return attach
 
 
-def explanation(completion: Completion, read: Callable[[str], str | None], gold: str, note: str = "") -> Explanation:
+def explanation(
+    completion: Completion, read: Callable[[str], str | None], gold: str, note: str = ""
+) -> Explanation:
     """The explanation of a reward that takes the answer by `extract_answer` and reads it by `read`."""
     extracted = extract_answer(completion.response)
     return Explanation(

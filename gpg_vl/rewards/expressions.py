@@ -37,7 +37,9 @@ _SPACING = re.compile(
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _DIGIT_FRACTION = re.compile(r"\\frac\s*+([0-9])\s*+([0-9])(?![0-9])")
 _MIXED = re.compile(r"(?<![0-9./])([0-9]{1,9}+) +([0-9]{1,9}+)/([0-9]{1,9}+)(?![0-9./])")
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9.])([0-9]{1,18}+(?>(?:\.[0-9]{1,18}+)?))[eE]([+-]?[0-9]{1,3}+)(?![A-Za-z0-9.])")
+_SCIENTIFIC = re.compile(
+    r"(?<![A-Za-z0-9.])([0-9]{1,18}+(?>(?:\.[0-9]{1,18}+)?))[eE]([+-]?[0-9]{1,3}+)(?![A-Za-z0-9.])"
+)
 _SPELLED = re.compile(r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])")
 _BARE_POWER = re.compile(r"\^\s*+(-?[0-9]{2,}+)")
 _CARET_AS_POWER = re.compile(r"\*\*")
@@ -48,9 +50,7 @@ _EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
 _LIST = re.compile(r"[,;]|\bor\b|\band\b")
 _SUBSCRIPT = re.compile(r"_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]")
 # A name may hold letters, words, primes, parentheses around a letter, and digits only as an index: AB, f(x), x_1, ∠1.
-_LABEL = (
-    r"(?>(?:[A-Za-z\s'{}]|\\[A-Za-z]++|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]|(?<=angle )\s*+[0-9])*)"
-)
+_LABEL = r"(?>(?:[A-Za-z\s'{}]|\\[A-Za-z]++|\([A-Za-z]\)|_\{?[A-Za-z0-9]\}?|(?<=[A-Za-z])[0-9]|(?<=angle )\s*+[0-9])*)"
 _NAME = re.compile(_LABEL)
 _NAMED = re.compile(rf"({_LABEL})=([^=]*)")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|approx|sim|in|subset|ne)(?![A-Za-z])")
@@ -68,9 +68,13 @@ def normalize(text: str) -> str | None:
     """
     if len(text) > MAX_LENGTH:
         return None
-    text = _ROOT.sub(lambda found: rf"\sqrt{{{found[1]}}}" if found[1] else r"\sqrt", text).translate(_TABLE)
+    text = _ROOT.sub(
+        lambda found: rf"\sqrt{{{found[1]}}}" if found[1] else r"\sqrt", text
+    ).translate(_TABLE)
     text = _SPACING.sub(" ", text.replace(r"\$", "").replace(r"\%", "%").replace("$", ""))
-    text = _DIGIT_FRACTION.sub(r"\\frac{\1}{\2}", _FRACTION.sub(r"\\frac", _BRACED_COMMA.sub(",", text)))
+    text = _DIGIT_FRACTION.sub(
+        r"\\frac{\1}{\2}", _FRACTION.sub(r"\\frac", _BRACED_COMMA.sub(",", text))
+    )
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", _SPELLED.sub(r"\\\1", text))
     text = _ROOT_OF_PARENTHESES.sub(r"\\sqrt{\1}", text)
@@ -153,7 +157,10 @@ def right_side(text: str) -> str | None:
     *before, last = _EQUALS.split(text)
     if len(before) > 1:
         pieces = [_NAMED.fullmatch(piece) for piece in _LIST.split(text)]
-        if len({piece and _SUBSCRIPT.sub("", piece[1]).strip() for piece in pieces}) == 1 and len(pieces) > 1:
+        if (
+            len({piece and _SUBSCRIPT.sub("", piece[1]).strip() for piece in pieces}) == 1
+            and len(pieces) > 1
+        ):
             return ", ".join(piece[2].strip() for piece in pieces if piece)
     if len(before) > MAX_LINKS:
         return None
@@ -191,7 +198,11 @@ def _values_decided(mine: Value, right: Value, digits: int) -> bool | None:
     scale = abs(right.number)
     if distance > DIFFER * scale:
         return False
-    if (mine.exact is None or right.exact is None) and digits <= FEW_DIGITS and distance <= AGREE * scale:
+    if (
+        (mine.exact is None or right.exact is None)
+        and digits <= FEW_DIGITS
+        and distance <= AGREE * scale
+    ):
         return True
     return None
 
@@ -209,7 +220,9 @@ def _listed(text: str) -> _Listed | None:
     found = _BRACKETED.fullmatch(text)
     opening, inner, closing = found.groups() if found else ("", text, "")
     values = [evaluate(part.strip()) for part in inner.split(",")] if "," in inner else []
-    fractions = tuple(value.exact for value in values if value is not None and value.exact is not None)
+    fractions = tuple(
+        value.exact for value in values if value is not None and value.exact is not None
+    )
     return _Listed(opening, fractions, closing) if len(fractions) == len(values) > 1 else None
 
 
@@ -217,7 +230,13 @@ def _lists_decided(mine: _Listed, right: _Listed) -> bool | None:
     """Whether two lists are equal: in order between parentheses and brackets, as sets otherwise. None: not known."""
     brackets = {mine.opening + mine.closing, right.opening + right.closing}
     if len(brackets) == 1 and mine.opening in {"(", "["}:
-        return True if mine.values == right.values else None if _near(mine.values, right.values) else False
+        return (
+            True
+            if mine.values == right.values
+            else None
+            if _near(mine.values, right.values)
+            else False
+        )
     one, other = tuple(sorted(set(mine.values))), tuple(sorted(set(right.values)))
     if one == other:
         return True if brackets <= {"", r"\{\}"} else None
@@ -227,5 +246,6 @@ def _lists_decided(mine: _Listed, right: _Listed) -> bool | None:
 def _near(mine: Sequence[Fraction], right: Sequence[Fraction]) -> bool:
     """True if as many values agree to what rounding could allow."""
     return len(mine) == len(right) and all(
-        abs(one - other) <= DIFFER * max(abs(one), abs(other)) for one, other in zip(mine, right, strict=True)
+        abs(one - other) <= DIFFER * max(abs(one), abs(other))
+        for one, other in zip(mine, right, strict=True)
     )

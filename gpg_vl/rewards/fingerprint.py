@@ -75,7 +75,9 @@ def _near(one: complex, other: complex, tolerance: float) -> bool:
 
 def _values(expression: Any, budget: list[int]) -> list[complex]:
     if type(expression).__name__ in _CONTAINERS:
-        members = expression.args[:2] if type(expression).__name__ == "Interval" else expression.args
+        members = (
+            expression.args[:2] if type(expression).__name__ == "Interval" else expression.args
+        )
         return [value for member in members for value in _values(member, budget)]
     if getattr(expression, "is_Matrix", False):
         return [_value(member, budget) for member in expression.flat()]

@@ -19,7 +19,11 @@ def explain(completion: Completion, example: Example) -> Explanation:
     counts = ", ".join(f"{completion.response.count(tag)} {tag}" for tag in _TAGS)
     laid_out = has_layout(completion.response)
     return Explanation(
-        candidate=None, step="whole", parsed="in layout" if laid_out else None, gold="1 of each, in order", note=counts
+        candidate=None,
+        step="whole",
+        parsed="in layout" if laid_out else None,
+        gold="1 of each, in order",
+        note=counts,
     )
 
 
@@ -45,4 +49,10 @@ def has_layout(response: str) -> bool:
     _, _, rest = rest.partition("</think>")
     between, _, rest = rest.partition("<answer>")
     answer, closed, after = rest.partition("</answer>")
-    return bool(closed) and not before.strip() and not between.strip() and bool(answer.strip()) and not after.strip()
+    return (
+        bool(closed)
+        and not before.strip()
+        and not between.strip()
+        and bool(answer.strip())
+        and not after.strip()
+    )

@@ -178,7 +178,9 @@ def parse_quantity(text: str) -> Quantity | None:
     spans = [next(filter(None, found.groups())) for found in _SPAN.finditer(text)]
     if len(spans) == 1:
         outside = _SPAN.sub(" ", text)
-        if any(character.isnumeric() for character in outside) or is_qualified(outside, word_spans(outside)):
+        if any(character.isnumeric() for character in outside) or is_qualified(
+            outside, word_spans(outside)
+        ):
             return None
         unit = _UNIT.search(text[text.rindex("$") + 1 :] if "$" in text else "")
         text = spans[0] + (unit[0] if unit and not outside[: -len(unit[0])].strip() else "")
@@ -197,14 +199,22 @@ def _quantity(text: str) -> Quantity | None:
         expression = None if is_qualified(text, word_spans(text)) else right_side(expression)
     if not expression or _WORDS.search(expression) or "," in expression or has_relation(expression):
         return None
-    return Quantity(expression, unit) if any(c.isdigit() for c in expression) or r"\pi" in expression else None
+    return (
+        Quantity(expression, unit)
+        if any(c.isdigit() for c in expression) or r"\pi" in expression
+        else None
+    )
 
 
 def _of_sentence(text: str) -> Quantity | None:
     """The only expression in a sentence, with the unit behind it."""
     if is_qualified(text, word_spans(text)) or _RELATION.search(text):
         return None
-    runs = [found for found in _MATH_RUN.finditer(text) if any(c.isnumeric() or c == "π" for c in found["run"])]
+    runs = [
+        found
+        for found in _MATH_RUN.finditer(text)
+        if any(c.isnumeric() or c == "π" for c in found["run"])
+    ]
     if len(runs) != 1:
         return None
     (found,) = runs

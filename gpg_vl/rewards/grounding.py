@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.boxes import COORDINATES, FAMILY_COORDINATES, HIT, Box, Frame, generalized_iou, hits, iou
+from gpg_vl.rewards.boxes import (
+    COORDINATES,
+    FAMILY_COORDINATES,
+    HIT,
+    Box,
+    Frame,
+    generalized_iou,
+    hits,
+    iou,
+)
 from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
 from gpg_vl.rewards.numerals import denials, hides, word_spans
 from gpg_vl.rewards.parse import extract_answer, gold_text
@@ -27,7 +36,9 @@ BOX_KEYS = ("bbox_2d", "bbox", "box", "Position", "position", "coordinates")
 CONFIDENCE_KEYS = ("Confidence", "confidence", "score")
 
 _N = r"\s*+(-?[0-9]{1,9}+(?>(?:\.[0-9]{1,9}+)?))\s*+"  # possessive: nothing is tried twice
-_BOX = re.compile(rf"\({_N},{_N}\)\s*+,?+\s*+\({_N},{_N}\)|\({_N},{_N},{_N},{_N}\)|\[{_N},{_N},{_N},{_N}\]")
+_BOX = re.compile(
+    rf"\({_N},{_N}\)\s*+,?+\s*+\({_N},{_N}\)|\({_N},{_N},{_N},{_N}\)|\[{_N},{_N},{_N},{_N}\]"
+)
 _KEY = re.compile("|".join(BOX_KEYS))
 _FENCE = re.compile(r"```(?>(?:json|JSON)?)")
 _NOTHING = re.compile(r"no objects?", re.IGNORECASE)
@@ -35,13 +46,21 @@ _NOTHING = re.compile(r"no objects?", re.IGNORECASE)
 _META = {"coordinates": "rel1000"}
 _GOLD = "(100,200),(300,400)"
 EXAMPLES = (
-    Sample(response="<think>left</think><answer>(100,200),(300,400)</answer>", answer=_GOLD, meta=_META),
+    Sample(
+        response="<think>left</think><answer>(100,200),(300,400)</answer>", answer=_GOLD, meta=_META
+    ),
     Sample(response="<answer>[110, 200, 300, 400]</answer>", answer=_GOLD, meta=_META),
-    Sample(response='<answer>[{"bbox_2d": [100, 200, 300, 300], "label": "cup"}]</answer>', answer=_GOLD, meta=_META),
+    Sample(
+        response='<answer>[{"bbox_2d": [100, 200, 300, 300], "label": "cup"}]</answer>',
+        answer=_GOLD,
+        meta=_META,
+    ),
     Sample(response="<answer>(600,600),(700,700)</answer>", answer=_GOLD, meta=_META),
     Sample(response="<answer>(300,400),(100,200)</answer>", answer=_GOLD, meta=_META),
     Sample(response="<answer>(100,200),(9000,9000)</answer>", answer=_GOLD, meta=_META),
-    Sample(response="<answer>(100,200),(300,400) or (1,1),(5,5)</answer>", answer=_GOLD, meta=_META),
+    Sample(
+        response="<answer>(100,200),(300,400) or (1,1),(5,5)</answer>", answer=_GOLD, meta=_META
+    ),
 )
 
 
@@ -109,7 +128,9 @@ def frame_of(example: Example) -> Frame:
     """The coordinates that an example declares. Raises UserError that names the example and what to set."""
     coordinates = example.meta.get("coordinates")
     if coordinates not in COORDINATES:
-        families = ", ".join(f"{family} {convention}" for family, convention in FAMILY_COORDINATES.items())
+        families = ", ".join(
+            f"{family} {convention}" for family, convention in FAMILY_COORDINATES.items()
+        )
         raise UserError(
             f"Example {example.id!r} has the coordinates {coordinates!r}, and boxes cannot be compared without knowing what "
             f"their numbers mean. Give the data a column `coordinates` with one of {', '.join(COORDINATES)} "
@@ -121,7 +142,11 @@ def frame_of(example: Example) -> Frame:
         return Frame("rel1", 1.0, 1.0)
     column = "input_size" if coordinates == "abs_resized" else "image_size"
     size = example.meta.get(column)
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(_is_number(n) and n > 0 for n in size)):
+    if not (
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(_is_number(n) and n > 0 for n in size)
+    ):
         raise UserError(
             f"Example {example.id!r} has coordinates {coordinates} and the {column} {size!r:.80}. Pixels need the size of "
             f"their image. Give the data a column `{column}` with [width, height]"
@@ -202,7 +227,9 @@ def _from_text(text: str) -> list[Detection] | None:
     for found in _BOX.finditer(text):
         if _ends_in_denial(text[end : found.start()]):
             return None
-        boxes.append(Detection(Box(*(float(number) for number in found.groups() if number is not None))))
+        boxes.append(
+            Detection(Box(*(float(number) for number in found.groups() if number is not None)))
+        )
         if len(boxes) > MAX_BOXES:
             return None
         end = found.end()
@@ -256,7 +283,10 @@ def _box(value: Any) -> Box | None:
 
 def _is_number(value: Any) -> bool:
     return (
-        isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9 and math.isfinite(value)
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -1e9 < value < 1e9
+        and math.isfinite(value)
     )
 
 

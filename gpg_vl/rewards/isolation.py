@@ -87,12 +87,16 @@ class _Worker:
     def give(self, chunk: Chunk) -> None:
         self.pending = [index for index, _ in chunk.items]
         self._waiting_since = time.monotonic()
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died while idle; the next look at it will tell
+        with suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it died while idle; the next look at it will tell
             self.pipe.send(chunk)
 
     def messages(self) -> Iterator[Any]:
         """What it has sent. Raises EOFError after the last one if it is dead."""
-        alive = self.process.is_alive()  # asked first: what it sent before it died is then in the pipe
+        alive = (
+            self.process.is_alive()
+        )  # asked first: what it sent before it died is then in the pipe
         try:
             while self.pipe.poll():
                 yield self.pipe.recv()
@@ -132,7 +136,9 @@ class RewardPool:
         `with RewardPool({"choice": 1.0, "format": 0.2}) as pool: scored = pool.score(groups)`
     """
 
-    def __init__(self, weights: Mapping[str, float], *, time_limit: float = 10.0, workers: int = 2) -> None:
+    def __init__(
+        self, weights: Mapping[str, float], *, time_limit: float = 10.0, workers: int = 2
+    ) -> None:
         self.weights = checked_weights(weights)
         if not 0.0 < time_limit < float("inf"):
             raise UserError(
@@ -140,7 +146,9 @@ class RewardPool:
                 f"seconds; 10 is ample for most rewards."
             )
         if workers < 1:
-            raise UserError(f"The number of reward workers is {workers!r}. It must be at least 1; 2 is the default.")
+            raise UserError(
+                f"The number of reward workers is {workers!r}. It must be at least 1; 2 is the default."
+            )
         known = rewards.names()
         for name in self.weights:
             if name not in known and ".py:" not in name:
@@ -158,7 +166,12 @@ class RewardPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
     def start(self) -> None:
@@ -184,13 +197,24 @@ class RewardPool:
             for group, outcome in zip(groups, outcomes, strict=True)
             if not isinstance(outcome, RewardFailure)
         ]
-        return Scored(groups=scored, failures=[outcome for outcome in outcomes if isinstance(outcome, RewardFailure)])
+        return Scored(
+            groups=scored,
+            failures=[outcome for outcome in outcomes if isinstance(outcome, RewardFailure)],
+        )
 
     def evaluate(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Outcome]:
         """The values of the named rewards (default: all) for every item, or why there are none; in the order given."""
         size = min(MAX_CHUNK, max(1, -(-len(items) // (self._size * CHUNKS_PER_WORKER))))
-        queue = deque(list(range(start, min(start + size, len(items)))) for start in range(0, len(items), size))
-        job = _Job(items=items, names=tuple(self.weights if names is None else names), queue=queue, outcomes={})
+        queue = deque(
+            list(range(start, min(start + size, len(items))))
+            for start in range(0, len(items), size)
+        )
+        job = _Job(
+            items=items,
+            names=tuple(self.weights if names is None else names),
+            queue=queue,
+            outcomes={},
+        )
         finished = not items
         try:
             while not finished:
@@ -218,12 +242,16 @@ class RewardPool:
     def _hand_out(self, job: _Job) -> None:
         for worker in self._workers:
             if job.queue and worker.ready and not worker.pending:
-                worker.give(Chunk(job.names, [(index, job.items[index]) for index in job.queue.popleft()]))
+                worker.give(
+                    Chunk(job.names, [(index, job.items[index]) for index in job.queue.popleft()])
+                )
 
     def _advance(self, job: _Job) -> None:
         """Wait until something happens, and deal with it: results, a death, a deadline."""
         timeout = min(worker.deadline for worker in self._workers) - time.monotonic()
-        timeout = min(max(timeout, 0.0), self._time_limit)  # a call that begins from now on is not late before that
+        timeout = min(
+            max(timeout, 0.0), self._time_limit
+        )  # a call that begins from now on is not late before that
         sentinels = [worker.process.sentinel for worker in self._workers]
         connection.wait([*(worker.pipe for worker in self._workers), *sentinels], timeout)
         for worker in list(self._workers):
@@ -262,7 +290,9 @@ class RewardPool:
                     f"Its own messages stand above; look at the memory that is left, and for a module of a "
                     f"reward that ends the process when it is imported."
                 )
-        elif not (late and worker.place.since != entered):  # else it came through at the last moment and was in another
+        elif not (
+            late and worker.place.since != entered
+        ):  # else it came through at the last moment and was in another
             self._stillborn = 0
             index, number, member = place
             job.outcomes[index] = _fatal(
@@ -277,7 +307,9 @@ class RewardPool:
             job.queue.appendleft(rest)
 
 
-def _fatal(name: str, item: Item, member: int | None, how: str, *, limit: float | None) -> RewardFailure:
+def _fatal(
+    name: str, item: Item, member: int | None, how: str, *, limit: float | None
+) -> RewardFailure:
     """The failure of a call that took its worker with it: a time limit, or else a crash."""
     if limit is not None:
         message = (

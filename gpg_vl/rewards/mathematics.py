@@ -18,17 +18,25 @@ MAX_CANDIDATE = 2000
 """Characters of an answer that are looked at; an expression of 400 with a sentence around it is well below."""
 
 # The dollar form last: a `\$` is money. One line, as an unclosed dollar must not swallow what follows.
-_SPAN = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$([^$]+)\$\$|(?<!\\)\$([^$\n]+)(?<!\\)\$", re.DOTALL)
+_SPAN = re.compile(
+    r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$([^$]+)\$\$|(?<!\\)\$([^$\n]+)(?<!\\)\$", re.DOTALL
+)
 _LIST_WORDS = re.compile(r"(?:\s|,|;|\band\b|\bor\b)*")
-_TEXT_COMMAND = re.compile(r"\\(?:begin|end|text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(
+    r"\\(?:begin|end|text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}"
+)
 _UNIT = re.compile(
     r"(?<=[0-9}\s])\s*\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\s*\^\s*\{?-?[1-4]\}?)?\s*$"
 )
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![A-Za-z])|\bdegrees?\b)\s*$")
-_NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?|-?\.[0-9]+")
+_NUMBER = re.compile(
+    r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?|-?\.[0-9]+"
+)
 
 EXAMPLES = (
-    Sample(response=r"<think>so</think>The answer is $\boxed{\dfrac{1}{2}}$.", answer=r"\frac{1}{2}"),
+    Sample(
+        response=r"<think>so</think>The answer is $\boxed{\dfrac{1}{2}}$.", answer=r"\frac{1}{2}"
+    ),
     Sample(response="<answer>0.5</answer>", answer=r"\frac{1}{2}"),
     Sample(response=r"<answer>$y = (x+1)^2$</answer>", answer="x^2+2x+1"),
     Sample(response=r"<answer>-6 and 6</answer>", answer=r"\{6,-6\}"),
@@ -110,7 +118,9 @@ def _formula(text: str) -> str | None:
         rest = _SPAN.sub("", text)
         if len(spans) > 1:
             return ", ".join(spans) if _LIST_WORDS.fullmatch(rest.strip(" .")) else None
-        qualified = any(character.isdigit() for character in rest) or is_qualified(rest, word_spans(rest))
+        qualified = any(character.isdigit() for character in rest) or is_qualified(
+            rest, word_spans(rest)
+        )
         return None if qualified else spans[0]
     if not is_sentence(_without_unit(text)):
         return text
@@ -120,7 +130,11 @@ def _formula(text: str) -> str | None:
         return None
     found = list(_NUMBER.finditer(text))
     numbers = {number[0].lstrip("$") for number in found}
-    if len(numbers) != 1 or re.search(r"[√π^\\=+*]", text) or any(is_factor(text, number.end()) for number in found):
+    if (
+        len(numbers) != 1
+        or re.search(r"[√π^\\=+*]", text)
+        or any(is_factor(text, number.end()) for number in found)
+    ):
         return None
     return numbers.pop()
 
@@ -136,7 +150,9 @@ def _without_unit(text: str) -> str:
 def _is_no_unit(text: str) -> bool:
     """True for words behind a number that change it: "or 6", "not", "or more"."""
     spans = word_spans(text)
-    return is_qualified(text, spans) or any(text[start:end].casefold() in {"or", "and", "to"} for start, end in spans)
+    return is_qualified(text, spans) or any(
+        text[start:end].casefold() in {"or", "and", "to"} for start, end in spans
+    )
 
 
 def _is_word(text: str) -> bool:
@@ -144,7 +160,9 @@ def _is_word(text: str) -> bool:
     letters = _letters(text)
     if not re.fullmatch(r"[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*", letters):
         return False
-    return r"\text" in text or any(not word.isascii() or is_word(word) for word in re.split(r"[\s-]+", letters))
+    return r"\text" in text or any(
+        not word.isascii() or is_word(word) for word in re.split(r"[\s-]+", letters)
+    )
 
 
 def _letters(text: str) -> str:

@@ -15,7 +15,9 @@ _MARKS = (
 )
 _MARK = re.compile(f"[{_MARKS}]")
 _LETTER = rf"[^\W_]|[{_MARKS}]"
-_RUN = re.compile(rf"(?:(?<![\w.])\.(?=[0-9]))?(?:{_LETTER})+(?:(?<=[0-9])[.,](?=[0-9])(?:{_LETTER})+)*")
+_RUN = re.compile(
+    rf"(?:(?<![\w.])\.(?=[0-9]))?(?:{_LETTER})+(?:(?<=[0-9])[.,](?=[0-9])(?:{_LETTER})+)*"
+)
 _NUMERAL = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?:\.(?P<part>[0-9]+))?")
 _PART = re.compile(r"[^.,]+")
 _NUMBER_WORDS = {
@@ -47,7 +49,18 @@ _NUMBER_WORDS = {
     )
 }
 _NUMBER_PARTS = frozenset(
-    {"thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million"}
+    {
+        "thirty",
+        "forty",
+        "fifty",
+        "sixty",
+        "seventy",
+        "eighty",
+        "ninety",
+        "hundred",
+        "thousand",
+        "million",
+    }
 )
 _DENIAL_WORDS = """
 not no nor neither never none without except excluding unlike cannot isnt arent wasnt dont
@@ -56,12 +69,17 @@ _DENIALS = frozenset(_DENIAL_WORDS.split())
 _DENIED = frozenset({"'t", "’t"})
 # Not the point and the comma of a number; a colon may stand between a denial and what it denies ("not: B").
 _CLAUSE_END = re.compile(
-    r"[;!?\r\n。，；！？…]|[.,](?![0-9])|\b(?:but|so|thus|hence|therefore|because|rather|instead|then)\b", re.IGNORECASE
+    r"[;!?\r\n。，；！？…]|[.,](?![0-9])|\b(?:but|so|thus|hence|therefore|because|rather|instead|then)\b",
+    re.IGNORECASE,
 )
-_BOUNDS = frozenset({"than", "least", "most", "more", "less", "fewer", "between", "range", "either"})
+_BOUNDS = frozenset(
+    {"than", "least", "most", "more", "less", "fewer", "between", "range", "either"}
+)
 _BOUNDS_BEFORE = _BOUNDS | {"over", "under", "above", "below", "exceeds"}
 _SUMS = frozenset({"add", "adds", "sum", "sums"})
-_MORE = frozenset({"more", "less", "fewer", "above", "over", "below", "under", "higher", "lower", "greater"})
+_MORE = frozenset(
+    {"more", "less", "fewer", "above", "over", "below", "under", "higher", "lower", "greater"}
+)
 _LINKS = frozenset({"or", "and", "to", "through", "till", "until"})
 _GLUE = frozenset("-‐‑–−/'’&_")
 _DIGIT_GLUE = frozenset(":.,+*")
@@ -96,8 +114,12 @@ def _value(text: str, start: int, end: int) -> str:
     negative = text[start - 1 : start] in {"-", "−"} and not is_glued(text, start, -1)
     percent = text[end : end + 2].lstrip(" ").startswith("%")
     part = (numeral["part"] or "").rstrip("0")
-    whole = numeral["whole"].replace(",", "").lstrip("0") or "0"  # not int(), which refuses 5,000 digits
-    return ("-" if negative else "") + whole + ("." + part if part else "") + ("%" if percent else "")
+    whole = (
+        numeral["whole"].replace(",", "").lstrip("0") or "0"
+    )  # not int(), which refuses 5,000 digits
+    return (
+        ("-" if negative else "") + whole + ("." + part if part else "") + ("%" if percent else "")
+    )
 
 
 def stands_free(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
@@ -114,7 +136,9 @@ def stands_free(text: str, spans: Sequence[tuple[int, int]], first: int, end: in
 def _one_number(text: str, left: tuple[int, int], right: tuple[int, int]) -> bool:
     """True for two numerals with only blanks between them."""
     between = text[left[1] : right[0]]
-    return between.isspace() and all(is_number(text[slice(*span)].casefold()) for span in (left, right))
+    return between.isspace() and all(
+        is_number(text[slice(*span)].casefold()) for span in (left, right)
+    )
 
 
 def is_number(word: str) -> bool:
@@ -136,7 +160,9 @@ def is_bounded(text: str, spans: Sequence[tuple[int, int]], first: int, end: int
     before, behind = word(first - 1), word(end)
     return (
         before in _BOUNDS_BEFORE
-        or (before == "to" and word(first - 2) == "up" and word(first - 3) not in _SUMS)  # "it adds up to 3" states 3
+        or (
+            before == "to" and word(first - 2) == "up" and word(first - 3) not in _SUMS
+        )  # "it adds up to 3" states 3
         or (before in _LINKS and is_number(word(first - 2)))
         or (behind in _LINKS and (is_number(word(end + 1)) or word(end + 1) in _MORE))
         or behind == "plus"
@@ -155,7 +181,9 @@ def is_glued(text: str, edge: int, step: int) -> bool:
     tie, beyond = edge + step, edge + 2 * step
     if min(tie, beyond) < 0 or max(tie, beyond) >= len(text) or not text[beyond].isalnum():
         return False
-    return text[tie] in _GLUE or (text[tie] in _DIGIT_GLUE and text[edge].isdigit() and text[beyond].isdigit())
+    return text[tie] in _GLUE or (
+        text[tie] in _DIGIT_GLUE and text[edge].isdigit() and text[beyond].isdigit()
+    )
 
 
 def denials(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -187,7 +215,11 @@ def denied_places(
     first, last = [], []  # of each denied stretch; both rise
     for start, end in denying:
         following = bisect_left(words, end)
-        least = end if text[start:end].casefold() == "no" or following == len(words) else words[following]
+        least = (
+            end
+            if text[start:end].casefold() == "no" or following == len(words)
+            else words[following]
+        )
         first.append(end)
         last.append(clause_ends[bisect_left(clause_ends, least)])
 
@@ -200,4 +232,6 @@ def denied_places(
 
 def is_qualified(text: str, spans: Sequence[tuple[int, int]]) -> bool:
     """True if a text denies or bounds a number instead of stating it: "not 4", "at least 4", "more than 4"."""
-    return is_denied(text, spans) or any(text[start:end].casefold() in _BOUNDS for start, end in spans)
+    return is_denied(text, spans) or any(
+        text[start:end].casefold() in _BOUNDS for start, end in spans
+    )

@@ -18,7 +18,9 @@ _CLOSED = re.compile(r"</(?:think|thinking|analysis|reasoning)>", re.IGNORECASE 
 _PHRASE = re.compile(r"\banswer(?:[ \t]+is\b[ \t]*:?|[ \t]*:)", re.IGNORECASE)
 _LINE_END = re.compile(r"[\r\n]")
 # A box, a pair that is no brace, or a brace. `\\boxed` in doubled backslashes (JSON habits) is still a box.
-_BOX_TOKEN = re.compile(r"\\boxed(?![A-Za-z])[ \t]*(?P<start>\{|(?=[^\s{}$]))?|\\\\(?!boxed)|\\[{}]|[{}]")
+_BOX_TOKEN = re.compile(
+    r"\\boxed(?![A-Za-z])[ \t]*(?P<start>\{|(?=[^\s{}$]))?|\\\\(?!boxed)|\\[{}]|[{}]"
+)
 _BARE = re.compile(r"[^\s{}$]+")
 
 
@@ -96,7 +98,11 @@ def _answer_blocks(text: str) -> _Blocks:
         end = text.find("</answer>", start)
         if end < 0:
             return _Blocks(count, last, unclosed=True)
-        count, last, position = count + 1, text[start + len("<answer>") : end], end + len("</answer>")
+        count, last, position = (
+            count + 1,
+            text[start + len("<answer>") : end],
+            end + len("</answer>"),
+        )
     return _Blocks(count, last, unclosed=False)
 
 
@@ -108,7 +114,9 @@ def last_boxed(text: str) -> str:
     first = text.find(r"\boxed")
     if first < 0:
         return ""
-    open_braces: list[int | None] = []  # for each open brace, where the content of its box starts; None: not a box
+    open_braces: list[
+        int | None
+    ] = []  # for each open brace, where the content of its box starts; None: not a box
     start, end = -1, -1
     for token in _BOX_TOKEN.finditer(text, first):
         if token[0].startswith(r"\boxed"):

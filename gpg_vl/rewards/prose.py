@@ -10,7 +10,9 @@ from itertools import pairwise
 
 # Not the name of a command: `\sin`. Letters behind a caret or an underscore belong to what they raise or number.
 _RUN = re.compile(r"(?<![\\A-Za-z^_])[A-Za-z]{2,}")
-_COMMAND_WITH_TEXT = re.compile(r"\\(?:begin|end|text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{[^{}]*\}")
+_COMMAND_WITH_TEXT = re.compile(
+    r"\\(?:begin|end|text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{[^{}]*\}"
+)
 _BRACED_SCRIPT = re.compile(r"[\^_]\s*\{[^{}]*\}")
 _OPERATOR = re.compile(r"[√π^_\\=+*]")
 _FUNCTIONS = (
@@ -22,7 +24,28 @@ _OF_FUNCTIONS = re.compile(rf"(?>(?:[abcknrtxyz]?(?:{_FUNCTIONS}))+)[abcnrtuvwxy
 _VOWELS = frozenset("aeiouyAEIOUY")
 _CONNECTIVES = frozenset({"and", "or"})
 _SHORT_WORDS = frozenset("is it to of so we no tvs cds dvds".split())  # noqa: SIM905
-_WORDS_IN_FORMULAS = frozenset("the and are not but for has was its any all get one two six ten yes let".split())  # noqa: SIM905
+_WORDS_IN_FORMULAS = frozenset(
+    [
+        "the",
+        "and",
+        "are",
+        "not",
+        "but",
+        "for",
+        "has",
+        "was",
+        "its",
+        "any",
+        "all",
+        "get",
+        "one",
+        "two",
+        "six",
+        "ten",
+        "yes",
+        "let",
+    ]
+)
 
 _LONG_UNITS = """
 mm cm dm km nm um in ft yd mi kg mg lb lbs oz ml mL dl ms ns hr hrs min mins sec secs yr yrs wk wks pcs pts mph kph
@@ -38,9 +61,34 @@ _UNIT_BEHIND = re.compile(
     rf"(?<=[0-9}}])\s++(?P<first>{_NAME}){_POWER}(?P<more>(?:[/ ](?:{_NAME}){_POWER}){{0,3}})\s*+$"
 )
 _QUOTIENT = re.compile(r"/|\^\{?-")
-_NUMERIC = re.compile(r"(?>(?:[-+0-9.,/{}^ ]|\\(?:times|cdot|[dt]?frac)(?![A-Za-z])|[eE](?=[-+]?[0-9]))+)")
+_NUMERIC = re.compile(
+    r"(?>(?:[-+0-9.,/{}^ ]|\\(?:times|cdot|[dt]?frac)(?![A-Za-z])|[eE](?=[-+]?[0-9]))+)"
+)
 _LETTERS_BEHIND = re.compile(r"\s*+([A-Za-z]++)")
-_BESIDE_A_NUMBER = UNITS | _SHORT_UNITS | frozenset("a A I an at by on as am pm th st nd rd degree degrees".split())  # noqa: SIM905
+_BESIDE_A_NUMBER = (
+    UNITS
+    | _SHORT_UNITS
+    | frozenset(
+        [
+            "a",
+            "A",
+            "I",
+            "an",
+            "at",
+            "by",
+            "on",
+            "as",
+            "am",
+            "pm",
+            "th",
+            "st",
+            "nd",
+            "rd",
+            "degree",
+            "degrees",
+        ]
+    )
+)
 
 
 def is_sentence(text: str) -> bool:
@@ -63,7 +111,12 @@ def is_word(run: str, *, in_formula: bool = False) -> bool:
         return False
     if lowered in _SHORT_WORDS:
         return True
-    if len(run) < 3 or _VOWELS.isdisjoint(run) or is_run_of_alphabet(run) or _OF_FUNCTIONS.fullmatch(run):
+    if (
+        len(run) < 3
+        or _VOWELS.isdisjoint(run)
+        or is_run_of_alphabet(run)
+        or _OF_FUNCTIONS.fullmatch(run)
+    ):
         return False
     return lowered in _WORDS_IN_FORMULAS if in_formula and len(run) == 3 else True
 

@@ -106,7 +106,9 @@ def check_signature(name: str, function: Callable[..., object], *, is_batched: b
         ) from None
     names = list(signature.parameters)
     if names[0] == "example" or names[1:2] in (["completion"], ["completions"]):
-        raise UserError(f"The reward {name!r} is declared as `{signature}`, but the completion comes first. {wanted}.")
+        raise UserError(
+            f"The reward {name!r} is declared as `{signature}`, but the completion comes first. {wanted}."
+        )
     if names[0] == "completions" and not is_batched:
         raise UserError(
             f"The reward {name!r} is declared as `{signature}`, but it is given one completion at a time. "
@@ -122,9 +124,15 @@ def check_signature(name: str, function: Callable[..., object], *, is_batched: b
 def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """The weights as floats in their order. Raises UserError if there are none, or if one is not a finite number."""
     if not weights:
-        raise UserError("No reward is named. Give at least one with its weight, such as `rewards: {choice: 1.0}`.")
+        raise UserError(
+            "No reward is named. Give at least one with its weight, such as `rewards: {choice: 1.0}`."
+        )
     for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not -math.inf < weight < math.inf:
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, Real)
+            or not -math.inf < weight < math.inf
+        ):
             raise UserError(
                 f"The weight of the reward {name!r} is {weight!r}. It must be a finite number; "
                 f"write 1.0 for a reward that counts in full."
@@ -199,7 +207,11 @@ class GoldProblem:
     """The response that was scored, followed by the failure if there was one."""
 
     def __str__(self) -> str:
-        gave = "fails on" if self.score is None else f"gives {self.score:g} instead of {self.best:g} to"
+        gave = (
+            "fails on"
+            if self.score is None
+            else f"gives {self.score:g} instead of {self.best:g} to"
+        )
         return f"The reward {self.reward!r} {gave} the gold answer of example {self.example_id!r}. It saw: {self.saw}"
 
 
@@ -208,7 +220,9 @@ class Isolated(Protocol):
 
     def ranges(self) -> Mapping[str, tuple[float, float]]: ...
 
-    def evaluate(self, items: Sequence[Item], names: Sequence[str]) -> Sequence[Parts | RewardFailure]: ...
+    def evaluate(
+        self, items: Sequence[Item], names: Sequence[str]
+    ) -> Sequence[Parts | RewardFailure]: ...
 
 
 def gold_completion(example: Example) -> Completion:

@@ -59,7 +59,9 @@ class Trial:
     @property
     def gold_problems(self) -> list[Tried]:
         """The gold answers that did not get the greatest value."""
-        return [one for one in self.gold if one.score is None or one.score < self.high - RANGE_SLACK]
+        return [
+            one for one in self.gold if one.score is None or one.score < self.high - RANGE_SLACK
+        ]
 
     @property
     def unparsed(self) -> int:
@@ -141,7 +143,11 @@ def read_responses(file: Path, ids: Sequence[str]) -> dict[str, str]:
             raise UserError(
                 f'{where} is not JSON: {error}. Each line is one object {{"id": ..., "response": ...}}. Correct the line.'
             ) from None
-        if not isinstance(row, dict) or not isinstance(row.get("response"), str) or not _is_id(row.get("id")):
+        if (
+            not isinstance(row, dict)
+            or not isinstance(row.get("response"), str)
+            or not _is_id(row.get("id"))
+        ):
             raise UserError(
                 f"{where} holds {line.strip():.80}. Each line is one object with an `id`, the id of an example, and a "
                 f"`response`, the text of the completion. Correct the line."
@@ -175,7 +181,9 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         with file.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
                 if len(line) > MAX_LINE:
-                    raise UserError(f"{file}, line {number} has more than {MAX_LINE} characters. Cut the response.")
+                    raise UserError(
+                        f"{file}, line {number} has more than {MAX_LINE} characters. Cut the response."
+                    )
                 if line.strip():
                     yield number, line
     except (OSError, UnicodeDecodeError) as error:

@@ -23,7 +23,9 @@ _DIGIT_COMMA = re.compile(r"[0-9],[0-9]")
 _FREE_PERIOD = re.compile(r"\.(?![0-9])")
 _ARTICLES = frozenset({"a", "an", "the"})
 _ZERO_TO_TEN = """zero one two three four five six seven eight nine ten"""
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_ZERO_TO_TEN.split())} | {"none": "0"}
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_ZERO_TO_TEN.split())} | {
+    "none": "0"
+}
 _WITH_APOSTROPHE = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's i'm i've
 isn't it'd it'll let's ma'am mightn't might've mustn't must've needn't oughtn't shan't should've shouldn't somebody's
@@ -58,7 +60,9 @@ ANLS_EXAMPLES = (
 )
 
 
-def _explain_with(read: Callable[[str], str | None]) -> Callable[[Completion, Example], Explanation]:
+def _explain_with(
+    read: Callable[[str], str | None],
+) -> Callable[[Completion, Example], Explanation]:
     def explain(completion: Completion, example: Example) -> Explanation:
         return explanation(completion, read, " | ".join(dict.fromkeys(gold_answers(example))))
 
@@ -97,9 +101,13 @@ def vqa(completion: Completion, example: Example) -> float:
     golds = gold_answers(example)
     best = _best_soft_accuracy(golds)
     if best == 0.0:
-        raise UserError(f"The answers of example {example.id!r} are empty: {golds!r:.80}. Correct the row.")
+        raise UserError(
+            f"The answers of example {example.id!r} are empty: {golds!r:.80}. Correct the row."
+        )
     candidate = extract_answer(completion.response).candidate
-    return 0.0 if candidate is None else min(1.0, soft_accuracy(candidate, golds, compared_vqa) / best)
+    return (
+        0.0 if candidate is None else min(1.0, soft_accuracy(candidate, golds, compared_vqa) / best)
+    )
 
 
 def normalize_vqa(text: str, *, textvqa: bool = False) -> str:
@@ -137,7 +145,9 @@ def compared_textvqa(text: str) -> str:
     return normalize_textvqa(text) or _plain(text)
 
 
-def soft_accuracy(candidate: str, golds: Sequence[str], form: Callable[[str], str] = normalize_vqa) -> float:
+def soft_accuracy(
+    candidate: str, golds: Sequence[str], form: Callable[[str], str] = normalize_vqa
+) -> float:
     """VQA accuracy: the mean, over leaving out each gold answer once, of min(1, equal answers / 3).
 
     Texts are equal if their `form` is, by default the published normal form, of which an article leaves nothing: there
@@ -150,7 +160,11 @@ def soft_accuracy(candidate: str, golds: Sequence[str], form: Callable[[str], st
     if len(golds) == 1:
         return float(count)
     others = len(golds) - count
-    return (count * min(1.0, (count - 1) / 3) + others * min(1.0, count / 3)) / len(golds) if count else 0.0
+    return (
+        (count * min(1.0, (count - 1) / 3) + others * min(1.0, count / 3)) / len(golds)
+        if count
+        else 0.0
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -174,7 +188,10 @@ def vqa_relaxed(completion: Completion, example: Example) -> float:
     are read, and a percent sign may be left out. A range or a list is no number.
     """
     candidate = extract_answer(completion.response).candidate
-    return float(candidate is not None and any(match_relaxed(candidate, gold) for gold in gold_answers(example)))
+    return float(
+        candidate is not None
+        and any(match_relaxed(candidate, gold) for gold in gold_answers(example))
+    )
 
 
 def match_relaxed(candidate: str, gold: str) -> bool:
@@ -270,5 +287,8 @@ def levenshtein(one: str, other: str) -> int:
     for i, character in enumerate(one, 1):
         diagonal, row[0] = row[0], i
         for j, wanted in enumerate(other, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (character != wanted))
+            diagonal, row[j] = (
+                row[j],
+                min(row[j] + 1, row[j - 1] + 1, diagonal + (character != wanted)),
+            )
     return row[-1]

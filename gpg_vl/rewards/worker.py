@@ -73,13 +73,19 @@ class Place:
         return None if index < 0 else (int(index), int(reward), int(member))
 
 
-def serve(pipe: Connection, memory: Any, names: Sequence[str], folder: str, time_limit: float) -> None:
+def serve(
+    pipe: Connection, memory: Any, names: Sequence[str], folder: str, time_limit: float
+) -> None:
     """The worker's life, which ends when the parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the parent, which then closes the pipe
     with suppress(PermissionError):  # it leads a group already
         os.setsid()  # a SIGTERM to the whole group is for the parent too: it finishes its step and writes a checkpoint
     with suppress(OSError):
-        os.dup2(2, 1)  # what a reward prints belongs to the log: standard output may be somebody's data
+        os.dup2(
+            2, 1
+        )  # what a reward prints belongs to the log: standard output may be somebody's data
     sys.stdout = sys.stderr
     os.chdir(folder)  # a relative file.py:function means the folder in which the pool was made
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -87,7 +93,9 @@ def serve(pipe: Connection, memory: Any, names: Sequence[str], folder: str, time
     os._exit(0)  # threads that a reward has left behind must not keep the process
 
 
-def _load_and_score(pipe: Connection, place: Place, names: Sequence[str], time_limit: float) -> None:
+def _load_and_score(
+    pipe: Connection, place: Place, names: Sequence[str], time_limit: float
+) -> None:
     parent = os.getppid()
     rewards: dict[str, Reward] = {}
     for name in names:
@@ -98,7 +106,9 @@ def _load_and_score(pipe: Connection, place: Place, names: Sequence[str], time_l
         rewards[name] = reward
     pipe.send(Ready({name: (reward.low, reward.high) for name, reward in rewards.items()}))
     desk = _Desk(pipe, place, time_limit)
-    while os.getppid() == parent:  # asked beside the pipe's end, which a fork of the parent may keep open
+    while (
+        os.getppid() == parent
+    ):  # asked beside the pipe's end, which a fork of the parent may keep open
         if pipe.poll(2.0):
             chunk = pipe.recv()
             desk.score([rewards[name] for name in chunk.names], chunk.items)
@@ -132,7 +142,9 @@ class _Desk:
         parts: Parts = {}
         for number, reward in enumerate(rewards):
             values: list[float] = []
-            for member, given in enumerate([list(item.completions)] if reward.batched else item.completions):
+            for member, given in enumerate(
+                [list(item.completions)] if reward.batched else item.completions
+            ):
                 who = None if reward.batched else member
                 self._enter(index, number, who)
                 got, error = _caught(call, reward, given, item.example)
@@ -207,4 +219,6 @@ def _caught(function: Callable[..., Any], *given: object) -> tuple[Any, Exceptio
 def _traceback(error: Exception) -> str:
     """The traceback from the frame after `_caught` on."""
     frames = error.__traceback__
-    return "".join(traceback.format_exception(type(error), error, frames.tb_next if frames else None)).rstrip()
+    return "".join(
+        traceback.format_exception(type(error), error, frames.tb_next if frames else None)
+    ).rstrip()

@@ -48,7 +48,9 @@ class Slots:
         """After the layers. A slot that is not in use counts on; it is admitted anew before it means anything."""
         self.length_S.add_(1).clamp_(max=self.cache.shape[4] - 1)
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor:
         keys, values = self.cache[layer]
         keys[self._every, :, self.length_S] = key[:, :, 0]
         values[self._every, :, self.length_S] = value[:, :, 0]
@@ -117,9 +119,13 @@ class GraphDecoder:
 
     def _run(self) -> Tensor:
         device = self._token_S.device.type
-        with torch.autocast(device, self._autocast, enabled=self._autocast is not None, cache_enabled=False):
+        with torch.autocast(
+            device, self._autocast, enabled=self._autocast is not None, cache_enabled=False
+        ):
             return with_matrices(
-                self._policy, self._cast, lambda: decode(self._policy, self._slots, self._token_S, self._position_S)
+                self._policy,
+                self._cast,
+                lambda: decode(self._policy, self._slots, self._token_S, self._position_S),
             )
 
 

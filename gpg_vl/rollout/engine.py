@@ -90,7 +90,9 @@ def truncate(logp_B_V: Tensor, *, top_k: int, top_p: float) -> Tensor:
     if top_p < 1.0:
         ordered, order = logp_B_V.sort(dim=1, descending=True)
         probability = ordered.softmax(dim=1)
-        outside = probability.cumsum(dim=1) - probability >= top_p  # the token that crosses top_p is still inside
+        outside = (
+            probability.cumsum(dim=1) - probability >= top_p
+        )  # the token that crosses top_p is still inside
         logp_B_V = logp_B_V.masked_fill(outside.scatter(1, order, outside), -torch.inf)
     return logp_B_V
 

@@ -122,14 +122,18 @@ class _Run:
         self._prompts, self._sampling, self._draws, self._done = prompts, sampling, draws, done
         self._device = self._policy.never_sampled_V.device
         self._waiting = deque(
-            _Answer(prompt=p, member=m) for p in range(len(prompts)) for m in range(sampling.group_size)
+            _Answer(prompt=p, member=m)
+            for p in range(len(prompts))
+            for m in range(sampling.group_size)
         )
         self._ends = frozenset(machinery.processing.tokens.ends)
         self._finished: dict[tuple[int, int], _Answer] = {}
         self._starts: dict[int, _Start] = {}
         self._computed = 0
         count = min(machinery.slots, len(self._waiting))
-        self._random_S_T = torch.zeros(count, sampling.max_new_tokens, dtype=torch.float64, device=self._device)
+        self._random_S_T = torch.zeros(
+            count, sampling.max_new_tokens, dtype=torch.float64, device=self._device
+        )
         self._offset_S = torch.zeros(count, dtype=torch.long, device=self._device)
         self._answers: list[_Answer | None] = [None] * count
         self._slots: Slots | None = None
@@ -141,7 +145,10 @@ class _Run:
             self._decode()
             self._admit()
         size = self._sampling.group_size
-        return [tuple(self._completion(self._finished[p, m]) for m in range(size)) for p in range(len(self._prompts))]
+        return [
+            tuple(self._completion(self._finished[p, m]) for m in range(size))
+            for p in range(len(self._prompts))
+        ]
 
     def _admit(self) -> None:
         """Fill free slots with waiting answers. Their first tokens come from the prompts' last hidden states."""
@@ -154,7 +161,9 @@ class _Run:
             self._take_places(admitted)
             hidden = torch.stack([self._starts[a.prompt].hidden_H for _, a in admitted])
             self._sample(hidden, [s for s, _ in admitted])
-            self._forget_prompts_before(self._waiting[0].prompt if self._waiting else len(self._prompts))
+            self._forget_prompts_before(
+                self._waiting[0].prompt if self._waiting else len(self._prompts)
+            )
             free = [s for s, answer in enumerate(self._answers) if answer is None]
         if not self._waiting:
             self._shrink()
@@ -172,18 +181,26 @@ class _Run:
                     width = longest + self._sampling.max_new_tokens
                     self._slots = Slots(start.keys_L_2_H_P_D, slots=len(self._answers), width=width)
                     if self._device.type == "cuda":
-                        self._decoder = GraphDecoder(self._policy, self._slots, self._machinery.autocast)
+                        self._decoder = GraphDecoder(
+                            self._policy, self._slots, self._machinery.autocast
+                        )
                 self._slots.admit(start.keys_L_2_H_P_D, slots)
                 self._offset_S[torch.tensor(slots, device=self._device)] = (
                     start.next_position - self._prompts[prompt].length
                 )
-            rows = [torch.from_numpy(uniforms(self._sampling, self._draws[a.prompt], a.member)) for _, a in admitted]
+            rows = [
+                torch.from_numpy(uniforms(self._sampling, self._draws[a.prompt], a.member))
+                for _, a in admitted
+            ]
             index = torch.tensor([s for s, _ in admitted], device=self._device)
             self._random_S_T[index] = torch.stack(rows).to(self._device)
 
     def _compute_prompts_up_to(self, last: int) -> None:
         while self._computed <= last:
-            part = range(self._computed, min(self._computed + self._machinery.prompts_per_batch, len(self._prompts)))
+            part = range(
+                self._computed,
+                min(self._computed + self._machinery.prompts_per_batch, len(self._prompts)),
+            )
             self._prefill(part)
             self._computed = part.stop
 
@@ -215,8 +232,15 @@ class _Run:
         assert self._slots is not None
         busy = [s for s, answer in enumerate(self._answers) if answer is not None]
         with self._timed("decode_seconds"):
-            lengths = [self._prompts[a.prompt].length + len(a.tokens) for a in self._answers if a is not None]
-            tokens = [a.tokens[-1] if a is not None else self._machinery.processing.tokens.pad for a in self._answers]
+            lengths = [
+                self._prompts[a.prompt].length + len(a.tokens)
+                for a in self._answers
+                if a is not None
+            ]
+            tokens = [
+                a.tokens[-1] if a is not None else self._machinery.processing.tokens.pad
+                for a in self._answers
+            ]
             token_S = torch.tensor(tokens, device=self._device)
             position_S = self._slots.length_S + self._offset_S
             width = self._slots.cache.shape[4]
@@ -253,7 +277,11 @@ class _Run:
     def _shrink(self) -> None:
         """Nobody waits: where shapes may change, half-empty slots are given up."""
         busy = [s for s, answer in enumerate(self._answers) if answer is not None]
-        if self._slots is None or self._decoder is not None or not 0 < len(busy) <= len(self._answers) // 2:
+        if (
+            self._slots is None
+            or self._decoder is not None
+            or not 0 < len(busy) <= len(self._answers) // 2
+        ):
             return
         index = torch.tensor(busy, device=self._device)
         self._slots.keep(busy)
@@ -267,11 +295,16 @@ class _Run:
             logprobs=tuple(answer.logps),
             finish_reason=reason,
             prefill=self._prompts[answer.prompt].prefill,
-            text=self._machinery.processing.tokenizer.decode(answer.tokens, skip_special_tokens=True),
+            text=self._machinery.processing.tokenizer.decode(
+                answer.tokens, skip_special_tokens=True
+            ),
         )
 
     def _timed(self, what: str) -> AbstractContextManager[None]:
-        return timed(lambda seconds: setattr(self._work, what, getattr(self._work, what) + seconds), self._device)
+        return timed(
+            lambda seconds: setattr(self._work, what, getattr(self._work, what) + seconds),
+            self._device,
+        )
 
 
 def _shown_more_than_once(prompts: Sequence[Prompt]) -> set[str]:
@@ -279,7 +312,9 @@ def _shown_more_than_once(prompts: Sequence[Prompt]) -> set[str]:
     return {key for key, times in seen.items() if times > 1}
 
 
-def draw(policy: Policy, hidden_B_H: Tensor, sampling: Sampling, random_B: Tensor) -> tuple[Tensor, Tensor]:
+def draw(
+    policy: Policy, hidden_B_H: Tensor, sampling: Sampling, random_B: Tensor
+) -> tuple[Tensor, Tensor]:
     """Tokens, and their log-probs under the distribution that they were drawn from (under the model if greedy)."""
     logits_B_V = policy.logits(hidden_B_H, temperature=sampling.temperature or 1.0)
     logp_B_V = torch.log_softmax(logits_B_V, dim=-1)
@@ -287,6 +322,8 @@ def draw(policy: Policy, hidden_B_H: Tensor, sampling: Sampling, random_B: Tenso
         token_B = logp_B_V.argmax(dim=-1)
     else:
         if sampling.top_k > 0 or sampling.top_p < 1.0:
-            logp_B_V = torch.log_softmax(truncate(logp_B_V, top_k=sampling.top_k, top_p=sampling.top_p), dim=-1)
+            logp_B_V = torch.log_softmax(
+                truncate(logp_B_V, top_k=sampling.top_k, top_p=sampling.top_p), dim=-1
+            )
         token_B = choose(logp_B_V, random_B)
     return token_B, logp_B_V.gather(1, token_B[:, None])[:, 0]

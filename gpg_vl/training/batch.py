@@ -49,7 +49,9 @@ def counts_of(groups: Sequence[Group]) -> StepCounts:
     )
 
 
-def group_coefficients(group: Group, *, objective: Objective, counts: StepCounts, batch_std: float | None) -> Tensor:
+def group_coefficients(
+    group: Group, *, objective: Objective, counts: StepCounts, batch_std: float | None
+) -> Tensor:
     """c_i of each completion of the group, float64 [G]. `counts` and `batch_std` are those of the whole step."""
     rewards_P_G = torch.tensor([group.rewards], dtype=torch.float64)
     lengths_P_G = torch.tensor([[len(c.token_ids) for c in group.completions]])
@@ -58,7 +60,9 @@ def group_coefficients(group: Group, *, objective: Objective, counts: StepCounts
         lengths_P_G,
         aggregation=objective.aggregation,
         age=age_factor(counts, objective.age),
-        denominator=denominator(counts, objective.aggregation, max_new_tokens=objective.max_new_tokens),
+        denominator=denominator(
+            counts, objective.aggregation, max_new_tokens=objective.max_new_tokens
+        ),
     )[0]
 
 
@@ -83,7 +87,9 @@ def make_passes(
         if group.is_valid
         for completion, c in zip(
             group.completions,
-            group_coefficients(group, objective=objective, counts=counts, batch_std=batch_std).tolist(),
+            group_coefficients(
+                group, objective=objective, counts=counts, batch_std=batch_std
+            ).tolist(),
             strict=True,
         )
         if c != 0.0
@@ -98,7 +104,9 @@ def make_passes(
 _Branch = tuple[Group, Completion, float]
 
 
-def _units(branches: Sequence[_Branch], tokens_per_pass: int, *, shared_prefix: bool) -> list[list[_Branch]]:
+def _units(
+    branches: Sequence[_Branch], tokens_per_pass: int, *, shared_prefix: bool
+) -> list[list[_Branch]]:
     """What is not torn apart: the completions of groups with the same images, or each completion if naive.
 
     Prompts about the same images are torn apart after all where they alone would fill half of a pass: with little room beside
@@ -123,7 +131,11 @@ def _units(branches: Sequence[_Branch], tokens_per_pass: int, *, shared_prefix: 
 
 def _size(branches: Sequence[_Branch], shared_prefix: bool) -> int:
     """Tokens that these branches take in a pass."""
-    prompts = [prompt for _, prompt, _ in _by_group(branches)] if shared_prefix else [g.prompt for g, _, _ in branches]
+    prompts = (
+        [prompt for _, prompt, _ in _by_group(branches)]
+        if shared_prefix
+        else [g.prompt for g, _, _ in branches]
+    )
     return sum(p.length for p in prompts) + sum(len(c.token_ids) - 1 for _, c, _ in branches)
 
 
@@ -145,8 +157,12 @@ def _pass(branches: Sequence[_Branch], tokens_per_pass: int, shared_prefix: bool
     )
     return Pass(
         packed=packed,
-        coefficients_K=torch.tensor([c for _, _, c in ordered]).repeat_interleave(torch.tensor(packed.counts)).float(),
-        sampled_logp_K=torch.tensor([logp for _, completion, _ in ordered for logp in completion.logprobs]),
+        coefficients_K=torch.tensor([c for _, _, c in ordered])
+        .repeat_interleave(torch.tensor(packed.counts))
+        .float(),
+        sampled_logp_K=torch.tensor(
+            [logp for _, completion, _ in ordered for logp in completion.logprobs]
+        ),
         examples=tuple(group.example.id for group, _, _ in grouped),
     )
 
@@ -162,11 +178,16 @@ def idle_pass() -> Pass:
         image_mask_T=torch.tensor([False]),
     )
     return Pass(
-        packed=pack([prompt], [[(0,)]]), coefficients_K=torch.zeros(1), sampled_logp_K=torch.zeros(0), examples=()
+        packed=pack([prompt], [[(0,)]]),
+        coefficients_K=torch.zeros(1),
+        sampled_logp_K=torch.zeros(0),
+        examples=(),
     )
 
 
-def _bunches(units: Sequence[list[_Branch]], size: Callable[[list[_Branch]], int], most: int) -> list[list[_Branch]]:
+def _bunches(
+    units: Sequence[list[_Branch]], size: Callable[[list[_Branch]], int], most: int
+) -> list[list[_Branch]]:
     """Consecutive units joined while they fit; a larger unit stands alone."""
     bunches: list[list[_Branch]] = []
     held = 0

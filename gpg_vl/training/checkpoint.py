@@ -108,7 +108,11 @@ def save(
             _flush_folder(folder)
             for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
                 shutil.rmtree(old)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as torch and safetensors put it
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # a full disk, as torch and safetensors put it
         shutil.rmtree(hidden, ignore_errors=True)
         raise RunError(
             f"The checkpoint {final} could not be written: {error}. The last complete one is {latest(folder) or 'none'}; make "
@@ -157,13 +161,19 @@ def restore(
             load_adapter_state(model, checkpoint / "adapters.safetensors")
         else:
             _load_weights(model, checkpoint / "model")
-        optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu"))
+        optimizer.load_state_dict(
+            torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
+        )
         mine = torch.load(checkpoint / f"rank-{accelerator.process_index}.pt", weights_only=True)
     except UserError:
         raise
     except Exception as error:
-        unreadable = isinstance(error, OSError | ValueError | KeyError | RuntimeError | EOFError | SafetensorError)
-        if not unreadable and type(error).__name__ != "UnpicklingError":  # what torch.load says of a file that is none
+        unreadable = isinstance(
+            error, OSError | ValueError | KeyError | RuntimeError | EOFError | SafetensorError
+        )
+        if (
+            not unreadable and type(error).__name__ != "UnpicklingError"
+        ):  # what torch.load says of a file that is none
             raise
         raise UserError(
             f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; --resume then "
@@ -242,9 +252,9 @@ def _rank_state(state: RunState) -> dict[str, Any]:
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
     with quiet():
-        saved = load_model(
-            str(folder)
-        ).state_dict()  # save_pretrained renames weights; from_pretrained knows how to name them back
+        saved = (
+            load_model(str(folder)).state_dict()
+        )  # save_pretrained renames weights; from_pretrained knows how to name them back
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(saved[name])

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 def no_signal(*, steps: int, skipped: int, folder: Path) -> str | None:
@@ -27,7 +34,9 @@ class Display:
     `plain_every`: without a terminal, one line is printed per so many steps.
     """
 
-    def __init__(self, console: Console, *, steps: int, done: int, enabled: bool, plain_every: int = 10) -> None:
+    def __init__(
+        self, console: Console, *, steps: int, done: int, enabled: bool, plain_every: int = 10
+    ) -> None:
         self._console = console
         self._enabled = enabled
         self._plain_every = plain_every
@@ -61,7 +70,9 @@ class Display:
         if "reward" not in metrics:
             self._console.print(
                 f"step {step:>5}  evaluation  "
-                + "  ".join(f"{k} {100 * v:.1f}" for k, v in metrics.items() if isinstance(v, float)),
+                + "  ".join(
+                    f"{k} {100 * v:.1f}" for k, v in metrics.items() if isinstance(v, float)
+                ),
                 highlight=False,
             )
             return
@@ -71,14 +82,21 @@ class Display:
             f"alpha {alpha}  length {metrics['length_all']:.1f}  {seconds['step']:.2f} s/step"
         )
         self._progress.update(self._task, completed=step, description=line)
-        if not self._console.is_terminal and (step % self._plain_every == 0 or step in (1, self._steps)):
+        if not self._console.is_terminal and (
+            step % self._plain_every == 0 or step in (1, self._steps)
+        ):
             pace = (time.perf_counter() - self._started) / max(step - self._first, 1)
             left = round(pace * (self._steps - step))
             self._console.print(
-                f"step {step:>5}/{self._steps}  {line}  {left // 60}:{left % 60:02d} left", highlight=False
+                f"step {step:>5}/{self._steps}  {line}  {left // 60}:{left % 60:02d} left",
+                highlight=False,
             )
 
     def phase(self, phase: str, done: int, of: int) -> None:
         """Life signs within a step; only a terminal shows them."""
-        if self._enabled and self._console.is_terminal and not self._progress.tasks[self._task].completed:
+        if (
+            self._enabled
+            and self._console.is_terminal
+            and not self._progress.tasks[self._task].completed
+        ):
             self._progress.update(self._task, description=f"{phase} of the first step")

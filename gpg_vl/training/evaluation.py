@@ -46,12 +46,16 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
     ready, void = prepare(docs, settings)
     if void:
         doc_id, reason = next(iter(void.items()))
-        raise UserError(f"Doc {doc_id} of {config.eval.data}: {reason} Mend the row or choose other data.")
+        raise UserError(
+            f"Doc {doc_id} of {config.eval.data}: {reason} Mend the row or choose other data."
+        )
     encoder = eval_encoder(processing, settings)
     for example in ready.values():
         encoder.count(example)
 
-    def evaluate(engine: Engine, processing: Processing, accelerator: Accelerator) -> dict[str, Any]:
+    def evaluate(
+        engine: Engine, processing: Processing, accelerator: Accelerator
+    ) -> dict[str, Any]:
         respond = shared(engine_responder(engine, processing, settings), accelerator)
         results = evaluate_responder(task, docs, respond, settings, scorers)
         scores = {

@@ -35,7 +35,9 @@ def open_folder(config: Config, *, resume: bool) -> Path:
                     f"The run in {folder} was started with other settings: {'; '.join(changed)}. "
                     f"Resume with the same ones, or start a new run in another output.folder."
                 )
-        elif not resume and ((folder / "metrics.jsonl").exists() or checkpoints.latest(folder / "checkpoints")):
+        elif not resume and (
+            (folder / "metrics.jsonl").exists() or checkpoints.latest(folder / "checkpoints")
+        ):
             raise UserError(
                 f"The folder {folder} already holds a run. Go on with it by --resume, or choose another output.folder."
             )
@@ -43,7 +45,9 @@ def open_folder(config: Config, *, resume: bool) -> Path:
         partial.write_text(dump_config(config), encoding="utf-8")
         partial.replace(file)
     except OSError as error:
-        raise UserError(f"The run folder {folder} cannot be written: {error}. Choose another output.folder.") from None
+        raise UserError(
+            f"The run folder {folder} cannot be written: {error}. Choose another output.folder."
+        ) from None
     return folder
 
 

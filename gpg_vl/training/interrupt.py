@@ -23,7 +23,9 @@ class StopRequest:
             raise KeyboardInterrupt
         self._asked = True
         if self._console:
-            self._console.print("stopping after this step, with a checkpoint; once more to stop at once")
+            self._console.print(
+                "stopping after this step, with a checkpoint; once more to stop at once"
+            )
 
     def __enter__(self) -> "StopRequest":
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}

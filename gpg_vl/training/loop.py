@@ -102,10 +102,23 @@ def train(
     """
     while state.step < schedule.steps:
         clock, work = Clock(), replace(engine.work)
-        keeping = accelerator.unwrap_model(policy).keeping_prefixes if schedule.reuse_prefill else nullcontext
+        keeping = (
+            accelerator.unwrap_model(policy).keeping_prefixes
+            if schedule.reuse_prefill
+            else nullcontext
+        )
         with clock.phase("step"), keeping():
             collected, position, failures = _collect(
-                accelerator, engine, rewarder, encoder, examples, sampling, schedule, state, hooks, clock
+                accelerator,
+                engine,
+                rewarder,
+                encoder,
+                examples,
+                sampling,
+                schedule,
+                state,
+                hooks,
+                clock,
             )
             counts, deviation = global_counts(accelerator, collected.used)
             rate = schedule.learning_rate(state.step)
@@ -164,7 +177,11 @@ def train(
             record.samples(state.step, collected.seen)
         stop = most(accelerator, float(hooks.stop_wanted())) > 0
         last = stop or state.step == schedule.steps
-        if hooks.evaluate and (last or (schedule.eval_every and state.step % schedule.eval_every == 0)) and not stop:
+        if (
+            hooks.evaluate
+            and (last or (schedule.eval_every and state.step % schedule.eval_every == 0))
+            and not stop
+        ):
             with clock.phase("eval"):
                 scores = hooks.evaluate()
             record.metrics(state.step, "eval", scores, {"eval": clock.seconds["eval"]})
@@ -214,7 +231,10 @@ def _collect(
             refuse_broken([])
             return []
         with clock.phase("encode"):
-            fresh = [empty_group(encoder, examples, draw, schedule.seed) for draw in range(first, first + slots)]
+            fresh = [
+                empty_group(encoder, examples, draw, schedule.seed)
+                for draw in range(first, first + slots)
+            ]
         with clock.phase("rollout"):
             answers = engine.generate(
                 [g.prompt for g in fresh],
@@ -223,7 +243,9 @@ def _collect(
                 done=lambda n: hooks.progress("rollout", n, slots * sampling.group_size),
             )
         with clock.phase("reward"):
-            scored = rewarder.score([replace(g, completions=a) for g, a in zip(fresh, answers, strict=True)])
+            scored = rewarder.score(
+                [replace(g, completions=a) for g, a in zip(fresh, answers, strict=True)]
+            )
         refuse_broken(scored.failures)
         return scored.groups
 
@@ -245,11 +267,19 @@ def empty_group(encoder: Encoder, examples: Sequence[Example], draw: int, seed: 
     return Group(example=example, prompt=encoder.encode(example), completions=(), draw=draw)
 
 
-def _seen(accelerator: Accelerator, collected: Collected[Group], failures: Sequence[RewardFailure]) -> dict[str, Any]:
+def _seen(
+    accelerator: Accelerator, collected: Collected[Group], failures: Sequence[RewardFailure]
+) -> dict[str, Any]:
     """Shares over all groups sampled in the step, before any was replaced: the used batch would be biased."""
     seen = collected.seen
     rewards = [r for g in seen for r in g.rewards]
-    names = sorted({name for rank in gathered(accelerator, [*(seen[0].reward_parts if seen else ())]) for name in rank})
+    names = sorted(
+        {
+            name
+            for rank in gathered(accelerator, [*(seen[0].reward_parts if seen else ())])
+            for name in rank
+        }
+    )
     parts = [sum(sum(g.reward_parts[name]) for g in seen) for name in names]
     best = [sum(r >= 1.0 for r in next(iter(g.reward_parts.values()))) for g in seen]
     all_right = sum(not g.is_valid and b == len(g.rewards) for g, b in zip(seen, best, strict=True))

@@ -14,7 +14,13 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate(
-    step: int, *, peak: float, schedule: Schedule, warmup_steps: int, steps: int, final_fraction: float
+    step: int,
+    *,
+    peak: float,
+    schedule: Schedule,
+    warmup_steps: int,
+    steps: int,
+    final_fraction: float,
 ) -> float:
     """The rate of optimizer step `step` (0, 1, ...): up to `peak` over the warm-up, then along the schedule.
 
@@ -29,11 +35,15 @@ def learning_rate(
     return peak * (final_fraction + (1 - final_fraction) * fall)
 
 
-def make_adamw(model: nn.Module, *, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+def make_adamw(
+    model: nn.Module, *, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW over the trained weights; decay on matrices, none on norms and biases. The rate is set before every step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
-        raise UserError("model.freeze freezes every weight: there is nothing to train. Leave one part out of it.")
+        raise UserError(
+            "model.freeze freezes every weight: there is nothing to train. Leave one part out of it."
+        )
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},

@@ -60,7 +60,9 @@ def count_parameters(config: Config, family: Family) -> tuple[int, int]:
     from gpg_vl.training.optimizer import freeze
 
     with torch.device("meta"):
-        model = getattr(transformers, family.model_class)(read_config(config.model.path, config.model.revision))
+        model = getattr(transformers, family.model_class)(
+            read_config(config.model.path, config.model.revision)
+        )
         if config.model.lora_rank:
             add_adapters(
                 model,
@@ -89,7 +91,10 @@ def make_plan(
     ordered = sorted(prompt_tokens)
     median, image_median = ordered[len(ordered) // 2], sorted(image_tokens)[len(image_tokens) // 2]
     parameters, trained = count_parameters(config, family)
-    costs = {shared: _cost(config, family, median, image_median, shared=shared) for shared in (True, False)}
+    costs = {
+        shared: _cost(config, family, median, image_median, shared=shared)
+        for shared in (True, False)
+    }
     here = costs[config.train.shared_prefix]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernel, why = choose_kernel(config.train.attention, device, _dtype(config))
@@ -106,7 +111,8 @@ def make_plan(
         parameters=parameters,
         trained_parameters=trained,
         passes_per_step=ceil(
-            ceil(config.train.prompts_per_step / processes) / max(1, config.train.tokens_per_pass // here.tokens)
+            ceil(config.train.prompts_per_step / processes)
+            / max(1, config.train.tokens_per_pass // here.tokens)
         ),
         kernel=kernel,
         kernel_note=why,
@@ -130,7 +136,11 @@ def make_plan(
 
 def vision_mode(config: Config, family: Family) -> VisionMode:
     """What becomes of the vision tower in a run with these settings."""
-    if not family.has_vision or config.model.lora_rank or {"vision", "merger"} <= set(config.model.freeze):
+    if (
+        not family.has_vision
+        or config.model.lora_rank
+        or {"vision", "merger"} <= set(config.model.freeze)
+    ):
         return "kept" if config.model.vision_cache_mb else "frozen"
     return "frozen" if "vision" in config.model.freeze else "trained"
 
@@ -139,7 +149,9 @@ def _cost(config: Config, family: Family, prompt: int, image_tokens: int, *, sha
     """Of one group of median prompt, every answer as long as it may be."""
     mode = vision_mode(config, family)
     cost = group_cost(
-        shape_of(read_config(config.model.path, config.model.revision), has_vision=family.has_vision),
+        shape_of(
+            read_config(config.model.path, config.model.revision), has_vision=family.has_vision
+        ),
         prompt=prompt,
         image_tokens=image_tokens,
         completion=config.rollout.max_new_tokens,
@@ -162,7 +174,9 @@ def _activations(config: Config, tokens: int) -> float:
     """Bytes, by the usual counting: 34 numbers of hidden size per token and layer, of which checkpointing keeps two."""
     text = read_config(config.model.path, config.model.revision).get_text_config()
     kept = 2 if config.model.gradient_checkpointing else 34
-    return float(tokens * text.hidden_size * text.num_hidden_layers * kept * _dtype(config).itemsize)
+    return float(
+        tokens * text.hidden_size * text.num_hidden_layers * kept * _dtype(config).itemsize
+    )
 
 
 def _work_space(config: Config, trained: int, *, in_pieces: bool) -> float:
@@ -171,7 +185,8 @@ def _work_space(config: Config, trained: int, *, in_pieces: bool) -> float:
     """
     text = read_config(config.model.path, config.model.revision).get_text_config()
     head: float = (
-        4.0 * text.hidden_size * text.vocab_size + 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
+        4.0 * text.hidden_size * text.vocab_size
+        + 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
     )
     casts = 2.0 * trained if config.model.dtype == "bfloat16" else 0.0
     return head + casts + (8.0 * trained if in_pieces else 0.0)
@@ -198,7 +213,9 @@ def _memory(
     key_values = shape_of(checkpoint, has_vision=family.has_vision).key_values
     kept = {}
     if vision_mode(config, family) == "kept" and image_tokens_total:
-        every = float(image_tokens_total * checkpoint.get_text_config().hidden_size * _dtype(config).itemsize)
+        every = float(
+            image_tokens_total * checkpoint.get_text_config().hidden_size * _dtype(config).itemsize
+        )
         kept["image features"] = min(every, config.model.vision_cache_mb * 2.0**20)
     if config.train.reuse_prefill:
         kept["kept prompts"] = _activations(config, groups * prompt_tokens_max)
@@ -207,7 +224,9 @@ def _memory(
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
         "activations": _activations(config, tokens),
-        "work space": _work_space(config, trained, in_pieces=tokens_of_group > config.train.tokens_per_pass),
+        "work space": _work_space(
+            config, trained, in_pieces=tokens_of_group > config.train.tokens_per_pass
+        ),
         "key-value cache": float(cached * key_values * _dtype(config).itemsize),
         **kept,
     }
@@ -231,7 +250,9 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
         "step": f"{per_step}, on {plan.processes} process(es) in at most {plan.passes_per_step} pass(es) each",
         "sampling": f"temperature {config.rollout.temperature}, top_p 1, top_k off, no penalty, "
         f"at most {config.rollout.max_new_tokens} tokens",
-        "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()),
+        "rewards": ", ".join(
+            f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()
+        ),
         "objective": f"f_norm {config.algorithm.f_norm}, age {config.algorithm.age}, beta_th {config.algorithm.beta_th:g}, "
         f"{config.algorithm.aggregation} mean, learning rate {config.train.learning_rate:g} {config.train.schedule}",
         "attention": f"{plan.kernel}{f' ({plan.kernel_note})' if plan.kernel_note else ''}",
@@ -243,7 +264,13 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(Panel(table, title="plan", title_align="left"))
-    console.print(Panel(Text(plan.first_prompt), title="prompt of row 0, as the model reads it", title_align="left"))
+    console.print(
+        Panel(
+            Text(plan.first_prompt),
+            title="prompt of row 0, as the model reads it",
+            title_align="left",
+        )
+    )
 
 
 def _work(plan: Plan) -> str:
@@ -256,7 +283,9 @@ def _work(plan: Plan) -> str:
         f"{ours.tokens} tokens and {ours.patches} patches per group"
     )
     if ours == naive:
-        return f"{text}; image and prompt are computed for every answer (train.shared_prefix is false)"
+        return (
+            f"{text}; image and prompt are computed for every answer (train.shared_prefix is false)"
+        )
     ratios = (
         f"{naive.total / ours.total:.1f} times the operations (train {naive.train / ours.train:.1f}, prefill "
         f"{naive.prefill / ours.prefill:.1f}) and {plan.naive_activations / plan.group_activations:.1f} times the activations"

@@ -49,15 +49,28 @@ class Record:
         self._accelerator = accelerator
         self._main = accelerator.is_main_process
 
-    def metrics(self, step: int, kind: str, values: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+    def metrics(
+        self, step: int, kind: str, values: Mapping[str, Any], seconds: Mapping[str, float]
+    ) -> None:
         """Append one row and send its numbers to the trackers. Raises RunError if the disk is full."""
         if self._main:
-            row = {"step": step, "kind": kind, **values, "seconds": {k: round(v, 4) for k, v in seconds.items()}}
+            row = {
+                "step": step,
+                "kind": kind,
+                **values,
+                "seconds": {k: round(v, 4) for k, v in seconds.items()},
+            }
             self._append(self._folder / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
         if self._accelerator.trackers:
             self._accelerator.log(
-                {f"{kind}/{k}": v for k, v in {**numbers, **{f"seconds_{k}": s for k, s in seconds.items()}}.items()},
+                {
+                    f"{kind}/{k}": v
+                    for k, v in {
+                        **numbers,
+                        **{f"seconds_{k}": s for k, s in seconds.items()},
+                    }.items()
+                },
                 step=step,
             )
 
@@ -69,12 +82,20 @@ class Record:
 
     def broken(self, step: int, groups: Sequence[Group]) -> Path:
         """Keep all groups of this process that a failed update was made of, tensors included. Returns the folder."""
-        folder = _made(self._folder / "broken" / f"step-{step:06d}-process-{self._accelerator.process_index}")
+        folder = _made(
+            self._folder / "broken" / f"step-{step:06d}-process-{self._accelerator.process_index}"
+        )
         _dump(folder, groups)
         tensors = {
             f"{number}.{name}": value.contiguous()
             for number, group in enumerate(groups)
-            for name in ("input_ids_T", "positions_3_T", "image_mask_T", "pixel_values_N", "grid_thw_I_3")
+            for name in (
+                "input_ids_T",
+                "positions_3_T",
+                "image_mask_T",
+                "pixel_values_N",
+                "grid_thw_I_3",
+            )
             if (value := getattr(group.prompt, name)) is not None
         }
         for number, group in enumerate(groups):
@@ -156,4 +177,10 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _suffix(data: bytes) -> str:
-    return ".png" if data.startswith(b"\x89PNG") else ".jpg" if data.startswith(b"\xff\xd8") else ".img"
+    return (
+        ".png"
+        if data.startswith(b"\x89PNG")
+        else ".jpg"
+        if data.startswith(b"\xff\xd8")
+        else ".img"
+    )

@@ -126,7 +126,12 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
         first_prompt=encoder.render(examples[0]),
     )
     return Prepared(
-        config=config, processing=encoder.processing, encoder=encoder, examples=examples, report=report, plan=plan
+        config=config,
+        processing=encoder.processing,
+        encoder=encoder,
+        examples=examples,
+        report=report,
+        plan=plan,
     )
 
 
@@ -170,7 +175,12 @@ def _tracker(name: str) -> str:
 
 
 def launch(
-    prepared: Prepared, accelerator: Accelerator, *, resume: bool, console: Console, evaluation: Evaluation | None
+    prepared: Prepared,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    console: Console,
+    evaluation: Evaluation | None,
 ) -> bool:
     """Load the model and train. Returns False if the run was interrupted before its end. Raises UserError or RunError."""
     config, plan = prepared.config, prepared.plan
@@ -188,7 +198,9 @@ def launch(
             optimizer=optimizer_plain,
             accelerator=accelerator,
             data=data,
-            group_of=lambda draw: empty_group(prepared.encoder, prepared.examples, draw, config.train.seed),
+            group_of=lambda draw: empty_group(
+                prepared.encoder, prepared.examples, draw, config.train.seed
+            ),
         )
     if accelerator.is_main_process:
         dropped = truncate_metrics(folder / "metrics.jsonl", state.step)
@@ -211,13 +223,17 @@ def launch(
     main = accelerator.is_main_process
     with (
         RewardPool(
-            config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers
+            config.rewards.weights,
+            time_limit=config.rewards.time_limit,
+            workers=config.rewards.workers,
         ) as rewarder,
         Display(console, steps=plan.steps, done=state.step, enabled=main) as display,
         StopRequest(console if main else None) as stop,
     ):
         hooks = Hooks(
-            evaluate=partial(evaluation, engine, prepared.processing, accelerator) if evaluation else None,
+            evaluate=partial(evaluation, engine, prepared.processing, accelerator)
+            if evaluation
+            else None,
             checkpoint=lambda now: _checkpoint(
                 now,
                 folder,
@@ -296,9 +312,13 @@ def _policy_and_optimizer(prepared: Prepared, kernel: Kernel) -> tuple[Policy, t
         prepared.processing.tokens,
         temperature=config.rollout.temperature,
         kernel=kernel,
-        features=FeatureCache(config.model.vision_cache_mb * 2**20) if config.model.vision_cache_mb else None,
+        features=FeatureCache(config.model.vision_cache_mb * 2**20)
+        if config.model.vision_cache_mb
+        else None,
     )
-    return policy, make_adamw(model, betas=config.train.betas, weight_decay=config.train.weight_decay)
+    return policy, make_adamw(
+        model, betas=config.train.betas, weight_decay=config.train.weight_decay
+    )
 
 
 def _sampling(config: Config) -> Sampling:
@@ -349,7 +369,9 @@ def _schedule(prepared: Prepared) -> Schedule:
 
 def _flat(config: Config) -> dict[str, Any]:
     return {
-        f"{section}.{key}": value if isinstance(value, int | float | str | bool) else json.dumps(value)
+        f"{section}.{key}": value
+        if isinstance(value, int | float | str | bool)
+        else json.dumps(value)
         for section, keys in config.model_dump(mode="json").items()
         for key, value in keys.items()
     }

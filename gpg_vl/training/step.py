@@ -44,12 +44,16 @@ class NonFiniteError(RunError):
     """The loss or the gradient is not a number. The update was not applied."""
 
 
-def global_counts(accelerator: Accelerator, groups: Sequence[Group]) -> tuple[StepCounts, float | None]:
+def global_counts(
+    accelerator: Accelerator, groups: Sequence[Group]
+) -> tuple[StepCounts, float | None]:
     """The step's counts and the standard deviation (ddof 1) of its rewards, over all ranks, before the first backward."""
     counts = counts_of(groups)
     rewards = [r for group in groups for r in group.rewards]
     fields = ("groups", "valid_groups", "completions", "tokens", "valid_tokens")
-    *numbers, number, total = sums(accelerator, [*(getattr(counts, f) for f in fields), len(rewards), sum(rewards)])
+    *numbers, number, total = sums(
+        accelerator, [*(getattr(counts, f) for f in fields), len(rewards), sum(rewards)]
+    )
     mean = total / number if number else 0.0
     (squares,) = sums(accelerator, [sum((r - mean) ** 2 for r in rewards)])
     deviation = (squares / (number - 1)) ** 0.5 if number > 1 else None
@@ -67,7 +71,9 @@ class Sums:
     tokens: float = 0.0
     """Completion tokens."""
     passes: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"train_forward": 0.0, "train_backward": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"train_forward": 0.0, "train_backward": 0.0}
+    )
     """Of this rank. The backward of a pass that is computed in pieces is part of its forward."""
     broken: list[str] = field(default_factory=list)
     """Examples of this rank's passes whose loss is not finite."""
@@ -87,7 +93,9 @@ def accumulate(policy: Any, accelerator: Accelerator, passes: Sequence[Pass]) ->
             policy.no_sync() if accelerator.num_processes > 1 and not is_last else nullcontext(),
         ):
             with _timed(total.seconds, "train_forward", accelerator.device):
-                output = policy(one.packed.to(accelerator.device), one.coefficients_K.to(accelerator.device))
+                output = policy(
+                    one.packed.to(accelerator.device), one.coefficients_K.to(accelerator.device)
+                )
                 loss = output.loss.item()
             with _timed(total.seconds, "train_backward", accelerator.device):
                 # distributed wrappers average gradients over ranks; the denominators are global already
@@ -108,7 +116,9 @@ def accumulate(policy: Any, accelerator: Accelerator, passes: Sequence[Pass]) ->
     return total
 
 
-def _timed(seconds: dict[str, float], name: str, device: torch.device) -> AbstractContextManager[None]:
+def _timed(
+    seconds: dict[str, float], name: str, device: torch.device
+) -> AbstractContextManager[None]:
     return timed(lambda more: seconds.__setitem__(name, seconds.get(name, 0.0) + more), device)
 
 
@@ -150,7 +160,8 @@ def update(
             raise _non_finite(accelerator, total, norm)
         optimizer.step()
     tokens, patches = sums(
-        accelerator, [work.tower_tokens - before.tower_tokens, work.vision_patches - before.vision_patches]
+        accelerator,
+        [work.tower_tokens - before.tower_tokens, work.vision_patches - before.vision_patches],
     )
     return StepOutcome(
         applied=True,
@@ -169,7 +180,11 @@ def update(
 def _non_finite(accelerator: Accelerator, total: Sums, norm: float) -> NonFiniteError:
     broken = [example for rank in gathered(accelerator, total.broken) for example in rank]
     shown = ", ".join(broken[:8]) + (f" and {len(broken) - 8} more" if len(broken) > 8 else "")
-    where = f"The loss broke in the passes of these examples: {shown}." if broken else "Only the gradient broke."
+    where = (
+        f"The loss broke in the passes of these examples: {shown}."
+        if broken
+        else "Only the gradient broke."
+    )
     return NonFiniteError(
         f"The loss is {total.loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where}"
     )

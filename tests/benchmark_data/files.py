@@ -37,7 +37,9 @@ def write_parquet(file: Path, rows: Iterable[Mapping[str, Any]], **types: pa.Dat
 
 def write_jsonl(file: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return file
 
 

@@ -8,8 +8,20 @@ from benchmark_data.files import image, write_parquet
 
 _STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 MMMU = (  # id, question, options, answer, type
-    ("validation_Accounting_1", "<image 1> What is the profit?", "['$6', '$7', '$8', '$9']", "B", "multiple-choice"),
-    ("validation_Art_Theory_12", "Who painted <image 1> and <image 2>?", "['Monet', 'Manet']", "A", "multiple-choice"),
+    (
+        "validation_Accounting_1",
+        "<image 1> What is the profit?",
+        "['$6', '$7', '$8', '$9']",
+        "B",
+        "multiple-choice",
+    ),
+    (
+        "validation_Art_Theory_12",
+        "Who painted <image 1> and <image 2>?",
+        "['Monet', 'Manet']",
+        "A",
+        "multiple-choice",
+    ),
     ("validation_Math_3", "Compute the area in <image 1>.", "[]", "24", "open"),
     (
         "validation_Music_7",
@@ -57,13 +69,18 @@ def _mmmu(folder: Path) -> Path:
 
 def _blink(folder: Path) -> Path:
     for n, (name, pictures, choices, answer) in enumerate(BLINK):
-        options = "\n".join(f"({letter}) {text}" for letter, text in zip("ABCD", choices, strict=False))
+        options = "\n".join(
+            f"({letter}) {text}" for letter, text in zip("ABCD", choices, strict=False)
+        )
         rows = [
             {
                 "idx": f"val_{name}_{k}",
                 "question": "Which?",
                 "sub_task": name,
-                **{f"image_{i}": image(10 * n + i + k) if i <= pictures else None for i in range(1, 5)},
+                **{
+                    f"image_{i}": image(10 * n + i + k) if i <= pictures else None
+                    for i in range(1, 5)
+                },
                 "choices": choices,
                 "answer": answer,
                 "prompt": f"Which? Select from the following options.\n{options}",
@@ -73,5 +90,9 @@ def _blink(folder: Path) -> Path:
         ]
         types = {f"image_{i}": _STRUCT for i in range(1, 5)}
         write_parquet(folder / name / "val-00000-of-00001.parquet", rows, **types)
-        write_parquet(folder / name / "test-00000-of-00001.parquet", [{**rows[0], "answer": "hidden"}], **types)
+        write_parquet(
+            folder / name / "test-00000-of-00001.parquet",
+            [{**rows[0], "answer": "hidden"}],
+            **types,
+        )
     return folder

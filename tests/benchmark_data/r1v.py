@@ -34,7 +34,11 @@ def write(task: str, folder: Path) -> Path:
     else:
         question = "How many different items are there in the image?"
         rows = [
-            {"image_path": f"./images/superCLEVR_new_{n:06}.png", "question": question, "ground_truth": count}
+            {
+                "image_path": f"./images/superCLEVR_new_{n:06}.png",
+                "question": question,
+                "ground_truth": count,
+            }
             for n, count in enumerate(COUNTS)
         ]
         file = folder / "superclevr_test200_counting_problems.jsonl"

@@ -50,7 +50,13 @@ def write_visual_rft(folder: Path, rows: int = 4) -> Path:
     made = []
     for n in range(rows):
         write_picture(folder / "images" / f"{n}.jpg", n, SIZE)
-        made.append({"image_path": f"images/{n}.jpg", "instruction": annotation(n)["text"], "boxes": [FIRST_BOX]})
+        made.append(
+            {
+                "image_path": f"images/{n}.jpg",
+                "instruction": annotation(n)["text"],
+                "boxes": [FIRST_BOX],
+            }
+        )
     file = folder / "lisa_test.json"
     file.write_text(json.dumps(made), encoding="utf-8")
     return file
@@ -79,5 +85,9 @@ def write_masks(folder: Path, rows: int = 3) -> Path:
             }
             for n in range(rows)
         ]
-        write_parquet(folder / "data" / f"test-0000{shard}-of-00002.parquet", made, mask=pa.list_(pa.list_(pa.bool_())))
+        write_parquet(
+            folder / "data" / f"test-0000{shard}-of-00002.parquet",
+            made,
+            mask=pa.list_(pa.list_(pa.bool_())),
+        )
     return folder

@@ -5,7 +5,11 @@ from pathlib import Path
 from benchmark_data.files import image, write_parquet
 
 SIZE = (100, 50)
-SPLITS = {"refcoco": ("val", "testA", "testB"), "refcoco+": ("val", "testA", "testB"), "refcocog": ("val", "test")}
+SPLITS = {
+    "refcoco": ("val", "testA", "testB"),
+    "refcoco+": ("val", "testA", "testB"),
+    "refcocog": ("val", "test"),
+}
 BOX = [10.0, 5.0, 40.0, 20.0]  # (10, 5) to (50, 25)
 
 

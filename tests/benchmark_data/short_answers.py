@@ -13,7 +13,12 @@ def write(task: str, folder: Path) -> Path:
         rows = [
             {"type": kind, "question": "How much?", "answer": gold, "image": image(n)}
             for n, (kind, gold) in enumerate(
-                (("human_test", "14"), ("human_test", "12%"), ("augmented_test", "Norway"), ("augmented_test", "0"))
+                (
+                    ("human_test", "14"),
+                    ("human_test", "12%"),
+                    ("augmented_test", "Norway"),
+                    ("augmented_test", "0"),
+                )
             )
         ]
         write_parquet(folder / "data" / "test-00000-of-00001.parquet", rows)
@@ -32,7 +37,13 @@ def write(task: str, folder: Path) -> Path:
         write_parquet(folder / "InfographicVQA" / "validation-00000-of-00001.parquet", rows[:1])
     elif task == "textvqa":
         rows = [
-            {"image_id": str(n), "question_id": n, "question": "what does it say?", "image": image(n), "answers": golds}
+            {
+                "image_id": str(n),
+                "question_id": n,
+                "question": "what does it say?",
+                "image": image(n),
+                "answers": golds,
+            }
             for n, golds in enumerate((TEN, SPREAD))
         ]
         write_parquet(folder / "data" / "validation-00000-of-00001.parquet", rows)
@@ -43,7 +54,8 @@ def write(task: str, folder: Path) -> Path:
                 "question": "What colour?",
                 "multiple_choice_answer": golds[0],
                 "answers": [
-                    {"answer": gold, "answer_confidence": "yes", "answer_id": i} for i, gold in enumerate(golds)
+                    {"answer": gold, "answer_confidence": "yes", "answer_id": i}
+                    for i, gold in enumerate(golds)
                 ],
                 "image": image(n),
             }

@@ -20,13 +20,22 @@ ANSWERS = {
     "amc23": ("27", "36.0", "3159"),
     "olympiadbench": ("2", "$\\frac{1}{3}$", "$2^{1009}$", "$(1,2)$"),
 }
-GSM8K = (("She sold 48 and 24.", "48+24 = <<48+24=72>>72\n#### 72", "72"), ("Dear!", "It costs\n#### 1,200", "1200"))
+GSM8K = (
+    ("She sold 48 and 24.", "48+24 = <<48+24=72>>72\n#### 72", "72"),
+    ("Dear!", "It costs\n#### 1,200", "1200"),
+)
 
 
 def write(task: str, folder: Path) -> Path:
     if task == "math500":
         rows = [
-            {"problem": problem, "solution": solution, "answer": answer, "subject": "Algebra", "level": 1 + n % 5}
+            {
+                "problem": problem,
+                "solution": solution,
+                "answer": answer,
+                "subject": "Algebra",
+                "level": 1 + n % 5,
+            }
             for n, (problem, solution, answer) in enumerate(MATH500)
         ]
         write_jsonl(folder / "test.jsonl", rows)
@@ -39,6 +48,8 @@ def write(task: str, folder: Path) -> Path:
         write_parquet(folder / "socratic" / "test-00000-of-00001.parquet", rows)
     else:
         question = "question" if task == "olympiadbench" else "problem"
-        rows = [{question: f"Problem {n}?", "answer": answer} for n, answer in enumerate(ANSWERS[task])]
+        rows = [
+            {question: f"Problem {n}?", "answer": answer} for n, answer in enumerate(ANSWERS[task])
+        ]
         write_parquet(folder / "data" / "train-00000-of-00001.parquet", rows)
     return folder

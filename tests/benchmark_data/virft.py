@@ -7,10 +7,18 @@ import torch
 from benchmark_data.files import write_jsonl, write_picture
 
 LISTS = {
-    "flowers102": ("oxford_flowers", "oxford_flowers/jpg", ("rose", "desert-rose", "pink primrose", "sunflower")),
+    "flowers102": (
+        "oxford_flowers",
+        "oxford_flowers/jpg",
+        ("rose", "desert-rose", "pink primrose", "sunflower"),
+    ),
     "pets37": ("pets", "pets/images", ("american_bulldog", "Abyssinian", "pug")),
     "fgvc": ("fgvc_aircraft", "fgvc-aircraft-2013b/data/images", ("707-320", "737-200", "A320")),
-    "cars196": ("stanford_cars", "cars_test", ("2012 BMW 1 Series Convertible", "2000 AM General Hummer SUV")),
+    "cars196": (
+        "stanford_cars",
+        "cars_test",
+        ("2012 BMW 1 Series Convertible", "2000 AM General Hummer SUV"),
+    ),
 }
 DIGITS = [str(digit) for digit in range(10)]
 

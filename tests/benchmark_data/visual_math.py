@@ -17,7 +17,11 @@ VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant",
 
 
 def write(task: str, folder: Path) -> Path:
-    rows, split, types = {"mathvista": _mathvista, "mathverse": _mathverse, "geometry3k": _geometry3k}[task]()
+    rows, split, types = {
+        "mathvista": _mathvista,
+        "mathverse": _mathverse,
+        "geometry3k": _geometry3k,
+    }[task]()
     write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", rows, **types)
     return folder
 
@@ -38,7 +42,9 @@ def _mathvista():
             "metadata": {"task": task, "source": "x", "skills": ["arithmetic reasoning"]},
             "query": f"Hint: Please answer.\nQuestion: What is it ({n})?",
         }
-        for n, (question_type, answer_type, choices, answer, precision, task) in enumerate(MATHVISTA)
+        for n, (question_type, answer_type, choices, answer, precision, task) in enumerate(
+            MATHVISTA
+        )
     ]
     return rows, "testmini", {"choices": pa.list_(pa.string())}
 

@@ -19,7 +19,9 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def picture(number: int, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
     """A picture that no other number has."""
     image = Image.new("RGB", size, (number % 256, number // 256 % 256, 90))
-    ImageDraw.Draw(image).rectangle((3, 3, 3 + number % 20, 12), fill=(250, 250, 250), outline=(0, 0, 0))
+    ImageDraw.Draw(image).rectangle(
+        (3, 3, 3 + number % 20, 12), fill=(250, 250, 250), outline=(0, 0, 0)
+    )
     buffer = io.BytesIO()
     image.save(buffer, format=kind)
     return buffer.getvalue()
@@ -53,12 +55,18 @@ def write_parquet(
 
 
 def _feature(kind: pa.DataType) -> Any:
-    return [_feature(kind.value_type)] if pa.types.is_list(kind) else {"dtype": str(kind), "_type": "Value"}
+    return (
+        [_feature(kind.value_type)]
+        if pa.types.is_list(kind)
+        else {"dtype": str(kind), "_type": "Value"}
+    )
 
 
 def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return file
 
 

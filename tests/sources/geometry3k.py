@@ -24,5 +24,7 @@ def write(folder: Path, **changes: Any) -> Path:
             | (changes.get(f"r{n}", {}) if split == "train" else {})
             for n in range(rows)
         ]
-        write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", made, TYPES, images=["images"])
+        write_parquet(
+            folder / "data" / f"{split}-00000-of-00001.parquet", made, TYPES, images=["images"]
+        )
     return folder

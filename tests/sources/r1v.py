@@ -10,7 +10,11 @@ from sources import IMAGE, picture, struct, write_parquet
 
 TYPES = {"image": IMAGE, "problem": pa.string(), "solution": pa.string()}
 GEOQA = (
-    ("As shown in the figure, angle A = 80.0, angle B = 60.0, then angle CED is ()", "<answer> 145° </answer>", "145°"),
+    (
+        "As shown in the figure, angle A = 80.0, angle B = 60.0, then angle CED is ()",
+        "<answer> 145° </answer>",
+        "145°",
+    ),
     ("Find the length of AB", "<answer> 2√{15}米 </answer>", "2√{15}米"),
     ("Find the area", "<answer>65π</answer>", "65π"),
     ("求角的度数", "\\frac{√{3}}{2}", "\\frac{√{3}}{2}"),
@@ -22,7 +26,9 @@ CLEVR = (
 )
 
 
-def write(folder: Path, known: Sequence[tuple[str, str, str]], rows: int = 12, **changes: Any) -> Path:
+def write(
+    folder: Path, known: Sequence[tuple[str, str, str]], rows: int = 12, **changes: Any
+) -> Path:
     """Rows in turn, in two files. `changes` maps r3 to columns of row 3 that differ."""
     made = [
         {
@@ -35,5 +41,7 @@ def write(folder: Path, known: Sequence[tuple[str, str, str]], rows: int = 12, *
     ]
     half = rows // 2
     for part, some in enumerate((made[:half], made[half:])):
-        write_parquet(folder / "data" / f"train-0000{part}-of-00002.parquet", some, TYPES, images=["image"])
+        write_parquet(
+            folder / "data" / f"train-0000{part}-of-00002.parquet", some, TYPES, images=["image"]
+        )
     return folder

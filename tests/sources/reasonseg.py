@@ -21,7 +21,10 @@ def shape(label: str, left: float, top: float, right: float, bottom: float) -> d
 def annotation(number: int) -> dict[str, Any]:
     """First an `ignore` polygon, then two targets and a flag. Each picture has two instructions."""
     return {
-        "text": [f"the thing that holds water ({number})", f"what a thirsty person takes ({number})"],
+        "text": [
+            f"the thing that holds water ({number})",
+            f"what a thirsty person takes ({number})",
+        ],
         "is_sentence": False,
         "shapes": [
             shape("ignore", 0, 0, 10, 10),
@@ -41,7 +44,9 @@ def write_folder(folder: Path, rows: int = 8, **changes: Any) -> Path:
         if n == 1:
             cells["text"] = ["the café’s cup"]
         content = json.dumps(cells, ensure_ascii=False)
-        (folder / "train" / f"{n:03d}.json").write_bytes(content.encode("cp1252" if n == 1 else "utf-8"))
+        (folder / "train" / f"{n:03d}.json").write_bytes(
+            content.encode("cp1252" if n == 1 else "utf-8")
+        )
     return folder
 
 
@@ -51,7 +56,11 @@ def write_visual_rft(folder: Path, rows: int = 8, **changes: Any) -> Path:
     for n in range(rows):
         (folder / "images").mkdir(parents=True, exist_ok=True)
         (folder / "images" / f"{n}.jpg").write_bytes(picture(n, SIZE, "JPEG"))
-        row = {"image_path": f"images/{n}.jpg", "instruction": annotation(n)["text"], "boxes": [[0, 0, 10 + n, 10]]}
+        row = {
+            "image_path": f"images/{n}.jpg",
+            "instruction": annotation(n)["text"],
+            "boxes": [[0, 0, 10 + n, 10]],
+        }
         made.append(row | changes.get(f"r{n}", {}))
     return write_json(folder / "lisa_train.json", made)
 

@@ -27,7 +27,11 @@ def write_vlm_r1(folder: Path, rows: int = 12, **changes: Any) -> Path:
     for n in range(rows):
         (folder / "coco" / "train2014").mkdir(parents=True, exist_ok=True)
         (folder / "coco" / "train2014" / f"{n}.jpg").write_bytes(picture(n, SIZE, "JPEG"))
-        row = {"image": f"train2014/{n}.jpg", "problem": f"{ASKED}man {n}", "solution": [20, 10, 100 + n, 90]}
+        row = {
+            "image": f"train2014/{n}.jpg",
+            "problem": f"{ASKED}man {n}",
+            "solution": [20, 10, 100 + n, 90],
+        }
         made.append(row | changes.get(f"r{n}", {}))
     return write_json(folder / "refcoco_train.json", made)
 

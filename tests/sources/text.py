@@ -46,11 +46,16 @@ def write_math(folder: Path, rows: int = 12, **changes: Any) -> Path:
 def write_gsm8k(folder: Path, rows: int = 12, **changes: Any) -> Path:
     """12 rows of train and 4 of test; a folder socratic with other files beside, as on the hub."""
     types = {"question": pa.string(), "answer": pa.string()}
-    made = [dict(zip(types, GSM8K[n % 4][:2], strict=True)) | changes.get(f"r{n}", {}) for n in range(rows)]
+    made = [
+        dict(zip(types, GSM8K[n % 4][:2], strict=True)) | changes.get(f"r{n}", {})
+        for n in range(rows)
+    ]
     other = [{"question": "Why?", "answer": "#### 1"}]
     write_parquet(folder / "main" / "train-00000-of-00001.parquet", made, types)
     write_parquet(
-        folder / "main" / "test-00000-of-00001.parquet", [dict(zip(types, r[:2], strict=True)) for r in GSM8K], types
+        folder / "main" / "test-00000-of-00001.parquet",
+        [dict(zip(types, r[:2], strict=True)) for r in GSM8K],
+        types,
     )
     write_parquet(folder / "socratic" / "train-00000-of-00001.parquet", other, types)
     return folder

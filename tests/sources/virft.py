@@ -37,7 +37,11 @@ OBJECTS = (
 def write_classification(folder: Path, name: str, **changes: Any) -> Path:
     """Four pictures of each class, class after class."""
     made = [
-        {"image": struct(picture(n)), "problem": "A problem.", "solution": f"<answer>{CLASSES[name][n // 4]}</answer>"}
+        {
+            "image": struct(picture(n)),
+            "problem": "A problem.",
+            "solution": f"<answer>{CLASSES[name][n // 4]}</answer>",
+        }
         | changes.get(f"r{n}", {})
         for n in range(4 * len(CLASSES[name]))
     ]

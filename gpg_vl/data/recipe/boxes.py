@@ -21,9 +21,16 @@ CONVENTIONS = ("rel1000", "abs_orig")
 def inside(box: tuple[float, ...], picture: Picture) -> Box:
     """The part of a box in pixels that lies in the picture. Raises BrokenRowError if there is none, or it is no box."""
     if len(box) != 4:
-        raise BrokenRowError(f"A box has 4 numbers, left, top, right and bottom; this one has {len(box)}: {box}.")
+        raise BrokenRowError(
+            f"A box has 4 numbers, left, top, right and bottom; this one has {len(box)}: {box}."
+        )
     left, top, right, bottom = box
-    clipped = (max(left, 0.0), max(top, 0.0), min(right, picture.width), min(bottom, picture.height))
+    clipped = (
+        max(left, 0.0),
+        max(top, 0.0),
+        min(right, picture.width),
+        min(bottom, picture.height),
+    )
     if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
         raise BrokenRowError(
             f"The box {box} has no area in the picture of {picture.width}x{picture.height} pixels. Left must be less than "

@@ -17,7 +17,10 @@ _WRITERS = ("gpg_vl", "pillow", "pyarrow")
 
 
 def card_files(
-    recipe: Recipe, plan: Mapping[str, Any], shards: Sequence[Shard], reports: Mapping[str, DataReport]
+    recipe: Recipe,
+    plan: Mapping[str, Any],
+    shards: Sequence[Shard],
+    reports: Mapping[str, DataReport],
 ) -> dict[str, str]:
     """card.json and README.md by name."""
     card = {
@@ -26,15 +29,22 @@ def card_files(
         "licence": recipe.licence,
         "hub": recipe.hub,
         **plan,
-        "splits": {split: _split(recipe, split, shards, reports[split]) for split in plan["sources"]},
+        "splits": {
+            split: _split(recipe, split, shards, reports[split]) for split in plan["sources"]
+        },
         "notes": list(recipe.notes),
         "settings": dict(recipe.settings(**plan["options"])) if recipe.settings else {},
         "written_with": {name: version(name) for name in _WRITERS},
     }
-    return {"card.json": json.dumps(card, indent=2, ensure_ascii=False) + "\n", "README.md": _readme(card)}
+    return {
+        "card.json": json.dumps(card, indent=2, ensure_ascii=False) + "\n",
+        "README.md": _readme(card),
+    }
 
 
-def _split(recipe: Recipe, split: str, shards: Sequence[Shard], report: DataReport) -> dict[str, Any]:
+def _split(
+    recipe: Recipe, split: str, shards: Sequence[Shard], report: DataReport
+) -> dict[str, Any]:
     mine = [shard for shard in shards if shard.split == split]
     left_out: Counter[str] = sum((Counter(shard.left_out) for shard in mine), Counter())
     widths, heights = ([size[i] for size in report.image_sizes] for i in (0, 1))
@@ -66,7 +76,10 @@ def _readme(card: Mapping[str, Any]) -> str:
     notes = "".join(f"- {note}\n" for note in card["notes"])
     first = next(iter(card["splits"]))
     settings = yaml.safe_dump(
-        {"data": {"train": f"FOLDER/{first}"}, **card["settings"]}, sort_keys=False, allow_unicode=True, width=10**6
+        {"data": {"train": f"FOLDER/{first}"}, **card["settings"]},
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**6,
     )
     indented = "".join(f"    {line}\n" for line in settings.splitlines())
     return f"""\

@@ -37,7 +37,9 @@ def main(recipe: Recipe | Mapping[str, Recipe], argv: Sequence[str] | None = Non
         print(f"{chosen.name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{chosen.name}: stopped. The same command goes on where this one was.", file=sys.stderr)
+        print(
+            f"{chosen.name}: stopped. The same command goes on where this one was.", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -72,13 +74,28 @@ def _fill(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     add = parser.add_argument
     if recipe.has_source:
         told = "a file, a folder, or a hub id" + (f" (default {recipe.hub})" if recipe.hub else "")
-        add("--source", default=recipe.hub, required=recipe.hub is None, metavar="PATH_OR_HUB_ID", help=told)
-        add("--revision", help="branch, tag or commit on the hub (default: the newest; its commit goes into the card)")
         add(
-            "--split", type=_splits, default=(), help=f"splits, with commas between (default {','.join(recipe.splits)})"
+            "--source",
+            default=recipe.hub,
+            required=recipe.hub is None,
+            metavar="PATH_OR_HUB_ID",
+            help=told,
         )
         add(
-            "--image-root", type=Path, metavar="DIR", help="where image paths start from (default: the source's folder)"
+            "--revision",
+            help="branch, tag or commit on the hub (default: the newest; its commit goes into the card)",
+        )
+        add(
+            "--split",
+            type=_splits,
+            default=(),
+            help=f"splits, with commas between (default {','.join(recipe.splits)})",
+        )
+        add(
+            "--image-root",
+            type=Path,
+            metavar="DIR",
+            help="where image paths start from (default: the source's folder)",
         )
     add(
         "--out",
@@ -90,7 +107,12 @@ def _fill(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     for name, option in recipe.options.items():
         _add_option(parser, name, option)
     limit = f"the first {recipe.limit}; 0 means all" if recipe.limit else "all"
-    add("--seed", type=_at_least(0), default=0, help="of everything that is drawn (default %(default)s)")
+    add(
+        "--seed",
+        type=_at_least(0),
+        default=0,
+        help="of everything that is drawn (default %(default)s)",
+    )
     add(
         "--limit",
         type=_at_least(0),
@@ -104,7 +126,13 @@ def _fill(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
         metavar="N",
         help="end well with up to N broken source rows, or with a share of them, such as 0.01 or 1%% (default 0)",
     )
-    add("--shard-rows", type=_at_least(1), default=500, metavar="N", help="source rows per part (default %(default)s)")
+    add(
+        "--shard-rows",
+        type=_at_least(1),
+        default=500,
+        metavar="N",
+        help="source rows per part (default %(default)s)",
+    )
     add(
         "--max-image-pixels",
         type=_at_least(1),
@@ -144,7 +172,9 @@ def _splits(text: str) -> tuple[str, ...]:
     """Names that are safe as folders."""
     names = tuple(text.split(","))
     if not all(_SPLIT.fullmatch(name) for name in names) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of different names of letters, digits, _, . and -")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of different names of letters, digits, _, . and -"
+        )
     return names
 
 
@@ -176,7 +206,9 @@ def _refuse(made: Made, allowed: int | float) -> None:
     problems = [problem for report in made.reports.values() for problem in report.problems]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-        raise UserError(f"The check of {made.folder} found {len(problems)} problem(s), first of all:\n{listed}")
+        raise UserError(
+            f"The check of {made.folder} found {len(problems)} problem(s), first of all:\n{listed}"
+        )
     most = allowed if isinstance(allowed, int) else int(allowed * made.source_rows)
     if made.broken > most:
         raise UserError(
@@ -190,7 +222,9 @@ def _summary(recipe: Recipe, made: Made) -> str:
     lines = []
     for split, report in made.reports.items():
         shards = [shard for shard in made.shards if shard.split == split]
-        taken, broken = (sum(getattr(shard, name) for shard in shards) for name in ("source_rows", "broken"))
+        taken, broken = (
+            sum(getattr(shard, name) for shard in shards) for name in ("source_rows", "broken")
+        )
         left = sum(sum(shard.left_out.values()) for shard in shards)
         published = recipe.documented.get(split)
         lines.append(
@@ -199,4 +233,6 @@ def _summary(recipe: Recipe, made: Made) -> str:
             f"{broken} broken"
         )
     first = next(iter(made.reports))
-    return "\n".join([*lines, f"checked: data.train: {made.folder / first}; more in {made.folder / 'README.md'}"])
+    return "\n".join(
+        [*lines, f"checked: data.train: {made.folder / first}; more in {made.folder / 'README.md'}"]
+    )

@@ -77,7 +77,9 @@ def make(recipe: Recipe, request: Request, console: Console | None = None) -> Ma
                 _convert(source, output, recipe, request, progress)
         output.write("broken.jsonl", map(json_line, output.problems()))
         shards = tuple(output.shards)
-        reports = {source.split: _check(request, source.split, shards, console) for source in sources}
+        reports = {
+            source.split: _check(request, source.split, shards, console) for source in sources
+        }
         for name, text in card_files(recipe, plan, shards, reports).items():
             output.write(name, [text.encode()])
     return Made(folder=request.out, shards=shards, reports=reports)
@@ -99,11 +101,18 @@ def _sources(recipe: Recipe, request: Request) -> list[Source]:
 
 
 def _progress(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=console, transient=True, disable=console is None)
 
 
-def _convert(source: Source, output: Output, recipe: Recipe, request: Request, progress: Progress) -> None:
+def _convert(
+    source: Source, output: Output, recipe: Recipe, request: Request, progress: Progress
+) -> None:
     """Convert what is not converted yet of one split."""
     done = [shard for shard in output.shards if shard.split == source.split]
     start, broken = sum(shard.source_rows for shard in done), sum(shard.broken for shard in done)
@@ -114,14 +123,27 @@ def _convert(source: Source, output: Output, recipe: Recipe, request: Request, p
     rows = islice(source.read(start), None if request.limit is None else request.limit - start)
     number, last = len(done), False
     while not last:
-        shard = _shard(islice(rows, request.shard_rows), source, number, start, output, recipe, request)
-        number, last, start, broken = number + 1, shard.last, start + shard.source_rows, broken + shard.broken
+        shard = _shard(
+            islice(rows, request.shard_rows), source, number, start, output, recipe, request
+        )
+        number, last, start, broken = (
+            number + 1,
+            shard.last,
+            start + shard.source_rows,
+            broken + shard.broken,
+        )
         told = f"{source.split} ({broken} broken)" if broken else source.split
         progress.update(bar, completed=start, description=told)
 
 
 def _shard(
-    rows: Iterator[_Raw], source: Source, number: int, start: int, output: Output, recipe: Recipe, request: Request
+    rows: Iterator[_Raw],
+    source: Source,
+    number: int,
+    start: int,
+    output: Output,
+    recipe: Recipe,
+    request: Request,
 ) -> Shard:
     """Convert and commit one shard. One that is shorter than the others is the last."""
     lines: list[bytes] = []
@@ -144,7 +166,9 @@ def _shard(
                 raise cells
             made = _converted(row, recipe, request, partial(output.store, source.split))
         except (BrokenRowError, CellError, ImageError) as error:
-            problems.append({"split": row.split, "row": row.number, "place": row.place, "reason": str(error)})
+            problems.append(
+                {"split": row.split, "row": row.number, "place": row.place, "reason": str(error)}
+            )
             continue
         if isinstance(made, LeftOut):
             left_out[made.reason] += 1
@@ -162,19 +186,25 @@ def _shard(
     return output.commit(shard, lines, problems)
 
 
-def _converted(row: RawRow, recipe: Recipe, request: Request, store: Callable[[Picture], str]) -> list[bytes] | LeftOut:
+def _converted(
+    row: RawRow, recipe: Recipe, request: Request, store: Callable[[Picture], str]
+) -> list[bytes] | LeftOut:
     """The lines of a source row, its pictures stored; all of its examples or none."""
     try:
         made = recipe.convert(row, **request.options)
     except UserError:
         raise
     except Exception as error:
-        error.add_note(f"The recipe {recipe.name} failed on {row.place} (row {row.number} of {row.split}).")
+        error.add_note(
+            f"The recipe {recipe.name} failed on {row.place} (row {row.number} of {row.split})."
+        )
         raise
     if isinstance(made, LeftOut):
         return made
     examples = [made] if isinstance(made, Example) else list(made)
-    assert examples, f"the recipe {recipe.name} made nothing of {row.place}; it must return LeftOut with its reason"
+    assert examples, (
+        f"the recipe {recipe.name} made nothing of {row.place}; it must return LeftOut with its reason"
+    )
     lines = [_line(example, row, recipe) for example in examples]
     for image in dict.fromkeys(image for example in examples for image in example.images):
         store(row.read(image))
@@ -188,7 +218,9 @@ def _line(example: Example, row: RawRow, recipe: Recipe) -> bytes:
             f"The recipe {recipe.name} puts {min(clash)!r} into meta, which readers take for a field of the example. Any "
             f"name but {', '.join(sorted(RESERVED))} is allowed. Rename it."
         )
-    stored = replace(example, images=tuple(picture_name(row.read(image)) for image in example.images))
+    stored = replace(
+        example, images=tuple(picture_name(row.read(image)) for image in example.images)
+    )
     line = json_line({**{name: _plain(getattr(stored, name)) for name in FIELDS}, **stored.meta})
     again = parse_row(json.loads(line), _MAPPING, row=row.number, source=row.place)
     if isinstance(again, RowProblem):
@@ -206,12 +238,17 @@ def _plain(value: object) -> object:
     return {"role": value.role, "content": value.content} if isinstance(value, Message) else value
 
 
-def _check(request: Request, split: str, shards: Sequence[Shard], console: Console | None) -> DataReport:
+def _check(
+    request: Request, split: str, shards: Sequence[Shard], console: Console | None
+) -> DataReport:
     """The data check on what was written. No model is known here, so pictures are counted and tokens are not."""
     folder = request.out / split
 
     def count(example: Example) -> PromptCounts:
-        sizes = (load_image(image, root=folder, max_pixels=request.max_image_pixels).size for image in example.images)
+        sizes = (
+            load_image(image, root=folder, max_pixels=request.max_image_pixels).size
+            for image in example.images
+        )
         return PromptCounts(tokens=0, image_tokens=0, image_sizes=tuple(sizes))
 
     return check(

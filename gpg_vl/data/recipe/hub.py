@@ -35,35 +35,52 @@ def hub_source(
     commit = revision if revision and _COMMIT.fullmatch(revision) else _commit(name, revision)
 
     def read(start: int) -> Iterator[tuple[str, Cells | CellError]]:
-        rows = _asked(name, lambda: iter(_stream(name, split, columns, optional, pattern, commit).skip(start)))
+        rows = _asked(
+            name, lambda: iter(_stream(name, split, columns, optional, pattern, commit).skip(start))
+        )
         number = start
         while (cells := _asked(name, lambda: next(rows, None))) is not None:
             yield f"{name}@{commit[:8]}/{split}[{number}]", cells
             number += 1
 
-    return Source(split=split, read=read, total=None, root=None, facts={"hub": name, "revision": commit})
+    return Source(
+        split=split, read=read, total=None, root=None, facts={"hub": name, "revision": commit}
+    )
 
 
 def _commit(name: str, revision: str | None) -> str:
     import huggingface_hub
 
-    return str(_asked(name, lambda: huggingface_hub.HfApi().dataset_info(name, revision=revision).sha))
+    return str(
+        _asked(name, lambda: huggingface_hub.HfApi().dataset_info(name, revision=revision).sha)
+    )
 
 
 def _stream(
-    name: str, split: str, columns: Sequence[str], optional: Sequence[str], pattern: str | None, commit: str
+    name: str,
+    split: str,
+    columns: Sequence[str],
+    optional: Sequence[str],
+    pattern: str | None,
+    commit: str,
 ) -> Any:
     import datasets  # takes a second to import, and only this source needs it
 
     files = {split: pattern} if pattern else None
-    stream = datasets.load_dataset(name, data_files=files, split=split, streaming=True, revision=commit).decode(False)
+    stream = datasets.load_dataset(
+        name, data_files=files, split=split, streaming=True, revision=commit
+    ).decode(False)
     present = stream.column_names or []  # unknown for JSON files before the first row
     if present and (missing := [column for column in columns if column not in present]):
         raise UserError(
             f"{name} has no column {missing[0]!r}; it has {', '.join(present)}. {did_you_mean(missing[0], present)} Give "
             f"the data set that this recipe is made for; --help names it."
         )
-    return stream.select_columns([c for c in (*columns, *optional) if c in present]) if present else stream
+    return (
+        stream.select_columns([c for c in (*columns, *optional) if c in present])
+        if present
+        else stream
+    )
 
 
 def _asked(name: str, ask: Callable[[], T]) -> T:
@@ -73,7 +90,9 @@ def _asked(name: str, ask: Callable[[], T]) -> T:
 
     # the error of the HTTP library below the hub's client, whichever that is in its version
     kinds = HfHubHTTPError.__mro__
-    transport = tuple(kind for kind in kinds if kind.__name__ == "HTTPError" and issubclass(kind, Exception))
+    transport = tuple(
+        kind for kind in kinds if kind.__name__ == "HTTPError" and issubclass(kind, Exception)
+    )
     try:
         return ask()
     except UserError:

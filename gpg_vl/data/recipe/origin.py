@@ -67,7 +67,14 @@ def open_source(
         base = path
     elif _HUB_ID.fullmatch(name):
         return [
-            hub_source(name, split, columns=columns, optional=optional, pattern=patterns.get(split), revision=revision)
+            hub_source(
+                name,
+                split,
+                columns=columns,
+                optional=optional,
+                pattern=patterns.get(split),
+                revision=revision,
+            )
             for split in splits
         ]
     else:
@@ -81,7 +88,9 @@ def open_source(
             f"checksums of the files are written into the card."
         )
     root = images or base
-    return [_local_source(split, files, base, root, columns, optional) for split, files in found.items()]
+    return [
+        _local_source(split, files, base, root, columns, optional) for split, files in found.items()
+    ]
 
 
 def split_files(folder: Path, split: str, pattern: str | None = None) -> list[Path]:
@@ -126,7 +135,12 @@ def checksum(file: Path) -> str:
 
 
 def _local_source(
-    split: str, files: list[Path], base: Path, root: Path, columns: Sequence[str], optional: Sequence[str]
+    split: str,
+    files: list[Path],
+    base: Path,
+    root: Path,
+    columns: Sequence[str],
+    optional: Sequence[str],
 ) -> Source:
     read_columns = {file: _checked_columns(file, columns, optional) for file in files}
     names = {file: file.relative_to(base).as_posix() for file in files}
@@ -136,10 +150,16 @@ def _local_source(
         for file, length in zip(files, lengths, strict=True):
             if length is not None:
                 if start < length:
-                    yield from parquet_rows(file, name=names[file], columns=read_columns[file], start=start)
+                    yield from parquet_rows(
+                        file, name=names[file], columns=read_columns[file], start=start
+                    )
                 start = max(0, start - length)
                 continue
-            rows = jsonl_rows(file, name=names[file]) if file.suffix == ".jsonl" else json_rows(file, name=names[file])
+            rows = (
+                jsonl_rows(file, name=names[file])
+                if file.suffix == ".jsonl"
+                else json_rows(file, name=names[file])
+            )
             for row in rows:
                 if start:
                     start -= 1
@@ -155,7 +175,9 @@ def _local_source(
     )
 
 
-def _checked_columns(file: Path, columns: Sequence[str], optional: Sequence[str]) -> list[str] | None:
+def _checked_columns(
+    file: Path, columns: Sequence[str], optional: Sequence[str]
+) -> list[str] | None:
     """The columns to read of a Parquet file; None for JSON, whose rows each bring their own."""
     if file.suffix in PICKLES:
         raise UserError(refusal_of_pickle(str(file)))
@@ -176,7 +198,11 @@ def _checked_columns(file: Path, columns: Sequence[str], optional: Sequence[str]
 
 
 def _length(file: Path) -> int | None:
-    return _parquet(file, lambda: pq.read_metadata(file).num_rows) if file.suffix == ".parquet" else None
+    return (
+        _parquet(file, lambda: pq.read_metadata(file).num_rows)
+        if file.suffix == ".parquet"
+        else None
+    )
 
 
 def _parquet(file: Path, read: Callable[[], Any]) -> Any:
@@ -197,7 +223,9 @@ def json_rows(file: Path, *, name: str) -> Iterator[tuple[str, Cells | CellError
     """
     with file.open(encoding="utf-8-sig") as stream:
         try:
-            yield from ((f"{name}[{number}]", cells) for number, cells in enumerate(_elements(stream.read)))
+            yield from (
+                (f"{name}[{number}]", cells) for number, cells in enumerate(_elements(stream.read))
+            )
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file} is not JSON: {error}. A list of objects, in UTF-8, is allowed. Fetch or export it again."
@@ -220,7 +248,10 @@ def _elements(read: Callable[[int], str]) -> Iterator[Cells | CellError]:
         try:
             value, end = decode(text, at)
             end = _blanks(text, end)
-            if text[end : end + 1] not in (",", "]"):  # cut here, or a number goes on in the next piece
+            if text[end : end + 1] not in (
+                ",",
+                "]",
+            ):  # cut here, or a number goes on in the next piece
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
         except json.JSONDecodeError:
             if ended or len(text) - at > _LONGEST_ELEMENT:
@@ -247,4 +278,6 @@ def _blanks(text: str, at: int) -> int:
 def _object(value: object) -> Cells | CellError:
     if isinstance(value, dict):
         return value
-    return CellError("json", f"The element is {shown(value)}. An object with named columns is allowed.")
+    return CellError(
+        "json", f"The element is {shown(value)}. An object with named columns is allowed."
+    )

@@ -50,7 +50,11 @@ class RawRow:
     def cell(self, column: str) -> Any:
         """The cell as it is; null is no cell."""
         if self.cells.get(column) is None:
-            what = f"is null in column {column!r}" if column in self.cells else f"has no column {column!r}"
+            what = (
+                f"is null in column {column!r}"
+                if column in self.cells
+                else f"has no column {column!r}"
+            )
             raise BrokenRowError(f"The row {what}. Its columns: {', '.join(self.cells)}.")
         return self.cells[column]
 
@@ -122,7 +126,9 @@ class Source:
 def finite_numbers(cell: object, what: str) -> tuple[float, ...]:
     """A list of finite numbers as floats. Raises BrokenRowError, which calls it `what`."""
     cells = cell if isinstance(cell, list) else [None]
-    if any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in cells):
+    if any(
+        isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in cells
+    ):
         raise BrokenRowError(f"{what} is {shown(cell)}, not a list of numbers.")
     return tuple(map(float, cells))
 

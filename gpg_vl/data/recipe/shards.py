@@ -22,7 +22,14 @@ from gpg_vl.data.images import Picture
 from gpg_vl.errors import RunError, UserError
 
 JOURNAL = "journal.jsonl"
-_EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+_EXTENSIONS = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +78,9 @@ class Output:
                 replace_file(file, [picture.data], sync=False)
         return name
 
-    def commit(self, shard: Shard, rows: Sequence[bytes], broken: Sequence[Mapping[str, Any]]) -> Shard:
+    def commit(
+        self, shard: Shard, rows: Sequence[bytes], broken: Sequence[Mapping[str, Any]]
+    ) -> Shard:
         """Write the rows of a shard, then the line that makes them count. Returns the shard with its checksum."""
         file = self.folder / shard.part
         if rows:
@@ -120,7 +129,9 @@ def open_output(folder: Path, plan: Mapping[str, Any]) -> Iterator[Output]:
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            if strangers := sorted(p.name for p in folder.iterdir() if p.name != f"{JOURNAL}.partial"):
+            if strangers := sorted(
+                p.name for p in folder.iterdir() if p.name != f"{JOURNAL}.partial"
+            ):
                 raise UserError(
                     f"The folder {folder} holds {strangers[0]} and is no data set that was begun here. An empty or new "
                     f"folder is allowed. Choose another --out."
@@ -156,7 +167,9 @@ def _resumed(journal: BinaryIO, folder: Path, plan: Mapping[str, Any]) -> list[S
     journal.seek(end)
     for shard in shards:
         part = folder / shard.part
-        if shard.sha256 and (not part.is_file() or hashlib.sha256(part.read_bytes()).hexdigest() != shard.sha256):
+        if shard.sha256 and (
+            not part.is_file() or hashlib.sha256(part.read_bytes()).hexdigest() != shard.sha256
+        ):
             raise UserError(
                 f"{part} is not as it was written: it is missing or was changed. Finished parts must stay as they are. "
                 f"Delete {folder} and convert again, or choose another --out."
@@ -168,7 +181,9 @@ def _refuse_other_plan(folder: Path, begun: Mapping[str, Any], plan: Mapping[str
     if begun == plan:
         return
     other = [key for key in {**begun, **plan} if begun.get(key) != plan.get(key)]
-    told = "; ".join(f"{key}: {_cut(begun.get(key))} then, {_cut(plan.get(key))} now" for key in other)
+    told = "; ".join(
+        f"{key}: {_cut(begun.get(key))} then, {_cut(plan.get(key))} now" for key in other
+    )
     raise UserError(
         f"The folder {folder} was begun differently ({told}). The same command goes on with it. Repeat that one, choose "
         f"another --out, or delete the folder."

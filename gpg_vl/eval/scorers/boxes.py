@@ -60,7 +60,9 @@ def overlap_parts(box: Box | None, gold: Box) -> dict[str, float]:
     """Areas of intersection and union; without a box the union is the gold's area."""
     if box is None:
         return {"intersection": 0.0, "union": gold.area}
-    inside = Box(max(box.x1, gold.x1), max(box.y1, gold.y1), min(box.x2, gold.x2), min(box.y2, gold.y2)).area
+    inside = Box(
+        max(box.x1, gold.x1), max(box.y1, gold.y1), min(box.x2, gold.x2), min(box.y2, gold.y2)
+    ).area
     return {"intersection": inside, "union": box.area + gold.area - inside}
 
 
@@ -79,7 +81,10 @@ def published_boxes(doc: Doc) -> tuple[Response, ...]:
     gold, (width, height) = gold_box(doc), doc.columns["input_size"]
     resized = convert(gold, pixels_of(doc), Frame("abs_resized", width, height))
     boxes = (list(relative(doc)), list(gold), [round(edge) for edge in resized])
-    return (*(Response(text=str(box)) for box in boxes), Response(text=f'<answer>{{"bbox_2d": {boxes[-1]}}}</answer>'))
+    return (
+        *(Response(text=str(box)) for box in boxes),
+        Response(text=f'<answer>{{"bbox_2d": {boxes[-1]}}}</answer>'),
+    )
 
 
 def blind_iou(doc: Doc) -> float:
@@ -121,7 +126,12 @@ def last_box(doc: Doc, response: Response) -> Score:
 def _clipped(box: Box) -> Box:
     """Corners in order, inside of the unit square."""
     edges = [min(max(edge, 0.0), 1.0) for edge in box]
-    return Box(min(edges[0], edges[2]), min(edges[1], edges[3]), max(edges[0], edges[2]), max(edges[1], edges[3]))
+    return Box(
+        min(edges[0], edges[2]),
+        min(edges[1], edges[3]),
+        max(edges[0], edges[2]),
+        max(edges[1], edges[3]),
+    )
 
 
 # --- published rules ---------------------------------------------------------------------------------------------------
@@ -162,12 +172,20 @@ def vlmevalkit_box(doc: Doc, response: Response) -> Score:
     image up to 1000 wide are therefore misread. Corners are sorted and clipped.
     """
     found = _BRACKETED.search(response.text)
-    numbers = found.groups() if found else [one[0] for one in islice(_NUMBER.finditer(response.text), 4)]
+    numbers = (
+        found.groups() if found else [one[0] for one in islice(_NUMBER.finditer(response.text), 4)]
+    )
     if len(numbers) < 4:
         return no_box(doc)
     box = Box(*(max(-1e9, min(1e9, float(number))) for number in numbers))
     largest = max(map(abs, box))
-    frame = UNIT if largest <= 1.5 else Frame("rel1000", 1000.0, 1000.0) if largest <= 1000 else pixels_of(doc)
+    frame = (
+        UNIT
+        if largest <= 1.5
+        else Frame("rel1000", 1000.0, 1000.0)
+        if largest <= 1000
+        else pixels_of(doc)
+    )
     return box_score(_clipped(convert(box, frame, UNIT)), relative(doc), shown(box))
 
 
@@ -184,7 +202,9 @@ def vlm_r1(doc: Doc, response: Response) -> Score:
         return no_box(doc)
     width, height = doc.columns["input_size"]
     box = Box(*(float(edge[:18]) for edge in edges))
-    return box_score(convert(box, Frame("abs_resized", width, height), UNIT), relative(doc), shown(box))
+    return box_score(
+        convert(box, Frame("abs_resized", width, height), UNIT), relative(doc), shown(box)
+    )
 
 
 def vlm_r1_edges(answer: str) -> tuple[str, ...] | None:
@@ -225,7 +245,11 @@ def _seeker(text: str, mark: str) -> Callable[[int], int]:
 def _json_boxes(text: str) -> Iterator[tuple[float, ...]]:
     """The boxes of the first reading of the text that is JSON and holds some."""
     text = text[-_LONGEST:]
-    readings = [*_FENCE.findall(text), text, *(text[text.find(a) : text.rfind(b) + 1] for a, b in ("[]", "{}"))]
+    readings = [
+        *_FENCE.findall(text),
+        text,
+        *(text[text.find(a) : text.rfind(b) + 1] for a, b in ("[]", "{}")),
+    ]
     for reading in readings:
         try:
             boxes = list(_boxes_in(json.loads(reading)))
@@ -242,7 +266,9 @@ def _boxes_in(value: Any) -> Iterator[tuple[float, ...]]:
             if key in value:
                 yield from _boxes_in(value[key])
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) == 4 and all(isinstance(edge, int | float) and abs(edge) < 1e9 for edge in value):
+        if len(value) == 4 and all(
+            isinstance(edge, int | float) and abs(edge) < 1e9 for edge in value
+        ):
             yield tuple(float(edge) for edge in value)
         else:
             for item in value:

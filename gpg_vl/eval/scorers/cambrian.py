@@ -22,6 +22,8 @@ def cambrian(doc: Doc, response: Response) -> Score:
     options = option_texts(doc)
     letters = ascii_uppercase[: len(options)].lower()
     gold = gold_index(doc)
-    right = first != "" and (first == letters[gold] or (not flat and first == options[gold].lower()))
+    right = first != "" and (
+        first == letters[gold] or (not flat and first == options[gold].lower())
+    )
     answered = right or (first != "" and first in letters)
     return Score(score=float(right), answered=answered, parsed=first.upper() or None)

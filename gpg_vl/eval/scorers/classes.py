@@ -24,4 +24,6 @@ def official_class(doc: Doc, response: Response) -> Score:
     candidate = extract_answer(response.text, prefilled_think=response.prefilled_think).candidate
     if candidate is None:
         return Score(score=0.0, answered=False, parsed=None)
-    return Score(score=float(plain_name(candidate) == plain_name(doc.gold)), answered=True, parsed=candidate)
+    return Score(
+        score=float(plain_name(candidate) == plain_name(doc.gold)), answered=True, parsed=candidate
+    )

@@ -24,7 +24,9 @@ def marked(text: str) -> list[str]:
 
 def flexible(doc: Doc, response: Response) -> Score:
     """The last number of the text, whatever it belongs to."""
-    return _scored(doc, [number for number in _NUMBER.findall(response.text) if number != "." and number])
+    return _scored(
+        doc, [number for number in _NUMBER.findall(response.text) if number != "." and number]
+    )
 
 
 def lmms(doc: Doc, response: Response) -> Score:

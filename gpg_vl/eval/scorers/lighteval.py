@@ -10,7 +10,10 @@ from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.mathverify import Config, parsed_math, same_math
 from gpg_vl.eval.task import Doc, Score, Scorer
 
-_PREDICTION: tuple[Config, ...] = (ExprExtractionConfig(), LatexExtractionConfig(boxed_match_priority=0))
+_PREDICTION: tuple[Config, ...] = (
+    ExprExtractionConfig(),
+    LatexExtractionConfig(boxed_match_priority=0),
+)
 LATEX: tuple[Config, ...] = (LatexExtractionConfig(),)
 EXPRESSION: tuple[Config, ...] = (ExprExtractionConfig(),)
 
@@ -21,6 +24,8 @@ def lighteval(column: str, gold_configs: tuple[Config, ...]) -> Scorer:
     def scorer(doc: Doc, response: Response) -> Score:
         parsed = parsed_math(response.text, _PREDICTION)
         right = same_math(parsed_math(str(doc.columns[column]), gold_configs), parsed, precision=5)
-        return Score(score=float(right), answered=bool(parsed), parsed=str(parsed[-1]) if parsed else None)
+        return Score(
+            score=float(right), answered=bool(parsed), parsed=str(parsed[-1]) if parsed else None
+        )
 
     return scorer

@@ -17,10 +17,39 @@ _NUMBER_LENGTH = 100  # characters of a line's end that may be its number
 _LETTERS = "ABCDEFGH"
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'", '"')
 _PHRASES = (
-    *("the answer is", "answer is", "the correct answer is", "correct answer is", "the answer", "answer"),
-    *("correct answer", "the correct answer", "the best answer is", "best answer is", "the best answer", "best answer"),
-    *("the option is", "option is", "the correct option is", "correct option is", "the choice is", "choice is"),
-    *("the correct choice is", "correct choice is", "i choose", "i select", "i pick", "my answer is", "my choice is"),
+    *(
+        "the answer is",
+        "answer is",
+        "the correct answer is",
+        "correct answer is",
+        "the answer",
+        "answer",
+    ),
+    *(
+        "correct answer",
+        "the correct answer",
+        "the best answer is",
+        "best answer is",
+        "the best answer",
+        "best answer",
+    ),
+    *(
+        "the option is",
+        "option is",
+        "the correct option is",
+        "correct option is",
+        "the choice is",
+        "choice is",
+    ),
+    *(
+        "the correct choice is",
+        "correct choice is",
+        "i choose",
+        "i select",
+        "i pick",
+        "my answer is",
+        "my choice is",
+    ),
 )
 _SUFFIXES = ((".", 5), (":", 4), (")", 3), (" ", 2), ("-", 1), ("_", 1), ("=", 1))
 
@@ -66,7 +95,10 @@ def reasoning_answer(text: str) -> str:
     """What lmms-eval's reasoning tasks take for the answer, without one final point; "" if there is none."""
     answer = first_block(text, one_line=False)
     if answer is None and not (answer := _last_box(text)):
-        ends = (line.rstrip().removesuffix(".").rstrip()[-_NUMBER_LENGTH:] for line in reversed(text.split("\n")))
+        ends = (
+            line.rstrip().removesuffix(".").rstrip()[-_NUMBER_LENGTH:]
+            for line in reversed(text.split("\n"))
+        )
         answer = next((found[0] for end in ends if (found := _END_NUMBER.search(end))), "")
     return answer.strip().removesuffix(".").strip()
 

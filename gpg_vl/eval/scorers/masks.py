@@ -52,7 +52,9 @@ def regions(doc: Doc) -> Regions:
         mask = decode(doc.columns["mask"])
         return Regions(mask, np.zeros_like(mask), mask)
     size = (int(doc.columns["width"]), int(doc.columns["height"]))
-    drawn = [(shape, polygon(shape["points"], size)) for shape in shapes if shape["label"] != "flag"]
+    drawn = [
+        (shape, polygon(shape["points"], size)) for shape in shapes if shape["label"] != "flag"
+    ]
     target, ignored = np.zeros(size[::-1], dtype=bool), np.zeros(size[::-1], dtype=bool)
     for shape, area in sorted(drawn, key=lambda one: -int(one[1].sum())):
         into, out_of = (target, ignored) if is_target(shape) else (ignored, target)
@@ -72,7 +74,11 @@ def lisa_mask(doc: Doc, response: Response) -> Score:
     mine, why, _ = _predicted(response, target)
     areas = overlap(mine, target, ignored)
     # The slack is the owner's guard against an empty union; a prediction that is the target counts in full.
-    score = 1.0 if areas.union == areas.intersection else areas.intersection / (areas.union + _GIOU_SLACK)
+    score = (
+        1.0
+        if areas.union == areas.intersection
+        else areas.intersection / (areas.union + _GIOU_SLACK)
+    )
     return _scored(score, areas, why)
 
 
@@ -108,7 +114,13 @@ def _left_out(why: str) -> Score:
 
 def _scored(score: float, areas: Areas, why: str) -> Score:
     parts = {"intersection": areas.intersection, "union": areas.union}
-    return Score(score=0.0 if why else score, answered=not why, parsed=None if why else "mask", notes=why, parts=parts)
+    return Score(
+        score=0.0 if why else score,
+        answered=not why,
+        parsed=None if why else "mask",
+        notes=why,
+        parts=parts,
+    )
 
 
 class _Predicted(NamedTuple):
@@ -128,5 +140,7 @@ def _predicted(response: Response, target: Mask) -> _Predicted:
     except ValueError as error:
         return _Predicted(none, f"no mask: {error}")
     if mask.shape != target.shape:
-        return _Predicted(none, f"no mask: it is {mask.shape} where the image is {target.shape}", missized=True)
+        return _Predicted(
+            none, f"no mask: it is {mask.shape} where the image is {target.shape}", missized=True
+        )
     return _Predicted(mask)

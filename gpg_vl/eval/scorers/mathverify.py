@@ -20,12 +20,19 @@ DEFAULT: tuple[Config, ...] = (LatexExtractionConfig(), ExprExtractionConfig())
 _SECONDS = 5
 _LONGEST = 20_000  # characters; what an answer says it says at its end
 
-for _name in ("math_verify.parser", "math_verify.grader"):  # they warn of every text without mathematics
+for _name in (
+    "math_verify.parser",
+    "math_verify.grader",
+):  # they warn of every text without mathematics
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def _limit() -> int | None:
-    return _SECONDS if threading.current_thread() is threading.main_thread() and hasattr(signal, "alarm") else None
+    return (
+        _SECONDS
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "alarm")
+        else None
+    )
 
 
 def parsed_math(text: str, configs: Sequence[Config] = DEFAULT) -> list[Any]:
@@ -42,4 +49,6 @@ def same_math(gold: Sequence[Any], target: Sequence[Any], *, precision: int = 6)
     """`math_verify.verify`, which is not symmetric: gold first."""
     if not (gold and target):
         return False
-    return bool(verify(list(gold), list(target), float_rounding=precision, timeout_seconds=_limit()))
+    return bool(
+        verify(list(gold), list(target), float_rounding=precision, timeout_seconds=_limit())
+    )

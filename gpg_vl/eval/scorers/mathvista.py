@@ -29,7 +29,10 @@ def _strict_mark(doc: Doc, candidate: str) -> Mark:
         return Mark(float(right), candidate if right else expression)
     if kind == "list":
         members = _listed(candidate)
-        return Mark(float(members is not None and members == _listed(gold)), None if members is None else str(members))
+        return Mark(
+            float(members is not None and members == _listed(gold)),
+            None if members is None else str(members),
+        )
     return Mark(float(_plain(candidate) == _plain(gold)), candidate)
 
 
@@ -121,7 +124,9 @@ def _listed(text: str) -> list[object] | None:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     flat = isinstance(value, list) and all(isinstance(item, int | float | str) for item in value)
-    return [float(item) if isinstance(item, int | float) else item for item in value] if flat else None
+    return (
+        [float(item) if isinstance(item, int | float) else item for item in value] if flat else None
+    )
 
 
 def _plain(text: str) -> str:

@@ -29,7 +29,9 @@ def _strict_mark(doc: Doc, candidate: str) -> Mark:
     if doc.example.choices:
         return choice_mark(doc, candidate)
     right = any(
-        _plain(candidate) == _plain(gold) or match_geometry(candidate, gold) or match_math(candidate, gold)
+        _plain(candidate) == _plain(gold)
+        or match_geometry(candidate, gold)
+        or match_math(candidate, gold)
         for gold in doc.columns["golds"]
     )
     return Mark(float(right), candidate)
@@ -58,7 +60,9 @@ def mmmu_vlmevalkit(doc: Doc, response: Response) -> Score:
     if doc.example.choices:
         return vlmevalkit_choice(doc, response)
     found = infer(response.text, (doc.gold, _OTHER)) == "A"
-    return Score(score=float(found), answered=bool(response.text.strip()), parsed=doc.gold if found else None)
+    return Score(
+        score=float(found), answered=bool(response.text.strip()), parsed=doc.gold if found else None
+    )
 
 
 def _choice(doc: Doc, text: str) -> Score:
@@ -78,21 +82,31 @@ def _choice(doc: Doc, text: str) -> Score:
         lowered = text.lower()
         found = [letter for letter, option in options.items() if option.lower() in lowered]
         if found:
-            return picked(doc, max(found, key=lambda letter: lowered.rfind(options[letter].lower())))
+            return picked(
+                doc, max(found, key=lambda letter: lowered.rfind(options[letter].lower()))
+            )
     return Score(score=0.0, answered=False, parsed=None)
 
 
 def _open(doc: Doc, text: str) -> Score:
     """A gold text inside of the piece behind a word such as "is" or "answer", or a number of it equal to two places."""
-    golds = [form for gold in (doc.columns.get("golds") or [doc.gold]) for form in _normal(str(gold))]
+    golds = [
+        form for gold in (doc.columns.get("golds") or [doc.gold]) for form in _normal(str(gold))
+    ]
     pieces = list(_key_pieces(text[-_LONGEST:]))
-    numbers = [number for piece in pieces for pattern in _NUMBERS for number in pattern.findall(piece)]
+    numbers = [
+        number for piece in pieces for pattern in _NUMBERS for number in pattern.findall(piece)
+    ]
     found = [form for part in (*pieces, *numbers) for form in _normal(part)]
     right = any(
-        any(isinstance(gold, str) and gold in form for gold in golds) if isinstance(form, str) else form in golds
+        any(isinstance(gold, str) and gold in form for gold in golds)
+        if isinstance(form, str)
+        else form in golds
         for form in found
     )
-    return Score(score=float(right), answered=bool(text.strip()), parsed=pieces[-1] if pieces else None)
+    return Score(
+        score=float(right), answered=bool(text.strip()), parsed=pieces[-1] if pieces else None
+    )
 
 
 def _key_pieces(text: str) -> Iterator[str]:
@@ -105,7 +119,9 @@ def _key_pieces(text: str) -> Iterator[str]:
     none = True
     for number, line in enumerate(lines):
         indicators = (*_INDICATORS, "=") if number == len(lines) - 1 else _INDICATORS
-        pieces = [line.rpartition(indicator)[2].strip() for indicator in indicators if indicator in line]
+        pieces = [
+            line.rpartition(indicator)[2].strip() for indicator in indicators if indicator in line
+        ]
         if pieces and min(pieces, key=len) not in {":", ",", ".", "!", "?", ";", "'"}:
             none = False
             yield min(pieces, key=len)

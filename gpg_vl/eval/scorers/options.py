@@ -26,7 +26,11 @@ def gold_index(doc: Doc) -> int:
 def choice_mark(doc: Doc, candidate: str) -> Mark:
     """The option that a candidate names, by the rule of the reward `choice`."""
     picked = match_choice(candidate, option_texts(doc))
-    return Mark(0.0, None) if picked is None else Mark(float(picked == gold_index(doc)), ascii_uppercase[picked])
+    return (
+        Mark(0.0, None)
+        if picked is None
+        else Mark(float(picked == gold_index(doc)), ascii_uppercase[picked])
+    )
 
 
 strict_choice = judged(choice_mark)
@@ -36,14 +40,23 @@ strict_choice = judged(choice_mark)
 def picked(doc: Doc, letter: str | None) -> Score:
     """The score of a rule that reads a letter; a letter of no option is shown, and no answer."""
     answered = letter is not None and letter in ascii_uppercase[: len(option_texts(doc))]
-    return Score(score=float(answered and letter == gold_letter(doc)), answered=answered, parsed=letter or None)
+    return Score(
+        score=float(answered and letter == gold_letter(doc)),
+        answered=answered,
+        parsed=letter or None,
+    )
 
 
 def gold_choices(doc: Doc) -> tuple[Response, ...]:
     """`(C)`, the same in tags, and the option's text unless that is a letter itself or the text of two options."""
     letters = gold_letters(doc)
-    text, texts = option_texts(doc)[gold_index(doc)], [option.strip().casefold() for option in option_texts(doc)]
-    names_it = texts.count(text.strip().casefold()) == 1 and not (len(text.strip()) == 1 and text.strip().isalpha())
+    text, texts = (
+        option_texts(doc)[gold_index(doc)],
+        [option.strip().casefold() for option in option_texts(doc)],
+    )
+    names_it = texts.count(text.strip().casefold()) == 1 and not (
+        len(text.strip()) == 1 and text.strip().isalpha()
+    )
     return (*letters, Response(text=text)) if names_it else letters
 
 

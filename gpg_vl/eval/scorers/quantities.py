@@ -10,18 +10,30 @@ from gpg_vl.rewards.mathematics import match_math, stated
 
 def _count_mark(doc: Doc, candidate: str) -> Mark:
     count = parse_count(candidate)
-    return Mark(0.0, None) if count is None else Mark(float(match_count(candidate, doc.gold)), str(count))
+    return (
+        Mark(0.0, None)
+        if count is None
+        else Mark(float(match_count(candidate, doc.gold)), str(count))
+    )
 
 
 def geometry_mark(doc: Doc, candidate: str) -> Mark:
     """The quantity that a candidate states, against the gold."""
     parsed = shown(read_quantities(candidate, doc.gold))
-    return Mark(0.0, None) if parsed is None else Mark(float(match_geometry(candidate, doc.gold)), parsed)
+    return (
+        Mark(0.0, None)
+        if parsed is None
+        else Mark(float(match_geometry(candidate, doc.gold)), parsed)
+    )
 
 
 def _math_mark(doc: Doc, candidate: str) -> Mark:
     expression = stated(candidate)
-    return Mark(0.0, None) if expression is None else Mark(float(match_math(candidate, doc.gold)), expression)
+    return (
+        Mark(0.0, None)
+        if expression is None
+        else Mark(float(match_math(candidate, doc.gold)), expression)
+    )
 
 
 count_strict = judged(_count_mark)
@@ -36,9 +48,15 @@ def written_forms(doc: Doc) -> tuple[Response, ...]:
     """The gold quantity as the benchmark writes it, bare and in tags, and in LaTeX."""
     quantity = parse_quantity(doc.gold)
     latex = (
-        () if quantity is None else (Response(text=f"<think>so</think> <answer> ${quantity.expression}$ </answer>"),)
+        ()
+        if quantity is None
+        else (Response(text=f"<think>so</think> <answer> ${quantity.expression}$ </answer>"),)
     )
-    return (Response(text=doc.gold), Response(text=f"<think>so</think> <answer> {doc.gold} </answer>"), *latex)
+    return (
+        Response(text=doc.gold),
+        Response(text=f"<think>so</think> <answer> {doc.gold} </answer>"),
+        *latex,
+    )
 
 
 def boxed_gold(doc: Doc) -> tuple[Response, ...]:

@@ -18,7 +18,9 @@ def r1v_math(doc: Doc, response: Response) -> Score:
     """
     parsed = parsed_math(response.text)
     right = same_math(parsed, parsed_math(doc.gold))
-    return Score(score=float(right), answered=bool(parsed), parsed=str(parsed[-1]) if parsed else None)
+    return Score(
+        score=float(right), answered=bool(parsed), parsed=str(parsed[-1]) if parsed else None
+    )
 
 
 def r1v_count(doc: Doc, response: Response) -> Score:
@@ -26,4 +28,6 @@ def r1v_count(doc: Doc, response: Response) -> Score:
     found = _COUNT.search(response.text)
     if found is None or len(found[1]) > 18:
         return Score(score=0.0, answered=False, parsed=None)
-    return Score(score=float(int(found[1]) == int(doc.gold)), answered=True, parsed=str(int(found[1])))
+    return Score(
+        score=float(int(found[1]) == int(doc.gold)), answered=True, parsed=str(int(found[1]))
+    )

@@ -25,7 +25,9 @@ class Mark(NamedTuple):
 
 
 def judged(
-    judge: Callable[[Doc, str], Mark], *, unanswered: Callable[[Doc], Mapping[str, float]] | None = None
+    judge: Callable[[Doc, str], Mark],
+    *,
+    unanswered: Callable[[Doc], Mapping[str, float]] | None = None,
 ) -> Scorer:
     """A scorer that finds the answer as rewards do (`extract_answer`) and has `judge` mark it.
 

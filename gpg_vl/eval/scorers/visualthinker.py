@@ -22,7 +22,9 @@ def visualthinker(doc: Doc, response: Response) -> Score:
     """
     text = first_block(response.text, one_line=True, trimmed=True) or response.text
     # An option that the text does not contain cannot be found in it, and every new set of strings costs milliseconds.
-    parsed = parsed_math(text, _configs(tuple(option for option in option_texts(doc) if option in text)))
+    parsed = parsed_math(
+        text, _configs(tuple(option for option in option_texts(doc) if option in text))
+    )
     letter, option = gold_letter(doc), option_texts(doc)[gold_index(doc)]
     golds = [option.lower(), option, letter, letter.lower(), f"({letter.lower()})", f"({letter})"]
     if same_math(golds, parsed):
@@ -40,7 +42,12 @@ def _named(found: str, options: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=4096)
 def _configs(options: tuple[str, ...]) -> tuple[Config, ...]:
-    strings = (*_LETTERS, *_LETTERS.lower(), *(f"({c})" for c in _LETTERS.lower()), *(f"({c})" for c in _LETTERS))
+    strings = (
+        *_LETTERS,
+        *_LETTERS.lower(),
+        *(f"({c})" for c in _LETTERS.lower()),
+        *(f"({c})" for c in _LETTERS),
+    )
     return (
         LatexExtractionConfig(),
         ExprExtractionConfig(),

@@ -47,5 +47,7 @@ def infer(text: str, options: tuple[str, ...]) -> str | None:
     lowered = text.lower()
     if len(lowered) > 2 * sum(map(len, options)):
         return None
-    inside = [letter for letter, option in zip(letters, options, strict=True) if option.lower() in lowered]
+    inside = [
+        letter for letter, option in zip(letters, options, strict=True) if option.lower() in lowered
+    ]
     return inside[0] if len(inside) == 1 else None

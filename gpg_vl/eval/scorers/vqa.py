@@ -87,7 +87,9 @@ def published(metric: Metric, prepare: Callable[[str], str]) -> Scorer:
 
     def scorer(doc: Doc, response: Response) -> Score:
         text = prepare(response.text)
-        return Score(score=metric(text, golds(doc)), answered=bool(text.strip()), parsed=text or None)
+        return Score(
+            score=metric(text, golds(doc)), answered=bool(text.strip()), parsed=text or None
+        )
 
     return scorer
 

@@ -38,4 +38,6 @@ BUILTIN = {
     "vqav2": "gpg_vl.eval.tasks.short_answers:vqav2",
 }
 
-tasks: Registry[Callable[[], Task]] = Registry("eval task", builtin=BUILTIN, entry_point_group="gpg_vl.eval_tasks")
+tasks: Registry[Callable[[], Task]] = Registry(
+    "eval task", builtin=BUILTIN, entry_point_group="gpg_vl.eval_tasks"
+)

@@ -10,7 +10,16 @@ Cambrian-1 paper, arXiv:2406.16860. Two single numbers are in use, and neither m
 from pathlib import Path
 from string import ascii_uppercase
 
-from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, option_cell, rows_of, tables, text_cell
+from gpg_vl.eval.loading import (
+    Place,
+    Row,
+    image_cell,
+    make_doc,
+    option_cell,
+    rows_of,
+    tables,
+    text_cell,
+)
 from gpg_vl.eval.scorers.cambrian import cambrian
 from gpg_vl.eval.scorers.lmms import lmms_letter, lmms_reasoning
 from gpg_vl.eval.scorers.options import gold_choices, gold_letter, option_texts, strict_choice
@@ -31,7 +40,8 @@ LAYOUTS = (
 )
 
 _CAMBRIAN = PromptStyle(
-    template="{prompt}\nAnswer with the option's letter from the given choices directly.", max_new_tokens=512
+    template="{prompt}\nAnswer with the option's letter from the given choices directly.",
+    max_new_tokens=512,
 )
 PROMPTS = {
     "official": _CAMBRIAN,
@@ -147,14 +157,21 @@ def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[D
     Images are the bytes of the `image` column, or files below the folder of the table (`image` as a path, else
     `filename`).
     """
-    rows = rows_of(data_files(path), required=REQUIRED, without=() if images else ("image",), root=root)
+    rows = rows_of(
+        data_files(path), required=REQUIRED, without=() if images else ("image",), root=root
+    )
     return [_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
 
 
 def _doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
     choices = option_cell(row, "choices", place)
     golds = tuple(f"({letter})" for letter in ascii_uppercase[: len(choices)])
-    for column, allowed in (("type", KINDS), ("task", TASKS), ("source", SOURCES), ("answer", golds)):
+    for column, allowed in (
+        ("type", KINDS),
+        ("task", TASKS),
+        ("source", SOURCES),
+        ("answer", golds),
+    ):
         if row[column] not in allowed:
             raise place.wrong(column, row[column], ", ".join(allowed))
     cell = ("image", row["image"]) if row.get("image") else ("filename", row.get("filename"))

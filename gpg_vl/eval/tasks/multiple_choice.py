@@ -5,7 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, option_cell, rows_of, tables, text_cell
+from gpg_vl.eval.loading import (
+    Place,
+    Row,
+    image_cell,
+    make_doc,
+    option_cell,
+    rows_of,
+    tables,
+    text_cell,
+)
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import lmms_letter
 from gpg_vl.eval.scorers.mmmu import mmmu as mmmu_rule
@@ -16,7 +25,9 @@ from gpg_vl.eval.statistics import Floats, Sample, mean_of
 from gpg_vl.eval.task import Doc, PromptStyle, Task
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_THINK = "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+_THINK = (
+    "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+)
 
 # --- MMMU -------------------------------------------------------------------------------------------------------------
 
@@ -79,7 +90,10 @@ def mmmu() -> Task:
         flawed=("official", "lmms", "vlmevalkit"),
         gold_label=lambda doc: gold_letter(doc) if doc.example.choices else "open",
         chance=_chance,
-        aggregates={"micro": Sample.mean, **{domain: mean_of("domain", domain) for domain in DOMAINS}},
+        aggregates={
+            "micro": Sample.mean,
+            **{domain: mean_of("domain", domain) for domain in DOMAINS},
+        },
         groups=("domain",),
         strata=("subject",),
         resample_within=("domain",),
@@ -103,7 +117,9 @@ def load_mmmu(path: Path, *, images: bool = True, root: Path | None = None) -> l
         without=() if images else pictures,
         root=root,
     )
-    return [_mmmu_doc(doc_id, row, place, images, pictures) for doc_id, (row, place) in enumerate(rows)]
+    return [
+        _mmmu_doc(doc_id, row, place, images, pictures) for doc_id, (row, place) in enumerate(rows)
+    ]
 
 
 def _mmmu_doc(doc_id: int, row: Row, place: Place, images: bool, pictures: tuple[str, ...]) -> Doc:
@@ -117,7 +133,9 @@ def _mmmu_doc(doc_id: int, row: Row, place: Place, images: bool, pictures: tuple
         choices = option_cell({"options": options}, "options", place)
         if row["answer"] not in LETTERS[: len(choices)]:
             raise place.wrong("answer", row["answer"], ", ".join(LETTERS[: len(choices)]))
-        prompt += "\n" + "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))
+        prompt += "\n" + "\n".join(
+            f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)
+        )
         golds = [row["answer"]]
     else:
         golds = _golds(row["answer"])
@@ -208,7 +226,11 @@ def blink() -> Task:
         gold_responses=gold_letters,
         gold_label=gold_letter,
         chance=_chance,
-        aggregates={"macro": _macro, "micro": Sample.mean, **{name: mean_of("sub_task", name) for name in SUBTASKS}},
+        aggregates={
+            "macro": _macro,
+            "micro": Sample.mean,
+            **{name: mean_of("sub_task", name) for name in SUBTASKS},
+        },
         groups=("sub_task",),
         strata=("sub_task",),
         resample_within=("sub_task",),
@@ -231,7 +253,9 @@ def load_blink(path: Path, *, images: bool = True, root: Path | None = None) -> 
         without=() if images else pictures,
         root=root,
     )
-    return [_blink_doc(doc_id, row, place, images, pictures) for doc_id, (row, place) in enumerate(rows)]
+    return [
+        _blink_doc(doc_id, row, place, images, pictures) for doc_id, (row, place) in enumerate(rows)
+    ]
 
 
 def _blink_doc(doc_id: int, row: Row, place: Place, images: bool, pictures: tuple[str, ...]) -> Doc:

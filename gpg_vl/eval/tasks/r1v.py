@@ -33,7 +33,9 @@ def geoqa() -> Task:
         sizes={"test": 754},
         metric="accuracy",
         blind="0 %: answers are open",
-        files=lambda path: tables(path, name="GEOQA", split="test", layouts=(("geoqa_test_prompts.jsonl",),)),
+        files=lambda path: tables(
+            path, name="GEOQA", split="test", layouts=(("geoqa_test_prompts.jsonl",),)
+        ),
         load=load_geoqa,
         prompts={
             # One blank before the instruction; the training prompt has two.
@@ -65,7 +67,10 @@ def superclevr() -> Task:
         metric="accuracy",
         blind="12.5 %: counts are 3 to 10",
         files=lambda path: tables(
-            path, name="SuperCLEVR", split="test", layouts=(("superclevr_test200_counting_problems.jsonl",),)
+            path,
+            name="SuperCLEVR",
+            split="test",
+            layouts=(("superclevr_test200_counting_problems.jsonl",),),
         ),
         load=load_superclevr,
         prompts={
@@ -101,7 +106,9 @@ def load_superclevr(path: Path, *, images: bool = True, root: Path | None = None
     """The questions in order. Raises UserError."""
     return [
         _doc(doc_id, row, place, images, _count_cell(row, place))
-        for doc_id, (row, place) in enumerate(rows_of(superclevr().files(path), required=REQUIRED, root=root))
+        for doc_id, (row, place) in enumerate(
+            rows_of(superclevr().files(path), required=REQUIRED, root=root)
+        )
     ]
 
 
@@ -127,4 +134,6 @@ def _count_cell(row: Row, place: Place) -> str:
 def gold_form(gold: str) -> str:
     """`degree`, `root`, `pi` or `other`: what decides whether the published rule can read a gold."""
     signs = {"root": ("√", r"\sqrt"), "pi": ("π", r"\pi"), "degree": ("°", r"\circ")}
-    return next((form for form, marks in signs.items() if any(mark in gold for mark in marks)), "other")
+    return next(
+        (form for form, marks in signs.items() if any(mark in gold for mark in marks)), "other"
+    )

@@ -78,11 +78,17 @@ def lisa() -> Task:
         load=load,
         prompts={
             # 128 tokens are published; they cut long reasoning off, which the share of truncated answers shows.
-            "visual_rft": PromptStyle(template=_VISUAL_RFT, system=_SYSTEM, max_new_tokens=128, coordinates="rel1000"),
-            "visual_rft_train": PromptStyle(
-                template=_VISUAL_RFT.replace("{prompt}.", "{prompt}"), max_new_tokens=256, coordinates="rel1000"
+            "visual_rft": PromptStyle(
+                template=_VISUAL_RFT, system=_SYSTEM, max_new_tokens=128, coordinates="rel1000"
             ),
-            "plain": PromptStyle(template="Output the bounding box of: {prompt}", max_new_tokens=128),
+            "visual_rft_train": PromptStyle(
+                template=_VISUAL_RFT.replace("{prompt}.", "{prompt}"),
+                max_new_tokens=256,
+                coordinates="rel1000",
+            ),
+            "plain": PromptStyle(
+                template="Output the bounding box of: {prompt}", max_new_tokens=128
+            ),
         },
         default_prompt="visual_rft",
         scorers={
@@ -127,7 +133,10 @@ def _published_golds(doc: Doc) -> tuple[Response, ...]:
     if not has_mask(doc):
         return (Response(text=text),)
     found = regions(doc)
-    return tuple(Response(text=text, mask=encode(mask)) for mask in (found.first, found.target | found.ignored))
+    return tuple(
+        Response(text=text, mask=encode(mask))
+        for mask in (found.first, found.target | found.ignored)
+    )
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -150,7 +159,9 @@ def _files(path: Path) -> tuple[Path, ...]:
 
 
 def _picture_beside(file: Path) -> Path | None:
-    return next((picture for suffix in _PICTURES if (picture := file.with_suffix(suffix)).exists()), None)
+    return next(
+        (picture for suffix in _PICTURES if (picture := file.with_suffix(suffix)).exists()), None
+    )
 
 
 def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
@@ -188,9 +199,15 @@ def _boxes(row: Row, place: Place) -> tuple[object, object, str]:
             raise place.wrong("shapes", shapes, "a list of polygons with labels and points")
         targets = [_around(shape["points"]) for shape in shapes if is_target(shape)]
         if not targets:
-            raise place.wrong("shapes", [shape["label"] for shape in shapes], "a list with a target")
+            raise place.wrong(
+                "shapes", [shape["label"] for shape in shapes], "a list with a target"
+            )
         left, top, right, bottom = zip(*targets, strict=True)
-        return [min(left), min(top), max(right), max(bottom)], _around(shapes[0]["points"]), "shapes"
+        return (
+            [min(left), min(top), max(right), max(bottom)],
+            _around(shapes[0]["points"]),
+            "shapes",
+        )
     if "mask" in row:
         box = row["mask_box"]
         return box, box, "mask"
@@ -207,7 +224,9 @@ def _is_polygon(shape: Any) -> bool:
         and isinstance(shape.get("points"), list)
         and bool(shape["points"])
         and all(
-            isinstance(point, list) and len(point) == 2 and all(isinstance(number, int | float) for number in point)
+            isinstance(point, list)
+            and len(point) == 2
+            and all(isinstance(number, int | float) for number in point)
             for point in shape["points"]
         )
     )
@@ -223,14 +242,20 @@ def _json_rows(files: Sequence[Path], root: Path | None) -> Iterator[tuple[Row, 
         content = _json(file)
         if isinstance(content, list):
             for row_number, row in enumerate(content):
-                yield {**row, "image": row.get("image_path") or row.get("image")}, Place(file, row_number, root)
+                yield (
+                    {**row, "image": row.get("image_path") or row.get("image")},
+                    Place(file, row_number, root),
+                )
         else:
             picture = _picture_beside(file)
             if not isinstance(content, dict) or picture is None:
                 raise UserError(
                     f"{file} is neither a list of rows nor the annotation of an image beside it. Fetch it again."
                 )
-            yield {"shapes": None, **content, "image": picture.name, "file": file.stem}, Place(file, number, root)
+            yield (
+                {"shapes": None, **content, "image": picture.name, "file": file.stem},
+                Place(file, number, root),
+            )
 
 
 def _json(file: Path) -> Any:
@@ -265,5 +290,7 @@ def _masks(file: Path) -> Iterator[dict[str, Any]]:
             yield from repeat({})
         for batch in table.iter_batches(batch_size=1, columns=["mask"]):
             rows = batch.column(0)[0].values
-            mask = np.asarray(rows.flatten().to_numpy(zero_copy_only=False), dtype=bool).reshape(len(rows), -1)
+            mask = np.asarray(rows.flatten().to_numpy(zero_copy_only=False), dtype=bool).reshape(
+                len(rows), -1
+            )
             yield {"mask": encode(mask), "mask_box": box_of(mask)}

@@ -47,7 +47,9 @@ _OBJECT = re.compile(r"(\d{12})_\d+(?=\.|$)")
 """REFER names a file per object, the image's name with the object's number: COCO_train2014_000000581857_16.jpg."""
 HUB = {"refcoco": "RefCOCO", "refcoco+": "RefCOCOplus", "refcocog": "RefCOCOg"}
 
-_SENTENCE = "Please provide the bounding box coordinate of the region this sentence describes: {prompt}"
+_SENTENCE = (
+    "Please provide the bounding box coordinate of the region this sentence describes: {prompt}"
+)
 PROMPTS = {
     # The Qwen authors' own question; the answer is in the convention of the model's family.
     "qwen": PromptStyle(
@@ -68,7 +70,8 @@ PROMPTS = {
         max_new_tokens=256,
     ),
     "vlm_r1_plain": PromptStyle(
-        template=_SENTENCE + " Please provide the bounding box coordinate in JSON format.", max_new_tokens=256
+        template=_SENTENCE + " Please provide the bounding box coordinate in JSON format.",
+        max_new_tokens=256,
     ),
 }
 
@@ -146,7 +149,11 @@ def _files(path: Path, name: str) -> tuple[Path, ...]:
         found = []
         for split in SPLITS:
             here = [folder for folder in (path, path / "data") if any(folder.glob(f"{split}[-.]*"))]
-            found += [file for folder in here[:1] for file in tables(folder, name=name, split=split, folders=("",))]
+            found += [
+                file
+                for folder in here[:1]
+                for file in tables(folder, name=name, split=split, folders=("",))
+            ]
         if found:
             return tuple(found)
     return tables(path, name=name, split="val")
@@ -165,7 +172,11 @@ def _loader(name: str) -> Callable[..., list[Doc]]:
 
 def _docs(first: int, row: Row, place: Place, images: bool) -> list[Doc]:
     expressions = row["answer"]
-    if not (isinstance(expressions, list) and expressions and all(isinstance(one, str) for one in expressions)):
+    if not (
+        isinstance(expressions, list)
+        and expressions
+        and all(isinstance(one, str) for one in expressions)
+    ):
         raise place.wrong("answer", expressions, "a list of expressions")
     edges = row["bbox"]
     if not (isinstance(edges, list) and len(edges) == 4):
@@ -173,15 +184,26 @@ def _docs(first: int, row: Row, place: Place, images: bool) -> list[Doc]:
     left, top, width, height = edges
     image = image_cell(row["image"], "image", place)
     more = {
-        "split": next((split for split in SPLITS if place.file.name.startswith((f"{split}-", f"{split}."))), "val"),
+        "split": next(
+            (split for split in SPLITS if place.file.name.startswith((f"{split}-", f"{split}."))),
+            "val",
+        ),
         "picture": _OBJECT.sub(r"\1", str(row.get("file_name") or row["question_id"])),
     }
     one = make_doc(
-        first, row, place, prompt=expressions[0], gold="", without=("image", "segmentation", "question"), more=more
+        first,
+        row,
+        place,
+        prompt=expressions[0],
+        gold="",
+        without=("image", "segmentation", "question"),
+        more=more,
     )
     one = sized(one, image, keep=images)
     if one.problem is None:
-        one = with_columns(one, box=box_cell([left, top, left + width, top + height], one, "bbox", place))
+        one = with_columns(
+            one, box=box_cell([left, top, left + width, top + height], one, "bbox", place)
+        )
     return [_expression(first + number, one, text) for number, text in enumerate(expressions)]
 
 
@@ -189,5 +211,8 @@ def _expression(doc_id: int, doc: Doc, text: str) -> Doc:
     box = doc.columns.get("box")
     gold = "no box" if box is None else str([round(edge, 2) for edge in box])
     return replace(
-        doc, doc_id=doc_id, gold=gold, example=replace(doc.example, id=str(doc_id), prompt=text, answer=gold)
+        doc,
+        doc_id=doc_id,
+        gold=gold,
+        example=replace(doc.example, id=str(doc_id), prompt=text, answer=gold),
     )

@@ -15,8 +15,15 @@ from gpg_vl.eval.statistics import Aggregate, Sample, mean_of
 from gpg_vl.eval.task import Doc, PromptStyle, Scorer, Task
 
 _PHRASE = "\nAnswer the question using a single word or phrase."
-_THINK = "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
-_KINDS = {"human_test": "human", "augmented_test": "augmented", "human": "human", "augmented": "augmented"}
+_THINK = (
+    "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+)
+_KINDS = {
+    "human_test": "human",
+    "augmented_test": "augmented",
+    "human": "human",
+    "augmented": "augmented",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +172,12 @@ def _loader(one: _Set) -> Callable[..., list[Doc]]:
     def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
         """The questions in order. Raises UserError; a split whose answers are hidden is one."""
         files = tables(path, name=one.name, split=one.split, folders=one.folders)
-        rows = rows_of(files, required=("question", one.answers), without=() if images else ("image",), root=root)
+        rows = rows_of(
+            files,
+            required=("question", one.answers),
+            without=() if images else ("image",),
+            root=root,
+        )
         return [_doc(doc_id, row, place, one, images) for doc_id, (row, place) in enumerate(rows)]
 
     return load
@@ -184,5 +196,8 @@ def _doc(doc_id: int, row: Row, place: Place, one: _Set, images: bool) -> Doc:
         prompt=text_cell(row, "question", place),
         gold=texts[0],
         images=(image_cell(row.get("image"), "image", place),) if images else (),
-        more={"kind": _KINDS.get(str(row.get("type")), "other"), **({"answers": texts} if len(texts) > 1 else {})},
+        more={
+            "kind": _KINDS.get(str(row.get("type")), "other"),
+            **({"answers": texts} if len(texts) > 1 else {}),
+        },
     )

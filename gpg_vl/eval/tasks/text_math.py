@@ -152,7 +152,10 @@ def math500() -> Task:
     """The task, for `python -m gpg_vl.eval math500`; accuracy per level beside the whole."""
     levels = {f"level {level}": mean_of("level", level) for level in _LEVELS}
     return replace(
-        _official("math500"), aggregates={"micro": Sample.mean, **levels}, groups=("level",), strata=("level",)
+        _official("math500"),
+        aggregates={"micro": Sample.mean, **levels},
+        groups=("level",),
+        strata=("level",),
     )
 
 
@@ -186,7 +189,10 @@ def gsm8k() -> Task:
     task = _task(SETS["gsm8k"], published)
     return replace(
         task,
-        prompts={**PROMPTS, "official": PromptStyle(template="{prompt} " + _MARKED, max_new_tokens=1024)},
+        prompts={
+            **PROMPTS,
+            "official": PromptStyle(template="{prompt} " + _MARKED, max_new_tokens=1024),
+        },
         gold_responses=_gsm8k_golds,
         flawed=(),
     )

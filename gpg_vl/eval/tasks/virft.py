@@ -104,10 +104,16 @@ def _task(one: _Set) -> Task:
         load=_loader(one),
         prompts={
             "visual_rft": PromptStyle(template=asked, max_new_tokens=1024),
-            "plain": PromptStyle(template=f"What is the {one.question} in the image?", max_new_tokens=64),
+            "plain": PromptStyle(
+                template=f"What is the {one.question} in the image?", max_new_tokens=64
+            ),
         },
         default_prompt="visual_rft",
-        scorers={"strict": strict_class, "official": official_class, "visual_rft": visual_rft_class},
+        scorers={
+            "strict": strict_class,
+            "official": official_class,
+            "visual_rft": visual_rft_class,
+        },
         default_scorers=("strict", "official", "visual_rft"),
         gold_responses=_golds,
         chance=lambda doc: 1 / len(doc.example.choices or ("",)),
@@ -166,7 +172,9 @@ def digits() -> Task:
 
 
 def _golds(doc: Doc) -> tuple[Response, ...]:
-    return Response(text=doc.gold), Response(text=f"<think>petals</think> <answer>{doc.gold}</answer>")
+    return Response(text=doc.gold), Response(
+        text=f"<think>petals</think> <answer>{doc.gold}</answer>"
+    )
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -219,7 +227,9 @@ def _tabled(files: Sequence[Path], root: Path | None) -> Iterator[tuple[Row, Pla
 def _classes(files: Sequence[Path], golds: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...]:
     """All classes, in the order of the list where there is one. Raises UserError if a gold is not among them."""
     beside = files[-1] if files[-1].suffix == ".txt" else files[0].parent / "classes.txt"
-    classes = _lines(beside) if beside.is_file() else tuple(rows[0].get("classes") or sorted(set(golds)))
+    classes = (
+        _lines(beside) if beside.is_file() else tuple(rows[0].get("classes") or sorted(set(golds)))
+    )
     known = {plain_name(name) for name in classes}
     if len(known) < max(2, len(classes)):
         raise UserError(
@@ -234,23 +244,30 @@ def _classes(files: Sequence[Path], golds: Sequence[str], rows: Sequence[Row]) -
 
 
 def _lines(file: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(
+        line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
+    )
 
 
 def _listed(pth: Path, txt: Path, one: _Set, root: Path | None) -> Iterator[tuple[Row, Place, str]]:
     """Visual-RFT's list: {path: {"label": number of a line of the names, ...}} per image."""
     if not txt.is_file():
-        raise UserError(f"{pth} needs the class names beside it, in {txt}, one per line. Fetch that file, too.")
+        raise UserError(
+            f"{pth} needs the class names beside it, in {txt}, one per line. Fetch that file, too."
+        )
     classes = _lines(txt)
     folder = root or next(
-        (at for at in (pth.parent / one.folder, pth.parent.parent / one.folder) if at.is_dir()), pth.parent
+        (at for at in (pth.parent / one.folder, pth.parent.parent / one.folder) if at.is_dir()),
+        pth.parent,
     )
     for number, entry in enumerate(_entries(pth)):
         place = Place(pth, number, folder)
         for path, facts in entry.items():
             label = int(facts["label"]) if isinstance(facts, Mapping) and "label" in facts else -1
             if not 0 <= label < len(classes):
-                raise place.wrong("label", label, f"a number from 0 to {len(classes) - 1}, a line of {txt.name}")
+                raise place.wrong(
+                    "label", label, f"a number from 0 to {len(classes) - 1}, a line of {txt.name}"
+                )
             yield {"image": PurePath(str(path)).name, "label": label}, place, classes[label]
 
 
@@ -261,7 +278,11 @@ def _entries(pth: Path) -> list[dict[str, Any]]:
     try:
         entries = torch.load(pth, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  torch raises whatever the bytes lead it to
-        raise UserError(f"{pth} cannot be read as a list of images: {error}. Fetch it again.") from None
-    if not (isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)):
+        raise UserError(
+            f"{pth} cannot be read as a list of images: {error}. Fetch it again."
+        ) from None
+    if not (
+        isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)
+    ):
         raise UserError(f"{pth} holds no list of images. Give Visual-RFT's file.")
     return entries

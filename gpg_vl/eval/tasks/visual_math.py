@@ -8,7 +8,16 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, option_cell, rows_of, tables, text_cell
+from gpg_vl.eval.loading import (
+    Place,
+    Row,
+    image_cell,
+    make_doc,
+    option_cell,
+    rows_of,
+    tables,
+    text_cell,
+)
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import mathvista as mathvista_rules
 from gpg_vl.eval.scorers.options import choice_mark, gold_letters, option_texts
@@ -18,7 +27,9 @@ from gpg_vl.eval.statistics import Sample, mean_of
 from gpg_vl.eval.task import Doc, PromptStyle, Task
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_THINK = "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+_THINK = (
+    "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+)
 PROMPTS = {
     "official": PromptStyle(template="{prompt}", max_new_tokens=1024),
     "think": PromptStyle(template="{prompt}" + _THINK, max_new_tokens=2048),
@@ -31,7 +42,11 @@ def _chance(doc: Doc) -> float:
 
 def _tagged(doc: Doc) -> tuple[Response, ...]:
     """The gold in tags, which every notation survives."""
-    return gold_letters(doc) if doc.example.choices else (Response(text=f"<answer>{doc.gold}</answer>"),)
+    return (
+        gold_letters(doc)
+        if doc.example.choices
+        else (Response(text=f"<answer>{doc.gold}</answer>"),)
+    )
 
 
 # --- MathVista --------------------------------------------------------------------------------------------------------
@@ -84,7 +99,9 @@ def load_mathvista(path: Path, *, images: bool = True, root: Path | None = None)
     """The questions in order. Raises UserError; the test split, whose answers are hidden, is one."""
     required = ("query", "answer", "question_type", "answer_type", "choices", "metadata")
     pictures = ("decoded_image",)
-    rows = rows_of(mathvista().files(path), required=required, without=() if images else pictures, root=root)
+    rows = rows_of(
+        mathvista().files(path), required=required, without=() if images else pictures, root=root
+    )
     return [_mathvista_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
 
 
@@ -104,7 +121,9 @@ def _mathvista_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
         place,
         prompt=text_cell(row, "query", place),
         gold=gold,
-        images=(image_cell(row.get("decoded_image") or row.get("image"), "image", place),) if images else (),
+        images=(image_cell(row.get("decoded_image") or row.get("image"), "image", place),)
+        if images
+        else (),
         choices=choices,
         kind=str(metadata.get("task", "")),
         without=("decoded_image",),
@@ -136,7 +155,10 @@ def mathverse() -> Task:
         default_scorers=("strict",),
         gold_responses=_tagged,
         chance=_chance,
-        aggregates={"micro": Sample.mean, **{version: mean_of("problem_version", version) for version in VERSIONS}},
+        aggregates={
+            "micro": Sample.mean,
+            **{version: mean_of("problem_version", version) for version in VERSIONS},
+        },
         groups=("problem_version",),
         strata=("problem_version",),
         resample_within=(),
@@ -154,7 +176,9 @@ _mathverse_strict = judged(_mathverse_mark)
 def load_mathverse(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
     """The questions in order. Raises UserError."""
     required = ("problem_index", "problem_version", "question", "answer", "question_type")
-    rows = rows_of(mathverse().files(path), required=required, without=() if images else ("image",), root=root)
+    rows = rows_of(
+        mathverse().files(path), required=required, without=() if images else ("image",), root=root
+    )
     return [_mathverse_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
 
 
@@ -242,7 +266,9 @@ def load_geometry3k(path: Path, *, images: bool = True, root: Path | None = None
             place,
             prompt=text_cell(row, "problem", place),
             gold=text_cell(row, "answer", place),
-            images=tuple(image_cell(cell, "images", place) for cell in row["images"]) if images else (),
+            images=tuple(image_cell(cell, "images", place) for cell in row["images"])
+            if images
+            else (),
         )
         for doc_id, (row, place) in enumerate(rows)
     ]

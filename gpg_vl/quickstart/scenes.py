@@ -37,7 +37,12 @@ COLOURS = {
 }
 BOXES = {"red": (225, 20, 30), "blue": (30, 60, 230), "green": (20, 170, 50)}
 TASKS = ("Count", "Relation", "Depth", "Distance")
-SOURCES = {"Count": ("ADE20K", "COCO"), "Relation": ("ADE20K", "COCO"), "Depth": ("Omni3D",), "Distance": ("Omni3D",)}
+SOURCES = {
+    "Count": ("ADE20K", "COCO"),
+    "Relation": ("ADE20K", "COCO"),
+    "Depth": ("Omni3D",),
+    "Distance": ("Omni3D",),
+}
 PALETTES = {  # two day times: (top left, change downwards, change to the right)
     "ADE20K": ((196, 206, 222), (-60, -40, -80), (34, -34, 0)),
     "COCO": ((120, 128, 150), (50, 30, -30), (60, -10, -50)),
@@ -78,7 +83,9 @@ def _flat(rng: random.Random, shape: str, cell: tuple[int, int]) -> Thing:
     return Thing(shape, rng.choice(sorted(COLOURS)), *cell, size=rng.randint(17, 23))
 
 
-def _standing(rng: random.Random, shape: str, cell: tuple[int, int], rows: int, box: str | None = None) -> Thing:
+def _standing(
+    rng: random.Random, shape: str, cell: tuple[int, int], rows: int, box: str | None = None
+) -> Thing:
     """An object on the floor: one row nearer is larger."""
     size = round(13 + 10 * cell[1] / (rows - 1)) + rng.randint(-1, 1)
     return Thing(shape, rng.choice(sorted(COLOURS)), *cell, size=size, box=box)
@@ -96,10 +103,15 @@ def _distractors(
     taken = {(t.column, t.row) for t in things}
     free = [(c, r) for c in range(columns) for r in range(rows) if (c, r) not in taken]
     shapes = [s for s in SHAPES if s not in banned]
-    return [make(rng, rng.choice(shapes), cell) for cell in rng.sample(free, rng.randint(0, min(most, len(free))))]
+    return [
+        make(rng, rng.choice(shapes), cell)
+        for cell in rng.sample(free, rng.randint(0, min(most, len(free))))
+    ]
 
 
-def _count(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
+def _count(
+    rng: random.Random, columns: int, rows: int, letter: int
+) -> tuple[list[Thing], str, list[str], int]:
     lowest = rng.randint(0, 2)
     options = list(range(lowest, lowest + 4))
     number = rng.choice(options)
@@ -112,7 +124,9 @@ def _count(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[li
     return things, f"How many {noun} are in the image?", [str(o) for o in rest], letter
 
 
-def _relation(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
+def _relation(
+    rng: random.Random, columns: int, rows: int, letter: int
+) -> tuple[list[Thing], str, list[str], int]:
     axis = rng.randrange(2)
     words = (("left", "right"), ("above", "below"))[axis]
     first, second = rng.sample(SHAPES, 2)
@@ -121,7 +135,10 @@ def _relation(rng: random.Random, columns: int, rows: int, letter: int) -> tuple
         gap = cells[0][axis] - cells[1][axis]
         if abs(gap) >= 2 and abs(gap) > abs(cells[0][1 - axis] - cells[1][1 - axis]):
             break
-    things = [_flat(rng, first, cells[0])._replace(box="red"), _flat(rng, second, cells[1])._replace(box="blue")]
+    things = [
+        _flat(rng, first, cells[0])._replace(box="red"),
+        _flat(rng, second, cells[1])._replace(box="blue"),
+    ]
     things += _distractors(rng, things, {first, second}, columns, rows, 3, _flat)
     right = words[0] if gap < 0 else words[1]
     options = [w for w in words if w != right]
@@ -133,15 +150,22 @@ def _relation(rng: random.Random, columns: int, rows: int, letter: int) -> tuple
     return things, question, options, letter
 
 
-def _depth(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
+def _depth(
+    rng: random.Random, columns: int, rows: int, letter: int
+) -> tuple[list[Thing], str, list[str], int]:
     first, second = rng.sample(SHAPES, 2)
     while True:
         cells = _cells(rng, columns, rows, 2)
         gap = cells[0][1] - cells[1][1]
         if abs(gap) >= 2:
             break
-    things = [_standing(rng, first, cells[0], rows, "red"), _standing(rng, second, cells[1], rows, "blue")]
-    things += _distractors(rng, things, {first, second}, columns, rows, 3, partial(_standing, rows=rows))
+    things = [
+        _standing(rng, first, cells[0], rows, "red"),
+        _standing(rng, second, cells[1], rows, "blue"),
+    ]
+    things += _distractors(
+        rng, things, {first, second}, columns, rows, 3, partial(_standing, rows=rows)
+    )
     near, far = (first, second) if gap > 0 else (second, first)
     options = [far]
     options.insert(letter, near)
@@ -152,7 +176,9 @@ def _depth(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[li
     return things, question, options, letter
 
 
-def _distance(rng: random.Random, columns: int, rows: int, letter: int) -> tuple[list[Thing], str, list[str], int]:
+def _distance(
+    rng: random.Random, columns: int, rows: int, letter: int
+) -> tuple[list[Thing], str, list[str], int]:
     anchor, first, second = rng.sample(SHAPES, 3)
     while True:  # the anchor stands in front, one of the others beside or right behind it, the other one far back
         a, b, c = _cells(rng, columns, rows, 3)
@@ -166,7 +192,9 @@ def _distance(rng: random.Random, columns: int, rows: int, letter: int) -> tuple
         _standing(rng, first, b, rows, "blue"),
         _standing(rng, second, c, rows, "green"),
     ]
-    things += _distractors(rng, things, {anchor, first, second}, columns, rows, 2, partial(_standing, rows=rows))
+    things += _distractors(
+        rng, things, {anchor, first, second}, columns, rows, 2, partial(_standing, rows=rows)
+    )
     right, wrong = (first, second) if first_nearer else (second, first)
     options = [wrong]
     options.insert(letter, right)
@@ -191,7 +219,16 @@ def scene(seed: int, number: int) -> Scene:
         rng = random.Random(f"gpg_vl scenes {seed} {number} {attempt}")
         columns, rows = rng.choice(GRIDS)
         things, question, texts, answer = _MAKERS[task](rng, columns, rows, letter)
-        found = Scene(task, sources[turn % len(sources)], columns, rows, tuple(things), question, tuple(texts), answer)
+        found = Scene(
+            task,
+            sources[turn % len(sources)],
+            columns,
+            rows,
+            tuple(things),
+            question,
+            tuple(texts),
+            answer,
+        )
         if _side(found) == seed % 2:
             return found
     raise AssertionError("unreachable: attempts do not end")
@@ -236,7 +273,10 @@ def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
 
 def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, jitter: tuple[int, int]) -> None:
     k = SUPERSAMPLE
-    x, y = ((cell + 0.5) * CELL * k + j * k for cell, j in zip((thing.column, thing.row), jitter, strict=True))
+    x, y = (
+        (cell + 0.5) * CELL * k + j * k
+        for cell, j in zip((thing.column, thing.row), jitter, strict=True)
+    )
     r = thing.size * k / 2
     colour = COLOURS[thing.colour]
     outline = tuple(round(c * 0.45) for c in colour)

