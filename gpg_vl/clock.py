@@ -1,6 +1,6 @@
 """Seconds that include what a GPU is still computing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -15,6 +15,25 @@ def timed(add: Callable[[float], None], device: torch.device) -> Iterator[None]:
     yield
     _wait(device)
     add(perf_counter() - start)
+
+
+class Clock:
+    """Seconds by name. They may be added to, and passed on as they are."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of a block."""
+        start = perf_counter()
+        yield
+        self.add({name: perf_counter() - start})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds that were measured elsewhere."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
 
 
 def _wait(device: torch.device) -> None:

@@ -5,7 +5,8 @@ are a `Group`. Records are frozen: a later stage makes a new one with `dataclass
 
 Shape suffixes, in the order of the axes: `_P` prompts (groups), `_G` group members, `_T` tokens, `_V` vocabulary,
 `_PG` the flattened axis prompt-then-member, `_3` the three M-RoPE axes (time, height, width), `_I` images, `_N` vision
-patches, `_B` rows of one forward pass. A mask is True where the thing it names is present.
+patches, `_K` completion tokens one behind the other, `_B` rows of one forward call. A mask is True where the thing it names
+is present.
 """
 
 from __future__ import annotations
@@ -99,13 +100,15 @@ class Completion:
     token_ids: tuple[int, ...]
     """Every sampled token, the end token included."""
     logprobs: tuple[float, ...]
-    """log pi of each token under the distribution it was sampled from."""
+    """log pi of each token under the distribution it was sampled from; empty if it was not sampled."""
     text: str
     """The decoded tokens without special tokens; `prefill + text` is the whole answer."""
     finish_reason: FinishReason
     """`stop`: an end token was sampled. `length`: the token limit cut the answer off."""
     prefill: str = ""
     """What the prompt had already written of the answer, such as `<think>`."""
+    version: int = 0
+    """Optimizer steps that the weights had behind them which sampled it."""
 
     @property
     def response(self) -> str:
@@ -130,6 +133,9 @@ class Group:
     """The unweighted reward of each function."""
     draw: int = -1
     """The place in the data order that this group was drawn at; it seeds the sampling."""
+    old_logps: tuple[tuple[float, ...], ...] = ()
+    """The trainer's own log-probs of the completions under the weights that sampled them, where the group is trained on
+    after those weights have changed and the algorithm needs them."""
 
     @property
     def is_valid(self) -> bool:

@@ -1,6 +1,7 @@
 """Low-rank adapters (peft), put into the language model in place: the module tree stays that of transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +50,40 @@ def has_adapters(model: nn.Module) -> bool:
     return any(".lora_" in name for name, _ in model.named_parameters())
 
 
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of the plain model with the adapters added in, under their ordinary names. The model is left as it is."""
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the plain model with the adapters added in, under their ordinary names, one after the other.
+
+    The model is left as it is.
+    """
     from peft.tuners.lora import LoraLayer
 
-    if not has_adapters(model):
-        return model.state_dict()
     layers: dict[str, Any] = {
         name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
     }
-    merged: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if ".lora_" in name:
             continue
         plain = name.replace(".base_layer.", ".")
         owner, _, kind = plain.rpartition(".")
-        is_adapted = owner in layers and kind == "weight"
-        merged[plain] = (
-            tensor + layers[owner].get_delta_weight(ADAPTER).to(tensor.dtype)
-            if is_adapted
-            else tensor
-        )
-    return merged
+        if owner in layers and kind == "weight":
+            delta: Tensor = layers[owner].get_delta_weight(ADAPTER)
+            tensor = tensor + delta.to(tensor.dtype)
+        yield plain, tensor
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Within, the model computes what it would without its adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:

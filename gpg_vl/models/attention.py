@@ -1,7 +1,7 @@
 """Attention over shared prefixes: who sees whom, and the kernels that compute it.
 
 A prefix token sees the tokens before it in its prompt. A suffix token sees its whole prompt and the tokens before it in its
-own completion, never a sibling. A kernel is a function from the lengths of a pass (`Branches`) to a function of queries, keys
+own completion, never a sibling. A kernel is a function from the lengths of a pass (`Segments`) to a function of queries, keys
 and values; all kernels compute the same numbers:
 
 - `split`: prompts and completions as two padded batches, the keys of a prompt repeated for its completions. Any device.
@@ -12,7 +12,8 @@ They are reached through transformers' own registry of attention functions, by a
 without that argument, such as an ordinary forward or `generate`, takes the library's sdpa path.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol
@@ -33,7 +34,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Branches:
+class Segments:
     """The lengths of a pass: prefixes one behind the other, then suffixes, each the continuation of a prefix."""
 
     prefix_lengths: tuple[int, ...]
@@ -43,9 +44,9 @@ class Branches:
     prefix_queries: bool = True
     """False: only suffix tokens ask; the keys of the prefixes come from an earlier call."""
 
-    def without_empty(self) -> "Branches":
+    def without_empty(self) -> "Segments":
         kept = [(n, p) for n, p in zip(self.suffix_lengths, self.prefixes, strict=True) if n]
-        return Branches(
+        return Segments(
             prefix_lengths=self.prefix_lengths,
             suffix_lengths=tuple(n for n, _ in kept),
             prefixes=tuple(p for _, p in kept),
@@ -61,32 +62,46 @@ class LayerAttention(Protocol):
     ) -> Tensor: ...
 
 
-@dataclass(slots=True, kw_only=True)
 class SharedPrefix:
-    """The attention of one pass through the text tower.
+    """The attention of one call of the text tower.
 
-    attend: the kernel, made for the lengths of the pass.
-    given: keys and values [1, Hkv, S, D] of each layer's prefixes, if the pass computes suffixes only.
-    kept: filled with each layer's own keys and values, in the order of the layers; None keeps nothing.
+    A plain class and no dataclass: sharded modules rebuild the dataclasses among their arguments in order to watch the
+    tensors inside, layer by layer, and these tensors belong to all layers.
+
+    attend: the kernel, made for the lengths of the call.
+    given: keys and values [1, Hkv, S, D] of each layer's prefixes, if the call computes suffixes only.
     """
 
-    attend: Attend
-    given: Sequence[tuple[Tensor, Tensor]] | None = None
-    kept: list[tuple[Tensor, Tensor]] | None = None
+    def __init__(self, attend: Attend, given: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
+        self.attend = attend
+        self.given = given
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Tensor:
-        # recomputation under gradient checkpointing comes here again, and must not hold what it computes
-        if self.kept is not None and layer == len(self.kept):
-            self.kept.append((key, value))
         if self.given is not None:
             prefix_key, prefix_value = self.given[layer]
-            key, value = (
-                torch.cat([prefix_key, key], dim=2),
-                torch.cat([prefix_value, value], dim=2),
-            )
+            key = torch.cat([prefix_key, key], dim=2)
+            value = torch.cat([prefix_value, value], dim=2)
         return self.attend(query, key, value, scale)
+
+
+@contextmanager
+def keep_keys(attentions: Sequence[Any]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Within, each attention module keeps the keys and values it computes; at the end they stand in the list, by layer.
+
+    They are kept on the modules and not collected in an argument, which a wrapper around a layer might copy. Modules that
+    compute a layer again, under gradient checkpointing, do so after the end and keep nothing.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    for module in attentions:
+        module.kept_keys = None
+    try:
+        yield kept
+        kept += [module.kept_keys for module in attentions]
+    finally:
+        for module in attentions:
+            del module.kept_keys
 
 
 def install(model: Any, *, has_vision: bool) -> None:
@@ -124,6 +139,8 @@ def _attention(
         )
     # rotation leaves float32 behind under autocast; what is kept and multiplied has the dtype that autocast computes in
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if hasattr(module, "kept_keys"):
+        module.kept_keys = (key, value)
     return shared(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
@@ -156,20 +173,20 @@ def varlen_missing(device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
-def make_attend(kernel: Kernel, branches: Branches, device: torch.device) -> Attend:
+def make_attend(kernel: Kernel, segments: Segments, device: torch.device) -> Attend:
     """The attention of a pass with these lengths."""
-    branches = branches.without_empty()
+    segments = segments.without_empty()
     match kernel:
         case "dense":
-            return dense(branches, device)
+            return dense(segments, device)
         case "split":
-            return split(branches, device)
+            return split(segments, device)
         case "varlen":
-            return varlen(branches, device, _varlen_on_cuda)
+            return varlen(segments, device, _varlen_on_cuda)
 
 
-def dense(branches: Branches, device: torch.device) -> Attend:
-    mask_Q_K = visible(branches, device)
+def dense(segments: Segments, device: torch.device) -> Attend:
+    mask_Q_K = visible(segments, device)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         key, value = _for_every_head(key, query), _for_every_head(value, query)
@@ -178,33 +195,33 @@ def dense(branches: Branches, device: torch.device) -> Attend:
     return attend
 
 
-def visible(branches: Branches, device: torch.device) -> Tensor:
+def visible(segments: Segments, device: torch.device) -> Tensor:
     """bool [queries, keys], True where the query may see the key."""
-    lengths = branches.prefix_lengths + branches.suffix_lengths
+    lengths = segments.prefix_lengths + segments.suffix_lengths
     counts = torch.tensor(lengths, device=device)
     run_K = torch.arange(len(lengths), device=device).repeat_interleave(counts)
-    of_run = torch.tensor([*range(len(branches.prefix_lengths)), *branches.prefixes], device=device)
+    of_run = torch.tensor([*range(len(segments.prefix_lengths)), *segments.prefixes], device=device)
     prefix_K = of_run[run_K]
-    is_prefix_K = run_K < len(branches.prefix_lengths)
+    is_prefix_K = run_K < len(segments.prefix_lengths)
     order = torch.arange(len(run_K), device=device)
     own = (run_K[:, None] == run_K[None, :]) & (order[:, None] >= order[None, :])
     prompt = ~is_prefix_K[:, None] & is_prefix_K[None, :] & (prefix_K[:, None] == prefix_K[None, :])
-    first = 0 if branches.prefix_queries else sum(branches.prefix_lengths)
+    first = 0 if segments.prefix_queries else sum(segments.prefix_lengths)
     return (own | prompt)[first:]
 
 
-def split(branches: Branches, device: torch.device) -> Attend:
+def split(segments: Segments, device: torch.device) -> Attend:
     """Two padded batches: the prefixes, causal; the suffixes, each over the keys of its prefix and its own."""
-    prefix_tokens = sum(branches.prefix_lengths)
-    prefixes = _Padded.of(branches.prefix_lengths, 0, device)
-    suffixes = _Padded.of(branches.suffix_lengths, 0, device) if branches.suffix_lengths else None
-    used = sorted(set(branches.prefixes))
-    starts = [0, *accumulate(branches.prefix_lengths)]
+    prefix_tokens = sum(segments.prefix_lengths)
+    prefixes = _Padded.of(segments.prefix_lengths, 0, device)
+    suffixes = _Padded.of(segments.suffix_lengths, 0, device) if segments.suffix_lengths else None
+    used = sorted(set(segments.prefixes))
+    starts = [0, *accumulate(segments.prefix_lengths)]
     if suffixes:
         keys_of_used = _Padded.of(
-            [branches.prefix_lengths[p] for p in used], [starts[p] for p in used], device
+            [segments.prefix_lengths[p] for p in used], [starts[p] for p in used], device
         )
-        row_R = torch.tensor([used.index(p) for p in branches.prefixes], device=device)
+        row_R = torch.tensor([used.index(p) for p in segments.prefixes], device=device)
         size = suffixes.width
         causal = (
             torch.ones(size, size, dtype=torch.bool, device=device)
@@ -216,14 +233,14 @@ def split(branches: Branches, device: torch.device) -> Attend:
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         outputs = []
-        if branches.prefix_queries:
+        if segments.prefix_queries:
             q, k, v = (prefixes.pad(x[:, :, :prefix_tokens]) for x in (query, key, value))
             attended = scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=scale, enable_gqa=True
             )
             outputs.append(prefixes.unpad(attended))
         if suffixes:
-            q = suffixes.pad(query[:, :, prefix_tokens if branches.prefix_queries else 0 :])
+            q = suffixes.pad(query[:, :, prefix_tokens if segments.prefix_queries else 0 :])
             k, v = (
                 torch.cat(
                     [keys_of_used.pad(x)[row_R], suffixes.pad(x[:, :, prefix_tokens:])], dim=2
@@ -298,17 +315,17 @@ RaggedKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, float
 causal, the last query of a run aligned with its last key."""
 
 
-def varlen(branches: Branches, device: torch.device, kernel: RaggedKernel) -> Attend:
+def varlen(segments: Segments, device: torch.device, kernel: RaggedKernel) -> Attend:
     """No padding: every prefix is a run of queries over itself, every suffix one over its prefix and itself."""
-    starts = [0, *accumulate(branches.prefix_lengths)]
+    starts = [0, *accumulate(segments.prefix_lengths)]
     prefix_tokens = starts[-1]
     query_runs: list[int] = []
     key_index: list[Tensor] = []
-    if branches.prefix_queries:
-        query_runs += branches.prefix_lengths
+    if segments.prefix_queries:
+        query_runs += segments.prefix_lengths
         key_index += [torch.arange(a, b) for a, b in pairwise(starts)]
     at = prefix_tokens
-    for length, prefix in zip(branches.suffix_lengths, branches.prefixes, strict=True):
+    for length, prefix in zip(segments.suffix_lengths, segments.prefixes, strict=True):
         query_runs.append(length)
         key_index.append(
             torch.cat(

@@ -1,57 +1,137 @@
-"""The head: from final hidden states to log-probs, tile by tile, so that no [tokens, vocabulary] tensor outlives a tile.
+"""The head: from final hidden states to losses, tile by tile, so that no [tokens, vocabulary] tensor outlives a tile.
 
-The GPG loss is linear in log pi and its coefficients are known beforehand, so its gradient is formed while the logits are
-still there (`gpg_head`): three matrix products per tile, nothing stored, nothing computed twice. A loss that is not linear in
-log pi takes `token_scores`, which computes the logits again in the backward pass.
+Whatever an algorithm's loss of a token is, its gradient is formed while the logits of the tile are still there
+(`fused_head`): the loss says its slope in log pi, the slope gives the gradient of the logits, and two matrix products give
+those of the hidden states and of the weights. Nothing is stored, nothing is computed twice. Only a loss that depends on
+the other tokens of its answer needs the log-probs of all of them first, and so a second sweep over the tiles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gpg_vl.algorithms.losses import gpg_loss
+from gpg_vl.algorithms.algorithm import TokenInputs, select, to_dtype
 
 TILE_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
-"""Most elements of one [tokens, vocabulary] tile by device: 64 and 512 MB in float32. On CUDA each tile costs a pass over the
-gradient of the weights, so there are fewer."""
+"""Most elements of one [tokens, vocabulary] tile by device: 64 and 512 MB in float32. On CUDA each tile costs a pass over
+the gradient of the weights, so there are fewer."""
 
 _OUT_OF_REACH = -1e30
 """A logit of a token that is never sampled. Finite, so that probability 0 times it is 0."""
 
 
+class Objective(NamedTuple):
+    """What K completion tokens are trained towards; see `algorithms.algorithm.Algorithm`."""
+
+    inputs: TokenInputs
+    """A NamedTuple of tensors [K]."""
+    token_loss: Callable[[Tensor, TokenInputs], Tensor]
+    """(logp_K, inputs) -> loss_K."""
+    whole_completions: bool = False
+    """True: the loss of a token depends on other tokens too, so `token_loss` is given all K at once."""
+
+    def select(self, index: slice) -> "Objective":
+        """The objective of some of the tokens."""
+        return self._replace(inputs=select(self.inputs, index))
+
+
 class Scores(NamedTuple):
-    """Of each completion token."""
+    """Of each completion token, without gradient."""
 
     logp_K: Tensor
     entropy_K: Tensor
-    """In nats, of the distribution that the token was drawn from. Without gradient."""
+    """In nats, of the distribution that the token was drawn from."""
 
 
 class HeadOutput(NamedTuple):
     """The loss to differentiate, and what to report."""
 
     loss: Tensor
+    """The sum of the tokens' losses."""
     logp_K: Tensor
     entropy_K: Tensor
 
 
-class _FormedGradient(torch.autograd.Function):
-    """A scalar whose gradient with respect to the inputs is known already."""
+def fused_head(
+    hidden_K_H: Tensor,
+    weight_V_H: Tensor,
+    targets_K: Tensor,
+    objective: Objective,
+    never_sampled_V: Tensor,
+    *,
+    temperature: float,
+) -> HeadOutput:
+    """The sum of an objective's losses, with its gradient formed here. Log-probs and entropies carry none.
 
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return value.clone()
+    Products are computed in the dtype of autocast, or else of the hidden states; sums in float32 at least.
+    Raises ValueError if the objective's loss is not one number per token that depends on its log-prob.
+    """
+    head = _Head.of(hidden_K_H, weight_V_H, targets_K, never_sampled_V, temperature)
+    wants_gradient = hidden_K_H.requires_grad or weight_V_H.requires_grad
+    products = _Products(hidden_K_H, weight_V_H, head) if torch.is_grad_enabled() and wants_gradient else None
 
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("a formed gradient is handed out once; run the forward pass again")
-        # the scale of a loss scaler or of an average over ranks arrives here; the buffers are ours, so it goes in place
-        return None, None, *(None if g is None else g.mul_(scale.to(g.dtype)) for g in gradients)
+    with torch.no_grad(), torch.autocast(hidden_K_H.device.type, enabled=False):
+        # the slopes of such a loss are known only when all log-probs are: a sweep of its own
+        everything = None
+        if objective.whole_completions:
+            everything = _loss_and_slope(_score_tiles(head).logp_K, objective)
+
+        losses, scores = [], []
+        for tile in head.tiles:
+            logits_K_V = head.logits(tile)
+            logp_K, entropy_K, normalizer_K = _scores_of(logits_K_V, targets_K[tile])
+            scores.append((logp_K, entropy_K))
+
+            loss_K, slope_K = (
+                _loss_and_slope(logp_K, objective.select(tile))
+                if everything is None
+                else (everything[0][tile], everything[1][tile])
+            )
+            losses.append(loss_K)
+
+            if products is not None:
+                products.add(tile, logits_K_V, normalizer_K, slope_K)
+            del logits_K_V  # the next tile must not stand beside this one
+
+        joined = _join(scores, head)
+        loss = torch.cat(losses or [joined.logp_K]).sum()
+
+    if products is not None:
+        loss = products.attach_to(loss)
+    return HeadOutput(loss, *joined)
+
+
+def score_tokens(
+    hidden_K_H: Tensor,
+    weight_V_H: Tensor,
+    targets_K: Tensor,
+    never_sampled_V: Tensor,
+    *,
+    temperature: float,
+) -> Scores:
+    """log pi and entropy of each token, without gradient."""
+    head = _Head.of(hidden_K_H, weight_V_H, targets_K, never_sampled_V, temperature)
+    with torch.no_grad(), torch.autocast(hidden_K_H.device.type, enabled=False):
+        return _score_tiles(head)
+
+
+def sampling_logits(
+    hidden_K_H: Tensor, weight_V_H: Tensor, never_sampled_V: Tensor, *, temperature: float
+) -> Tensor:
+    """[K, V] logits of the distribution that tokens are drawn from, in float32 at least. For few tokens at a time."""
+    wide = torch.promote_types(compute_dtype(hidden_K_H), torch.float32)
+    return _logits(hidden_K_H, weight_V_H, never_sampled_V, temperature, wide)
+
+
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """What products with `hidden` are computed in: the dtype of autocast, or else its own."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
 
 
 def with_gradient(
@@ -66,140 +146,118 @@ def with_gradient(
     return result
 
 
-def gpg_head(
-    hidden_K_H: Tensor,
-    weight_V_H: Tensor,
-    targets_K: Tensor,
-    coefficients_K: Tensor,
-    never_sampled_V: Tensor,
-    *,
-    temperature: float,
-) -> HeadOutput:
-    """- sum of coefficients_K * log pi, with its gradient formed here. Log-probs and entropies carry none.
+class _FormedGradient(torch.autograd.Function):
+    """A scalar whose gradient with respect to the inputs is known already."""
 
-    Products are computed in the dtype of autocast, or else of the hidden states; sums in float32 at least.
-    """
-    wants_hidden, wants_weight = hidden_K_H.requires_grad, weight_V_H.requires_grad
-    form = torch.is_grad_enabled() and (wants_hidden or wants_weight)
-    compute = compute_dtype(hidden_K_H)
-    wide = torch.promote_types(compute, torch.float32)
-    with torch.no_grad(), torch.autocast(hidden_K_H.device.type, enabled=False):
-        hidden, weight = hidden_K_H.to(compute), weight_V_H.to(compute)
-        coefficients_K = coefficients_K.to(wide)
-        grad_hidden = torch.empty_like(hidden_K_H) if form and wants_hidden else None
-        grad_weight = (
-            torch.zeros(weight.shape, dtype=wide, device=weight.device)
-            if form and wants_weight
-            else None
-        )
-        scores = []
-        for part in _tiles(hidden, len(weight)):
-            logits_K_V = _logits(hidden[part], weight, never_sampled_V, temperature, wide)
-            logp, entropy, normalizer = _scores_of(logits_K_V, targets_K[part])
-            scores.append((logp, entropy))
-            if form:
-                slope = _slope(
-                    logits_K_V, normalizer, targets_K[part], coefficients_K[part] / temperature
-                )
-                if grad_hidden is not None:
-                    grad_hidden[part] = (slope.to(weight.dtype) @ weight).to(grad_hidden.dtype)
-                if grad_weight is not None:
-                    _add_product(grad_weight, slope, hidden[part])
-            del logits_K_V
-        logp_K, entropy_K = _joined(scores, hidden, wide)
-        loss = gpg_loss(logp_K, coefficients_K).loss
-    if form:
-        inputs = [(hidden_K_H, grad_hidden), (weight_V_H, grad_weight)]
-        kept = [(x, g.to(x.dtype)) for x, g in inputs if g is not None]
-        loss = with_gradient(loss, [x for x, _ in kept], [g for _, g in kept])
-    return HeadOutput(loss, logp_K, entropy_K)
-
-
-def token_scores(
-    hidden_K_H: Tensor,
-    weight_V_H: Tensor,
-    targets_K: Tensor,
-    never_sampled_V: Tensor,
-    *,
-    temperature: float,
-) -> Scores:
-    """log pi of each token, differentiable: the backward pass computes the logits again. For losses not linear in it."""
-    compute = compute_dtype(hidden_K_H)
-    given = (hidden_K_H, weight_V_H, targets_K, never_sampled_V, temperature, compute)
-    logp_K, entropy_K = _TokenScores.apply(*given)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
-    return Scores(logp_K, entropy_K)
-
-
-class _TokenScores(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor
+    ) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("a formed gradient is handed out once; run the forward pass again")
+        # the scale of a loss scaler arrives here; the buffers are ours, so it goes in place
+        scaled = (None if g is None else g.mul_(scale.to(g.dtype)) for g in gradients)
+        return None, None, *scaled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    """The operands of the head in the dtype of its products, and how the tokens are cut into tiles."""
+
+    hidden: Tensor
+    weight: Tensor
+    targets_K: Tensor
+    never_V: Tensor
+    temperature: float
+    wide: torch.dtype
+    """Of everything that is summed."""
+    tiles: list[slice]
+
+    @staticmethod
+    def of(
         hidden_K_H: Tensor,
         weight_V_H: Tensor,
         targets_K: Tensor,
         never_V: Tensor,
         temperature: float,
-        compute: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(compute, torch.float32)
-        with torch.autocast(hidden_K_H.device.type, enabled=False):
+    ) -> "_Head":
+        compute = compute_dtype(hidden_K_H)
+        rows = TILE_ELEMENTS.get(hidden_K_H.device.type, TILE_ELEMENTS["cpu"]) // len(weight_V_H)
+        rows = max(1, rows)
+        with torch.no_grad():
             hidden, weight = hidden_K_H.to(compute), weight_V_H.to(compute)
-            scores = [
-                _scores_of(
-                    _logits(hidden[part], weight, never_V, temperature, wide), targets_K[part]
-                )[:2]
-                for part in _tiles(hidden, len(weight))
-            ]
-            logp_K, entropy_K = _joined(scores, hidden, wide)
-        ctx.save_for_backward(hidden_K_H, weight_V_H, targets_K, never_V)
-        ctx.temperature, ctx.compute, ctx.wide = temperature, compute, wide
-        ctx.mark_non_differentiable(entropy_K)
-        return logp_K, entropy_K
-
-    @staticmethod
-    def backward(ctx: Any, grad_K: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_K_H, weight_V_H, targets_K, never_V = ctx.saved_tensors
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        with torch.autocast(hidden_K_H.device.type, enabled=False):
-            hidden, weight = hidden_K_H.to(ctx.compute), weight_V_H.to(ctx.compute)
-            grad_hidden = torch.empty_like(hidden_K_H)
-            grad_weight = torch.zeros(weight.shape, dtype=ctx.wide, device=weight.device)
-            for part in _tiles(hidden, len(weight)):
-                logits_K_V = _logits(hidden[part], weight, never_V, ctx.temperature, ctx.wide)
-                normalizer = logits_K_V.logsumexp(dim=-1)
-                weights_K = -grad_K[part].to(ctx.wide) / ctx.temperature
-                slope = _slope(logits_K_V, normalizer, targets_K[part], weights_K)
-                grad_hidden[part] = (slope.to(weight.dtype) @ weight).to(grad_hidden.dtype)
-                if wants_weight:
-                    _add_product(grad_weight, slope, hidden[part])
-        return (
-            grad_hidden if wants_hidden else None,
-            grad_weight.to(weight_V_H.dtype) if wants_weight else None,
-            None,
-            None,
-            None,
-            None,
+        return _Head(
+            hidden=hidden,
+            weight=weight,
+            targets_K=targets_K,
+            never_V=never_V,
+            temperature=temperature,
+            wide=torch.promote_types(compute, torch.float32),
+            tiles=[slice(start, start + rows) for start in range(0, len(hidden), rows)],
         )
 
-
-def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """What products with `hidden` are computed in: the dtype of autocast, or else its own."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    def logits(self, tile: slice) -> Tensor:
+        return _logits(self.hidden[tile], self.weight, self.never_V, self.temperature, self.wide)
 
 
-def sampling_logits(
-    hidden_K_H: Tensor, weight_V_H: Tensor, never_sampled_V: Tensor, *, temperature: float
-) -> Tensor:
-    """[K, V] logits of the distribution that tokens are drawn from, in float32 at least. For few tokens at a time."""
-    wide = torch.promote_types(compute_dtype(hidden_K_H), torch.float32)
-    return _logits(hidden_K_H, weight_V_H, never_sampled_V, temperature, wide)
+class _Products:
+    """The gradients of hidden states and weights, added up tile by tile. None where nothing is to be trained."""
+
+    def __init__(self, hidden_K_H: Tensor, weight_V_H: Tensor, head: _Head) -> None:
+        self._head = head
+        self._inputs = [x for x in (hidden_K_H, weight_V_H) if x.requires_grad]
+        self._hidden = torch.empty_like(hidden_K_H) if hidden_K_H.requires_grad else None
+        self._weight = None
+        if weight_V_H.requires_grad:
+            self._weight = torch.zeros(
+                weight_V_H.shape, dtype=head.wide, device=weight_V_H.device
+            )
+
+    def add(self, tile: slice, logits_K_V: Tensor, normalizer_K: Tensor, slope_K: Tensor) -> None:
+        """`slope_K`: d loss / d log pi. The logits are overwritten."""
+        head = self._head
+        weights_K = -slope_K / head.temperature
+        slope_K_V = _slope_of_logits(logits_K_V, normalizer_K, head.targets_K[tile], weights_K)
+
+        if self._hidden is not None:
+            product = slope_K_V.to(head.weight.dtype) @ head.weight
+            self._hidden[tile] = product.to(self._hidden.dtype)
+        if self._weight is not None:
+            _add_product(self._weight, slope_K_V, head.hidden[tile])
+
+    def attach_to(self, loss: Tensor) -> Tensor:
+        formed = [g for g in (self._hidden, self._weight) if g is not None]
+        cast = [g.to(x.dtype) for x, g in zip(self._inputs, formed, strict=True)]
+        return with_gradient(loss, self._inputs, cast)
 
 
-def _tiles(hidden_K_H: Tensor, vocabulary: int) -> list[slice]:
-    tokens, device = len(hidden_K_H), hidden_K_H.device.type
-    size = max(1, TILE_ELEMENTS.get(device, TILE_ELEMENTS["cpu"]) // vocabulary)
-    return [slice(start, start + size) for start in range(0, tokens, size)]
+def _loss_and_slope(logp_K: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """The loss of each token, and the slope of their sum in each log-prob: autograd over these K numbers alone."""
+    with torch.enable_grad():
+        leaf_K = logp_K.detach().requires_grad_()
+        loss_K = objective.token_loss(leaf_K, to_dtype(objective.inputs, leaf_K))
+        if loss_K.shape != logp_K.shape or not loss_K.requires_grad:
+            raise ValueError(
+                f"token_loss was given {len(logp_K)} log-probs and returned a tensor of shape {tuple(loss_K.shape)}"
+                f"{'' if loss_K.requires_grad else ' that does not depend on them'}. It must return one loss per "
+                f"token, computed from that token's log-prob."
+            )
+        (slope_K,) = torch.autograd.grad(loss_K.sum(), leaf_K)
+    return loss_K.detach(), slope_K
+
+
+def _score_tiles(head: _Head) -> Scores:
+    scores = []
+    for tile in head.tiles:
+        logp_K, entropy_K, _ = _scores_of(head.logits(tile), head.targets_K[tile])
+        scores.append((logp_K, entropy_K))
+    return _join(scores, head)
 
 
 def _logits(
@@ -215,12 +273,13 @@ def _scores_of(logits_K_V: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor, T
     """log pi of the targets, entropy, and the log of the normalizer."""
     normalizer_K = logits_K_V.logsumexp(dim=-1)
     logp_K = logits_K_V.gather(1, targets_K[:, None])[:, 0] - normalizer_K
+
     probability_K_V = (logits_K_V - normalizer_K[:, None]).exp_()
     entropy_K = normalizer_K - probability_K_V.mul_(logits_K_V).sum(dim=-1)
     return logp_K, entropy_K, normalizer_K
 
 
-def _slope(
+def _slope_of_logits(
     logits_K_V: Tensor, normalizer_K: Tensor, targets_K: Tensor, weights_K: Tensor
 ) -> Tensor:
     """d(- weight * log pi) / d logits, in the place of the logits: weight * (probability - 1 at the target)."""
@@ -233,20 +292,17 @@ def _add_product(total_V_H: Tensor, slope_K_V: Tensor, hidden_K_H: Tensor) -> No
     """total += slope^T hidden, operands rounded to the dtype of the products, sums not."""
     if hidden_K_H.dtype == total_V_H.dtype:
         total_V_H.addmm_(slope_K_V.T, hidden_K_H)
-    elif hidden_K_H.is_cuda:
-        total_V_H += torch.mm(
-            slope_K_V.to(hidden_K_H.dtype).T, hidden_K_H, out_dtype=total_V_H.dtype
-        )
+        return
+
+    rounded_K_V = slope_K_V.to(hidden_K_H.dtype)
+    if hidden_K_H.is_cuda:
+        total_V_H += torch.mm(rounded_K_V.T, hidden_K_H, out_dtype=total_V_H.dtype)
     else:
-        total_V_H.addmm_(
-            slope_K_V.to(hidden_K_H.dtype).to(total_V_H.dtype).T, hidden_K_H.to(total_V_H.dtype)
-        )
+        total_V_H.addmm_(rounded_K_V.to(total_V_H.dtype).T, hidden_K_H.to(total_V_H.dtype))
 
 
-def _joined(
-    scores: Sequence[tuple[Tensor, Tensor]], like: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    empty = like.new_zeros(0, dtype=dtype)
-    return torch.cat([logp for logp, _ in scores] or [empty]), torch.cat(
-        [e for _, e in scores] or [empty]
-    )
+def _join(scores: Sequence[tuple[Tensor, Tensor]], head: _Head) -> Scores:
+    empty = head.hidden.new_zeros(0, dtype=head.wide)
+    logps = [logp_K for logp_K, _ in scores]
+    entropies = [entropy_K for _, entropy_K in scores]
+    return Scores(torch.cat(logps or [empty]), torch.cat(entropies or [empty]))

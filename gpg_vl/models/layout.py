@@ -1,21 +1,22 @@
-"""How groups are laid out for one pass: each image once, each prompt once, the completions as branches of it.
+"""How groups are laid out for one micro-batch: each image once, each prompt once, the completions as their continuations.
 
     prefixes   [ prompt 1 | prompt 2 | ... ]             one behind the other, no padding
     suffixes   [ c11 | c12 | .. | c21 | c22 | ... ]      likewise; positions start again where the prompt's end
     sees       a prefix token: the tokens before it in its prompt
                a suffix token: its whole prompt, and the tokens before it in its own completion
 
-Each branch computes what a row `[prompt | completion]` of its own would, but what the branches have in common is computed
-once. The last token of a completion is a target and nothing else, so it is not run through the model. The naive layout
-(`shared_prefix=False`) has a prefix `[prompt | completion]` for every completion, an image for every prefix, and no suffixes.
-Source: prefix sharing as in arXiv:2506.05433 and arXiv:2410.20305; here with M-RoPE positions and images.
+Each completion computes what a row `[prompt | completion]` of its own would, but what completions have in common is
+computed once. The last token of a completion is a target and nothing else, so it is not run through the model. A
+micro-batch that is too large for one call has its suffixes cut into several chunks. The naive layout
+(`shared_prefix=False`) has a prefix `[prompt | completion]` for every completion, an image for every prefix, and no
+suffixes. Source: prefix sharing as in arXiv:2506.05433 and arXiv:2410.20305; here with M-RoPE positions and images.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ from gpg_vl.types import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Suffixes:
-    """Some completions of a pass, and where their log-probs come from. `_U` suffix tokens, `_K` completion tokens."""
+class Chunk:
+    """Some completions of a micro-batch, and where their log-probs come from. `_U` suffix tokens, `_K` completion tokens."""
 
     ids_U: Tensor
     positions_3_U: Tensor
@@ -37,12 +38,12 @@ class Suffixes:
     source_K: Tensor
     """Where the hidden state stands that predicts each token, in [prefix states | suffix states]."""
     counts: tuple[int, ...]
-    """Completion tokens of each completion, in the order of the whole pass."""
+    """Completion tokens of each completion, in the order of the whole micro-batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """One pass. `_S` prefix tokens."""
+    """The layout of one micro-batch. `_S` prefix tokens."""
 
     ids_S: Tensor
     positions_3_S: Tensor
@@ -57,18 +58,18 @@ class Packed:
     """Which distinct image stands at each image place of the prefixes, in order."""
     prompt_keys: tuple[str, ...]
     """What tells the prefixes apart: equal keys, equal tokens and images. Empty in the naive layout."""
-    suffixes: tuple[Suffixes, ...]
-    """One of them: the pass is computed in one piece. Several: prefixes first, then one piece after the other."""
+    chunks: tuple[Chunk, ...]
+    """One of them: prefixes and suffixes are computed in one joined call. Several: prefixes first, then chunk by chunk."""
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Tokens of each completion."""
-        return tuple(n for part in self.suffixes for n in part.counts)
+        return tuple(n for chunk in self.chunks for n in chunk.counts)
 
     @property
     def tokens(self) -> int:
         """Tokens that go through the language model."""
-        return len(self.ids_S) + sum(len(part.ids_U) for part in self.suffixes)
+        return len(self.ids_S) + sum(len(chunk.ids_U) for chunk in self.chunks)
 
     @property
     def patches(self) -> int:
@@ -76,8 +77,8 @@ class Packed:
         return 0 if self.pixel_values_N is None else len(self.pixel_values_N)
 
     def to(self, device: torch.device) -> "Packed":
-        moved: Packed = _moved(self, device)
-        return moved
+        packed: Packed = _to_device(self, device)
+        return packed
 
 
 def pack(
@@ -89,151 +90,191 @@ def pack(
 ) -> Packed:
     """Lay out P prompts, each with its completions' token ids. Groups may differ in size, completions in length.
 
-    tokens_per_pass: a pass of more tokens is computed in pieces, none of which has more together with the prefixes (but
-        at least one completion each). The naive layout has no suffixes to cut.
+    tokens_per_pass: a micro-batch of more tokens is cut into chunks, none of which has more together with the prefixes
+        (but at least one completion each). The naive layout has no suffixes to cut.
     """
-    groups = list(zip(prompts, completions_P_G_T, strict=True))
     if not shared_prefix:
-        return _pack_naive([(prompt, c) for prompt, cs in groups for c in cs])
-    flat = [(p, tuple(c)) for p, (_, cs) in enumerate(groups) for c in cs]
-    ends = list(accumulate(p.length for p in prompts))
-    pieces = _pieces([len(c) for _, c in flat], ends[-1], tokens_per_pass)
+        return _pack_naive(prompts, completions_P_G_T)
+
+    completions = [
+        _Completion(number, tuple(token_ids))
+        for number, group in enumerate(completions_P_G_T)
+        for token_ids in group
+    ]
+    ends = list(accumulate(prompt.length for prompt in prompts))
+    cuts = _cut(completions, ends[-1], tokens_per_pass)
+
     return Packed(
-        **_prefixes(
+        **_describe_prefixes(
             prompts,
-            [p.input_ids_T for p in prompts],
-            [p.positions_3_T for p in prompts],
-            distinct=True,
+            [prompt.input_ids_T for prompt in prompts],
+            [prompt.positions_3_T for prompt in prompts],
+            share_images=True,
         ),
-        prompt_keys=tuple(_key(p) for p in prompts),
-        suffixes=tuple(_suffixes(flat[piece], prompts, ends) for piece in pieces),
+        prompt_keys=tuple(_prompt_key(prompt) for prompt in prompts),
+        chunks=tuple(_make_chunk(completions[cut], prompts, ends) for cut in cuts),
     )
 
 
-def _key(prompt: Prompt) -> str:
+class _Completion(NamedTuple):
+    prompt: int
+    token_ids: tuple[int, ...]
+
+    @property
+    def run(self) -> int:
+        """Tokens that go through the model: nothing is predicted from the last one."""
+        return max(0, len(self.token_ids) - 1)
+
+
+def _prompt_key(prompt: Prompt) -> str:
     digest = hashlib.sha256(prompt.input_ids_T.numpy().tobytes())
     digest.update("".join(prompt.image_keys).encode())
     return digest.hexdigest()
 
 
-def _pack_naive(rows: Sequence[tuple[Prompt, Sequence[int]]]) -> Packed:
-    prompts = [prompt for prompt, _ in rows]
-    inputs = [torch.tensor(list(c[:-1]), dtype=torch.long) for _, c in rows]
-    ids = [torch.cat([p.input_ids_T, c]) for p, c in zip(prompts, inputs, strict=True)]
-    positions = [
-        torch.cat([p.positions_3_T, (torch.arange(len(c)) + p.next_position).expand(3, -1)], dim=1)
-        for p, c in zip(prompts, inputs, strict=True)
-    ]
-    starts = [0, *accumulate(len(row) for row in ids)]
-    source = [
-        torch.arange(len(c)) + start + p.length - 1
-        for (p, c), start in zip(rows, starts[:-1], strict=True)
-        if len(c)
-    ]
+def _pack_naive(
+    prompts: Sequence[Prompt], completions_P_G_T: Sequence[Sequence[Sequence[int]]]
+) -> Packed:
+    """A prefix for each completion, its prompt and image repeated; every target is predicted inside of a prefix."""
+    rows: list[Prompt] = []
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    sources: list[Tensor] = [torch.zeros(0, dtype=torch.long)]
+    targets: list[int] = []
+    start = 0
+
+    for prompt, group in zip(prompts, completions_P_G_T, strict=True):
+        for completion in group:
+            run_T = torch.tensor(list(completion[:-1]), dtype=torch.long)
+            following_T = torch.arange(len(run_T)) + prompt.next_position
+            rows.append(prompt)
+            ids.append(torch.cat([prompt.input_ids_T, run_T]))
+            positions.append(torch.cat([prompt.positions_3_T, following_T.expand(3, -1)], dim=1))
+
+            # the prompt's last token predicts the first of the completion
+            if len(completion):
+                sources.append(torch.arange(len(completion)) + start + prompt.length - 1)
+            targets += completion
+            start += len(ids[-1])
+
     empty = torch.zeros(0, dtype=torch.long)
-    suffixes = Suffixes(
+    chunk = Chunk(
         ids_U=empty,
         positions_3_U=empty.expand(3, 0),
         lengths=(0,) * len(rows),
         prefixes=tuple(range(len(rows))),
-        targets_K=torch.tensor([t for _, c in rows for t in c], dtype=torch.long),
-        source_K=torch.cat(source or [empty]),
-        counts=tuple(len(c) for _, c in rows),
+        targets_K=torch.tensor(targets, dtype=torch.long),
+        source_K=torch.cat(sources),
+        counts=tuple(len(completion) for group in completions_P_G_T for completion in group),
     )
-    return Packed(
-        **_prefixes(prompts, ids, positions, distinct=False), prompt_keys=(), suffixes=(suffixes,)
-    )
+    described = _describe_prefixes(rows, ids, positions, share_images=False)
+    return Packed(**described, prompt_keys=(), chunks=(chunk,))
 
 
-def _prefixes(
-    prompts: Sequence[Prompt], ids: Sequence[Tensor], positions: Sequence[Tensor], *, distinct: bool
+def _describe_prefixes(
+    prompts: Sequence[Prompt],
+    ids: Sequence[Tensor],
+    positions: Sequence[Tensor],
+    *,
+    share_images: bool,
 ) -> dict[str, Any]:
-    """The fields of `Packed` that describe prefixes and images; equal images are kept once if `distinct`."""
-    mask = [
-        torch.cat([p.image_mask_T, torch.zeros(len(row) - p.length, dtype=torch.bool)])
-        for p, row in zip(prompts, ids, strict=True)
-    ]
-    shown = [image for prompt in prompts for image in _images(prompt)]
-    names = [key if distinct else str(place) for place, (key, _, _) in enumerate(shown)]
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, (_, patches, grid) in zip(names, shown, strict=True):
-        found.setdefault(name, (patches, grid))
-    number_of = {name: number for number, name in enumerate(found)}
+    """The fields of `Packed` that describe prefixes and images; equal images are kept once if `share_images`."""
+    masks = []
+    for prompt, row_T in zip(prompts, ids, strict=True):
+        behind = torch.zeros(len(row_T) - prompt.length, dtype=torch.bool)
+        masks.append(torch.cat([prompt.image_mask_T, behind]))
+
+    # an image is known by its content, or in the naive layout by its place, so that none is shared
+    images: dict[str, _Image] = {}
+    names: list[str] = []
+    for prompt in prompts:
+        for image in _images_of(prompt):
+            names.append(image.key if share_images else str(len(names)))
+            images.setdefault(names[-1], image)
+    number_of = {name: number for number, name in enumerate(images)}
+
     return {
         "ids_S": torch.cat(list(ids)),
         "positions_3_S": torch.cat(list(positions), dim=1),
-        "image_mask_S": torch.cat(mask),
-        "prefix_lengths": tuple(len(row) for row in ids),
-        "pixel_values_N": torch.cat([patches for patches, _ in found.values()]) if found else None,
-        "grid_thw_I_3": torch.stack([grid for _, grid in found.values()]) if found else None,
-        "image_keys": tuple(found) if distinct else (),
+        "image_mask_S": torch.cat(masks),
+        "prefix_lengths": tuple(len(row_T) for row_T in ids),
+        "pixel_values_N": torch.cat([x.patches_N for x in images.values()]) if images else None,
+        "grid_thw_I_3": torch.stack([x.grid_3 for x in images.values()]) if images else None,
+        "image_keys": tuple(images) if share_images else (),
         "image_places": tuple(number_of[name] for name in names),
     }
 
 
-def _images(prompt: Prompt) -> list[tuple[str, Tensor, Tensor]]:
-    """(key, patches, grid) of each image of the prompt."""
+class _Image(NamedTuple):
+    key: str
+    patches_N: Tensor
+    grid_3: Tensor
+
+
+def _images_of(prompt: Prompt) -> list[_Image]:
     if prompt.pixel_values_N is None or prompt.grid_thw_I_3 is None:
         return []
     sizes = prompt.grid_thw_I_3.prod(dim=1).tolist()
-    return list(
-        zip(
-            prompt.image_keys,
-            prompt.pixel_values_N.split(sizes),
-            prompt.grid_thw_I_3.unbind(),
-            strict=True,
-        )
-    )
+    columns = (prompt.image_keys, prompt.pixel_values_N.split(sizes), prompt.grid_thw_I_3.unbind())
+    return [_Image(*image) for image in zip(*columns, strict=True)]
 
 
-def _pieces(lengths: Sequence[int], prefix_tokens: int, tokens_per_pass: int | None) -> list[slice]:
-    """Consecutive completions; all of them if they fit into the pass together with the prefixes."""
-    runs = [max(0, n - 1) for n in lengths]
-    if tokens_per_pass is None or prefix_tokens + sum(runs) <= tokens_per_pass:
+def _cut(
+    completions: Sequence[_Completion], prefix_tokens: int, tokens_per_pass: int | None
+) -> list[slice]:
+    """Consecutive completions; all of them if they fit into the micro-batch together with the prefixes."""
+    everything = prefix_tokens + sum(completion.run for completion in completions)
+    if tokens_per_pass is None or everything <= tokens_per_pass:
         return [slice(None)]
-    pieces: list[slice] = []
+
+    cuts: list[slice] = []
     start = held = 0
-    for i, run in enumerate(runs):
-        if i > start and prefix_tokens + held + run > tokens_per_pass:
-            pieces.append(slice(start, i))
+    for i, completion in enumerate(completions):
+        if i > start and prefix_tokens + held + completion.run > tokens_per_pass:
+            cuts.append(slice(start, i))
             start, held = i, 0
-        held += run
-    return [*pieces, slice(start, len(runs))]
+        held += completion.run
+    return [*cuts, slice(start, len(completions))]
 
 
-def _suffixes(
-    completions: Sequence[tuple[int, tuple[int, ...]]],
-    prompts: Sequence[Prompt],
-    ends: Sequence[int],
-) -> Suffixes:
-    """completions: (prefix, token ids). ends: where each prefix ends among the prefix tokens."""
-    at = ends[-1]
+def _make_chunk(
+    completions: Sequence[_Completion], prompts: Sequence[Prompt], ends: Sequence[int]
+) -> Chunk:
+    """ends: where each prefix ends among the prefix tokens."""
     ids: list[int] = []
     positions: list[Tensor] = [torch.zeros(0, dtype=torch.long)]
-    source: list[int] = []
-    for prefix, tokens in completions:
-        run = max(0, len(tokens) - 1)
-        ids += tokens[:-1]
-        positions.append(torch.arange(run) + prompts[prefix].next_position)
-        source += [ends[prefix] - 1, *range(at, at + run)][: len(tokens)]
-        at += run
-    return Suffixes(
+    sources: list[int] = []
+    targets: list[int] = []
+    start = ends[-1]
+
+    for completion in completions:
+        ids += completion.token_ids[:-1]
+        positions.append(torch.arange(completion.run) + prompts[completion.prompt].next_position)
+
+        # the prompt's last token predicts the first of the completion, and each token the one behind it
+        predicting = [ends[completion.prompt] - 1, *range(start, start + completion.run)]
+        sources += predicting[: len(completion.token_ids)]
+        targets += completion.token_ids
+        start += completion.run
+
+    return Chunk(
         ids_U=torch.tensor(ids, dtype=torch.long),
         positions_3_U=torch.cat(positions).expand(3, -1),
-        lengths=tuple(max(0, len(c) - 1) for _, c in completions),
-        prefixes=tuple(p for p, _ in completions),
-        targets_K=torch.tensor([t for _, c in completions for t in c], dtype=torch.long),
-        source_K=torch.tensor(source, dtype=torch.long),
-        counts=tuple(len(c) for _, c in completions),
+        lengths=tuple(completion.run for completion in completions),
+        prefixes=tuple(completion.prompt for completion in completions),
+        targets_K=torch.tensor(targets, dtype=torch.long),
+        source_K=torch.tensor(sources, dtype=torch.long),
+        counts=tuple(len(completion.token_ids) for completion in completions),
     )
 
 
-def _moved(record: Any, device: torch.device) -> Any:
-    def moved(value: Any) -> Any:
+def _to_device(record: Any, device: torch.device) -> Any:
+    values: dict[str, Any] = {}
+    for entry in fields(record):
+        value = getattr(record, entry.name)
         if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, tuple) and value and isinstance(value[0], Suffixes):
-            return tuple(_moved(part, device) for part in value)
-        return value
-
-    return type(record)(**{f.name: moved(getattr(record, f.name)) for f in fields(record)})
+            value = value.to(device, non_blocking=True)
+        elif entry.name == "chunks":
+            value = tuple(_to_device(chunk, device) for chunk in value)
+        values[entry.name] = value
+    return type(record)(**values)

@@ -4,7 +4,7 @@ A slot holds the keys and values of one sequence: those of its prompt, copied in
 decoded since. All shapes stay the same from call to call, so that on CUDA a call is one recorded graph.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpg_vl.models.policy import Policy
+from gpg_vl.models.requests import CastMatrices, Decode
 
 BUCKET = 128
 """On CUDA the attended width grows in steps of so many tokens: each step is a graph of its own."""
@@ -71,10 +72,9 @@ class Slots:
 def decode(policy: Policy, slots: Slots, token_S: Tensor, position_S: Tensor) -> Tensor:
     """[S, H]: the hidden state after each slot's token, which is written into its slot."""
     slots.begin()
-    positions_3_S_1 = position_S[None, :, None].expand(3, -1, -1)
-    states = policy.tower(policy.embed_tokens(token_S[:, None]), positions_3_S_1, slots)
+    hidden_S_H: Tensor = policy(Decode(token_S=token_S, position_S=position_S, attention=slots))
     slots.end()
-    return states[:, 0]
+    return hidden_S_H
 
 
 class GraphDecoder:
@@ -86,7 +86,7 @@ class GraphDecoder:
 
     def __init__(self, policy: Policy, slots: Slots, autocast: torch.dtype | None) -> None:
         self._policy, self._slots, self._autocast = policy, slots, autocast
-        self._cast = cast_matrices(policy, autocast) if autocast else {}
+        self._cast = policy(CastMatrices(dtype=autocast)) if autocast else {}
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         count = len(slots.length_S)
         self._token_S = torch.zeros(count, dtype=torch.long, device=slots.cache.device)
@@ -104,13 +104,16 @@ class GraphDecoder:
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         lengths = self._slots.length_S.clone()
+
+        # libraries allocate their workspaces in the first calls, which must not become part of the graph
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries allocate their workspaces in the first calls
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 self._run()
                 self._slots.length_S.copy_(lengths)
         torch.cuda.current_stream().wait_stream(stream)
+
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             hidden_S_H = self._run()
@@ -119,44 +122,23 @@ class GraphDecoder:
 
     def _run(self) -> Tensor:
         device = self._token_S.device.type
-        with torch.autocast(
-            device, self._autocast, enabled=self._autocast is not None, cache_enabled=False
-        ):
-            return with_matrices(
-                self._policy,
-                self._cast,
-                lambda: decode(self._policy, self._slots, self._token_S, self._position_S),
+        enabled = self._autocast is not None
+        with torch.autocast(device, self._autocast, enabled=enabled, cache_enabled=False):
+            return decode_with(
+                self._cast, self._policy, self._slots, self._token_S, self._position_S
             )
 
 
-def cast_matrices(policy: Policy, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The text tower's linear layers in `dtype`, by name. Norms, embeddings and the head stay as they are."""
-    tower = policy.family.language_model(policy.model)
-    inside = {id(module) for module in tower.modules()}
-    return {
-        f"{name}.{part}": parameter.detach().to(dtype)
-        for name, module in policy.named_modules()
-        if isinstance(module, torch.nn.Linear) and id(module) in inside
-        for part, parameter in module.named_parameters(recurse=False)
-    }
-
-
-def with_matrices(policy: Policy, matrices: dict[str, Tensor], run: Callable[[], Tensor]) -> Tensor:
-    """`run()` while the policy computes with these matrices in place of its own."""
+def decode_with(
+    matrices: dict[str, Tensor], policy: Policy, slots: Slots, token_S: Tensor, position_S: Tensor
+) -> Tensor:
+    """`decode` while the policy computes with these matrices in place of its own."""
     if not matrices:
-        return run()
+        return decode(policy, slots, token_S, position_S)
+
     # tied weights stay apart: an embedding that shares the head's weights is not a matrix product
-    named = {f"policy.{k}": v for k, v in matrices.items()}
-    result: Tensor = functional_call(_Call(policy), named, (run,), tie_weights=False)
-    return result
-
-
-class _Call(torch.nn.Module):
-    """A module that runs what it is given: `functional_call` wants one."""
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, run: Callable[[], Tensor]) -> Tensor:
-        return run()
+    slots.begin()
+    request = Decode(token_S=token_S, position_S=position_S, attention=slots)
+    hidden_S_H: Tensor = functional_call(policy, matrices, (request,), tie_weights=False)
+    slots.end()
+    return hidden_S_H

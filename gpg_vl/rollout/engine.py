@@ -1,110 +1,96 @@
-"""What a rollout engine is, and the sampling law that all of them obey.
+"""What a rollout engine is: requests in, completions out, and the weights it answers with.
 
-Sampling is always explicit: a checkpoint's own generation_config is never consulted. (Released Qwen2-VL checkpoints ship
-near-greedy settings there, under which all answers of a group would be the same.)
+How tokens are drawn is the same for all of them and stands in `rollout.sampling`. An engine is found by its name in
+`rollout.engines`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from gpg_vl.models.load import Processing
+from gpg_vl.models.policy import Policy
+from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.types import Completion, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How answers are drawn.
+class RolloutRequest:
+    """One prompt that is to be answered.
 
-    Example: `Sampling(group_size=8, temperature=1.0, max_new_tokens=256, seed=0)`; `temperature=0` is greedy.
+    Example: `RolloutRequest(prompt=prompt, draw=17)`
     """
 
-    group_size: int
-    temperature: float
-    max_new_tokens: int
-    seed: int
-    top_p: float = 1.0
-    """Below 1 only the likeliest tokens that together reach this probability are drawn. Evaluation only."""
-    top_k: int = 0
-    """Above 0 only so many of the likeliest tokens are drawn. Evaluation only."""
+    prompt: Prompt
+    draw: int
+    """The prompt's place in the data order. The random numbers of a completion depend on the seed, its draw and its place
+    in the group alone, so an engine gives the same answers however the requests are batched."""
+    images: tuple[bytes, ...] = ()
+    """Encoded pictures, for engines that prepare pictures themselves; ours takes the prompt's patches."""
 
 
-@dataclass(slots=True, kw_only=True)
-class EngineWork:
-    """What an engine has computed so far. Counted where it is done."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """What taking over weights was.
 
-    vision_patches: int = 0
-    prefilled_tokens: int = 0
-    """Tokens of prompts."""
-    decoded_tokens: int = 0
-    """Tokens of answers."""
-    decode_calls: int = 0
-    slot_steps: int = 0
-    """Slots times calls: what was computed for those tokens, idle slots included."""
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    Example: `SyncReport(version=3, tensors=729, bytes=4_400_000_000)`
+    """
+
+    version: int
+    tensors: int = 0
+    """Copied; 0 where the engine reads the weights that are trained."""
+    bytes: int = 0
+
+
+Weights = Callable[[], Iterator[tuple[str, Tensor]]]
+"""Names and whole tensors of the trained model, under the names of its checkpoint. Every process must iterate to the end."""
 
 
 class Engine(Protocol):
-    """Answers prompts with the current policy."""
+    """Answers prompts with a policy of a known version.
 
-    work: EngineWork
+    Used as `with engine.step(): ...` around what one optimizer step does with it.
+    """
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        requests: Sequence[RolloutRequest],
         sampling: Sampling,
-        draws: Sequence[int],
         done: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """`group_size` completions for each prompt, in order.
+        """`group_size` completions for each request, in order, each with the version that sampled it.
 
-        draws: the place of each prompt in the data order. The random numbers of a completion depend on the seed, its draw
-            and its place in the group alone, so they are the same however the prompts are batched.
         done: called with the number of completions that have been finished since the last call.
         """
         ...
 
-    def sync(self, version: int) -> None:
-        """Take over the weights of the policy after optimizer step `version`."""
+    def sync(self, weights: Weights, version: int) -> SyncReport:
+        """Take over the weights after optimizer step `version`."""
+        ...
+
+    def counters(self) -> Mapping[str, float]:
+        """What the engine has computed since it was made: counts by name, and seconds under names with `_seconds`."""
+        ...
+
+    def step(self) -> AbstractContextManager[None]:
+        """What belongs to one optimizer step: from the first answer sampled to the last gradient."""
         ...
 
 
-def uniforms(sampling: Sampling, draw: int, member: int) -> np.ndarray:
-    """The random numbers in [0, 1) of one completion, one per token: float64 [max_new_tokens].
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSetup:
+    """What engines are made of. An engine takes what it needs and leaves the rest."""
 
-    Counter-based (Philox), keyed by seed, draw and member.
-    """
-    key = np.array([sampling.seed & (2**64 - 1), (draw << 20) + member], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(sampling.max_new_tokens)
-
-
-def truncate(logp_B_V: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """Log-probs with the tokens outside top_k and top_p at minus infinity (not normalised again)."""
-    if top_k > 0:
-        least = logp_B_V.topk(min(top_k, logp_B_V.shape[1]), dim=1).values[:, -1:]
-        logp_B_V = logp_B_V.masked_fill(logp_B_V < least, -torch.inf)
-    if top_p < 1.0:
-        ordered, order = logp_B_V.sort(dim=1, descending=True)
-        probability = ordered.softmax(dim=1)
-        outside = (
-            probability.cumsum(dim=1) - probability >= top_p
-        )  # the token that crosses top_p is still inside
-        logp_B_V = logp_B_V.masked_fill(outside.scatter(1, order, outside), -torch.inf)
-    return logp_B_V
-
-
-def choose(logp_B_V: Tensor, uniforms_B: Tensor) -> Tensor:
-    """One token per row: the first whose cumulative probability exceeds the row's random number.
-
-    A token of probability 0 is never chosen: its step in the cumulative sum has no width.
-    """
-    # whole numbers add up the same in any order: a sum of floats has no deterministic form on a GPU
-    width_B_V = logp_B_V.to(torch.float64, copy=True).exp_().mul_(2**50).round_().long()
-    cumulative_B_V = width_B_V.cumsum_(dim=1)
-    total_B = cumulative_B_V[:, -1]
-    threshold_B = torch.minimum((uniforms_B * total_B).long(), total_B - 1)
-    return torch.searchsorted(cumulative_B_V, threshold_B[:, None], right=True)[:, 0]
+    policy: Policy
+    processing: Processing
+    autocast: torch.dtype | None = None
+    """Of the forward pass, the same as in training; None computes in the weights' own dtype."""
+    prompts_per_batch: int = 32
+    slots: int = 128
+    prefixes: PrefixStore | None = None
+    """Where the trainer wants the prompts kept that the engine computes."""

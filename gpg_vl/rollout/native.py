@@ -5,20 +5,84 @@ takes the next one, so a long answer does not hold up the others.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
 from gpg_vl.clock import timed
 from gpg_vl.models.layout import pack
-from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.models.requests import Predict, Prefill, Prefix
 from gpg_vl.rollout.decode import BUCKET, GraphDecoder, Slots, decode
-from gpg_vl.rollout.engine import EngineWork, Sampling, choose, truncate, uniforms
+from gpg_vl.rollout.engine import EngineSetup, RolloutRequest, SyncReport, Weights
+from gpg_vl.rollout.sampling import Sampling, choose, truncate, uniforms
 from gpg_vl.types import Completion, FinishReason, Prompt
+
+
+@dataclass(slots=True, kw_only=True)
+class _Counters:
+    """What the engine has computed so far. Counted where it is done."""
+
+    vision_patches: int = 0
+    prefilled_tokens: int = 0
+    """Tokens of prompts."""
+    decoded_tokens: int = 0
+    """Tokens of answers."""
+    decode_calls: int = 0
+    slot_steps: int = 0
+    """Slots times calls: what was computed for those tokens, idle slots included."""
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class NativeEngine:
+    """Samples with a `Policy` on its own device. See `Engine` for its methods.
+
+    It uses of its setup: `prompts_per_batch`, the prompts computed together before decoding; `slots`, the answers decoded
+    together; `prefixes`, where prompts are kept with their graph if a learner wants to go on from them.
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        self._setup = setup
+        self._version = 0
+        self._counters = _Counters()
+
+    def sync(self, weights: Weights, version: int) -> SyncReport:
+        """The engine reads the weights that are trained: only the version is new."""
+        self._version = version
+        return SyncReport(version=version)
+
+    def counters(self) -> Mapping[str, float]:
+        return asdict(self._counters)
+
+    def step(self) -> AbstractContextManager[None]:
+        prefixes = self._setup.prefixes
+        return nullcontext() if prefixes is None else prefixes.open()
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: Sampling,
+        done: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        if not requests:
+            return []
+        policy, autocast = self._setup.policy, self._setup.autocast
+        was_training = policy.training
+        policy.eval()
+        try:
+            with (
+                torch.no_grad(),
+                torch.autocast(policy.device.type, autocast, enabled=autocast is not None),
+                policy.images.remembering(_shown_more_than_once(requests)),
+            ):
+                run = _Run(self._setup, self._counters, self._version, requests, sampling)
+                return run.answer(done)
+        finally:
+            policy.train(was_training)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,77 +98,10 @@ class _Start:
 class _Answer:
     """A completion while it is decoded."""
 
-    prompt: int
+    request: int
     member: int
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Machinery:
-    """What an engine answers with, the same for all its calls."""
-
-    policy: Policy
-    processing: Processing
-    prompts_per_batch: int
-    slots: int
-    autocast: torch.dtype | None
-    work: EngineWork
-
-
-class NativeEngine:
-    """Samples with a `Policy` on its own device.
-
-    prompts_per_batch: prompts computed together before decoding.
-    slots: answers decoded together.
-    autocast: dtype of the forward pass, the same as in training; None computes in the weights' own.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        processing: Processing,
-        *,
-        prompts_per_batch: int,
-        slots: int = 128,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.work = EngineWork()
-        self._policy = policy
-        self._machinery = _Machinery(
-            policy=policy,
-            processing=processing,
-            prompts_per_batch=prompts_per_batch,
-            slots=slots,
-            autocast=autocast,
-            work=self.work,
-        )
-
-    def sync(self, version: int) -> None:
-        """Nothing to do: the engine reads the weights that are trained."""
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        draws: Sequence[int],
-        done: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        """See `Engine.generate`."""
-        if not prompts:
-            return []
-        device, autocast = self._policy.never_sampled_V.device, self._machinery.autocast
-        training = self._policy.training
-        self._policy.eval()
-        try:
-            with (
-                torch.no_grad(),
-                torch.autocast(device.type, autocast, enabled=autocast is not None),
-                self._policy.remembering_images(_shown_more_than_once(prompts)),
-            ):
-                return _Run(self._machinery, prompts, sampling, draws, done).answers()
-        finally:
-            self._policy.train(training)
 
 
 class _Run:
@@ -112,218 +109,257 @@ class _Run:
 
     def __init__(
         self,
-        machinery: _Machinery,
-        prompts: Sequence[Prompt],
+        setup: EngineSetup,
+        counters: _Counters,
+        version: int,
+        requests: Sequence[RolloutRequest],
         sampling: Sampling,
-        draws: Sequence[int],
-        done: Callable[[int], None] | None,
     ) -> None:
-        self._machinery, self._policy, self._work = machinery, machinery.policy, machinery.work
-        self._prompts, self._sampling, self._draws, self._done = prompts, sampling, draws, done
-        self._device = self._policy.never_sampled_V.device
+        self._setup, self._counters, self._version = setup, counters, version
+        self._policy, self._device = setup.policy, setup.policy.device
+        self._requests, self._sampling = requests, sampling
+        self._ends = frozenset(setup.processing.tokens.ends)
+
+        # answers wait in the order of the requests, so that a prompt is forgotten once its last member is admitted
         self._waiting = deque(
-            _Answer(prompt=p, member=m)
-            for p in range(len(prompts))
-            for m in range(sampling.group_size)
+            _Answer(request=number, member=member)
+            for number in range(len(requests))
+            for member in range(sampling.group_size)
         )
-        self._ends = frozenset(machinery.processing.tokens.ends)
         self._finished: dict[tuple[int, int], _Answer] = {}
         self._starts: dict[int, _Start] = {}
         self._computed = 0
-        count = min(machinery.slots, len(self._waiting))
+
+        count = min(setup.slots, len(self._waiting))
+        self._answers: list[_Answer | None] = [None] * count
         self._random_S_T = torch.zeros(
             count, sampling.max_new_tokens, dtype=torch.float64, device=self._device
         )
         self._offset_S = torch.zeros(count, dtype=torch.long, device=self._device)
-        self._answers: list[_Answer | None] = [None] * count
         self._slots: Slots | None = None
         self._decoder: GraphDecoder | None = None
 
-    def answers(self) -> list[tuple[Completion, ...]]:
-        self._admit()
+    def answer(self, done: Callable[[int], None] | None) -> list[tuple[Completion, ...]]:
+        self._admit(done)
         while any(self._answers):
-            self._decode()
-            self._admit()
-        size = self._sampling.group_size
-        return [
-            tuple(self._completion(self._finished[p, m]) for m in range(size))
-            for p in range(len(self._prompts))
-        ]
+            self._decode(done)
+            self._admit(done)
 
-    def _admit(self) -> None:
+        answered = []
+        for number in range(len(self._requests)):
+            members = [self._finished[number, m] for m in range(self._sampling.group_size)]
+            answered.append(tuple(self._complete(answer) for answer in members))
+        return answered
+
+    # ---- prompts and slots
+
+    def _admit(self, done: Callable[[int], None] | None) -> None:
         """Fill free slots with waiting answers. Their first tokens come from the prompts' last hidden states."""
-        free = [s for s, answer in enumerate(self._answers) if answer is None]
+        free = self._find_free()
         while free and self._waiting:
             admitted: list[tuple[int, _Answer]] = []
             while free and self._waiting:
-                self._compute_prompts_up_to(self._waiting[0].prompt)
+                self._compute_prompts_up_to(self._waiting[0].request)
                 admitted.append((free.pop(0), self._waiting.popleft()))
+
             self._take_places(admitted)
-            hidden = torch.stack([self._starts[a.prompt].hidden_H for _, a in admitted])
-            self._sample(hidden, [s for s, _ in admitted])
-            self._forget_prompts_before(
-                self._waiting[0].prompt if self._waiting else len(self._prompts)
-            )
-            free = [s for s, answer in enumerate(self._answers) if answer is None]
+            hidden = torch.stack([self._starts[a.request].hidden_H for _, a in admitted])
+            self._sample(hidden, [slot for slot, _ in admitted], done)
+
+            following = self._waiting[0].request if self._waiting else len(self._requests)
+            for number in [number for number in self._starts if number < following]:
+                del self._starts[number]
+            free = self._find_free()
         if not self._waiting:
             self._shrink()
+
+    def _find_free(self) -> list[int]:
+        return [slot for slot, answer in enumerate(self._answers) if answer is None]
+
+    def _find_busy(self) -> list[int]:
+        return [slot for slot, answer in enumerate(self._answers) if answer is not None]
 
     def _take_places(self, admitted: Sequence[tuple[int, _Answer]]) -> None:
         with self._timed("decode_seconds"):
             slots_of: dict[int, list[int]] = {}
             for slot, answer in admitted:
                 self._answers[slot] = answer
-                slots_of.setdefault(answer.prompt, []).append(slot)
-            for prompt, slots in slots_of.items():
-                start = self._starts[prompt]
-                if self._slots is None:
-                    longest = max(p.length for p in self._prompts)
-                    width = longest + self._sampling.max_new_tokens
-                    self._slots = Slots(start.keys_L_2_H_P_D, slots=len(self._answers), width=width)
-                    if self._device.type == "cuda":
-                        self._decoder = GraphDecoder(
-                            self._policy, self._slots, self._machinery.autocast
-                        )
-                self._slots.admit(start.keys_L_2_H_P_D, slots)
-                self._offset_S[torch.tensor(slots, device=self._device)] = (
-                    start.next_position - self._prompts[prompt].length
-                )
-            rows = [
-                torch.from_numpy(uniforms(self._sampling, self._draws[a.prompt], a.member))
-                for _, a in admitted
-            ]
-            index = torch.tensor([s for s, _ in admitted], device=self._device)
+                slots_of.setdefault(answer.request, []).append(slot)
+
+            for number, slots in slots_of.items():
+                start = self._starts[number]
+                self._open_slots(start).admit(start.keys_L_2_H_P_D, slots)
+                index = torch.tensor(slots, device=self._device)
+                self._offset_S[index] = start.next_position - self._requests[number].prompt.length
+
+            rows = []
+            for _, answer in admitted:
+                draw = self._requests[answer.request].draw
+                rows.append(torch.from_numpy(uniforms(self._sampling, draw, answer.member)))
+            index = torch.tensor([slot for slot, _ in admitted], device=self._device)
             self._random_S_T[index] = torch.stack(rows).to(self._device)
+
+    def _open_slots(self, start: _Start) -> Slots:
+        """Slots for the longest sequence there may be, made with the first prompt that shows what keys look like."""
+        if self._slots is None:
+            longest = max(request.prompt.length for request in self._requests)
+            width = longest + self._sampling.max_new_tokens
+            self._slots = Slots(start.keys_L_2_H_P_D, slots=len(self._answers), width=width)
+            if self._device.type == "cuda":
+                self._decoder = GraphDecoder(self._policy, self._slots, self._setup.autocast)
+        return self._slots
 
     def _compute_prompts_up_to(self, last: int) -> None:
         while self._computed <= last:
-            part = range(
-                self._computed,
-                min(self._computed + self._machinery.prompts_per_batch, len(self._prompts)),
-            )
-            self._prefill(part)
-            self._computed = part.stop
+            end = min(self._computed + self._prompts_per_batch, len(self._requests))
+            self._prefill(range(self._computed, end))
+            self._computed = end
 
-    def _prefill(self, part: range) -> None:
-        prompts = [self._prompts[p] for p in part]
-        before = self._policy.work.vision_patches
+    @property
+    def _prompts_per_batch(self) -> int:
+        # prompts that are kept are computed one by one: each is freed by the micro-batch that trains on it
+        return 1 if self._keeps_prefixes else self._setup.prompts_per_batch
+
+    @property
+    def _keeps_prefixes(self) -> bool:
+        return self._setup.prefixes is not None and self._setup.prefixes.is_open
+
+    def _prefill(self, numbers: range) -> None:
+        prompts = [self._requests[number].prompt for number in numbers]
+        patches_before = self._policy.work.vision_patches
+
         with self._timed("prefill_seconds"):
-            packed = pack(prompts, [[] for _ in prompts]).to(self._device)
-            states_S_H, keys = self._policy.prefixes(packed)
-            keys_L_2_H_S_D = torch.stack([torch.cat(pair) for pair in keys])
+            prefix = self._compute_prefix(prompts)
+            keys_L_2_H_S_D = torch.stack([torch.cat(pair) for pair in prefix.keys])
             at = 0
-            for p, prompt in zip(part, prompts, strict=True):
+            for number, prompt in zip(numbers, prompts, strict=True):
                 end = at + prompt.length
-                self._starts[p] = _Start(
+                self._starts[number] = _Start(
                     keys_L_2_H_P_D=keys_L_2_H_S_D[:, :, :, at:end],
-                    hidden_H=states_S_H[end - 1],
+                    hidden_H=prefix.states_S_H[end - 1],
                     next_position=prompt.next_position,
                 )
                 at = end
-        self._work.prefilled_tokens += at
-        self._work.vision_patches += self._policy.work.vision_patches - before
 
-    def _forget_prompts_before(self, first: int) -> None:
-        for p in [p for p in self._starts if p < first]:
-            del self._starts[p]
+        self._counters.prefilled_tokens += at
+        self._counters.vision_patches += self._policy.work.vision_patches - patches_before
 
-    def _decode(self) -> None:
+    def _compute_prefix(self, prompts: Sequence[Prompt]) -> Prefix:
+        packed = pack(prompts, [[] for _ in prompts]).to(self._device)
+        prefixes = self._setup.prefixes
+        if prefixes is None or not prefixes.is_open:
+            prefix: Prefix = self._policy(Prefill(packed=packed))
+            return prefix
+
+        # every prompt with gradient, kept or not: autocast's copies of the weights are made once, and must have theirs
+        with torch.enable_grad():
+            prefix = self._policy(Prefill(packed=packed))
+        prefixes.put(packed, prefix)
+        return Prefix.of([tensor.detach() for tensor in prefix.tensors])
+
+    # ---- tokens
+
+    def _decode(self, done: Callable[[int], None] | None) -> None:
         """One more token for every slot in use."""
         assert self._slots is not None
-        busy = [s for s, answer in enumerate(self._answers) if answer is not None]
+        busy = self._find_busy()
         with self._timed("decode_seconds"):
-            lengths = [
-                self._prompts[a.prompt].length + len(a.tokens)
-                for a in self._answers
-                if a is not None
-            ]
-            tokens = [
-                a.tokens[-1] if a is not None else self._machinery.processing.tokens.pad
-                for a in self._answers
-            ]
+            lengths, tokens = [], []
+            for answer in self._answers:
+                if answer is None:
+                    tokens.append(self._setup.processing.tokens.pad)
+                    continue
+                prompt = self._requests[answer.request].prompt
+                lengths.append(prompt.length + len(answer.tokens))
+                tokens.append(answer.tokens[-1])
             token_S = torch.tensor(tokens, device=self._device)
             position_S = self._slots.length_S + self._offset_S
-            width = self._slots.cache.shape[4]
+
             if self._decoder is None:
                 self._slots.attended = max(lengths)
                 hidden_S_H = decode(self._policy, self._slots, token_S, position_S)
             else:
+                width = self._slots.cache.shape[4]
                 self._slots.attended = min(width, -(-max(lengths) // BUCKET) * BUCKET)
                 hidden_S_H = self._decoder(token_S, position_S)
-        self._work.decode_calls += 1
-        self._work.slot_steps += len(self._answers)
-        self._sample(hidden_S_H[torch.tensor(busy, device=self._device)], busy)
 
-    def _sample(self, hidden_B_H: Tensor, slots: Sequence[int]) -> None:
+        self._counters.decode_calls += 1
+        self._counters.slot_steps += len(self._answers)
+        self._sample(hidden_S_H[torch.tensor(busy, device=self._device)], busy, done)
+
+    def _sample(
+        self, hidden_B_H: Tensor, slots: Sequence[int], done: Callable[[int], None] | None
+    ) -> None:
         """Append a token to the answer in each of these slots; free those whose answer has ended."""
-        answers = [answer for s in slots if (answer := self._answers[s]) is not None]
+        answers = [answer for slot in slots if (answer := self._answers[slot]) is not None]
         with self._timed("decode_seconds"):
-            turn_B = torch.tensor([len(a.tokens) for a in answers], device=self._device)
+            turn_B = torch.tensor([len(answer.tokens) for answer in answers], device=self._device)
             random_B = self._random_S_T[torch.tensor(slots, device=self._device), turn_B]
-            token_B, logp_B = draw(self._policy, hidden_B_H, self._sampling, random_B)
+            token_B, logp_B = draw_tokens(self._policy, hidden_B_H, self._sampling, random_B)
             tokens, logps = token_B.tolist(), logp_B.tolist()
+
         ended = 0
         for slot, answer, token, logp in zip(slots, answers, tokens, logps, strict=True):
             answer.tokens.append(token)
             answer.logps.append(logp)
             if token in self._ends or len(answer.tokens) == self._sampling.max_new_tokens:
-                self._finished[answer.prompt, answer.member] = answer
+                self._finished[answer.request, answer.member] = answer
                 self._answers[slot] = None
                 ended += 1
-        self._work.decoded_tokens += len(tokens)
-        if ended and self._done:
-            self._done(ended)
+
+        self._counters.decoded_tokens += len(tokens)
+        if ended and done:
+            done(ended)
 
     def _shrink(self) -> None:
         """Nobody waits: where shapes may change, half-empty slots are given up."""
-        busy = [s for s, answer in enumerate(self._answers) if answer is not None]
-        if (
-            self._slots is None
-            or self._decoder is not None
-            or not 0 < len(busy) <= len(self._answers) // 2
-        ):
+        busy = self._find_busy()
+        has_many_free = 0 < len(busy) <= len(self._answers) // 2
+        if self._slots is None or self._decoder is not None or not has_many_free:
             return
+
         index = torch.tensor(busy, device=self._device)
         self._slots.keep(busy)
         self._random_S_T, self._offset_S = self._random_S_T[index], self._offset_S[index]
-        self._answers = [self._answers[s] for s in busy]
+        self._answers = [self._answers[slot] for slot in busy]
 
-    def _completion(self, answer: _Answer) -> Completion:
+    def _complete(self, answer: _Answer) -> Completion:
         reason: FinishReason = "stop" if answer.tokens[-1] in self._ends else "length"
+        decode_text = self._setup.processing.tokenizer.decode
         return Completion(
             token_ids=tuple(answer.tokens),
             logprobs=tuple(answer.logps),
             finish_reason=reason,
-            prefill=self._prompts[answer.prompt].prefill,
-            text=self._machinery.processing.tokenizer.decode(
-                answer.tokens, skip_special_tokens=True
-            ),
+            prefill=self._requests[answer.request].prompt.prefill,
+            text=decode_text(answer.tokens, skip_special_tokens=True),
+            version=self._version,
         )
 
-    def _timed(self, what: str) -> AbstractContextManager[None]:
-        return timed(
-            lambda seconds: setattr(self._work, what, getattr(self._work, what) + seconds),
-            self._device,
-        )
+    def _timed(self, name: str) -> AbstractContextManager[None]:
+        def add(seconds: float) -> None:
+            setattr(self._counters, name, getattr(self._counters, name) + seconds)
+
+        return timed(add, self._device)
 
 
-def _shown_more_than_once(prompts: Sequence[Prompt]) -> set[str]:
-    seen = Counter(key for prompt in prompts for key in prompt.image_keys)
-    return {key for key, times in seen.items() if times > 1}
+def _shown_more_than_once(requests: Sequence[RolloutRequest]) -> set[str]:
+    shown = Counter(key for request in requests for key in request.prompt.image_keys)
+    return {key for key, times in shown.items() if times > 1}
 
 
-def draw(
+def draw_tokens(
     policy: Policy, hidden_B_H: Tensor, sampling: Sampling, random_B: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Tokens, and their log-probs under the distribution that they were drawn from (under the model if greedy)."""
-    logits_B_V = policy.logits(hidden_B_H, temperature=sampling.temperature or 1.0)
+    temperature = sampling.temperature or 1.0
+    logits_B_V: Tensor = policy(Predict(hidden_B_H=hidden_B_H, temperature=temperature))
     logp_B_V = torch.log_softmax(logits_B_V, dim=-1)
+
     if sampling.temperature == 0:
         token_B = logp_B_V.argmax(dim=-1)
     else:
         if sampling.top_k > 0 or sampling.top_p < 1.0:
-            logp_B_V = torch.log_softmax(
-                truncate(logp_B_V, top_k=sampling.top_k, top_p=sampling.top_p), dim=-1
-            )
+            kept_B_V = truncate(logp_B_V, top_k=sampling.top_k, top_p=sampling.top_p)
+            logp_B_V = torch.log_softmax(kept_B_V, dim=-1)
         token_B = choose(logp_B_V, random_B)
     return token_B, logp_B_V.gather(1, token_B[:, None])[:, 0]

@@ -2,10 +2,9 @@
 
     checkpoints/step-000040/
         model/              weights (safetensors), config, tokenizer, processor: an ordinary checkpoint, adapters merged in
-        adapters.safetensors  the adapters alone, if there are any
-        optimizer.pt        AdamW's moments
         state.json          step, data position, counters
         rank-0.pt           per process: random states and surplus groups
+        ...                 what the sharding writes: optimizer.pt, and adapters.safetensors if there are any
 
 Everything is written into a hidden folder beside it, flushed to the disk and then renamed: a killed process leaves a
 hidden folder that no resume looks at. Files are read with `weights_only=True`: a checkpoint cannot run code.
@@ -14,48 +13,26 @@ hidden folder that no resume looks at. Files are read with `weights_only=True`: 
 import hashlib
 import json
 import os
-import random
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import nn
 
 from gpg_vl.errors import RunError, UserError
-from gpg_vl.models.adapters import adapter_state, has_adapters, load_adapter_state, merged_state
-from gpg_vl.models.load import Processing, load_model, quiet
-from gpg_vl.types import Completion, Example, Group
+from gpg_vl.model import Model
+from gpg_vl.models.load import quiet
+from gpg_vl.training.rank_state import dump_rank_state, restore_rank_state
+from gpg_vl.training.sharding.protocol import Sharding
+from gpg_vl.training.source import PromptSource
+from gpg_vl.training.state import RunState
+from gpg_vl.types import Example
 
 PREFIX = "step-"
-
-
-@dataclass(slots=True, kw_only=True)
-class RunState:
-    """What a run knows besides weights and optimizer."""
-
-    step: int = 0
-    """Optimizer steps done (skipped ones included)."""
-    position: int = 0
-    """Examples drawn from the data order, over all ranks."""
-    skipped_steps: int = 0
-    completions: int = 0
-    carry: list[Group] = field(default_factory=list)
-    """This rank's surplus valid groups, first in line for the next step."""
-
-
-def data_digest(examples: Sequence[Example]) -> str:
-    """What the order of a run refers to: ids, prompts and answers of the examples. 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr((example.id, example.prompt, example.answer)).encode())
-    return digest.hexdigest()[:16]
+_COUNTERS = ("step", "position", "skipped_steps", "completions")
 
 
 def latest(folder: Path) -> Path | None:
@@ -64,200 +41,131 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save(
-    folder: Path,
-    *,
-    state: RunState,
-    model: nn.Module,
-    processing: Processing,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    keep: int,
-    data: str,
-) -> Path:
-    """Write a checkpoint of the run after `state.step` steps and delete all but the newest `keep`. Raises RunError.
+def digest_data(examples: Sequence[Example]) -> str:
+    """What the order of a run refers to: ids, prompts and answers of the examples. 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.id, example.prompt, example.answer)).encode())
+    return digest.hexdigest()[:16]
 
-    data: digest of the examples; see `data_digest`.
+
+class Checkpoints:
+    """The checkpoints of one run. All processes call its methods together.
+
+    folder: where they are; each is a folder of its own in there.
+    keep: older checkpoints are deleted once so many newer ones are complete.
     """
-    final = folder / f"{PREFIX}{state.step:06d}"
-    hidden = folder / f".{final.name}.partial"
-    try:
-        if accelerator.is_main_process:
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        model: Model,
+        sharding: Sharding,
+        source: PromptSource,
+        accelerator: Accelerator,
+    ) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._model = model
+        self._sharding = sharding
+        self._source = source
+        self._accelerator = accelerator
+        self._digest = digest_data(source.examples)
+
+    def save(self, state: RunState) -> None:
+        """Write a checkpoint of the run after `state.step` steps and delete all but the newest. Raises RunError."""
+        final = self._folder / f"{PREFIX}{state.step:06d}"
+        hidden = self._folder / f".{final.name}.partial"
+        wait, main = self._accelerator.wait_for_everyone, self._accelerator.is_main_process
+        try:
+            if main:
+                shutil.rmtree(hidden, ignore_errors=True)
+                hidden.mkdir(parents=True)
+            wait()
+            torch.save(dump_rank_state(state.carry), hidden / self._rank_file)
+            self._save_model(hidden / "model")
+            self._sharding.save(hidden)
+            wait()
+
+            if main:
+                self._write_counters(hidden / "state.json", state)
+                _flush(hidden)
+                shutil.rmtree(final, ignore_errors=True)
+                hidden.rename(final)
+                _flush_folder(self._folder)
+                for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep]:
+                    shutil.rmtree(old)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as torch and safetensors put it
             shutil.rmtree(hidden, ignore_errors=True)
-            hidden.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        torch.save(_rank_state(state), hidden / f"rank-{accelerator.process_index}.pt")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            save_model(model, processing, hidden / "model")
-            if has_adapters(model):
-                save_file(adapter_state(model), hidden / "adapters.safetensors")
-            torch.save(optimizer.state_dict(), hidden / "optimizer.pt")
-            counters = {
-                "step": state.step,
-                "position": state.position,
-                "skipped_steps": state.skipped_steps,
-                "completions": state.completions,
-                "processes": accelerator.num_processes,
-                "data": data,
-            }
-            (hidden / "state.json").write_text(json.dumps(counters, indent=2) + "\n")
-            _flush(hidden)
-            shutil.rmtree(final, ignore_errors=True)
-            hidden.rename(final)
-            _flush_folder(folder)
-            for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-                shutil.rmtree(old)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # a full disk, as torch and safetensors put it
-        shutil.rmtree(hidden, ignore_errors=True)
-        raise RunError(
-            f"The checkpoint {final} could not be written: {error}. The last complete one is {latest(folder) or 'none'}; make "
-            f"room and go on with --resume."
-        ) from error
-    accelerator.wait_for_everyone()
-    return final
+            raise RunError(
+                f"The checkpoint {final} could not be written: {error}. The last complete one is "
+                f"{latest(self._folder) or 'none'}; make room and go on with --resume."
+            ) from error
+        wait()
 
+    def restore(self, checkpoint: Path) -> RunState:
+        """Put a checkpoint into model, optimizer and random states.
 
-def save_model(model: Any, processing: Processing, folder: Path) -> None:
-    """An ordinary checkpoint that `from_pretrained` and other engines load; adapters are merged in."""
-    with quiet():
-        model.save_pretrained(folder, state_dict=merged_state(model))
-    processing.tokenizer.save_pretrained(folder)
-    if processing.image_processor is not None:
-        processing.image_processor.save_pretrained(folder)
-
-
-def restore(
-    checkpoint: Path,
-    *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    data: str,
-    group_of: Callable[[int], Group],
-) -> RunState:
-    """Put a checkpoint into model, optimizer and random states.
-
-    Surplus groups are stored without prompts and examples: `group_of(draw)` gives the group of a draw without completions.
-    Raises UserError if the checkpoint cannot be read or is of another number of processes.
-    """
-    try:
-        counters = json.loads((checkpoint / "state.json").read_text())
-        if counters["data"] != data:
+        Raises UserError if it cannot be read, or is of other data or of another number of processes.
+        """
+        try:
+            counters = json.loads((checkpoint / "state.json").read_text())
+            self._refuse_others(checkpoint, counters)
+            self._sharding.load(checkpoint)
+            saved = torch.load(checkpoint / self._rank_file, weights_only=True)
+            state = RunState(**{name: counters[name] for name in _COUNTERS})
+            carry = restore_rank_state(saved, self._source, default_version=state.step - 1)
+        except UserError:
+            raise
+        except Exception as error:
+            if not _is_unreadable(error):
+                raise
             raise UserError(
-                f"The data is not what the run in {checkpoint} was started with: other rows, answers or prompts. Its order "
-                f"would mean other examples now. Put the old file back, or start a new run."
+                f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; "
+                f"--resume then goes on from the one before it."
+            ) from error
+        return RunState(**{name: counters[name] for name in _COUNTERS}, carry=carry)
+
+    @property
+    def _rank_file(self) -> str:
+        return f"rank-{self._accelerator.process_index}.pt"
+
+    def _save_model(self, folder: Path) -> None:
+        """An ordinary checkpoint that `from_pretrained` and other engines load; adapters are merged in."""
+        weights = dict(self._sharding.full_weights())
+        if not self._accelerator.is_main_process:
+            return
+        processing = self._model.processing
+        with quiet():
+            self._model.policy.model.save_pretrained(folder, state_dict=weights)
+        processing.tokenizer.save_pretrained(folder)
+        if processing.image_processor is not None:
+            processing.image_processor.save_pretrained(folder)
+
+    def _write_counters(self, file: Path, state: RunState) -> None:
+        counters: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
+        counters |= {"processes": self._accelerator.num_processes, "data": self._digest}
+        file.write_text(json.dumps(counters, indent=2) + "\n")
+
+    def _refuse_others(self, checkpoint: Path, counters: dict[str, Any]) -> None:
+        if counters["data"] != self._digest:
+            raise UserError(
+                f"The data is not what the run in {checkpoint} was started with: other rows, answers or prompts. Its "
+                f"order would mean other examples now. Put the old file back, or start a new run."
             )
-        if counters["processes"] != accelerator.num_processes:
+        if counters["processes"] != self._accelerator.num_processes:
             raise UserError(
                 f"The checkpoint {checkpoint} was written by {counters['processes']} process(es); this run has "
-                f"{accelerator.num_processes}. Start as many as then."
+                f"{self._accelerator.num_processes}. Start as many as then."
             )
-        if has_adapters(model):
-            load_adapter_state(model, checkpoint / "adapters.safetensors")
-        else:
-            _load_weights(model, checkpoint / "model")
-        optimizer.load_state_dict(
-            torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
-        )
-        mine = torch.load(checkpoint / f"rank-{accelerator.process_index}.pt", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:
-        unreadable = isinstance(
-            error, OSError | ValueError | KeyError | RuntimeError | EOFError | SafetensorError
-        )
-        if (
-            not unreadable and type(error).__name__ != "UnpicklingError"
-        ):  # what torch.load says of a file that is none
-            raise
-        raise UserError(
-            f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; --resume then "
-            f"goes on from the one before it."
-        ) from error
-    torch.set_rng_state(mine["torch"])
-    if torch.cuda.is_available() and "cuda" in mine:
-        torch.cuda.set_rng_state(mine["cuda"])
-    random.setstate(_tuples(mine["python"]))
-    np.random.set_state(_tuples(mine["numpy"]))
-    return RunState(
-        step=counters["step"],
-        position=counters["position"],
-        skipped_steps=counters["skipped_steps"],
-        completions=counters["completions"],
-        carry=_revived(mine["carry"], group_of),
-    )
 
 
-def _revived(saved: Sequence[dict[str, Any]], group_of: Callable[[int], Group]) -> list[Group]:
-    """Surplus groups from their saved form."""
-    groups = []
-    for row in saved:
-        completions = tuple(
-            Completion(
-                token_ids=tuple(c["token_ids"]),
-                logprobs=tuple(c["logprobs"]),
-                text=c["text"],
-                finish_reason=c["finish_reason"],
-                prefill=c["prefill"],
-            )
-            for c in row["completions"]
-        )
-        empty: Group = group_of(row["draw"])
-        groups.append(
-            Group(
-                example=empty.example,
-                prompt=empty.prompt,
-                completions=completions,
-                rewards=tuple(row["rewards"]),
-                reward_parts={k: tuple(v) for k, v in row["reward_parts"].items()},
-                draw=row["draw"],
-            )
-        )
-    return groups
-
-
-def _rank_state(state: RunState) -> dict[str, Any]:
-    carry = [
-        {
-            "draw": g.draw,
-            "rewards": list(g.rewards),
-            "reward_parts": {k: list(v) for k, v in g.reward_parts.items()},
-            "completions": [
-                {
-                    "token_ids": list(c.token_ids),
-                    "logprobs": list(c.logprobs),
-                    "text": c.text,
-                    "finish_reason": c.finish_reason,
-                    "prefill": c.prefill,
-                }
-                for c in g.completions
-            ],
-        }
-        for g in state.carry
-    ]
-    name, keys, *rest = np.random.get_state(legacy=True)
-    saved = {
-        "torch": torch.get_rng_state(),
-        "python": _lists(random.getstate()),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "carry": carry,
-    }
-    return saved | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def _load_weights(model: nn.Module, folder: Path) -> None:
-    with quiet():
-        saved = (
-            load_model(str(folder)).state_dict()
-        )  # save_pretrained renames weights; from_pretrained knows how to name them back
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(saved[name])
+def _is_unreadable(error: Exception) -> bool:
+    """Whether a file is to blame; torch.load says `UnpicklingError` of one that is none."""
+    kinds = (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError)
+    return isinstance(error, kinds) or type(error).__name__ == "UnpicklingError"
 
 
 def _flush(folder: Path) -> None:
@@ -274,11 +182,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _lists(value: Any) -> Any:
-    return [_lists(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from gpg_vl.config import Config, dump_config
+from gpg_vl.config import Config, dump_config, parse_config
 from gpg_vl.errors import UserError
 from gpg_vl.training import checkpoint as checkpoints
 
@@ -29,7 +29,8 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if resume and file.exists():
-            changed = _differences(yaml.safe_load(file.read_text()), config.model_dump(mode="json"))
+            started = _read_started(file)
+            changed = _differences(started, config.model_dump(mode="json"))
             if changed:
                 raise UserError(
                     f"The run in {folder} was started with other settings: {'; '.join(changed)}. "
@@ -49,6 +50,19 @@ def open_folder(config: Config, *, resume: bool) -> Path:
             f"The run folder {folder} cannot be written: {error}. Choose another output.folder."
         ) from None
     return folder
+
+
+def _read_started(file: Path) -> dict[str, Any]:
+    """The config that a run was started with, in today's terms: keys that it did not know have their defaults."""
+    try:
+        return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")), str(file)).model_dump(
+            mode="json"
+        )
+    except UserError as error:
+        raise UserError(
+            f"The run in {file.parent} cannot be resumed: its config is not understood by this version of gpg_vl. {error}\n"
+            f"Go on with the version that started it, or start a new run in another output.folder."
+        ) from None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -1,23 +1,24 @@
 """AdamW, the learning-rate schedules, and which weights are trained."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import cos, pi
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import Family
+from gpg_vl.models.policy import Policy
 
-Schedule = Literal["constant", "linear", "cosine"]
+Decline = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate(
     step: int,
     *,
     peak: float,
-    schedule: Schedule,
+    schedule: Decline,
     warmup_steps: int,
     steps: int,
     final_fraction: float,
@@ -36,20 +37,38 @@ def learning_rate(
 
 
 def make_adamw(
-    model: nn.Module, *, betas: tuple[float, float], weight_decay: float
+    policy: Policy,
+    *,
+    betas: tuple[float, float],
+    weight_decay: float,
+    parts: Collection[str] = (),
 ) -> torch.optim.AdamW:
-    """AdamW over the trained weights; decay on matrices, none on norms and biases. The rate is set before every step."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
+    """AdamW over the trained weights; decay on matrices, none on norms and biases. The rate is set before every step.
+
+    parts: those of `vision`, `merger`, `language` that have learning rates of their own. Each parameter group says under
+        `part` whose rate is its own; "" is that of all parts without one.
+    Raises UserError if nothing is to be trained.
+    """
+    by_part: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in policy.model.named_parameters():
+        if parameter.requires_grad:
+            part = policy.family.part_of(name)
+            by_part.setdefault(part if part in parts else "", []).append(parameter)
+    if not by_part:
         raise UserError(
             "model.freeze freezes every weight: there is nothing to train. Leave one part out of it."
         )
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+
+    groups: list[dict[str, Any]] = []
+    for part in sorted(by_part):
+        matrices = [p for p in by_part[part] if p.ndim >= 2]
+        others = [p for p in by_part[part] if p.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": weight_decay, "part": part})
+        groups.append({"params": others, "weight_decay": 0.0, "part": part})
+
     # one pass over the memory instead of a dozen
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=True)
+    kept = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(kept, lr=0.0, betas=betas, fused=True)
 
 
 def freeze(model: nn.Module, family: Family, parts: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The few things that processes tell each other, over accelerate. With one process each is the identity."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,15 @@ def sums(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
     torch.distributed.all_reduce(tensor)
     return tensor.tolist()
+
+
+def sum_named(accelerator: Accelerator, values: Mapping[str, float]) -> dict[str, float]:
+    """The sum over all processes by name. A name that a process does not have counts 0 there."""
+    summed: dict[str, float] = {}
+    for given in gathered(accelerator, dict(values)):
+        for name, value in given.items():
+            summed[name] = summed.get(name, 0.0) + value
+    return summed
 
 
 def most(accelerator: Accelerator, value: float) -> float:

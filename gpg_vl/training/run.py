@@ -1,15 +1,13 @@
 """The door of a training run: a config is unpacked here, and nothing below receives one.
 
-`prepare` reads and checks everything that can be checked without weights and ends in a plan; `launch` loads the model and
-trains.
+`prepare` (training/prepare.py) has checked everything that can be checked without weights; `launch` loads the model, puts
+the parts together and trains.
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -18,150 +16,61 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from gpg_vl.config import Config
-from gpg_vl.data.check import DataReport, check
-from gpg_vl.data.read import load_examples, read_rows
 from gpg_vl.errors import UserError
+from gpg_vl.model import Model
 from gpg_vl.models.adapters import add_adapters
-from gpg_vl.models.attention import Kernel
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
-from gpg_vl.models.features import FeatureCache
-from gpg_vl.models.load import Processing, load_model, load_processing
-from gpg_vl.models.policy import Policy
+from gpg_vl.models.families import Family
+from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.models.reference import make_reference
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.scoring import check_gold
-from gpg_vl.rollout.engine import Engine, Sampling
-from gpg_vl.rollout.native import NativeEngine
-from gpg_vl.training import checkpoint as checkpoints
-from gpg_vl.training.batch import Objective
+from gpg_vl.rollout.engine import Engine
+from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.training.checkpoint import Checkpoints, latest
+from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder
 from gpg_vl.training.display import Display, no_signal
+from gpg_vl.training.evaluation import Evaluation
 from gpg_vl.training.folder import open_folder
+from gpg_vl.training.gold import GoldResponder
 from gpg_vl.training.interrupt import StopRequest
-from gpg_vl.training.loop import Hooks, Schedule, empty_group, train
+from gpg_vl.training.learner import Learner, LearnerSettings
+from gpg_vl.training.loop import Hooks, Intervals, train
+from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
-from gpg_vl.training.plan import Plan, make_plan
+from gpg_vl.training.prepare import Prepared
 from gpg_vl.training.ranks import on_main
 from gpg_vl.training.record import Record, truncate_metrics
-from gpg_vl.types import Example
+from gpg_vl.training.sharding import shardings
+from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
+from gpg_vl.training.source import PromptSource
+from gpg_vl.training.state import RunState
 
-Evaluation = Callable[[Engine, Processing, Accelerator], dict[str, Any]]
-"""Scores the current policy; the same on every rank."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A run that is checked and planned, without weights."""
-
-    config: Config
-    processing: Processing
-    encoder: Encoder
-    examples: Sequence[Example]
-    report: DataReport
-    plan: Plan
-
-
-def make_encoder(config: Config) -> Encoder:
-    """The encoder of a config's model, prompt and data sections. Loads the tokenizer, no weights."""
-    root = Path(config.data.root) if config.data.root else _folder_of(config.data.train)
-    return Encoder(
-        processing=load_processing(config.model.path, config.model.revision),
-        root=root,
-        style=PromptStyle(
-            template=config.prompt.template,
-            system=config.prompt.system,
-            chat=config.prompt.chat,
-            prefill=config.prompt.prefill,
-        ),
-        limits=PixelLimits(
-            min_pixels=config.data.min_pixels,
-            max_pixels=config.data.max_pixels,
-            max_image_pixels=config.data.max_image_pixels,
-        ),
-    )
-
-
-def check_data(config: Config, encoder: Encoder, console: Console | None) -> DataReport:
-    """Read and check every row of the training data."""
-    rows = read_rows(config.data.train, config.data.columns, limit=config.data.limit)
-    return check(
-        rows,
-        count=encoder.count,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        console=console,
-        source=config.data.train,
-    )
-
-
-def prepare(config: Config, *, processes: int, console: Console | None) -> Prepared:
-    """Check data, rewards and sizes, and plan the run. Raises UserError with everything that is wrong."""
-    if config.train.prompts_per_step % processes:
-        raise UserError(
-            f"train.prompts_per_step is {config.train.prompts_per_step}, which {processes} processes cannot share. "
-            f"Choose a multiple of {processes}."
-        )
-    if config.rollout.engine != "native":
-        raise UserError(f"rollout.engine is {config.rollout.engine!r}. Known: native.")
-    encoder = make_encoder(config)
-    report = check_data(config, encoder, console)
-    if not report.ok:
-        if console:
-            report.render(console)
-        raise UserError(
-            f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Mend the rows or choose others; "
-            f"nothing is dropped silently."
-        )
-    examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
-    _refuse_bad_rewards(config, examples)
-    steps = (
-        config.train.steps
-        if config.train.steps is not None
-        else ceil(config.train.epochs * len(examples) / config.train.prompts_per_step)
-    )
-    plan = make_plan(
-        config,
-        family=encoder.processing.family,
-        prompt_tokens=report.tokens,
-        image_tokens=report.image_tokens,
-        processes=processes,
-        steps=steps,
-        first_prompt=encoder.render(examples[0]),
-    )
-    return Prepared(
-        config=config,
-        processing=encoder.processing,
-        encoder=encoder,
-        examples=examples,
-        report=report,
-        plan=plan,
-    )
-
-
-def _refuse_bad_rewards(config: Config, examples: Sequence[Example]) -> None:
-    with RewardPool(
-        config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers
-    ) as pool:
-        problems = check_gold(config.rewards.weights, examples, pool=pool)
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise UserError(
-            f"{len(problems)} gold answer(s) do not get full marks from their own reward:\n{shown}{more}\n"
-            f"Mend the data or the reward: a policy could not be rewarded for the right answer."
-        )
+PLAIN_LAUNCHES = ("NO", "MULTI_CPU", "MULTI_GPU")
+"""What a launch may ask of accelerate: processes, and nothing that wraps a model."""
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Devices, precision, processes and trackers. Deterministic algorithms are switched on here if asked for."""
+    """Devices, precision, processes and trackers. Deterministic algorithms are switched on here if asked for.
+
+    Raises UserError for a launch that asks for a wrapper: weights are spread by `train.sharding`, not by the launcher.
+    """
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # on a GPU some library kernels have no such form: there a warning names them instead of stopping the run
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     folder = Path(config.output.folder)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
         log_with=[_tracker(name) for name in config.output.trackers] or None,
         project_dir=str(folder),
     )
+    if accelerator.distributed_type.value not in PLAIN_LAUNCHES:
+        raise UserError(
+            f"The launcher asks for {accelerator.distributed_type.value}; gpg_vl spreads weights itself, as "
+            f"train.sharding says. Start the processes with torchrun, or set distributed_type to NO or MULTI_GPU in the "
+            f"config of accelerate."
+        )
+    return accelerator
 
 
 def _tracker(name: str) -> str:
@@ -183,187 +92,223 @@ def launch(
     evaluation: Evaluation | None,
 ) -> bool:
     """Load the model and train. Returns False if the run was interrupted before its end. Raises UserError or RunError."""
-    config, plan = prepared.config, prepared.plan
-    folder = Path(config.output.folder)
+    config, folder = prepared.config, Path(prepared.config.output.folder)
     on_main(accelerator, lambda: open_folder(config, resume=resume))
-    policy, optimizer = _policy_and_optimizer(prepared, plan.kernel)
-    state, start = checkpoints.RunState(), None
-    wrapped, optimizer_wrapped = accelerator.prepare(policy, optimizer)
-    data = checkpoints.data_digest(prepared.examples)
-    optimizer_plain = getattr(optimizer_wrapped, "optimizer", optimizer_wrapped)
-    if resume and (start := checkpoints.latest(folder / "checkpoints")):
-        state = checkpoints.restore(
-            start,
-            model=policy.model,
-            optimizer=optimizer_plain,
-            accelerator=accelerator,
-            data=data,
-            group_of=lambda draw: empty_group(
-                prepared.encoder, prepared.examples, draw, config.train.seed
-            ),
-        )
-    if accelerator.is_main_process:
-        dropped = truncate_metrics(folder / "metrics.jsonl", state.step)
-        if resume:
-            console.print(
-                f"resuming from {start or 'the beginning (no complete checkpoint)'}; "
-                f"{dropped} later metric row(s) will be computed again"
-            )
+
+    # the parts, each made of what stands before it
+    prefixes = PrefixStore() if config.train.reuse_prefill else None
+    model = _load_model(prepared, accelerator)
+    sharding = _make_sharding(config, accelerator)
+    learner = _make_learner(prepared, model, sharding, accelerator, prefixes)
+    engine = model.engine(
+        config.rollout.engine,
+        prompts_per_batch=config.rollout.prompts_per_batch,
+        slots=config.rollout.slots,
+        prefixes=prefixes,
+    )
+    source = _make_source(prepared)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        keep=config.output.keep_checkpoints,
+        model=model,
+        sharding=sharding,
+        source=source,
+        accelerator=accelerator,
+    )
+    state = _resume(checkpoints, folder, accelerator, console) if resume else RunState()
+
+    main = accelerator.is_main_process
     if config.output.trackers:
         accelerator.init_trackers("gpg_vl", config=_flat(config))
-    autocast = torch.bfloat16 if config.model.dtype == "bfloat16" else None
-    engine = NativeEngine(
-        policy,
-        prepared.processing,
-        # kept prompts are computed one by one: each is freed by the pass that trains on it
-        prompts_per_batch=1 if config.train.reuse_prefill else config.rollout.prompts_per_batch,
-        slots=config.rollout.slots,
-        autocast=autocast,
-    )
-    main = accelerator.is_main_process
     with (
-        RewardPool(
-            config.rewards.weights,
-            time_limit=config.rewards.time_limit,
-            workers=config.rewards.workers,
-        ) as rewarder,
-        Display(console, steps=plan.steps, done=state.step, enabled=main) as display,
+        _make_rewarder(config) as rewarder,
+        Display(console, steps=prepared.plan.steps, done=state.step, enabled=main) as display,
         StopRequest(console if main else None) as stop,
     ):
-        hooks = Hooks(
-            evaluate=partial(evaluation, engine, prepared.processing, accelerator)
-            if evaluation
-            else None,
-            checkpoint=lambda now: _checkpoint(
-                now,
-                folder,
-                policy,
-                prepared.processing,
-                optimizer_plain,
-                accelerator,
-                config.output.keep_checkpoints,
-                data,
-            ),
-            show=display.step,
-            progress=display.phase,
-            stop_wanted=stop.wanted,
-        )
         final = train(
-            policy=wrapped,
-            optimizer=optimizer_plain,
-            accelerator=accelerator,
+            collector=Collector(
+                source,
+                _make_responder(prepared, engine),
+                rewarder,
+                _quota(config),
+                accelerator,
+                drop_broken=config.rewards.on_error == "drop_group",
+                progress=display.phase,
+            ),
+            learner=learner,
             engine=engine,
-            rewarder=rewarder,
-            encoder=prepared.encoder,
-            examples=prepared.examples,
-            sampling=_sampling(config),
-            objective=_objective(config),
-            schedule=_schedule(prepared),
             state=state,
+            intervals=Intervals(
+                steps=prepared.plan.steps,
+                eval_every=config.eval.every,
+                checkpoint_every=config.output.checkpoint_every,
+                samples_every=config.output.samples_every,
+            ),
             record=Record(folder, accelerator),
-            hooks=hooks,
+            hooks=Hooks(
+                evaluate=partial(evaluation, engine, model.processing, accelerator)
+                if evaluation
+                else None,
+                checkpoint=checkpoints.save,
+                show=display.step,
+                stop_wanted=stop.wanted,
+            ),
+            accelerator=accelerator,
         )
+
     told = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
     if told and main:
         console.print(told, highlight=False, markup=False, soft_wrap=True)
-    return final.step == plan.steps
+    return final.step == prepared.plan.steps
 
 
-def _checkpoint(
-    state: checkpoints.RunState,
-    folder: Path,
-    policy: Policy,
-    processing: Processing,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    keep: int,
-    data: str,
-) -> None:
-    checkpoints.save(
-        folder / "checkpoints",
-        state=state,
-        model=policy.model,
-        processing=processing,
-        optimizer=optimizer,
-        accelerator=accelerator,
-        keep=keep,
-        data=data,
-    )
-
-
-def _policy_and_optimizer(prepared: Prepared, kernel: Kernel) -> tuple[Policy, torch.optim.AdamW]:
-    config, family = prepared.config, prepared.processing.family
-    model: Any = load_model(config.model.path, revision=config.model.revision)
-    if config.model.lora_rank:
-        add_adapters(
-            model,
-            family,
-            rank=config.model.lora_rank,
-            alpha=config.model.lora_alpha,
-            targets=config.model.lora_targets,
-            seed=config.train.seed,
+def _resume(
+    checkpoints: Checkpoints, folder: Path, accelerator: Accelerator, console: Console
+) -> RunState:
+    """The state of the newest complete checkpoint, with later metric rows dropped: they will be computed again."""
+    start = latest(folder / "checkpoints")
+    state = checkpoints.restore(start) if start else RunState()
+    if accelerator.is_main_process:
+        dropped = truncate_metrics(folder / "metrics.jsonl", state.step)
+        console.print(
+            f"resuming from {start or 'the beginning (no complete checkpoint)'}; "
+            f"{dropped} later metric row(s) will be computed again"
         )
-    freeze(model, family, config.model.freeze)
-    if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy = Policy(
-        model,
-        family,
-        prepared.processing.tokens,
+    return state
+
+
+def _load_model(prepared: Prepared, accelerator: Accelerator) -> Model:
+    config = prepared.config
+
+    def prepare_parts(model: Any, family: Family) -> None:
+        if config.model.lora_rank:
+            add_adapters(
+                model,
+                family,
+                rank=config.model.lora_rank,
+                alpha=config.model.lora_alpha,
+                targets=config.model.lora_targets,
+                seed=config.train.seed,
+            )
+        freeze(model, family, config.model.freeze)
+        if config.model.gradient_checkpointing:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+
+    return Model.load(
+        config.model.path,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        device=accelerator.device,
         temperature=config.rollout.temperature,
-        kernel=kernel,
-        features=FeatureCache(config.model.vision_cache_mb * 2**20)
-        if config.model.vision_cache_mb
-        else None,
-    )
-    return policy, make_adamw(
-        model, betas=config.train.betas, weight_decay=config.train.weight_decay
+        attention=prepared.plan.kernel,
+        vision_cache_mb=config.model.vision_cache_mb,
+        processing=prepared.processing,
+        prepare=prepare_parts,
     )
 
 
-def _sampling(config: Config) -> Sampling:
-    return Sampling(
+def _make_sharding(config: Config, accelerator: Accelerator) -> Sharding:
+    setup = ShardingSetup(
+        device=accelerator.device,
+        processes=accelerator.num_processes,
+        is_main=accelerator.is_main_process,
+    )
+    return shardings.get(config.train.sharding)(setup)
+
+
+def _make_learner(
+    prepared: Prepared,
+    model: Model,
+    sharding: Sharding,
+    accelerator: Accelerator,
+    prefixes: PrefixStore | None,
+) -> Learner:
+    config, algorithm = prepared.config, prepared.algorithm
+    parts = tuple(config.train.learning_rates)
+
+    # the reference is the policy of the beginning, also in a run that is resumed: made before a checkpoint is read
+    reference = None
+    if "reference_logp" in algorithm.needs:
+        reference = make_reference(model.policy, model.autocast or torch.float32)
+
+    return Learner(
+        model.policy,
+        algorithm,
+        sharding,
+        LearnerSettings(
+            layout=Layout(
+                tokens_per_pass=config.train.tokens_per_pass,
+                shared_prefix=config.train.shared_prefix,
+            ),
+            max_grad_norm=config.train.max_grad_norm,
+            max_new_tokens=config.rollout.max_new_tokens,
+            learning_rate=_learning_rates(config, prepared.plan.steps),
+            parts=parts,
+            autocast=model.autocast,
+        ),
+        accelerator,
+        make_optimizer=partial(
+            make_adamw,
+            betas=config.train.betas,
+            weight_decay=config.train.weight_decay,
+            parts=parts,
+        ),
+        reference=reference,
+        prefixes=prefixes,
+    )
+
+
+def _learning_rates(config: Config, steps: int) -> Callable[[int, str], float]:
+    def rate(step: int, part: str) -> float:
+        return learning_rate(
+            step,
+            peak=config.train.learning_rates.get(part, config.train.learning_rate),
+            schedule=config.train.schedule,
+            warmup_steps=config.train.warmup_steps,
+            steps=steps,
+            final_fraction=config.train.final_lr_fraction,
+        )
+
+    return rate
+
+
+def _make_source(prepared: Prepared) -> PromptSource:
+    return PromptSource(
+        examples=prepared.examples, encoder=prepared.encoder, seed=prepared.config.train.seed
+    )
+
+
+def _make_responder(prepared: Prepared, engine: Engine) -> Responder:
+    config = prepared.config
+    if not prepared.algorithm.samples:
+        return GoldResponder(
+            processing=prepared.processing, response=prepared.algorithm.response
+        )
+    sampling = Sampling(
         group_size=config.rollout.group_size,
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
         seed=config.train.seed,
     )
+    return EngineResponder(engine=engine, sampling=sampling)
 
 
-def _objective(config: Config) -> Objective:
-    return Objective(
-        f_norm=config.algorithm.f_norm,
-        age=config.algorithm.age,
-        aggregation=config.algorithm.aggregation,
-        max_new_tokens=config.rollout.max_new_tokens,
-    )
-
-
-def _schedule(prepared: Prepared) -> Schedule:
-    config, steps = prepared.config, prepared.plan.steps
-    rate = partial(
-        learning_rate,
-        peak=config.train.learning_rate,
-        schedule=config.train.schedule,
-        warmup_steps=config.train.warmup_steps,
-        steps=steps,
-        final_fraction=config.train.final_lr_fraction,
-    )
-    return Schedule(
-        steps=steps,
+def _quota(config: Config) -> Quota:
+    # an algorithm that samples nothing has no second round to hope for
+    return Quota(
         prompts_per_step=config.train.prompts_per_step,
-        beta_th=config.algorithm.beta_th,
-        max_resample_attempts=config.algorithm.max_resample_attempts,
-        learning_rate=rate,
-        max_grad_norm=config.train.max_grad_norm,
-        tokens_per_pass=config.train.tokens_per_pass,
-        shared_prefix=config.train.shared_prefix,
-        reuse_prefill=config.train.reuse_prefill,
-        seed=config.train.seed,
-        drop_broken_groups=config.rewards.on_error == "drop_group",
-        eval_every=config.eval.every,
-        checkpoint_every=config.output.checkpoint_every,
-        samples_every=config.output.samples_every,
+        beta_th=getattr(config.algorithm, "beta_th", 0.0),
+        max_resample_attempts=getattr(config.algorithm, "max_resample_attempts", 1),
+    )
+
+
+def _make_rewarder(config: Config) -> RewardPool:
+    return RewardPool(
+        config.rewards.weights,
+        time_limit=config.rewards.time_limit,
+        workers=config.rewards.workers,
     )
 
 
@@ -375,10 +320,3 @@ def _flat(config: Config) -> dict[str, Any]:
         for section, keys in config.model_dump(mode="json").items()
         for key, value in keys.items()
     }
-
-
-def _folder_of(source: str) -> Path | None:
-    if source.startswith("datasets:"):
-        return None
-    path = Path(source)
-    return path if path.is_dir() else path.parent

@@ -1,0 +1,113 @@
+"""A checkpoint put together once for everybody: the policy, what prepares its prompts, and engines that answer with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gpg_vl.models.attention import Kernel, choose_kernel
+from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.families import Family
+from gpg_vl.models.features import FeatureCache
+from gpg_vl.models.load import Processing, load_model, load_processing
+from gpg_vl.models.policy import Policy
+from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.rollout import engines
+from gpg_vl.rollout.engine import Engine, EngineSetup
+
+DType = Literal["float32", "bfloat16"]
+
+
+def autocast_dtype(dtype: str) -> torch.dtype | None:
+    """What the forward pass is autocast to for a config's `dtype`; None computes in the weights' own float32."""
+    return torch.bfloat16 if dtype == "bfloat16" else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A checkpoint that can answer, be scored and be trained.
+
+    Example:
+        `model = Model.load("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")`, then `prompt = model.encoder().encode(example)`
+        and `model.engine().generate([RolloutRequest(prompt=prompt, draw=0)], Sampling(...))`.
+    """
+
+    policy: Policy
+    processing: Processing
+    autocast: torch.dtype | None = None
+    """Of the forward pass; None computes in the weights' own dtype."""
+
+    @staticmethod
+    def load(
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: DType = "float32",
+        device: torch.device | str | None = None,
+        temperature: float = 1.0,
+        attention: Literal["auto"] | Kernel = "auto",
+        vision_cache_mb: int = 0,
+        processing: Processing | None = None,
+        prepare: Callable[[Any, Family], None] | None = None,
+    ) -> "Model":
+        """The checkpoint in a folder, or on the hub under a name and revision. Weights are float32.
+
+        device: where it goes; None is a GPU if there is one.
+        temperature: divides the logits when completions are scored.
+        vision_cache_mb: memory for the features of images while the vision tower is frozen.
+        processing: what was loaded of the same checkpoint before.
+        prepare: called with the model and its family before the policy is made, to add adapters or freeze parts.
+        Raises UserError if the checkpoint cannot be read, or cannot be trained exactly.
+        """
+        processing = processing or load_processing(str(path), revision)
+        model = load_model(str(path), revision=revision)
+        if prepare is not None:
+            prepare(model, processing.family)
+
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        autocast = autocast_dtype(dtype)
+        kernel, _ = choose_kernel(attention, where, autocast or torch.float32)
+        policy = Policy(
+            model,
+            processing.family,
+            processing.tokens,
+            temperature=temperature,
+            kernel=kernel,
+            features=FeatureCache(vision_cache_mb * 2**20) if vision_cache_mb else None,
+        )
+        return Model(policy=policy.to(where), processing=processing, autocast=autocast)
+
+    def encoder(
+        self,
+        style: PromptStyle | None = None,
+        limits: PixelLimits | None = None,
+        root: Path | None = None,
+    ) -> Encoder:
+        """What turns examples into prompts. `root`: the folder that image paths are relative to and may not leave."""
+        return Encoder(
+            processing=self.processing,
+            style=style or PromptStyle(),
+            limits=limits or PixelLimits(),
+            root=root,
+        )
+
+    def engine(
+        self,
+        name: str = "native",
+        *,
+        prompts_per_batch: int = 32,
+        slots: int = 128,
+        prefixes: PrefixStore | None = None,
+    ) -> Engine:
+        """An engine that answers with this model; see `rollout.engine.EngineSetup`. Raises UserError for an unknown name."""
+        setup = EngineSetup(
+            policy=self.policy,
+            processing=self.processing,
+            autocast=self.autocast,
+            prompts_per_batch=prompts_per_batch,
+            slots=slots,
+            prefixes=prefixes,
+        )
+        return engines.get(name)(setup)

@@ -1,0 +1,95 @@
+"""Image features on their way into a prompt: computed once per micro-batch, per rollout, or per run.
+
+While the vision tower and its merger are frozen, an image has the same features in every step, and they are kept for the
+whole run. While they are trained, features are good for the rollout of one step at most.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpg_vl.models.families import Family
+from gpg_vl.models.features import FeatureCache
+from gpg_vl.models.head import compute_dtype
+from gpg_vl.models.layout import Packed
+
+ROLLOUT_FEATURE_BYTES = 2**30
+"""Most memory for the features of images that several prompts of one rollout show."""
+
+
+class ImageEncoder:
+    """The vision tower of a model, and what is remembered of what it has seen. Called inside of the policy's forward.
+
+    kept: features of a frozen tower, for the whole run; None keeps nothing.
+    """
+
+    def __init__(self, model: Any, family: Family, kept: FeatureCache | None) -> None:
+        self._model = model
+        self._family = family
+        self._kept = kept
+        self._rollout: FeatureCache | None = None
+        self.patches = 0
+        """Patches that went through the tower so far."""
+
+    def features(self, packed: Packed) -> list[Tensor]:
+        """[image tokens, H] of each distinct image: remembered ones where they are valid, else one call of the tower."""
+        if packed.pixel_values_N is None or packed.grid_thw_I_3 is None:
+            return []
+        if not packed.image_keys:
+            return self._encode(packed.pixel_values_N, packed.grid_thw_I_3)
+
+        # one image at a time, so that features are a function of the image alone and a resumed run finds the same
+        if self._kept is not None and not self.is_trained:
+            with torch.no_grad():
+                return self._remember(packed, self._kept, one_by_one=True)
+
+        if self._rollout is not None and not torch.is_grad_enabled():
+            return self._remember(packed, self._rollout, one_by_one=False)
+        return self._encode(packed.pixel_values_N, packed.grid_thw_I_3)
+
+    @contextmanager
+    def remembering(self, keys: Collection[str]) -> Iterator[None]:
+        """Within, weights do not change, and these images are not computed again once they were seen without gradient."""
+        self._rollout = FeatureCache(ROLLOUT_FEATURE_BYTES, only=frozenset(keys)) if keys else None
+        try:
+            yield
+        finally:
+            self._rollout = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether features change from step to step."""
+        tower = self._family.vision_tower(self._model)
+        return tower is not None and any(p.requires_grad for p in tower.parameters())
+
+    def _remember(self, packed: Packed, cache: FeatureCache, *, one_by_one: bool) -> list[Tensor]:
+        assert packed.pixel_values_N is not None, "asked for the features of no image"
+        assert packed.grid_thw_I_3 is not None
+        dtype = compute_dtype(self._model.get_output_embeddings().weight)
+
+        known: dict[str, Tensor] = {}
+        missing: list[int] = []
+        for number, key in enumerate(packed.image_keys):
+            features = cache.get(key, dtype)
+            if features is None:
+                missing.append(number)
+            else:
+                known[key] = features
+
+        patches = packed.pixel_values_N.split(packed.grid_thw_I_3.prod(dim=1).tolist())
+        calls = [[number] for number in missing] if one_by_one else [missing]
+        for call in calls if missing else []:
+            encoded = self._encode(
+                torch.cat([patches[number] for number in call]), packed.grid_thw_I_3[call]
+            )
+            for number, features in zip(call, encoded, strict=True):
+                known[packed.image_keys[number]] = features
+                cache.put(packed.image_keys[number], features, dtype)
+        return [known[key] for key in packed.image_keys]
+
+    def _encode(self, pixel_values_N: Tensor, grid_thw_I_3: Tensor) -> list[Tensor]:
+        self.patches += len(pixel_values_N)
+        return self._family.image_features(self._model, pixel_values_N, grid_thw_I_3)

@@ -1,0 +1,38 @@
+"""The policy as it was when the run began, for algorithms that measure how far it has moved since."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from gpg_vl.models.adapters import adapters_off, has_adapters
+from gpg_vl.models.policy import Policy
+from gpg_vl.models.requests import Score, ScoreOutput
+
+Reference = Callable[[Score], ScoreOutput]
+"""Scores completions with the weights of the beginning, without gradient."""
+
+
+def make_reference(policy: Policy, dtype: torch.dtype) -> Reference:
+    """The reference of a policy that has not been trained yet.
+
+    With adapters it is the policy itself with its adapters switched off; otherwise a frozen copy in `dtype`, the dtype
+    that the policy computes in.
+    """
+    if has_adapters(policy.model):
+
+        def score_without_adapters(request: Score) -> ScoreOutput:
+            with torch.no_grad(), adapters_off(policy.model):
+                output: ScoreOutput = policy(request)
+            return output
+
+        return score_without_adapters
+
+    frozen = copy.deepcopy(policy).requires_grad_(False).to(dtype).eval()
+
+    def score_with_copy(request: Score) -> ScoreOutput:
+        with torch.no_grad():
+            output: ScoreOutput = frozen(request)
+        return output
+
+    return score_with_copy

@@ -1,0 +1,65 @@
+"""The sampling law that all engines obey.
+
+Sampling is always explicit: a checkpoint's own generation_config is never consulted. (Released Qwen2-VL checkpoints ship
+near-greedy settings there, under which all answers of a group would be the same.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How answers are drawn.
+
+    Example: `Sampling(group_size=8, temperature=1.0, max_new_tokens=256, seed=0)`; `temperature=0` is greedy.
+    """
+
+    group_size: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    top_p: float = 1.0
+    """Below 1 only the likeliest tokens that together reach this probability are drawn. Evaluation only."""
+    top_k: int = 0
+    """Above 0 only so many of the likeliest tokens are drawn. Evaluation only."""
+
+
+def uniforms(sampling: Sampling, draw: int, member: int) -> np.ndarray:
+    """The random numbers in [0, 1) of one completion, one per token: float64 [max_new_tokens].
+
+    Counter-based (Philox), keyed by seed, draw and member.
+    """
+    key = np.array([sampling.seed & (2**64 - 1), (draw << 20) + member], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(sampling.max_new_tokens)
+
+
+def truncate(logp_B_V: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Log-probs with the tokens outside top_k and top_p at minus infinity (not normalised again)."""
+    if top_k > 0:
+        least = logp_B_V.topk(min(top_k, logp_B_V.shape[1]), dim=1).values[:, -1:]
+        logp_B_V = logp_B_V.masked_fill(logp_B_V < least, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = logp_B_V.sort(dim=1, descending=True)
+        probability = ordered.softmax(dim=1)
+        outside = (
+            probability.cumsum(dim=1) - probability >= top_p
+        )  # the token that crosses top_p is still inside
+        logp_B_V = logp_B_V.masked_fill(outside.scatter(1, order, outside), -torch.inf)
+    return logp_B_V
+
+
+def choose(logp_B_V: Tensor, uniforms_B: Tensor) -> Tensor:
+    """One token per row: the first whose cumulative probability exceeds the row's random number.
+
+    A token of probability 0 is never chosen: its step in the cumulative sum has no width.
+    """
+    # whole numbers add up the same in any order: a sum of floats has no deterministic form on a GPU
+    width_B_V = logp_B_V.to(torch.float64, copy=True).exp_().mul_(2**50).round_().long()
+    cumulative_B_V = width_B_V.cumsum_(dim=1)
+    total_B = cumulative_B_V[:, -1]
+    threshold_B = torch.minimum((uniforms_B * total_B).long(), total_B - 1)
+    return torch.searchsorted(cumulative_B_V, threshold_B[:, None], right=True)[:, 0]

@@ -1,0 +1,49 @@
+"""Why an update could not be made, said with what was given, what is allowed and what to do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpg_vl.errors import RunError
+from gpg_vl.models.layout import Packed
+
+
+class NonFiniteError(RunError):
+    """The loss or the gradient is not a number. The update was not applied."""
+
+
+def locate(error: NonFiniteError, step: int, folder: Path) -> NonFiniteError:
+    """The error with its step, and with the folder in which the groups of the step are kept."""
+    return NonFiniteError(
+        f"Step {step}: {error} The groups of the step are kept in {folder}. A smaller train.learning_rate or another "
+        f"reward may help; go on from the last checkpoint with --resume."
+    )
+
+
+def explain_non_finite(loss: float, norm: float, broken: Sequence[str]) -> str:
+    """broken: examples of the micro-batches whose loss is not finite, of all processes."""
+    shown = ", ".join(broken[:8]) + (f" and {len(broken) - 8} more" if len(broken) > 8 else "")
+    where = "Only the gradient broke."
+    if broken:
+        where = f"The loss broke in the micro-batches of these examples: {shown}."
+    return (
+        f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where}"
+    )
+
+
+def explain_out_of_memory(packed: Packed, limit: int, fitted: int, error: str) -> str:
+    """limit: `train.tokens_per_pass`. fitted: tokens of the largest micro-batch that this run has trained on; 0: none."""
+    smaller = fitted or packed.tokens // 2
+    if len(packed.chunks) > 1 or smaller <= max(packed.prefix_lengths):
+        # a chunk holds as little as it can: the prefixes and one completion
+        advice = (
+            "Its prompts alone fill the device: set model.gradient_checkpointing to true, lower data.max_pixels, or "
+            "train with model.lora_rank."
+        )
+    else:
+        known = "the largest that fitted in this run" if fitted else "half of it"
+        advice = f"Set train.tokens_per_pass to {smaller} ({known}); the gradient stays the same."
+    first_line = error.strip().splitlines()[0] if error.strip() else "out of memory"
+    return (
+        f"The device ran out of memory in a micro-batch of {packed.tokens} tokens (train.tokens_per_pass is {limit}). "
+        f"{advice} Go on from the last checkpoint with --resume. ({first_line})"
+    )

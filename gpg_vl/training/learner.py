@@ -1,0 +1,313 @@
+"""The learner: one optimizer update after the other on the groups of a step.
+
+It knows the policy, the algorithm and the sharding by what they promise, and nothing of how they keep it. The gradient does
+not know how the groups were cut or dealt out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from math import isfinite
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from gpg_vl.algorithms.age import StepCounts
+from gpg_vl.algorithms.algorithm import Algorithm, Credit
+from gpg_vl.clock import timed
+from gpg_vl.errors import RunError
+from gpg_vl.models.head import Objective
+from gpg_vl.models.phases import forward_backward
+from gpg_vl.models.policy import Policy
+from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.models.reference import Reference
+from gpg_vl.models.requests import Score, ScoreOutput
+from gpg_vl.training.micro_batch import (
+    Layout,
+    MicroBatch,
+    count_groups,
+    make_idle_micro_batch,
+    make_micro_batches,
+    make_step_batch,
+)
+from gpg_vl.training.failures import (
+    NonFiniteError,
+    explain_non_finite,
+    explain_out_of_memory,
+)
+from gpg_vl.training.ranks import gathered, most, sum_named
+from gpg_vl.training.sharding.protocol import Sharding
+from gpg_vl.training.totals import (
+    Totals,
+    UpdateReport,
+    add_to,
+    count_step,
+    mean,
+    mean_metrics,
+)
+from gpg_vl.types import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """The numbers of an update. Fields as in the config."""
+
+    layout: Layout
+    max_grad_norm: float
+    max_new_tokens: int
+    learning_rate: Callable[[int, str], float]
+    """(step, part) -> rate; the part "" is that of all parts without a rate of their own."""
+    parts: tuple[str, ...] = ()
+    """Parts with a rate of their own."""
+    autocast: torch.dtype | None = None
+    """Of the forward pass; None computes in the weights' own dtype."""
+
+
+class Learner:
+    """Trains a policy with an algorithm.
+
+    policy: not wrapped yet; the sharding wraps it here.
+    reference: needed by algorithms that say so.
+    prefixes: prompts that the engine may have kept for training to go on from.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        sharding: Sharding,
+        settings: LearnerSettings,
+        accelerator: Accelerator,
+        *,
+        make_optimizer: Callable[[Policy], torch.optim.Optimizer],
+        reference: Reference | None = None,
+        prefixes: PrefixStore | None = None,
+    ) -> None:
+        assert reference is not None or "reference_logp" not in algorithm.needs
+        self._policy = policy
+        self._algorithm = algorithm
+        self._sharding = sharding
+        self._settings = settings
+        self._accelerator = accelerator
+        self._reference = reference
+        self._prefixes = prefixes
+        self._module: nn.Module = sharding.wrap(policy, make_optimizer)
+        self._largest = 0
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and whole tensors of the trained model; see `rollout.engine.Weights`."""
+        return self._sharding.full_weights()
+
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """The rates of step `step` (0, 1, ...), as metrics: that of all parts, and those of parts with one of their own."""
+        rates = {"learning_rate": self._settings.learning_rate(step, "")}
+        for part in self._settings.parts:
+            rates[f"learning_rate/{part}"] = self._settings.learning_rate(step, part)
+        return rates
+
+    def update(self, groups: Sequence[Group], *, step: int) -> UpdateReport:
+        """Train on the groups of step `step` (0, 1, ...). Raises NonFiniteError, with weights and optimizer as they were."""
+        # everything that counts the whole step is known before the first backward
+        counts, reward_std = count_step(self._accelerator, groups)
+        batch = make_step_batch(
+            groups,
+            counts=counts,
+            reward_std=reward_std,
+            max_new_tokens=self._settings.max_new_tokens,
+            old_logp_K=self._stored_logp(groups),
+            reference_logp_K=self._reference_logp(groups),
+        )
+
+        work = self._policy.work
+        self._policy.train()
+        reports: list[UpdateReport] = []
+        for _ in range(self._algorithm.updates):
+            credit = self._algorithm.credit(batch)
+            micro_batches = make_micro_batches(groups, credit, self._settings.layout)
+            number = int(most(self._accelerator, len(micro_batches)))
+            if number == 0:
+                # AdamW would still move on zero gradients (momentum, decay), so nothing at all is done
+                return UpdateReport(applied=False, counts=counts, metrics=credit.metrics)
+
+            totals = self._accumulate(micro_batches, number, credit, step)
+            reports.append(self._apply(totals, counts, credit, number))
+
+            # what this update has just computed is what the next one starts from
+            if batch.old_logp_K is not None:
+                batch = replace(batch, old_logp_K=totals.merge_logp(batch.old_logp_K))
+
+        return self._summarize(reports, work.tower_tokens, work.vision_patches)
+
+    def keep_old_logps(self, groups: Sequence[Group]) -> tuple[Group, ...]:
+        """Groups that are trained on after the weights have changed, with the log-probs of the weights that sampled them."""
+        if "old_logp" not in self._algorithm.needs or not groups:
+            return tuple(groups)
+
+        logps = self._score(groups, self._policy).tolist()
+        kept = []
+        start = 0
+        for group in groups:
+            old = []
+            for completion in group.completions:
+                end = start + len(completion.token_ids)
+                old.append(tuple(logps[start:end]))
+                start = end
+            kept.append(replace(group, old_logps=tuple(old)))
+        return tuple(kept)
+
+    # ---- log-probs that an algorithm needs
+
+    def _stored_logp(self, groups: Sequence[Group]) -> Tensor | None:
+        """NaN where the current weights sampled a token: its old log-prob is the one that is trained."""
+        if "old_logp" not in self._algorithm.needs:
+            return None
+        values: list[float] = []
+        for group in groups:
+            for place, completion in enumerate(group.completions):
+                known = group.old_logps[place] if group.old_logps else ()
+                values += known or [torch.nan] * len(completion.token_ids)
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _reference_logp(self, groups: Sequence[Group]) -> Tensor | None:
+        if "reference_logp" not in self._algorithm.needs:
+            return None
+        assert self._reference is not None
+        return self._score(groups, self._reference)
+
+    def _score(
+        self, groups: Sequence[Group], score: Callable[[Score], ScoreOutput]
+    ) -> Tensor:
+        """log pi [K] of all completion tokens of these groups, in one shared pass without gradient."""
+        micro_batches = make_micro_batches(groups, None, self._settings.layout)
+        logp_K = torch.zeros(sum(len(m.index_K) for m in micro_batches), dtype=torch.float64)
+        for micro_batch in micro_batches:
+            packed = micro_batch.packed.to(self._accelerator.device)
+            with torch.no_grad(), self._autocast():
+                output = score(Score(packed=packed))
+            logp_K[micro_batch.index_K] = output.logp_K.double().cpu()
+        return logp_K
+
+    # ---- one update
+
+    def _accumulate(
+        self, micro_batches: Sequence[MicroBatch], number: int, credit: Credit, step: int
+    ) -> Totals:
+        """Add up the gradient of this process's micro-batches. `number`: the most that any process has."""
+        self._sharding.start(lambda part: self._settings.learning_rate(step, part))
+
+        # where every call is a collective, no process may wait for one that has nothing to do
+        queue = list(micro_batches)
+        if self._sharding.calls_must_match:
+            queue += [make_idle_micro_batch(credit)] * (number - len(queue))
+
+        totals = Totals(observe=self._algorithm.observe)
+        for place, micro_batch in enumerate(queue):
+            is_last = place + 1 == len(queue)
+            output = self._run(micro_batch, totals.seconds, is_last=is_last)
+            totals.add(micro_batch, output)
+        return totals
+
+    def _run(
+        self, micro_batch: MicroBatch, seconds: dict[str, float], *, is_last: bool
+    ) -> ScoreOutput:
+        device = self._accelerator.device
+        backward_before = seconds["train_backward"]
+
+        def backward(loss: Tensor, last_of_micro_batch: bool) -> None:
+            with timed(lambda more: add_to(seconds, "train_backward", more), device):
+                self._sharding.backward(loss, last=is_last and last_of_micro_batch)
+
+        try:
+            with timed(lambda more: add_to(seconds, "train_forward", more), device), torch.enable_grad():
+                packed = micro_batch.packed.to(device)
+                output = forward_backward(
+                    self._module,
+                    packed,
+                    self._objective(micro_batch),
+                    backward=backward,
+                    autocast=self._autocast,
+                    prefix=self._prefixes.take(packed) if self._prefixes else None,
+                )
+        except torch.OutOfMemoryError as error:
+            limit, fitted = self._settings.layout.tokens_per_pass, self._largest
+            message = explain_out_of_memory(micro_batch.packed, limit, fitted, str(error))
+            raise RunError(message) from error
+
+        # the backward passes ran inside of what was timed as forward
+        add_to(seconds, "train_forward", backward_before - seconds["train_backward"])
+        self._largest = max(self._largest, micro_batch.packed.tokens)
+        return output
+
+    def _objective(self, micro_batch: MicroBatch) -> Objective:
+        return Objective(
+            inputs=micro_batch.inputs,
+            token_loss=self._algorithm.token_loss,
+            whole_completions=self._algorithm.whole_completions,
+        )
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = self._settings.autocast
+        return torch.autocast(self._accelerator.device.type, dtype, enabled=dtype is not None)
+
+    def _apply(
+        self, totals: Totals, counts: StepCounts, credit: Credit, micro_batches: int
+    ) -> UpdateReport:
+        summed = sum_named(self._accelerator, totals.additive())
+        gap_max = most(self._accelerator, totals.gap_max)
+
+        with timed(lambda more: add_to(totals.seconds, "optimizer", more), self._accelerator.device):
+            result = self._sharding.clip_and_step(
+                self._settings.max_grad_norm, loss_is_finite=isfinite(summed["loss"])
+            )
+        if not result.applied:
+            broken = [name for names in gathered(self._accelerator, totals.broken) for name in names]
+            raise NonFiniteError(explain_non_finite(summed["loss"], result.norm, broken))
+
+        tokens, sampled = summed["tokens"], summed["sampled"]
+        observed = {
+            name.removeprefix("observed/"): value / max(tokens, 1)
+            for name, value in summed.items()
+            if name.startswith("observed/")
+        }
+        return UpdateReport(
+            applied=True,
+            counts=counts,
+            metrics={**credit.metrics, **observed},
+            loss=summed["loss"],
+            grad_norm=result.norm,
+            entropy=summed["entropy"] / max(tokens, 1),
+            logp_gap_mean=summed["gap"] / sampled if sampled else None,
+            logp_gap_max=gap_max if sampled else None,
+            micro_batches=micro_batches,
+            seconds=totals.seconds,
+        )
+
+    def _summarize(
+        self, reports: Sequence[UpdateReport], tokens_before: int, patches_before: int
+    ) -> UpdateReport:
+        """One report of all updates of a step. The gap is that of the first: later weights are not those that sampled."""
+        work = self._policy.work
+        counted = sum_named(
+            self._accelerator,
+            {
+                "tokens": work.tower_tokens - tokens_before,
+                "patches": work.vision_patches - patches_before,
+            },
+        )
+        seconds: dict[str, float] = {}
+        for report in reports:
+            for name, value in report.seconds.items():
+                add_to(seconds, name, value)
+
+        return replace(
+            reports[0],
+            metrics=mean_metrics([report.metrics for report in reports]),
+            loss=mean([report.loss for report in reports]),
+            grad_norm=mean([report.grad_norm for report in reports]),
+            entropy=mean([report.entropy for report in reports]),
+            micro_batches=sum(report.micro_batches for report in reports),
+            trained_tokens=int(counted["tokens"]),
+            vision_patches=int(counted["patches"]),
+            seconds=seconds,
+        )

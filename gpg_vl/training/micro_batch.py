@@ -1,0 +1,209 @@
+"""From the groups of a step to micro-batches: which completions are trained, and what is computed together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpg_vl.algorithms.age import StepCounts
+from gpg_vl.algorithms.algorithm import Credit, StepBatch, TokenInputs, select
+from gpg_vl.models.layout import Packed, pack
+from gpg_vl.types import Completion, Group, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How groups are laid out. Fields as in the config's `train` section."""
+
+    tokens_per_pass: int
+    shared_prefix: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """What is run forward and backward together."""
+
+    packed: Packed
+    index_K: Tensor
+    """Where its completion tokens stand among those of the step's groups on this process."""
+    inputs: TokenInputs | None
+    """What the algorithm gives of these tokens; None if they are only scored."""
+    sampled_logp_K: Tensor
+    """Log-probs that the engine recorded; NaN where a token was not sampled."""
+    examples: tuple[str, ...]
+    """The ids of the examples whose groups are in it."""
+
+
+def count_groups(groups: Sequence[Group]) -> StepCounts:
+    """This process's share of the step's counts."""
+    tokens = [sum(len(c.token_ids) for c in group.completions) for group in groups]
+    valid = [group.is_valid for group in groups]
+    return StepCounts(
+        groups=len(groups),
+        valid_groups=sum(valid),
+        completions=sum(len(group.completions) for group in groups),
+        tokens=sum(tokens),
+        valid_tokens=sum(t for t, is_valid in zip(tokens, valid, strict=True) if is_valid),
+    )
+
+
+def make_step_batch(
+    groups: Sequence[Group],
+    *,
+    counts: StepCounts,
+    reward_std: float | None,
+    max_new_tokens: int,
+    old_logp_K: Tensor | None = None,
+    reference_logp_K: Tensor | None = None,
+) -> StepBatch:
+    """What an algorithm is shown of this process's groups. `counts` and `reward_std` are those of the whole step."""
+    rewards = [group.rewards for group in groups]
+    lengths = [[len(c.token_ids) for c in group.completions] for group in groups]
+    shape = (len(groups), len(rewards[0]) if rewards else 1)
+    return StepBatch(
+        rewards_P_G=torch.tensor(rewards, dtype=torch.float64).reshape(shape),
+        lengths_P_G=torch.tensor(lengths, dtype=torch.long).reshape(shape),
+        counts=counts,
+        reward_std=reward_std,
+        max_new_tokens=max_new_tokens,
+        old_logp_K=old_logp_K,
+        reference_logp_K=reference_logp_K,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    """A completion that is run, and the tokens of the step that are its own."""
+
+    group: Group
+    completion: Completion
+    tokens: range
+
+
+def make_micro_batches(
+    groups: Sequence[Group], credit: Credit | None, layout: Layout
+) -> list[MicroBatch]:
+    """Cut this process's groups into micro-batches of at most `tokens_per_pass` tokens.
+
+    Completions that the credit calls untrained, among them all of a group without signal, are left out: the step's counts
+    hold them already. Groups that show the same images stay together, so that an image is encoded once; a group that is
+    too large is a micro-batch of several chunks. Without credit every completion is in, to be scored.
+    """
+    members: list[_Member] = []
+    start = 0
+    for number, group in enumerate(groups):
+        for place, completion in enumerate(group.completions):
+            tokens = range(start, start + len(completion.token_ids))
+            if credit is None or bool(credit.trained_P_G[number, place]):
+                members.append(_Member(group=group, completion=completion, tokens=tokens))
+            start = tokens.stop
+
+    bundles = _bundle(members, layout)
+    joined = _join_bundles(bundles, lambda bundle: _size(bundle, layout), layout.tokens_per_pass)
+    return [_make_micro_batch(bundle, credit, layout) for bundle in joined]
+
+
+def make_idle_micro_batch(credit: Credit) -> MicroBatch:
+    """Computes next to nothing and adds exactly zero: it keeps a process without work in step with the others."""
+    prompt = Prompt(
+        example_id="",
+        text="",
+        input_ids_T=torch.tensor([0]),
+        positions_3_T=torch.zeros(3, 1, dtype=torch.long),
+        next_position=1,
+        image_mask_T=torch.tensor([False]),
+    )
+    nothing = torch.zeros(0, dtype=torch.long)
+    return MicroBatch(
+        packed=pack([prompt], [[()]]),
+        index_K=nothing,
+        inputs=select(credit.inputs, nothing),
+        sampled_logp_K=torch.zeros(0),
+        examples=(),
+    )
+
+
+def _bundle(members: Sequence[_Member], layout: Layout) -> list[list[_Member]]:
+    """What is not torn apart: the completions of groups with the same images, or each completion if naive.
+
+    Prompts about the same images are torn apart after all where they alone would fill half of a micro-batch: with little
+    room beside them, their completions would be computed in many small chunks.
+    """
+    if not layout.shared_prefix:
+        return [[member] for member in members]
+
+    by_images: dict[object, list[list[_Member]]] = {}
+    for group in _by_group(members):
+        images = group[0].group.prompt.image_keys or id(group[0].group)
+        by_images.setdefault(images, []).append(group)
+
+    bundles: list[list[_Member]] = []
+    for same in by_images.values():
+        held = layout.tokens_per_pass
+        for group in same:
+            length = group[0].group.prompt.length
+            if held + length > layout.tokens_per_pass // 2:
+                bundles.append([])
+                held = 0
+            bundles[-1] += group
+            held += length
+    return bundles
+
+
+def _size(members: Sequence[_Member], layout: Layout) -> int:
+    """Tokens that these completions and their prompts take in a micro-batch."""
+    together = _by_group(members) if layout.shared_prefix else [[member] for member in members]
+    prompts = sum(group[0].group.prompt.length for group in together)
+    return prompts + sum(len(member.completion.token_ids) - 1 for member in members)
+
+
+def _by_group(members: Sequence[_Member]) -> list[list[_Member]]:
+    groups: dict[int, list[_Member]] = {}
+    for member in members:
+        groups.setdefault(id(member.group), []).append(member)
+    return list(groups.values())
+
+
+def _join_bundles(
+    bundles: Sequence[list[_Member]], size: Callable[[list[_Member]], int], limit: int
+) -> list[list[_Member]]:
+    """Consecutive bundles joined while they fit; a larger one stands alone."""
+    joined: list[list[_Member]] = []
+    held = 0
+    for bundle in bundles:
+        more = size(bundle)
+        if not joined or held + more > limit:
+            joined.append([])
+            held = 0
+        joined[-1] += bundle
+        held += more
+    return joined
+
+
+def _make_micro_batch(
+    members: Sequence[_Member], credit: Credit | None, layout: Layout
+) -> MicroBatch:
+    groups = _by_group(members)
+    packed = pack(
+        [group[0].group.prompt for group in groups],
+        [[member.completion.token_ids for member in group] for group in groups],
+        shared_prefix=layout.shared_prefix,
+        tokens_per_pass=layout.tokens_per_pass,
+    )
+
+    index: list[int] = []
+    sampled: list[float] = []
+    for group in groups:
+        for member in group:
+            index += member.tokens
+            sampled += member.completion.logprobs or [torch.nan] * len(member.tokens)
+    index_K = torch.tensor(index, dtype=torch.long)
+
+    return MicroBatch(
+        packed=packed,
+        index_K=index_K,
+        inputs=None if credit is None else select(credit.inputs, index_K),
+        sampled_logp_K=torch.tensor(sampled),
+        examples=tuple(group[0].group.example.id for group in groups),
+    )

@@ -1,0 +1,135 @@
+"""Everything about a run that can be checked without weights: names, data, rewards, sizes. It ends in a plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from rich.console import Console
+
+from gpg_vl.algorithms.algorithm import Algorithm
+from gpg_vl.config import Config, make_algorithm
+from gpg_vl.data.check import DataReport, check
+from gpg_vl.data.read import load_examples, read_rows
+from gpg_vl.errors import UserError
+from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.load import Processing, load_processing
+from gpg_vl.rewards.isolation import RewardPool
+from gpg_vl.rewards.scoring import check_gold
+from gpg_vl.rollout import engines
+from gpg_vl.training.plan import Plan, make_plan
+from gpg_vl.training.sharding import shardings
+from gpg_vl.types import Example
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A run that is checked and planned, without weights."""
+
+    config: Config
+    algorithm: Algorithm
+    processing: Processing
+    encoder: Encoder
+    examples: Sequence[Example]
+    report: DataReport
+    plan: Plan
+
+
+def make_encoder(config: Config) -> Encoder:
+    """The encoder of a config's model, prompt and data sections. Loads the tokenizer, no weights."""
+    root = Path(config.data.root) if config.data.root else _folder_of(config.data.train)
+    return Encoder(
+        processing=load_processing(config.model.path, config.model.revision),
+        root=root,
+        style=PromptStyle(
+            template=config.prompt.template,
+            system=config.prompt.system,
+            chat=config.prompt.chat,
+            prefill=config.prompt.prefill,
+        ),
+        limits=PixelLimits(
+            min_pixels=config.data.min_pixels,
+            max_pixels=config.data.max_pixels,
+            max_image_pixels=config.data.max_image_pixels,
+        ),
+    )
+
+
+def check_data(config: Config, encoder: Encoder, console: Console | None) -> DataReport:
+    """Read and check every row of the training data."""
+    rows = read_rows(config.data.train, config.data.columns, limit=config.data.limit)
+    return check(
+        rows,
+        count=encoder.count,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        console=console,
+        source=config.data.train,
+    )
+
+
+def prepare(config: Config, *, processes: int, console: Console | None) -> Prepared:
+    """Check data, rewards and sizes, and plan the run. Raises UserError with everything that is wrong."""
+    if config.train.prompts_per_step % processes:
+        raise UserError(
+            f"train.prompts_per_step is {config.train.prompts_per_step}, which {processes} processes cannot share. "
+            f"Choose a multiple of {processes}."
+        )
+    # names that are looked up are looked up first: no data is read for a run that cannot start
+    engines.get(config.rollout.engine)
+    shardings.get(config.train.sharding)
+    algorithm = make_algorithm(config.algorithm)
+    encoder = make_encoder(config)
+    report = check_data(config, encoder, console)
+    if not report.ok:
+        if console:
+            report.render(console)
+        raise UserError(
+            f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Mend the rows or choose others; "
+            f"nothing is dropped silently."
+        )
+    examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
+    _refuse_bad_rewards(config, examples)
+    steps = (
+        config.train.steps
+        if config.train.steps is not None
+        else ceil(config.train.epochs * len(examples) / config.train.prompts_per_step)
+    )
+    plan = make_plan(
+        config,
+        family=encoder.processing.family,
+        prompt_tokens=report.tokens,
+        image_tokens=report.image_tokens,
+        processes=processes,
+        steps=steps,
+        first_prompt=encoder.render(examples[0]),
+    )
+    return Prepared(
+        config=config,
+        algorithm=algorithm,
+        processing=encoder.processing,
+        encoder=encoder,
+        examples=examples,
+        report=report,
+        plan=plan,
+    )
+
+
+def _refuse_bad_rewards(config: Config, examples: Sequence[Example]) -> None:
+    with RewardPool(
+        config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers
+    ) as pool:
+        problems = check_gold(config.rewards.weights, examples, pool=pool)
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(
+            f"{len(problems)} gold answer(s) do not get full marks from their own reward:\n{shown}{more}\n"
+            f"Mend the data or the reward: a policy could not be rewarded for the right answer."
+        )
+
+
+def _folder_of(source: str) -> Path | None:
+    if source.startswith("datasets:"):
+        return None
+    path = Path(source)
+    return path if path.is_dir() else path.parent

@@ -1,0 +1,93 @@
+"""What each process keeps in a checkpoint: its random states and its surplus groups, in plain numbers and texts."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpg_vl.training.source import PromptSource
+from gpg_vl.types import Completion, Group
+
+
+def dump_rank_state(carry: Sequence[Group]) -> dict[str, Any]:
+    """The random states of this process and its surplus groups, without prompts and examples."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    saved = {
+        "torch": torch.get_rng_state(),
+        "python": _to_lists(random.getstate()),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "carry": [_dump_group(group) for group in carry],
+    }
+    if torch.cuda.is_available():
+        saved["cuda"] = torch.cuda.get_rng_state()
+    return saved
+
+
+def restore_rank_state(
+    saved: Mapping[str, Any], source: PromptSource, *, default_version: int
+) -> tuple[Group, ...]:
+    """Set the random states of this process. Returns its surplus groups, encoded again.
+
+    default_version: of completions that were saved without the version of the weights that sampled them.
+    """
+    torch.set_rng_state(saved["torch"])
+    if torch.cuda.is_available() and "cuda" in saved:
+        torch.cuda.set_rng_state(saved["cuda"])
+    random.setstate(_to_tuples(saved["python"]))
+    np.random.set_state(_to_tuples(saved["numpy"]))
+    return tuple(_restore_group(row, source, default_version) for row in saved["carry"])
+
+
+def _dump_group(group: Group) -> dict[str, Any]:
+    completions = [
+        {
+            "token_ids": list(completion.token_ids),
+            "logprobs": list(completion.logprobs),
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "prefill": completion.prefill,
+            "version": completion.version,
+        }
+        for completion in group.completions
+    ]
+    return {
+        "draw": group.draw,
+        "rewards": list(group.rewards),
+        "reward_parts": {name: list(values) for name, values in group.reward_parts.items()},
+        "old_logps": [list(values) for values in group.old_logps],
+        "completions": completions,
+    }
+
+
+def _restore_group(row: Mapping[str, Any], source: PromptSource, default_version: int) -> Group:
+    drawn = source.group_at(row["draw"])
+    completions = [
+        Completion(
+            token_ids=tuple(saved["token_ids"]),
+            logprobs=tuple(saved["logprobs"]),
+            text=saved["text"],
+            finish_reason=saved["finish_reason"],
+            prefill=saved["prefill"],
+            version=saved.get("version", default_version),
+        )
+        for saved in row["completions"]
+    ]
+    return Group(
+        example=drawn.example,
+        prompt=drawn.prompt,
+        completions=tuple(completions),
+        rewards=tuple(row["rewards"]),
+        reward_parts={name: tuple(values) for name, values in row["reward_parts"].items()},
+        draw=row["draw"],
+        old_logps=tuple(tuple(values) for values in row.get("old_logps", ())),
+    )
+
+
+def _to_lists(value: Any) -> Any:
+    return [_to_lists(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _to_tuples(value: Any) -> Any:
+    return tuple(_to_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,15 @@
+"""Ways to spread weights, gradients and optimizer over processes, by name."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gpg_vl.registry import Registry
+
+if TYPE_CHECKING:  # names can be asked for without torch
+    from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
+
+shardings: "Registry[Callable[[ShardingSetup], Sharding]]" = Registry(
+    "sharding",
+    builtin={"none": "gpg_vl.training.sharding.plain:Plain"},
+    entry_point_group="gpg_vl.shardings",
+)

@@ -1,0 +1,128 @@
+"""Every process holds everything: one process, or several that add up their gradients once a step.
+
+No wrapper is used. The last backward of a micro-batch in chunks touches only a part of the weights, and a wrapper that
+sums gradients as they come would wait for the rest.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gpg_vl.models.adapters import adapter_state, has_adapters, load_adapter_state, merged_weights
+from gpg_vl.models.load import load_model, quiet
+from gpg_vl.models.policy import Policy
+from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
+
+BUCKET_ELEMENTS = 2**24
+"""Numbers that are summed over processes in one collective: 64 MB in float32."""
+
+
+class Plain:
+    """The `none` sharding. See `Sharding` for its methods."""
+
+    calls_must_match = False
+
+    def __init__(self, setup: ShardingSetup) -> None:
+        self._setup = setup
+        self._policy: Policy
+        self._optimizer: torch.optim.Optimizer
+
+    def wrap(
+        self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
+    ) -> nn.Module:
+        self._policy = policy.to(self._setup.device)
+        self._optimizer = make_optimizer(self._policy)
+        if self._setup.processes > 1:
+            for tensor in [*policy.parameters(), *policy.buffers()]:
+                torch.distributed.broadcast(tensor.detach(), src=0)
+        return self._policy
+
+    def start(self, learning_rate: Callable[[str], float]) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(group["part"])
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        # whatever comes last, the sum over processes waits for `clip_and_step`, which all of them reach
+        loss.backward()
+
+    def clip_and_step(self, max_norm: float, *, loss_is_finite: bool) -> StepResult:
+        parameters = self._trained_parameters()
+
+        # a weight that nothing has touched has gradient 0, not none: the optimizer's moments fade in any case, and do
+        # so on all processes alike
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self._setup.processes > 1:
+            _sum_over_processes([p.grad for p in parameters if p.grad is not None])
+
+        norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+        if not (loss_is_finite and isfinite(norm)):
+            self._optimizer.zero_grad(set_to_none=True)
+            return StepResult(norm, applied=False)
+        self._optimizer.step()
+        return StepResult(norm, applied=True)
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return merged_weights(self._policy.model)
+
+    def save(self, folder: Path) -> None:
+        if not self._setup.is_main:
+            return
+        if has_adapters(self._policy.model):
+            save_file(adapter_state(self._policy.model), folder / "adapters.safetensors")
+        torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
+
+    def load(self, folder: Path) -> None:
+        model = self._policy.model
+        if has_adapters(model):
+            load_adapter_state(model, folder / "adapters.safetensors")
+        else:
+            _load_weights(model, folder / "model")
+
+        # the parts are this run's, not the file's: a file of an earlier version names none
+        parts = [group["part"] for group in self._optimizer.param_groups]
+        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+        self._optimizer.load_state_dict(state)
+        for group, part in zip(self._optimizer.param_groups, parts, strict=True):
+            group["part"] = part
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+
+def _sum_over_processes(gradients: Sequence[Tensor]) -> None:
+    """Each gradient becomes the sum of those of all processes; few large collectives instead of one per tensor."""
+    bucket: list[Tensor] = []
+    held = 0
+    for gradient in gradients:
+        full = held + gradient.numel() > BUCKET_ELEMENTS
+        if bucket and (full or bucket[0].dtype != gradient.dtype):
+            _sum_bucket(bucket)
+            bucket, held = [], 0
+        bucket.append(gradient)
+        held += gradient.numel()
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(bucket: Sequence[Tensor]) -> None:
+    flat = torch.cat([gradient.flatten() for gradient in bucket])
+    torch.distributed.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in bucket])
+    for gradient, part in zip(bucket, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _load_weights(model: nn.Module, folder: Path) -> None:
+    """Saved weights have names of their own; reading them as a checkpoint gives them back those of the model."""
+    with quiet():
+        saved = load_model(str(folder)).state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(saved[name])

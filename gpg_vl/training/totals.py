@@ -1,0 +1,138 @@
+"""What an optimizer step adds up to: before it, over its groups; after it, over its micro-batches and processes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from gpg_vl.algorithms.age import StepCounts
+from gpg_vl.models.requests import ScoreOutput
+from gpg_vl.training.micro_batch import MicroBatch, count_groups
+from gpg_vl.training.ranks import sum_named
+from gpg_vl.types import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReport:
+    """What the updates of a step did, over all processes. Of several updates the means are reported."""
+
+    applied: bool
+    """False if nothing was to be trained: weights and optimizer are untouched."""
+    counts: StepCounts
+    metrics: Mapping[str, float | None]
+    """What the algorithm reports, such as alpha."""
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    entropy: float = 0.0
+    """Mean over the trained tokens, in nats."""
+    logp_gap_mean: float | None = 0.0
+    """Mean absolute difference between the engine's log-probs and the trainer's; None if nothing was sampled."""
+    logp_gap_max: float | None = 0.0
+    micro_batches: int = 0
+    trained_tokens: int = 0
+    """Tokens that went through the language model."""
+    vision_patches: int = 0
+    """Patches that went through the vision tower."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of this process, by part of the update."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Totals:
+    """What the micro-batches of an update add up to on this process."""
+
+    observe: Callable[..., Mapping[str, Tensor]] | None
+    loss: float = 0.0
+    entropy: float = 0.0
+    gap: float = 0.0
+    gap_max: float = 0.0
+    tokens: int = 0
+    """Completion tokens that were trained."""
+    sampled: int = 0
+    """Those among them of which the engine recorded a log-prob."""
+    observed: dict[str, float] = field(default_factory=dict)
+    logps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Where tokens stand among those of the step, and their log-probs."""
+    broken: list[str] = field(default_factory=list)
+    """Examples of micro-batches whose loss is not finite."""
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"train_forward": 0.0, "train_backward": 0.0}
+    )
+
+    def add(self, micro_batch: MicroBatch, output: ScoreOutput) -> None:
+        loss = output.loss.item()
+        self.loss += loss
+        if not isfinite(loss):
+            self.broken += micro_batch.examples
+        if not len(micro_batch.index_K):
+            return
+
+        self.tokens += len(micro_batch.index_K)
+        self.entropy += output.entropy_K.sum().item()
+        self.logps.append((micro_batch.index_K, output.logp_K))
+        if self.observe is not None:
+            for name, value_K in self.observe(output.logp_K, micro_batch.inputs).items():
+                add_to(self.observed, name, value_K.sum().item())
+
+        sampled_K = ~micro_batch.sampled_logp_K.isnan()
+        if sampled_K.any():
+            gap_K = (output.logp_K.float().cpu() - micro_batch.sampled_logp_K)[sampled_K].abs()
+            self.sampled += len(gap_K)
+            self.gap += gap_K.sum().item()
+            self.gap_max = max(self.gap_max, gap_K.max().item())
+
+    def additive(self) -> dict[str, float]:
+        """What may be added over processes."""
+        return {
+            "loss": self.loss,
+            "entropy": self.entropy,
+            "gap": self.gap,
+            "tokens": float(self.tokens),
+            "sampled": float(self.sampled),
+            **{f"observed/{name}": value for name, value in self.observed.items()},
+        }
+
+    def merge_logp(self, old_logp_K: Tensor) -> Tensor:
+        """`old_logp_K` with the log-probs of this update where none was known."""
+        merged_K = old_logp_K.clone()
+        for index_K, logp_K in self.logps:
+            known_K = old_logp_K[index_K]
+            merged_K[index_K] = torch.where(known_K.isnan(), logp_K.to(known_K), known_K)
+        return merged_K
+
+
+def count_step(
+    accelerator: Accelerator, groups: Sequence[Group]
+) -> tuple[StepCounts, float | None]:
+    """The step's counts and the standard deviation (ddof 1) of its rewards, over all processes."""
+    counts = count_groups(groups)
+    names = ("groups", "valid_groups", "completions", "tokens", "valid_tokens")
+    rewards = [reward for group in groups for reward in group.rewards]
+    local = {name: float(getattr(counts, name)) for name in names}
+    summed = sum_named(accelerator, {**local, "rewards": len(rewards), "reward": sum(rewards)})
+
+    number = summed["rewards"]
+    mean = summed["reward"] / number if number else 0.0
+    squares = sum_named(accelerator, {"squares": sum((r - mean) ** 2 for r in rewards)})["squares"]
+    deviation = (squares / (number - 1)) ** 0.5 if number > 1 else None
+    return StepCounts(**{name: int(summed[name]) for name in names}), deviation
+
+
+def add_to(seconds: dict[str, float], name: str, more: float) -> None:
+    seconds[name] = seconds.get(name, 0.0) + more
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def mean_metrics(metrics: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for name in metrics[0]:
+        values = [given[name] for given in metrics]
+        known = [value for value in values if value is not None]
+        means[name] = mean(known) if known else None
+    return means
