@@ -260,7 +260,7 @@ class Policy(nn.Module):
         self.work.tower_tokens += embeddings_B_T_H.shape[0] * embeddings_B_T_H.shape[1]
         states: Tensor = self.family.language_model(self.model)(
             inputs_embeds=embeddings_B_T_H,
-            position_ids=positions_3_B_T if self.family.has_vision else positions_3_B_T[0],
+            position_ids=self.family.tower_positions(positions_3_B_T),
             attention_mask={"full_attention": None},
             use_cache=False,
             shared=shared,
@@ -277,9 +277,9 @@ class Policy(nn.Module):
                 else embeddings
             )
         features = self.image_features(packed)
-        placed = torch.cat([features[i] for i in packed.image_places]).to(embeddings.dtype)
         where_T = torch.nn.functional.pad(packed.image_mask_S, (0, len(ids_T) - len(packed.ids_S)))
-        return embeddings.masked_scatter(where_T[:, None].expand_as(embeddings), placed)
+        placed = [features[i] for i in packed.image_places]
+        return self.family.place_features(embeddings, placed, where_T)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.model.get_input_embeddings()(ids)
@@ -325,7 +325,7 @@ class Policy(nn.Module):
 
     def _seen(self, pixel_values_N: Tensor, grid_thw_I_3: Tensor) -> list[Tensor]:
         self.work.vision_patches += len(pixel_values_N)
-        return list(self.model.model.get_image_features(pixel_values_N, grid_thw_I_3).pooler_output)
+        return self.family.image_features(self.model, pixel_values_N, grid_thw_I_3)
 
     def _trains_vision(self) -> bool:
         tower = self.family.vision_tower(self.model)
@@ -339,11 +339,7 @@ class Policy(nn.Module):
         """
         if not self._trains_vision():
             return 0.0
-        side = self.family.merge_size
-        values = 3 * self.model.config.vision_config.temporal_patch_size * self.family.patch_size**2
-        (features,) = self._seen(
-            like.new_zeros(side * side, values), torch.tensor([[1, side, side]], device=like.device)
-        )
+        (features,) = self._seen(*self.family.blank_image(self.model, like))
         return features.sum()
 
     def logits(self, hidden_B_H: Tensor, *, temperature: float) -> Tensor:
