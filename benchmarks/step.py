@@ -19,14 +19,15 @@ from PIL import Image
 from benchmarks.anchor import Question
 from benchmarks.meter import read_status, reset_peak
 from gpg_vl.models.attention import Kernel
-from gpg_vl.models.cost import Cost, group_cost, shape_of
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.models.shape import Shape
 from gpg_vl.quickstart import scenes
 from gpg_vl.rollout.engine import Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.training.batch import Objective, make_passes
+from gpg_vl.training.cost import Cost, group_cost
 from gpg_vl.training.optimizer import make_adamw
 from gpg_vl.training.step import accumulate, global_counts, update
 from gpg_vl.types import Completion, Example, Group, Prompt
@@ -115,7 +116,7 @@ class Bench:
     ) -> None:
         tokens = replace(processing.tokens, ends=())  # every answer has its full length
         self._case, self._device = case, device
-        self._config = model.config
+        self._shape = processing.family.shape_of(model.config)
         if case.checkpointing:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -265,7 +266,7 @@ class Bench:
         trained = replace(self.policy.work)
         error = self.gradient_error(prompts, answers) if case.shared else None
         columns = [median(column) for column in zip(*seconds, strict=True)]
-        cost = cost_of(case, self._config, prompts[0].length)
+        cost = cost_of(case, self._shape, prompts[0].length)
         return Timing(
             prefill_seconds=columns[0],
             decode_seconds=columns[1],
@@ -283,10 +284,10 @@ class Bench:
         )
 
 
-def cost_of(case: Case, config: Any, prompt: int) -> Cost:
+def cost_of(case: Case, shape: Shape, prompt: int) -> Cost:
     """Of one group of the case, whose prompt has so many tokens. Without what checkpointing computes again."""
     return group_cost(
-        shape_of(config, has_vision=True),
+        shape,
         prompt=prompt,
         image_tokens=case.image_tokens,
         completion=case.completion,

@@ -1,4 +1,4 @@
-"""One way to find what a user names: a registered function, an installed plug-in, or `file.py:function`.
+"""One way to find what a user names: a registered function or record, an installed plug-in, or `file.py:function`.
 
 Nothing is imported until it is asked for, a plug-in that fails to import raises its own error, and two owners of one name
 are an error that names both.
@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from gpg_vl.errors import UserError
 
-T = TypeVar("T", bound=Callable[..., object])
+T = TypeVar("T")
 
 
 class UnknownNameError(KeyError, UserError):
@@ -35,21 +35,31 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 class Registry(Generic[T]):
-    """Named functions of one kind.
+    """Named functions, or records, of one kind.
 
     `builtin` maps names to `module:function`, imported on first use. `entry_point_group` is the packaging group in which
-    other distributions announce theirs.
+    other distributions announce theirs. `kind_of` is the class of which everything that is found must be; without it,
+    functions are wanted.
 
     Example:
         `rewards = Registry("reward", builtin={"choice": "gpg_vl.rewards.choice:choice"},
         entry_point_group="gpg_vl.rewards")` then `rewards.get("choice")` or `rewards.get("my.py:in_order")`.
     """
 
-    def __init__(self, kind: str, *, builtin: dict[str, str], entry_point_group: str) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        builtin: dict[str, str],
+        entry_point_group: str,
+        kind_of: type[T] | None = None,
+    ) -> None:
         self.kind = kind
         self._lazy = dict(builtin)
         self._registered: dict[str, T] = {}
         self._group = entry_point_group
+        self._kind_of = kind_of
+        self._wanted = "function" if kind_of is None else kind_of.__name__
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: make a function available under `name`. Raises ValueError if the name has another owner."""
@@ -71,7 +81,7 @@ class Registry(Generic[T]):
         return sorted({*self._lazy, *self._registered, *self._plugins()})
 
     def get(self, name: str) -> T:
-        """The function called `name`. Raises UnknownNameError, or whatever the plug-in raises while it is imported."""
+        """What is called `name`. Raises UnknownNameError, or whatever the plug-in raises while it is imported."""
         if name in self._registered:
             return self._registered[name]
         if ".py:" in name:
@@ -80,7 +90,7 @@ class Registry(Generic[T]):
         if target is None:
             raise UnknownNameError(
                 f"There is no {self.kind} called {name!r}. {did_you_mean(name, self.names())} "
-                f"A function of your own is named as path/to/file.py:function."
+                f"A {self._wanted} of your own is named as path/to/file.py:{self._wanted.lower()}."
             )
         module, _, attribute = target.partition(":")
         return self._checked(name, getattr(import_module(module), attribute, None), target)
@@ -115,12 +125,13 @@ class Registry(Generic[T]):
             name, getattr(_module_from(file), attribute, None), f"{file}:{attribute}"
         )
 
-    def _checked(self, name: str, function: object, where: str) -> T:
-        if not callable(function):
+    def _checked(self, name: str, found: object, where: str) -> T:
+        fits = callable(found) if self._kind_of is None else isinstance(found, self._kind_of)
+        if not fits:
             raise UnknownNameError(
-                f"The {self.kind} {name!r} points to {where}, where there is no such function."
+                f"The {self.kind} {name!r} points to {where}, where there is no such {self._wanted}."
             )
-        return function  # type: ignore[return-value]  # the registry's T is a promise of the caller
+        return found  # type: ignore[return-value]  # of functions, the registry's T is a promise of the caller
 
 
 def _module_from(file: Path) -> ModuleType:

@@ -10,7 +10,6 @@ from scipy.optimize import linear_sum_assignment
 
 from gpg_vl.rewards.boxes import (
     COORDINATES,
-    FAMILY_COORDINATES,
     Box,
     Frame,
     best_matching,
@@ -163,9 +162,3 @@ def test_a_wrong_convention_is_no_slight_error():
     gold = Box(700, 700, 900, 900)
     taken = convert(gold, Frame("abs_orig", 4000, 4000), Frame("rel1000", 1000, 1000))
     assert iou(gold, taken) == 0.0
-
-
-def test_the_families_have_conventions_that_exist():
-    assert set(FAMILY_COORDINATES.values()) <= set(COORDINATES)
-    assert FAMILY_COORDINATES["qwen2_vl"] == "rel1000"
-    assert FAMILY_COORDINATES["qwen2_5_vl"] == "abs_resized"

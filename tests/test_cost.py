@@ -11,11 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpg_vl.config import load_config
-from gpg_vl.models.cost import Cost, Shape, group_cost, shape_of
-from gpg_vl.models.families import FAMILIES
+from gpg_vl.models.families import families, family_of
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import read_config
+from gpg_vl.models.shape import Shape
 from gpg_vl.quickstart import scenes
+from gpg_vl.training.cost import Cost, group_cost, image_forward
 from gpg_vl.training.plan import make_plan
 from gpg_vl.types import Example, Prompt
 
@@ -34,7 +35,7 @@ def predicted(
 ) -> Cost:
     config = read_config(str(checkpoint))
     return group_cost(
-        shape_of(config, has_vision=True),
+        family_of(config.model_type, str(checkpoint)).shape_of(config),
         prompt=prompt.length,
         image_tokens=int(prompt.image_mask_T.sum()),
         completion=LENGTH,
@@ -79,7 +80,7 @@ def test_memory_in_the_plan_is_that_of_one_process(tiny_checkpoint: Path, tmp_pa
     alone, one_of_two = (
         make_plan(
             config,
-            family=FAMILIES["qwen2_vl"],
+            family=families.get("qwen2_vl"),
             prompt_tokens=[50, 40, 30],
             image_tokens=[16, 16, 16],
             processes=processes,
@@ -107,7 +108,7 @@ def test_the_plan_of_a_run_that_reuses_its_prompts(tiny_checkpoint: Path, tmp_pa
     plans = [
         make_plan(
             load_config(write_config(tmp_path, tiny_checkpoint, train={"reuse_prefill": reuse})),
-            family=FAMILIES["qwen2_vl"],
+            family=families.get("qwen2_vl"),
             prompt_tokens=[50, 40, 30],
             image_tokens=[16, 16, 16],
             processes=1,
@@ -141,8 +142,6 @@ def test_published_sizes_of_qwen2_vl_2b() -> None:
         vision_width=1280,
         merge=4,
     )
-    from gpg_vl.models.cost import image_forward
-
     assert shape.body == pytest.approx(1.310e9, rel=1e-3)
     assert shape.head == pytest.approx(0.233e9, rel=2e-3)
     assert image_forward(shape, 256) / 256 == pytest.approx(5.78e9, rel=0.01)

@@ -1,6 +1,5 @@
 """Encoding: rendering, image tokens, positions, and everything that an encoder must refuse."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from test_policy import encoder
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
-from gpg_vl.models.families import FAMILIES, mrope_positions
+from gpg_vl.models.families.qwen2_vl import mrope_positions
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example, Message
@@ -92,7 +91,7 @@ def test_positions_by_counting(images: list[tuple[int, int, int]], tail: int) ->
         expected.append((position, position, position))
         position += 1
     grid = torch.tensor([[1, 2 * r, 2 * c] for _, r, c in images]) if images else None
-    got = mrope_positions(torch.tensor(ids), torch.tensor(mask), grid, 2)
+    got = mrope_positions(torch.tensor(ids), torch.tensor(mask), grid)
     assert got.T.tolist() == [list(p) for p in expected]
 
 
@@ -234,12 +233,3 @@ def test_what_cannot_be_encoded_is_refused_in_words(
 def test_a_text_model_refuses_images(text_checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"has 1 image\(s\), but qwen2 reads text only"):
         encoder(text_checkpoint).encode(scene_example(1))
-
-
-def test_every_family_says_all_its_facts() -> None:
-    for family in FAMILIES.values():
-        assert family.model_class
-        if family.has_vision:
-            assert family.patch_size > 0
-            assert math.log2(family.merge_size).is_integer()
-            assert "image_pad" in family.image_markup

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
-from gpg_vl.eval.coordinates import located, model_coordinates, resized, written
+from gpg_vl.eval.coordinates import located, model_coordinates, written
 from gpg_vl.eval.display import results_notes
 from gpg_vl.eval.masks import box_of, decode, encode, overlap, polygon
 from gpg_vl.eval.predictions import Prediction, Response
@@ -36,6 +36,7 @@ from gpg_vl.eval.task import Doc, pick_scorers
 from gpg_vl.eval.tasks.reasonseg import lisa
 from gpg_vl.eval.tasks.reasonseg import load as load_lisa
 from gpg_vl.eval.tasks.refcoco import refcoco, refcocog
+from gpg_vl.models.families.boxes import resized
 from gpg_vl.rewards.boxes import COORDINATES, Box
 from gpg_vl.types import Example
 
@@ -79,7 +80,7 @@ def score(scorer, doc, text):
     ],
 )
 def test_images_are_resized_as_the_processor_does(size, limits, expected):
-    assert resized(*size, *limits) == expected
+    assert resized(*size, *limits, side=28) == expected
 
 
 @given(st.integers(28, 3000), st.integers(28, 3000))
@@ -89,7 +90,7 @@ def test_the_resized_image_is_in_the_limits_and_agrees_with_the_library(width, h
 
     if max(width, height) / min(width, height) < 100:
         expected = smart_resize(height, width, factor=28, min_pixels=3136, max_pixels=401408)
-        assert resized(width, height, 3136, 401408) == (expected[1], expected[0])
+        assert resized(width, height, 3136, 401408, side=28) == (expected[1], expected[0])
 
 
 @given(

@@ -198,7 +198,7 @@ def test_the_same_numbers_mean_another_box_in_another_frame():
     ("meta", "said"),
     [
         ({}, r"coordinates None.*column `coordinates`.*rel1000, rel1, abs_resized, abs_orig"),
-        ({"coordinates": "pixels"}, r"coordinates 'pixels'.*qwen2_vl rel1000"),
+        ({"coordinates": "pixels"}, r"coordinates 'pixels'.*`gpg_vl.eval` knows"),
         (
             {"coordinates": "abs_orig"},
             r"image_size None.*column `image_size` with \[width, height\]",

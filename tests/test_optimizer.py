@@ -12,7 +12,7 @@ from test_policy import encoder
 from gpg_vl.data.order import index_at
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import adapter_state, add_adapters, load_adapter_state, merged_state
-from gpg_vl.models.families import FAMILIES
+from gpg_vl.models.families import families
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.training.checkpoint import save_model
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
@@ -50,7 +50,7 @@ def test_decay_falls_on_matrices_only(tiny_checkpoint: Path) -> None:
 def test_freezing_by_part(tiny_checkpoint: Path) -> None:
     for parts in (["vision"], ["merger"], ["language"], ["vision", "language"]):
         model = load_model(str(tiny_checkpoint))
-        freeze(model, FAMILIES["qwen2_vl"], parts)
+        freeze(model, families.get("qwen2_vl"), parts)
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         expected = {
             n
@@ -64,7 +64,7 @@ def test_freezing_by_part(tiny_checkpoint: Path) -> None:
 
 def test_a_text_model_has_no_vision_to_freeze(text_checkpoint: Path) -> None:
     with pytest.raises(UserError, match="names vision, but qwen2 has no vision"):
-        freeze(load_model(str(text_checkpoint)), FAMILIES["qwen2"], ["vision"])
+        freeze(load_model(str(text_checkpoint)), families.get("qwen2"), ["vision"])
 
 
 @given(size=st.integers(1, 50), seed=st.integers(0, 10**6), epoch=st.integers(0, 5))
@@ -86,7 +86,7 @@ TARGETS = ("q_proj", "v_proj", "down_proj")
 
 def adapted(checkpoint: Path, seed: int = 0) -> torch.nn.Module:
     model = load_model(str(checkpoint))
-    add_adapters(model, FAMILIES["qwen2_vl"], rank=2, alpha=4.0, targets=TARGETS, seed=seed)
+    add_adapters(model, families.get("qwen2_vl"), rank=2, alpha=4.0, targets=TARGETS, seed=seed)
     return model
 
 
@@ -140,7 +140,7 @@ def test_adapters_come_back_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path) -
     load_adapter_state(other, tmp_path / "a.safetensors")
     assert torch.equal(logits(other, tiny_checkpoint), logits(model, tiny_checkpoint))
     third = load_model(str(tiny_checkpoint))
-    add_adapters(third, FAMILIES["qwen2_vl"], rank=2, alpha=4.0, targets=["k_proj"], seed=0)
+    add_adapters(third, families.get("qwen2_vl"), rank=2, alpha=4.0, targets=["k_proj"], seed=0)
     with pytest.raises(UserError, match="are not those of this config"):
         load_adapter_state(third, tmp_path / "a.safetensors")
 
@@ -149,7 +149,7 @@ def test_targets_that_name_nothing(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match="names no linear layer of the language model"):
         add_adapters(
             load_model(str(tiny_checkpoint)),
-            FAMILIES["qwen2_vl"],
+            families.get("qwen2_vl"),
             rank=2,
             alpha=4.0,
             targets=["qkv"],

@@ -6,7 +6,6 @@ and demands that it is read back, which a wrong size or convention would not sur
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,15 @@ from pathlib import Path
 from gpg_vl.errors import UserError
 from gpg_vl.eval.settings import EvalSettings
 from gpg_vl.eval.task import Doc
-from gpg_vl.rewards.boxes import COORDINATES, FAMILY_COORDINATES, Box, Coordinates, Frame, convert
+from gpg_vl.models.families import boxes_of, known_for_boxes
+from gpg_vl.models.families.boxes import PUBLISHED, resized
+from gpg_vl.rewards.boxes import COORDINATES, Box, Frame, convert
 from gpg_vl.rewards.grounding import frame_of
 
-DEFAULT: Coordinates = "rel1000"
+DEFAULT = PUBLISHED.coordinates
 """Assumed for a file of answers of which nothing is said: what Qwen2-VL, and so the published rows, answer in."""
-_SIDE = 28  # pixels of an image token of Qwen2-VL and Qwen2.5-VL
+DEFAULT_SIDE = PUBLISHED.image_side({})
+"""Pixels along the side of an image token, likewise."""
 
 
 def model_coordinates(folder: Path) -> tuple[str, int]:
@@ -31,19 +33,17 @@ def model_coordinates(folder: Path) -> tuple[str, int]:
             f"{folder / 'config.json'} cannot be read: {error}. Give a complete checkpoint folder."
         ) from None
     family = config.get("model_type")
-    if family not in FAMILY_COORDINATES:
+    boxes = boxes_of(family)
+    if boxes is None:
         raise UserError(
-            f"How the model type {family!r} writes boxes is not known ({', '.join(FAMILY_COORDINATES)} are). Say it with "
-            f"--coordinates, one of {', '.join(COORDINATES)}."
+            f"How the model type {family!r} writes boxes is not known (it is of those among "
+            f"{', '.join(known_for_boxes())} that see images). Say it with --coordinates, one of {', '.join(COORDINATES)}."
         )
-    vision = config.get("vision_config") or {}
-    return FAMILY_COORDINATES[family], vision.get("patch_size", 14) * vision.get(
-        "spatial_merge_size", 2
-    )
+    return boxes.coordinates, boxes.image_side(config)
 
 
 def located(
-    docs: Sequence[Doc], coordinates: str, settings: EvalSettings, side: int = _SIDE
+    docs: Sequence[Doc], coordinates: str, settings: EvalSettings, side: int = DEFAULT_SIDE
 ) -> list[Doc]:
     """The docs with the columns `coordinates`, `image_size` and `input_size`, from their `width` and `height`."""
     return [
@@ -60,20 +60,6 @@ def _located(doc: Doc, coordinates: str, settings: EvalSettings, side: int) -> D
     }
     columns = {**doc.columns, **more}
     return replace(doc, columns=columns, example=replace(doc.example, meta=columns))
-
-
-def resized(
-    width: int, height: int, min_pixels: int, max_pixels: int, side: int = _SIDE
-) -> tuple[int, int]:
-    """(width, height) of the image as Qwen's processors hand it to the model: multiples of `side`, area in the limits."""
-    w, h = round(width / side) * side, round(height / side) * side
-    if w * h > max_pixels:
-        shrink = math.sqrt(width * height / max_pixels)
-        w, h = (max(side, math.floor(edge / shrink / side) * side) for edge in (width, height))
-    elif w * h < min_pixels:
-        grow = math.sqrt(min_pixels / (width * height))
-        w, h = (math.ceil(edge * grow / side) * side for edge in (width, height))
-    return int(w), int(h)
 
 
 def written(box: Box, doc: Doc) -> str:

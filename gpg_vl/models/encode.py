@@ -12,12 +12,10 @@ from gpg_vl.data.check import PromptCounts
 from gpg_vl.data.images import load_image
 from gpg_vl.data.rows import IMAGE_MARK, count_marks
 from gpg_vl.errors import UserError
-from gpg_vl.models.families import VISION_TOKENS
+from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import image_key
 from gpg_vl.models.load import Processing
 from gpg_vl.types import Example, Message, Prompt
-
-LONGEST_ASPECT = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +50,9 @@ class Encoder:
     def render(self, example: Example) -> str:
         """The prompt as text, one image mark of the model per image. Raises UserError."""
         messages = _styled(example, self.style)
+        control = self.processing.family.control_tokens
         for message in messages:
-            if token := next(
-                (t for t in (*VISION_TOKENS, "<|im_start|>", "<|im_end|>") if t in message.content),
-                None,
-            ):
+            if token := next((t for t in control if t in message.content), None):
                 raise UserError(
                     f"Example {example.id}: the prompt contains the control token {token}. Only {IMAGE_MARK} may stand "
                     f"for an image; remove the token from the text."
@@ -72,13 +68,13 @@ class Encoder:
 
     def count(self, example: Example) -> PromptCounts:
         """Tokens of the prompt, image tokens included, without computing patches. Raises UserError."""
-        sizes = [self._resized(image, example) for image in self._images(example)]
-        per_image = [self._tokens_of(height, width) for height, width in sizes]
+        sizes = [self._size(image, example) for image in self._images(example)]
+        per_image = [self.processing.family.image_tokens(width, height) for width, height in sizes]
         marks = self._token_ids(self.render(example))
         return PromptCounts(
             tokens=len(marks) - len(sizes) + sum(per_image),
             image_tokens=sum(per_image),
-            image_sizes=tuple((width, height) for height, width in sizes),
+            image_sizes=tuple(sizes),
         )
 
     def encode(self, example: Example) -> Prompt:
@@ -88,8 +84,8 @@ class Encoder:
         """
         family = self.processing.family
         text = self.render(example)
-        pixel_values, grid = self._patches(example)
-        per_image = [] if grid is None else (grid.prod(dim=1) // family.merge_size**2).tolist()
+        patches = self._patches(example)
+        pixel_values, grid, per_image = patches if patches is not None else (None, None, [])
         ids = _expand(self._token_ids(text), self.processing.tokens.image, per_image, example.id)
         ids_T = torch.tensor(ids, dtype=torch.long)
         image_mask_T = ids_T == (
@@ -100,7 +96,7 @@ class Encoder:
             int(image_mask_T.sum()),
             per_image,
         )
-        positions = family.positions(ids_T, image_mask_T, grid, family.merge_size)
+        positions = family.positions(ids_T, image_mask_T, grid)
         return Prompt(
             example_id=example.id,
             text=text,
@@ -144,59 +140,31 @@ class Encoder:
             for image in example.images
         ]
 
-    def _resized(self, image: Image.Image, example: Example) -> tuple[int, int]:
-        """(height, width) that the model sees; multiples of the side of an image token."""
-        from qwen_vl_utils.vision_process import smart_resize
-
-        width, height = image.size
-        side = self.processing.family.patch_size * self.processing.family.merge_size
-        if max(width, height) > LONGEST_ASPECT * min(width, height):
-            raise UserError(
-                f"Example {example.id}: an image of {width}x{height} pixels is more than {LONGEST_ASPECT} times as long as "
-                f"wide. Crop or pad it."
+    def _size(self, image: Image.Image, example: Example) -> tuple[int, int]:
+        """(width, height) that the model sees. Raises UserError that names the example."""
+        try:
+            return self.processing.family.image_size(
+                *image.size, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
             )
-        resized: tuple[int, int] = smart_resize(
-            height,
-            width,
-            factor=side,
+        except UserError as error:
+            raise UserError(f"Example {example.id}: {error}") from None
+
+    def _patches(self, example: Example) -> Patches | None:
+        images = self._images(example)
+        if not images:
+            return None
+
+        # what cannot be shown is refused in words that name the example, before a library asserts it
+        for image in images:
+            self._size(image, example)
+
+        assert self.processing.image_processor is not None, "a family without vision has no images"
+        return self.processing.family.patches(
+            self.processing.image_processor,
+            images,
             min_pixels=self.limits.min_pixels,
             max_pixels=self.limits.max_pixels,
         )
-        if min(resized) < side:
-            raise UserError(
-                f"Example {example.id}: an image of {width}x{height} pixels is thinner than one image token once it is "
-                f"shrunk to {self.limits.max_pixels} pixels. Crop it or raise data.max_pixels."
-            )
-        return resized
-
-    def _tokens_of(self, height: int, width: int) -> int:
-        side = self.processing.family.patch_size * self.processing.family.merge_size
-        return (height // side) * (width // side)
-
-    def _patches(self, example: Example) -> tuple[Tensor | None, Tensor | None]:
-        images = self._images(example)
-        if not images:
-            return None, None
-        from qwen_vl_utils.vision_process import fetch_image
-
-        resized = []
-        for image in images:
-            self._resized(image, example)  # says in words what the library would assert
-            resized.append(
-                fetch_image(
-                    {
-                        "image": image,
-                        "min_pixels": self.limits.min_pixels,
-                        "max_pixels": self.limits.max_pixels,
-                    },
-                    image_patch_size=self.processing.family.patch_size,
-                )
-            )
-        assert self.processing.image_processor is not None, "a family without vision has no images"
-        features = self.processing.image_processor(
-            images=resized, do_resize=False, return_tensors="pt"
-        )
-        return features["pixel_values"].float(), features["image_grid_thw"].long()
 
 
 def _keys(pixel_values_N: Tensor | None, grid_thw_I_3: Tensor | None) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Checkpoints in: a model family, a processor, a model. Every way in which a folder can be wrong is said in words."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from gpg_vl.errors import UserError
-from gpg_vl.models.families import VISION_TOKENS, Family, family_of
+from gpg_vl.models.families import Family, family_of
 from gpg_vl.models.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -114,13 +114,27 @@ def _tokens(path: str, revision: str | None, config: Any, tokenizer: Any, family
             f"The checkpoint {path} names no end-of-sequence token. Set eos_token_id in its config.json."
         )
     vocabulary = tokenizer.get_vocab()
-    vision = tuple(vocabulary[t] for t in VISION_TOKENS if t in vocabulary)
+    vision = tuple(vocabulary[t] for t in family.vision_tokens if t in vocabulary)
     return Tokens(
         ends=tuple(dict.fromkeys(found)),
         pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else found[0],
-        image=config.image_token_id if family.has_vision else None,
+        image=_image_id(path, config, vocabulary, family),
         never_sampled=vision,
     )
+
+
+def _image_id(path: str, config: Any, vocabulary: Mapping[str, int], family: Family) -> int | None:
+    """The id of the family's image token, None if it has none. Raises UserError if config and tokenizer disagree on it."""
+    if family.image_token is None:
+        return None
+    written = vocabulary.get(family.image_token)
+    read = getattr(config, "image_token_id", written)
+    if written is None or written != read:
+        raise UserError(
+            f"The tokenizer of {path} writes {family.image_token} as the id {written}, but its config.json reads {read} as "
+            f"an image. They do not belong together; use a matching pair."
+        )
+    return written
 
 
 def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:

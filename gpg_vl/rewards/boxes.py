@@ -15,12 +15,6 @@ from typing import Literal, NamedTuple, get_args
 
 Coordinates = Literal["rel1000", "rel1", "abs_resized", "abs_orig"]
 COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
-FAMILY_COORDINATES: dict[str, Coordinates] = {
-    "qwen2_vl": "rel1000",
-    "qwen2_5_vl": "abs_resized",
-    "qwen3_vl": "rel1000",
-}
-"""The coordinates in which each model family was taught to answer, by the `model_type` of its checkpoints."""
 HIT = 0.5
 """A box hits another if their IoU is at least this."""
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.boxes import (
     COORDINATES,
-    FAMILY_COORDINATES,
     HIT,
     Box,
     Frame,
@@ -128,13 +127,10 @@ def frame_of(example: Example) -> Frame:
     """The coordinates that an example declares. Raises UserError that names the example and what to set."""
     coordinates = example.meta.get("coordinates")
     if coordinates not in COORDINATES:
-        families = ", ".join(
-            f"{family} {convention}" for family, convention in FAMILY_COORDINATES.items()
-        )
         raise UserError(
             f"Example {example.id!r} has the coordinates {coordinates!r}, and boxes cannot be compared without knowing what "
             f"their numbers mean. Give the data a column `coordinates` with one of {', '.join(COORDINATES)} "
-            f"(what the model families were taught: {families})."
+            f"(`gpg_vl.eval` knows the one that a checkpoint was taught)."
         )
     if coordinates == "rel1000":
         return Frame("rel1000", 1000.0, 1000.0)

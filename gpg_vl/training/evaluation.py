@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from gpg_vl.config import Config
 from gpg_vl.errors import UserError
-from gpg_vl.eval.coordinates import DEFAULT, located
+from gpg_vl.eval.coordinates import DEFAULT, DEFAULT_SIDE, located
 from gpg_vl.eval.generate import engine_responder, eval_encoder
 from gpg_vl.eval.predictions import Answers, Responder
 from gpg_vl.eval.runner import check_gold, evaluate_responder, prepare, select
@@ -16,7 +16,6 @@ from gpg_vl.eval.settings import EvalSettings, settings_for
 from gpg_vl.eval.task import pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.load import Processing
-from gpg_vl.rewards.boxes import FAMILY_COORDINATES
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.training.ranks import gathered
 from gpg_vl.training.run import Evaluation
@@ -37,9 +36,11 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
     task = tasks.get(config.eval.task)()
     settings, docs = eval_settings(config), task.load(Path(config.eval.data))
     if task.boxes:
-        family = processing.family
-        coordinates = settings.coordinates or FAMILY_COORDINATES.get(family.model_type, DEFAULT)
-        docs = located(docs, coordinates, settings, family.patch_size * family.merge_size)
+        taught = processing.family.boxes
+        coordinates = settings.coordinates or (taught.coordinates if taught else DEFAULT)
+        # the encoder cuts images by the family's own measures, whatever the config says
+        side = taught.image_side({}) if taught else DEFAULT_SIDE
+        docs = located(docs, coordinates, settings, side)
     docs = select(task, docs, config.eval.limit, seed=0)
     scorers = pick_scorers(task, ["strict"])
     check_gold(task, docs, scorers)

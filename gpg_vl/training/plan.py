@@ -13,10 +13,10 @@ from rich.text import Text
 
 from gpg_vl.config import Config
 from gpg_vl.models.attention import Kernel, choose_kernel
-from gpg_vl.models.cost import Cost, VisionMode, group_cost, shape_of
 from gpg_vl.models.families import Family
 from gpg_vl.models.head import TILE_ELEMENTS
 from gpg_vl.models.load import read_config
+from gpg_vl.training.cost import Cost, VisionMode, group_cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +149,7 @@ def _cost(config: Config, family: Family, prompt: int, image_tokens: int, *, sha
     """Of one group of median prompt, every answer as long as it may be."""
     mode = vision_mode(config, family)
     cost = group_cost(
-        shape_of(
-            read_config(config.model.path, config.model.revision), has_vision=family.has_vision
-        ),
+        family.shape_of(read_config(config.model.path, config.model.revision)),
         prompt=prompt,
         image_tokens=image_tokens,
         completion=config.rollout.max_new_tokens,
@@ -210,7 +208,7 @@ def _memory(
     answers = min(config.rollout.slots, groups * config.rollout.group_size)
     cached = answers * (prompt_tokens_max + config.rollout.max_new_tokens)
     cached += config.rollout.prompts_per_batch * prompt_tokens_max
-    key_values = shape_of(checkpoint, has_vision=family.has_vision).key_values
+    key_values = family.shape_of(checkpoint).key_values
     kept = {}
     if vision_mode(config, family) == "kept" and image_tokens_total:
         every = float(

@@ -10,33 +10,11 @@ The numbers of this model are compared with counted operations in tests/test_cos
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from gpg_vl.models.shape import Shape
 
 VisionMode = Literal["trained", "frozen", "kept"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The sizes of a model that arithmetic depends on."""
-
-    body: int
-    """Weights of the text tower's matrices, embeddings not included."""
-    head: int
-    """Hidden size times vocabulary."""
-    layers: int
-    width: int
-    """Heads times head size."""
-    key_values: int = 0
-    """Numbers that the cache of keys and values holds for one token, all layers together."""
-    patch_weights: int = 0
-    """Weights of the vision tower that every patch passes."""
-    merger_weights: int = 0
-    """Weights of the merger that every image token passes."""
-    vision_layers: int = 0
-    """Layers with attention over the whole image."""
-    vision_width: int = 0
-    merge: int = 1
-    """Patches per image token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,43 +33,6 @@ class Cost:
     @property
     def total(self) -> float:
         return self.prefill + self.decode + self.train
-
-
-def shape_of(config: Any, *, has_vision: bool) -> Shape:
-    """The shape of a transformers config of a supported family."""
-    text = config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    width, narrow = size * text.num_attention_heads, size * text.num_key_value_heads
-    per_layer = text.hidden_size * (2 * width + 2 * narrow + 3 * text.intermediate_size)
-    sizes: dict[str, int] = {}
-    if has_vision:
-        vision = config.vision_config
-        embed = getattr(vision, "embed_dim", None) or vision.hidden_size
-        gated = not hasattr(
-            vision, "embed_dim"
-        )  # Qwen2.5-VL: three matrices and a width of its own
-        mlp = (
-            3 * embed * vision.intermediate_size
-            if gated
-            else 2 * embed * int(embed * vision.mlp_ratio)
-        )
-        patch = 3 * vision.temporal_patch_size * vision.patch_size**2 * embed
-        merge = vision.spatial_merge_size**2
-        sizes = {
-            "patch_weights": vision.depth * (4 * embed * embed + mlp) + patch,
-            "merger_weights": (merge * embed) ** 2 + merge * embed * text.hidden_size,
-            "vision_layers": len(vision.fullatt_block_indexes) if gated else vision.depth,
-            "vision_width": embed,
-            "merge": merge,
-        }
-    return Shape(
-        body=per_layer * text.num_hidden_layers,
-        head=text.hidden_size * text.vocab_size,
-        layers=text.num_hidden_layers,
-        width=width,
-        key_values=2 * narrow * text.num_hidden_layers,
-        **sizes,
-    )
 
 
 def group_cost(

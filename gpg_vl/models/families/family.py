@@ -1,0 +1,145 @@
+"""What a model family is: a frozen record of facts and functions. It computes nothing and imports no torch.
+
+`model` is the transformers model, with or without adapters in it. Axes: `_T` tokens, `_I` images, `_N` patches of all
+images, `_H` hidden size, `_B` rows; `_3` is time, height and width, or the three axes of positions.
+"""
+
+from __future__ import annotations  # tensors are named here, torch is not loaded
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from gpg_vl.models.families.boxes import Boxes
+    from gpg_vl.models.shape import Shape
+
+
+class Patches(NamedTuple):
+    """Images as the vision tower takes them."""
+
+    pixel_values_N: Tensor
+    """[N, values] float32."""
+    grid_thw_I_3: Tensor
+    """int64 patches of each image in time, height and width; their products add up to N."""
+    tokens: list[int]
+    """Image tokens of each image."""
+
+
+class ImageSize(Protocol):
+    """The size in which the model sees an image, from the size of the file."""
+
+    def __call__(
+        self, width: int, height: int, *, min_pixels: int, max_pixels: int
+    ) -> tuple[int, int]:
+        """(width, height) in pixels. Raises UserError, without a name of the image, if it cannot be shown."""
+
+
+class Preparation(Protocol):
+    """Images into patches."""
+
+    def __call__(
+        self,
+        image_processor: Any,
+        images: Sequence[Image.Image],
+        *,
+        min_pixels: int,
+        max_pixels: int,
+    ) -> Patches:
+        """Each image resized as `image_size` says. `image_processor` is the checkpoint's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiny:
+    """A tiny random model of the family, which tests and `gpg-vl doctor` make offline."""
+
+    special_tokens: tuple[str, ...]
+    """In the order in which they stand behind the vocabulary."""
+    end_token: str
+    pad_token: str
+    chat_template: str
+    config: Callable[[Any, int, Mapping[str, Any]], Any]
+    """(tokenizer, vocabulary, settings that override those of the text tower) -> transformers config."""
+    processor: Callable[[Any, str], Any]
+    """(tokenizer, chat template) -> what `save_pretrained` writes beside the weights."""
+
+
+def no_image(*_: object, **__: object) -> NoReturn:
+    """What a family without vision answers to every question about images."""
+    raise AssertionError("a family without vision has no images")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """All that gpg_vl has to know of a model family. The defaults are those of a family without vision.
+
+    Example: `families.get("qwen2_vl")`; a sister of it is `dataclasses.replace(QWEN2_VL, model_type=..., ...)`.
+    """
+
+    # ---- what it is
+
+    model_type: str
+    """`model_type` in the checkpoint's config.json."""
+    model_class: str
+    """The class of transformers that loads it."""
+    has_vision: bool = False
+
+    # ---- tokens
+
+    control_tokens: tuple[str, ...]
+    """Never stand in the text of a user: they would open a turn or stand for an image."""
+    vision_tokens: tuple[str, ...] = ()
+    """Never sampled: a completion that held one would need an image that does not exist."""
+    image_token: str | None = None
+    """In its place the features of an image are put, once per image token."""
+    image_markup: str = ""
+    """What stands for one image in a rendered prompt."""
+
+    # ---- images
+
+    image_size: ImageSize = no_image
+    image_tokens: Callable[[int, int], int] = no_image
+    """(width, height) that the model sees -> number of image tokens. Looks at no pixel."""
+    patches: Preparation = no_image
+
+    # ---- positions
+
+    positions: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    """(ids_T, image_mask_T, grid_thw_I_3 or None) -> positions_3_T, int64."""
+    tower_positions: Callable[[Tensor], Tensor]
+    """positions_3_B_T -> what the text tower takes as `position_ids`."""
+
+    # ---- features
+
+    image_features: Callable[[Any, Tensor, Tensor], list[Tensor]] = no_image
+    """(model, pixel_values_N, grid_thw_I_3) -> [image tokens, H] of each image; differentiable."""
+    place_features: Callable[[Tensor, Sequence[Tensor], Tensor], Tensor] = no_image
+    """(embeddings_T_H, features of the images in their order, image_mask_T) -> embeddings_T_H with features in place."""
+    blank_image: Callable[[Any, Tensor], tuple[Tensor, Tensor]] = no_image
+    """(model, a tensor of the wanted device and dtype) -> (pixel_values_N, grid_thw_I_3) of the smallest image, all 0."""
+
+    # ---- where the parts of the model are
+
+    language_model: Callable[[Any], nn.Module]
+    """The text tower, without head."""
+    layers: Callable[[Any], list[nn.Module]]
+    """The decoder layers of the text tower, in order."""
+    attentions: Callable[[Any], list[nn.Module]]
+    """The attention module of each of them."""
+    vision_tower: Callable[[Any], nn.Module | None] = lambda model: None
+    """The vision tower with its merger."""
+    vision_blocks: Callable[[Any], list[nn.Module]] = lambda model: []
+    """The layers of the vision tower, in order."""
+    part_of: Callable[[str], str] = lambda parameter_name: "language"
+    """`vision`, `merger` or `language`: the part that a parameter of the model belongs to, by its name."""
+
+    # ---- what is known from the config alone
+
+    shape_of: Callable[[Any], Shape]
+    """The sizes in a transformers config."""
+    boxes: Boxes | None = None
+    """How it was taught to write boxes; None if it was not."""
+    tiny: Tiny
