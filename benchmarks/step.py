@@ -19,12 +19,13 @@ from PIL import Image
 from benchmarks.anchor import Question
 from benchmarks.meter import read_status, reset_peak
 from gpg_vl.models.attention import Kernel
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.shape import Shape
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
-from gpg_vl.rollout.engine import Sampling
+from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.training.batch import Objective, make_passes
 from gpg_vl.training.cost import Cost, group_cost

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 
 from gpg_vl.models.attention import Kernel, choose_kernel
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.families import Family
 from gpg_vl.models.features import FeatureCache
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, PixelLimits, PromptStyle
 from gpg_vl.rollout import engines
 from gpg_vl.rollout.engine import Engine, EngineSetup
 
@@ -81,15 +82,15 @@ class Model:
 
     def encoder(
         self,
-        style: PromptStyle | None = None,
-        limits: PixelLimits | None = None,
+        style: PromptStyle = DEFAULT_STYLE,
+        limits: PixelLimits = DEFAULT_LIMITS,
         root: Path | None = None,
     ) -> Encoder:
         """What turns examples into prompts. `root`: the folder that image paths are relative to and may not leave."""
         return Encoder(
             processing=self.processing,
-            style=style or PromptStyle(),
-            limits=limits or PixelLimits(),
+            style=style,
+            limits=limits,
             root=root,
         )
 

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from runs import environment
 
-from gpg_vl.doctor import examine as doctor
+from gpg_vl.doctor import machine, packages, self_test
 from gpg_vl.doctor.examine import examine
 from gpg_vl.doctor.findings import Finding, Report, render
 from gpg_vl.rollout.native import NativeEngine
@@ -40,18 +40,18 @@ def find(report: Report | list[Finding], name: str) -> Finding:
 @pytest.fixture
 def no_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another thing is tested: the self-test as if it had passed."""
-    monkeypatch.setattr(doctor, "_sampling_gap", lambda: (0.0, 24, "cpu"))
+    monkeypatch.setattr(self_test, "measure_gap", lambda: (0.0, 24, "cpu"))
 
 
 @pytest.fixture
 def versions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Pretend that distributions are installed in other versions, or (None) not at all."""
-    real = doctor._version
+    real = packages.find_version
 
     def pretend(**changed: str | None) -> None:
         names = {name.replace("_", "-"): value for name, value in changed.items()}
         monkeypatch.setattr(
-            doctor, "_version", lambda name: names[name] if name in names else real(name)
+            packages, "find_version", lambda name: names[name] if name in names else real(name)
         )
 
     return pretend
@@ -103,7 +103,7 @@ def test_the_machine_that_runs_the_tests_is_ready() -> None:
 def test_the_command_prints_it_and_leaves_heavy_packages_alone() -> None:
     """vllm and deepspeed take many seconds to import: they are looked up, as if they were there."""
     code = (
-        "import sys; from gpg_vl.doctor import examine as doctor; doctor._sampling_gap = lambda: (0.0, 1, 'cpu'); "
+        "import sys; from gpg_vl.doctor import self_test; self_test.measure_gap = lambda: (0.0, 1, 'cpu'); "
         "from gpg_vl.cli import main; code = main(['doctor']); "
         "print('heavy:', [m for m in ('vllm', 'deepspeed', 'transformers') if m in sys.modules]); sys.exit(code)"
     )
@@ -123,9 +123,9 @@ def test_the_command_prints_it_and_leaves_heavy_packages_alone() -> None:
 def test_what_is_declared_is_what_is_looked_at() -> None:
     """A dependency that is added to pyproject.toml is looked at by the doctor, an extra too."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {Requirement(line).name for line in project["dependencies"]} <= doctor.REQUIRED.keys()
-    assert set(project["optional-dependencies"]) - {"dev"} == doctor.OPTIONAL.keys()
-    assert project["requires-python"] == ">=" + ".".join(map(str, doctor.PYTHON))
+    assert {Requirement(line).name for line in project["dependencies"]} <= packages.REQUIRED.keys()
+    assert set(project["optional-dependencies"]) - {"dev"} == packages.OPTIONAL.keys()
+    assert project["requires-python"] == ">=" + ".".join(map(str, packages.PYTHON))
 
 
 # ---- packages
@@ -175,7 +175,7 @@ def test_missing_extras_are_no_failure(versions: Callable[..., None]) -> None:
     report = examine()
     code, text = shown(report)
     assert code == 0
-    for extra in doctor.OPTIONAL:
+    for extra in packages.OPTIONAL:
         finding = find(report, extra)
         assert finding.status == "missing"
         assert f"{extra}: pip install 'gpg_vl[{extra}]'" in text, "square brackets are no markup"
@@ -194,25 +194,29 @@ def test_an_extra_that_is_there_is_not_imported(
         )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert (doctor._optional("vllm", {}).status, doctor._optional("vllm", {}).detail) == (
+    assert (
+        packages.check_optional("vllm", {}).status,
+        packages.check_optional("vllm", {}).detail,
+    ) == (
         "ok",
         "0.32.0",
     )
     assert (
-        doctor._optional("deepspeed", {}).detail == "0.32.0, with /usr/bin/ninja and /usr/bin/c++"
+        packages.check_optional("deepspeed", {}).detail
+        == "0.32.0, with /usr/bin/ninja and /usr/bin/c++"
     )
     monkeypatch.setattr(
         "shutil.which", lambda name: None if name == "ninja" else f"/usr/bin/{name}"
     )
-    without = doctor._optional("deepspeed", {})
+    without = packages.check_optional("deepspeed", {})
     assert (without.status, without.required) == ("problem", False)
     assert without.detail == "0.32.0, without ninja"
     assert "pip install ninja" in without.remedy
 
 
 def test_an_old_python_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 4))
-    finding = doctor._python()
+    monkeypatch.setattr(packages.sys, "version_info", (3, 10, 4))
+    finding = packages.check_python()
     assert finding.status == "problem"
     assert finding.detail == "3.10.4; 3.11 or newer is needed"
     assert "PYTHON=python3.11" in finding.remedy
@@ -237,7 +241,7 @@ def test_without_torch_the_rest_is_still_told(
 
 def test_a_torch_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    (finding,) = doctor._torch(Finding(name="torch", status="ok", detail="2.13.0"))
+    (finding,) = packages.load_torch(Finding(name="torch", status="ok", detail="2.13.0"))
     assert finding.status == "problem"
     assert finding.detail.startswith("2.13.0 does not load: ")
     assert finding.remedy == "pip install --force-reinstall torch"
@@ -248,14 +252,18 @@ def test_torchvision_tells_whether_its_operators_had_to_be_declared(
     monkeypatch: pytest.MonkeyPatch, declared: bool
 ) -> None:
     monkeypatch.setattr("gpg_vl.models.torchvision_shim.ensure_torchvision", lambda: declared)
-    (finding,) = doctor._torchvision(Finding(name="torchvision", status="ok", detail="0.28.0"))
+    (finding,) = packages.load_torchvision(
+        Finding(name="torchvision", status="ok", detail="0.28.0")
+    )
     assert finding.status == "ok"
     assert ("gpg_vl declares its operators" in finding.detail) is declared
 
 
 def test_a_torchvision_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    (finding,) = doctor._torchvision(Finding(name="torchvision", status="ok", detail="0.28.0"))
+    (finding,) = packages.load_torchvision(
+        Finding(name="torchvision", status="ok", detail="0.28.0")
+    )
     assert finding.status == "problem"
     assert "does not load" in finding.detail
     assert "pip install --force-reinstall torch torchvision" in finding.remedy
@@ -271,7 +279,7 @@ def test_gpus_are_listed_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> N
         torch.cuda, "mem_get_info", lambda index: ((10 + index) * 2**30, 80 * 2**30)
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tester")
-    findings = list(doctor._devices())
+    findings = list(machine.check_gpus())
     assert [(f.name, f.status, f.detail) for f in findings] == [
         ("GPU 0", "ok", "Tester, 10.0 of 80.0 GiB free"),
         ("GPU 1", "ok", "Tester, 11.0 of 80.0 GiB free"),
@@ -289,7 +297,7 @@ def test_a_cuda_build_without_a_device_repeats_what_torch_says(
 
     monkeypatch.setattr(torch.cuda, "is_available", old_driver)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    (finding,) = doctor._devices()
+    (finding,) = machine.check_gpus()
     assert (finding.status, finding.required) == ("problem", False)
     assert finding.detail == "torch sees no device: The NVIDIA driver on your system is too old"
     assert "nvidia-smi" in finding.remedy
@@ -298,7 +306,7 @@ def test_a_cuda_build_without_a_device_repeats_what_torch_says(
 def test_backends_of_torch_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: True)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
-    assert [(f.name, f.status, bool(f.remedy)) for f in doctor._distributed()] == [
+    assert [(f.name, f.status, bool(f.remedy)) for f in machine.check_backends()] == [
         ("gloo", "ok", False),
         ("nccl", "missing", True),
     ]
@@ -306,11 +314,11 @@ def test_backends_of_torch_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_more_threads_than_cores_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
-    (finding,) = doctor._processors()
+    (finding,) = machine.check_processors()
     assert finding.status == "problem"
     assert finding.remedy.startswith("export OMP_NUM_THREADS=")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert [f.status for f in doctor._processors()] == ["ok"]
+    assert [f.status for f in machine.check_processors()] == ["ok"]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +332,7 @@ def test_the_wait_policy_is_read(
         monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     else:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    finding = doctor._wait_policy()
+    finding = machine.check_wait_policy()
     assert finding.status == status
     assert (finding.remedy == "export OMP_WAIT_POLICY=passive") is (status == "problem")
 
@@ -341,12 +349,12 @@ def test_little_memory_and_little_disk_are_told(
             lambda n=gib: SimpleNamespace(available=n * 2**30, total=64 * 2**30),
         )
         monkeypatch.setattr("shutil.disk_usage", lambda _, n=gib: SimpleNamespace(free=n * 2**30))
-        (memory,), disk = doctor._memory(), doctor._disk(tmp_path)
+        (memory,), disk = machine.check_memory(), machine.check_disk(tmp_path)
         assert (memory.status, disk.status) == (status, status)
         assert memory.detail.startswith(f"{gib}.0 of 64.0 GiB available")
         assert disk.detail.startswith(f"{gib}.0 GiB free in {tmp_path}")
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert doctor._disk(tmp_path).detail == f"{tmp_path} cannot be written"
+    assert machine.check_disk(tmp_path).detail == f"{tmp_path} cannot be written"
 
 
 # ---- the self-test
@@ -364,22 +372,22 @@ def test_log_probs_that_differ_are_a_failure(monkeypatch: pytest.MonkeyPatch) ->
         ]
 
     monkeypatch.setattr(NativeEngine, "generate", off)
-    (finding,) = doctor._self_test()
+    (finding,) = self_test.run_self_test()
     assert finding.status == "problem"
     assert "differ by 1.0e-03" in finding.detail
     assert "constraints.txt" in finding.remedy
 
 
 def test_a_gap_that_is_no_number_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_sampling_gap", lambda: (float("nan"), 24, "cpu"))
-    assert [f.status for f in doctor._self_test()] == ["problem"]
+    monkeypatch.setattr(self_test, "measure_gap", lambda: (float("nan"), 24, "cpu"))
+    assert [f.status for f in self_test.run_self_test()] == ["problem"]
 
 
 def test_whatever_breaks_in_the_self_test_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> tuple[float, int, str]:
         raise RuntimeError("operator torchvision::nms does not exist\nand more")
 
-    monkeypatch.setattr(doctor, "_sampling_gap", broken)
+    monkeypatch.setattr(self_test, "measure_gap", broken)
     report = examine()
     finding = find(report, "self-test")
     assert finding.status == "problem"

@@ -16,7 +16,7 @@ from test_policy import encoder, gradients, relative
 
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
-from gpg_vl.rollout.engine import Sampling
+from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.training.batch import Objective, make_passes
 from gpg_vl.training.optimizer import make_adamw

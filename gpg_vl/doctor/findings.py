@@ -13,8 +13,8 @@ Status = Literal["ok", "missing", "problem"]
 class Finding:
     """One thing that was looked at.
 
-    Example: `Finding(name="wandb", status="missing", detail="not installed", needed_for="output.trackers: [wandb]",
-    remedy="pip install 'gpg_vl[wandb]'", required=False)`
+    Example: `Finding(name="wandb", status="missing", detail="not installed",
+    needed_for="output.trackers: [wandb]", remedy="pip install 'gpg_vl[wandb]'", required=False)`
     """
 
     name: str
@@ -40,8 +40,16 @@ class Report:
         return all(finding.status == "ok" for finding in self.findings if finding.required)
 
 
+def first_line(error: BaseException | str) -> str:
+    """What an error says, without the rest that libraries write below it."""
+    return (str(error).strip().splitlines() or ["(no message)"])[0]
+
+
 def render(report: Report, console: "Console") -> int:
-    """Print the findings, then what there is to do. Returns 0 if everything required is there and works, else 1."""
+    """Print the findings, then what there is to do.
+
+    Returns 0 if everything required is there and works, else 1.
+    """
     from rich.table import Table
     from rich.text import Text
 

@@ -226,10 +226,10 @@ class Policy(nn.Module):
             return embeddings_T_H
 
         features = self.images.features(packed)
-        placed = torch.cat([features[number] for number in packed.image_places])
+        in_order = [features[number] for number in packed.image_places]
         following = len(ids_T) - len(packed.ids_S)
-        mask_T = torch.nn.functional.pad(packed.image_mask_S, (0, following))
-        return self.family.place_features(embeddings_T_H, placed, mask_T)
+        mask_T = nn.functional.pad(packed.image_mask_S, (0, following))
+        return self.family.place_features(embeddings_T_H, in_order, mask_T)
 
     def _embed_tokens(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.model.get_input_embeddings()(ids)

@@ -12,8 +12,9 @@ from gpg_vl.config import Config, make_algorithm
 from gpg_vl.data.check import DataReport, check
 from gpg_vl.data.read import load_examples, read_rows
 from gpg_vl.errors import UserError
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing, load_processing
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import check_gold
 from gpg_vl.rollout import engines

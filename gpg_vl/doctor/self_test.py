@@ -1,0 +1,84 @@
+"""The self-test: whether this machine trains on what it samples."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from gpg_vl.doctor.findings import Finding
+
+LARGEST_GAP = 1e-4
+"""Between the log-probs that sampling records and those that training computes."""
+
+
+def run_self_test() -> Iterator[Finding]:
+    """A tiny model is written, loaded and asked.
+
+    The log-probs that sampling recorded must be those of training.
+    """
+    started = time.perf_counter()
+    gap, tokens, device = measure_gap()
+    seconds = time.perf_counter() - started
+    detail = (
+        f"log-probs of {tokens} tokens sampled on {device} differ by {gap:.1e} from training's "
+        f"({seconds:.0f} s)"
+    )
+    found = Finding(
+        name="self-test", status="ok", detail=detail, needed_for="training on what was sampled"
+    )
+    if gap <= LARGEST_GAP:
+        yield found
+        return
+
+    remedy = (
+        "torch and transformers do not compute alike with and without a cache: "
+        "pip install -r constraints.txt"
+    )
+    detail = f"{detail}; {LARGEST_GAP:g} is allowed"
+    yield replace(found, status="problem", detail=detail, remedy=remedy)
+
+
+def measure_gap() -> tuple[float, int, str]:
+    """(largest difference, tokens compared, device) of one group of two on a drawn scene."""
+    import torch
+
+    from gpg_vl.models import tiny
+    from gpg_vl.models.encode import Encoder
+    from gpg_vl.models.layout import pack
+    from gpg_vl.models.load import load_model, load_processing, quiet
+    from gpg_vl.models.policy import Policy
+    from gpg_vl.prompting import PixelLimits, PromptStyle
+    from gpg_vl.quickstart import scenes
+    from gpg_vl.rollout.sampling import Sampling
+    from gpg_vl.rollout.native import NativeEngine
+    from gpg_vl.types import Example
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    row = next(iter(scenes.rows(0, 1)))
+    example = Example(
+        id="self-test", images=(row["image"]["bytes"],), prompt=row["prompt"], answer=row["answer"]
+    )
+
+    # Through a checkpoint on disk, because reading and writing may be what is broken.
+    with tempfile.TemporaryDirectory(prefix="gpg_vl_doctor_") as folder, quiet():
+        tokenizer = tiny.tiny_tokenizer([row["prompt"]], 384)
+        config = tiny.tiny_config(tokenizer, 384, num_hidden_layers=2)
+        tiny.save_checkpoint(
+            tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), Path(folder)
+        )
+        processing = load_processing(folder)
+        policy = Policy(load_model(folder), processing.family, processing.tokens).to(device)
+
+    prompt = Encoder(
+        processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None
+    ).encode(example)
+    sampling = Sampling(group_size=2, temperature=1.0, max_new_tokens=12, seed=0)
+    engine = NativeEngine(policy, processing, prompts_per_batch=1)
+    (group,) = engine.generate([prompt], sampling, [0])
+
+    rows = pack([prompt], [[c.token_ids for c in group]]).to(device)
+    with torch.no_grad():
+        trained_K = policy(rows).logp_K.cpu()
+    sampled_K = torch.tensor([logp for c in group for logp in c.logprobs])
+    return float((trained_K - sampled_K).abs().max()), len(sampled_K), str(device)
