@@ -21,7 +21,9 @@ __all__ = ["Completion", "Example", "Model"]
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'gpg_vl' has no attribute {name!r}; public are {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'gpg_vl' has no attribute {name!r}; public are {', '.join(__all__)}"
+        )
     return getattr(import_module(_PUBLIC[name]), name)
 
 

@@ -180,7 +180,8 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from gpg_vl.training.evaluation import make_evaluation
     from gpg_vl.training.plan import render_plan
-    from gpg_vl.training.run import launch, make_accelerator, prepare
+    from gpg_vl.training.prepare import prepare
+    from gpg_vl.training.run import launch, make_accelerator
 
     console = _console()
     accelerator = make_accelerator(config)
@@ -212,7 +213,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
     from gpg_vl.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from gpg_vl.training.run import check_data, make_encoder
+    from gpg_vl.training.prepare import check_data, make_encoder
 
     console = _console()
     report = check_data(config, make_encoder(config), console)

@@ -43,18 +43,16 @@ def measure_gap() -> tuple[float, int, str]:
     """(largest difference, tokens compared, device) of one group of two on a drawn scene."""
     import torch
 
+    from gpg_vl.model import Model
     from gpg_vl.models import tiny
-    from gpg_vl.models.encode import Encoder
     from gpg_vl.models.layout import pack
-    from gpg_vl.models.load import load_model, load_processing, quiet
-    from gpg_vl.models.policy import Policy
-    from gpg_vl.prompting import PixelLimits, PromptStyle
+    from gpg_vl.models.load import quiet
+    from gpg_vl.models.requests import Score
     from gpg_vl.quickstart import scenes
+    from gpg_vl.rollout.engine import RolloutRequest
     from gpg_vl.rollout.sampling import Sampling
-    from gpg_vl.rollout.native import NativeEngine
     from gpg_vl.types import Example
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     row = next(iter(scenes.rows(0, 1)))
     example = Example(
         id="self-test", images=(row["image"]["bytes"],), prompt=row["prompt"], answer=row["answer"]
@@ -67,18 +65,15 @@ def measure_gap() -> tuple[float, int, str]:
         tiny.save_checkpoint(
             tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), Path(folder)
         )
-        processing = load_processing(folder)
-        policy = Policy(load_model(folder), processing.family, processing.tokens).to(device)
+        model = Model.load(folder)
 
-    prompt = Encoder(
-        processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None
-    ).encode(example)
+    prompt = model.encoder().encode(example)
     sampling = Sampling(group_size=2, temperature=1.0, max_new_tokens=12, seed=0)
-    engine = NativeEngine(policy, processing, prompts_per_batch=1)
-    (group,) = engine.generate([prompt], sampling, [0])
+    (group,) = model.engine().generate([RolloutRequest(prompt=prompt, draw=0)], sampling)
 
-    rows = pack([prompt], [[c.token_ids for c in group]]).to(device)
+    device = model.policy.device
+    packed = pack([prompt], [[c.token_ids for c in group]]).to(device)
     with torch.no_grad():
-        trained_K = policy(rows).logp_K.cpu()
+        trained_K = model.policy(Score(packed=packed)).logp_K.cpu()
     sampled_K = torch.tensor([logp for c in group for logp in c.logprobs])
     return float((trained_K - sampled_K).abs().max()), len(sampled_K), str(device)

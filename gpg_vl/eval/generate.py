@@ -3,23 +3,17 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Answers, Failed, Responder, Response
 from gpg_vl.eval.settings import EvalSettings
+from gpg_vl.model import Model
 from gpg_vl.models.encode import Encoder
-from gpg_vl.models.load import Processing, load_model, load_processing
-from gpg_vl.models.policy import Policy
+from gpg_vl.models.load import Processing
 from gpg_vl.prompting import PromptStyle
-from gpg_vl.registry import did_you_mean
-from gpg_vl.rollout.engine import Engine
+from gpg_vl.rollout import engines
+from gpg_vl.rollout.engine import Engine, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
-from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.types import Completion, Example, Prompt
-
-ENGINES = ("native",)
-"""What `--engine` may name: those of training's `rollout.engine`."""
 
 
 def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
@@ -54,16 +48,12 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
                 (example, _encoded(encoder, example))
                 for example in examples[start : start + settings.batch_size]
             ]
-            prompts = [
-                (_draw(example), prompt) for example, prompt in batch if isinstance(prompt, Prompt)
+            requests = [
+                RolloutRequest(prompt=prompt, draw=_draw(example))
+                for example, prompt in batch
+                if isinstance(prompt, Prompt)
             ]
-            answers = iter(
-                engine.generate(
-                    [prompt for _, prompt in prompts], sampling, [draw for draw, _ in prompts]
-                )
-                if prompts
-                else ()
-            )
+            answers = iter(engine.generate(requests, sampling) if requests else ())
             for _, prompt in batch:
                 yield prompt if isinstance(prompt, Failed) else tuple(map(_response, next(answers)))
 
@@ -88,19 +78,10 @@ def _response(completion: Completion) -> Response:
 
 def model_responder(model: Path, settings: EvalSettings) -> Responder:
     """A responder with the checkpoint in `model`, on a GPU if there is one. Raises UserError if it cannot be loaded."""
-    if settings.engine not in ENGINES:
-        raise UserError(
-            f"There is no engine called {settings.engine!r}. {did_you_mean(settings.engine, list(ENGINES))}"
-        )
-    processing = load_processing(str(model))
-    policy = Policy(load_model(str(model)), processing.family, processing.tokens)
-    autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
-    policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    return engine_responder(
-        NativeEngine(policy, processing, prompts_per_batch=settings.batch_size, autocast=autocast),
-        processing,
-        settings,
-    )
+    engines.get(settings.engine)  # an unknown name is said before anything is loaded
+    loaded = Model.load(model, dtype="bfloat16" if settings.dtype == "bfloat16" else "float32")
+    engine = loaded.engine(settings.engine, prompts_per_batch=settings.batch_size)
+    return engine_responder(engine, loaded.processing, settings)
 
 
 def _draw(example: Example) -> int:

@@ -72,7 +72,9 @@ class SharedPrefix:
     given: keys and values [1, Hkv, S, D] of each layer's prefixes, if the call computes suffixes only.
     """
 
-    def __init__(self, attend: Attend, given: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
+    def __init__(
+        self, attend: Attend, given: Sequence[tuple[Tensor, Tensor]] | None = None
+    ) -> None:
         self.attend = attend
         self.given = given
 

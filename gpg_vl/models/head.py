@@ -71,7 +71,11 @@ def fused_head(
     """
     head = _Head.of(hidden_K_H, weight_V_H, targets_K, never_sampled_V, temperature)
     wants_gradient = hidden_K_H.requires_grad or weight_V_H.requires_grad
-    products = _Products(hidden_K_H, weight_V_H, head) if torch.is_grad_enabled() and wants_gradient else None
+    products = (
+        _Products(hidden_K_H, weight_V_H, head)
+        if torch.is_grad_enabled() and wants_gradient
+        else None
+    )
 
     with torch.no_grad(), torch.autocast(hidden_K_H.device.type, enabled=False):
         # the slopes of such a loss are known only when all log-probs are: a sweep of its own
@@ -150,9 +154,7 @@ class _FormedGradient(torch.autograd.Function):
     """A scalar whose gradient with respect to the inputs is known already."""
 
     @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
         ctx.gradients = gradients
         return value.clone()
 
@@ -215,9 +217,7 @@ class _Products:
         self._hidden = torch.empty_like(hidden_K_H) if hidden_K_H.requires_grad else None
         self._weight = None
         if weight_V_H.requires_grad:
-            self._weight = torch.zeros(
-                weight_V_H.shape, dtype=head.wide, device=weight_V_H.device
-            )
+            self._weight = torch.zeros(weight_V_H.shape, dtype=head.wide, device=weight_V_H.device)
 
     def add(self, tile: slice, logits_K_V: Tensor, normalizer_K: Tensor, slope_K: Tensor) -> None:
         """`slope_K`: d loss / d log pi. The logits are overwritten."""

@@ -196,9 +196,7 @@ class Policy(nn.Module):
 
     # ---- the parts of the model
 
-    def _run_tower(
-        self, embeddings: Tensor, positions: Tensor, shared: LayerAttention
-    ) -> Tensor:
+    def _run_tower(self, embeddings: Tensor, positions: Tensor, shared: LayerAttention) -> Tensor:
         """The text tower alone: [T, H] or, for S rows of one token, [S, 1, H]. Positions and attention are given."""
         is_one_row = embeddings.dim() == 2
         embeddings_B_T_H = embeddings[None] if is_one_row else embeddings

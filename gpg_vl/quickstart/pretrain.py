@@ -27,12 +27,15 @@ from typing import Any
 
 import torch
 
+from gpg_vl.algorithms.gpg import Inputs, gpg
+from gpg_vl.model import Model
 from gpg_vl.models import tiny
 from gpg_vl.models.encode import Encoder
+from gpg_vl.models.head import Objective
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
-from gpg_vl.prompting import PixelLimits, PromptStyle
+from gpg_vl.models.requests import Predict, Prefill, Score
 from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example
 
@@ -160,9 +163,9 @@ def supervised(
     }
     packed = pack([encoder.encode(e) for e in batch], [[t] for t in ids])
     lengths = torch.tensor(packed.counts)
-    output = policy(
-        packed, torch.tensor([1 / tokens[kind] for kind in long]).repeat_interleave(lengths)
-    )
+    weight_K = torch.tensor([1 / tokens[kind] for kind in long]).repeat_interleave(lengths)
+    objective = Objective(inputs=Inputs(weight_K), token_loss=gpg().token_loss)
+    output = policy(Score(packed=packed, objective=objective))
     firsts = (lengths.cumsum(0) - lengths).tolist()
     chances: dict[str, list[float]] = {}
     for e, first in zip(batch, firsts, strict=True):
@@ -190,9 +193,10 @@ def accuracy(
             for s in batch
         ]
         packed = pack(prompts, [[] for _ in prompts])
-        states_S_H, _ = policy.prefixes(packed)
+        states_S_H = policy(Prefill(packed=packed)).states_S_H
         last = torch.tensor(packed.prefix_lengths).cumsum(0) - 1
-        best = policy.logits(states_S_H[last], temperature=1.0).argmax(dim=-1).tolist()
+        logits_B_V = policy(Predict(hidden_B_H=states_S_H[last], temperature=1.0))
+        best = logits_B_V.argmax(dim=-1).tolist()
         for scene, token in zip(batch, best, strict=True):
             right[scene.task].append(
                 token
@@ -219,9 +223,8 @@ def pretrain(
     if start is None:
         start = output / "step-0"
         new_checkpoint(start, seed)
-    processing = load_processing(str(start))
-    policy = Policy(load_model(str(start)), processing.family, processing.tokens)
-    encoder = Encoder(processing=processing, style=PromptStyle(), limits=PixelLimits(), root=None)
+    model = Model.load(start, device="cpu")
+    processing, policy, encoder = model.processing, model.policy, model.encoder()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
     began, step = time.perf_counter(), first_step
     for stage in stages:

@@ -97,7 +97,11 @@ class Checkpoints:
                 _flush_folder(self._folder)
                 for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep]:
                     shutil.rmtree(old)
-        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as torch and safetensors put it
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # a full disk, as torch and safetensors put it
             shutil.rmtree(hidden, ignore_errors=True)
             raise RunError(
                 f"The checkpoint {final} could not be written: {error}. The last complete one is "

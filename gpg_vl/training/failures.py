@@ -25,9 +25,7 @@ def explain_non_finite(loss: float, norm: float, broken: Sequence[str]) -> str:
     where = "Only the gradient broke."
     if broken:
         where = f"The loss broke in the micro-batches of these examples: {shown}."
-    return (
-        f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where}"
-    )
+    return f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where}"
 
 
 def explain_out_of_memory(packed: Packed, limit: int, fitted: int, error: str) -> str:

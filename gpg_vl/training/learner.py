@@ -4,9 +4,9 @@ It knows the policy, the algorithm and the sharding by what they promise, and no
 not know how the groups were cut or dealt out.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import torch
@@ -23,18 +23,17 @@ from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import Reference
 from gpg_vl.models.requests import Score, ScoreOutput
-from gpg_vl.training.micro_batch import (
-    Layout,
-    MicroBatch,
-    count_groups,
-    make_idle_micro_batch,
-    make_micro_batches,
-    make_step_batch,
-)
 from gpg_vl.training.failures import (
     NonFiniteError,
     explain_non_finite,
     explain_out_of_memory,
+)
+from gpg_vl.training.micro_batch import (
+    Layout,
+    MicroBatch,
+    make_idle_micro_batch,
+    make_micro_batches,
+    make_step_batch,
 )
 from gpg_vl.training.ranks import gathered, most, sum_named
 from gpg_vl.training.sharding.protocol import Sharding
@@ -175,9 +174,7 @@ class Learner:
         assert self._reference is not None
         return self._score(groups, self._reference)
 
-    def _score(
-        self, groups: Sequence[Group], score: Callable[[Score], ScoreOutput]
-    ) -> Tensor:
+    def _score(self, groups: Sequence[Group], score: Callable[[Score], ScoreOutput]) -> Tensor:
         """log pi [K] of all completion tokens of these groups, in one shared pass without gradient."""
         micro_batches = make_micro_batches(groups, None, self._settings.layout)
         logp_K = torch.zeros(sum(len(m.index_K) for m in micro_batches), dtype=torch.float64)
@@ -219,7 +216,10 @@ class Learner:
                 self._sharding.backward(loss, last=is_last and last_of_micro_batch)
 
         try:
-            with timed(lambda more: add_to(seconds, "train_forward", more), device), torch.enable_grad():
+            with (
+                timed(lambda more: add_to(seconds, "train_forward", more), device),
+                torch.enable_grad(),
+            ):
                 packed = micro_batch.packed.to(device)
                 output = forward_backward(
                     self._module,
@@ -256,12 +256,16 @@ class Learner:
         summed = sum_named(self._accelerator, totals.additive())
         gap_max = most(self._accelerator, totals.gap_max)
 
-        with timed(lambda more: add_to(totals.seconds, "optimizer", more), self._accelerator.device):
+        with timed(
+            lambda more: add_to(totals.seconds, "optimizer", more), self._accelerator.device
+        ):
             result = self._sharding.clip_and_step(
                 self._settings.max_grad_norm, loss_is_finite=isfinite(summed["loss"])
             )
         if not result.applied:
-            broken = [name for names in gathered(self._accelerator, totals.broken) for name in names]
+            broken = [
+                name for names in gathered(self._accelerator, totals.broken) for name in names
+            ]
             raise NonFiniteError(explain_non_finite(summed["loss"], result.norm, broken))
 
         tokens, sampled = summed["tokens"], summed["sampled"]

@@ -106,7 +106,9 @@ def train(
             clock.add(seconds)
         record.metrics(state.step, "train", metrics, clock.seconds)
         hooks.show(state.step, metrics, clock.seconds)
-        if intervals.samples_every and (state.step == 1 or _is_due(state.step, intervals.samples_every)):
+        if intervals.samples_every and (
+            state.step == 1 or _is_due(state.step, intervals.samples_every)
+        ):
             record.samples(state.step, collection.seen)
 
         # evaluate: the policy as it is now, and once more at the end

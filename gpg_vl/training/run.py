@@ -283,9 +283,7 @@ def _make_source(prepared: Prepared) -> PromptSource:
 def _make_responder(prepared: Prepared, engine: Engine) -> Responder:
     config = prepared.config
     if not prepared.algorithm.samples:
-        return GoldResponder(
-            processing=prepared.processing, response=prepared.algorithm.response
-        )
+        return GoldResponder(processing=prepared.processing, response=prepared.algorithm.response)
     sampling = Sampling(
         group_size=config.rollout.group_size,
         temperature=config.rollout.temperature,
