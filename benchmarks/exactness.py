@@ -22,10 +22,11 @@ from rich.progress import track
 from rich.table import Table
 
 from gpg_vl.models import tiny
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing, load_model, load_processing, quiet
 from gpg_vl.models.policy import Policy
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
 from gpg_vl.rollout.engine import Sampling
 from gpg_vl.rollout.native import NativeEngine

@@ -21,9 +21,10 @@ from benchmarks.anchor import Question, Row
 from benchmarks.meter import Meter
 from gpg_vl.algorithms.losses import Aggregation
 from gpg_vl.config import TrainConfig
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Tokens, load_model, load_processing, quiet
 from gpg_vl.models.policy import Policy
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rollout.engine import Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.training.batch import Objective

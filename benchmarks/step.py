@@ -20,9 +20,10 @@ from benchmarks.anchor import Question
 from benchmarks.meter import read_status, reset_peak
 from gpg_vl.models.attention import Kernel
 from gpg_vl.models.cost import Cost, group_cost, shape_of
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
 from gpg_vl.rollout.engine import Sampling
 from gpg_vl.rollout.native import NativeEngine

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from gpg_vl.errors import UserError
+from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE
 from gpg_vl.registry import did_you_mean
 
 FNorm = Literal["one", "group_std", "batch_std"]
@@ -113,24 +114,24 @@ class DataConfig(Section):
     """Use only the first N rows."""
     max_prompt_tokens: int = Field(1024, ge=1)
     """A longer prompt, image tokens included, is refused by the data check. Nothing is ever cut."""
-    min_pixels: int = Field(56 * 56, ge=28 * 28)
+    min_pixels: int = Field(DEFAULT_LIMITS.min_pixels, ge=28 * 28)
     """Smaller images are enlarged to this many pixels."""
-    max_pixels: int = Field(401408, ge=28 * 28)
+    max_pixels: int = Field(DEFAULT_LIMITS.max_pixels, ge=28 * 28)
     """Larger images are shrunk to this many pixels (401408 is 512 image tokens)."""
-    max_image_pixels: int = Field(50_000_000, ge=1)
+    max_image_pixels: int = Field(DEFAULT_LIMITS.max_image_pixels, ge=1)
     """An image file that declares more pixels than this is not decoded (decompression bomb)."""
 
 
 class PromptConfig(Section):
     """How an example becomes the text the model reads."""
 
-    template: str = "{prompt}"
+    template: str = DEFAULT_STYLE.template
     """The user's turn. `{prompt}` is the example's prompt; `{choices}` its options as `a, b or c`."""
-    system: str | None = None
+    system: str | None = DEFAULT_STYLE.system
     """A system turn in front. None leaves it to the chat template."""
-    chat: Literal["auto", "template", "plain"] = "auto"
+    chat: Literal["auto", "template", "plain"] = DEFAULT_STYLE.chat
     """`template`: the tokenizer's chat template. `plain`: the bare text, for base models. `auto`: whichever is there."""
-    prefill: str = ""
+    prefill: str = DEFAULT_STYLE.prefill
     """Text that already begins the answer, such as `<think>`."""
 
 

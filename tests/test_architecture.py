@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "eval/README.md")
 ROOMS = (
-    ("types", "errors", "registry", "clock", "pipes"),
+    ("types", "prompting", "errors", "registry", "clock", "pipes"),
     ("algorithms",),
     ("config",),
     ("data",),

@@ -24,7 +24,7 @@ from gpg_vl.config import (
     parse_config,
 )
 from gpg_vl.errors import UserError
-from gpg_vl.models.encode import PixelLimits, PromptStyle
+from gpg_vl.prompting import PixelLimits, PromptStyle
 
 LEAST: dict[str, dict[str, Any]] = {
     "model": {"path": "m"},

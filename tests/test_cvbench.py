@@ -386,18 +386,18 @@ def test_prompts_are_the_published_ones_to_the_letter(name, text, system, tokens
     assert turns[-1] == Message(role="user", content=text.replace("{p}", doc.example.prompt))
     assert [turn.content for turn in turns[:-1]] == ([system] if system else [])
     assert settings.max_new_tokens == tokens
-    assert settings.prefill == ""
+    assert settings.style.prefill == ""
 
 
 def test_the_base_prompt_ends_inside_the_reasoning():
     doc = make_doc(("3", "2"))
     settings = settings_for(TASK, "visualthinker_base")
-    assert asked(settings, doc) + settings.prefill == (
+    assert asked(settings, doc) + settings.style.prefill == (
         "<image>A conversation between User and Assistant. The user asks a question about the image, and the Assistant "
         "solves it. The assistant first thinks about the reasoning process in the mind and then provides the user with "
         f"the answer.\nUser: {doc.example.prompt} \nAssistant: Let me solve this step by step.\n<think>"
     )
-    assert settings.chat == "plain"
+    assert settings.style.chat == "plain"
 
 
 def test_the_letters_of_the_prompt_are_those_of_the_options():

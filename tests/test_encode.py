@@ -12,9 +12,10 @@ from PIL import Image
 from test_policy import encoder
 
 from gpg_vl.errors import UserError
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.families import FAMILIES, mrope_positions
 from gpg_vl.models.load import load_model, load_processing
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example, Message
 

@@ -36,6 +36,7 @@ from gpg_vl.eval.task import Doc, pick_scorers
 from gpg_vl.eval.tasks.reasonseg import lisa
 from gpg_vl.eval.tasks.reasonseg import load as load_lisa
 from gpg_vl.eval.tasks.refcoco import refcoco, refcocog
+from gpg_vl.prompting import PixelLimits
 from gpg_vl.rewards.boxes import COORDINATES, Box
 from gpg_vl.types import Example
 
@@ -135,7 +136,9 @@ def test_pixels_of_the_resized_image_depend_on_the_limits():
     doc = make_doc((480, 270, 960, 540), "abs_resized", (1920, 1080))
     assert doc.columns["input_size"] == [840, 448]
     assert score(strict_box, doc, "(210,112),(420,224)") == pytest.approx(1)
-    (larger,) = located([doc], "abs_resized", replace(SETTINGS, max_pixels=10**7))
+    (larger,) = located(
+        [doc], "abs_resized", replace(SETTINGS, limits=PixelLimits(max_pixels=10**7))
+    )
     assert larger.columns["input_size"] == [1932, 1092]
     assert score(strict_box, larger, "(210,112),(420,224)") < 0.2
 

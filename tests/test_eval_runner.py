@@ -28,6 +28,7 @@ from gpg_vl.eval.settings import (
 )
 from gpg_vl.eval.task import Doc, stratum
 from gpg_vl.eval.tasks.cvbench import cvbench
+from gpg_vl.prompting import PixelLimits
 from gpg_vl.types import Example
 
 TASK = cvbench()
@@ -40,6 +41,10 @@ PLACES = [
     ("Omni3D", "Depth"),
     ("Omni3D", "Distance"),
 ]
+
+
+def in_style(**changes):
+    return replace(SETTINGS, style=replace(SETTINGS.style, **changes))
 
 
 def picture(shade):
@@ -349,9 +354,9 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
     [
         {"settings": settings_for(TASK, "plain", batch_size=2)},
         {"settings": replace(SETTINGS, max_new_tokens=9)},
-        {"settings": replace(SETTINGS, prefill="<think>")},
-        {"settings": replace(SETTINGS, system="Be brief.")},
-        {"settings": replace(SETTINGS, max_pixels=100_000)},
+        {"settings": in_style(prefill="<think>")},
+        {"settings": in_style(system="Be brief.")},
+        {"settings": replace(SETTINGS, limits=PixelLimits(max_pixels=100_000))},
         {"sha": "other weights"},
     ],
 )
@@ -463,7 +468,7 @@ def test_the_prompt_digest_covers_text_and_pictures():
     digests = {
         prompt_sha(SETTINGS, example, ["a"]),
         prompt_sha(SETTINGS, example, ["b"]),
-        prompt_sha(replace(SETTINGS, chat="plain"), example, ["a"]),
+        prompt_sha(in_style(chat="plain"), example, ["a"]),
         prompt_sha(SETTINGS, render(SETTINGS, make_docs(2)[1]), ["a"]),
     }
     assert len(digests) == 4
@@ -510,9 +515,30 @@ def test_a_revision_is_known_of_the_hubs_cache_only(tmp_path):
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
         ({"batch_size": -1}, "batch_size is -1; it must be at least 1"),
         ({"temperature": -0.5}, "temperature is -0.5; it must be at least 0"),
-        ({"min_pixels": 500_000}, "min_pixels is 500000, above max_pixels, 401408"),
+        ({"limits": PixelLimits(min_pixels=0)}, "min_pixels is 0; it must be at least 1"),
+        (
+            {"limits": PixelLimits(min_pixels=500_000)},
+            "min_pixels is 500000, above max_pixels, 401408",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         settings_for(TASK, "official", **changes)
+
+
+def test_the_record_of_settings_has_one_level():
+    record = in_style(system="Be brief.", prefill="<think>").record()
+    assert list(record)[:7] == [
+        "task",
+        "prompt",
+        "template",
+        "system",
+        "chat",
+        "prefill",
+        "max_new_tokens",
+    ]
+    assert (record["system"], record["prefill"]) == ("Be brief.", "<think>")
+    assert (record["min_pixels"], record["max_pixels"]) == (3136, 401408)
+    assert record["max_image_pixels"] == 50_000_000
+    assert not any(isinstance(value, dict) for value in record.values())

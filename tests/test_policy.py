@@ -14,11 +14,12 @@ from PIL import Image
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import add_adapters
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.features import FeatureCache
 from gpg_vl.models.layout import Packed, pack
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example, Prompt
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from gpg_vl.eval.settings import (
 from gpg_vl.eval.task import Doc, Scorer, Task, pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.pipes import until_the_reader_leaves
+from gpg_vl.prompting import DEFAULT_LIMITS, PixelLimits
 from gpg_vl.registry import UnknownNameError
 
 _PACKAGES = (
@@ -157,9 +158,8 @@ def _job(arguments: argparse.Namespace) -> _Job:
         pick_scorers(
             task, arguments.scorer.split(",")
         )  # a wrong name is told before the data is read
-    changes = {
-        name: getattr(arguments, name) for name in (*GENERATION, *PIXELS, "repeats", "coordinates")
-    }
+    names = (*GENERATION, "repeats", "coordinates")
+    changes = {name: getattr(arguments, name) for name in names} | {"limits": _limits(arguments)}
     settings = settings_for(task, arguments.prompt, seed=arguments.seed, **changes)
     if arguments.coordinates and not task.boxes:
         print(
@@ -184,6 +184,11 @@ def _job(arguments: argparse.Namespace) -> _Job:
     return _Job(
         task=task, settings=settings, loaded=loaded, docs=docs, asked=len(docs), seed=arguments.seed
     )
+
+
+def _limits(arguments: argparse.Namespace) -> PixelLimits:
+    given = {name: getattr(arguments, name) for name in PIXELS}
+    return replace(DEFAULT_LIMITS, **{name: n for name, n in given.items() if n is not None})
 
 
 def _read_files(
@@ -214,7 +219,7 @@ def _read(
         task=job.task.name,
         known={doc.doc_id for doc in job.loaded},
         needed=[doc.doc_id for doc in docs],
-        prefill=job.settings.prefill,
+        prefill=job.settings.style.prefill,
         repeats=job.settings.repeats,
         partial=partial,
     )
@@ -273,7 +278,7 @@ def _generated(
         "model": str(model),
         "model_sha": digest,
         "revision": model_revision(model),
-        **asdict(job.settings),
+        **job.settings.record(),
     }
     return output, results, {**origin, **FIXED}
 

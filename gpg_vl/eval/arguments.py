@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from gpg_vl.prompting import DEFAULT_LIMITS
 from gpg_vl.rewards.boxes import COORDINATES
 
 EPILOG = """
@@ -151,13 +152,13 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--min-pixels",
         type=int,
         metavar="N",
-        help="smaller images are enlarged to this (default 3136)",
+        help=f"smaller images are enlarged to this (default {DEFAULT_LIMITS.min_pixels})",
     )
     only.add_argument(
         "--max-pixels",
         type=int,
         metavar="N",
-        help="larger images are shrunk to this (default 401408)",
+        help=f"larger images are shrunk to this (default {DEFAULT_LIMITS.max_pixels})",
     )
     only.add_argument(
         "--dtype",

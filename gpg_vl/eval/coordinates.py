@@ -53,10 +53,11 @@ def located(
 
 def _located(doc: Doc, coordinates: str, settings: EvalSettings, side: int) -> Doc:
     width, height = doc.columns["width"], doc.columns["height"]
+    limits = settings.limits
     more = {
         "coordinates": coordinates,
         "image_size": [width, height],
-        "input_size": list(resized(width, height, settings.min_pixels, settings.max_pixels, side)),
+        "input_size": list(resized(width, height, limits.min_pixels, limits.max_pixels, side)),
     }
     columns = {**doc.columns, **more}
     return replace(doc, columns=columns, example=replace(doc.example, meta=columns))

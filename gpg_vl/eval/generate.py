@@ -8,9 +8,10 @@ import torch
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Answers, Failed, Responder, Response
 from gpg_vl.eval.settings import EvalSettings
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.prompting import PromptStyle
 from gpg_vl.registry import did_you_mean
 from gpg_vl.rollout.engine import Engine, Sampling
 from gpg_vl.rollout.native import NativeEngine
@@ -21,16 +22,12 @@ ENGINES = ("native",)
 
 
 def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
-    """Encodes rendered examples, whose images are bytes."""
+    """Encodes rendered examples, whose template and system turn are filled in and whose images are bytes."""
     return Encoder(
         processing=processing,
-        style=PromptStyle(chat=settings.chat, prefill=settings.prefill),
+        style=PromptStyle(chat=settings.style.chat, prefill=settings.style.prefill),
         root=None,
-        limits=PixelLimits(
-            min_pixels=settings.min_pixels,
-            max_pixels=settings.max_pixels,
-            max_image_pixels=settings.max_image_pixels,
-        ),
+        limits=settings.limits,
     )
 
 

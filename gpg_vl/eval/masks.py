@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from gpg_vl.prompting import DEFAULT_LIMITS
+
 Mask = NDArray[np.bool_]
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = DEFAULT_LIMITS.max_image_pixels
+"""A mask that claims more is refused like a picture that does."""
 
 
 class Areas(NamedTuple):

@@ -267,7 +267,7 @@ def _undecodable(examples: Mapping[int, Example], settings: EvalSettings) -> dic
     for doc_id, example in examples.items():
         try:
             for image in example.images:
-                load_image(image, root=None, max_pixels=settings.max_image_pixels)
+                load_image(image, root=None, max_pixels=settings.limits.max_image_pixels)
         except ImageError as error:
             void[doc_id] = str(error)
     return void

@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from gpg_vl.errors import UserError
 from gpg_vl.eval.task import Doc, Task, pick
+from gpg_vl.prompting import DEFAULT_LIMITS, PixelLimits, PromptStyle
 from gpg_vl.types import Example, Message
 
 _WHOLE_FILE = 1 << 24  # bytes; larger files are sampled
@@ -31,14 +32,9 @@ class EvalSettings:
     task: str
     prompt: str
     """Name of the prompt style."""
-    template: str
-    """The user's turn. NOTE: `render` has filled it in before a responder sees an example; it stays for the record."""
-    system: str | None = None
-    """The system turn, likewise already part of a rendered example."""
-    chat: str = "auto"
-    """`template`: the checkpoint's chat template. `plain`: the bare text. `auto`: whichever is there."""
-    prefill: str = ""
-    """Text that already begins the answer; the responder puts it after the rendered prompt."""
+    style: PromptStyle
+    """How a doc becomes text. NOTE: `render` has put template and system turn into the example before a responder sees it;
+    the responder adds the chat template and the prefill."""
     max_new_tokens: int
     """Longest answer, end token included."""
     temperature: float = 0.0
@@ -54,12 +50,8 @@ class EvalSettings:
     seed: int = 0
     batch_size: int = 16
     """Prompts that are answered together. Changes speed and memory only, so it is no part of a prediction's key."""
-    min_pixels: int = 56 * 56
-    """Smaller images are enlarged to this many pixels."""
-    max_pixels: int = 401408
-    """Larger images are shrunk to this many pixels. The same as training's default; published runs differ."""
-    max_image_pixels: int = 50_000_000
-    """An image file that declares more pixels than this is not decoded."""
+    limits: PixelLimits = DEFAULT_LIMITS
+    """How large the model sees the images. The same as training's default; published runs differ."""
     dtype: str = "float32"
     engine: str = "native"
 
@@ -68,13 +60,12 @@ class EvalSettings:
             "max_new_tokens": 1,
             "batch_size": 1,
             "temperature": 0,
-            "min_pixels": 1,
             "top_k": 0,
             "repeats": 1,
         }
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {bound}.")
+            _refuse_less(name, getattr(self, name), bound)
+        _refuse_less("min_pixels", self.limits.min_pixels, 1)
         if not 0 < self.top_p <= 1:
             raise UserError(
                 f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token)."
@@ -84,11 +75,23 @@ class EvalSettings:
                 f"top_p is {self.top_p} and top_k {self.top_k}, but the temperature is 0: greedy answers are not drawn. "
                 "Give a temperature, or leave them out."
             )
-        if self.min_pixels > self.max_pixels:
+        if self.limits.min_pixels > self.limits.max_pixels:
             raise UserError(
-                f"min_pixels is {self.min_pixels}, above max_pixels, {self.max_pixels}. Lower the one or "
-                "raise the other."
+                f"min_pixels is {self.limits.min_pixels}, above max_pixels, {self.limits.max_pixels}. "
+                "Lower the one or raise the other."
             )
+
+    def record(self) -> dict[str, Any]:
+        """Every setting by its own name, on one level, as they stand in results.json."""
+        record: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            record |= value if isinstance(value, dict) else {name: value}
+        return record
+
+
+def _refuse_less(name: str, value: float, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} is {value}; it must be at least {least}.")
 
 
 def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalSettings:
@@ -97,16 +100,13 @@ def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalS
     Raises UserError for an unknown style or a value out of range.
     """
     name = prompt or task.default_prompt
-    style = pick(task, "prompt", name, task.prompts)
+    published = pick(task, "prompt", name, task.prompts)
     settings = EvalSettings(
         task=task.name,
         prompt=name,
-        template=style.template,
-        system=style.system,
-        chat=style.chat,
-        prefill=style.prefill,
-        max_new_tokens=style.max_new_tokens,
-        coordinates=style.coordinates,
+        style=published.style,
+        max_new_tokens=published.max_new_tokens,
+        coordinates=published.coordinates,
     )
     return replace(
         settings, **{field: value for field, value in changes.items() if value is not None}
@@ -116,10 +116,10 @@ def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalS
 def render(settings: EvalSettings, doc: Doc) -> Example:
     """The doc's example as it is asked: template filled in, system turn in front. Only the chat template is missing."""
     user = Message(role="user", content=asked(settings, doc))
-    system = (
-        (Message(role="system", content=settings.system),) if settings.system is not None else ()
-    )
-    return replace(doc.example, prompt=(*system, user))
+    if settings.style.system is None:
+        return replace(doc.example, prompt=(user,))
+    system = Message(role="system", content=settings.style.system)
+    return replace(doc.example, prompt=(system, user))
 
 
 def asked(settings: EvalSettings, doc: Doc) -> str:
@@ -143,14 +143,15 @@ def asked(settings: EvalSettings, doc: Doc) -> str:
     return re.sub(
         r"\{(prompt|question|choices|options|letters|instruction)\}",
         lambda mark: fillings[mark[1]],
-        settings.template,
+        settings.style.template,
     )
 
 
 def prompt_sha(settings: EvalSettings, example: Example, image_digests: Sequence[str]) -> str:
     """Digest of everything the model is shown for a rendered example. 16 hexadecimal digits."""
     turns = [(turn.role, turn.content) for turn in example.prompt if isinstance(turn, Message)]
-    return _digest([turns, settings.chat, settings.prefill, list(image_digests)])
+    style = settings.style
+    return _digest([turns, style.chat, style.prefill, list(image_digests)])
 
 
 def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> str:
@@ -165,8 +166,8 @@ def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> s
             settings.max_new_tokens,
             settings.temperature,
             drawn,
-            settings.min_pixels,
-            settings.max_pixels,
+            settings.limits.min_pixels,
+            settings.limits.max_pixels,
             settings.dtype,
             settings.engine,
             sample,

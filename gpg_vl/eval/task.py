@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from gpg_vl import prompting
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.statistics import Aggregate
+from gpg_vl.prompting import DEFAULT_STYLE
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
 
@@ -90,16 +92,23 @@ class PromptStyle:
     """The user's turn: `{prompt}` is the doc's own prompt, `{question}` its column of that name, `{choices}` the option
     texts in a row, `{options}` one lettered line each, `{letters}` their letters, `{instruction}` the column that says how to
     answer a question of its kind."""
-    system: str | None = None
+    system: str | None = DEFAULT_STYLE.system
     """A system turn in front; None leaves it to the checkpoint's chat template."""
-    chat: str = "auto"
+    chat: prompting.Chat = DEFAULT_STYLE.chat
     """`template`: the checkpoint's chat template. `plain`: the bare text. `auto`: whichever is there."""
-    prefill: str = ""
+    prefill: str = DEFAULT_STYLE.prefill
     """Text that already begins the answer, such as `<think>`."""
     max_new_tokens: int
     """The limit that the style was published with; a shorter one cuts answers off."""
     coordinates: str | None = None
     """The convention that the prompt itself prescribes for boxes, whatever the model was trained on."""
+
+    @property
+    def style(self) -> prompting.PromptStyle:
+        """How it makes text of an example, without the limits that come with it."""
+        return prompting.PromptStyle(
+            template=self.template, system=self.system, chat=self.chat, prefill=self.prefill
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,28 +15,10 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.families import VISION_TOKENS
 from gpg_vl.models.features import image_key
 from gpg_vl.models.load import Processing
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.types import Example, Message, Prompt
 
 LONGEST_ASPECT = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptStyle:
-    """How an example becomes text. The fields are those of the config's `prompt` section."""
-
-    template: str = "{prompt}"
-    system: str | None = None
-    chat: str = "auto"
-    prefill: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PixelLimits:
-    """`min_pixels` and `max_pixels` bound what the model sees, `max_image_pixels` what is decoded at all."""
-
-    min_pixels: int = 56 * 56
-    max_pixels: int = 401408
-    max_image_pixels: int = 50_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

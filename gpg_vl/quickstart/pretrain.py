@@ -28,10 +28,11 @@ from typing import Any
 import torch
 
 from gpg_vl.models import tiny
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
 from gpg_vl.types import Example
 

@@ -1,6 +1,7 @@
 """Evaluation while training: the eval room's task and scorers, the training policy's engine, its prompt and its pixels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from gpg_vl.eval.settings import EvalSettings, settings_for
 from gpg_vl.eval.task import pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.load import Processing
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rewards.boxes import FAMILY_COORDINATES
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.training.ranks import gathered
-from gpg_vl.training.run import Evaluation
 from gpg_vl.types import Example
+
+Evaluation = Callable[[Engine, Processing, Accelerator], dict[str, Any]]
+"""Scores the current policy; the same on every rank."""
 
 
 def make_evaluation(config: Config, processing: Processing) -> Evaluation | None:
@@ -75,26 +79,19 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
 
 def eval_settings(config: Config) -> EvalSettings:
     """Greedy answers in the run's own prompt, or in the task's style that `eval.prompt` names."""
-    limits: dict[str, Any] = {
+    pixels = config.data.model_dump(include={field.name for field in fields(PixelLimits)})
+    common: dict[str, Any] = {
         "max_new_tokens": config.eval.max_new_tokens or config.rollout.max_new_tokens,
-        "min_pixels": config.data.min_pixels,
-        "max_pixels": config.data.max_pixels,
-        "max_image_pixels": config.data.max_image_pixels,
+        "limits": PixelLimits(**pixels),
         "dtype": config.model.dtype,
         "batch_size": config.rollout.prompts_per_batch,
     }
     assert config.eval.task is not None
     if config.eval.prompt is not None:
-        return settings_for(tasks.get(config.eval.task)(), config.eval.prompt, **limits)
-    return EvalSettings(
-        task=config.eval.task,
-        prompt="run",
-        template=config.prompt.template,
-        system=config.prompt.system,
-        chat=config.prompt.chat,
-        prefill=config.prompt.prefill,
-        **limits,
-    )
+        return settings_for(tasks.get(config.eval.task)(), config.eval.prompt, **common)
+
+    style = PromptStyle(**config.prompt.model_dump())
+    return EvalSettings(task=config.eval.task, prompt="run", style=style, **common)
 
 
 def shared(responder: Responder, accelerator: Accelerator) -> Responder:

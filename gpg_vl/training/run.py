@@ -6,7 +6,7 @@ trains.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -23,17 +23,19 @@ from gpg_vl.data.read import load_examples, read_rows
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.attention import Kernel
-from gpg_vl.models.encode import Encoder, PixelLimits, PromptStyle
+from gpg_vl.models.encode import Encoder
 from gpg_vl.models.features import FeatureCache
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import check_gold
-from gpg_vl.rollout.engine import Engine, Sampling
+from gpg_vl.rollout.engine import Sampling
 from gpg_vl.rollout.native import NativeEngine
 from gpg_vl.training import checkpoint as checkpoints
 from gpg_vl.training.batch import Objective
 from gpg_vl.training.display import Display, no_signal
+from gpg_vl.training.evaluation import Evaluation
 from gpg_vl.training.folder import open_folder
 from gpg_vl.training.interrupt import StopRequest
 from gpg_vl.training.loop import Hooks, Schedule, empty_group, train
@@ -42,9 +44,6 @@ from gpg_vl.training.plan import Plan, make_plan
 from gpg_vl.training.ranks import on_main
 from gpg_vl.training.record import Record, truncate_metrics
 from gpg_vl.types import Example
-
-Evaluation = Callable[[Engine, Processing, Accelerator], dict[str, Any]]
-"""Scores the current policy; the same on every rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

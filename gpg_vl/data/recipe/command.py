@@ -16,6 +16,7 @@ from rich.console import Console
 from gpg_vl.data.recipe.convert import Made, make
 from gpg_vl.data.recipe.recipe import Option, Recipe, Request
 from gpg_vl.errors import RunError, UserError
+from gpg_vl.prompting import DEFAULT_LIMITS
 
 _SHOWN = 5
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -136,7 +137,7 @@ def _fill(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     add(
         "--max-image-pixels",
         type=_at_least(1),
-        default=50_000_000,
+        default=DEFAULT_LIMITS.max_image_pixels,
         metavar="N",
         help="larger pictures are not decoded and break their row (default %(default)s)",
     )

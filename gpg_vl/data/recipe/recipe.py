@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpg_vl.data.recipe.row import BrokenRowError, Source, shown
+from gpg_vl.prompting import DEFAULT_LIMITS
 from gpg_vl.types import Example
 
 
@@ -54,7 +55,7 @@ class Request:
     """Only the first source rows of each split."""
     shard_rows: int = 500
     """Source rows per part; at most this many are converted again after a stop."""
-    max_image_pixels: int = 50_000_000
+    max_image_pixels: int = DEFAULT_LIMITS.max_image_pixels
 
 
 Convert = Callable[..., Example | Sequence[Example] | LeftOut]
