@@ -228,13 +228,18 @@ def test_positions_and_embeddings_are_those_of_the_library(
     assert torch.equal(placed_T_H[prompt.image_mask_T], torch.cat(features))
 
 
-def test_text_counts_up_on_every_axis(made: Made) -> None:
+def test_text_counts_up_on_every_axis_and_the_tower_takes_it(made: Made) -> None:
+    """The tower with our positions computes what it computes with those it makes of its own."""
     prompt = made.encoder.encode(Example(id="x", prompt="How many balls?", answer="1"))
-    counted = torch.arange(prompt.length)
-    assert torch.equal(prompt.positions_3_T, counted.expand(3, -1))
-    tower = made.family.tower_positions(prompt.positions_3_T[:, None])
-    assert torch.equal(tower.reshape(-1, prompt.length)[0], counted)
-    assert tower.shape[-2:] == (1, prompt.length)
+    assert torch.equal(prompt.positions_3_T, torch.arange(prompt.length).expand(3, -1))
+
+    tower = made.family.language_model(made.model)
+    embeddings = made.model.get_input_embeddings()(prompt.input_ids_T)[None]
+    positions = made.family.tower_positions(prompt.positions_3_T[:, None])
+    with torch.no_grad():
+        ours = tower(inputs_embeds=embeddings, position_ids=positions).last_hidden_state
+        stock = tower(inputs_embeds=embeddings).last_hidden_state
+    assert torch.equal(ours, stock)
 
 
 def test_a_blank_image_reaches_every_weight_of_the_vision_tower(seeing: Made) -> None:
