@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from gpg_vl.cli import _parser as cli_parser
 from gpg_vl.config import Config, load_config
 from gpg_vl.eval.arguments import make_parser as eval_parser
+from gpg_vl.models.families import families, known_for_boxes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gpg_vl"
@@ -183,6 +184,86 @@ def test_what_is_imported_is_declared() -> None:
             if top not in sys.stdlib_module_names and not owners & declared:
                 missing.setdefault(top, at(file, line))
     assert not missing, f"declare in pyproject.toml what is imported: {missing}"
+
+
+# ---- families
+
+
+def words_of_code(source: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of every identifier, imported name and string, without docstrings and comments."""
+    tree = ast.parse(source)
+    statements = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    prose = {id(value) for value in statements if isinstance(value, ast.Constant)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if id(node) not in prose:
+                yield node.lineno, text
+            case ast.Name(id=text) | ast.Attribute(attr=text):
+                yield node.lineno, text
+            case ast.arg(arg=text) | ast.keyword(arg=str(text)):
+                yield node.lineno, text
+            case ast.FunctionDef(name=text) | ast.ClassDef(name=text):
+                yield node.lineno, text
+            case ast.ImportFrom(module=module, names=names):
+                yield from ((node.lineno, text) for text in (module or "", *told(names)))
+            case ast.Import(names=names):
+                yield from ((node.lineno, text) for text in told(names))
+
+
+def told(names: list[ast.alias]) -> list[str]:
+    return [text for alias in names for text in (alias.name, alias.asname or "")]
+
+
+def family_words() -> re.Pattern[str]:
+    """Model types and classes of transformers, of the registered families and of their sisters, and control tokens.
+
+    A name in a sentence that a person reads, such as Qwen2-VL, is none of these.
+    """
+    known = [families.get(name) for name in families.names()]
+    whole = {*known_for_boxes(), *(family.model_class for family in known)}
+    tokens = {token for family in known for token in family.control_tokens}
+    sisters = [r"\bqwen\d\w*", r"\bQwen\d\w*[A-Za-z]{2}"]
+    words = [rf"\b{re.escape(word)}\b" for word in whole]
+    return re.compile("|".join([*words, *sisters, *map(re.escape, tokens)]))
+
+
+def test_only_its_own_file_names_a_family() -> None:
+    """What has to know a family asks its record, so that a new one is one new file."""
+    pattern = family_words()
+    wrong = [
+        f"{at(file, line)} names a family: {found.group()}"
+        for file in FILES
+        if not file.is_relative_to(PACKAGE / "models" / "families")
+        for line, text in words_of_code(file.read_text())
+        if (found := pattern.search(text))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "source,names_one",
+    [
+        ("if kind == 'qwen2_vl': pass", True),
+        ("from transformers import Qwen2_5_VLConfig", True),
+        ("from transformers import Qwen2ForCausalLM as Model", True),
+        ("from gpg_vl.models.families.qwen2_vl import mrope_positions", True),
+        ("import gpg_vl.models.families.qwen2 as text", True),
+        ("def f(model_type='qwen2'): pass", True),
+        ("def f(qwen2_vl): pass", True),
+        ("class Qwen2VLThing: pass", True),
+        ("f(qwen3_vl=1)", True),
+        ("message = f'{user}<|im_end|>'", True),
+        ("ids = vocabulary['<|image_pad|>']", True),
+        ("x = transformers.Qwen2VLProcessor", True),
+        ("'''Qwen2VLProcessor and qwen2_vl.'''\n# qwen2_vl", False),
+        ("class A:\n    b: int\n    '''As in qwen2_vl.'''", False),
+        ("print('writing a tiny Qwen2-VL or Qwen2.5-VL')", False),
+        ("import qwen_vl_utils", False),
+    ],
+)
+def test_what_counts_as_naming_a_family(source: str, names_one: bool) -> None:
+    pattern = family_words()
+    assert any(pattern.search(text) for _, text in words_of_code(source)) is names_one
 
 
 # ---- files
