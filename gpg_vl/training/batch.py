@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpg_vl.algorithms.advantages import FNorm, advantages
-from gpg_vl.algorithms.age import Age, StepCounts, age_factor
-from gpg_vl.algorithms.losses import Aggregation, coefficients, denominator
+from gpg_vl.algorithms.advantages import advantages
+from gpg_vl.algorithms.age import StepCounts, age_factor
+from gpg_vl.algorithms.choices import Age, Aggregation, FNorm
+from gpg_vl.algorithms.losses import coefficients, denominator
 from gpg_vl.models.layout import Packed, pack
 from gpg_vl.types import Completion, Group, Prompt
 
