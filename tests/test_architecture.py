@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gpg_vl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "eval/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/algorithms.md", "eval/README.md")
 ROOMS = (
     ("types", "errors", "registry", "clock", "pipes"),
     ("algorithms",),
