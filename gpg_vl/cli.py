@@ -229,14 +229,12 @@ def _data_check(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> int:
-    from gpg_vl.config import allowed_values, documented_keys, dump_config, load_config
+    from gpg_vl.config import describe_keys, dump_config, load_config
 
     if arguments.config is not None:
         print(dump_config(load_config(arguments.config, arguments.overrides)), end="")
-        return 0
-    for key, default, text in documented_keys():
-        choices = f" One of: {', '.join(allowed_values(key))}." if allowed_values(key) else ""
-        print(f"{key} = {default}\n    {text}{choices}")
+    else:
+        print(describe_keys())
     return 0
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError, jaxtyped
 
 from gpg_vl.algorithms import advantages as module
-from gpg_vl.algorithms.advantages import FNorm
+from gpg_vl.algorithms.choices import FNorm
 
 # every call below is checked against the shapes that the annotations promise
 advantages = jaxtyped(typechecker=beartype)(module.advantages)
@@ -194,10 +194,11 @@ def test_scaling_keeps_the_valid_set_and_scales_gpg(
 
 
 @seeded
-@given(groups(halves), groups(halves))
+@given(groups(st.floats(-3, 3)), groups(st.floats(-3, 3)))
 def test_a_group_does_not_see_the_others(
     first: list[list[float]], second: list[list[float]]
 ) -> None:
+    """To the bit: a process with more groups must not round differently."""
     size = min(len(first[0]), len(second[0]))
     rows = [row[:size] for row in first + second]
     for f_norm in ("one", "group_std"):
@@ -205,4 +206,4 @@ def test_a_group_does_not_see_the_others(
         alone = torch.cat(
             [advantages(torch.tensor([row], dtype=torch.float64), f_norm=f_norm) for row in rows]
         )
-        assert torch.allclose(whole, alone, rtol=0, atol=1e-12)
+        assert torch.equal(whole, alone)

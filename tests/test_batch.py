@@ -10,12 +10,12 @@ from typing import get_args
 
 import pytest
 import torch
+from gpg_vl.training.batch import Objective, Pass, counts_of, idle_pass, make_passes
 from torch import Tensor
 
 from gpg_vl.algorithms.advantages import FNorm
 from gpg_vl.algorithms.age import Age, StepCounts, age_factor
 from gpg_vl.algorithms.losses import Aggregation
-from gpg_vl.training.batch import Objective, Pass, counts_of, idle_pass, make_passes
 from gpg_vl.types import Completion, Example, Group, Prompt
 
 VOCABULARY = 11

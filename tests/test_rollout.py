@@ -15,8 +15,8 @@ from gpg_vl.models.layout import pack
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.rollout.decode import Slots, cast_matrices, decode, with_matrices
-from gpg_vl.rollout.sampling import Sampling, choose, truncate, uniforms
 from gpg_vl.rollout.native import NativeEngine
+from gpg_vl.rollout.sampling import Sampling, choose, truncate, uniforms
 from gpg_vl.types import Example
 
 SAMPLING = Sampling(group_size=4, temperature=1.0, max_new_tokens=10, seed=7)

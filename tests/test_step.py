@@ -10,15 +10,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import scene_example
+from gpg_vl.training.batch import Objective, make_passes
 from oracle import naive_logp
 from runs import environment
 from test_policy import encoder, gradients, relative
 
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
-from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.rollout.native import NativeEngine
-from gpg_vl.training.batch import Objective, make_passes
+from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.optimizer import make_adamw
 from gpg_vl.training.step import NonFiniteError, accumulate, global_counts, update
 from gpg_vl.types import Example, Group

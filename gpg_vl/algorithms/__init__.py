@@ -1,0 +1,22 @@
+"""Algorithms by name. Each is one file with a factory of keyword arguments that returns an `Algorithm`.
+
+This module imports no torch, so that a config can name algorithms without it.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gpg_vl.registry import Registry
+
+if TYPE_CHECKING:
+    from gpg_vl.algorithms.algorithm import Algorithm
+
+BUILTIN = {
+    "gpg": "gpg_vl.algorithms.gpg:gpg",
+    "grpo": "gpg_vl.algorithms.grpo:grpo",
+    "sft": "gpg_vl.algorithms.sft:sft",
+}
+
+algorithms: Registry[Callable[..., "Algorithm"]] = Registry(
+    "algorithm", builtin=BUILTIN, entry_point_group="gpg_vl.algorithms"
+)

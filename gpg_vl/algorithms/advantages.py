@@ -3,13 +3,12 @@
 Pure functions of rewards. A group is one prompt's row; a group never spans rows.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-FNorm = Literal["one", "group_std", "batch_std"]
+from gpg_vl.algorithms.choices import FNorm
+
 STD_FLOOR = 1e-4
 """Added to a standard deviation before dividing by it, as GRPO and the official code do."""
 
@@ -33,15 +32,30 @@ def advantages(
     batch_std: the standard deviation (ddof 1) over all rewards of the optimizer step on all ranks; required by, and
         only used for, `f_norm="batch_std"`.
     """
-    centred_P_G = rewards_P_G - rewards_P_G.mean(dim=1, keepdim=True)
-    if f_norm == "group_std":
-        centred_P_G = centred_P_G / (rewards_P_G.std(dim=1, keepdim=True) + STD_FLOOR)
-    elif f_norm == "batch_std":
-        if batch_std is None:
-            raise ValueError(
-                "f_norm 'batch_std' needs batch_std, the deviation over all rewards of the step."
-            )
-        centred_P_G = centred_P_G / (batch_std + STD_FLOOR)
-    return torch.where(
-        valid_groups(rewards_P_G)[:, None], centred_P_G, torch.zeros_like(centred_P_G)
-    )
+    if f_norm == "batch_std" and batch_std is None:
+        raise ValueError(
+            "f_norm 'batch_std' needs batch_std, the deviation over all rewards of the step."
+        )
+
+    # Group by group: a deviation taken over many rows at once can round differently, and a group's numbers must not
+    # depend on which others its process holds.
+    scaled_P_G = torch.zeros_like(rewards_P_G)
+    for group in range(len(rewards_P_G)):
+        row = slice(group, group + 1)
+        scaled_P_G[row] = _scaled(rewards_P_G[row], f_norm, batch_std)
+
+    return torch.where(valid_groups(rewards_P_G)[:, None], scaled_P_G, torch.zeros_like(scaled_P_G))
+
+
+def _scaled(
+    rewards_1_G: Float[Tensor, "1 G"], f_norm: FNorm, batch_std: float | None
+) -> Float[Tensor, "1 G"]:
+    centred_1_G = rewards_1_G - rewards_1_G.mean(dim=1, keepdim=True)
+    match f_norm:
+        case "one":
+            return centred_1_G
+        case "group_std":
+            return centred_1_G / (rewards_1_G.std(dim=1, keepdim=True) + STD_FLOOR)
+        case "batch_std":
+            assert batch_std is not None
+            return centred_1_G / (batch_std + STD_FLOOR)

@@ -7,9 +7,10 @@ alpha = B/(B-M) undoes the dilution (eq. 7 and 8); its threshold beta_th bounds 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-Age = Literal["inverse_valid_fraction", "off", "token", "valid_fraction"]
+from gpg_vl.algorithms.choices import Age
+
 T = TypeVar("T")
 
 

@@ -1,62 +1,15 @@
-"""The configuration of a run: two levels, every key documented where it is declared.
+"""The sections of a config: every key, its type, its default and what it means."""
 
-A YAML file, then `section.key=value` overrides from the command line. Unknown keys are errors that name the nearest key.
-The entry point unpacks the sections into plain arguments: nothing below it receives a config.
-"""
+from typing import Annotated, Literal
 
-import re
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from pydantic import Field, model_validator
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
-
-from gpg_vl.errors import UserError
+from gpg_vl.config.algorithm import AnyAlgorithm, GpgConfig, why_not_reusable
+from gpg_vl.config.declaration import Section
 from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE
-from gpg_vl.registry import did_you_mean
 
-FNorm = Literal["one", "group_std", "batch_std"]
-Age = Literal["inverse_valid_fraction", "off", "token", "valid_fraction"]
-Aggregation = Literal["token", "sequence", "constant", "group"]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `off`, `no` and 2024-10-01 are the texts they look like, and a key given twice is an error."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  the base class declares it so
-        first: [(tag, form) for tag, form in resolvers if not tag.endswith((":bool", ":timestamp"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if repeated := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {repeated!r} stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-class Section(BaseModel):
-    """A frozen group of keys that rejects unknown ones. The text under a key is its documentation."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-        str_strip_whitespace=False,
-    )
+Part = Literal["vision", "merger", "language"]
+"""The vision tower, the merger behind it, the language model."""
 
 
 class ModelConfig(Section):
@@ -70,7 +23,7 @@ class ModelConfig(Section):
     """Numbers of the forward pass. Master weights stay float32; bfloat16 runs under autocast."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    freeze: tuple[Literal["vision", "merger", "language"], ...] = ()
+    freeze: tuple[Part, ...] = ()
     """Parts whose weights must not change: the vision tower, the merger behind it, the language model."""
     vision_cache_mb: int = Field(2048, ge=0)
     """Memory for the features of images while vision and merger are frozen: each image is encoded once per run. 0: none."""
@@ -152,31 +105,6 @@ class RolloutConfig(Section):
     """Answers that are decoded together; one that ends makes room for the next. Affects memory and speed only."""
 
 
-class AlgorithmConfig(Section):
-    """Group Policy Gradient and its switches (arXiv:2504.02546)."""
-
-    f_norm: FNorm = "one"
-    """Divisor of the advantage: 1 (GPG), the group's standard deviation (GRPO), or that of the whole step."""
-    age: Age = "inverse_valid_fraction"
-    """Correction for groups without signal: the paper's alpha = B/(B-M); `token` counts tokens; `off` is 1;
-    `valid_fraction` is the inverse of the paper's alpha and only here because one article names it."""
-    beta_th: float = Field(0.4, ge=0.0, le=1.0)
-    """Least share of groups with signal; below it more groups are sampled. 0 never resamples, 1 is DAPO-like."""
-    max_resample_attempts: int = Field(20, ge=1)
-    """Cap on the rounds of sampling per step, the first included."""
-    aggregation: Aggregation = "token"
-    """Mean over all tokens of the step; per sequence then over sequences; by the constant length limit; per group."""
-
-    @model_validator(mode="after")
-    def _token_age(self) -> "AlgorithmConfig":
-        if self.age == "token" and self.aggregation != "token":
-            raise ValueError(
-                f"age 'token' goes with aggregation 'token' only; aggregation is {self.aggregation!r}. "
-                f"Use age 'inverse_valid_fraction', which is exact for {self.aggregation!r}."
-            )
-        return self
-
-
 class RewardsConfig(Section):
     """How rewards are computed and what happens when one breaks."""
 
@@ -209,6 +137,8 @@ class TrainConfig(Section):
     """Passes over the data, if `steps` is not given (resampling draws from the same passes)."""
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
+    learning_rates: dict[Part, Annotated[float, Field(gt=0)]] = {}
+    """Learning rates of parts; what is not named takes `learning_rate`. `{vision: 1e-7}` trains the vision tower slower."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up: flat, or down to `final_lr_fraction` on a line or a cosine."""
     warmup_steps: int = Field(0, ge=0)
@@ -228,6 +158,8 @@ class TrainConfig(Section):
     reuse_prefill: bool = False
     """Train on from what the rollout computed of image and prompt instead of computing it again: the same gradient, a forward
     pass less. Holds the activations of all prompts of a step while they are answered."""
+    sharding: str = "none"
+    """How weights, gradients and moments are spread over the processes; with `none` each of them holds all."""
     attention: Literal["auto", "split", "varlen", "dense"] = "auto"
     """How completions attend to their shared prompt. `split` runs anywhere, `varlen` needs CUDA and bfloat16, `dense` is
     quadratic in the tokens of a pass and there to compare with. `auto` takes the fastest that was measured."""
@@ -278,7 +210,7 @@ class Config(Section):
     output: OutputConfig
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: AnyAlgorithm = GpgConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -291,136 +223,9 @@ class Config(Section):
                 "train.reuse_prefill keeps the activations of prompts: model.gradient_checkpointing would give them up, and "
                 "without train.shared_prefix no prompt stands for its group. Set reuse_prefill to false, or the other."
             )
-        return self
-
-
-def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """The config in `file` with `section.key=value` overrides (values are YAML). Raises UserError."""
-    path = Path(file)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise UserError(
-            f"There is no config file {path}. Give the path of a YAML file; the ones that come with the "
-            f"project are in configs/."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The config file {path} cannot be read: {error}.") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: what looks like a number and is none, such as 0x_
-        raise UserError(f"The config file {path} is not YAML: {error}.") from None
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"The config file {path} holds {type(tree).__name__}, not sections. Start with `model:`."
-        )
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, str(path))
-
-
-def parse_config(tree: Mapping[str, Any], source: str) -> Config:
-    """A config from nested dictionaries. Raises UserError that lists every mistake, each with its remedy."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        lines = "\n".join(
-            f"  {line}" for line in dict.fromkeys(_explain(e) for e in error.errors())
-        )
-        raise UserError(
-            f"The config {source} has {error.error_count()} mistake(s):\n{lines}"
-        ) from None
-
-
-def dump_config(config: Config) -> str:
-    """The resolved config as YAML: every key, defaults included. `load_config` reads it back unchanged."""
-    text: str = yaml.safe_dump(
-        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
-    )
-    return text
-
-
-def documented_keys(
-    section: type[Section] = Config, prefix: str = ""
-) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, default, documentation) of every key, in the order of declaration."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from documented_keys(kind, f"{prefix}{name}.")
-        else:
-            default = "(required)" if field.is_required() else repr(field.default)
-            yield f"{prefix}{name}", default, " ".join((field.description or "").split())
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.split(".", 2)
-    if not equals or len(parts) < 2 or not all(parts):
-        raise UserError(
-            f"The override {override!r} is not of the form section.key=value, as in train.learning_rate=1e-6."
-        )
-    try:
-        value = yaml.load(text, _Loader) if text else None
-    except (yaml.YAMLError, ValueError):
-        value = text
-    node = tree
-    for part in parts[:-1]:
-        below = node.setdefault(part, {})
-        if not isinstance(below, dict):
-            raise UserError(
-                f"The override {override!r} goes into {part!r}, which is {below!r} and has no keys."
+        if self.train.reuse_prefill and (why := why_not_reusable(self.algorithm)):
+            raise ValueError(
+                f"train.reuse_prefill keeps the activations of prompts until they are trained on: {why}. "
+                f"Set train.reuse_prefill to false."
             )
-        node = below
-    node[parts[-1]] = value
-
-
-def _explain(error: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    given = error["input"]
-    match error["type"]:
-        case "extra_forbidden":
-            return f"{where}: there is no such key. {did_you_mean(str(error['loc'][-1]), _siblings(error['loc']))}"
-        case "missing":
-            return f"{where}: is required and missing. {_documentation(error['loc'])}"
-        case "value_error":
-            return f"{where}: {error['ctx']['error']!s}"
-        case _:
-            return f"{where}: {given!r} was given. {error['msg']}. {_documentation(error['loc'])}"
-
-
-def _section_at(loc: Sequence[int | str]) -> type[Section] | None:
-    section: type[Section] | None = Config
-    for part in loc:
-        field = section.model_fields.get(str(part)) if section else None
-        kind = field.annotation if field else None
-        section = kind if isinstance(kind, type) and issubclass(kind, Section) else None
-    return section
-
-
-def _siblings(loc: Sequence[int | str]) -> list[str]:
-    section = _section_at(loc[:-1])
-    return list(section.model_fields) if section else []
-
-
-def _documentation(loc: Sequence[int | str]) -> str:
-    for end in range(len(loc), 0, -1):
-        section = _section_at(loc[: end - 1])
-        field = section.model_fields.get(str(loc[end - 1])) if section else None
-        if field is not None and field.description:
-            return " ".join(field.description.split())
-        if field is not None and (inner := _section_at(loc[:end])):
-            return f"{inner.__doc__} Keys: {', '.join(inner.model_fields)}."
-    return ""
-
-
-def allowed_values(key: str) -> tuple[str, ...]:
-    """The values of a choice key such as `algorithm.age`, or () if the key takes any value of its type."""
-    section_name, _, name = key.partition(".")
-    section = _section_at([section_name])
-    field = section.model_fields.get(name) if section else None
-    kind = field.annotation if field else None
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next((k for k in typing.get_args(kind) if typing.get_origin(k) is Literal), kind)
-    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        return self

@@ -1,0 +1,16 @@
+"""What a section of the config is: frozen keys, each with the text that stands under it."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A frozen group of keys that rejects unknown ones. The text under a key is its documentation."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        str_strip_whitespace=False,
+    )
