@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
@@ -80,6 +81,7 @@ def count_parameters(config: Config, family: Family) -> tuple[int, int]:
 def make_plan(
     config: Config,
     *,
+    algorithm: Algorithm,
     family: Family,
     prompt_tokens: Sequence[int],
     image_tokens: Sequence[int],
@@ -92,7 +94,7 @@ def make_plan(
     median, image_median = ordered[len(ordered) // 2], sorted(image_tokens)[len(image_tokens) // 2]
     parameters, trained = count_parameters(config, family)
     costs = {
-        shared: _cost(config, family, median, image_median, shared=shared)
+        shared: _cost(config, algorithm, family, median, image_median, shared=shared)
         for shared in (True, False)
     }
     here = costs[config.train.shared_prefix]
@@ -103,7 +105,7 @@ def make_plan(
         steps=steps,
         epochs=steps * config.train.prompts_per_step / len(prompt_tokens),
         prompts_per_step=config.train.prompts_per_step,
-        group_size=config.rollout.group_size,
+        group_size=_group_size(config, algorithm),
         processes=processes,
         prompt_tokens_median=median,
         prompt_tokens_max=ordered[-1],
@@ -120,6 +122,7 @@ def make_plan(
         naive_cost=costs[False],
         memory_bytes=_memory(
             config,
+            algorithm,
             family,
             parameters,
             trained,
@@ -145,7 +148,20 @@ def vision_mode(config: Config, family: Family) -> VisionMode:
     return "frozen" if "vision" in config.model.freeze else "trained"
 
 
-def _cost(config: Config, family: Family, prompt: int, image_tokens: int, *, shared: bool) -> Cost:
+def _group_size(config: Config, algorithm: Algorithm) -> int:
+    """Answers per group: those that are sampled, or the gold one."""
+    return config.rollout.group_size if algorithm.samples else 1
+
+
+def _cost(
+    config: Config,
+    algorithm: Algorithm,
+    family: Family,
+    prompt: int,
+    image_tokens: int,
+    *,
+    shared: bool,
+) -> Cost:
     """Of one group of median prompt, every answer as long as it may be."""
     mode = vision_mode(config, family)
     cost = group_cost(
@@ -153,15 +169,24 @@ def _cost(config: Config, family: Family, prompt: int, image_tokens: int, *, sha
         prompt=prompt,
         image_tokens=image_tokens,
         completion=config.rollout.max_new_tokens,
-        group_size=config.rollout.group_size,
+        group_size=_group_size(config, algorithm),
         shared=shared,
         recompute=config.model.gradient_checkpointing,
         # the naive way has nowhere to keep features
         vision="frozen" if mode == "kept" and not shared else mode,
     )
-    if not (shared and config.train.reuse_prefill):
-        return cost
-    return replace(cost, train=cost.train - cost.prefill, patches=cost.patches // 2)
+
+    # scoring by the reference is one forward pass: what prompt and answers cost in a rollout
+    forward = cost.prefill + cost.decode
+    train = algorithm.updates * cost.train
+    if "reference_logp" in algorithm.needs:
+        train += forward
+
+    if not algorithm.samples:
+        return replace(cost, prefill=0.0, decode=0.0, train=train, patches=cost.patches // 2)
+    if shared and config.train.reuse_prefill:
+        return replace(cost, train=train - cost.prefill, patches=cost.patches // 2)
+    return replace(cost, train=train)
 
 
 def _dtype(config: Config) -> torch.dtype:
@@ -177,21 +202,18 @@ def _activations(config: Config, tokens: int) -> float:
     )
 
 
-def _work_space(config: Config, trained: int, *, in_pieces: bool) -> float:
-    """Bytes that come and go: the gradient of the head and one tile of it, the casts of autocast, and, if groups are computed
-    in pieces, the gradients of the piece before and of this one.
-    """
+def _work_space(config: Config, trained: int) -> float:
+    """Bytes that come and go: the gradient of the head and one tile of it, and the casts of autocast."""
     text = read_config(config.model.path, config.model.revision).get_text_config()
-    head: float = (
-        4.0 * text.hidden_size * text.vocab_size
-        + 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
-    )
+    tile = 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
+    head: float = 4.0 * text.hidden_size * text.vocab_size + tile
     casts = 2.0 * trained if config.model.dtype == "bfloat16" else 0.0
-    return head + casts + (8.0 * trained if in_pieces else 0.0)
+    return head + casts
 
 
 def _memory(
     config: Config,
+    algorithm: Algorithm,
     family: Family,
     parameters: int,
     trained: int,
@@ -201,33 +223,37 @@ def _memory(
     prompt_tokens_max: int,
     image_tokens_total: int,
 ) -> dict[str, float]:
-    """Bytes per process. Weights, gradients and moments are exact, activations estimated for a full pass."""
+    """Bytes per process. Weights, gradients and moments are exact, activations estimated for a full micro-batch."""
     checkpoint = read_config(config.model.path, config.model.revision)
+    itemsize = _dtype(config).itemsize
     groups = ceil(config.train.prompts_per_step / processes)
     tokens = min(config.train.tokens_per_pass, groups * tokens_of_group)
-    answers = min(config.rollout.slots, groups * config.rollout.group_size)
-    cached = answers * (prompt_tokens_max + config.rollout.max_new_tokens)
-    cached += config.rollout.prompts_per_batch * prompt_tokens_max
-    key_values = family.shape_of(checkpoint).key_values
-    kept = {}
-    if vision_mode(config, family) == "kept" and image_tokens_total:
-        every = float(
-            image_tokens_total * checkpoint.get_text_config().hidden_size * _dtype(config).itemsize
-        )
-        kept["image features"] = min(every, config.model.vision_cache_mb * 2.0**20)
-    if config.train.reuse_prefill:
-        kept["kept prompts"] = _activations(config, groups * prompt_tokens_max)
-    return {
+
+    memory = {
         "weights": 4.0 * parameters,
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
         "activations": _activations(config, tokens),
-        "work space": _work_space(
-            config, trained, in_pieces=tokens_of_group > config.train.tokens_per_pass
-        ),
-        "key-value cache": float(cached * key_values * _dtype(config).itemsize),
-        **kept,
+        "work space": _work_space(config, trained),
     }
+
+    # the slots of the rollout, and the prompts that wait for one
+    if algorithm.samples:
+        answers = min(config.rollout.slots, groups * config.rollout.group_size)
+        cached = answers * (prompt_tokens_max + config.rollout.max_new_tokens)
+        cached += config.rollout.prompts_per_batch * prompt_tokens_max
+        key_values = family.shape_of(checkpoint).key_values
+        memory["key-value cache"] = float(cached * key_values * itemsize)
+
+    if vision_mode(config, family) == "kept" and image_tokens_total:
+        hidden = checkpoint.get_text_config().hidden_size
+        every = float(image_tokens_total * hidden * itemsize)
+        memory["image features"] = min(every, config.model.vision_cache_mb * 2.0**20)
+    if config.train.reuse_prefill:
+        memory["kept prompts"] = _activations(config, groups * prompt_tokens_max)
+    if "reference_logp" in algorithm.needs and not config.model.lora_rank:
+        memory["reference"] = float(parameters * itemsize)
+    return memory
 
 
 def render_plan(plan: Plan, config: Config, console: Console) -> None:
@@ -245,14 +271,13 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
         f"most), "
         f"{plan.image_tokens_median:g} of them image",
         "run": steps,
-        "step": f"{per_step}, on {plan.processes} process(es) in at most {plan.passes_per_step} pass(es) each",
+        "step": f"{per_step}, on {plan.processes} process(es) in at most {plan.passes_per_step} micro-batch(es) each",
         "sampling": f"temperature {config.rollout.temperature}, top_p 1, top_k off, no penalty, "
         f"at most {config.rollout.max_new_tokens} tokens",
         "rewards": ", ".join(
             f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()
         ),
-        "objective": f"f_norm {config.algorithm.f_norm}, age {config.algorithm.age}, beta_th {config.algorithm.beta_th:g}, "
-        f"{config.algorithm.aggregation} mean, learning rate {config.train.learning_rate:g} {config.train.schedule}",
+        "algorithm": _describe_algorithm(config),
         "attention": f"{plan.kernel}{f' ({plan.kernel_note})' if plan.kernel_note else ''}",
         "work": _work(plan),
         "memory": f"about {_size(sum(plan.memory_bytes.values()))} per process: "
@@ -271,6 +296,17 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
     )
 
 
+def _describe_algorithm(config: Config) -> str:
+    """Its keys, and the learning rates."""
+    keys = config.algorithm.model_dump()
+    name = keys.pop("name")
+    settings = ", ".join(f"{key} {value}" for key, value in keys.items())
+    rates = f"learning rate {config.train.learning_rate:g} {config.train.schedule}"
+    for part, rate in config.train.learning_rates.items():
+        rates += f", {part} {rate:g}"
+    return f"{name}{f' ({settings})' if settings else ''}, {rates}"
+
+
 def _work(plan: Plan) -> str:
     """Predicted operations of a step, beside what they would be without sharing."""
     ours, naive = plan.cost, plan.naive_cost
@@ -284,10 +320,8 @@ def _work(plan: Plan) -> str:
         return (
             f"{text}; image and prompt are computed for every answer (train.shared_prefix is false)"
         )
-    ratios = (
-        f"{naive.total / ours.total:.1f} times the operations (train {naive.train / ours.train:.1f}, prefill "
-        f"{naive.prefill / ours.prefill:.1f}) and {plan.naive_activations / plan.group_activations:.1f} times the activations"
-    )
+    prefill = f", prefill {naive.prefill / ours.prefill:.1f}" if ours.prefill else ""
+    ratios = f"{naive.total / ours.total:.1f} times the operations (train {naive.train / ours.train:.1f}{prefill}) and {plan.naive_activations / plan.group_activations:.1f} times the activations"
     return f"{text}. Computing image and prompt for every answer would take {ratios}"
 
 

@@ -97,6 +97,7 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
     )
     plan = make_plan(
         config,
+        algorithm=algorithm,
         family=encoder.processing.family,
         prompt_tokens=report.tokens,
         image_tokens=report.image_tokens,

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from gpg_vl.config import Config
+from gpg_vl.config import Config, SampledConfig
 from gpg_vl.errors import UserError
 from gpg_vl.model import Model
 from gpg_vl.models.adapters import add_adapters
@@ -226,7 +226,7 @@ def _make_learner(
     prefixes: PrefixStore | None,
 ) -> Learner:
     config, algorithm = prepared.config, prepared.algorithm
-    parts = tuple(config.train.learning_rates)
+    parts: tuple[str, ...] = tuple(config.train.learning_rates)
 
     # the reference is the policy of the beginning, also in a run that is resumed: made before a checkpoint is read
     reference = None
@@ -261,10 +261,12 @@ def _make_learner(
 
 
 def _learning_rates(config: Config, steps: int) -> Callable[[int, str], float]:
+    peaks: dict[str, float] = {"": config.train.learning_rate, **config.train.learning_rates}
+
     def rate(step: int, part: str) -> float:
         return learning_rate(
             step,
-            peak=config.train.learning_rates.get(part, config.train.learning_rate),
+            peak=peaks[part],
             schedule=config.train.schedule,
             warmup_steps=config.train.warmup_steps,
             steps=steps,
@@ -295,10 +297,15 @@ def _make_responder(prepared: Prepared, engine: Engine) -> Responder:
 
 def _quota(config: Config) -> Quota:
     # an algorithm that samples nothing has no second round to hope for
+    section = config.algorithm
+    if not isinstance(section, SampledConfig):
+        return Quota(
+            prompts_per_step=config.train.prompts_per_step, beta_th=0.0, max_resample_attempts=1
+        )
     return Quota(
         prompts_per_step=config.train.prompts_per_step,
-        beta_th=getattr(config.algorithm, "beta_th", 0.0),
-        max_resample_attempts=getattr(config.algorithm, "max_resample_attempts", 1),
+        beta_th=section.beta_th,
+        max_resample_attempts=section.max_resample_attempts,
     )
 
 
