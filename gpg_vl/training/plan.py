@@ -321,7 +321,11 @@ def _work(plan: Plan) -> str:
             f"{text}; image and prompt are computed for every answer (train.shared_prefix is false)"
         )
     prefill = f", prefill {naive.prefill / ours.prefill:.1f}" if ours.prefill else ""
-    ratios = f"{naive.total / ours.total:.1f} times the operations (train {naive.train / ours.train:.1f}{prefill}) and {plan.naive_activations / plan.group_activations:.1f} times the activations"
+    activations = plan.naive_activations / plan.group_activations
+    ratios = (
+        f"{naive.total / ours.total:.1f} times the operations (train {naive.train / ours.train:.1f}{prefill}) and "
+        f"{activations:.1f} times the activations"
+    )
     return f"{text}. Computing image and prompt for every answer would take {ratios}"
 
 

@@ -261,7 +261,9 @@ def _make_learner(
 
 
 def _learning_rates(config: Config, steps: int) -> Callable[[int, str], float]:
-    peaks: dict[str, float] = {"": config.train.learning_rate, **config.train.learning_rates}
+    peaks = {"": config.train.learning_rate}
+    for part, peak in config.train.learning_rates.items():
+        peaks[part] = peak
 
     def rate(step: int, part: str) -> float:
         return learning_rate(
