@@ -7,6 +7,7 @@ not know how the groups were cut or dealt out.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 
 import torch
@@ -106,7 +107,10 @@ class Learner:
         return rates
 
     def update(self, groups: Sequence[Group], *, step: int) -> UpdateReport:
-        """Train on the groups of step `step` (0, 1, ...). Raises NonFiniteError, with weights and optimizer as they were."""
+        """Train on the groups of step `step` (0, 1, ...).
+
+        Raises NonFiniteError, with weights and optimizer as the last finite update left them.
+        """
         # everything that counts the whole step is known before the first backward
         counts, reward_std = count_step(self._accelerator, groups)
         batch = make_step_batch(
@@ -191,7 +195,7 @@ class Learner:
         self, micro_batches: Sequence[MicroBatch], number: int, credit: Credit, step: int
     ) -> Totals:
         """Add up the gradient of this process's micro-batches. `number`: the most that any process has."""
-        self._sharding.start(lambda part: self._settings.learning_rate(step, part))
+        self._sharding.start(partial(self._settings.learning_rate, step))
 
         # where every call is a collective, no process may wait for one that has nothing to do
         queue = list(micro_batches)
@@ -208,16 +212,12 @@ class Learner:
     def _run(
         self, micro_batch: MicroBatch, seconds: dict[str, float], *, is_last: bool
     ) -> ScoreOutput:
+        """One micro-batch forward and backward. Raises RunError if the device has too little memory for it."""
         device = self._accelerator.device
         backward_before = seconds["train_backward"]
-
-        def backward(loss: Tensor, last_of_micro_batch: bool) -> None:
-            with timed(lambda more: add_to(seconds, "train_backward", more), device):
-                self._sharding.backward(loss, last=is_last and last_of_micro_batch)
-
         try:
             with (
-                timed(lambda more: add_to(seconds, "train_forward", more), device),
+                timed(partial(add_to, seconds, "train_forward"), device),
                 torch.enable_grad(),
             ):
                 packed = micro_batch.packed.to(device)
@@ -225,7 +225,7 @@ class Learner:
                     self._module,
                     packed,
                     self._objective(micro_batch),
-                    backward=backward,
+                    backward=partial(self._backward, seconds, is_last),
                     autocast=self._autocast,
                     prefix=self._prefixes.take(packed) if self._prefixes else None,
                 )
@@ -238,6 +238,12 @@ class Learner:
         add_to(seconds, "train_forward", backward_before - seconds["train_backward"])
         self._largest = max(self._largest, micro_batch.packed.tokens)
         return output
+
+    def _backward(
+        self, seconds: dict[str, float], is_last: bool, loss: Tensor, ends_micro_batch: bool
+    ) -> None:
+        with timed(partial(add_to, seconds, "train_backward"), self._accelerator.device):
+            self._sharding.backward(loss, last=is_last and ends_micro_batch)
 
     def _objective(self, micro_batch: MicroBatch) -> Objective:
         return Objective(
@@ -256,16 +262,13 @@ class Learner:
         summed = sum_named(self._accelerator, totals.additive())
         gap_max = most(self._accelerator, totals.gap_max)
 
-        with timed(
-            lambda more: add_to(totals.seconds, "optimizer", more), self._accelerator.device
-        ):
+        with timed(partial(add_to, totals.seconds, "optimizer"), self._accelerator.device):
             result = self._sharding.clip_and_step(
                 self._settings.max_grad_norm, loss_is_finite=isfinite(summed["loss"])
             )
         if not result.applied:
-            broken = [
-                name for names in gathered(self._accelerator, totals.broken) for name in names
-            ]
+            by_process = gathered(self._accelerator, totals.broken)
+            broken = [name for names in by_process for name in names]
             raise NonFiniteError(explain_non_finite(summed["loss"], result.norm, broken))
 
         tokens, sampled = summed["tokens"], summed["sampled"]

@@ -11,14 +11,14 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.families import Family
 from gpg_vl.models.policy import Policy
 
-Decline = Literal["constant", "linear", "cosine"]
+RateSchedule = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate(
     step: int,
     *,
     peak: float,
-    schedule: Decline,
+    schedule: RateSchedule,
     warmup_steps: int,
     steps: int,
     final_fraction: float,
