@@ -146,6 +146,7 @@ class Learner:
         """Groups that are trained on after the weights have changed, with the log-probs of the weights that sampled them."""
         if "old_logp" not in self._algorithm.needs or not groups:
             return tuple(groups)
+        assert not any(group.old_logps for group in groups), "a surplus group waits for one step"
 
         logps = self._score(groups, self._policy).tolist()
         kept = []
