@@ -76,10 +76,11 @@ class Display:
                 highlight=False,
             )
             return
-        alpha = "-" if metrics["alpha"] is None else f"{metrics['alpha']:.2f}"
+        alpha = metrics.get("alpha")
+        shown = "" if alpha is None else f"alpha {alpha:.2f}  "
         line = (
             f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  valid {metrics['valid_share']:.2f}  "
-            f"alpha {alpha}  length {metrics['length_all']:.1f}  {seconds['step']:.2f} s/step"
+            f"{shown}length {metrics['length_all']:.1f}  {seconds['step']:.2f} s/step"
         )
         self._progress.update(self._task, completed=step, description=line)
         if not self._console.is_terminal and (
