@@ -47,7 +47,7 @@ def make_adamw(
 
     parts: those of `vision`, `merger`, `language` that have learning rates of their own. Each parameter group says under
         `part` whose rate is its own; "" is that of all parts without one.
-    Raises UserError if nothing is to be trained.
+    Raises UserError if nothing is to be trained, or nothing of a part that has a rate.
     """
     by_part: dict[str, list[nn.Parameter]] = {}
     for name, parameter in policy.model.named_parameters():
@@ -57,6 +57,12 @@ def make_adamw(
     if not by_part:
         raise UserError(
             "model.freeze freezes every weight: there is nothing to train. Leave one part out of it."
+        )
+
+    if frozen := sorted(set(parts) - by_part.keys()):
+        raise UserError(
+            f"train.learning_rates names {', '.join(frozen)}, of which nothing is trained in this run: it is "
+            f"frozen (model.freeze, model.lora_rank), or the model has none. Remove it from train.learning_rates."
         )
 
     groups: list[dict[str, Any]] = []
