@@ -139,14 +139,21 @@ class Learner:
         return self._summarize(reports, work.tower_tokens, work.vision_patches)
 
     def keep_old_logps(self, groups: Sequence[Group]) -> tuple[Group, ...]:
-        """Groups that are trained on after the weights have changed, with the log-probs of the weights that sampled them."""
-        if "old_logp" not in self._algorithm.needs or not groups:
+        """Groups that are trained on after the weights have changed, with the log-probs of the weights that sampled them.
+
+        A group that has them already keeps them: the weights of now are not those that sampled it.
+        """
+        fresh = [group for group in groups if not group.old_logps]
+        if "old_logp" not in self._algorithm.needs or not fresh:
             return tuple(groups)
 
-        logps = self._score(groups, self._policy).tolist()
+        logps = self._score(fresh, self._policy).tolist()
         kept = []
         start = 0
         for group in groups:
+            if group.old_logps:
+                kept.append(group)
+                continue
             old = []
             for completion in group.completions:
                 end = start + len(completion.token_ids)
