@@ -243,7 +243,7 @@ class Learner:
 
         # the backward passes ran inside of what was timed as forward
         add_to(seconds, "train_forward", backward_before - seconds["train_backward"])
-        self._largest = max(self._largest, micro_batch.packed.tokens)
+        self._largest = max(self._largest, micro_batch.packed.largest_call)
         return output
 
     def _objective(self, micro_batch: MicroBatch) -> Objective:
