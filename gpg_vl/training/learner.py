@@ -18,11 +18,12 @@ from gpg_vl.algorithms.algorithm import Algorithm, Credit
 from gpg_vl.clock import timed
 from gpg_vl.errors import RunError
 from gpg_vl.models.head import Objective
-from gpg_vl.models.phases import forward_backward
+from gpg_vl.models.layout import Packed
+from gpg_vl.models.phases import count_calls, forward_backward
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import Reference
-from gpg_vl.models.requests import Score, ScoreOutput
+from gpg_vl.models.requests import Prefix, Score, ScoreOutput
 from gpg_vl.training.failures import (
     NonFiniteError,
     explain_non_finite,
@@ -129,7 +130,7 @@ class Learner:
                 # AdamW would still move on zero gradients (momentum, decay), so nothing at all is done
                 return UpdateReport(applied=False, counts=counts, metrics=credit.metrics)
 
-            totals = self._accumulate(micro_batches, number, credit, step)
+            totals = self._accumulate(micro_batches, credit, step)
             reports.append(self._apply(totals, counts, credit, number))
 
             # what this update has just computed is what the next one starts from
@@ -194,16 +195,16 @@ class Learner:
 
     # ---- one update
 
-    def _accumulate(
-        self, micro_batches: Sequence[MicroBatch], number: int, credit: Credit, step: int
-    ) -> Totals:
-        """Add up the gradient of this process's micro-batches. `number`: the most that any process has."""
+    def _accumulate(self, micro_batches: Sequence[MicroBatch], credit: Credit, step: int) -> Totals:
+        """Add up the gradient of this process's micro-batches."""
         self._sharding.start(lambda part: self._settings.learning_rate(step, part))
 
         # where every call is a collective, no process may wait for one that has nothing to do
         queue = list(micro_batches)
         if self._sharding.calls_must_match:
-            queue += [make_idle_micro_batch(credit)] * (number - len(queue))
+            calls = sum(count_calls(micro_batch.packed) for micro_batch in queue)
+            missing = int(most(self._accelerator, calls)) - calls
+            queue += [make_idle_micro_batch(credit)] * missing
 
         totals = Totals(observe=self._algorithm.observe)
         for place, micro_batch in enumerate(queue):
@@ -234,7 +235,7 @@ class Learner:
                     self._objective(micro_batch),
                     backward=backward,
                     autocast=self._autocast,
-                    prefix=self._prefixes.take(packed) if self._prefixes else None,
+                    prefix=self._kept_prefix(packed),
                 )
         except torch.OutOfMemoryError as error:
             limit, fitted = self._settings.layout.tokens_per_pass, self._largest
@@ -245,6 +246,12 @@ class Learner:
         add_to(seconds, "train_forward", backward_before - seconds["train_backward"])
         self._largest = max(self._largest, micro_batch.packed.largest_call)
         return output
+
+    def _kept_prefix(self, packed: Packed) -> Prefix | None:
+        """With a kept prefix a micro-batch has fewer calls than other processes count on, where they must match."""
+        if self._prefixes is None or self._sharding.calls_must_match:
+            return None
+        return self._prefixes.take(packed)
 
     def _objective(self, micro_batch: MicroBatch) -> Objective:
         return Objective(
