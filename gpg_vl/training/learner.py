@@ -19,11 +19,12 @@ from gpg_vl.algorithms.algorithm import Algorithm, Credit
 from gpg_vl.clock import timed
 from gpg_vl.errors import RunError
 from gpg_vl.models.head import Objective
-from gpg_vl.models.phases import forward_backward
+from gpg_vl.models.layout import Packed
+from gpg_vl.models.phases import count_calls, forward_backward
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import Reference
-from gpg_vl.models.requests import Score, ScoreOutput
+from gpg_vl.models.requests import Prefix, Score, ScoreOutput
 from gpg_vl.training.failures import (
     NonFiniteError,
     explain_non_finite,
@@ -133,7 +134,7 @@ class Learner:
                 # AdamW would still move on zero gradients (momentum, decay), so nothing at all is done
                 return UpdateReport(applied=False, counts=counts, metrics=credit.metrics)
 
-            totals = self._accumulate(micro_batches, number, credit, step)
+            totals = self._accumulate(micro_batches, credit, step)
             reports.append(self._apply(totals, counts, credit, number))
 
             # what this update has just computed is what the next one starts from
@@ -143,15 +144,21 @@ class Learner:
         return self._summarize(reports, work.tower_tokens, work.vision_patches)
 
     def keep_old_logps(self, groups: Sequence[Group]) -> tuple[Group, ...]:
-        """Groups that are trained on after the weights have changed, with the log-probs of the weights that sampled them."""
-        if "old_logp" not in self._algorithm.needs or not groups:
-            return tuple(groups)
-        assert not any(group.old_logps for group in groups), "a surplus group waits for one step"
+        """Groups that are trained on after the weights have changed, with the log-probs of the weights that sampled them.
 
-        logps = self._score(groups, self._policy).tolist()
+        A group that has them already keeps them: the weights of now are not those that sampled it.
+        """
+        fresh = [group for group in groups if not group.old_logps]
+        if "old_logp" not in self._algorithm.needs or not fresh:
+            return tuple(groups)
+
+        logps = self._score(fresh, self._policy).tolist()
         kept = []
         start = 0
         for group in groups:
+            if group.old_logps:
+                kept.append(group)
+                continue
             old = []
             for completion in group.completions:
                 end = start + len(completion.token_ids)
@@ -192,16 +199,16 @@ class Learner:
 
     # ---- one update
 
-    def _accumulate(
-        self, micro_batches: Sequence[MicroBatch], number: int, credit: Credit, step: int
-    ) -> Totals:
-        """Add up the gradient of this process's micro-batches. `number`: the most that any process has."""
+    def _accumulate(self, micro_batches: Sequence[MicroBatch], credit: Credit, step: int) -> Totals:
+        """Add up the gradient of this process's micro-batches."""
         self._sharding.start(partial(self._settings.learning_rate, step))
 
         # where every call is a collective, no process may wait for one that has nothing to do
         queue = list(micro_batches)
         if self._sharding.calls_must_match:
-            queue += [make_idle_micro_batch(credit)] * (number - len(queue))
+            calls = sum(count_calls(micro_batch.packed) for micro_batch in queue)
+            missing = int(most(self._accelerator, calls)) - calls
+            queue += [make_idle_micro_batch(credit)] * missing
 
         totals = Totals(observe=self._algorithm.observe)
         for place, micro_batch in enumerate(queue):
@@ -228,7 +235,7 @@ class Learner:
                     self._objective(micro_batch),
                     backward=partial(self._backward, seconds, is_last),
                     autocast=self._autocast,
-                    prefix=self._prefixes.take(packed) if self._prefixes else None,
+                    prefix=self._kept_prefix(packed),
                 )
         except torch.OutOfMemoryError as error:
             limit, fitted = self._settings.layout.tokens_per_pass, self._largest
@@ -237,7 +244,7 @@ class Learner:
 
         # the backward passes ran inside of what was timed as forward
         add_to(seconds, "train_forward", backward_before - seconds["train_backward"])
-        self._largest = max(self._largest, micro_batch.packed.tokens)
+        self._largest = max(self._largest, micro_batch.packed.largest_call)
         return output
 
     def _backward(
@@ -245,6 +252,12 @@ class Learner:
     ) -> None:
         with timed(partial(add_to, seconds, "train_backward"), self._accelerator.device):
             self._sharding.backward(loss, last=is_last and ends_micro_batch)
+
+    def _kept_prefix(self, packed: Packed) -> Prefix | None:
+        """With a kept prefix a micro-batch has fewer calls than other processes count on, where they must match."""
+        if self._prefixes is None or self._sharding.calls_must_match:
+            return None
+        return self._prefixes.take(packed)
 
     def _objective(self, micro_batch: MicroBatch) -> Objective:
         return Objective(
