@@ -61,7 +61,7 @@ def activation_bytes(config: Config, tokens: int) -> float:
 
 
 def _work_space_bytes(config: Config, trained: int) -> float:
-    """What comes and goes: the gradient of the head and one tile of it, and the casts of autocast."""
+    """What comes and goes: the gradient of the head, one tile of it, the casts of autocast."""
     text = _read_text_config(config)
     tile = 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
     head: float = 4.0 * text.hidden_size * text.vocab_size + tile
