@@ -111,7 +111,7 @@ def collect(
         latest = [group for group in drawn if not is_valid(group)]
         fillers = latest or fillers
 
-        # a surplus on one process waits for the next step; it cannot stand in for what another lacks
+        # a surplus waits for the next step: it cannot stand in for what another process lacks
         enough = total(min(len(valid), slots)) >= needed
 
     used = valid[:slots]

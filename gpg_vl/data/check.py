@@ -168,14 +168,19 @@ def check(
             problems.append(RowProblem(row=number, id=row.id, source="", kind=kind, message=text))
 
     if not rows_read and not problems:
-        text = "There are no rows. At least one is needed. Check that the source was written completely."
+        text = (
+            "There are no rows. At least one is needed. Check that the source was written "
+            "completely."
+        )
         problems.append(_make_source_problem(0, source, text))
 
+    tokens = [counts.tokens for counts in prompts]
+    image_tokens = [counts.image_tokens for counts in prompts]
     return DataReport(
         source=source,
         rows=rows_read,
-        tokens=tuple(counts.tokens for counts in prompts),
-        image_tokens=tuple(counts.image_tokens for counts in prompts),
+        tokens=tuple(tokens),
+        image_tokens=tuple(image_tokens),
         image_sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),

@@ -24,7 +24,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_ENCODED_BYTES = 256 << 20
 """A longer picture file is not copied into memory by `read_picture`."""
 
-# What Pillow's decoders of these formats raise on damaged files. Pillow has no common base class for it.
+# What Pillow's decoders of these formats raise on damaged files. Pillow has no common base class
+# for it.
 _DAMAGE = (
     OSError,
     SyntaxError,

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpg_vl.errors import UserError
+from gpg_vl.models.padded import Padded
 
 NAME = "gpg_shared_prefix"
 """What the attention function is called in transformers' registry."""
@@ -51,11 +52,11 @@ class Segments:
     """False: only suffix tokens ask; the keys of the prefixes come from an earlier call."""
 
     def without_empty(self) -> "Segments":
-        kept = [(n, p) for n, p in zip(self.suffix_lengths, self.prefixes, strict=True) if n]
+        prefixes = [p for n, p in zip(self.suffix_lengths, self.prefixes, strict=True) if n]
         return Segments(
             prefix_lengths=self.prefix_lengths,
-            suffix_lengths=tuple(n for n, _ in kept),
-            prefixes=tuple(p for _, p in kept),
+            suffix_lengths=tuple(filter(None, self.suffix_lengths)),
+            prefixes=tuple(prefixes),
             prefix_queries=self.prefix_queries,
         )
 
@@ -241,7 +242,7 @@ def split(segments: Segments, device: torch.device) -> Attend:
     """
     prefix_tokens = sum(segments.prefix_lengths)
     first = prefix_tokens if segments.prefix_queries else 0
-    prefixes = _Padded.of(segments.prefix_lengths, 0, device)
+    prefixes = Padded.of(segments.prefix_lengths, 0, device)
     attend_suffixes = _split_suffixes(segments, device) if segments.suffix_lengths else None
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -260,15 +261,15 @@ def split(segments: Segments, device: torch.device) -> Attend:
 
 
 def _split_suffixes(segments: Segments, device: torch.device) -> Attend:
-    """The second of the two batches: queries of the suffixes alone, keys of prefixes and suffixes."""
+    """The second batch of `split`: queries of the suffixes alone, keys of prefixes and suffixes."""
     prefix_tokens = sum(segments.prefix_lengths)
-    suffixes = _Padded.of(segments.suffix_lengths, 0, device)
+    suffixes = Padded.of(segments.suffix_lengths, 0, device)
 
     # prefixes that nothing continues are left out; they would only be padding
     starts = [0, *accumulate(segments.prefix_lengths)]
     used = sorted(set(segments.prefixes))
     used_lengths = [segments.prefix_lengths[p] for p in used]
-    keys_of_used = _Padded.of(used_lengths, [starts[p] for p in used], device)
+    keys_of_used = Padded.of(used_lengths, [starts[p] for p in used], device)
     row_R = torch.tensor([used.index(p) for p in segments.prefixes], device=device)
 
     size = suffixes.width
@@ -293,59 +294,6 @@ def _split_suffixes(segments: Segments, device: torch.device) -> Attend:
         return suffixes.unpad(attended.reshape(rows, heads, size, width))
 
     return attend
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Padded:
-    """Runs of tokens as rows of one width."""
-
-    index_BL: Tensor
-    """The token that stands at each place of the padded batch; any token where there is none."""
-    back_T: Tensor
-    """The place of each token in the padded batch."""
-    present_B_L: Tensor
-    width: int
-    is_plain: bool
-    """All runs are as long as the first, and they follow each other from the first token on: a
-    reshape is enough."""
-
-    @staticmethod
-    def of(lengths: Sequence[int], starts: Sequence[int] | int, device: torch.device) -> "_Padded":
-        if isinstance(starts, int):
-            starts = list(accumulate(lengths, initial=starts))[:-1]
-        width = max(lengths)
-        lengths_B_1 = torch.tensor(lengths, device=device)[:, None]
-        starts_B_1 = torch.tensor(starts, device=device)[:, None]
-        place_1_L = torch.arange(width, device=device)[None, :]
-
-        present_B_L = place_1_L < lengths_B_1
-        index_B_L = starts_B_1 + torch.minimum(place_1_L, lengths_B_1 - 1)
-        is_full = all(length == width for length in lengths)
-        return _Padded(
-            index_BL=index_B_L.flatten(),
-            back_T=present_B_L.flatten().nonzero()[:, 0],
-            present_B_L=present_B_L,
-            width=width,
-            is_plain=is_full and list(starts) == [width * row for row in range(len(lengths))],
-        )
-
-    def pad(self, x_1_H_T_D: Tensor) -> Tensor:
-        """[B, H, L, D]."""
-        heads, _, size = x_1_H_T_D.shape[1:]
-        rows = len(self.present_B_L)
-        x_H_T_D = x_1_H_T_D[0]
-        if not self.is_plain:
-            x_H_T_D = x_H_T_D.index_select(1, self.index_BL)
-        x_H_BL_D = x_H_T_D[:, : rows * self.width]
-        return x_H_BL_D.reshape(heads, rows, self.width, size).transpose(0, 1)
-
-    def unpad(self, x_B_H_L_D: Tensor) -> Tensor:
-        """[1, H, T, D]."""
-        rows, heads, width, size = x_B_H_L_D.shape
-        x_H_T_D = x_B_H_L_D.transpose(0, 1).reshape(heads, rows * width, size)
-        if not self.is_plain:
-            x_H_T_D = x_H_T_D.index_select(1, self.back_T)
-        return x_H_T_D[None]
 
 
 RaggedKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, float | None], Tensor]

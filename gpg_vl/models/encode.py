@@ -152,7 +152,8 @@ class Encoder:
         if not images:
             return None
 
-        # what cannot be shown is refused in words that name the example, before a library asserts it
+        # what cannot be shown is refused in words that name the example, before a library
+        # asserts it
         for image in images:
             self._size(image, example)
 
@@ -200,7 +201,7 @@ def _apply_style(example: Example, style: PromptStyle) -> tuple[Message, ...]:
     for i, turn in enumerate(turns):
         content = turn.content
         if i == of_user[-1]:
-            # the prompt goes in last: what looks like a place of the template in it is the row's own
+            # the prompt goes in last: what looks like a place of the template in it is left alone
             template = style.template.replace("{choices}", _list_choices(example.choices or ()))
             content = template.replace("{prompt}", content)
         if i == of_user[0] and marks == 0:

@@ -154,7 +154,8 @@ def supervised(
         answers.append([*ids, processing.tokens.ends[0]])
         tokens[kind] += len(answers[-1])
 
-    packed = pack([encoder.encode(e) for e in batch], [[answer] for answer in answers])
+    prompts = [encoder.encode(e) for e in batch]
+    packed = pack(prompts, [[answer] for answer in answers])
     lengths = torch.tensor(packed.counts)
     weight_K = torch.tensor([1 / tokens[kind] for kind in kinds]).repeat_interleave(lengths)
     objective = Objective(inputs=Inputs(weight_K), token_loss=gpg().token_loss)

@@ -27,7 +27,7 @@ from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.checkpoint import Checkpoints, latest
-from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder
+from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder, Rewarder
 from gpg_vl.training.display import Display, no_signal
 from gpg_vl.training.evaluation import Evaluation
 from gpg_vl.training.folder import open_folder
@@ -107,12 +107,8 @@ def launch(
     model = _load_model(prepared, accelerator)
     sharding = _make_sharding(config, accelerator)
     learner = _make_learner(prepared, model, sharding, accelerator, prefixes)
-    engine = model.engine(
-        config.rollout.engine,
-        prompts_per_batch=config.rollout.prompts_per_batch,
-        slots=config.rollout.slots,
-        prefixes=prefixes,
-    )
+    engine = _make_engine(config, model, prefixes)
+    evaluate = partial(evaluation, engine, model.processing, accelerator) if evaluation else None
 
     # where the run begins; a checkpoint goes into a model that is wrapped already
     source = _make_source(prepared)
@@ -135,19 +131,8 @@ def launch(
         Display(console, steps=steps, done=state.step, enabled=is_main) as display,
         StopRequest(console if is_main else None) as stop,
     ):
-        evaluate = None
-        if evaluation:
-            evaluate = partial(evaluation, engine, model.processing, accelerator)
         final = train(
-            collector=Collector(
-                source,
-                _make_responder(prepared, engine),
-                rewarder,
-                _make_quota(config),
-                accelerator,
-                drop_broken=config.rewards.on_error == "drop_group",
-                progress=display.phase,
-            ),
+            collector=_make_collector(prepared, source, engine, rewarder, display, accelerator),
             learner=learner,
             engine=engine,
             state=state,
@@ -287,9 +272,37 @@ def _make_learning_rate(config: Config, steps: int) -> Callable[[int, str], floa
     return rate
 
 
+def _make_engine(config: Config, model: Model, prefixes: PrefixStore | None) -> Engine:
+    return model.engine(
+        config.rollout.engine,
+        prompts_per_batch=config.rollout.prompts_per_batch,
+        slots=config.rollout.slots,
+        prefixes=prefixes,
+    )
+
+
 def _make_source(prepared: Prepared) -> PromptSource:
     return PromptSource(
         examples=prepared.examples, encoder=prepared.encoder, seed=prepared.config.train.seed
+    )
+
+
+def _make_collector(
+    prepared: Prepared,
+    source: PromptSource,
+    engine: Engine,
+    rewarder: Rewarder,
+    display: Display,
+    accelerator: Accelerator,
+) -> Collector:
+    return Collector(
+        source,
+        _make_responder(prepared, engine),
+        rewarder,
+        _make_quota(prepared.config),
+        accelerator,
+        drop_broken=prepared.config.rewards.on_error == "drop_group",
+        progress=display.phase,
     )
 
 
