@@ -23,7 +23,8 @@ def learning_rate(
     steps: int,
     final_fraction: float,
 ) -> float:
-    """The rate of optimizer step `step` (0, 1, ...): up to `peak` over the warm-up, then along the schedule.
+    """The rate of optimizer step `step` (0, 1, ...): up to `peak` over the warm-up, then along the
+    schedule.
 
     linear and cosine reach `peak * final_fraction` at the last step.
     """
@@ -31,6 +32,8 @@ def learning_rate(
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
         return peak
+
+    # a run that ends with its warm-up has no step to fall over
     progress = min(1.0, (step - warmup_steps) / max(1, steps - 1 - warmup_steps))
     fall = 1 - progress if schedule == "linear" else (1 + cos(pi * progress)) / 2
     return peak * (final_fraction + (1 - final_fraction) * fall)
@@ -43,11 +46,15 @@ def make_adamw(
     weight_decay: float,
     parts: Collection[str] = (),
 ) -> torch.optim.AdamW:
-    """AdamW over the trained weights; decay on matrices, none on norms and biases. The rate is set before every step.
+    """AdamW over the trained weights; decay on matrices, none on norms and biases.
 
-    parts: those of `vision`, `merger`, `language` that have learning rates of their own. Each parameter group says under
-        `part` whose rate is its own; "" is that of all parts without one.
-    Raises UserError if nothing is to be trained, or nothing of a part that has a rate.
+    The rate is set before every step.
+
+    parts: those of `vision`, `merger`, `language` that have learning rates of their own. Each
+        parameter group says under `part` whose rate is its own; "" is that of all parts without
+        one.
+    Raises UserError if nothing is to be trained, or nothing of a part that
+        has a rate.
     """
     by_part: dict[str, list[nn.Parameter]] = {}
     for name, parameter in policy.model.named_parameters():
@@ -78,11 +85,12 @@ def make_adamw(
 
 
 def freeze(model: nn.Module, family: Family, parts: Sequence[str]) -> None:
-    """Switch off the gradient of every weight of the named parts: `vision`, `merger`, `language`."""
+    """Switch off the gradient of each weight of the named parts: `vision`, `merger`, `language`."""
     if not family.has_vision and (wrong := sorted({"vision", "merger"} & set(parts))):
         raise UserError(
             f"model.freeze names {', '.join(wrong)}, but {family.model_type} has no vision. Remove it from model.freeze."
         )
+
     for name, parameter in model.named_parameters():
         if family.part_of(name) in parts:
             parameter.requires_grad_(False)
