@@ -213,9 +213,10 @@ def _train(arguments: argparse.Namespace) -> int:
     # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
     from gpg_vl.training.evaluation import make_evaluation
+    from gpg_vl.training.launcher import make_accelerator
     from gpg_vl.training.plan import render_plan
     from gpg_vl.training.prepare import prepare
-    from gpg_vl.training.run import launch, make_accelerator
+    from gpg_vl.training.run import launch
 
     console = _console()
     accelerator = make_accelerator(config)

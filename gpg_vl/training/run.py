@@ -4,10 +4,8 @@
 loads the model, puts the parts together and trains.
 """
 
-import importlib.util
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from gpg_vl.config import Config, SampledConfig
-from gpg_vl.errors import UserError
 from gpg_vl.model import Model
 from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.families import Family
@@ -44,47 +41,6 @@ from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
-
-PLAIN_LAUNCHES = ("NO", "MULTI_CPU", "MULTI_GPU")
-"""What a launch may ask of accelerate: processes, and nothing that wraps a model."""
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Devices, precision, processes and trackers. Deterministic algorithms are switched on here if
-    asked for.
-
-    Raises UserError for a launch that asks for a wrapper: weights are spread by `train.sharding`,
-    not by the launcher.
-    """
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # on a GPU some library kernels have no such form: there a warning names them instead of
-        # stopping the run
-        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-
-    _refuse_missing_trackers(config.output.trackers)
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
-        log_with=list(config.output.trackers) or None,
-        project_dir=str(Path(config.output.folder)),
-    )
-    if accelerator.distributed_type.value not in PLAIN_LAUNCHES:
-        raise UserError(
-            f"The launcher asks for {accelerator.distributed_type.value}; gpg_vl spreads weights itself, as "
-            f"train.sharding says. Start the processes with torchrun, or set distributed_type to NO or MULTI_GPU in the "
-            f"config of accelerate."
-        )
-    return accelerator
-
-
-def _refuse_missing_trackers(names: Sequence[str]) -> None:
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(
-                f"output.trackers names {name}, which is not installed. Install it with: "
-                f"pip install 'gpg_vl[{name}]', or remove it."
-            )
 
 
 def launch(
