@@ -6,6 +6,7 @@ of the model: the ids behind it are sampled by both sides alike and decode to no
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,19 @@ class Question:
     png: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenStep:
+    """One step's completions, where sampling is left out, and what is known of them.
+
+    Example: two prompts of two: `GivenStep(tokens_P_G_T=[[[7], [8, 9]], [[5], [6]]], rewards_P_G=[[1.0, 0.0], [0.5, 0.5]])`
+    """
+
+    tokens_P_G_T: Sequence[Sequence[Sequence[int]]]
+    rewards_P_G: Sequence[Sequence[float]]
+    old_logps_P_G_T: Sequence[Sequence[Sequence[float]]] = ()
+    """Log-probs under the weights that are said to have sampled the tokens; empty if the loss asks for none."""
+
+
 def questions(row: Row, number: int) -> list[Question]:
     """The first `number` questions of a case. The text is always the same, so that no prompt needs padding."""
     return [Question(name=str(i), text=row.text, png=_picture(row.side, i)) for i in range(number)]
@@ -99,21 +113,22 @@ def completions(row: Row, step: int) -> list[list[list[int]]]:
     ]
 
 
-def ragged(row: Row, seed: int) -> tuple[list[list[list[int]]], list[list[float]]]:
+def ragged(row: Row, seed: int) -> GivenStep:
     """Random completions of 1 to `completion_tokens` ids, both of which occur, and rewards that differ within a group.
 
     The rewards of silent groups are all equal.
     """
     rng = random.Random(seed)
-    tokens = [
-        [c[:length] for c, length in zip(group, _lengths(rng, row), strict=True)]
-        for group in completions(row, seed)
-    ]
-    rewards = [
-        [rng.random() for _ in range(row.group_size)]
-        for _ in range(row.prompts_per_step - row.silent_groups)
-    ]
-    return tokens, rewards + [[0.5] * row.group_size] * row.silent_groups
+    tokens = []
+    for group in completions(row, seed):
+        lengths = _lengths(rng, row)
+        tokens.append([ids[:length] for ids, length in zip(group, lengths, strict=True)])
+
+    rewards = []
+    for _ in range(row.prompts_per_step - row.silent_groups):
+        rewards.append([rng.random() for _ in range(row.group_size)])
+    silent = [[0.5] * row.group_size] * row.silent_groups
+    return GivenStep(tokens_P_G_T=tokens, rewards_P_G=rewards + silent)
 
 
 def _lengths(rng: random.Random, row: Row) -> list[int]:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from benchmarks.anchor import Question, Row, completions
+from benchmarks.anchor import GivenStep, Question, Row, completions
+from benchmarks.learner import LEARNING_RATE, MAX_GRAD_NORM
 from benchmarks.meter import Meter
-from benchmarks.ours import LEARNING_RATE, MAX_GRAD_NORM, Ours
+from benchmarks.ours import Ours
 from gpg_vl.types import Prompt
 
 NAME = "prefix_grouper_sdpa"
@@ -127,15 +128,11 @@ class Grouped:
             logp_G_T, present_G_T = self.log_probs(prompt, tokens)
             (-(advantages_G[:, None] * logp_G_T * present_G_T).sum() / count).backward()
 
-    def gradient(
-        self,
-        asked: Sequence[Question],
-        tokens_P_G_T: Sequence[Sequence[Sequence[int]]],
-        rewards_P_G: Sequence[Sequence[float]],
-    ) -> dict[str, Tensor]:
-        """As `Ours.gradient`."""
+    def gradient(self, asked: Sequence[Question], given: GivenStep) -> dict[str, Tensor]:
+        """As `Ours.gradient`, of GPG's loss with the mean over tokens."""
         self._optimizer.zero_grad(set_to_none=True)
-        self.backward([prompt for _, prompt in self.ours.encode(asked)], tokens_P_G_T, rewards_P_G)
+        prompts = [prompt for _, prompt in self.ours.encode(asked)]
+        self.backward(prompts, given.tokens_P_G_T, given.rewards_P_G)
         return {
             name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None
         }

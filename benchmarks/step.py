@@ -6,31 +6,31 @@ Weights and completions are random: what is measured does not depend on what a m
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.anchor import Question
+from benchmarks.learner import gradient, make_learner
 from benchmarks.meter import read_status, reset_peak
+from gpg_vl.algorithms.gpg import gpg
+from gpg_vl.model import Model, autocast_dtype
 from gpg_vl.models.attention import Kernel
-from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.shape import Shape
-from gpg_vl.prompting import PixelLimits, PromptStyle
+from gpg_vl.prompting import PixelLimits
 from gpg_vl.quickstart import scenes
+from gpg_vl.rollout.engine import RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
-from gpg_vl.rollout.native import NativeEngine
-from gpg_vl.training.batch import Objective, make_passes
 from gpg_vl.training.cost import Cost, group_cost
-from gpg_vl.training.optimizer import make_adamw
-from gpg_vl.training.step import accumulate, global_counts, update
+from gpg_vl.training.micro_batch import Layout
 from gpg_vl.types import Completion, Example, Group, Prompt
 
 WORDS = "How many balls are there in the picture, and which of them is nearest to the wall?"
@@ -110,12 +110,14 @@ def _noise(side: int, *, seed: int) -> bytes:
 
 
 class Bench:
-    """A policy and the questions it is asked."""
+    """A policy and the questions it is asked.
+
+    model: put together here and not loaded, because the weights of a large case are made on its device and stand nowhere.
+    """
 
     def __init__(
         self, model: torch.nn.Module, processing: Processing, case: Case, device: torch.device
     ) -> None:
-        tokens = replace(processing.tokens, ends=())  # every answer has its full length
         self._case, self._device = case, device
         self._shape = processing.family.shape_of(model.config)
         if case.checkpointing:
@@ -126,163 +128,139 @@ class Bench:
             parameter.requires_grad_(
                 case.vision == "trained" or processing.family.part_of(name) == "language"
             )
+
+        # no end token: every answer has its full length
+        tokens = replace(processing.tokens, ends=())
         self.policy = Policy(model, processing.family, tokens, kernel=case.kernel).to(device)
-        autocast = torch.bfloat16 if case.dtype == "bfloat16" else None
-        self._autocast = autocast
-        self._engine = NativeEngine(
-            self.policy,
-            replace(processing, tokens=tokens),
-            prompts_per_batch=8,
-            slots=case.slots,
-            autocast=autocast,
+        self._model = Model(
+            policy=self.policy,
+            processing=replace(processing, tokens=tokens),
+            autocast=autocast_dtype(case.dtype),
         )
-        self._optimizer = make_adamw(model, betas=(0.9, 0.999), weight_decay=0.0)
-        for group in self._optimizer.param_groups:
-            group["lr"] = 1e-6
-        self._accelerator = Accelerator(
-            cpu=device.type == "cpu", mixed_precision="bf16" if autocast else "no"
-        )
-        self._wrapped = self._accelerator.prepare(self.policy)
-        limits = PixelLimits(max_pixels=2**22)
-        self._encoder = Encoder(
-            processing=processing, style=PromptStyle(), limits=limits, root=None
+        self._engine = self._model.engine(prompts_per_batch=8, slots=case.slots)
+        self._prompts = self._encode(case.groups)
+        self._learner = make_learner(
+            self._model,
+            gpg(age="off"),
+            layout=self._layout(shared=case.shared),
+            max_new_tokens=case.completion,
         )
 
-    def prompts(self, number: int) -> list[Prompt]:
-        asked = questions(self._case, self._encoder.processing, number)
+    def _encode(self, number: int) -> list[Prompt]:
+        asked = questions(self._case, self._model.processing, number)
         examples = [Example(id=q.name, images=(q.png,), prompt=q.text, answer="3") for q in asked]
-        return [self._encoder.encode(example) for example in examples]
+        encoder = self._model.encoder(limits=PixelLimits(max_pixels=2**22))
+        return [encoder.encode(example) for example in examples]
 
-    def sample(self, prompts: Sequence[Prompt]) -> list[tuple[Completion, ...]]:
+    def _layout(self, *, shared: bool) -> Layout:
+        """Passes that hold one group in one piece, or one completion after the other in the naive layout."""
+        longest = max(prompt.length for prompt in self._prompts)
+        one_group = longest + self._case.group_size * self._case.completion
+        limit = self._case.tokens_per_pass or one_group
+        return Layout(tokens_per_pass=limit, shared_prefix=shared)
+
+    def sample(self) -> list[tuple[Completion, ...]]:
         """Once per group, or for every answer anew."""
         case = self._case
         sampling = Sampling(
             group_size=case.group_size, temperature=1.0, max_new_tokens=case.completion, seed=0
         )
         if case.shared:
-            return self._engine.generate(prompts, sampling, range(len(prompts)))
+            return self._engine.generate(_requests(self._prompts), sampling)
+
         # a name of its own for each copy, or the engine would find out that the pictures are the same
-        rows = [
-            replace(p, image_keys=tuple(f"{key} {member}" for key in p.image_keys))
-            for p in prompts
-            for member in range(case.group_size)
-        ]
-        flat = [
-            c
-            for (c,) in self._engine.generate(
-                rows, replace(sampling, group_size=1), range(len(rows))
-            )
-        ]
+        rows = []
+        for prompt in self._prompts:
+            for member in range(case.group_size):
+                keys = tuple(f"{key} {member}" for key in prompt.image_keys)
+                rows.append(replace(prompt, image_keys=keys))
+        single = self._engine.generate(_requests(rows), replace(sampling, group_size=1))
+        flat = [completion for (completion,) in single]
         return [tuple(flat[i : i + case.group_size]) for i in range(0, len(flat), case.group_size)]
 
-    def train(self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]) -> None:
-        case = self._case
-        groups = self._groups(prompts, answers)
-        counts, deviation = global_counts(self._accelerator, groups)
-        update(
-            self._wrapped,
-            self._optimizer,
-            self._accelerator,
-            groups,
-            counts=counts,
-            batch_std=deviation,
-            objective=self._objective(),
-            tokens_per_pass=case.tokens_per_pass or self._one_group(prompts),
-            shared_prefix=case.shared,
-            max_grad_norm=1.0,
-        )
+    def train(self, answers: Sequence[tuple[Completion, ...]]) -> None:
+        report = self._learner.update(self._groups(answers), step=0)
+        assert report.applied, "every group of a case carries a signal"
 
-    def gradient_error(
-        self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]
-    ) -> float:
+    def gradient_error(self, answers: Sequence[tuple[Completion, ...]]) -> float:
         """Of this case's way of computing the first group against the naive layout, relative, over all trained weights."""
-        groups = self._groups(prompts[:1], answers[:1])
-        counts, deviation = global_counts(self._accelerator, groups)
-        gradients = []
-        for shared in (self._case.shared, False):
-            self._optimizer.zero_grad(set_to_none=True)
-            passes = make_passes(
-                groups,
-                objective=self._objective(),
-                counts=counts,
-                batch_std=deviation,
-                tokens_per_pass=self._case.tokens_per_pass or self._one_group(prompts),
-                shared_prefix=shared,
-            )
-            accumulate(self._wrapped, self._accelerator, passes)
-            gradients.append(
-                [p.grad.clone() for p in self.policy.parameters() if p.grad is not None]
-            )
-        self._optimizer.zero_grad(set_to_none=True)
-        difference = sum(
-            float((a - b).double().square().sum()) for a, b in zip(*gradients, strict=True)
-        )
-        return float(
-            (difference / sum(float(b.double().square().sum()) for b in gradients[1])) ** 0.5
+        groups = self._groups(answers[:1])
+        ours, naive = self._gradient(groups, shared=True), self._gradient(groups, shared=False)
+        difference = sum(_square(ours[name] - naive[name]) for name in naive)
+        return float((difference / sum(map(_square, naive.values()))) ** 0.5)
+
+    def _gradient(self, groups: Sequence[Group], *, shared: bool) -> dict[str, Tensor]:
+        return gradient(
+            self._model,
+            gpg(age="off"),
+            groups,
+            layout=self._layout(shared=shared),
+            max_new_tokens=self._case.completion,
         )
 
-    def _groups(
-        self, prompts: Sequence[Prompt], answers: Sequence[tuple[Completion, ...]]
-    ) -> list[Group]:
-        return [
-            Group(
-                example=Example(id=str(i), prompt="", answer=""),
-                prompt=prompt,
+    def _groups(self, answers: Sequence[tuple[Completion, ...]]) -> list[Group]:
+        rewards = tuple(float(member % 2 == 0) for member in range(self._case.group_size))
+        groups = []
+        for number, completions in enumerate(answers):
+            group = Group(
+                example=Example(id=str(number), prompt="", answer=""),
+                prompt=self._prompts[number],
                 completions=completions,
-                rewards=tuple(float(member % 2 == 0) for member in range(self._case.group_size)),
+                rewards=rewards,
             )
-            for i, (prompt, completions) in enumerate(zip(prompts, answers, strict=True))
-        ]
-
-    def _objective(self) -> Objective:
-        return Objective(
-            f_norm="one", age="off", aggregation="token", max_new_tokens=self._case.completion
-        )
-
-    def _one_group(self, prompts: Sequence[Prompt]) -> int:
-        """Tokens that hold one group in one piece, or one completion after the other in the naive layout."""
-        return max(p.length for p in prompts) + self._case.group_size * self._case.completion
+            groups.append(group)
+        return groups
 
     def measure(self, *, steps: int, warmup: int) -> Timing:
         case = self._case
-        prompts = self.prompts(case.groups)
         seconds: list[tuple[float, float, float]] = []
         before = reset_memory(self._device)
         for step in range(warmup + steps):
-            work = replace(self._engine.work)
-            answers = self.sample(prompts)
-            rollout = self._engine.work
-            counted = replace(self.policy.work)
+            work = self._engine.counters()
+            answers = self.sample()
+            rollout = _difference(self._engine.counters(), work)
+
+            counted = self.policy.work
             wait(self._device)
             start = time.perf_counter()
-            self.train(prompts, answers)
+            self.train(answers)
             wait(self._device)
             if step >= warmup:
-                prefill, decode = (
-                    getattr(rollout, f) - getattr(work, f)
-                    for f in ("prefill_seconds", "decode_seconds")
-                )
-                seconds.append((prefill, decode, time.perf_counter() - start))
+                train = time.perf_counter() - start
+                seconds.append((rollout["prefill_seconds"], rollout["decode_seconds"], train))
+
         peak = peak_memory(self._device) - before
-        trained = replace(self.policy.work)
-        error = self.gradient_error(prompts, answers) if case.shared else None
+        trained = self.policy.work
+        error = self.gradient_error(answers) if case.shared else None
         columns = [median(column) for column in zip(*seconds, strict=True)]
-        cost = cost_of(case, self._shape, prompts[0].length)
+        cost = cost_of(case, self._shape, self._prompts[0].length)
         return Timing(
             prefill_seconds=columns[0],
             decode_seconds=columns[1],
             train_seconds=columns[2],
             peak_bytes=peak,
-            rollout_patches=rollout.vision_patches - work.vision_patches,
-            prefilled_tokens=rollout.prefilled_tokens - work.prefilled_tokens,
-            decoded_tokens=rollout.decoded_tokens - work.decoded_tokens,
+            rollout_patches=int(rollout["vision_patches"]),
+            prefilled_tokens=int(rollout["prefilled_tokens"]),
+            decoded_tokens=int(rollout["decoded_tokens"]),
             trained_patches=trained.vision_patches - counted.vision_patches,
             trained_tokens=trained.tower_tokens - counted.tower_tokens,
             train_operations=case.groups * cost.train,
             total_operations=case.groups * cost.total,
-            prompt_tokens=prompts[0].length,
+            prompt_tokens=self._prompts[0].length,
             gradient_error=error,
         )
+
+
+def _requests(prompts: Sequence[Prompt]) -> list[RolloutRequest]:
+    return [RolloutRequest(prompt=prompt, draw=number) for number, prompt in enumerate(prompts)]
+
+
+def _difference(after: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in after}
+
+
+def _square(x: Tensor) -> float:
+    return float(x.double().square().sum())
 
 
 def cost_of(case: Case, shape: Shape, prompt: int) -> Cost:

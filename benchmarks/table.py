@@ -138,8 +138,10 @@ def section(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     for one in result["parity"]:
         if one["row"] == name:
             who = NAMES[one["system"]].format(**versions)
+            # results from before GRPO was compared too name no algorithm
+            algorithm = one.get("algorithm", "gpg")
             lines.append(
-                f"- Gradient of {who} ({one['aggregation']} mean) against TRL's (`{one['trl']}`): relative error "
+                f"- Gradient of {who} ({algorithm}, {one['aggregation']} mean) against TRL's (`{one['trl']}`): relative error "
                 f"{one['error']:.1e}, vision tower {one['error_vision']:.1e}."
             )
     lines += ["", *_table(HEAD, [line(runs, name, s, versions) for s in systems]), ""]

@@ -2,12 +2,14 @@
 
 beta 0, no scaling of rewards, one iteration per batch, temperature 1, AdamW. It runs its own `train()`: data loader, chat
 template, image processor, generation, rewards, shuffling, micro-batches, loss, optimizer. Around it are a clock and counters.
-Only for gradient parity and for the sweep over micro-batches is its sampling replaced, by completions that are given to it.
+Only for gradient parity and for the sweep over micro-batches is its sampling replaced, by completions that are given to it;
+for the parity of GRPO its old log-probs too, and the weights of its reference model.
 """
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +22,7 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from datasets import Image as ImageColumn  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 from transformers import (  # noqa: E402
     AutoProcessor,
     PrinterCallback,
@@ -28,15 +31,15 @@ from transformers import (  # noqa: E402
 )
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
-from benchmarks.anchor import Question, Row, completions  # noqa: E402
+from benchmarks.anchor import GivenStep, Question, Row, completions  # noqa: E402
+from benchmarks.learner import LEARNING_RATE, MAX_GRAD_NORM  # noqa: E402
+from benchmarks.losses import TRL_GPG  # noqa: E402
 from benchmarks.meter import Meter  # noqa: E402
-from benchmarks.ours import LEARNING_RATE, MAX_GRAD_NORM, forbidden  # noqa: E402
+from benchmarks.ours import forbidden  # noqa: E402
 from benchmarks.step import Case, Timing, cost_of, peak_memory, questions, reset_memory, wait  # noqa: E402
 from gpg_vl.models.load import load_processing, quiet  # noqa: E402
 
-LOSS_OF = {"sequence": "grpo", "token": "dapo"}
-"""TRL's name for each of our ways to average."""
-Given = Callable[[int], Sequence[Sequence[Sequence[int]]]]
+Completions = Callable[[int], Sequence[Sequence[Sequence[int]]]]
 """Number of the step -> token ids of its completions, by prompt and member."""
 
 
@@ -58,7 +61,7 @@ def make_trainer(
     micro_batch: int,
     steps: int,
     output: str,
-    loss: str = "dapo",
+    loss: Mapping[str, Any] = TRL_GPG,
     checkpointing: bool = False,
     bf16: bool = False,
     max_grad_norm: float = MAX_GRAD_NORM,
@@ -66,7 +69,7 @@ def make_trainer(
 ) -> GRPOTrainer:
     """A trainer over the questions in their order. `rewards` gives the rewards of the group of prompt 0, 1, ...
 
-    checkpoint: where the processor is read from. bf16: autocast, the weights stay as they are.
+    checkpoint: where the processor is read from. loss: settings of TRL's config. bf16: autocast, the weights stay as they are.
     """
     if row.completions % micro_batch:
         raise ValueError(
@@ -82,7 +85,6 @@ def make_trainer(
         gradient_accumulation_steps=row.completions // micro_batch,
         steps_per_generation=row.completions // micro_batch,
         num_generations=row.group_size,
-        num_iterations=1,
         max_completion_length=row.completion_tokens,
         generation_kwargs={
             "min_new_tokens": row.completion_tokens,
@@ -91,9 +93,7 @@ def make_trainer(
         temperature=1.0,
         top_p=1.0,
         top_k=0,
-        beta=0.0,
-        loss_type=loss,
-        scale_rewards="none",
+        **loss,
         disable_dropout=True,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
@@ -147,7 +147,9 @@ def _dataset(asked: Sequence[Question]) -> Dataset:
     return Dataset.from_dict(rows).cast_column("image", ImageColumn())
 
 
-def give(trainer: GRPOTrainer, given: Given, seen: list[dict[str, Any]] | None = None) -> None:
+def give(
+    trainer: GRPOTrainer, given: Completions, seen: list[dict[str, Any]] | None = None
+) -> None:
     """Replace sampling by given completions; `seen` collects what the model would have been asked."""
     steps = iter(range(trainer.args.max_steps))
 
@@ -159,6 +161,25 @@ def give(trainer: GRPOTrainer, given: Given, seen: list[dict[str, Any]] | None =
         return [list(tokens) for group in given(next(steps)) for tokens in group], None
 
     trainer._generate_single_turn = instead
+
+
+def give_old_logps(
+    trainer: GRPOTrainer, old_logps_P_G_T: Sequence[Sequence[Sequence[float]]]
+) -> None:
+    """Replace the log-probs that TRL keeps of the weights that sampled, which it does where it trains on them repeatedly."""
+    generate_and_score = trainer._generate_and_score_completions
+
+    def instead(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        scored = generate_and_score(inputs)
+        rows = [torch.tensor(logps) for group in old_logps_P_G_T for logps in group]
+        lengths = torch.tensor([len(row) for row in rows])
+        assert scored["completion_mask"].sum(dim=1).equal(lengths), "TRL has other completions"
+
+        theirs = scored["old_per_token_logps"]
+        scored["old_per_token_logps"] = pad_sequence(rows, batch_first=True).to(theirs)
+        return scored
+
+    trainer._generate_and_score_completions = instead
 
 
 class _StepEnds(TrainerCallback):
@@ -247,7 +268,7 @@ def timing(
     peak = peak_memory(model.device) - before
     work = meter.steps[-1].work
     prompt = work.prefilled_tokens // row.completions
-    cost = cost_of(case, model.config, prompt)
+    cost = cost_of(case, processing.family.shape_of(model.config), prompt)
     return Timing(
         prefill_seconds=None,
         decode_seconds=median(step.rollout_seconds for step in meter.steps),
@@ -277,17 +298,32 @@ class _KeepGradient(TrainerCallback):
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedStep:
+    """What TRL made of a step that was given to it."""
+
+    gradient: dict[str, Tensor]
+    """Unclipped, by the weight's name."""
+    asked: dict[str, Any]
+    """The prompts and patches that it made of the questions."""
+    logged: dict[str, float]
+    """Its own metrics, such as the clipped share."""
+
+
 def gradient(
     checkpoint: Path,
     row: Row,
     asked: Sequence[Question],
-    tokens_P_G_T: Sequence[Sequence[Sequence[int]]],
-    rewards_P_G: Sequence[Sequence[float]],
-    aggregation: str,
+    given: GivenStep,
+    loss: Mapping[str, Any],
     *,
     micro_batch: int,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """TRL's gradient of a step on given completions, unclipped, and the prompts and patches that it made of the questions."""
+    prepare_reference: Callable[[torch.nn.Module], None] | None = None,
+) -> TrainedStep:
+    """TRL's gradient of a step on given completions, the moment before its optimizer uses it.
+
+    prepare_reference: changes the weights of its reference model, which are those of the checkpoint.
+    """
     keep, seen = _KeepGradient(), []
     with tempfile.TemporaryDirectory() as output:
         trainer = make_trainer(
@@ -295,14 +331,19 @@ def gradient(
             checkpoint,
             row,
             asked,
-            lambda prompt: rewards_P_G[prompt],
+            lambda prompt: given.rewards_P_G[prompt],
             micro_batch=micro_batch,
             steps=1,
             output=output,
-            loss=LOSS_OF[aggregation],
+            loss=loss,
             max_grad_norm=0.0,  # none, in transformers
             callbacks=[keep],
         )
-        give(trainer, lambda _: tokens_P_G_T, seen)
+        give(trainer, lambda _: given.tokens_P_G_T, seen)
+        if given.old_logps_P_G_T:
+            give_old_logps(trainer, given.old_logps_P_G_T)
+        if prepare_reference is not None:
+            prepare_reference(trainer.ref_model)
         trainer.train()
-    return keep.gradient, seen[0]
+    logged = trainer.state.log_history[-1]
+    return TrainedStep(gradient=keep.gradient, asked=seen[0], logged=logged)

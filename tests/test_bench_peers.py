@@ -16,9 +16,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import Qwen2VLForConditionalGeneration
 
 from benchmarks import anchor, measure, meter, ours, parity_trl, peers, table
 from gpg_vl.models import tiny
+from gpg_vl.models.layout import pack
+from gpg_vl.models.requests import Score
 
 SMALL = anchor.Row(
     name="small", side=112, vocabulary=384, completion_tokens=3, group_size=4, prompts_per_step=2
@@ -55,7 +58,7 @@ def test_the_model_has_the_size_it_is_said_to_have() -> None:
     )
     tokenizer = tiny.tiny_tokenizer([anchor.SHORT], anchor.TOKENIZER_SIZE)
     with torch.device("meta"):
-        model = tiny.Qwen2VLForConditionalGeneration(anchor.configuration(tokenizer, 32_000))
+        model = Qwen2VLForConditionalGeneration(anchor.configuration(tokenizer, 32_000))
     assert sum(p.numel() for p in model.parameters()) == expected == 44_553_472
 
 
@@ -93,15 +96,15 @@ def test_ragged_completions_hold_both_extremes(
         group_size=group_size,
         silent_groups=silent,
     )
-    tokens, rewards = anchor.ragged(row, seed)
-    assert len(tokens) == len(rewards) == 2
-    for group in tokens:
+    given = anchor.ragged(row, seed)
+    assert len(given.tokens_P_G_T) == len(given.rewards_P_G) == 2
+    for group in given.tokens_P_G_T:
         lengths = [len(c) for c in group]
         assert len(group) == group_size
         assert (min(lengths), max(lengths)) == (1, length)
         assert all(anchor.TOKENIZER_SIZE <= t < 600 for c in group for t in c)
-    assert sum(max(r) > min(r) for r in rewards) == 2 - silent
-    assert (tokens, rewards) == anchor.ragged(row, seed)
+    assert sum(max(r) > min(r) for r in given.rewards_P_G) == 2 - silent
+    assert given == anchor.ragged(row, seed)
 
 
 # ---- our side
@@ -174,25 +177,51 @@ def test_completions_have_the_forced_length_and_no_forbidden_id(tiny_checkpoint:
         )
 
 
-def test_all_layouts_have_one_gradient(tiny_checkpoint: Path) -> None:
+GIVEN = anchor.GivenStep(
+    tokens_P_G_T=[[[5, 9, 300], [11], [12, 13], [7]], [[40, 41], [50], [60, 61, 62], [70, 71]]],
+    rewards_P_G=[[1.0, 0.0, 0.2, 0.4], [0.0, 0.0, 1.0, 0.3]],
+)
+
+
+@pytest.mark.parametrize("name", ["gpg", "gpg by sequence", "grpo"])
+def test_all_layouts_have_one_gradient(tiny_checkpoint: Path, name: str) -> None:
     asked = anchor.questions(SMALL, 2)
-    tokens = [[[5, 9, 300], [11], [12, 13], [7]], [[40, 41], [50], [60, 61, 62], [70, 71]]]
-    rewards = [[1.0, 0.0, 0.2, 0.4], [0.0, 0.0, 1.0, 0.3]]
-    found = {
-        layout: ours.Ours(tiny_checkpoint, SMALL, layout, masked=False).gradient(
-            asked, tokens, rewards, "token"
-        )
-        for layout in ours.LAYOUTS
-    }
+    loss, given, reference = parity_trl.LOSSES[name], GIVEN, None
+    if loss.ours.needs:
+        old = parity_trl.old_logps(tiny_checkpoint, SMALL, asked, given)
+        given = replace(given, old_logps_P_G_T=old)
+        reference = parity_trl.noisy_reference(tiny_checkpoint)
+
+    def gradient(layout: str, given: anchor.GivenStep) -> dict[str, torch.Tensor]:
+        side = ours.Ours(tiny_checkpoint, SMALL, layout, masked=False)
+        return side.gradient(asked, given, loss.ours, reference)
+
+    found = {layout: gradient(layout, given) for layout in ours.LAYOUTS}
     assert parity_trl.relative_error(found["shared"], found["naive"]) < 1e-5
     assert parity_trl.relative_error(found["one_group"], found["naive"]) < 1e-5
     assert 0 < parity_trl.relative_error(found["reused"], found["naive"]) < 1e-5
-    swapped = ours.Ours(tiny_checkpoint, SMALL, "shared", masked=False).gradient(
-        asked, tokens[::-1], rewards, "token"
-    )
-    assert parity_trl.relative_error(swapped, found["naive"]) > 1e-2, (
+
+    other_rewards = gradient("shared", replace(given, rewards_P_G=GIVEN.rewards_P_G[::-1]))
+    assert parity_trl.relative_error(other_rewards, found["naive"]) > 1e-2, (
         "another step has another gradient"
     )
+
+
+def test_a_gradient_leaves_the_weights_as_they_are(tiny_checkpoint: Path) -> None:
+    side = ours.Ours(tiny_checkpoint, SMALL, "shared")
+    before = {name: p.clone() for name, p in side.policy.named_parameters()}
+    side.gradient(anchor.questions(SMALL, 2), GIVEN, parity_trl.LOSSES["gpg"].ours)
+    assert all(before[name].equal(p) for name, p in side.policy.named_parameters())
+    assert all(p.grad is None for p in side.policy.parameters())
+
+
+def test_a_step_moves_the_weights(tiny_checkpoint: Path) -> None:
+    """By the rate of both sides, in the first step of AdamW, where there is a gradient."""
+    side = ours.Ours(tiny_checkpoint, SMALL, "shared")
+    before = {name: p.clone() for name, p in side.policy.named_parameters()}
+    ours.run(side, anchor.questions(SMALL, 2), steps=1, warmup=0)
+    moved = [(before[name] - p).abs().max().item() for name, p in side.policy.named_parameters()]
+    assert all(0 < distance < 1.5e-6 for distance in moved)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +231,10 @@ def test_a_layout_says_how_many_passes_a_step_has(
     tiny_checkpoint: Path, layout: str, passes: int
 ) -> None:
     side = ours.Ours(tiny_checkpoint, SMALL, layout)
-    calls: list[int] = []
-    side.policy.register_forward_hook(lambda *_: calls.append(1))
+    asked: list[object] = []
+    side.policy.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[0]))
     ours.run(side, anchor.questions(SMALL, 2), steps=1, warmup=0)
-    assert len(calls) == passes
+    assert sum(isinstance(request, Score) for request in asked) == passes
 
 
 def test_a_silent_group_is_not_trained_on(tiny_checkpoint: Path) -> None:
@@ -314,9 +343,9 @@ def test_a_gradient_beyond_the_gate_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: float, code: int
 ) -> None:
     def compare(
-        row: anchor.Row, folder: Path, aggregation: str, systems: list[str]
+        row: anchor.Row, folder: Path, loss: parity_trl.Loss, systems: list[str]
     ) -> list[dict[str, Any]]:
-        return [parity(row.name, s, aggregation) | {"error": error} for s in systems]
+        return [parity(row.name, s, loss) | {"error": error} for s in systems]
 
     monkeypatch.setattr(parity_trl, "compare", compare)
     monkeypatch.setattr(
@@ -324,14 +353,60 @@ def test_a_gradient_beyond_the_gate_is_a_failure(
     )
     assert parity_trl.main() == code
     written = [
-        (p["row"], p["system"], p["aggregation"])
+        (p["row"], p["system"], p["algorithm"], p["aggregation"])
         for p in json.loads((tmp_path / "out.json").read_text())
     ]
-    everyone = [
-        ("a", system, "token")
-        for system in ("shared", "reused", "one_group", "naive", "prefix_grouper")
+    mine = ["shared", "reused", "one_group", "naive"]
+    assert written == [
+        *(("a", system, "gpg", "token") for system in [*mine, "prefix_grouper"]),
+        ("a", "shared", "gpg", "sequence"),
+        *(("a", system, "grpo", "sequence") for system in mine),
+        ("c", "shared", "gpg", "token"),
     ]
-    assert written == [*everyone, ("a", "shared", "sequence"), ("c", "shared", "token")]
+
+
+def test_a_silent_group_is_compared_under_grpo_too() -> None:
+    """Its divergence has a gradient, which GPG's loss has not."""
+    assert parity_trl.plan(["b", "z"], ["shared", "prefix_grouper"]) == [
+        ("b", "gpg", ["shared", "prefix_grouper"]),
+        ("b", "gpg by sequence", ["shared"]),
+        ("b", "grpo", ["shared"]),
+        ("z", "gpg", ["shared"]),
+        ("z", "grpo", ["shared"]),
+    ]
+
+
+def test_old_log_probs_lie_on_both_sides_of_the_clip(tiny_checkpoint: Path) -> None:
+    """Against the log-probs of the naive layout, token after token."""
+    asked = anchor.questions(SMALL, 2)
+    old = parity_trl.old_logps(tiny_checkpoint, SMALL, asked, GIVEN)
+    side = ours.Ours(tiny_checkpoint, SMALL, "naive", masked=False)
+    prompts = [prompt for _, prompt in side.encode(asked)]
+    with torch.no_grad():
+        packed = pack(prompts, GIVEN.tokens_P_G_T, shared_prefix=False)
+        logp_K = side.policy(Score(packed=packed)).logp_K
+    lengths = [[len(tokens) for tokens in group] for group in old]
+    assert lengths == [[len(tokens) for tokens in group] for group in GIVEN.tokens_P_G_T]
+    ratios_K = logp_K - torch.tensor([logp for group in old for row in group for logp in row])
+    expected = torch.tensor([-0.5, -0.1, 0.1, 0.5] * 4)[: len(ratios_K)]
+    assert torch.allclose(ratios_K, expected, atol=1e-4)
+
+
+def test_the_noise_is_the_same_on_both_sides(tiny_checkpoint: Path) -> None:
+    first, second = (ours.load(tiny_checkpoint, masked=False).policy.model for _ in range(2))
+    others = dict(second.named_parameters())
+    parity_trl.add_noise(first)
+    assert not any(p.equal(others[name]) for name, p in first.named_parameters())
+    parity_trl.add_noise(second)
+    assert all(p.equal(others[name]) for name, p in first.named_parameters())
+
+
+def test_a_step_that_no_clip_cuts_proves_nothing() -> None:
+    enough = {"clip_ratio/low_mean": 0.2, "clip_ratio/high_mean": 0.1, "kl": 0.07}
+    parity_trl._require_every_branch(enough)
+    for changed in ({"clip_ratio/low_mean": 0.0}, {"clip_ratio/high_mean": 0.0}, {"kl": 0.0}):
+        with pytest.raises(ValueError, match="does not say enough"):
+            parity_trl._require_every_branch({**enough, **changed})
 
 
 def test_without_equality_nothing_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -447,10 +522,16 @@ def test_every_micro_batch_divides_the_step_and_the_fastest_wins() -> None:
 # ---- from sampling to the table, with made-up times
 
 
-def parity(row: str, system: str, aggregation: str) -> dict[str, Any]:
-    trl = {"token": "dapo", "sequence": "grpo"}[aggregation]
-    numbers = {"error": 7e-7, "error_vision": 9e-7}
-    return {"row": row, "system": system, "aggregation": aggregation, "trl": trl, **numbers}
+def parity(row: str, system: str, loss: parity_trl.Loss) -> dict[str, Any]:
+    return {
+        "row": row,
+        "system": system,
+        "algorithm": loss.algorithm,
+        "aggregation": loss.aggregation,
+        "trl": loss.trl["loss_type"],
+        "error": 7e-7,
+        "error_vision": 9e-7,
+    }
 
 
 def steps(*pairs: tuple[float, float], patches: int, tokens: int) -> list[dict[str, Any]]:
@@ -487,7 +568,10 @@ def result(**changes: Any) -> dict[str, Any]:
         "versions": {"trl": "1.16.0", "prefix_grouper": "0.0.1.post1", "torch": "2.13.0"},
         "settings": {"warmup": 1, "checkpointing": False, "threads": 2},
         "rows": [fields | {"prompt_tokens": 305, "image_tokens": 256}],
-        "parity": [parity("a", "shared", "token"), parity("b", "shared", "token")],
+        "parity": [
+            parity(row, "shared", parity_trl.LOSSES[loss])
+            for row, loss in (("a", "gpg"), ("a", "grpo"), ("b", "gpg"))
+        ],
         "sweep": [
             run("trl", 4, steps((30.0, 1.0), patches=1, tokens=1))
             | {"settings": {"micro_batch": 2}}
@@ -548,9 +632,14 @@ def test_the_table_pools_rounds_and_states_the_factors() -> None:
         "PrefixGrouper 0.0.1.post1, training only takes 1.00x the training seconds of gpg_vl."
         in text
     )
-    assert text.count("relative error 7.0e-07") == 1, (
-        "the equality of this case, beside its seconds"
-    )
+    equal = [line for line in text.splitlines() if line.startswith("- Gradient of")]
+    assert equal == [
+        f"- Gradient of gpg_vl ({what}): relative error 7.0e-07, vision tower 9.0e-07."
+        for what in (
+            "gpg, token mean) against TRL's (`dapo`",
+            "grpo, sequence mean) against TRL's (`grpo`",
+        )
+    ], "the equality of this case, beside its seconds"
     assert "| 2 | 30.0 | 60.0 | 4.00 |" in text
     assert "Measured steps: TRL 1.16.0 `GRPOTrainer` 3, gpg_vl 3, PrefixGrouper" in text
     assert "Unfinished" not in text

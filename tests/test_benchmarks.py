@@ -1,6 +1,7 @@
 """The programs of benchmarks/ run, count what they compute, and say the truth about it. Small models, one step."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import torch
 from rich.console import Console
 from runs import environment
 
-from benchmarks import exactness, gpu, growth
-from benchmarks.exactness import Finding
+from benchmarks import exactness, findings, gpu, growth, losses
+from benchmarks.findings import Finding
 from benchmarks.gpu import PEAK, grid, utilisation
 from benchmarks.step import Case, Timing, as_row
+from gpg_vl.algorithms.grpo import grpo
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -169,21 +171,94 @@ def finding(**changed: Any) -> Finding:
 
 
 def test_the_table_of_exactness_shows_the_worst_case_and_what_missed_its_gate() -> None:
-    findings = [finding(), finding(error=9e-6, images=2), finding(error=2e-5, what="v")]
-    assert [f.passed for f in findings] == [True, True, False]
-    assert [f.error for f in exactness.worst(findings)] == [9e-6, 2e-5]
-    lines = exactness.markdown(findings).splitlines()
+    found = [finding(), finding(error=9e-6, images=2), finding(error=2e-5, what="v")]
+    assert [f.passed for f in found] == [True, True, False]
+    assert [f.error for f in findings.worst(found)] == [9e-6, 2e-5]
+    lines = findings.markdown(found).splitlines()
     assert lines[2].endswith("| ok |")
     assert lines[3].endswith("| MISSED |")
     assert finding(error=0.0, gate=0.0).passed
     assert not finding(error=1e-9, gate=0.0).passed
 
 
-def test_one_case_of_exactness_passes_its_gates(tmp_path: Path) -> None:
-    folder = exactness.checkpoint(tmp_path / "tiny", "qwen2_vl")
-    found = exactness.gradients(folder, "qwen2_vl", torch.float64, 2, 1)
+def test_the_worst_case_is_the_one_nearest_to_its_gate() -> None:
+    """In bfloat16 every case has a gate of its own: 0.9 of a small gate is worse than 0.5 of a large one."""
+    near, far = finding(error=9e-4, gate=1e-3), finding(error=5e-3, gate=1e-2)
+    assert findings.worst([near, far]) == findings.worst([far, near]) == [near]
+    moved, unmoved = finding(error=1e-9, gate=0.0), finding(error=0.0, gate=0.0)
+    assert findings.worst([unmoved, moved]) == [moved]
+
+
+@pytest.fixture(scope="module")
+def exact_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exactness.checkpoint(tmp_path_factory.mktemp("exact") / "tiny", "qwen2_vl")
+
+
+def test_one_case_of_exactness_passes_its_gates(exact_checkpoint: Path) -> None:
+    found = exactness.gradients(exact_checkpoint, "qwen2_vl", torch.float64, 2, 1)
     assert len(found) == 2 * len(exactness.WAYS)
     assert all(f.passed for f in found), [f for f in found if not f.passed]
     assert max(f.error for f in found) > 0, (
         "errors of exactly zero would mean that something was compared with itself"
     )
+
+
+def test_one_case_of_the_losses_passes_its_gates(exact_checkpoint: Path) -> None:
+    found = exactness.losses(exact_checkpoint, "qwen2_vl", torch.float64, 2, 1)
+    assert len(found) == len(losses.ALGORITHMS) * len(exactness.LOSS_WAYS)
+    assert all(0 < f.error <= f.gate for f in found), found
+
+
+def test_another_loss_misses_its_gate(
+    exact_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A twentieth less divergence, and clips that are another's, are seen far above the gate."""
+    for changed in ({"kl_beta": 0.95 * losses.KL_BETA}, {"clip_low": 0.5}, {"clip_high": 0.7}):
+        given = {
+            "clip_low": losses.CLIP_LOW,
+            "clip_high": losses.CLIP_HIGH,
+            "kl_beta": losses.KL_BETA,
+        }
+        monkeypatch.setattr(exactness, "ALGORITHMS", {"grpo": grpo(**{**given, **changed})})
+        found = exactness.losses(exact_checkpoint, "qwen2_vl", torch.float64, 2, 1)
+        assert all(f.error > 1000 * f.gate for f in found), (changed, found)
+
+
+def test_the_head_alone_has_the_gradient_of_each_loss() -> None:
+    found = exactness.head_alone()
+    assert len(found) == len(losses.LOSSES) * len(exactness.HEAD_TILES)
+    assert all(0 < f.error <= f.gate == 1e-12 for f in found), found
+
+
+def test_the_losses_by_hand() -> None:
+    """Two answers, one token and two, rewards 0.25 and 0.875: deviation 0.4419, advantages -+ 0.7069.
+
+    GRPO: the ratio of the first answer, exp(-0.5), is cut at 0.8: gain -0.8 * 0.7069. The second has exp(-0.1), not cut,
+    and exp(0.1). k3 of the reference gaps 0.3, -0.3, 0.1 by exp(d) - d - 1.
+    """
+    logps = [torch.tensor([-1.0]), torch.tensor([-2.0, -0.5])]
+    old = [torch.tensor([-0.5]), torch.tensor([-1.9, -0.6])]
+    reference = [torch.tensor([-0.7]), torch.tensor([-2.3, -0.4])]
+    given = losses.GivenGroup(
+        rewards_G=(0.25, 0.875),
+        old_G_T=[x.double() for x in old],
+        reference_G_T=[x.double() for x in reference],
+    )
+    advantage = 0.3125 / (0.625 / math.sqrt(2) + 1e-4)
+    k3 = {d: math.exp(d) - d - 1 for d in (0.3, -0.3, 0.1)}
+    first = 0.8 * -advantage - 0.2 * k3[0.3]
+    second = advantage * (math.exp(-0.1) + math.exp(0.1)) / 2 - 0.2 * (k3[-0.3] + k3[0.1]) / 2
+    assert float(losses.grpo_loss(logps, given)) == pytest.approx(-(first + second) / 2, rel=1e-6)
+    assert float(losses.sft_loss(logps, given)) == pytest.approx(3.5 / 3, rel=1e-6)
+
+    # one ratio for each answer: exp(-0.5), cut, and exp of the mean of -0.1 and 0.1
+    expected = -(0.8 * -advantage + 1.0 * advantage) / 2
+    assert float(losses.gspo_loss(logps, given)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_group_that_misses_a_branch_is_no_comparison() -> None:
+    logps = [torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -0.5])]
+    near = [x.double() - 0.1 for x in logps]
+    given = losses.GivenGroup(rewards_G=(0.0, 1.0), old_G_T=near, reference_G_T=near)
+    with pytest.raises(AssertionError, match="no token with"):
+        given.require_every_branch(logps)
