@@ -313,7 +313,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_groups(
     refused(
         gpg_vl("train", config),
         "Step 1: The loss is",
-        "The update was not applied. The loss broke in the passes of these examples: ",
+        "The update was not applied. The loss broke in the micro-batches of these examples: ",
         f"The groups of the step are kept in {kept}",
         code=1,
     )

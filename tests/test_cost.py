@@ -10,10 +10,15 @@ from test_policy import encoder, new_policy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpg_vl.algorithms.gpg import Inputs, gpg
+from gpg_vl.algorithms.grpo import grpo
+from gpg_vl.algorithms.sft import sft
 from gpg_vl.config import load_config
 from gpg_vl.models.families import families, family_of
+from gpg_vl.models.head import Objective
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import read_config
+from gpg_vl.models.requests import Score
 from gpg_vl.models.shape import Shape
 from gpg_vl.quickstart import scenes
 from gpg_vl.training.cost import Cost, group_cost, image_forward
@@ -63,7 +68,8 @@ def test_predicted_training_operations_are_those_that_are_counted(
     packed = pack([prompt], [[tuple(range(5, 5 + LENGTH))] * SIZE], shared_prefix=shared)
     # the counter knows no fused attention of a CPU
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        policy(packed, torch.ones(SIZE * LENGTH)).loss.backward()
+        objective = Objective(Inputs(torch.ones(SIZE * LENGTH)), gpg().token_loss)
+        policy(Score(packed=packed, objective=objective)).loss.backward()
     cost = predicted(checkpoint, prompt, shared=shared, recompute=recompute, vision=vision)
     assert counter.get_total_flops() == pytest.approx(cost.train, rel=0.2 if recompute else 0.1)
     assert cost.tokens == policy.work.tower_tokens
@@ -80,6 +86,7 @@ def test_memory_in_the_plan_is_that_of_one_process(tiny_checkpoint: Path, tmp_pa
     alone, one_of_two = (
         make_plan(
             config,
+            algorithm=gpg(),
             family=families.get("qwen2_vl"),
             prompt_tokens=[50, 40, 30],
             image_tokens=[16, 16, 16],
@@ -108,6 +115,7 @@ def test_the_plan_of_a_run_that_reuses_its_prompts(tiny_checkpoint: Path, tmp_pa
     plans = [
         make_plan(
             load_config(write_config(tmp_path, tiny_checkpoint, train={"reuse_prefill": reuse})),
+            algorithm=gpg(),
             family=families.get("qwen2_vl"),
             prompt_tokens=[50, 40, 30],
             image_tokens=[16, 16, 16],
@@ -126,6 +134,36 @@ def test_the_plan_of_a_run_that_reuses_its_prompts(tiny_checkpoint: Path, tmp_pa
         == 4 * 34 * 2 * 50 * text.hidden_size * text.num_hidden_layers
     )
     assert "kept prompts" not in fresh.memory_bytes
+
+
+def test_the_plan_knows_what_an_algorithm_costs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By hand: a second update trains once more, a reference is a forward pass and a copy of the weights more, and
+    supervised training answers nothing: one completion per prompt, no rollout, no keys to hold."""
+    config = load_config(write_config(tmp_path, tiny_checkpoint))
+    plain, twice, supervised = (
+        make_plan(
+            config,
+            algorithm=algorithm,
+            family=families.get("qwen2_vl"),
+            prompt_tokens=[50, 40, 30],
+            image_tokens=[16, 16, 16],
+            processes=1,
+            steps=4,
+            first_prompt="",
+        )
+        for algorithm in (gpg(), grpo(updates=2, kl_beta=0.1), sft())
+    )
+    forward = plain.cost.prefill + plain.cost.decode
+    assert twice.cost.train == 2 * plain.cost.train + forward
+    assert twice.memory_bytes["reference"] == 4 * plain.parameters
+    assert "reference" not in plain.memory_bytes
+
+    assert (supervised.cost.prefill, supervised.cost.decode) == (0, 0)
+    assert supervised.group_size == 1
+    assert supervised.cost.tokens == 40 + 3, (
+        "the median prompt and one answer but for its last token"
+    )
+    assert "key-value cache" not in supervised.memory_bytes
 
 
 def test_published_sizes_of_qwen2_vl_2b() -> None:

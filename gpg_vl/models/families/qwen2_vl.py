@@ -240,7 +240,7 @@ def _tiny_processor(tokenizer: Any, chat_template: str) -> Any:
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     tokenizer.chat_template = chat_template
-    size = {"shortest_edge": 56 * 56, "longest_edge": SIDE * SIDE * 256}
+    size = {"shortest_edge": (2 * SIDE) ** 2, "longest_edge": SIDE * SIDE * 256}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,
