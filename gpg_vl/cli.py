@@ -1,7 +1,7 @@
 """The command line: `gpg-vl train | eval | data | rewards | config | doctor | quickstart`.
 
-A user's mistake becomes one message and exit code 2, a run that had to stop exit code 1, Ctrl-C 130, a reader that left
-(`| head`) 141. Anything else is a bug of ours and keeps its traceback.
+A user's mistake becomes one message and exit code 2, a run that had to stop exit code 1, Ctrl-C
+130, a reader that left (`| head`) 141. Anything else is a bug of ours and keeps its traceback.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from gpg_vl.rewards.commands import add_commands as add_rewards_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 TRAIN_HELP = """\
 Train a vision-language model with Group Policy Gradient.
@@ -37,23 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "passive"
-    )  # spinning threads make a shared machine several times slower
+    # spinning threads make a shared machine several times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    # argparse would take an option in front, as in `eval --list`, for one of ours
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == [
-        "eval"
-    ]:  # argparse would take an option in front, as in `eval --list`, for one of ours
+    if words[:1] == ["eval"]:
         return _eval(words[1:])
-    parser = _parser()
-    arguments, behind = parser.parse_known_args(words)
-    if behind and (
-        any(text.startswith("-") for text in behind) or not hasattr(arguments, "overrides")
-    ):
-        parser.error(f"unrecognized arguments: {' '.join(behind)}")
-    if behind:  # argparse does not take overrides up again behind an option
-        arguments.overrides += behind
+
+    arguments = _parse(words)
     try:
         return int(arguments.run(arguments))
     except UserError as error:
@@ -70,6 +65,25 @@ def _main(argv: Sequence[str] | None) -> int:
         return 130
 
 
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Exits with code 2 for words that no command takes."""
+    parser = _parser()
+    arguments, behind = parser.parse_known_args(words)
+    if not behind:
+        return arguments
+
+    has_option = any(word.startswith("-") for word in behind)
+    if has_option or not hasattr(arguments, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
+
+    # argparse does not take overrides up again behind an option
+    arguments.overrides += behind
+    return arguments
+
+
+# ---- what can be typed
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gpg-vl",
@@ -77,7 +91,17 @@ def _parser() -> argparse.ArgumentParser:
         "verifiable rewards and Group Policy Gradient.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_eval(commands)
+    _add_data(commands)
+    add_rewards_commands(commands)
+    _add_config(commands)
+    _add_doctor(commands)
+    _add_quickstart(commands)
+    return parser
 
+
+def _add_train(commands: "_Commands") -> None:
     train = commands.add_parser(
         "train",
         help="train a model from a config",
@@ -97,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on with the run in output.folder")
     train.set_defaults(run=_train)
 
+
+def _add_eval(commands: "_Commands") -> None:
     evaluate = commands.add_parser(
         "eval",
         help="evaluate a model or a file of predictions",
@@ -105,10 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("rest", nargs=argparse.REMAINDER)
 
-    data = commands.add_parser("data", help="check a data set").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    check = data.add_parser(
+
+def _add_data(commands: "_Commands") -> None:
+    data = commands.add_parser("data", help="check a data set")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    check = actions.add_parser(
         "check",
         help="read every row, image and prompt of a config's data, without any model weights",
     )
@@ -117,8 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", type=Path, help="also write the report to this file")
     check.set_defaults(run=_data_check)
 
-    add_rewards_commands(commands)
 
+def _add_config(commands: "_Commands") -> None:
     config = commands.add_parser(
         "config", help="list every config key, or print a config with its defaults filled in"
     )
@@ -126,16 +153,21 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("overrides", nargs="*", metavar="section.key=value")
     config.set_defaults(run=_config)
 
+
+def _add_doctor(commands: "_Commands") -> None:
     doctor = commands.add_parser(
         "doctor", help="say what is installed, what is missing for what, and test this machine"
     )
     doctor.set_defaults(run=_doctor)
 
+
+def _add_quickstart(commands: "_Commands") -> None:
     quickstart = commands.add_parser(
         "quickstart",
         help="the whole way on a tiny model, offline: evaluate, train, evaluate",
-        description="Writes a tiny Qwen2-VL base model and drawn scenes, evaluates the base, trains it with "
-        "configs/quickstart.yaml, evaluates it again and prints both. Needs no network and no GPU.",
+        description="Writes a tiny Qwen2-VL base model and drawn scenes, evaluates the base, "
+        "trains it with configs/quickstart.yaml, evaluates it again and prints both. Needs no "
+        "network and no GPU.",
     )
     quickstart.add_argument(
         "--folder",
@@ -158,18 +190,19 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument(
         "--config", type=Path, default=Path("configs/quickstart.yaml"), help="default %(default)s"
     )
-    quickstart.add_argument(
-        "--since", type=float, help=argparse.SUPPRESS
-    )  # when `make quickstart` began to install
+    # when `make quickstart` began to install
+    quickstart.add_argument("--since", type=float, help=argparse.SUPPRESS)
     quickstart.add_argument(
         "--prepare-only", action="store_true", help="write base model and data sets, then stop"
     )
     quickstart.set_defaults(run=_quickstart)
-    return parser
+
+
+# ---- what the commands do; heavy modules are imported late, because --help must be quick
 
 
 def _console() -> "Console":
-    from rich.console import Console  # late: --help must be quick
+    from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 140)
 
@@ -177,28 +210,33 @@ def _console() -> "Console":
 def _train(arguments: argparse.Namespace) -> int:
     from gpg_vl.config import load_config
 
+    # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
     from gpg_vl.training.evaluation import make_evaluation
+    from gpg_vl.training.launcher import make_accelerator
     from gpg_vl.training.plan import render_plan
     from gpg_vl.training.prepare import prepare
-    from gpg_vl.training.run import launch, make_accelerator
+    from gpg_vl.training.run import launch
 
     console = _console()
     accelerator = make_accelerator(config)
-    talk = accelerator.is_main_process
+    is_main = accelerator.is_main_process
     prepared = prepare(
-        config, processes=accelerator.num_processes, console=console if talk else None
+        config, processes=accelerator.num_processes, console=console if is_main else None
     )
     evaluation = make_evaluation(config, prepared.processing)
-    if talk:
+    if is_main:
         prepared.report.render(console)
         render_plan(prepared.plan, config, console)
+
     finished = arguments.dry_run or launch(
         prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation
     )
-    if talk and not arguments.dry_run:
+    if is_main and not arguments.dry_run:
         console.print(f"run folder: {config.output.folder}", highlight=False)
-    accelerator.wait_for_everyone()  # a process that leaves early would break off the last word of another
+
+    # a process that leaves early would break off the last word of another
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0 if finished else 130
 
@@ -212,12 +250,14 @@ def _eval(words: Sequence[str]) -> int:
 def _data_check(arguments: argparse.Namespace) -> int:
     from gpg_vl.config import load_config
 
+    # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
     from gpg_vl.training.prepare import check_data, make_encoder
 
     console = _console()
     report = check_data(config, make_encoder(config), console)
     report.render(console)
+
     if arguments.json:
         try:
             arguments.json.write_text(report.to_json() + "\n", encoding="utf-8")
@@ -256,6 +296,7 @@ def _quickstart(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"There is no config file {arguments.config}. Start in the project's folder, or name it with --config."
         )
+
     return quickstart(
         arguments.folder,
         arguments.seed,

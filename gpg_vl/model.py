@@ -15,7 +15,7 @@ from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, PixelLimits, PromptStyle
-from gpg_vl.rollout import engines
+from gpg_vl.rollout import DEFAULT, engines
 from gpg_vl.rollout.engine import Engine, EngineSetup
 
 DType = Literal["float32", "bfloat16"]
@@ -96,7 +96,7 @@ class Model:
 
     def engine(
         self,
-        name: str = "native",
+        name: str = DEFAULT,
         *,
         prompts_per_batch: int = 32,
         slots: int = 128,

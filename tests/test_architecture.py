@@ -15,10 +15,14 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from gpg_vl.algorithms import algorithms
 from gpg_vl.cli import _parser as cli_parser
 from gpg_vl.config import Config, load_config
 from gpg_vl.eval.arguments import make_parser as eval_parser
 from gpg_vl.models.families import families, known_for_boxes
+from gpg_vl.registry import Registry, UnknownNameError
+from gpg_vl.rollout import engines
+from gpg_vl.training.sharding import shardings
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gpg_vl"
@@ -38,6 +42,7 @@ ROOMS = (
     ("data",),
     ("models",),
     ("rollout",),
+    ("model",),
     ("rewards",),
     ("eval",),
     ("training",),
@@ -46,7 +51,7 @@ ROOMS = (
     ("__main__", ""),
 )
 """From left to right. A module imports from its own room and from rooms to its left. "" is the package's __init__."""
-FORBIDDEN = {"rewards": ("models", "rollout"), "eval": ("training",)}
+FORBIDDEN = {"rewards": ("models", "rollout", "model"), "eval": ("training",)}
 """On top of that: rewards must start in a blink, and a benchmark must not know how a model was trained."""
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 
@@ -115,7 +120,7 @@ def may_import(room: str, other: str) -> bool:
 @pytest.mark.parametrize(
     "source,expected",
     [
-        ("from gpg_vl.training.step import update", ["gpg_vl.training.step"]),
+        ("from gpg_vl.training.loop import train", ["gpg_vl.training.loop"]),
         ("def f():\n    from gpg_vl import cli", ["gpg_vl.cli"]),
         ("from ..models import load, policy", ["gpg_vl.models.load", "gpg_vl.models.policy"]),
         ("from . import sources", ["gpg_vl.data.sources"]),
@@ -135,6 +140,10 @@ def test_no_way_of_importing_is_overlooked(
 def test_the_order_of_the_rooms_is_meant() -> None:
     assert may_import("models", "data")
     assert may_import("training", "eval")
+    assert may_import("eval", "model")
+    assert may_import("model", "rollout")
+    assert not may_import("rollout", "model")
+    assert not may_import("rewards", "model")
     assert not may_import("data", "models")
     assert not may_import("eval", "training")
     assert not may_import("rewards", "models")
@@ -278,6 +287,132 @@ def test_only_its_own_file_names_a_family() -> None:
 def test_what_counts_as_naming_a_family(source: str, names_one: bool) -> None:
     pattern = family_words()
     assert any(pattern.search(text) for _, text in words_of_code(source)) is names_one
+
+
+# ---- engines and shardings
+
+
+OF_ALL_ENGINES = ("gpg_vl.rollout", "gpg_vl.rollout.engine", "gpg_vl.rollout.sampling")
+"""What is known of engines outside of their room; the other modules belong to one of them."""
+ENGINE_DEFAULTS = ("config/sections.py", "eval/settings.py", "model.py")
+"""Where an engine is named, because it is what a user gets who names none."""
+
+
+def names_one_engine(source: str) -> list[tuple[int, str]]:
+    """Classes, functions and names of single engines in the code of a module."""
+    builtin = engines._lazy
+    classes = {target.partition(":")[2] for target in builtin.values()}
+    return [
+        (line, text) for line, text in words_of_code(source) if text in classes or text in builtin
+    ]
+
+
+def test_only_the_rollout_knows_one_engine() -> None:
+    """Who wants answers asks for an engine by the name in the config, and by its protocol."""
+    wrong = []
+    for file in FILES:
+        if room(file) == "rollout":
+            continue
+        for line, name in imports(file):
+            if name.startswith("gpg_vl.rollout") and name not in OF_ALL_ENGINES:
+                wrong.append(f"{at(file, line)} imports {name}, which is of one engine")
+        for line, text in names_one_engine(file.read_text()):
+            is_default = str(file.relative_to(PACKAGE)) in ENGINE_DEFAULTS and text in engines._lazy
+            if not is_default:
+                wrong.append(f"{at(file, line)} names one engine: {text}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "source,found",
+    [
+        ("engine: str = 'native'", ["native"]),
+        ("x = NativeEngine(setup)", ["NativeEngine"]),
+        ("isinstance(engine, native.NativeEngine)", ["NativeEngine", "native"]),
+        ("raise UserError('look for native code')", []),
+        ("'''The native engine.'''", []),
+    ],
+)
+def test_what_counts_as_naming_an_engine(source: str, found: list[str]) -> None:
+    assert sorted(text for _, text in names_one_engine(source)) == sorted(found)
+
+
+WRAPPERS = re.compile(
+    r"\b(DistributedDataParallel|DDP|FullyShardedDataParallel|FSDP|fully_shard|deepspeed|no_sync)\b"
+    r"|\baccelerator\.prepare\b|\b_accelerator\.prepare\b"
+)
+"""What spreads weights over processes."""
+MAY_NAME_WRAPPERS = ("training/sharding/", "doctor/")
+"""Who knows them, and who looks whether they are installed."""
+
+
+def wrappers_named(source: str) -> list[tuple[int, str]]:
+    tree = ast.parse(source)
+    dotted = [(n.lineno, ast.unparse(n)) for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    words = [*words_of_code(source), *dotted]
+    return [(line, found.group()) for line, text in words if (found := WRAPPERS.search(text))]
+
+
+def test_only_shardings_know_wrappers() -> None:
+    wrong = [
+        f"{at(file, line)} names {text}"
+        for file in FILES
+        if not str(file.relative_to(PACKAGE)).startswith(MAY_NAME_WRAPPERS)
+        for line, text in wrappers_named(file.read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_sharding_is_found_by_its_name_alone() -> None:
+    """No module outside of their folder imports one; what is known of all is the registry and the protocol."""
+    known = ("gpg_vl.training.sharding", "gpg_vl.training.sharding.protocol")
+    wrong = [
+        f"{at(file, line)} imports {name}"
+        for file in FILES
+        if not str(file.relative_to(PACKAGE)).startswith("training/sharding/")
+        for line, name in imports(file)
+        if name.startswith("gpg_vl.training.sharding") and name not in known
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert "none" in shardings.names()
+
+
+@pytest.mark.parametrize(
+    "source,names_one",
+    [
+        ("from torch.nn.parallel import DistributedDataParallel as D", True),
+        ("model = fully_shard(model)", True),
+        ("import deepspeed", True),
+        ("policy = accelerator.prepare(policy)", True),
+        ("self._accelerator.prepare(policy)", True),
+        ("with model.no_sync(): pass", True),
+        ("prepared = prepare(config)", False),
+        ("'''As DistributedDataParallel does.'''", False),
+        ("accelerator.wait_for_everyone()", False),
+    ],
+)
+def test_what_counts_as_naming_a_wrapper(source: str, names_one: bool) -> None:
+    assert bool(wrappers_named(source)) is names_one
+
+
+@pytest.mark.parametrize(
+    "registry,wrong,told",
+    [
+        (engines, "nativ", "Did you mean 'native'? Known: native."),
+        (shardings, "nome", "Did you mean 'none'? Known: "),
+        (algorithms, "grp", "Did you mean 'grpo'? Known: gpg, grpo, sft."),
+        (families, "qwen2_v", "Did you mean 'qwen2_vl'? Known: "),
+    ],
+    ids=lambda x: getattr(x, "kind", None),
+)
+def test_an_unknown_name_is_told_the_nearest_and_the_known_ones(
+    registry: Registry, wrong: str, told: str
+) -> None:
+    with pytest.raises(UnknownNameError) as error:
+        registry.get(wrong)
+    assert f"There is no {registry.kind} called {wrong!r}. {told}" in str(error.value)
+    for name in registry.names():
+        assert name in str(error.value)
 
 
 # ---- files

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpg_vl.models.attention import (
-    Branches,
+    Segments,
     choose_kernel,
     dense,
     make_attend,
@@ -22,20 +22,20 @@ HEADS, KEY_HEADS, SIZE = 4, 2, 8
 
 
 def by_definition(
-    branches: Branches, query: Tensor, key: Tensor, value: Tensor, scale: float
+    segments: Segments, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> Tensor:
     """One query at a time, plain softmax, over the keys it may see."""
-    starts = [sum(branches.prefix_lengths[:i]) for i in range(len(branches.prefix_lengths))]
+    starts = [sum(segments.prefix_lengths[:i]) for i in range(len(segments.prefix_lengths))]
     seen: list[list[int]] = []
-    for start, length in zip(starts, branches.prefix_lengths, strict=True):
+    for start, length in zip(starts, segments.prefix_lengths, strict=True):
         seen += [list(range(start, start + t + 1)) for t in range(length)]
     at = len(seen)
-    for length, prefix in zip(branches.suffix_lengths, branches.prefixes, strict=True):
-        prompt = list(range(starts[prefix], starts[prefix] + branches.prefix_lengths[prefix]))
+    for length, prefix in zip(segments.suffix_lengths, segments.prefixes, strict=True):
+        prompt = list(range(starts[prefix], starts[prefix] + segments.prefix_lengths[prefix]))
         seen += [prompt + list(range(at, at + t + 1)) for t in range(length)]
         at += length
-    if not branches.prefix_queries:
-        seen = seen[sum(branches.prefix_lengths) :]
+    if not segments.prefix_queries:
+        seen = seen[sum(segments.prefix_lengths) :]
     out = torch.zeros_like(query)
     for h in range(HEADS):
         k, v = key[0, h * KEY_HEADS // HEADS], value[0, h * KEY_HEADS // HEADS]
@@ -44,9 +44,9 @@ def by_definition(
     return out
 
 
-def inputs(branches: Branches) -> tuple[Tensor, Tensor, Tensor]:
-    keys = sum(branches.prefix_lengths) + sum(branches.suffix_lengths)
-    queries = keys if branches.prefix_queries else sum(branches.suffix_lengths)
+def inputs(segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
+    keys = sum(segments.prefix_lengths) + sum(segments.suffix_lengths)
+    queries = keys if segments.prefix_queries else sum(segments.suffix_lengths)
     generator = torch.Generator().manual_seed(keys)
     return (
         torch.randn(1, HEADS, queries, SIZE, generator=generator, dtype=torch.float64),
@@ -81,10 +81,10 @@ def ragged_by_loops(
 
 
 @st.composite
-def branchings(draw: st.DrawFn) -> Branches:
+def segmentations(draw: st.DrawFn) -> Segments:
     prefixes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     count = draw(st.integers(0, 5))
-    return Branches(
+    return Segments(
         prefix_lengths=tuple(prefixes),
         suffix_lengths=tuple(draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))),
         prefixes=tuple(
@@ -97,23 +97,23 @@ def branchings(draw: st.DrawFn) -> Branches:
 
 
 @settings(max_examples=60, deadline=None)
-@given(branchings())
-def test_every_kernel_follows_the_definition(branches: Branches) -> None:
-    query, key, value = inputs(branches)
+@given(segmentations())
+def test_every_kernel_follows_the_definition(segments: Segments) -> None:
+    query, key, value = inputs(segments)
     scale = 1 / math.sqrt(SIZE)
-    expected = by_definition(branches, query, key, value, scale)
+    expected = by_definition(segments, query, key, value, scale)
     device = torch.device("cpu")
     for attend in (
-        dense(branches, device),
-        split(branches, device),
-        varlen(branches, device, ragged_by_loops),
+        dense(segments, device),
+        split(segments, device),
+        varlen(segments, device, ragged_by_loops),
     ):
         assert torch.allclose(attend(query, key, value, scale), expected, atol=1e-12)
 
 
 def test_who_sees_whom_by_hand() -> None:
     """Prompts of 2 and 1; completions of 1 and 2 tokens for the first, of 1 for the second."""
-    branches = Branches(prefix_lengths=(2, 1), suffix_lengths=(1, 2, 1), prefixes=(0, 0, 1))
+    segments = Segments(prefix_lengths=(2, 1), suffix_lengths=(1, 2, 1), prefixes=(0, 0, 1))
     expected = [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
@@ -123,19 +123,19 @@ def test_who_sees_whom_by_hand() -> None:
         [1, 1, 0, 0, 1, 1, 0],
         [0, 0, 1, 0, 0, 0, 1],
     ]
-    assert visible(branches, torch.device("cpu")).int().tolist() == expected
-    later = Branches(
+    assert visible(segments, torch.device("cpu")).int().tolist() == expected
+    later = Segments(
         prefix_lengths=(2, 1), suffix_lengths=(1, 2, 1), prefixes=(0, 0, 1), prefix_queries=False
     )
     assert visible(later, torch.device("cpu")).int().tolist() == expected[3:]
 
 
 def test_completions_of_one_token_ask_nothing() -> None:
-    branches = Branches(prefix_lengths=(3,), suffix_lengths=(0, 2, 0), prefixes=(0, 0, 0))
-    kept = Branches(prefix_lengths=(3,), suffix_lengths=(2,), prefixes=(0,))
+    segments = Segments(prefix_lengths=(3,), suffix_lengths=(0, 2, 0), prefixes=(0, 0, 0))
+    kept = Segments(prefix_lengths=(3,), suffix_lengths=(2,), prefixes=(0,))
     query, key, value = inputs(kept)
     for kernel in ("dense", "split"):
-        out = make_attend(kernel, branches, torch.device("cpu"))(query, key, value, 0.3)
+        out = make_attend(kernel, segments, torch.device("cpu"))(query, key, value, 0.3)
         assert torch.allclose(out, by_definition(kept, query, key, value, 0.3), atol=1e-12)
 
 
@@ -156,9 +156,9 @@ def test_a_kernel_that_the_machine_lacks_is_replaced_with_a_reason() -> None:
 
 @pytest.mark.parametrize("width", [1, 5])
 def test_equal_lengths_need_no_gathering_and_give_the_same(width: int) -> None:
-    branches = Branches(prefix_lengths=(4, 4), suffix_lengths=(width,) * 4, prefixes=(0, 0, 1, 1))
-    query, key, value = inputs(branches)
-    expected = by_definition(branches, query, key, value, 0.5)
+    segments = Segments(prefix_lengths=(4, 4), suffix_lengths=(width,) * 4, prefixes=(0, 0, 1, 1))
+    query, key, value = inputs(segments)
+    expected = by_definition(segments, query, key, value, 0.5)
     assert torch.allclose(
-        split(branches, torch.device("cpu"))(query, key, value, 0.5), expected, atol=1e-12
+        split(segments, torch.device("cpu"))(query, key, value, 0.5), expected, atol=1e-12
     )

@@ -15,9 +15,7 @@ from gpg_vl.eval.predictions import Failed
 from gpg_vl.eval.runner import prepare
 from gpg_vl.eval.settings import settings_for
 from gpg_vl.eval.tasks import tasks
-from gpg_vl.models.load import load_model, load_processing
-from gpg_vl.models.policy import Policy
-from gpg_vl.rollout.native import NativeEngine
+from gpg_vl.model import Model
 from gpg_vl.training.evaluation import make_evaluation
 
 
@@ -164,7 +162,7 @@ def test_an_unknown_engine_is_named_and_greedy_repeats_are_refused(
 ):
     data = WRITERS["superclevr"](tmp_path / "data")
     run("superclevr", tiny_checkpoint, data, tmp_path / "out", "--engine", "vlm", code=2)
-    assert "There is no engine called 'vlm'. " in capsys.readouterr().err
+    assert "There is no rollout engine called 'vlm'. " in capsys.readouterr().err
     run("superclevr", tiny_checkpoint, data, tmp_path / "out", "--repeats", 2, code=2)
     assert "greedy answers do not. Give --temperature" in capsys.readouterr().err
     run("superclevr", tiny_checkpoint, data, tmp_path / "out", "--top-p", 0.5, code=2)
@@ -176,10 +174,9 @@ def test_a_training_run_may_be_measured_by_any_benchmark(name, tiny_checkpoint, 
     data = WRITERS[name](tmp_path / "data")
     section = {"task": name, "data": str(data), "limit": 4, "max_new_tokens": 2}
     config = load_config(write_config(tmp_path, tiny_checkpoint, eval=section))
-    processing = load_processing(str(tiny_checkpoint))
-    evaluation = make_evaluation(config, processing)
-    policy = Policy(load_model(str(tiny_checkpoint)), processing.family, processing.tokens)
-    engine = NativeEngine(policy, processing, prompts_per_batch=4)
-    numbers = evaluation(engine, processing, SimpleNamespace(num_processes=1))
+    model = Model.load(tiny_checkpoint, device="cpu")
+    evaluation = make_evaluation(config, model.processing)
+    engine = model.engine(prompts_per_batch=4)
+    numbers = evaluation(engine, model.processing, SimpleNamespace(num_processes=1))
     assert numbers["rows"] == 4
     assert 0 <= numbers[next(iter(tasks.get(name)().aggregates))] <= 1

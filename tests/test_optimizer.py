@@ -1,21 +1,28 @@
 """Schedules, weight decay, freezing, adapters, data order: small rules, checked by hand."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from test_policy import encoder
 
 from gpg_vl.data.order import index_at
 from gpg_vl.errors import UserError
-from gpg_vl.models.adapters import adapter_state, add_adapters, load_adapter_state, merged_state
+from gpg_vl.model import Model
+from gpg_vl.models.adapters import adapter_state, add_adapters, load_adapter_state, merged_weights
 from gpg_vl.models.families import families
-from gpg_vl.models.load import load_model, load_processing
-from gpg_vl.training.checkpoint import save_model
+from gpg_vl.models.load import load_model
+from gpg_vl.training.checkpoint import Checkpoints
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
+from gpg_vl.training.sharding import shardings
+from gpg_vl.training.sharding.protocol import ShardingSetup
+from gpg_vl.training.source import PromptSource
+from gpg_vl.training.state import RunState
 from gpg_vl.types import Example
 
 
@@ -38,13 +45,39 @@ def test_schedules_by_hand() -> None:
 
 
 def test_decay_falls_on_matrices_only(tiny_checkpoint: Path) -> None:
-    model = load_model(str(tiny_checkpoint))
-    decayed, free = make_adamw(model, betas=(0.9, 0.99), weight_decay=0.1).param_groups
+    policy = Model.load(tiny_checkpoint, device="cpu").policy
+    decayed, free = make_adamw(policy, betas=(0.9, 0.99), weight_decay=0.1).param_groups
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0.0
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert all(p.ndim == 1 for p in free["params"])
-    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+    assert len(decayed["params"]) + len(free["params"]) == len(list(policy.parameters()))
+    assert [decayed["part"], free["part"]] == ["", ""]
+
+
+def test_parts_with_a_rate_of_their_own_are_groups_of_their_own(tiny_checkpoint: Path) -> None:
+    """Every trained weight stands in one group, under its part or under "", and decay is as ever."""
+    policy = Model.load(tiny_checkpoint, device="cpu").policy
+    names = {id(p): name for name, p in policy.named_parameters()}
+    optimizer = make_adamw(
+        policy, betas=(0.9, 0.99), weight_decay=0.1, parts=("vision", "language")
+    )
+    seen = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            is_vision, is_merger = ".visual." in name, ".visual.merger." in name
+            expected = "" if is_merger else "vision" if is_vision else "language"
+            assert group["part"] == expected, name
+            assert group["weight_decay"] == (0.1 if parameter.ndim >= 2 else 0.0), name
+            seen.append(name)
+    assert sorted(seen) == sorted(names.values())
+
+
+def test_a_policy_that_is_frozen_as_a_whole_is_refused(tiny_checkpoint: Path) -> None:
+    policy = Model.load(tiny_checkpoint, device="cpu").policy.requires_grad_(False)
+    with pytest.raises(UserError, match=r"model\.freeze freezes every weight"):
+        make_adamw(policy, betas=(0.9, 0.99), weight_decay=0.1)
 
 
 def test_freezing_by_part(tiny_checkpoint: Path) -> None:
@@ -84,14 +117,16 @@ def test_epochs_and_seeds_differ() -> None:
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
-def adapted(checkpoint: Path, seed: int = 0) -> torch.nn.Module:
-    model = load_model(str(checkpoint))
+def add(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     add_adapters(model, families.get("qwen2_vl"), rank=2, alpha=4.0, targets=TARGETS, seed=seed)
     return model
 
 
-def randomised(checkpoint: Path) -> torch.nn.Module:
-    model = adapted(checkpoint)
+def adapted(checkpoint: Path, seed: int = 0) -> torch.nn.Module:
+    return add(load_model(str(checkpoint)), seed)
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -119,23 +154,39 @@ def test_adapters_start_as_the_model_and_only_they_are_trained(tiny_checkpoint: 
 def test_a_merged_checkpoint_computes_what_the_adapters_compute(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    model = randomised(tiny_checkpoint)
-    before = logits(model, tiny_checkpoint)
-    assert (before - logits(load_model(str(tiny_checkpoint)), tiny_checkpoint)).abs().max() > 1e-3
-    save_model(model, load_processing(str(tiny_checkpoint)), tmp_path / "merged")
-    assert torch.allclose(
-        logits(load_model(str(tmp_path / "merged")), tiny_checkpoint), before, atol=1e-5
+    """The model of a checkpoint that a run with adapters has written."""
+    model = Model.load(
+        tiny_checkpoint, device="cpu", prepare=lambda inner, family: randomise(add(inner))
     )
-    assert torch.equal(logits(model, tiny_checkpoint), before), (
+    inner = model.policy.model
+    before = logits(inner, tiny_checkpoint)
+    assert (before - logits(load_model(str(tiny_checkpoint)), tiny_checkpoint)).abs().max() > 1e-3
+
+    setup = ShardingSetup(device=torch.device("cpu"), processes=1, is_main=True)
+    sharding = shardings.get("none")(setup)
+    sharding.wrap(model.policy, partial(make_adamw, betas=(0.9, 0.99), weight_decay=0.0))
+    Checkpoints(
+        tmp_path,
+        keep=1,
+        model=model,
+        sharding=sharding,
+        source=PromptSource(examples=(), encoder=model.encoder(), seed=0),
+        accelerator=Accelerator(cpu=True),
+    ).save(RunState(step=1))
+
+    merged = load_model(str(tmp_path / "step-000001" / "model"))
+    assert torch.allclose(logits(merged, tiny_checkpoint), before, atol=1e-5)
+    assert torch.equal(logits(inner, tiny_checkpoint), before), (
         "merging leaves the model itself alone"
     )
-    assert merged_state(model).keys() == load_model(str(tiny_checkpoint)).state_dict().keys()
+    names = {name for name, _ in merged_weights(inner)}
+    assert names == load_model(str(tiny_checkpoint)).state_dict().keys()
 
 
 def test_adapters_come_back_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    model, other = randomised(tiny_checkpoint), adapted(tiny_checkpoint, seed=9)
+    model, other = randomise(adapted(tiny_checkpoint)), adapted(tiny_checkpoint, seed=9)
     save_file(adapter_state(model), tmp_path / "a.safetensors")
     load_adapter_state(other, tmp_path / "a.safetensors")
     assert torch.equal(logits(other, tiny_checkpoint), logits(model, tiny_checkpoint))

@@ -1,10 +1,10 @@
 """The policy against the stock model: same log-probs, same gradient, whatever the layout and the cut."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,14 +13,21 @@ from oracle import naive_logp
 from PIL import Image
 
 from gpg_vl.errors import UserError
+from gpg_vl.model import Model
 from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.features import FeatureCache
+from gpg_vl.models.head import Objective
 from gpg_vl.models.layout import Packed, pack
 from gpg_vl.models.load import load_model, load_processing
+from gpg_vl.models.phases import forward_backward
 from gpg_vl.models.policy import Policy
+from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.models.requests import Features, Prefill, Prefix, Score, ScoreOutput
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
+from gpg_vl.rollout.engine import RolloutRequest
+from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.types import Example, Prompt
 
 COMPLETIONS = [[(5, 9, 300, 7), (11,), (12, 13)], [(40, 41, 42, 43, 44), (50, 51), (60,)]]
@@ -86,10 +93,51 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def weights_of(packed: Packed) -> torch.Tensor:
-    """Coefficients that differ from completion to completion."""
+    """Weights that differ from completion to completion."""
     return torch.linspace(-1.3, 0.9, len(packed.counts)).repeat_interleave(
         torch.tensor(packed.counts)
     )
+
+
+class Weights(NamedTuple):
+    weight_K: torch.Tensor
+
+
+def weighted(weights_K: torch.Tensor) -> Objective:
+    """The sum of -weight * log pi, the loss of GPG."""
+    return Objective(Weights(weights_K), lambda logp_K, inputs: -(inputs.weight_K * logp_K))
+
+
+def train(
+    policy: torch.nn.Module,
+    packed: Packed,
+    objective: Objective | None = None,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    prefix: Prefix | None = None,
+) -> ScoreOutput:
+    """Forward and backward of a micro-batch, in one call or in phases."""
+    return forward_backward(
+        policy,
+        packed,
+        objective or weighted(weights_of(packed)),
+        backward=lambda loss, last: loss.backward(),
+        autocast=autocast,
+        prefix=prefix,
+    )
+
+
+def score(policy: torch.nn.Module, packed: Packed) -> ScoreOutput:
+    with torch.no_grad():
+        output: ScoreOutput = policy(Score(packed=packed))
+    return output
+
+
+def keep(policy: Policy, store: PrefixStore, prompts: Sequence[Prompt]) -> None:
+    """Compute prompts one by one with their graph, as an engine does."""
+    for prompt in prompts:
+        packed = pack([prompt], [[]])
+        store.put(packed, policy(Prefill(packed=packed)))
 
 
 def naive(
@@ -112,14 +160,14 @@ def naive(
     "dtype,tolerance,gradient_tolerance",
     [(torch.float32, 1e-4, 1e-5), (torch.float64, 1e-12, 1e-6)],
 )
-def test_every_way_of_computing_a_pass_has_the_gradient_of_the_stock_model(
+def test_every_way_of_computing_a_micro_batch_has_the_gradient_of_the_stock_model(
     request: pytest.FixtureRequest,
     family: str,
     dtype: torch.dtype,
     tolerance: float,
     gradient_tolerance: float,
 ) -> None:
-    """Kernels, one piece or several, with and without checkpointing, naive layout; vision tower trained."""
+    """Kernels, one call or chunks, with and without checkpointing, naive layout; vision tower trained."""
     checkpoint: Path = request.getfixturevalue(family)
     two = PROMPTS[family](checkpoint)
     logp_K, gradient = naive(checkpoint, two, COMPLETIONS, dtype)
@@ -137,9 +185,8 @@ def test_every_way_of_computing_a_pass_has_the_gradient_of_the_stock_model(
             checkpoint, kernel=kernel, temperature=0.7, checkpointing=checkpointing
         ).to(dtype)
         packed = pack(two, COMPLETIONS, shared_prefix=shared, tokens_per_pass=limit)
-        assert (len(packed.suffixes) > 1) == (limit is not None)
-        output = policy(packed, weights_of(packed))
-        output.loss.backward()
+        assert (len(packed.chunks) > 1) == (limit is not None)
+        output = train(policy, packed)
         case = f"{kernel} {shared=} {limit=} {checkpointing=}"
         assert torch.allclose(output.logp_K, logp_K, atol=tolerance, rtol=0), case
         assert relative(gradients(policy.model), gradient) < gradient_tolerance, case
@@ -162,13 +209,11 @@ def test_in_bfloat16_sharing_is_as_near_to_float32_as_separate_rows_are(
     for name, shared, limit in (
         ("naive", False, None),
         ("shared", True, None),
-        ("pieces", True, 1),
+        ("chunks", True, 1),
     ):
         policy = new_policy(tiny_checkpoint, temperature=0.7)
         packed = pack(two, COMPLETIONS, shared_prefix=shared, tokens_per_pass=limit)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = policy(packed, weights_of(packed)).loss
-        loss.backward()
+        train(policy, packed, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
         errors[name] = relative(gradients(policy.model).double(), exact)
     assert 1e-4 < errors["naive"] < 0.1
     assert max(errors.values()) < 2 * errors["naive"]
@@ -180,54 +225,81 @@ def test_a_sibling_cannot_be_seen(policy: Policy, tiny_checkpoint: Path) -> None
     for kernel in ("split", "dense"):
         policy.kernel = kernel
         for limit in (None, 1):
-            before = policy(pack(one, [[(5, 6, 7), (8, 9, 10)]], tokens_per_pass=limit)).logp_K
-            after = policy(pack(one, [[(200, 201, 202), (8, 9, 10)]], tokens_per_pass=limit)).logp_K
+            both = [[(5, 6, 7), (8, 9, 10)]], [[(200, 201, 202), (8, 9, 10)]]
+            before, after = (
+                score(policy, pack(one, completions, tokens_per_pass=limit)).logp_K
+                for completions in both
+            )
             assert torch.equal(before[3:], after[3:])
             assert not torch.equal(before[:3], after[:3])
     policy.kernel = "split"
     leaves: list[torch.Tensor] = []
-    keep = policy.model.get_input_embeddings().register_forward_hook(
+    watch = policy.model.get_input_embeddings().register_forward_hook(
         lambda m, a, out: leaves.append(out)
     )
-    logp_K = policy(pack(one, [[(5, 6, 7), (8, 9, 10)]])).logp_K
-    keep.remove()
-    (slope,) = torch.autograd.grad(logp_K[3:].sum(), leaves)
+    second = weighted(torch.tensor([0.0, 0, 0, 1, 1, 1]))
+    packed = pack(one, [[(5, 6, 7), (8, 9, 10)]])
+    loss = policy(Score(packed=packed, objective=second)).loss
+    watch.remove()
+    (slope,) = torch.autograd.grad(loss, leaves)
     suffixes = slope[one[0].length :]
     assert torch.count_nonzero(suffixes[:2]) == 0
     assert torch.count_nonzero(suffixes[2:]) > 0
 
 
-def test_log_probs_do_not_depend_on_the_neighbours_in_a_pass(
+def test_log_probs_do_not_depend_on_the_neighbours_in_a_micro_batch(
     policy: Policy, tiny_checkpoint: Path
 ) -> None:
-    """Two images of different size in one pass: each completion as if it were alone."""
+    """Two images of different size in one micro-batch: each completion as if it were alone."""
     two = prompts(tiny_checkpoint)
-    together = policy(pack(two, COMPLETIONS)).logp_K
+    together = score(policy, pack(two, COMPLETIONS)).logp_K
     alone = torch.cat(
-        [policy(pack([p], [c])).logp_K for p, c in zip(two, COMPLETIONS, strict=True)]
+        [score(policy, pack([p], [c])).logp_K for p, c in zip(two, COMPLETIONS, strict=True)]
     )
     assert torch.allclose(together, alone, atol=1e-5, rtol=0)
 
 
-def test_log_probs_without_coefficients_can_be_differentiated(
+def test_scores_are_those_of_training_and_need_no_gradient(
     policy: Policy, tiny_checkpoint: Path
 ) -> None:
-    """A loss that is not linear in them: the gradient of sum of exp(logp) is that of the linear loss with those weights."""
+    """Joined and in chunks; asked without an objective there is no loss, with one there is its value."""
     two = prompts(tiny_checkpoint)
     for limit in (None, 1):
         packed = pack(two, COMPLETIONS, tokens_per_pass=limit)
-        policy.zero_grad(set_to_none=True)
-        policy(packed).logp_K.exp().sum().backward()
-        curved = gradients(policy)
-        policy.zero_grad(set_to_none=True)
-        logp_K = policy(packed).logp_K.detach()
-        policy(packed, -logp_K.exp()).loss.backward()
-        assert relative(curved, gradients(policy)) < 1e-5
+        trained = train(policy, packed)
+        scored = score(policy, packed)
+        with torch.no_grad():
+            valued = policy(Score(packed=packed, objective=weighted(weights_of(packed))))
+        assert torch.equal(scored.logp_K, trained.logp_K)
+        assert torch.equal(scored.entropy_K, trained.entropy_K)
+        assert scored.loss == 0
+        assert torch.allclose(valued.loss, trained.loss, atol=1e-6)
+        expected = -(weights_of(packed) * trained.logp_K).sum()
+        assert torch.allclose(valued.loss, expected, atol=1e-5)
+        assert not any(x.requires_grad for x in (*scored, *valued, *trained))
     policy.zero_grad(set_to_none=True)
 
 
+def test_features_of_a_micro_batch_are_those_of_the_stock_tower(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
+    two = prompts(tiny_checkpoint)
+    packed = pack([two[0], two[1], two[0]], [[(5,)]] * 3)
+    with torch.no_grad():
+        features = policy(Features(packed=packed))
+        expected = []
+        for prompt in two:
+            stock = policy.model.model.get_image_features(
+                prompt.pixel_values_N, prompt.grid_thw_I_3
+            )
+            expected += list(getattr(stock, "pooler_output", stock))
+    assert len(features) == len(expected) == 3, "each distinct picture once"
+    for ours, theirs in zip(features, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
 def test_image_and_prompt_go_through_the_model_once(tiny_checkpoint: Path) -> None:
-    """Counted by hooks: two groups of three, in one piece and in several, and the naive layout beside them."""
+    """Counted by hooks: two groups of three, in one call and in chunks, and the naive layout beside them."""
     two = prompts(tiny_checkpoint)
     patches = sum(len(p.pixel_values_N) for p in two)
     prompt_tokens = sum(p.length for p in two)
@@ -251,7 +323,7 @@ def test_image_and_prompt_go_through_the_model_once(tiny_checkpoint: Path) -> No
         policy.model.model.visual.register_forward_pre_hook(count_patches)
         policy.model.model.language_model.register_forward_pre_hook(count_tokens, with_kwargs=True)
         packed = pack(two, COMPLETIONS, shared_prefix=shared, tokens_per_pass=limit)
-        policy(packed, weights_of(packed)).loss.backward()
+        train(policy, packed)
         assert (seen["patches"], seen["tokens"]) == expected
         assert (policy.work.vision_patches, policy.work.tower_tokens) == expected
 
@@ -266,8 +338,7 @@ def test_two_questions_about_one_image_encode_it_once(tiny_checkpoint: Path) -> 
     logp_K, gradient = naive(tiny_checkpoint, two, COMPLETIONS, torch.float64)
     policy = new_policy(tiny_checkpoint, temperature=0.7).double()
     packed = pack(two, COMPLETIONS)
-    output = policy(packed, weights_of(packed))
-    output.loss.backward()
+    output = train(policy, packed)
     assert policy.work.vision_patches == len(two[0].pixel_values_N)
     assert torch.allclose(output.logp_K, logp_K, atol=1e-12, rtol=0)
     assert relative(gradients(policy.model), gradient) < 1e-6
@@ -277,21 +348,20 @@ def test_features_of_a_frozen_tower_are_computed_once_in_a_run(tiny_checkpoint: 
     """And never kept while the tower or its merger is trained."""
     two = prompts(tiny_checkpoint)
     packed = pack(two, COMPLETIONS)
-    plain = new_policy(tiny_checkpoint)(packed).logp_K
+    plain = score(new_policy(tiny_checkpoint), packed).logp_K
     for part in ("", ".merger."):
         policy = new_policy(tiny_checkpoint, features=FeatureCache(2**20))
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_(".visual." not in name or (bool(part) and part in name))
         for step in range(3):
-            output = policy(packed, weights_of(packed))
-            output.loss.backward()
+            output = train(policy, packed)
             assert torch.allclose(output.logp_K, plain, atol=1e-5)
             seen = 1 if not part else step + 1
             assert policy.work.vision_patches == seen * packed.patches
 
 
-def test_frozen_weights_get_no_gradient_in_pieces_either(tiny_checkpoint: Path) -> None:
-    """Only some layers trained: the rest of the gradient is as it is in one piece."""
+def test_frozen_weights_get_no_gradient_in_chunks_either(tiny_checkpoint: Path) -> None:
+    """Only some layers trained: the rest of the gradient is as it is in one call."""
     two = prompts(tiny_checkpoint)
     results = []
     for limit in (None, 1):
@@ -299,13 +369,13 @@ def test_frozen_weights_get_no_gradient_in_pieces_either(tiny_checkpoint: Path) 
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("language_model.layers.1" in name)
         packed = pack(two, COMPLETIONS, tokens_per_pass=limit)
-        policy(packed, weights_of(packed)).loss.backward()
+        train(policy, packed)
         results.append(gradients(policy))
         assert all((p.grad is not None) == p.requires_grad for p in policy.parameters())
     assert relative(results[1], results[0]) < 1e-6
 
 
-def test_adapters_have_the_same_gradient_in_one_piece_and_in_several(tiny_checkpoint: Path) -> None:
+def test_adapters_have_the_same_gradient_in_one_call_and_in_chunks(tiny_checkpoint: Path) -> None:
     two = prompts(tiny_checkpoint)
     results = []
     for shared, limit in ((False, None), (True, None), (True, 1)):
@@ -326,7 +396,7 @@ def test_adapters_have_the_same_gradient_in_one_piece_and_in_several(tiny_checkp
                 )
         policy = Policy(model, processing.family, processing.tokens)
         packed = pack(two, COMPLETIONS, shared_prefix=shared, tokens_per_pass=limit)
-        policy(packed, weights_of(packed)).loss.backward()
+        train(policy, packed)
         results.append(gradients(policy))
         assert results[-1].norm() > 1e-2
     assert relative(results[1], results[0]) < 1e-5
@@ -343,11 +413,11 @@ def test_swapping_the_image_changes_the_log_probs(policy: Policy, tiny_checkpoin
         answer=first.answer,
         choices=first.choices,
     )
-    a, b = (policy(pack([encode(e)], [[(5, 6)]])).logp_K for e in (first, mixed))
+    a, b = (score(policy, pack([encode(e)], [[(5, 6)]])).logp_K for e in (first, mixed))
     assert (a - b).abs().max() > 1e-4
 
 
-def test_a_vision_model_reads_rows_with_and_without_image_in_one_pass(
+def test_a_vision_model_reads_rows_with_and_without_image_in_one_call(
     policy: Policy, tiny_checkpoint: Path
 ) -> None:
     tokens = load_processing(str(tiny_checkpoint)).tokens
@@ -355,7 +425,7 @@ def test_a_vision_model_reads_rows_with_and_without_image_in_one_pass(
         Example(id="t", prompt="How many balls? Two.", answer="2")
     )
     two = [plain, prompts(tiny_checkpoint)[0]]
-    output = policy(pack(two, [[(5, 6)], [(7,)]]))
+    output = score(policy, pack(two, [[(5, 6)], [(7,)]]))
     naive = torch.cat(
         [
             naive_logp(policy.model, tokens, two[0], (5, 6)),
@@ -376,7 +446,7 @@ def test_entropy_is_that_of_the_sampling_distribution(
     )
     with torch.no_grad():
         policy_flat.model.get_output_embeddings().weight.zero_()
-    output = policy_flat(pack(prompts(tiny_checkpoint)[:1], [[(5, 6)]]))
+    output = score(policy_flat, pack(prompts(tiny_checkpoint)[:1], [[(5, 6)]]))
     allowed = int((~policy_flat.never_sampled_V).sum())
     assert torch.allclose(
         output.entropy_K, torch.log(torch.tensor(float(allowed))).expand(2), atol=1e-5
@@ -432,12 +502,15 @@ def test_padded_batches_and_generation_of_the_stock_model_are_left_alone(
             )
         return logits[mask.bool()], said
 
-    policy(pack(prompts(tiny_checkpoint), COMPLETIONS))
+    score(policy, pack(prompts(tiny_checkpoint), COMPLETIONS))
     for ours, theirs in zip(stock(policy.model), stock(untouched), strict=True):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("family", ["tiny_checkpoint", "newer_checkpoint", "text_checkpoint"])
+# ---- prefixes that were kept
+
+
+@pytest.mark.parametrize("family", list(PROMPTS))
 def test_training_on_from_the_rollouts_prefixes_has_the_gradient_of_the_stock_model(
     family: str, request: pytest.FixtureRequest
 ) -> None:
@@ -446,60 +519,81 @@ def test_training_on_from_the_rollouts_prefixes_has_the_gradient_of_the_stock_mo
     logp_K, gradient = naive(checkpoint, two, COMPLETIONS, torch.float64)
     for limit in (None, 1):
         policy = new_policy(checkpoint, temperature=0.7).to(torch.float64)
-        packed = pack(two, COMPLETIONS, tokens_per_pass=limit)
-        with policy.keeping_prefixes():
-            with torch.no_grad():
-                for one in two:
-                    states, keys = policy.prefixes(pack([one], [[]]))
-                    assert not any(x.requires_grad for x in (states, *keys[0]))
+        packed, store = pack(two, COMPLETIONS, tokens_per_pass=limit), PrefixStore()
+        with store.open():
+            keep(policy, store, two)
             patches = policy.work.vision_patches
-            output = policy(packed, weights_of(packed))
-            assert policy.work.vision_patches == patches, "no picture is computed again"
-            output.loss.backward()
+            output = train(policy, packed, prefix=store.take(packed))
+        assert policy.work.vision_patches == patches, "no picture is computed again"
         assert torch.allclose(output.logp_K, logp_K, atol=1e-9, rtol=0)
         assert relative(gradients(policy.model), gradient) < 1e-6
 
 
 def test_kept_prefixes_are_used_once_and_only_for_what_they_are_of(tiny_checkpoint: Path) -> None:
-    """A pass that needs another prompt too, and the same prompt a second time, are computed as ever."""
+    """A micro-batch that needs another prompt too, and the same prompt a second time, are computed as ever."""
     policy, (first, second) = new_policy(tiny_checkpoint), prompts(tiny_checkpoint)
     alone, both = pack([first], COMPLETIONS[:1]), pack([first, second], COMPLETIONS)
     twice = pack([first, first], COMPLETIONS)
+    store = PrefixStore()
 
     def trained_tokens(packed: Packed) -> int:
         before = policy.work.tower_tokens
-        with torch.enable_grad():
-            policy(packed, weights_of(packed)).loss.backward()
+        train(policy, packed, prefix=store.take(packed))
         return policy.work.tower_tokens - before
 
-    with policy.keeping_prefixes(), torch.no_grad():
-        policy.prefixes(pack([first], [[]]))
+    with store.open():
+        keep(policy, store, [first])
         assert trained_tokens(both) == both.tokens
         assert trained_tokens(twice) == twice.tokens
         assert trained_tokens(alone) == alone.tokens - first.length
         assert trained_tokens(alone) == alone.tokens
-        policy.prefixes(pack([second], [[]]))
+        keep(policy, store, [second])
     assert trained_tokens(pack([second], COMPLETIONS[1:])) == second.length + 4 + 1, (
         "weights may have changed since"
     )
 
 
+def test_a_store_keeps_single_prompts_and_only_while_it_is_open(tiny_checkpoint: Path) -> None:
+    policy, two = new_policy(tiny_checkpoint), prompts(tiny_checkpoint)
+    both = pack(two, COMPLETIONS)
+    store = PrefixStore()
+    assert not store.is_open
+    keep(policy, store, two)
+    assert store.take(both) is None, "it was closed"
+    with store.open():
+        assert store.is_open
+        store.put(pack(two, [[], []]), policy(Prefill(packed=pack(two, [[], []]))))
+        assert store.take(both) is None, "two prompts in one prefix cannot be told apart"
+        keep(policy, store, two[::-1])
+        taken = store.take(both)
+        assert taken is not None
+        with torch.no_grad():
+            expected = policy(Prefill(packed=both))
+        for ours, theirs in zip(taken.tensors, expected.tensors, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5), "in the order of the micro-batch"
+    assert not store.is_open
+
+
 def test_kept_prefixes_have_their_gradient_under_autocast_too(tiny_checkpoint: Path) -> None:
     """Autocast keeps its copies of the weights; one that was made without gradient would cut the graph in silence."""
     two = prompts(tiny_checkpoint)
+    requests = [RolloutRequest(prompt=prompt, draw=n) for n, prompt in enumerate(two)]
+    sampling = Sampling(group_size=2, temperature=1.0, max_new_tokens=3, seed=0)
+    packed = pack(two, COMPLETIONS)
     found = {}
-    for keep in (False, True):
-        policy = new_policy(tiny_checkpoint, temperature=0.7)
-        packed = pack(two, COMPLETIONS)
-        with policy.keeping_prefixes() if keep else nullcontext():
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                for one in two:
-                    states, _ = policy.prefixes(pack([one], [[]]))
-                    policy.logits(
-                        states[-1:].detach(), temperature=1.0
-                    )  # what decoding does in between
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = policy(packed, weights_of(packed)).loss
-            loss.backward()
-        found[keep] = gradients(policy.model).double()
-    assert relative(found[True], found[False]) < 0.02
+    for kept in (False, True):
+        model = Model.load(tiny_checkpoint, dtype="bfloat16", device="cpu", temperature=0.7)
+        store = PrefixStore()
+        engine = model.engine(prefixes=store)
+        with engine.step():
+            engine.generate(requests, sampling)
+            prefix = store.take(packed)
+            assert prefix is not None
+            train(
+                model.policy,
+                packed,
+                autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+                prefix=prefix if kept else None,
+            )
+        found[kept] = gradients(model.policy.model).double()
+    assert 0 < relative(found[True], found[False]) < 0.02

@@ -19,7 +19,7 @@ from gpg_vl.eval.tasks import cvbench
 from gpg_vl.quickstart import scenes
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import Item, check_gold
-from gpg_vl.training.run import make_encoder
+from gpg_vl.training.prepare import make_encoder
 from gpg_vl.types import Completion, Example, Message
 
 

@@ -1,7 +1,9 @@
-"""The native engine: sampling law, seeds, suppressed tokens, end tokens, one prefill per prompt."""
+"""The native engine: sampling law, seeds, suppressed tokens, end tokens, one prefill per prompt, versions, counters."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,31 +11,47 @@ import torch
 from conftest import scene_example
 from oracle import naive_logp
 from scipy import stats
-from test_policy import encoder, prompts
+from test_policy import COMPLETIONS, encoder, prompts
 
+from gpg_vl.model import Model
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
-from gpg_vl.rollout.decode import Slots, cast_matrices, decode, with_matrices
-from gpg_vl.rollout.native import NativeEngine
+from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.models.requests import CastMatrices, Decode, Predict, Prefill
+from gpg_vl.registry import UnknownNameError
+from gpg_vl.rollout import engines
+from gpg_vl.rollout.decode import Slots, decode_with
+from gpg_vl.rollout.engine import Engine, EngineSetup, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling, choose, truncate, uniforms
-from gpg_vl.types import Example
+from gpg_vl.types import Completion, Example, Prompt
 
 SAMPLING = Sampling(group_size=4, temperature=1.0, max_new_tokens=10, seed=7)
 
 
 @pytest.fixture(scope="module")
 def policy(tiny_checkpoint: Path) -> Policy:
-    processing = load_processing(str(tiny_checkpoint))
-    return Policy(load_model(str(tiny_checkpoint)), processing.family, processing.tokens)
+    return Model.load(tiny_checkpoint, device="cpu").policy
 
 
 def engine(
     policy: Policy, checkpoint: Path, prompts_per_batch: int = 8, slots: int = 128
-) -> NativeEngine:
-    return NativeEngine(
-        policy, load_processing(str(checkpoint)), prompts_per_batch=prompts_per_batch, slots=slots
+) -> Engine:
+    return engines.get("native")(
+        EngineSetup(
+            policy=policy,
+            processing=load_processing(str(checkpoint)),
+            prompts_per_batch=prompts_per_batch,
+            slots=slots,
+        )
     )
+
+
+def answer(
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, draws: Sequence[int]
+) -> list[tuple[Completion, ...]]:
+    requests = [RolloutRequest(prompt=p, draw=d) for p, d in zip(prompts, draws, strict=True)]
+    return engine.generate(requests, sampling)
 
 
 class Constant(torch.nn.Module):
@@ -71,7 +89,7 @@ def test_recorded_log_probs_are_those_of_the_stock_model(
     tokens = load_processing(str(tiny_checkpoint)).tokens
     two = prompts(tiny_checkpoint)
     for prompt, group in zip(
-        two, engine(policy, tiny_checkpoint).generate(two, SAMPLING, [0, 1]), strict=True
+        two, answer(engine(policy, tiny_checkpoint), two, SAMPLING, [0, 1]), strict=True
     ):
         for completion in group:
             expected = naive_logp(policy.model, tokens, prompt, completion.token_ids)
@@ -84,20 +102,20 @@ def test_the_same_answers_whatever_the_cut_the_slots_and_the_order(
     policy: Policy, tiny_checkpoint: Path
 ) -> None:
     four = some_prompts(tiny_checkpoint)
-    whole = engine(policy, tiny_checkpoint, 8).generate(four, SAMPLING, [10, 11, 12, 13])
+    whole = answer(engine(policy, tiny_checkpoint, 8), four, SAMPLING, [10, 11, 12, 13])
     assert len({len(c.token_ids) for g in whole for c in g}) > 1, (
         "slots must become free at different times"
     )
     for cut, slots in ((1, 128), (2, 1), (3, 3), (4, 5), (1, 15)):
-        again = engine(policy, tiny_checkpoint, cut, slots).generate(
-            four, SAMPLING, [10, 11, 12, 13]
+        again = answer(
+            engine(policy, tiny_checkpoint, cut, slots), four, SAMPLING, [10, 11, 12, 13]
         )
         for a, b in zip([c for g in again for c in g], [c for g in whole for c in g], strict=True):
             assert np.allclose(a.logprobs, b.logprobs, atol=1e-5, rtol=0)
         assert [[c.token_ids for c in g] for g in again] == [
             [c.token_ids for c in g] for g in whole
         ]
-    backwards = engine(policy, tiny_checkpoint, 3).generate(four[::-1], SAMPLING, [13, 12, 11, 10])[
+    backwards = answer(engine(policy, tiny_checkpoint, 3), four[::-1], SAMPLING, [13, 12, 11, 10])[
         ::-1
     ]
     assert [[c.token_ids for c in g] for g in backwards] == [
@@ -108,7 +126,7 @@ def test_the_same_answers_whatever_the_cut_the_slots_and_the_order(
 def test_the_same_call_repeats_itself_bit_for_bit(policy: Policy, tiny_checkpoint: Path) -> None:
     four = some_prompts(tiny_checkpoint)
     runs = [
-        engine(policy, tiny_checkpoint, 2).generate(four, SAMPLING, [0, 1, 2, 3]) for _ in range(2)
+        answer(engine(policy, tiny_checkpoint, 2), four, SAMPLING, [0, 1, 2, 3]) for _ in range(2)
     ]
     assert runs[0] == runs[1]
 
@@ -116,11 +134,11 @@ def test_the_same_call_repeats_itself_bit_for_bit(policy: Policy, tiny_checkpoin
 def test_members_draws_and_seeds_differ(policy: Policy, tiny_checkpoint: Path) -> None:
     """Guards against near-greedy sampling out of the checkpoint's own generation config, which says top_k 1."""
     one = prompts(tiny_checkpoint)[:1]
-    run = engine(policy, tiny_checkpoint).generate
-    first = [c.token_ids for c in run(one, SAMPLING, [0])[0]]
+    run = engine(policy, tiny_checkpoint)
+    first = [c.token_ids for c in answer(run, one, SAMPLING, [0])[0]]
     assert len(set(first)) == 4
-    assert [c.token_ids for c in run(one, SAMPLING, [1])[0]] != first
-    assert [c.token_ids for c in run(one, replace(SAMPLING, seed=8), [0])[0]] != first
+    assert [c.token_ids for c in answer(run, one, SAMPLING, [1])[0]] != first
+    assert [c.token_ids for c in answer(run, one, replace(SAMPLING, seed=8), [0])[0]] != first
 
 
 def test_vision_tokens_are_never_sampled(tiny_checkpoint: Path) -> None:
@@ -130,8 +148,11 @@ def test_vision_tokens_are_never_sampled(tiny_checkpoint: Path) -> None:
     assert processing.tokens.image in processing.tokens.never_sampled
     policy = preferring(tiny_checkpoint, list(processing.tokens.never_sampled), by=100.0)
     for temperature in (0.0, 1.0):
-        out = engine(policy, tiny_checkpoint).generate(
-            prompts(tiny_checkpoint), replace(SAMPLING, temperature=temperature), [0, 1]
+        out = answer(
+            engine(policy, tiny_checkpoint),
+            prompts(tiny_checkpoint),
+            replace(SAMPLING, temperature=temperature),
+            [0, 1],
         )
         sampled = {t for group in out for c in group for t in c.token_ids}
         assert sampled
@@ -143,15 +164,18 @@ def test_every_end_token_ends_an_answer(tiny_checkpoint: Path) -> None:
     assert len(processing.tokens.ends) == 2
     for end in processing.tokens.ends:
         policy = preferring(tiny_checkpoint, [end], by=50.0)
-        (group,) = engine(policy, tiny_checkpoint).generate(
-            prompts(tiny_checkpoint)[:1], SAMPLING, [0]
+        (group,) = answer(
+            engine(policy, tiny_checkpoint), prompts(tiny_checkpoint)[:1], SAMPLING, [0]
         )
         assert {(c.token_ids, c.finish_reason, c.text) for c in group} == {((end,), "stop", "")}
 
 
 def test_an_answer_cut_off_by_the_limit_says_so(policy: Policy, tiny_checkpoint: Path) -> None:
-    (group,) = engine(policy, tiny_checkpoint).generate(
-        prompts(tiny_checkpoint)[:1], replace(SAMPLING, max_new_tokens=2), [0]
+    (group,) = answer(
+        engine(policy, tiny_checkpoint),
+        prompts(tiny_checkpoint)[:1],
+        replace(SAMPLING, max_new_tokens=2),
+        [0],
     )
     ends = load_processing(str(tiny_checkpoint)).tokens.ends
     for completion in group:
@@ -174,17 +198,19 @@ def test_image_and_prompt_are_computed_once_per_prompt(
     ]
     two = prompts(tiny_checkpoint)
     run = engine(policy, tiny_checkpoint)
-    run.generate(two, SAMPLING, [0, 1])
+    answer(run, two, SAMPLING, [0, 1])
     for hook in hooks:
         hook.remove()
-    assert sum(patches) == sum(len(p.pixel_values_N) for p in two) == run.work.vision_patches
+    assert (
+        sum(patches) == sum(len(p.pixel_values_N) for p in two) == run.counters()["vision_patches"]
+    )
     assert tuple(prefilled[0]) == (1, sum(p.length for p in two))
     assert all(shape[1] == 1 for shape in prefilled[1:]), (
         "after the prefill only single tokens are decoded"
     )
-    assert run.work.prefilled_tokens == sum(p.length for p in two)
-    assert run.work.slot_steps == sum(shape[0] for shape in prefilled[1:])
-    assert run.work.decode_calls == len(prefilled) - 1
+    assert run.counters()["prefilled_tokens"] == sum(p.length for p in two)
+    assert run.counters()["slot_steps"] == sum(shape[0] for shape in prefilled[1:])
+    assert run.counters()["decode_calls"] == len(prefilled) - 1
 
 
 def test_an_image_that_is_asked_about_twice_is_computed_once_per_call(
@@ -198,10 +224,10 @@ def test_an_image_that_is_asked_about_twice_is_computed_once_per_call(
         for q in ("How many?", "Which is nearer?")
     ]
     run = engine(policy, tiny_checkpoint, prompts_per_batch=1)
-    first = run.generate(twice, SAMPLING, [0, 1])
-    assert run.work.vision_patches == len(twice[0].pixel_values_N)
-    assert run.generate(twice, SAMPLING, [0, 1]) == first
-    assert run.work.vision_patches == 2 * len(twice[0].pixel_values_N)
+    first = answer(run, twice, SAMPLING, [0, 1])
+    assert run.counters()["vision_patches"] == len(twice[0].pixel_values_N)
+    assert answer(run, twice, SAMPLING, [0, 1]) == first
+    assert run.counters()["vision_patches"] == 2 * len(twice[0].pixel_values_N)
 
 
 def test_a_finished_slot_takes_the_next_answer(policy: Policy, tiny_checkpoint: Path) -> None:
@@ -209,7 +235,7 @@ def test_a_finished_slot_takes_the_next_answer(policy: Policy, tiny_checkpoint: 
     four = some_prompts(tiny_checkpoint)
     run = engine(policy, tiny_checkpoint, slots=3)
     lengths = [
-        len(c.token_ids) - 1 for g in run.generate(four, SAMPLING, [10, 11, 12, 13]) for c in g
+        len(c.token_ids) - 1 for g in answer(run, four, SAMPLING, [10, 11, 12, 13]) for c in g
     ]
     busy, calls = [0, 0, 0], 0
     waiting = list(lengths)
@@ -221,8 +247,8 @@ def test_a_finished_slot_takes_the_next_answer(policy: Policy, tiny_checkpoint: 
             break
         busy, calls = [max(0, b - 1) for b in busy], calls + 1
     in_turns = sum(max(lengths[i : i + 3]) for i in range(0, len(lengths), 3))
-    assert run.work.decode_calls == calls < in_turns
-    assert run.work.decoded_tokens == sum(lengths) + len(lengths)
+    assert run.counters()["decode_calls"] == calls < in_turns
+    assert run.counters()["decoded_tokens"] == sum(lengths) + len(lengths)
 
 
 def test_slots_that_nobody_waits_for_are_given_up(tiny_checkpoint: Path) -> None:
@@ -230,32 +256,52 @@ def test_slots_that_nobody_waits_for_are_given_up(tiny_checkpoint: Path) -> None
     ends = load_processing(str(tiny_checkpoint)).tokens.ends
     run = engine(preferring(tiny_checkpoint, list(ends), by=3.0), tiny_checkpoint, slots=16)
     sampling = replace(SAMPLING, max_new_tokens=40)
-    groups = run.generate(some_prompts(tiny_checkpoint), sampling, [10, 11, 12, 13])
+    groups = answer(run, some_prompts(tiny_checkpoint), sampling, [10, 11, 12, 13])
     lengths = [len(c.token_ids) for g in groups for c in g]
     assert max(lengths) > 10
-    assert sum(n - 1 for n in lengths) <= run.work.slot_steps < 0.6 * 16 * (max(lengths) - 1)
+    assert (
+        sum(n - 1 for n in lengths) <= run.counters()["slot_steps"] < 0.6 * 16 * (max(lengths) - 1)
+    )
 
 
-def test_matrices_cast_once_give_the_numbers_of_autocast(
+def test_matrices_are_cast_for_the_call_and_back_in_their_place_afterwards(
     policy: Policy, tiny_checkpoint: Path
 ) -> None:
-    """What decoding on CUDA computes with, bit for bit; and the parameters are back in their place afterwards."""
-    hidden = torch.randn(3, 1, 64, generator=torch.Generator().manual_seed(0))
-    layer = policy.model.model.language_model.layers[0].mlp
-    matrices = cast_matrices(policy, torch.bfloat16)
+    """The linear layers of the text tower, and of these all: what decoding on CUDA computes with."""
+    layer = policy.model.model.language_model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        matrices = policy(CastMatrices(dtype=torch.bfloat16))
     names = {name.rpartition(".")[0].rpartition(".")[2] for name in matrices}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    parameters = dict(policy.named_parameters())
+    for name, matrix in matrices.items():
+        assert ".language_model." in name
+        assert torch.equal(matrix, parameters[name].to(torch.bfloat16))
+
     seen: list[torch.dtype] = []
+    hook = layer.register_forward_pre_hook(lambda module, _: seen.append(module.weight.dtype))
+    for given in ({}, matrices, {}):
+        decode_one(policy, tiny_checkpoint, given)
+    hook.remove()
+    assert seen == [torch.float32, torch.float32, torch.float32, torch.bfloat16] + (
+        [torch.float32] * 2
+    ), "a prefill and a call of each"
+    assert layer.weight is parameters["model.model.language_model.layers.0.mlp.up_proj.weight"]
 
-    def run() -> torch.Tensor:
-        seen.append(layer.up_proj.weight.dtype)
-        return layer(hidden)
 
+def decode_one(
+    policy: Policy, checkpoint: Path, matrices: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states of two sequences after one more token, under autocast, and the slots they are in."""
+    one = prompts(checkpoint)[0]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = run()
-        assert torch.equal(with_matrices(policy, matrices, run), expected)
-    assert seen == [torch.float32, torch.bfloat16]
-    assert layer.up_proj.weight.dtype == torch.float32
+        prefix = policy(Prefill(packed=pack([one], [[]])))
+        keys = torch.stack([torch.cat(pair) for pair in prefix.keys])
+        slots = Slots(keys, slots=2, width=one.length + 3)
+        slots.admit(keys, [0, 1])
+        position = torch.full((2,), one.next_position)
+        states = decode_with(matrices, policy, slots, torch.tensor([5, 9]), position)
+    return states, slots.cache
 
 
 def test_decoding_with_matrices_cast_once_is_decoding_under_autocast(
@@ -263,28 +309,150 @@ def test_decoding_with_matrices_cast_once_is_decoding_under_autocast(
 ) -> None:
     """A whole call, bit for bit. The embedding shares the head's weights and must not be rounded with them."""
     assert policy.model.get_input_embeddings().weight is policy.model.get_output_embeddings().weight
-    one = prompts(tiny_checkpoint)[0]
-    results = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        _, keys = policy.prefixes(pack([one], [[]]))
-        prefix = torch.stack([torch.cat(pair) for pair in keys])
-        for matrices in ({}, cast_matrices(policy, torch.bfloat16)):
-            slots = Slots(prefix, slots=2, width=one.length + 3)
-            slots.admit(prefix, [0, 1])
-            position = torch.full((2,), one.next_position)
+    with torch.no_grad():
+        matrices = policy(CastMatrices(dtype=torch.bfloat16))
+    expected, ours = (decode_one(policy, tiny_checkpoint, given) for given in ({}, matrices))
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
 
-            def run(slots: Slots = slots, position: torch.Tensor = position) -> torch.Tensor:
-                return decode(policy, slots, torch.tensor([5, 9]), position)
 
-            results.append((with_matrices(policy, matrices, run), slots.cache.clone()))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
+# ---- what an engine promises
+
+
+@pytest.mark.parametrize(
+    "name,told",
+    [
+        (
+            "nativ",
+            "There is no rollout engine called 'nativ'. Did you mean 'native'? Known: native.",
+        ),
+        ("vlm", "There is no rollout engine called 'vlm'. Known: native."),
+    ],
+)
+def test_an_unknown_engine_is_told_the_known_ones(
+    tiny_checkpoint: Path, name: str, told: str
+) -> None:
+    with pytest.raises(UnknownNameError, match=told.replace("?", r"\?")):
+        Model.load(tiny_checkpoint, device="cpu").engine(name)
+
+
+def test_answers_have_the_version_of_the_last_sync(policy: Policy, tiny_checkpoint: Path) -> None:
+    """0 before the first; the native engine copies nothing, and asks for no weights."""
+    run, one = engine(policy, tiny_checkpoint), prompts(tiny_checkpoint)[:1]
+    assert {c.version for c in answer(run, one, SAMPLING, [0])[0]} == {0}
+
+    def weights() -> Any:
+        raise AssertionError("the engine reads the weights that are trained")
+
+    for version in (3, 4):
+        report = run.sync(weights, version)
+        assert (report.version, report.tensors, report.bytes) == (version, 0, 0)
+        assert {c.version for c in answer(run, one, SAMPLING, [0])[0]} == {version}
+
+
+def test_a_sync_answers_with_the_weights_of_now(tiny_checkpoint: Path) -> None:
+    policy, one = Model.load(tiny_checkpoint, device="cpu").policy, prompts(tiny_checkpoint)[:1]
+    run = engine(policy, tiny_checkpoint)
+    before = answer(run, one, SAMPLING, [0])
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.5)
+    run.sync(lambda: iter(()), 1)
+    (after,) = answer(run, one, SAMPLING, [0])
+    assert [c.token_ids for c in after] != [c.token_ids for c in before[0]]
+    tokens = load_processing(str(tiny_checkpoint)).tokens
+    for completion in after:
+        expected = naive_logp(policy.model, tokens, one[0], completion.token_ids).detach()
+        assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_counters_count_on_from_call_to_call(policy: Policy, tiny_checkpoint: Path) -> None:
+    """By hand from the answers: the first token of each comes from its prompt, every other one from a call."""
+    run, two = engine(policy, tiny_checkpoint), prompts(tiny_checkpoint)
+    assert set(run.counters().values()) == {0}
+    assert answer(run, [], SAMPLING, []) == []
+    assert set(run.counters().values()) == {0}
+    tokens = 0
+    for times in (1, 2):
+        said = [c for group in answer(run, two, SAMPLING, [0, 1]) for c in group]
+        tokens += sum(len(c.token_ids) for c in said)
+        now = run.counters()
+        assert now["decoded_tokens"] == tokens
+        assert now["prefilled_tokens"] == times * sum(p.length for p in two)
+        assert now["vision_patches"] == times * sum(len(p.pixel_values_N) for p in two)
+        assert now["decode_calls"] == times * (max(len(c.token_ids) for c in said) - 1)
+        assert now["prefill_seconds"] > 0
+        assert now["decode_seconds"] > 0
+
+
+def test_every_answer_that_ends_is_reported(policy: Policy, tiny_checkpoint: Path) -> None:
+    told: list[int] = []
+    requests = [RolloutRequest(prompt=p, draw=0) for p in prompts(tiny_checkpoint)]
+    engine(policy, tiny_checkpoint, slots=3).generate(requests, SAMPLING, told.append)
+    assert sum(told) == 2 * SAMPLING.group_size
+    assert min(told) > 0
+
+
+def test_a_step_opens_and_closes_the_store_of_prefixes(tiny_checkpoint: Path) -> None:
+    """Outside of a step, as in an evaluation, nothing is kept; in one, the same answers, computed prompt by prompt."""
+    model, two = Model.load(tiny_checkpoint, device="cpu"), prompts(tiny_checkpoint)
+    store = PrefixStore()
+    run = model.engine(prompts_per_batch=1, prefixes=store)
+    packed = pack(two, COMPLETIONS)
+    plain = answer(run, two, SAMPLING, [0, 1])
+    assert not store.is_open
+    assert store.take(packed) is None
+    with run.step():
+        assert store.is_open
+        assert answer(run, two, SAMPLING, [0, 1]) == plain
+        kept = store.take(packed)
+        assert kept is not None
+        assert all(tensor.requires_grad for tensor in kept.tensors)
+        answer(run, two, SAMPLING, [0, 1])
+    assert not store.is_open
+    with run.step():
+        assert store.take(packed) is None, "what was kept is of the weights of the step before"
+    with model.engine().step():
+        assert not store.is_open
+
+
+def test_answers_are_decoded_without_the_graph_of_their_prompts(tiny_checkpoint: Path) -> None:
+    """Prompts that are kept have one; what is sampled from them must not hold it."""
+    model, two = Model.load(tiny_checkpoint, device="cpu"), prompts(tiny_checkpoint)
+    run = model.engine(prefixes=PrefixStore())
+    seen: dict[str, list[bool]] = {}
+
+    def look(module: Any, arguments: Any, output: Any) -> None:
+        (request,) = arguments
+        match request:
+            case Decode(attention=Slots(cache=tensor)) | Predict(hidden_B_H=tensor):
+                graph = tensor.requires_grad or output.requires_grad
+                seen.setdefault(type(request).__name__, []).append(graph)
+
+    model.policy.register_forward_hook(look)
+    with run.step():
+        answer(run, two, SAMPLING, [0, 1])
+    assert seen.keys() == {"Decode", "Predict"}
+    assert not any(graph for graphs in seen.values() for graph in graphs)
+
+
+def test_answering_leaves_the_policy_in_its_mode(policy: Policy, tiny_checkpoint: Path) -> None:
+    for training in (True, False):
+        policy.train(training)
+        answer(engine(policy, tiny_checkpoint), prompts(tiny_checkpoint)[:1], SAMPLING, [0])
+        assert policy.training == training
+
+
+# ---- the law
 
 
 def test_greedy_is_the_argmax_of_the_stock_model(policy: Policy, tiny_checkpoint: Path) -> None:
     prompt = prompts(tiny_checkpoint)[0]
-    (group,) = engine(policy, tiny_checkpoint).generate(
-        [prompt], replace(SAMPLING, group_size=1, temperature=0.0), [0]
+    (group,) = answer(
+        engine(policy, tiny_checkpoint),
+        [prompt],
+        replace(SAMPLING, group_size=1, temperature=0.0),
+        [0],
     )
     tokens = load_processing(str(tiny_checkpoint)).tokens
     so_far: tuple[int, ...] = ()

@@ -1,7 +1,9 @@
-"""Accurate gradient estimation (AGE): alpha, and the collection of groups until enough of them carry a signal.
+"""Accurate gradient estimation (AGE): alpha, and the collection of groups until enough of them
+carry a signal.
 
-A group whose answers are all right or all wrong has no gradient but dilutes the mean over groups. The paper's
-alpha = B/(B-M) undoes the dilution (eq. 7 and 8); its threshold beta_th bounds it by sampling more groups.
+A group whose answers are all right or all wrong has no gradient but dilutes the mean over groups.
+The paper's alpha = B/(B-M) undoes the dilution (eq. 7 and 8); its threshold beta_th bounds it by
+sampling more groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +18,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCounts:
-    """What one optimizer step consists of, summed over all ranks and micro-batches before the first backward pass.
+    """What one optimizer step consists of, summed over all processes and micro-batches before the
+    first backward pass.
 
     Example: two groups of two, lengths 2, 4 | 3, 1, only the first with a signal:
         `StepCounts(groups=2, valid_groups=1, completions=4, tokens=10, valid_tokens=6)`
@@ -33,12 +36,13 @@ class StepCounts:
 def age_factor(counts: StepCounts, mode: Age) -> float:
     """The factor on the policy term.
 
-    `inverse_valid_fraction` is the paper's alpha = B/(B-M), counted in groups. `token` is K/K_valid, which makes the
-    token mean run over tokens of valid groups exactly. `valid_fraction` is the inverse of alpha. `off` is 1. Without
-    any valid group there is nothing to scale: 0.0.
+    `inverse_valid_fraction` is the paper's alpha = B/(B-M), counted in groups. `token` is
+    K/K_valid, which makes the token mean run over tokens of valid groups exactly. `valid_fraction`
+    is the inverse of alpha. `off` is 1. Without any valid group there is nothing to scale: 0.0.
     """
     if counts.valid_groups == 0:
         return 0.0
+
     match mode:
         case "off":
             return 1.0
@@ -60,7 +64,7 @@ def groups_needed(beta_th: float, groups: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected(Generic[T]):
-    """The groups of one optimizer step on this rank, and how they were found."""
+    """The groups of one optimizer step on this process, and how they were found."""
 
     used: tuple[T, ...]
     """At most `slots` groups: valid ones first, then fillers of the latest round."""
@@ -69,7 +73,7 @@ class Collected(Generic[T]):
     seen: tuple[T, ...]
     """Every group sampled in this step, before any was replaced."""
     rounds: int
-    """Rounds of sampling, on the rank that needed most."""
+    """Rounds of sampling, on the process that needed most."""
     cap_hit: bool
     """True if `max_rounds` ended the search below the threshold."""
 
@@ -84,11 +88,12 @@ def collect(
     draw: Callable[[bool], Sequence[T]],
     total: Callable[[int], int],
 ) -> Collected[T]:
-    """Sample groups until `needed` of the step's slots, over all ranks, hold a valid group.
+    """Sample groups until `needed` of the step's slots, over all processes, hold a valid group.
 
-    draw: called once per round on every rank, with True if this rank has a free slot. Returns the scored groups it
-        sampled, none when called with False (a full rank draws nothing but stays in step with the others).
-    total: the sum of a number over all ranks.
+    draw: called once per round on every process, with True if this one has a free slot. Returns the
+        scored groups it sampled, none when called with False (a full process draws nothing but
+        stays in step with the others).
+    total: the sum of a number over all processes.
     At the cap the step goes on with what there is; it never raises.
     """
     valid = list(carry)
@@ -96,14 +101,19 @@ def collect(
     fillers: list[T] = []
     enough = False
     rounds = 0
+
     while rounds < max_rounds and not enough:
         rounds += 1
         drawn = draw(len(valid) < slots)
         seen.extend(drawn)
         valid.extend(group for group in drawn if is_valid(group))
+
         latest = [group for group in drawn if not is_valid(group)]
         fillers = latest or fillers
+
+        # a surplus waits for the next step: it cannot stand in for what another process lacks
         enough = total(min(len(valid), slots)) >= needed
+
     used = valid[:slots]
     used += fillers[: slots - len(used)]
     return Collected(

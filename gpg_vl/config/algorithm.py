@@ -28,10 +28,6 @@ class AlgorithmConfig(Section):
     """`gpg`, `grpo`, `sft`, the name of a plug-in, or a factory of your own as `my_algorithm.py:factory`, whose keyword
     arguments are then the keys."""
 
-    if TYPE_CHECKING:  # which keys there are is known once the name is
-
-        def __getattr__(self, name: str) -> Any: ...
-
 
 class SampledConfig(AlgorithmConfig):
     """An algorithm that samples groups of answers."""

@@ -1,7 +1,7 @@
 """Everything that can be wrong with a data set, found before any weights are loaded.
 
-`check` reads every row, counts every prompt and collects every problem; nothing is dropped, cut or repaired on the way.
-How tokens are counted is the caller's affair, so this module knows no model.
+`check` reads every row, counts every prompt and collects every problem; nothing is dropped, cut or
+repaired on the way. How tokens are counted is the caller's affair, so this module knows no model.
 """
 
 import json
@@ -44,12 +44,14 @@ class PromptCounts:
 
 
 Count = Callable[[Example], PromptCounts]
-"""Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot be encoded."""
+"""Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot
+be encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A distribution in five numbers; the median and the 95th percentile are values that occur (nearest rank).
+    """A distribution in five numbers; the median and the 95th percentile are values that occur
+    (nearest rank).
 
     Example: of 1, 2, 3, 10: `Summary(total=16, min=1, median=2, p95=10, max=10)`
     """
@@ -65,8 +67,9 @@ class Summary:
 class DataReport:
     """What a data set holds and what is wrong with it.
 
-    Example: two good rows, one with a picture: `DataReport(source="a.jsonl", rows=2, tokens=(42, 30),
-    image_tokens=(12, 0), image_sizes={(112, 84): 1}, tasks={"Count": 2}, problems=(), max_prompt_tokens=1024)`
+    Example: two good rows, one with a picture: `DataReport(source="a.jsonl", rows=2, tokens=(42,
+    30), image_tokens=(12, 0), image_sizes={(112, 84): 1}, tasks={"Count": 2}, problems=(),
+    max_prompt_tokens=1024)`
     """
 
     source: str
@@ -77,7 +80,8 @@ class DataReport:
     image_tokens: tuple[int, ...]
     """Image tokens of the same rows."""
     image_sizes: Mapping[tuple[int, int], int]
-    """Number of images of each (width, height) in pixels, as the model sees them; the most frequent first."""
+    """Number of images of each (width, height) in pixels, as the model sees them; the most frequent
+    first."""
     tasks: Mapping[str, int]
     """Number of rows of each task, among those that could be read."""
     problems: tuple[RowProblem, ...]
@@ -95,35 +99,34 @@ class DataReport:
 
     def render(self, console: Console) -> None:
         """Print the statistics, and the first problems with their number by kind."""
-        console.print(
-            Panel(Group(*_statistics(self)), title=Text(f"data: {self.source}"), expand=False)
-        )
+        statistics = Group(*_render_statistics(self))
+        console.print(Panel(statistics, title=Text(f"data: {self.source}"), expand=False))
         if self.problems:
-            console.print(Group(*_problem_lines(self.problems)), soft_wrap=True)
+            console.print(Group(*_render_problems(self.problems)), soft_wrap=True)
 
     def to_json(self) -> str:
         """Everything in the report as one JSON object, lengths as summaries and a histogram."""
-        return json.dumps(
-            {
-                "source": self.source,
-                "ok": self.ok,
-                "rows": self.rows,
-                "images": self.images,
-                "tokens": _summary_object(self.tokens),
-                "image_tokens": _summary_object(self.image_tokens),
-                "histogram": [
-                    {"from": low, "to": high, "rows": rows}
-                    for low, high, rows in histogram(self.tokens)
-                ],
-                "image_sizes": [
-                    {"width": w, "height": h, "images": n} for (w, h), n in self.image_sizes.items()
-                ],
-                "tasks": dict(self.tasks),
-                "max_prompt_tokens": self.max_prompt_tokens,
-                "problems": [asdict(problem) for problem in self.problems],
-            },
-            indent=2,
-        )
+        bins = [
+            {"from": low, "to": high, "rows": rows} for low, high, rows in histogram(self.tokens)
+        ]
+        sizes = [
+            {"width": width, "height": height, "images": images}
+            for (width, height), images in self.image_sizes.items()
+        ]
+        report = {
+            "source": self.source,
+            "ok": self.ok,
+            "rows": self.rows,
+            "images": self.images,
+            "tokens": _summary_object(self.tokens),
+            "image_tokens": _summary_object(self.image_tokens),
+            "histogram": bins,
+            "image_sizes": sizes,
+            "tasks": dict(self.tasks),
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+        return json.dumps(report, indent=2)
 
 
 def check(
@@ -137,43 +140,47 @@ def check(
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
-    A UserError of the source itself, such as a missing column, ends the reading and is a problem of the report, too.
-    `total` is the expected number of rows, for the progress bar that is shown if there is a console.
+    A UserError of the source itself, such as a missing column, ends the reading and is a problem of
+    the report, too. `total` is the expected number of rows, for the progress bar that is shown if
+    there is a console.
     """
-    seen = 0
+    rows_read = 0
     first_row: dict[str, int] = {}  # of each id
-    counted: list[PromptCounts] = []
+    prompts: list[PromptCounts] = []
     tasks: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
     problems: list[RowProblem] = []
-    for number, row in enumerate(_watched(_whole(rows, source), console, total)):
+
+    for number, row in enumerate(_show_progress(_read_to_end(rows, source), console, total)):
         if isinstance(row, RowProblem):
             problems.append(row)
-            seen += row.kind != "source"
+            rows_read += row.kind != "source"
             continue
-        seen += 1
+
+        rows_read += 1
         tasks[row.task] += 1
-        counts, found = _checked(
-            row, count, max_prompt_tokens, first_row.setdefault(row.id, number), number
+        first = first_row.setdefault(row.id, number)
+        counts, found = _check_example(row, count, max_prompt_tokens, first, number)
+        if counts:
+            prompts.append(counts)
+            sizes.update(counts.image_sizes)
+        for kind, text in found:
+            problems.append(RowProblem(row=number, id=row.id, source="", kind=kind, message=text))
+
+    if not rows_read and not problems:
+        text = (
+            "There are no rows. At least one is needed. Check that the source was written "
+            "completely."
         )
-        counted += [counts] if counts else []
-        problems += [
-            RowProblem(row=number, id=row.id, source="", kind=kind, message=text)
-            for kind, text in found
-        ]
-    if not seen and not problems:
-        problems.append(
-            _of_source(
-                0,
-                source,
-                "There are no rows. At least one is needed. Check that the source was written completely.",
-            )
-        )
-    sizes = Counter(size for counts in counted for size in counts.image_sizes)
+        problems.append(_make_source_problem(0, source, text))
+
+    tokens = [counts.tokens for counts in prompts]
+    image_tokens = [counts.image_tokens for counts in prompts]
     return DataReport(
         source=source,
-        rows=seen,
-        tokens=tuple(counts.tokens for counts in counted),
-        image_tokens=tuple(counts.image_tokens for counts in counted),
+        rows=rows_read,
+        tokens=tuple(tokens),
+        image_tokens=tuple(image_tokens),
         image_sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
@@ -181,7 +188,7 @@ def check(
     )
 
 
-def _whole(rows: Iterable[Row], source: str) -> Iterator[Row]:
+def _read_to_end(rows: Iterable[Row], source: str) -> Iterator[Row]:
     """The rows, and a source that breaks off as a last problem."""
     number = 0
     try:
@@ -189,25 +196,28 @@ def _whole(rows: Iterable[Row], source: str) -> Iterator[Row]:
             yield row
             number += 1
     except UserError as error:
-        yield _of_source(number, source, str(error))
+        yield _make_source_problem(number, source, str(error))
 
 
-def _of_source(row: int, source: str, message: str) -> RowProblem:
+def _make_source_problem(row: int, source: str, message: str) -> RowProblem:
     return RowProblem(row=row, source=source, kind="source", message=message)
 
 
-def _watched(rows: Iterator[Row], console: Console | None, total: int | None) -> Iterator[Row]:
+def _show_progress(
+    rows: Iterator[Row], console: Console | None, total: int | None
+) -> Iterator[Row]:
     if console is None:
         yield from rows
         return
+
     with Progress(console=console, transient=True) as progress:
         yield from progress.track(rows, total=total, description="checking rows")
 
 
-def _checked(
+def _check_example(
     example: Example, count: Count, limit: int | None, first_row: int, row: int
 ) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
-    """The counts of one example, None if it cannot be encoded, and everything that is wrong with it."""
+    """The counts of one example, None if it cannot be encoded, and all that is wrong with it."""
     found: list[tuple[Kind, str]] = [*answer_problems(example)]
     if first_row != row:
         text = (
@@ -215,31 +225,37 @@ def _checked(
             f"predictions and logs are found by it. Rename one, or remove the repetition."
         )
         found.append(("id", text))
+
     try:
         counts = count(example)
     except UserError as error:
-        return None, [*found, ("image" if isinstance(error, ImageError) else "encode", str(error))]
+        kind: Kind = "image" if isinstance(error, ImageError) else "encode"
+        return None, [*found, (kind, str(error))]
+
     if limit is not None and counts.tokens > limit:
+        found.append(("length", _describe_length(counts, limit)))
+    return counts, found
+
+
+def _describe_length(counts: PromptCounts, limit: int) -> str:
+    pictures = ""
+    if counts.image_sizes:
         sizes = ", ".join(f"{width}x{height}" for width, height in counts.image_sizes)
         pictures = (
             f", {counts.image_tokens} of them for {len(counts.image_sizes)} image(s) of {sizes}"
-            if sizes
-            else ""
         )
-        text = (
-            f"The prompt has {counts.tokens} tokens{pictures}. max_prompt_tokens={limit} are allowed, and a "
-            f"prompt is never cut. Raise max_prompt_tokens, shrink the images (max_pixels), shorten the text, or "
-            f"remove the row."
-        )
-        found.append(("length", text))
-    return counts, found
+    return (
+        f"The prompt has {counts.tokens} tokens{pictures}. max_prompt_tokens={limit} are allowed, "
+        f"and a prompt is never cut. Raise max_prompt_tokens, shrink the images (max_pixels), "
+        f"shorten the text, or remove the row."
+    )
 
 
 def answer_problems(example: Example) -> Iterator[tuple[Kind, str]]:
     """What is wrong with the gold answer: it is empty, or it names none of the choices.
 
-    An answer names a choice by its text, by its letter (`B`, `(b)`, `B.`), or by both (`(B) cube`); case and outer
-    blanks do not matter.
+    An answer names a choice by its text, by its letter (`B`, `(b)`, `B.`), or by both (`(B) cube`);
+    case and outer blanks do not matter.
     """
     answer = example.answer.strip()
     if not answer:
@@ -263,9 +279,12 @@ def _names_choice(answer: str, choices: Sequence[str]) -> bool:
     texts = [choice.strip().casefold() for choice in choices]
     if answer.casefold() in texts:
         return True
+
     match = _LETTER.fullmatch(answer)
     if match is None:
         return False
+
+    # the text behind a letter must be that of its option: `(B) cube` where B is a ball is a mistake
     place = ord(match[1].upper()) - ord("A")
     return place < len(texts) and (not match[2] or match[2].strip().casefold() == texts[place])
 
@@ -274,18 +293,19 @@ def summarise(values: Sequence[int]) -> Summary | None:
     """Five numbers about the values, or None if there are none."""
     if not values:
         return None
+
     ordered = sorted(values)
     return Summary(
         total=sum(ordered),
         min=ordered[0],
-        median=ordered[_rank(len(ordered), 50)],
-        p95=ordered[_rank(len(ordered), 95)],
+        median=ordered[_nearest_rank(len(ordered), 50)],
+        p95=ordered[_nearest_rank(len(ordered), 95)],
         max=ordered[-1],
     )
 
 
-def _rank(number: int, percent: int) -> int:
-    """The index of the nearest rank: the smallest value that at least `percent` of all values do not exceed."""
+def _nearest_rank(number: int, percent: int) -> int:
+    """The index of the smallest value that at least `percent` of all values do not exceed."""
     return -(-percent * number // 100) - 1
 
 
@@ -293,13 +313,14 @@ def histogram(values: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     """(from, to, number of values), both ends included, in at most ten intervals of equal width."""
     if not values:
         return ()
+
     low, high = min(values), max(values)
     width = (high - low) // _BINS + 1
     numbers = Counter((value - low) // width for value in values)
-    return tuple(
-        (low + i * width, low + (i + 1) * width - 1, numbers[i])
-        for i in range((high - low) // width + 1)
-    )
+    bins = []
+    for start in range(low, high + 1, width):
+        bins.append((start, start + width - 1, numbers[(start - low) // width]))
+    return tuple(bins)
 
 
 def _summary_object(values: Sequence[int]) -> dict[str, int] | None:
@@ -307,38 +328,47 @@ def _summary_object(values: Sequence[int]) -> dict[str, int] | None:
     return None if summary is None else asdict(summary)
 
 
-def _statistics(report: DataReport) -> Iterator[Table | Text]:
-    limit = (
-        "no limit"
-        if report.max_prompt_tokens is None
-        else f"at most {report.max_prompt_tokens} tokens allowed"
-    )
+def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
+    limit = "no limit"
+    if report.max_prompt_tokens is not None:
+        limit = f"at most {report.max_prompt_tokens} tokens allowed"
     yield Text(
         f"{report.rows} rows, {report.images} images, {len(report.problems)} problems; {limit}"
     )
     if not report.tokens:
         return
-    lengths = Table("", *Summary.__slots__, box=None)
-    for name, values in (("prompt tokens", report.tokens), ("image tokens", report.image_tokens)):
-        summary = summarise(values)
-        assert summary is not None, name
-        lengths.add_row(name, *(str(getattr(summary, column)) for column in Summary.__slots__))
-    yield lengths
-    bins = histogram(report.tokens)
-    most = max(rows for _, _, rows in bins)
-    bars = Table("prompt tokens", "rows", "", box=None)
-    for low, high, rows in bins:
-        bars.add_row(f"{low}-{high}", str(rows), ProgressBar(total=most, completed=rows, width=30))
-    yield bars
+
+    yield _render_lengths(report)
+    yield _render_histogram(report.tokens)
     if report.image_sizes:
-        yield _image_table(report.image_sizes)
+        yield _render_image_sizes(report.image_sizes)
+
     tasks = Table("task", "rows", box=None)
     for task, rows in report.tasks.items():
         tasks.add_row(Text(task or "(none)"), str(rows))
     yield tasks
 
 
-def _image_table(image_sizes: Mapping[tuple[int, int], int]) -> Table:
+def _render_lengths(report: DataReport) -> Table:
+    table = Table("", *Summary.__slots__, box=None)
+    for name, values in (("prompt tokens", report.tokens), ("image tokens", report.image_tokens)):
+        summary = summarise(values)
+        assert summary is not None, name
+        table.add_row(name, *(str(getattr(summary, column)) for column in Summary.__slots__))
+    return table
+
+
+def _render_histogram(tokens: Sequence[int]) -> Table:
+    bins = histogram(tokens)
+    most = max(rows for _, _, rows in bins)
+    table = Table("prompt tokens", "rows", "", box=None)
+    for low, high, rows in bins:
+        bar = ProgressBar(total=most, completed=rows, width=30)
+        table.add_row(f"{low}-{high}", str(rows), bar)
+    return table
+
+
+def _render_image_sizes(image_sizes: Mapping[tuple[int, int], int]) -> Table:
     table = Table("image size (seen by the model)", "images", box=None)
     sizes = list(image_sizes.items())
     for (width, height), images in sizes[:_SHOWN_SIZES]:
@@ -348,13 +378,12 @@ def _image_table(image_sizes: Mapping[tuple[int, int], int]) -> Table:
     return table
 
 
-def _problem_lines(problems: Sequence[RowProblem]) -> Iterator[Text]:
+def _render_problems(problems: Sequence[RowProblem]) -> Iterator[Text]:
     """Plain text, because a message may hold what looks like markup."""
     kinds = Counter(problem.kind for problem in problems)
-    yield Text(
-        f"{len(problems)} problems: " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()),
-        style="bold",
-    )
+    by_kind = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common())
+    yield Text(f"{len(problems)} problems: {by_kind}", style="bold")
+
     for problem in problems[:_SHOWN_PROBLEMS]:
         yield Text(f"  {problem}")
     if len(problems) > _SHOWN_PROBLEMS:

@@ -1,13 +1,13 @@
 """Pictures from files that nobody has vouched for, as RGB.
 
-A data set may name a file outside its folder, declare more pixels than there is memory, or hold half a download. Every
-such picture is an `ImageError` that says what to do; nothing is decoded before its declared size has been accepted, and
-nothing is ever fetched from the network.
+A data set may name a file outside its folder, declare more pixels than there is memory, or hold
+half a download. Every such picture is an `ImageError` that says what to do; nothing is decoded
+before its declared size has been accepted, and nothing is ever fetched from the network.
 
-How each kind of picture becomes RGB: the EXIF orientation is applied; transparency is laid over white; a palette is
-looked up; 16-bit grey keeps its upper 8 bits; CMYK is converted by Pillow without a colour profile; of an animation or
-a multi-page file the first picture counts. 32-bit integer and floating-point pictures have no agreed black and white
-and are refused.
+How each kind of picture becomes RGB: the EXIF orientation is applied; transparency is laid over
+white; a palette is looked up; 16-bit grey keeps its upper 8 bits; CMYK is converted by Pillow
+without a colour profile; of an animation or a multi-page file the first picture counts. 32-bit
+integer and floating-point pictures have no agreed black and white and are refused.
 """
 
 import io
@@ -24,7 +24,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_ENCODED_BYTES = 256 << 20
 """A longer picture file is not copied into memory by `read_picture`."""
 
-# What Pillow's decoders of these formats raise on damaged files. Pillow has no common base class for it.
+# What Pillow's decoders of these formats raise on damaged files. Pillow has no common base class
+# for it.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -37,12 +38,14 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class ImageError(UserError):
-    """A picture that cannot be used: missing, outside the root, damaged, too large, or of an unknown format."""
+    """A picture that cannot be used: missing, outside the root, damaged, too large, or of an
+    unknown format.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,85 +66,92 @@ class Picture:
 def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Image.Image:
     """The picture as RGB, decoded completely; no file stays open.
 
-    `image` is an encoded picture, or a path relative to `root` (an absolute path is accepted if it lies inside).
-    Without a root only encoded pictures are accepted. `max_pixels` bounds width times height as the file declares
-    them; Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` bounds them too.
+    `image` is an encoded picture, or a path relative to `root` (an absolute path is accepted if it
+    lies inside). Without a root only encoded pictures are accepted. `max_pixels` bounds width times
+    height as the file declares them; Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` bounds them too.
 
     Raises:
         ImageError: for every picture that cannot be used.
     """
     name = describe(image)
-    with _file(image, root) as file:
-        opened = _open(file, name)
-        with opened:
-            _refuse_bomb(opened.size, name, max_pixels)
-            if opened.mode in ("I", "F"):
-                raise ImageError(
-                    f"{name} has 32-bit pixels (mode {opened.mode}), which have no agreed black and "
-                    f"white. 8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel."
-                )
-            try:
-                return _rgb(ImageOps.exif_transpose(opened))
-            except _DAMAGE as error:
-                raise ImageError(
-                    f"{name} is damaged or incomplete: {_reason(error)}. A {opened.format} file that "
-                    f"decodes to its last pixel is needed. Fetch or export it again, or remove the "
-                    f"row."
-                ) from error
+    with _open_file(image, root) as file, _open_picture(file, name) as opened:
+        _refuse_bomb(opened.size, name, max_pixels)
+        if opened.mode in ("I", "F"):
+            raise ImageError(
+                f"{name} has 32-bit pixels (mode {opened.mode}), which have no agreed black and "
+                f"white. 8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel."
+            )
+        try:
+            return _convert_to_rgb(ImageOps.exif_transpose(opened))
+        except _DAMAGE as error:
+            raise ImageError(
+                f"{name} is damaged or incomplete: {_find_reason(error)}. A {opened.format} file "
+                f"that decodes to its last pixel is needed. Fetch or export it again, or remove the "
+                f"row."
+            ) from error
 
 
 def read_picture(image: str | bytes, *, root: Path | None, max_pixels: int) -> Picture:
-    """The encoded bytes of a picture, once they have been decoded completely. The arguments are those of `load_image`.
+    """The encoded bytes of a picture, once they have been decoded completely. The arguments are
+    those of `load_image`.
 
     Raises:
         ImageError: for every picture that cannot be used.
     """
     width, height = load_image(image, root=root, max_pixels=max_pixels).size
-    with _file(image, root) as file:
+
+    with _open_file(image, root) as file:
         data = file.read(MAX_ENCODED_BYTES + 1)
     if len(data) > MAX_ENCODED_BYTES:
         raise ImageError(
             f"{describe(image)} is longer than {MAX_ENCODED_BYTES >> 20} MiB. Shorter picture files are allowed. "
             f"Shrink it or remove the row."
         )
-    with _open(io.BytesIO(data), describe(image)) as opened:
+
+    with _open_picture(io.BytesIO(data), describe(image)) as opened:
         assert opened.format is not None, describe(image)
         return Picture(data=data, format=opened.format, width=width, height=height)
 
 
 def read_image(image: str | bytes, *, root: Path | None) -> bytes:
-    """The encoded picture, not yet looked at: itself, or what the file inside `root` holds. Raises ImageError."""
-    with _file(image, root) as file:
+    """The encoded picture, not yet looked at: itself, or what the file inside `root` holds.
+
+    Raises ImageError.
+    """
+    with _open_file(image, root) as file:
         return file.read()
 
 
 def image_size(image: str | bytes, *, root: Path | None) -> tuple[int, int]:
-    """(width, height) as the picture is shown, from its header alone: after its EXIF orientation. Raises ImageError."""
-    with _file(image, root) as file, _open(file, describe(image)) as opened:
+    """(width, height) as the picture is shown, from its header alone: after its EXIF orientation.
+
+    Raises ImageError.
+    """
+    with _open_file(image, root) as file, _open_picture(file, describe(image)) as opened:
         width, height = opened.size
+
+        # Pillow would decode the whole picture to look for an orientation behind the pixels
         if opened.format == "PNG" and "exif" not in opened.info:
-            return (
-                width,
-                height,
-            )  # Pillow would decode the whole picture to look for it behind the pixels
+            return width, height
+
         try:
-            turned = opened.getexif().get(_ORIENTATION, 1) in _TURNED
+            is_turned = opened.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
         except _DAMAGE as error:
             raise ImageError(
-                f"{describe(image)} is damaged: {_reason(error)}. Fetch it again, or remove the row."
+                f"{describe(image)} is damaged: {_find_reason(error)}. Fetch it again, or remove the row."
             ) from error
-        return (height, width) if turned else (width, height)
+        return (height, width) if is_turned else (width, height)
 
 
 def describe(image: str | bytes) -> str:
     """How a message names a picture: by its path, or by its length where it has none."""
     if isinstance(image, bytes):
         return f"The embedded image of {len(image)} bytes"
-    shown = image if len(image) <= 200 else image[:150] + "..." + image[-40:]
-    return f"The image {shown!r}"
+    path = image if len(image) <= 200 else image[:150] + "..." + image[-40:]
+    return f"The image {path!r}"
 
 
-def _file(image: str | bytes, root: Path | None) -> io.BytesIO | io.BufferedReader:
+def _open_file(image: str | bytes, root: Path | None) -> io.BytesIO | io.BufferedReader:
     """The encoded picture as a stream, which the caller closes."""
     name = describe(image)
     try:
@@ -149,21 +159,22 @@ def _file(image: str | bytes, root: Path | None) -> io.BytesIO | io.BufferedRead
             if image:
                 return io.BytesIO(image)
         else:
-            path = _inside(image, root)
+            path = _resolve_inside(image, root)
             if path.stat().st_size:
                 return path.open("rb")
     except OSError as error:
         raise ImageError(
-            f"{name} cannot be read: {_reason(error)}. A readable file is needed. Check its permissions "
+            f"{name} cannot be read: {_find_reason(error)}. A readable file is needed. Check its permissions "
             f"and its disk, or remove the row."
         ) from error
+
     raise ImageError(
         f"{name} is empty (0 bytes). {', '.join(FORMATS)} files are allowed. Fetch or export it again, or "
         f"remove the row."
     )
 
 
-def _inside(path: str, root: Path | None) -> Path:
+def _resolve_inside(path: str, root: Path | None) -> Path:
     """The resolved file, once it is known to be a regular file below `root`. Raises ImageError."""
     name = describe(path)
     if root is None:
@@ -176,29 +187,27 @@ def _inside(path: str, root: Path | None) -> Path:
             f"{name} climbs out of a folder with '..'. Paths below the image root {root} are allowed. "
             f"Move the file below the root and name it without '..'."
         )
+
+    # resolving follows links, so a link that leads outside shows where it leads; what it raises
+    # stands for too long a name, a loop of links, a NUL character
     try:
         base = root.resolve()
-        file = (
-            base / path
-        ).resolve()  # follows links, so a link that leads outside shows where it leads
-        inside, regular, present = file.is_relative_to(base), file.is_file(), file.exists()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # too long a name, a loop of links, a NUL character
+        file = (base / path).resolve()
+        is_inside, is_regular, exists = file.is_relative_to(base), file.is_file(), file.exists()
+    except (OSError, RuntimeError, ValueError) as error:
         raise ImageError(
-            f"{name} is not a usable path: {_reason(error)}. Paths below the image root {root} are "
+            f"{name} is not a usable path: {_find_reason(error)}. Paths below the image root {root} are "
             f"allowed. Correct the path or remove the row."
         ) from error
-    if not inside:
+
+    if not is_inside:
         raise ImageError(
             f"{name} leads to {file}, outside the image root. Paths below {base} are allowed, after "
             f"links are followed. Copy the file below the root, or set the image root to a folder that "
             f"holds it."
         )
-    if not regular:
-        what = "is not a regular file" if present else "does not exist"
+    if not is_regular:
+        what = "is not a regular file" if exists else "does not exist"
         raise ImageError(
             f"{name} {what}: {file}. A picture file below the image root {base} is needed. Restore the "
             f"file, correct the path or the image root, or remove the row."
@@ -206,13 +215,13 @@ def _inside(path: str, root: Path | None) -> Path:
     return file
 
 
-def _open(file: io.BytesIO | io.BufferedReader, name: str) -> ImageFile.ImageFile:
+def _open_picture(file: io.BytesIO | io.BufferedReader, name: str) -> ImageFile.ImageFile:
     """Read the header. Pillow's bomb warning counts as a refusal wherever warnings are errors."""
     try:
         return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{name} declares too many pixels: {_reason(error)}. {_pillow_limit()} Shrink the picture, or "
+            f"{name} declares too many pixels: {_find_reason(error)}. {_pillow_limit()} Shrink the picture, or "
             f"remove the row."
         ) from error
     except _DAMAGE as error:
@@ -242,18 +251,21 @@ def _pillow_limit() -> str:
     return f"At most PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS} are decoded, whatever else is allowed."
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if (
-        image.mode in _SIXTEEN_BIT
-    ):  # Pillow's own conversion would clip every value above 255 to white
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion would clip every value above 255 to white
+    if image.mode in _SIXTEEN_BIT:
         return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+
     if image.has_transparency_data:
         ink = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink).convert("RGB")
+
     return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def _find_reason(error: Exception) -> str:
     """The library's own words, as part of a sentence."""
-    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    words = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        words = error.strerror
     return words.strip().rstrip(".") or type(error).__name__

@@ -1,7 +1,8 @@
-"""A source of rows becomes examples: which column is which field, and what happens to a row that is broken.
+"""A source of rows becomes examples: which column is which field, and what becomes of a broken row.
 
-A source that cannot be read at all (no such file, not Parquet, no column for the answers) is a `UserError`. A row that
-cannot be understood is a `RowProblem` in the place of its `Example`, so a caller sees every row exactly once.
+A source that cannot be read at all (no such file, not Parquet, no column for the answers) is a
+`UserError`. A row that cannot be understood is a `RowProblem` in the place of its `Example`, so a
+caller sees every row exactly once.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -32,7 +33,8 @@ def load_examples(
     """Every example of a source, or of its first `limit` rows; or none, if one is broken.
 
     Raises:
-        UserError: if the source cannot be read, holds no row, or holds a broken row: the first ten and their number.
+        UserError: if the source cannot be read, holds no row, or holds a broken row: the first ten
+            and their number.
     """
     rows = list(read_rows(source, columns, limit=limit))
     problems = [row for row in rows if isinstance(row, RowProblem)]
@@ -43,6 +45,7 @@ def load_examples(
             f"{len(problems)} of the {len(rows)} rows of {source} cannot be used:\n{listed}{more}\nEvery "
             f"row must be usable, because none is dropped silently. Correct or remove these rows."
         )
+
     if not rows:
         raise UserError(
             f"{source} holds no rows. At least one is needed. Check that it was written completely."
@@ -55,49 +58,57 @@ def read_rows(
 ) -> Iterator[Row]:
     """Every row of a source, or its first `limit` rows, in order, as an Example or a RowProblem.
 
-    `source` is a `.jsonl` or `.parquet` file, a folder of these (in the order of their names), a folder written by
-    `datasets.save_to_disk`, or `datasets:NAME_OR_PATH[:SPLIT]`. `columns` maps our fields (id, images, prompt, answer,
-    choices, task) to the columns of the source, with dots to reach into structs (`answer: reward_model.ground_truth`);
-    what it leaves out is found by the names in `COMMON_NAMES`. Rows without an id are called by their number.
+    `source` is a `.jsonl` or `.parquet` file, a folder of these (in the order of their names), a
+    folder written by `datasets.save_to_disk`, or `datasets:NAME_OR_PATH[:SPLIT]`. `columns` maps
+    our fields (id, images, prompt, answer, choices, task) to the columns of the source, with dots
+    to reach into structs (`answer: reward_model.ground_truth`); what it leaves out is found by the
+    names in `COMMON_NAMES`. Rows without an id are called by their number.
 
     Raises:
-        UserError: when the first row is asked for, if the source cannot be read or its columns cannot be told apart;
-            later, if a file breaks off, or if a JSONL file ends without any row that has a needed column.
+        UserError: when the first row is asked for, if the source cannot be read or its columns
+            cannot be told apart; later, if a file breaks off, or if a JSONL file ends without any
+            row that has a needed column.
     """
-    declared = _checked(columns or {})
+    declared = _check_mapping(columns or {})
     yield from islice(_all_rows(str(source), declared), limit)
 
 
 def _all_rows(source: str, declared: Mapping[str, str]) -> Iterator[Row]:
     number = 0
     for table in tables(source):
-        for row in _rows(table, declared, first=number):
+        for row in _parse_table(table, declared, first=number):
             yield row
             number += 1
 
 
-def _rows(table: Table, declared: Mapping[str, str], *, first: int) -> Iterator[Row]:
+def _parse_table(table: Table, declared: Mapping[str, str], *, first: int) -> Iterator[Row]:
     if table.columns is not None:
         _require(table.columns, declared, where=table.name)
-    seen: dict[str, None] = {}  # an ordered set: the columns of all rows so far
+
+    # most rows have the columns of the one before; those of all rows are kept in order
+    columns: dict[str, None] = {}
     mappings: dict[tuple[str, ...], Mapping[str, str]] = {}
     for number, (place, cells) in enumerate(table.rows, first):
         if isinstance(cells, CellError):
             yield RowProblem(row=number, source=place, kind=cells.kind, message=cells.message)
             continue
+
         names = tuple(cells)
         if names not in mappings:
             mappings[names] = resolve_columns(names, declared, where=place)
-            seen |= dict.fromkeys(names)
+            columns |= dict.fromkeys(names)
         yield parse_row(cells, mappings[names], row=number, source=place)
-    if seen:  # the rows of a JSONL file may lack a column one by one, but a column that all lack is a wrong name
-        _require(seen, declared, where=table.name)
+
+    # the rows of a JSONL file may lack a column one by one, but one that all lack is a wrong name
+    if columns:
+        _require(columns, declared, where=table.name)
 
 
 def resolve_columns(
     available: Collection[str], declared: Mapping[str, str], *, where: str
 ) -> dict[str, str]:
-    """The column of each field: the declared one, else the only one with a common name. Other fields are absent.
+    """The column of each field: the declared one, else the only one with a common name. Other
+    fields are absent.
 
     Raises:
         UserError: if two columns have common names for one field and none of them is declared.
@@ -107,6 +118,7 @@ def resolve_columns(
         found = [name for name in names if name in available and name not in declared.values()]
         if field in declared or not found:
             continue
+
         if len(found) > 1:
             raise UserError(
                 f"{where} has the columns {' and '.join(map(repr, found))}, and each could be the "
@@ -117,7 +129,7 @@ def resolve_columns(
     return mapping
 
 
-def _checked(columns: Mapping[str, str]) -> dict[str, str]:
+def _check_mapping(columns: Mapping[str, str]) -> dict[str, str]:
     for field, column in columns.items():
         if field not in COMMON_NAMES:
             raise UserError(
@@ -135,12 +147,15 @@ def _checked(columns: Mapping[str, str]) -> dict[str, str]:
 
 def _require(available: Collection[str], declared: Mapping[str, str], *, where: str) -> None:
     """Raise UserError if a declared column, or any column for a required field, is missing."""
-    wanted = {
-        field: (field_names if field not in declared else (declared[field],))
-        for field, field_names in COMMON_NAMES.items()
-        if field in declared or field in REQUIRED
-    }
-    for field, names in wanted.items():
+    for field, common_names in COMMON_NAMES.items():
+        if field in declared:
+            names: tuple[str, ...] = (declared[field],)
+        elif field in REQUIRED:
+            names = common_names
+        else:
+            continue
+
+        # what a dotted name reaches into is known row by row
         if not any(name in available or name.split(".")[0] in available for name in names):
             raise UserError(
                 f"{where} has no column {' or '.join(map(repr, names))} for the {field}. "

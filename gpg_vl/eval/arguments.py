@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gpg_vl.prompting import DEFAULT_LIMITS
 from gpg_vl.rewards.boxes import COORDINATES
+from gpg_vl.rollout import DEFAULT as DEFAULT_ENGINE
 
 EPILOG = """
 examples:
@@ -166,7 +167,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         help="numbers of the forward pass (default float32)",
     )
     only.add_argument(
-        "--engine", metavar="NAME", help="what answers, as in training (default native)"
+        "--engine", metavar="NAME", help=f"what answers, as in training (default {DEFAULT_ENGINE})"
     )
 
 

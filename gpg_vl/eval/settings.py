@@ -12,6 +12,7 @@ from typing import Any
 from gpg_vl.errors import UserError
 from gpg_vl.eval.task import Doc, Task, pick
 from gpg_vl.prompting import DEFAULT_LIMITS, PixelLimits, PromptStyle
+from gpg_vl.rollout import DEFAULT as DEFAULT_ENGINE
 from gpg_vl.types import Example, Message
 
 _WHOLE_FILE = 1 << 24  # bytes; larger files are sampled
@@ -53,7 +54,7 @@ class EvalSettings:
     limits: PixelLimits = DEFAULT_LIMITS
     """How large the model sees the images. The same as training's default; published runs differ."""
     dtype: str = "float32"
-    engine: str = "native"
+    engine: str = DEFAULT_ENGINE
 
     def __post_init__(self) -> None:
         least = {

@@ -82,10 +82,10 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptStyle:
+class TaskPrompt:
     """A published way of asking. The fields mean what they mean in a run's `prompt` section.
 
-    Example: `PromptStyle(template="{prompt}\\nAnswer with a letter.", max_new_tokens=16)`
+    Example: `TaskPrompt(template="{prompt}\\nAnswer with a letter.", max_new_tokens=16)`
     """
 
     template: str
@@ -132,7 +132,7 @@ class Task:
     files: Callable[[Path], Sequence[Path]]
     """The tables that `load` would read, in order (their digests go into the results). Raises UserError."""
     load: Loader
-    prompts: Mapping[str, PromptStyle]
+    prompts: Mapping[str, TaskPrompt]
     default_prompt: str
 
     scorers: Mapping[str, Scorer]

@@ -1,4 +1,6 @@
-"""Low-rank adapters (peft), put into the language model in place: the module tree stays that of transformers."""
+"""Low-rank adapters (peft), put into the language model in place: the module tree stays that of
+transformers.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,41 +19,46 @@ ADAPTER = "default"
 def add_adapters(
     model: nn.Module, family: Family, *, rank: int, alpha: float, targets: Sequence[str], seed: int
 ) -> None:
-    """Add adapters to the language model's linear layers called `targets` and freeze every other weight.
+    """Add adapters to the language model's linear layers called `targets` and freeze every other
+    weight.
 
-    Dropout is 0: the policy that samples and the one that trains must be the same. The start is the model itself (B = 0).
+    Dropout is 0: the policy that samples and the one that trains must be the same. The start is the
+    model itself (B = 0).
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.rpartition(".")[2] in targets
-        and family.part_of(name + ".weight") == "language"
-    ]
+    names = []
+    for name, module in model.named_modules():
+        is_target = isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
+        if is_target and family.part_of(name + ".weight") == "language":
+            names.append(name)
     if not names:
         raise UserError(
             f"model.lora_targets {list(targets)} names no linear layer of the language model. Usual names are q_proj, "
             f"k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."
         )
+
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by r
+        target_modules=names,
+        lora_dropout=0.0,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0),  # type: ignore[arg-type]  # peft divides it by r
-            model,
-            ADAPTER,
-        )
+        inject_adapter_in_model(lora, model, ADAPTER)
+
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
 
 def has_adapters(model: nn.Module) -> bool:
-    return any(".lora_" in name for name, _ in model.named_parameters())
+    return bool(_adapter_parameters(model))
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the plain model with the adapters added in, under their ordinary names, one after the other.
+    """The weights of the plain model with the adapters added in, under their ordinary names, one
+    after the other.
 
     The model is left as it is.
     """
@@ -60,14 +67,17 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     layers: dict[str, Any] = {
         name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
     }
+
     for name, tensor in model.state_dict().items():
         if ".lora_" in name:
             continue
+
         plain = name.replace(".base_layer.", ".")
         owner, _, kind = plain.rpartition(".")
         if owner in layers and kind == "weight":
             delta: Tensor = layers[owner].get_delta_weight(ADAPTER)
             tensor = tensor + delta.to(tensor.dtype)
+
         yield plain, tensor
 
 
@@ -87,22 +97,28 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: p.detach().contiguous() for name, p in model.named_parameters() if ".lora_" in name
-    }
+    return {name: p.detach().contiguous() for name, p in _adapter_parameters(model).items()}
 
 
 def load_adapter_state(model: nn.Module, file: Path) -> None:
-    """Put saved adapter weights into a model that has adapters. Raises UserError if the names differ."""
+    """Put saved adapter weights into a model that has adapters.
+
+    Raises UserError if the names differ.
+    """
     from safetensors.torch import load_file
 
     saved = load_file(file)
-    here = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    here = _adapter_parameters(model)
     if saved.keys() != here.keys():
         raise UserError(
             f"The adapters in {file} are not those of this config ({len(saved)} saved, {len(here)} expected). Resume with the "
             f"lora settings that the run was started with."
         )
+
     with torch.no_grad():
         for name, parameter in here.items():
             parameter.copy_(saved[name])
+
+
+def _adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if ".lora_" in name}

@@ -1,17 +1,21 @@
 """Attention over shared prefixes: who sees whom, and the kernels that compute it.
 
-A prefix token sees the tokens before it in its prompt. A suffix token sees its whole prompt and the tokens before it in its
-own completion, never a sibling. A kernel is a function from the lengths of a pass (`Segments`) to a function of queries, keys
-and values; all kernels compute the same numbers:
+A prefix token sees the tokens before it in its prompt. A suffix token sees its whole prompt and the
+tokens before it in its own completion, never a sibling. A kernel is a function from the lengths of
+a call (`Segments`) to a function of queries, keys and values; all kernels compute the same numbers:
 
-- `split`: prompts and completions as two padded batches, the keys of a prompt repeated for its completions. Any device.
+- `split`: prompts and completions as two padded batches, the keys of a prompt repeated for its
+  completions. Any device.
 - `varlen`: no padding, on CUDA with bfloat16 or float16 (`torch.nn.attention.varlen`).
-- `dense`: one boolean mask over everything. Quadratic in the tokens of the pass; the oracle of the tests.
+- `dense`: one boolean mask over everything. Quadratic in the tokens of the call; the oracle of the
+  tests.
 
-They are reached through transformers' own registry of attention functions, by a keyword argument of the text tower. A call
-without that argument, such as an ordinary forward or `generate`, takes the library's sdpa path.
+They are reached through transformers' own registry of attention functions, by a keyword argument of
+the text tower. A call without that argument, such as an ordinary forward or `generate`, takes the
+library's sdpa path.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpg_vl.errors import UserError
+from gpg_vl.models.padded import Padded
 
 NAME = "gpg_shared_prefix"
 """What the attention function is called in transformers' registry."""
@@ -35,7 +40,9 @@ Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segments:
-    """The lengths of a pass: prefixes one behind the other, then suffixes, each the continuation of a prefix."""
+    """The lengths of a call: prefixes one behind the other, then suffixes, each the continuation of
+    a prefix.
+    """
 
     prefix_lengths: tuple[int, ...]
     suffix_lengths: tuple[int, ...] = ()
@@ -45,17 +52,19 @@ class Segments:
     """False: only suffix tokens ask; the keys of the prefixes come from an earlier call."""
 
     def without_empty(self) -> "Segments":
-        kept = [(n, p) for n, p in zip(self.suffix_lengths, self.prefixes, strict=True) if n]
+        prefixes = [p for n, p in zip(self.suffix_lengths, self.prefixes, strict=True) if n]
         return Segments(
             prefix_lengths=self.prefix_lengths,
-            suffix_lengths=tuple(n for n, _ in kept),
-            prefixes=tuple(p for _, p in kept),
+            suffix_lengths=tuple(filter(None, self.suffix_lengths)),
+            prefixes=tuple(prefixes),
             prefix_queries=self.prefix_queries,
         )
 
 
 class LayerAttention(Protocol):
-    """What the text tower is handed: called once per layer with this layer's queries, keys and values."""
+    """What the text tower is handed: called once per layer with this layer's queries, keys and
+    values.
+    """
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
@@ -65,11 +74,12 @@ class LayerAttention(Protocol):
 class SharedPrefix:
     """The attention of one call of the text tower.
 
-    A plain class and no dataclass: sharded modules rebuild the dataclasses among their arguments in order to watch the
-    tensors inside, layer by layer, and these tensors belong to all layers.
+    A plain class and no dataclass: sharded modules rebuild the dataclasses among their arguments in
+    order to watch the tensors inside, layer by layer, and these tensors belong to all layers.
 
     attend: the kernel, made for the lengths of the call.
-    given: keys and values [1, Hkv, S, D] of each layer's prefixes, if the call computes suffixes only.
+    given: keys and values [1, Hkv, S, D] of each layer's prefixes, if the call computes suffixes
+        only.
     """
 
     def __init__(
@@ -90,10 +100,12 @@ class SharedPrefix:
 
 @contextmanager
 def keep_keys(attentions: Sequence[Any]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Within, each attention module keeps the keys and values it computes; at the end they stand in the list, by layer.
+    """Within, each attention module keeps the keys and values it computes; at the end they stand in
+    the list, by layer.
 
-    They are kept on the modules and not collected in an argument, which a wrapper around a layer might copy. Modules that
-    compute a layer again, under gradient checkpointing, do so after the end and keep nothing.
+    They are kept on the modules and not collected in an argument, which a wrapper around a layer
+    might copy. Modules that compute a layer again, under gradient checkpointing, do so after the
+    end and keep nothing.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     for module in attentions:
@@ -107,7 +119,10 @@ def keep_keys(attentions: Sequence[Any]) -> Iterator[list[tuple[Tensor, Tensor]]
 
 
 def install(model: Any, *, has_vision: bool) -> None:
-    """Let the text tower of `model` take a `LayerAttention` as the keyword argument `shared`. Vision is left alone."""
+    """Let the text tower of `model` take a `LayerAttention` as the keyword argument `shared`.
+
+    Vision is left alone.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -132,30 +147,37 @@ def _attention(
     shared: LayerAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The signature of transformers' attention functions: q, k, v [B, H, S, D] with positions applied -> [B, S, H, D]."""
+    """The signature of transformers' attention functions: q, k, v [B, H, S, D] with positions
+    applied -> [B, S, H, D].
+    """
     if shared is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    # rotation leaves float32 behind under autocast; what is kept and multiplied has the dtype that autocast computes in
+
+    # rotation leaves float32 behind under autocast; what is kept and multiplied has the dtype that
+    # autocast computes in
     query, key = query.to(value.dtype), key.to(value.dtype)
     if hasattr(module, "kept_keys"):
         module.kept_keys = (key, value)
-    return shared(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None
+
+    attended = shared(module.layer_idx, query, key, value, scaling)
+    return attended.transpose(1, 2).contiguous(), None
 
 
 def choose_kernel(
     wanted: Literal["auto"] | Kernel, device: torch.device, dtype: torch.dtype
 ) -> tuple[Kernel, str]:
     """The kernel to use, and why it is not the wanted one ("" if it is)."""
+    if wanted == "auto":
+        return "split", ""
     if wanted != "varlen":
-        return ("split" if wanted == "auto" else wanted), ""
-    missing = varlen_missing(device, dtype)
-    return (
-        ("split", f"varlen needs {missing}; split is used instead") if missing else ("varlen", "")
-    )
+        return wanted, ""
+    if missing := varlen_missing(device, dtype):
+        return "split", f"varlen needs {missing}; split is used instead"
+    return "varlen", ""
 
 
 def varlen_missing(device: torch.device, dtype: torch.dtype) -> str:
@@ -164,19 +186,20 @@ def varlen_missing(device: torch.device, dtype: torch.dtype) -> str:
         return f"a CUDA device, this is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"bfloat16 or float16, this is {str(dtype).removeprefix('torch.')}"
+
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return f"torch.nn.attention.varlen, which torch {torch.__version__} lacks"
-    import inspect
 
+    # not every version of the kernel lets query heads share a key head
     if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
         return f"grouped-query attention in varlen_attn, which torch {torch.__version__} lacks"
     return ""
 
 
 def make_attend(kernel: Kernel, segments: Segments, device: torch.device) -> Attend:
-    """The attention of a pass with these lengths."""
+    """The attention of a call with these lengths."""
     segments = segments.without_empty()
     match kernel:
         case "dense":
@@ -191,7 +214,7 @@ def dense(segments: Segments, device: torch.device) -> Attend:
     mask_Q_K = visible(segments, device)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        key, value = _for_every_head(key, query), _for_every_head(value, query)
+        key, value = _repeat_heads(key, query), _repeat_heads(value, query)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask_Q_K, scale=scale)
 
     return attend
@@ -206,6 +229,7 @@ def visible(segments: Segments, device: torch.device) -> Tensor:
     prefix_K = of_run[run_K]
     is_prefix_K = run_K < len(segments.prefix_lengths)
     order = torch.arange(len(run_K), device=device)
+
     own = (run_K[:, None] == run_K[None, :]) & (order[:, None] >= order[None, :])
     prompt = ~is_prefix_K[:, None] & is_prefix_K[None, :] & (prefix_K[:, None] == prefix_K[None, :])
     first = 0 if segments.prefix_queries else sum(segments.prefix_lengths)
@@ -213,25 +237,13 @@ def visible(segments: Segments, device: torch.device) -> Tensor:
 
 
 def split(segments: Segments, device: torch.device) -> Attend:
-    """Two padded batches: the prefixes, causal; the suffixes, each over the keys of its prefix and its own."""
+    """Two padded batches: the prefixes, causal; the suffixes, each over the keys of its prefix and
+    its own.
+    """
     prefix_tokens = sum(segments.prefix_lengths)
-    prefixes = _Padded.of(segments.prefix_lengths, 0, device)
-    suffixes = _Padded.of(segments.suffix_lengths, 0, device) if segments.suffix_lengths else None
-    used = sorted(set(segments.prefixes))
-    starts = [0, *accumulate(segments.prefix_lengths)]
-    if suffixes:
-        keys_of_used = _Padded.of(
-            [segments.prefix_lengths[p] for p in used], [starts[p] for p in used], device
-        )
-        row_R = torch.tensor([used.index(p) for p in segments.prefixes], device=device)
-        size = suffixes.width
-        causal = (
-            torch.ones(size, size, dtype=torch.bool, device=device)
-            .tril()
-            .expand(len(row_R), -1, -1)
-        )
-        seen = keys_of_used.present_B_L[row_R][:, None, :].expand(-1, size, -1)
-        mask_R_C_K = torch.cat([seen, causal], dim=2)
+    first = prefix_tokens if segments.prefix_queries else 0
+    prefixes = Padded.of(segments.prefix_lengths, 0, device)
+    attend_suffixes = _split_suffixes(segments, device) if segments.suffix_lengths else None
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         outputs = []
@@ -241,84 +253,58 @@ def split(segments: Segments, device: torch.device) -> Attend:
                 q, k, v, is_causal=True, scale=scale, enable_gqa=True
             )
             outputs.append(prefixes.unpad(attended))
-        if suffixes:
-            q = suffixes.pad(query[:, :, prefix_tokens if segments.prefix_queries else 0 :])
-            k, v = (
-                torch.cat(
-                    [keys_of_used.pad(x)[row_R], suffixes.pad(x[:, :, prefix_tokens:])], dim=2
-                )
-                for x in (key, value)
-            )
-            # the query heads that share a key head stand one behind the other as queries of it: nothing is repeated
-            rows, heads, size, width = q.shape
-            share = heads // k.shape[1]
-            folded = q.reshape(rows, k.shape[1], share * size, width)
-            mask = mask_R_C_K.repeat(1, share, 1)[:, None]
-            attended = scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
-            outputs.append(suffixes.unpad(attended.reshape(rows, heads, size, width)))
+        if attend_suffixes:
+            outputs.append(attend_suffixes(query[:, :, first:], key, value, scale))
         return torch.cat(outputs, dim=2)
 
     return attend
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Padded:
-    """Runs of tokens as rows of one width."""
+def _split_suffixes(segments: Segments, device: torch.device) -> Attend:
+    """The second batch of `split`: queries of the suffixes alone, keys of prefixes and suffixes."""
+    prefix_tokens = sum(segments.prefix_lengths)
+    suffixes = Padded.of(segments.suffix_lengths, 0, device)
 
-    index_BL: Tensor
-    """The token that stands at each place of the padded batch; any token where there is none."""
-    back_T: Tensor
-    """The place of each token in the padded batch."""
-    present_B_L: Tensor
-    width: int
-    is_plain: bool
-    """All runs are as long as the first, and they follow each other from the first token on: a reshape is enough."""
+    # prefixes that nothing continues are left out; they would only be padding
+    starts = [0, *accumulate(segments.prefix_lengths)]
+    used = sorted(set(segments.prefixes))
+    used_lengths = [segments.prefix_lengths[p] for p in used]
+    keys_of_used = Padded.of(used_lengths, [starts[p] for p in used], device)
+    row_R = torch.tensor([used.index(p) for p in segments.prefixes], device=device)
 
-    @staticmethod
-    def of(lengths: Sequence[int], starts: Sequence[int] | int, device: torch.device) -> "_Padded":
-        if isinstance(starts, int):
-            starts = list(accumulate(lengths, initial=starts))[:-1]
-        width = max(lengths)
-        lengths_B_1 = torch.tensor(lengths, device=device)[:, None]
-        place_1_L = torch.arange(width, device=device)[None, :]
-        present = place_1_L < lengths_B_1
-        index = torch.tensor(starts, device=device)[:, None] + torch.minimum(
-            place_1_L, lengths_B_1 - 1
-        )
-        return _Padded(
-            index_BL=index.flatten(),
-            back_T=present.flatten().nonzero()[:, 0],
-            present_B_L=present,
-            width=width,
-            is_plain=all(n == width for n in lengths)
-            and list(starts) == [width * b for b in range(len(lengths))],
-        )
+    size = suffixes.width
+    causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
+    causal_R = causal.expand(len(row_R), -1, -1)
+    prefix_R = keys_of_used.present_B_L[row_R][:, None, :].expand(-1, size, -1)
+    mask_R_C_K = torch.cat([prefix_R, causal_R], dim=2)
 
-    def pad(self, x_1_H_T_D: Tensor) -> Tensor:
-        """[B, H, L, D]."""
-        heads, _, size = x_1_H_T_D.shape[1:]
-        rows = len(self.present_B_L)
-        taken = (
-            x_1_H_T_D[0, :, : rows * self.width]
-            if self.is_plain
-            else x_1_H_T_D[0].index_select(1, self.index_BL)
-        )
-        return taken.reshape(heads, rows, self.width, size).transpose(0, 1)
+    def pad_keys(x: Tensor) -> Tensor:
+        return torch.cat([keys_of_used.pad(x)[row_R], suffixes.pad(x[:, :, prefix_tokens:])], dim=2)
 
-    def unpad(self, x_B_H_L_D: Tensor) -> Tensor:
-        """[1, H, T, D]."""
-        rows, heads, width, size = x_B_H_L_D.shape
-        flat = x_B_H_L_D.transpose(0, 1).reshape(heads, rows * width, size)
-        return (flat if self.is_plain else flat.index_select(1, self.back_T))[None]
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        q, k, v = suffixes.pad(query), pad_keys(key), pad_keys(value)
+
+        # the query heads that share a key head stand one behind the other as queries of it: nothing
+        # is repeated
+        rows, heads, size, width = q.shape
+        share = heads // k.shape[1]
+        folded = q.reshape(rows, k.shape[1], share * size, width)
+        mask = mask_R_C_K.repeat(1, share, 1)[:, None]
+        attended = scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
+        return suffixes.unpad(attended.reshape(rows, heads, size, width))
+
+    return attend
 
 
 RaggedKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, float | None], Tensor]
-"""(q [Q, H, D], k [K, Hkv, D], v, where runs of queries start and end, likewise of keys, longest, longest, scale) -> [Q, H, D];
-causal, the last query of a run aligned with its last key."""
+"""(q [Q, H, D], k [K, Hkv, D], v, where runs of queries start and end, likewise of keys, longest,
+longest, scale) -> [Q, H, D]; causal, the last query of a run aligned with its last key."""
 
 
 def varlen(segments: Segments, device: torch.device, kernel: RaggedKernel) -> Attend:
-    """No padding: every prefix is a run of queries over itself, every suffix one over its prefix and itself."""
+    """No padding: every prefix is a run of queries over itself, every suffix one over its prefix
+    and itself.
+    """
     starts = [0, *accumulate(segments.prefix_lengths)]
     prefix_tokens = starts[-1]
     query_runs: list[int] = []
@@ -326,15 +312,14 @@ def varlen(segments: Segments, device: torch.device, kernel: RaggedKernel) -> At
     if segments.prefix_queries:
         query_runs += segments.prefix_lengths
         key_index += [torch.arange(a, b) for a, b in pairwise(starts)]
+
     at = prefix_tokens
     for length, prefix in zip(segments.suffix_lengths, segments.prefixes, strict=True):
+        of_prefix = torch.arange(starts[prefix], starts[prefix + 1])
         query_runs.append(length)
-        key_index.append(
-            torch.cat(
-                [torch.arange(starts[prefix], starts[prefix + 1]), torch.arange(at, at + length)]
-            )
-        )
+        key_index.append(torch.cat([of_prefix, torch.arange(at, at + length)]))
         at += length
+
     key_runs = [len(index) for index in key_index]
     keys = torch.cat(key_index).to(device)
     ends_q = torch.tensor([0, *accumulate(query_runs)], dtype=torch.int32, device=device)
@@ -361,23 +346,14 @@ def _varlen_on_cuda(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    out: Any = varlen_attn(
-        q,
-        k,
-        v,
-        ends_q,
-        ends_k,
-        longest_q,
-        longest_k,
-        scale=scale,
-        window_size=(-1, 0),
-        enable_gqa=True,
-    )
-    attended: Tensor = out  # the log-sum-exp comes with it only if asked for
-    return attended
+    # the log-sum-exp would come with it only if asked for
+    runs = (ends_q, ends_k, longest_q, longest_k)
+    attended: Any = varlen_attn(q, k, v, *runs, scale=scale, window_size=(-1, 0), enable_gqa=True)
+    output: Tensor = attended
+    return output
 
 
-def _for_every_head(x: Tensor, query: Tensor) -> Tensor:
+def _repeat_heads(x: Tensor, query: Tensor) -> Tensor:
     """Keys or values [B, Hkv, L, D] repeated to the heads of the queries."""
     repeat = query.shape[1] // x.shape[1]
     return x if repeat == 1 else x.repeat_interleave(repeat, dim=1)

@@ -1,7 +1,7 @@
 """Image features that need not be computed again: bounded, and known by what the image holds.
 
-While the vision tower and its merger are frozen, an image has the same features in every step. While they are trained,
-features are good for the rollout of one step at most.
+While the vision tower and its merger are frozen, an image has the same features in every step.
+While they are trained, features are good for the rollout of one step at most.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class FeatureCache:
     def __init__(self, max_bytes: int, only: frozenset[str] | None = None) -> None:
         self._max_bytes = max_bytes
         self._only = only
-        self._held = 0
+        self._held_bytes = 0
         self._features: OrderedDict[tuple[str, torch.dtype], Tensor] = OrderedDict()
 
     def get(self, key: str, dtype: torch.dtype) -> Tensor | None:
@@ -42,18 +42,18 @@ class FeatureCache:
         unwanted = self._only is not None and key not in self._only
         if unwanted or size > self._max_bytes or (key, dtype) in self._features:
             return
-        self._features[key, dtype] = (
-            features.clone()
-        )  # not a view that would keep a whole batch alive
-        self._held += size
-        while self._held > self._max_bytes:
+
+        # not a view that would keep a whole batch alive
+        self._features[key, dtype] = features.clone()
+        self._held_bytes += size
+        while self._held_bytes > self._max_bytes:
             _, oldest = self._features.popitem(last=False)
-            self._held -= oldest.numel() * oldest.element_size()
+            self._held_bytes -= oldest.numel() * oldest.element_size()
 
     def clear(self) -> None:
         self._features.clear()
-        self._held = 0
+        self._held_bytes = 0
 
     @property
     def held_bytes(self) -> int:
-        return self._held
+        return self._held_bytes

@@ -72,6 +72,11 @@ class Packed:
         return len(self.ids_S) + sum(len(chunk.ids_U) for chunk in self.chunks)
 
     @property
+    def largest_call(self) -> int:
+        """Tokens of the largest of its calls: the prefixes, which may be computed already, and a chunk."""
+        return len(self.ids_S) + max(len(chunk.ids_U) for chunk in self.chunks)
+
+    @property
     def patches(self) -> int:
         """Patches that go through the vision tower."""
         return 0 if self.pixel_values_N is None else len(self.pixel_values_N)

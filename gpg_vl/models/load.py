@@ -1,4 +1,7 @@
-"""Checkpoints in: a model family, a processor, a model. Every way in which a folder can be wrong is said in words."""
+"""Checkpoints in: a model family, a processor, a model.
+
+Every way in which a folder can be wrong is said in words.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -44,7 +47,10 @@ class Processing:
 
 
 def read_config(path: str, revision: str | None = None) -> Any:
-    """The checkpoint's transformers config. Raises UserError if there is none or it cannot be read."""
+    """The checkpoint's transformers config.
+
+    Raises UserError if there is none or it cannot be read.
+    """
     ensure_torchvision()
     from transformers import AutoConfig
 
@@ -65,68 +71,81 @@ def read_config(path: str, revision: str | None = None) -> Any:
 
 
 def load_processing(path: str, revision: str | None = None) -> Processing:
-    """Tokenizer, image processor and token facts of a checkpoint; no weights are touched. Raises UserError."""
+    """Tokenizer, image processor and token facts of a checkpoint; no weights are touched.
+
+    Raises UserError.
+    """
     config = read_config(path, revision)
     from transformers import AutoImageProcessor, AutoTokenizer
 
     family = family_of(config.model_type, path)
+    images = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        images = (
-            AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)
-            if family.has_vision
-            else None
-        )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        json.JSONDecodeError,
-    ) as error:
+        if family.has_vision:
+            images = AutoImageProcessor.from_pretrained(
+                path, revision=revision, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"The tokenizer or image processor of {path} cannot be read: {_first_line(error)} Copy the files "
             f"tokenizer.json, tokenizer_config.json and preprocessor_config.json from the original checkpoint."
         ) from None
-    if tokenizer.chat_template is None:  # older vision checkpoints keep it in a file of its own
-        tokenizer.chat_template = _read_json(path, revision, "chat_template.json").get(
-            "chat_template"
-        )
+
+    # older vision checkpoints keep the template in a file of its own
+    if tokenizer.chat_template is None:
+        content = _read_json(path, revision, "chat_template.json")
+        tokenizer.chat_template = content.get("chat_template")
+
     return Processing(
         family=family,
         tokenizer=tokenizer,
         image_processor=images,
         chat_template=tokenizer.chat_template,
-        tokens=_tokens(path, revision, config, tokenizer, family),
+        tokens=_find_tokens(path, revision, config, tokenizer, family),
     )
 
 
-def _tokens(path: str, revision: str | None, config: Any, tokenizer: Any, family: Family) -> Tokens:
-    """End tokens are those of the generation config (ids only: its sampling settings are never read), config and tokenizer."""
+def _find_tokens(
+    path: str, revision: str | None, config: Any, tokenizer: Any, family: Family
+) -> Tokens:
+    """End tokens are those of the generation config (ids only: its sampling settings are never
+    read), config and tokenizer.
+    """
     text_config = config.get_text_config()
-    found: list[int] = []
     listed = _read_json(path, revision, "generation_config.json").get("eos_token_id")
+
+    ends: list[int] = []
     for ids in (listed, getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id):
-        found += ids if isinstance(ids, list) else [ids] if ids is not None else []
-    if not found:
+        if isinstance(ids, list):
+            ends += ids
+        elif ids is not None:
+            ends.append(ids)
+    if not ends:
         raise UserError(
             f"The checkpoint {path} names no end-of-sequence token. Set eos_token_id in its config.json."
         )
+
     vocabulary = tokenizer.get_vocab()
     vision = tuple(vocabulary[t] for t in family.vision_tokens if t in vocabulary)
     return Tokens(
-        ends=tuple(dict.fromkeys(found)),
-        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else found[0],
-        image=_image_id(path, config, vocabulary, family),
+        ends=tuple(dict.fromkeys(ends)),
+        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+        image=_find_image_id(path, config, vocabulary, family),
         never_sampled=vision,
     )
 
 
-def _image_id(path: str, config: Any, vocabulary: Mapping[str, int], family: Family) -> int | None:
-    """The id of the family's image token, None if it has none. Raises UserError if config and tokenizer disagree on it."""
+def _find_image_id(
+    path: str, config: Any, vocabulary: Mapping[str, int], family: Family
+) -> int | None:
+    """The id of the family's image token, None if it has none.
+
+    Raises UserError if config and tokenizer disagree on it.
+    """
     if family.image_token is None:
         return None
+
     written = vocabulary.get(family.image_token)
     read = getattr(config, "image_token_id", written)
     if written is None or written != read:
@@ -138,12 +157,17 @@ def _image_id(path: str, config: Any, vocabulary: Mapping[str, int], family: Fam
 
 
 def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
-    """A JSON file of the checkpoint, in a folder or on the hub; {} if it has none. Raises UserError if it is not JSON."""
+    """A JSON file of the checkpoint, in a folder or on the hub; {} if it has none.
+
+    Raises UserError if it is not JSON.
+    """
     from transformers.utils.hub import cached_file
 
     file = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if not file:
+        return {}
     try:
-        content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
             f"{name} of {path} is not JSON: {error}. Copy the file from the original checkpoint."
@@ -154,15 +178,18 @@ def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
 def load_model(
     path: str, *, revision: str | None = None, attention: str = "sdpa"
 ) -> "PreTrainedModel":
-    """The model with float32 weights, on the CPU, in eval mode. Raises UserError if a weight is missing or left over.
+    """The model with float32 weights, on the CPU, in eval mode. Raises UserError if a weight is
+    missing or left over.
 
-    A checkpoint whose weights do not all find their place would train from random numbers and look merely bad.
+    A checkpoint whose weights do not all find their place would train from random numbers and look
+    merely bad.
     """
     config = read_config(path, revision)
     import transformers
 
     family = family_of(config.model_type, path)
     model_class = getattr(transformers, family.model_class)
+
     try:
         model, report = model_class.from_pretrained(
             path,
@@ -182,12 +209,14 @@ def load_model(
         raise UserError(
             f"The weights of {path} are damaged: {_first_line(error)} Copy the checkpoint again."
         ) from None
+
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, report.get(kind) or ())):
             raise UserError(
                 f"The checkpoint {path} has {len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}. Its weights and its "
                 f"config.json do not belong together; use a matching pair."
             )
+
     loaded: PreTrainedModel = model.eval()
     return loaded
 
@@ -203,10 +232,10 @@ def quiet() -> Iterator[None]:
     """Without the library's progress bars, which would break the lines of ours."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()

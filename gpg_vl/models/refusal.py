@@ -8,7 +8,7 @@ from gpg_vl.errors import UserError
 
 
 def refuse_unsupported(model: Any) -> None:
-    """What would make the shared pass differ from separate rows. Raises UserError."""
+    """What would make the shared layout differ from separate rows. Raises UserError."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
@@ -16,6 +16,7 @@ def refuse_unsupported(model: Any) -> None:
             f"The model has layers of type {', '.join(sorted(kinds))}; only full_attention is supported. Set "
             f"use_sliding_window to false in the checkpoint's config.json if its prompts are short enough."
         )
+
     parts = {"text": config, "vision": getattr(model.config, "vision_config", None)}
     for part, settings in parts.items():
         if rate := getattr(settings, "attention_dropout", 0.0):
@@ -24,10 +25,12 @@ def refuse_unsupported(model: Any) -> None:
                 f"and the one that trains must be the same, and a prompt that is computed once for its group draws one "
                 f"mask where separate rows draw one each. Set it to 0 in the checkpoint's config.json."
             )
+
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise UserError(
             "The model's head has a bias, which the head of gpg_vl does not compute. Choose one without."
         )
+
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
             raise UserError(

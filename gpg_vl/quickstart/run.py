@@ -1,7 +1,7 @@
 """`gpg-vl quickstart`: the real program on a small model, from an empty folder to a table, offline.
 
-Each stage is a command that a user can type: `python -m gpg_vl.eval cvbench`, `gpg-vl train configs/quickstart.yaml`. They
-run as processes of their own on the files that `prepare` writes.
+Each stage is a command that a user can type: `python -m gpg_vl.eval cvbench`, `gpg-vl train
+configs/quickstart.yaml`. They run as processes of their own on the files that `prepare` writes.
 """
 
 import json
@@ -22,26 +22,22 @@ from gpg_vl.errors import RunError, UserError
 from gpg_vl.quickstart import scenes
 
 TEST_SEED = 1_000_000
-"""Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed, pre-training's 5: odd, so that
-neither shares a scene with the held-out ones."""
+"""Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed,
+pre-training's 5: odd, so that neither shares a scene with the held-out ones."""
 SHOWN = ("official", "Count", "Relation", "Depth", "Distance")
 
 
 def prepare(folder: Path, seed: int, *, train_rows: int, test_rows: int) -> Path:
-    """Write base/ (checkpoint), train.parquet and test.parquet into `folder`. What is there already is kept."""
+    """Write base/ (checkpoint), train.parquet and test.parquet into `folder`.
+
+    What is there already is kept.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "base" / "config.json").exists():
             write_base(folder / "base")
-        for name, rows, scene_seed in (
-            ("train", train_rows, TEST_SEED + 1 + 2 * seed),
-            ("test", test_rows, TEST_SEED),
-        ):
-            file = folder / f"{name}.parquet"
-            if not file.exists():
-                partial = file.with_suffix(".partial")
-                pq.write_table(pa.Table.from_pylist(list(scenes.rows(scene_seed, rows))), partial)
-                partial.replace(file)
+        _write_scenes(folder / "train.parquet", TEST_SEED + 1 + 2 * seed, train_rows)
+        _write_scenes(folder / "test.parquet", TEST_SEED, test_rows)
     except OSError as error:
         raise UserError(
             f"The folder {folder} cannot be written: {error}. Choose another one with --folder."
@@ -49,13 +45,25 @@ def prepare(folder: Path, seed: int, *, train_rows: int, test_rows: int) -> Path
     return folder
 
 
+def _write_scenes(file: Path, seed: int, number: int) -> None:
+    if file.exists():
+        return
+
+    partial = file.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(list(scenes.rows(seed, number))), partial)
+    partial.replace(file)
+
+
 def write_base(folder: Path) -> None:
-    """The base model as an ordinary float32 checkpoint, from the half-precision weights that come with the package."""
+    """The base model as an ordinary float32 checkpoint, from the half-precision weights that come
+    with the package.
+    """
     from gpg_vl.models.load import load_model, load_processing
     from gpg_vl.models.tiny import save_checkpoint, tiny_processor
 
     shipped = Path(__file__).parent / "base"
     processing = load_processing(str(shipped))
+
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_checkpoint(load_model(str(shipped)), tiny_processor(processing.tokenizer), partial)
@@ -80,70 +88,51 @@ def quickstart(
         raise UserError(
             f"The folder {folder} already holds a quickstart. Delete it, or choose another one with --folder."
         )
-    _say(
-        console,
-        "1/4",
-        f"writing a tiny Qwen2-VL, {train_rows} training scenes and {test_rows} held-out scenes into {folder}",
-    )
+
+    sizes = f"{train_rows} training scenes and {test_rows} held-out scenes"
+    _say(console, "1/4", f"writing a tiny Qwen2-VL, {sizes} into {folder}")
     prepare(folder, seed, train_rows=train_rows, test_rows=test_rows)
-    test = folder / "test.parquet"
+
     _say(console, "2/4", "evaluating the base model")
-    evaluate = [
-        sys.executable,
-        "-m",
-        "gpg_vl.eval",
-        "cvbench",
-        "--data",
-        str(test),
-        "--prompt",
-        "plain",
-        "--scorer",
-        "strict",
-        "--max-new-tokens",
-        "6",
-        "--batch-size",
-        "64",
-    ]
-    _run([*evaluate, "--model", str(folder / "base"), "--output", str(folder / "eval-base")])
+    base_answers = folder / "eval-base" / "predictions.jsonl"
+    _evaluate(folder, folder / "base", "eval-base")
+
     _say(console, "3/4", "training it with GPG")
-    _run(
-        [
-            sys.executable,
-            "-m",
-            "gpg_vl",
-            "train",
-            str(config),
-            f"train.seed={seed}",
-            f"model.path={folder / 'base'}",
-            f"data.train={folder / 'train.parquet'}",
-            f"eval.data={test}",
-            f"output.folder={folder / 'run'}",
-        ]
-    )
+    _train(folder, config, seed)
+
     _say(console, "4/4", "evaluating the trained model on the same held-out scenes")
     trained = sorted((folder / "run" / "checkpoints").glob("step-*"))[-1] / "model"
-    _run(
-        [
-            *evaluate,
-            "--model",
-            str(trained),
-            "--output",
-            str(folder / "eval-trained"),
-            "--compare",
-            str(folder / "eval-base" / "predictions.jsonl"),
-        ]
-    )
-    before, after = (
-        json.loads((folder / f"eval-{name}" / "results.json").read_text())
-        for name in ("base", "trained")
-    )
+    _evaluate(folder, trained, "eval-trained", "--compare", str(base_answers))
+
+    before = json.loads((folder / "eval-base" / "results.json").read_text())
+    after = json.loads((folder / "eval-trained" / "results.json").read_text())
     console.print(summary_table(before, after))
-    seconds = time.time() - started
     console.print(what_next(folder / "run", trained), highlight=False, soft_wrap=True)
-    console.print(
-        last_line(before, after, seconds, folder / "run"), highlight=False, soft_wrap=True
-    )
+
+    # the last line is for scripts: nothing may follow it
+    line = last_line(before, after, time.time() - started, folder / "run")
+    console.print(line, highlight=False, soft_wrap=True)
     return 0
+
+
+def _evaluate(folder: Path, model: Path, output: str, *options: str) -> None:
+    command = [sys.executable, "-m", "gpg_vl.eval", "cvbench"]
+    command += ["--data", str(folder / "test.parquet"), "--prompt", "plain", "--scorer", "strict"]
+    command += ["--max-new-tokens", "6", "--batch-size", "64"]
+    command += ["--model", str(model), "--output", str(folder / output)]
+    _run([*command, *options])
+
+
+def _train(folder: Path, config: Path, seed: int) -> None:
+    command = [sys.executable, "-m", "gpg_vl", "train", str(config)]
+    settings = [
+        f"train.seed={seed}",
+        f"model.path={folder / 'base'}",
+        f"data.train={folder / 'train.parquet'}",
+        f"eval.data={folder / 'test.parquet'}",
+        f"output.folder={folder / 'run'}",
+    ]
+    _run([*command, *settings])
 
 
 def summary_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
@@ -156,18 +145,15 @@ def summary_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     )
     for name in ("", "base", "trained", "difference", "chance"):
         table.add_column(name, justify="right" if name else "left")
+
     for name in SHOWN:
-        cells = [
-            _with_interval(row[f"acc_{name},strict"], row[f"acc_{name}_ci95,strict"])
-            for row in (base, trained)
-        ]
+        cells = [name]
+        for row in (base, trained):
+            cells.append(_format_share(row[f"acc_{name},strict"], row[f"acc_{name}_ci95,strict"]))
         gain = differences[f"diff_{name}"]
-        table.add_row(
-            name,
-            *cells,
-            _with_interval(gain["value"], gain["ci95"], sign="+"),
-            f"{100 * trained[f'chance_{name}']:.1f}",
-        )
+        cells.append(_format_share(gain["value"], gain["ci95"], sign="+"))
+        cells.append(f"{100 * trained[f'chance_{name}']:.1f}")
+        table.add_row(*cells)
     return table
 
 
@@ -184,7 +170,9 @@ def what_next(run: Path, trained: Path) -> str:
 
 
 def last_line(before: dict[str, Any], after: dict[str, Any], seconds: float, run: Path) -> str:
-    """The machine-readable end: official strict accuracy in per cent, the gain with its interval, and the time."""
+    """The machine-readable end: official strict accuracy in per cent, the gain with its interval,
+    and the time.
+    """
     base, trained = (tree["results"]["cvbench"]["acc_official,strict"] for tree in (before, after))
     gain = after["comparison"]["strict"]["diff_official"]
     low, high = gain["ci95"]
@@ -195,7 +183,8 @@ def last_line(before: dict[str, Any], after: dict[str, Any], seconds: float, run
     )
 
 
-def _with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
+def _format_share(value: float, interval: Sequence[float], sign: str = "") -> str:
+    """`24.0 [21.6, 26.4]`, in per cent."""
     return f"{100 * value:{sign}.1f} [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
 
 
@@ -204,10 +193,9 @@ def _say(console: Console, step: str, text: str) -> None:
 
 
 def _run(command: Sequence[str]) -> None:
-    print(
-        "$ " + " ".join("python" if part == sys.executable else part for part in command),
-        flush=True,
-    )
+    words = ["python" if word == sys.executable else word for word in command]
+    print("$ " + " ".join(words), flush=True)
+
     code = subprocess.run(command, check=False).returncode
     if code:
         raise RunError(

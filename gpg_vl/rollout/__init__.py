@@ -13,3 +13,6 @@ engines: "Registry[Callable[[EngineSetup], Engine]]" = Registry(
     builtin={"native": "gpg_vl.rollout.native:NativeEngine"},
     entry_point_group="gpg_vl.engines",
 )
+
+DEFAULT = "native"
+"""The engine of whoever does not name one: it needs nothing but the policy."""

@@ -30,8 +30,9 @@ class RolloutRequest:
     draw: int
     """The prompt's place in the data order. The random numbers of a completion depend on the seed, its draw and its place
     in the group alone, so an engine gives the same answers however the requests are batched."""
-    images: tuple[bytes, ...] = ()
-    """Encoded pictures, for engines that prepare pictures themselves; ours takes the prompt's patches."""
+    images: tuple[str | bytes, ...] = ()
+    """The example's pictures as its data set has them, for engines that prepare pictures themselves; ours takes the
+    prompt's patches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,10 @@ class EngineResponder:
         self, groups: Sequence[Group], progress: Callable[[str, int, int], None]
     ) -> list[tuple[Completion, ...]]:
         total = len(groups) * self.sampling.group_size
-        requests = [RolloutRequest(prompt=group.prompt, draw=group.draw) for group in groups]
+        requests = [
+            RolloutRequest(prompt=group.prompt, draw=group.draw, images=group.example.images)
+            for group in groups
+        ]
         return self.engine.generate(
             requests, self.sampling, done=lambda number: progress("rollout", number, total)
         )

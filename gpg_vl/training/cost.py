@@ -1,12 +1,14 @@
 """What a group costs, in floating point operations: the naive way and with image and prompt once.
 
-    forward of T tokens over K keys each      2 body T + 4 layers width T K / 2      (causal: half of the square)
-    head of C tokens                          2 head C, and 4 head C more for its gradient
-    training                                  3 forwards; 4 if activations are computed again
-    vision                                    likewise, without the half; 1 forward if frozen, none if its features are kept
+    forward of T tokens over K keys each      2 body T + 4 layers width T K / 2      (causal: half
+    of the square) head of C tokens                          2 head C, and 4 head C more for its
+    gradient training                                  3 forwards; 4 if activations are computed
+    again vision                                    likewise, without the half; 1 forward if frozen,
+    none if its features are kept
 
-A multiplication and an addition count as two. Norms, rotations and softmax are left out: they are bytes, not arithmetic.
-The numbers of this model are compared with counted operations in tests/test_cost.py.
+A multiplication and an addition count as two. Norms, rotations and softmax are left out: they are
+bytes, not arithmetic. The numbers of this model are compared with counted operations in
+tests/test_cost.py.
 """
 
 from dataclasses import dataclass
@@ -46,20 +48,24 @@ def group_cost(
     recompute: bool,
     vision: VisionMode,
 ) -> Cost:
-    """The cost of one group of equally long completions; `prompt` includes the image tokens, all in one image."""
+    """The cost of one group of equally long completions; `prompt` includes the image tokens, all in
+    one image.
+    """
     copies = 1 if shared else group_size
-    passes = 4 if recompute else 3
+    forwards = 4 if recompute else 3
+    vision_forwards = {"trained": forwards, "frozen": 1, "kept": 0}[vision]
+
+    # nothing is predicted from the last token
+    run = completion - 1
+
     see = image_forward(shape, image_tokens)
-    run = completion - 1  # nothing is predicted from the last token
-    branches = group_size * (2 * shape.body * run + _attention(shape, run, prompt + run / 2))
     prefix = 2 * shape.body * prompt + _attention(shape, prompt, prompt / 2)
-    seen = {"trained": passes, "frozen": 1, "kept": 0}[vision]
+    suffixes = group_size * (2 * shape.body * run + _attention(shape, run, prompt + run / 2))
+    head = shape.head * group_size * completion
     return Cost(
         prefill=copies * (prefix + (0 if vision == "kept" else see)),
-        decode=branches + 2 * shape.head * group_size * completion,
-        train=passes * (copies * prefix + branches)
-        + copies * seen * see
-        + 6 * shape.head * group_size * completion,
+        decode=suffixes + 2 * head,
+        train=forwards * (copies * prefix + suffixes) + copies * vision_forwards * see + 6 * head,
         tokens=copies * prompt + group_size * run,
         patches=0 if vision == "kept" else 2 * copies * image_tokens * shape.merge,
     )

@@ -1,4 +1,6 @@
-"""Live signs of a run: one line of numbers that moves on a terminal, plain lines where there is none."""
+"""Live signs of a run: one line of numbers that moves on a terminal, plain lines where there is
+none.
+"""
 
 import time
 from pathlib import Path
@@ -16,9 +18,12 @@ from rich.progress import (
 
 
 def no_signal(*, steps: int, skipped: int, folder: Path) -> str | None:
-    """What to say of a run that is over and in which nothing could be learnt; None of any other run."""
+    """What to say of a run that is over and in which nothing could be learnt; None of any other
+    run.
+    """
     if skipped < steps or not steps:
         return None
+
     return (
         f"Nothing was learnt: in all {steps} steps every answer to a prompt got the same reward as the others, so the weights "
         f"are those the run began with. Read what the model answers ({folder / 'samples'}) and what the reward makes of it "
@@ -41,6 +46,8 @@ class Display:
         self._enabled = enabled
         self._plain_every = plain_every
         self._steps = steps
+
+        # the pace is that of this process: what was done before a resumption took none of its time
         self._started, self._first = time.perf_counter(), done
         self._progress = Progress(
             SpinnerColumn(),
@@ -68,23 +75,15 @@ class Display:
         if not self._enabled:
             return
         if "reward" not in metrics:
-            self._console.print(
-                f"step {step:>5}  evaluation  "
-                + "  ".join(
-                    f"{k} {100 * v:.1f}" for k, v in metrics.items() if isinstance(v, float)
-                ),
-                highlight=False,
-            )
+            shares = [f"{k} {100 * v:.1f}" for k, v in metrics.items() if isinstance(v, float)]
+            line = f"step {step:>5}  evaluation  {'  '.join(shares)}"
+            self._console.print(line, highlight=False)
             return
-        alpha = "-" if metrics["alpha"] is None else f"{metrics['alpha']:.2f}"
-        line = (
-            f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  valid {metrics['valid_share']:.2f}  "
-            f"alpha {alpha}  length {metrics['length_all']:.1f}  {seconds['step']:.2f} s/step"
-        )
+
+        line = _describe_step(metrics, seconds)
         self._progress.update(self._task, completed=step, description=line)
-        if not self._console.is_terminal and (
-            step % self._plain_every == 0 or step in (1, self._steps)
-        ):
+        is_due = step % self._plain_every == 0 or step in (1, self._steps)
+        if is_due and not self._console.is_terminal:
             pace = (time.perf_counter() - self._started) / max(step - self._first, 1)
             left = round(pace * (self._steps - step))
             self._console.print(
@@ -94,9 +93,19 @@ class Display:
 
     def phase(self, phase: str, done: int, of: int) -> None:
         """Life signs within a step; only a terminal shows them."""
-        if (
-            self._enabled
-            and self._console.is_terminal
-            and not self._progress.tasks[self._task].completed
-        ):
+        if not self._enabled or not self._console.is_terminal:
+            return
+
+        # from the second step on the line of the last one says more
+        if not self._progress.tasks[self._task].completed:
             self._progress.update(self._task, description=f"{phase} of the first step")
+
+
+def _describe_step(metrics: dict[str, Any], seconds: dict[str, float]) -> str:
+    alpha = metrics.get("alpha")
+    return (
+        f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  "
+        f"valid {metrics['valid_share']:.2f}  "
+        f"{'' if alpha is None else f'alpha {alpha:.2f}  '}"
+        f"length {metrics['length_all']:.1f}  {seconds['step']:.2f} s/step"
+    )

@@ -1,7 +1,10 @@
-"""Evaluation while training: the eval room's task and scorers, the training policy's engine, its prompt and its pixels."""
+"""Evaluation while training: the eval room's task and scorers, the training policy's engine, its
+prompt and its pixels.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,12 @@ from gpg_vl.training.ranks import gathered
 from gpg_vl.types import Example
 
 Evaluation = Callable[[Engine, Processing, Accelerator], dict[str, Any]]
-"""Scores the current policy; the same on every rank."""
+"""Scores the current policy; the same on every process."""
 
 
 def make_evaluation(config: Config, processing: Processing) -> Evaluation | None:
-    """The evaluation that the config's `eval` section asks for: data read, scorers proved, every doc encoded once.
+    """The evaluation that the config's `eval` section asks for: data read, scorers proved, every
+    doc encoded once.
 
     Raises UserError: what is wrong with the data must not come out after the training.
     """
@@ -37,6 +41,7 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
         raise UserError(
             f"eval.task is {config.eval.task!r}, but eval.data names no data. Set eval.data, or eval.task to null."
         )
+
     task = tasks.get(config.eval.task)()
     settings, docs = eval_settings(config), task.load(Path(config.eval.data))
     if task.boxes:
@@ -48,12 +53,15 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
     docs = select(task, docs, config.eval.limit, seed=0)
     scorers = pick_scorers(task, ["strict"])
     check_gold(task, docs, scorers)
+
     ready, void = prepare(docs, settings)
     if void:
         doc_id, reason = next(iter(void.items()))
         raise UserError(
             f"Doc {doc_id} of {config.eval.data}: {reason} Mend the row or choose other data."
         )
+
+    # what cannot be encoded must come out now
     encoder = eval_encoder(processing, settings)
     for example in ready.values():
         encoder.count(example)
@@ -63,10 +71,12 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
     ) -> dict[str, Any]:
         respond = shared(engine_responder(engine, processing, settings), accelerator)
         results = evaluate_responder(task, docs, respond, settings, scorers)
+
+        # a score over no rows is NaN, for which JSON has no word
         scores = {
             name: estimate.value
             for name, estimate in results.estimates["strict"].items()
-            if estimate.value == estimate.value
+            if not isnan(estimate.value)
         }
         return {
             **scores,
@@ -96,7 +106,9 @@ def eval_settings(config: Config) -> EvalSettings:
 
 
 def shared(responder: Responder, accelerator: Accelerator) -> Responder:
-    """The responder with its examples dealt out over the processes; every one of them gets all responses, in order."""
+    """The responder with its examples dealt out over the processes; every one of them gets all
+    responses, in order.
+    """
     if accelerator.num_processes == 1:
         return responder
 

@@ -29,19 +29,21 @@ def explain_non_finite(loss: float, norm: float, broken: Sequence[str]) -> str:
 
 
 def explain_out_of_memory(packed: Packed, limit: int, fitted: int, error: str) -> str:
-    """limit: `train.tokens_per_pass`. fitted: tokens of the largest micro-batch that this run has trained on; 0: none."""
-    smaller = fitted or packed.tokens // 2
-    if len(packed.chunks) > 1 or smaller <= max(packed.prefix_lengths):
-        # a chunk holds as little as it can: the prefixes and one completion
+    """limit: `train.tokens_per_pass`. fitted: tokens of the largest call that this run has trained on; 0: none."""
+    is_known = 0 < fitted < packed.largest_call
+    smaller = fitted if is_known else packed.largest_call // 2
+    is_least = all(len(chunk.counts) == 1 for chunk in packed.chunks)
+    if is_least or smaller <= max(packed.prefix_lengths):
+        # a call holds as little as it can: a prompt and one completion
         advice = (
             "Its prompts alone fill the device: set model.gradient_checkpointing to true, lower data.max_pixels, or "
             "train with model.lora_rank."
         )
     else:
-        known = "the largest that fitted in this run" if fitted else "half of it"
+        known = "the largest that fitted in this run" if is_known else "half of it"
         advice = f"Set train.tokens_per_pass to {smaller} ({known}); the gradient stays the same."
     first_line = error.strip().splitlines()[0] if error.strip() else "out of memory"
     return (
-        f"The device ran out of memory in a micro-batch of {packed.tokens} tokens (train.tokens_per_pass is {limit}). "
+        f"The device ran out of memory in a call of {packed.largest_call} tokens (train.tokens_per_pass is {limit}). "
         f"{advice} Go on from the last checkpoint with --resume. ({first_line})"
     )

@@ -23,25 +23,20 @@ HARMLESS = (
 
 
 def open_folder(config: Config, *, resume: bool) -> Path:
-    """Make the run folder and write config.yaml, or check that it is the same run. Main process only. Raises UserError."""
+    """Make the run folder and write config.yaml, or check that it is the same run.
+
+    Main process only. Raises UserError.
+    """
     folder = Path(config.output.folder)
     file = folder / "config.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if resume and file.exists():
-            started = _read_started(file)
-            changed = _differences(started, config.model_dump(mode="json"))
-            if changed:
-                raise UserError(
-                    f"The run in {folder} was started with other settings: {'; '.join(changed)}. "
-                    f"Resume with the same ones, or start a new run in another output.folder."
-                )
-        elif not resume and (
-            (folder / "metrics.jsonl").exists() or checkpoints.latest(folder / "checkpoints")
-        ):
-            raise UserError(
-                f"The folder {folder} already holds a run. Go on with it by --resume, or choose another output.folder."
-            )
+        if resume:
+            _refuse_other_settings(file, config)
+        else:
+            _refuse_other_run(folder)
+
+        # whole or absent: a torn file would make the run impossible to resume
         partial = file.with_suffix(".partial")
         partial.write_text(dump_config(config), encoding="utf-8")
         partial.replace(file)
@@ -52,12 +47,32 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     return folder
 
 
-def _read_started(file: Path) -> dict[str, Any]:
-    """The config that a run was started with, in today's terms: keys that it did not know have their defaults."""
-    try:
-        return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")), str(file)).model_dump(
-            mode="json"
+def _refuse_other_settings(file: Path, config: Config) -> None:
+    if not file.exists():
+        return
+
+    changed = _list_changes(_read_first_settings(file), config.model_dump(mode="json"))
+    if changed:
+        raise UserError(
+            f"The run in {file.parent} was started with other settings: {'; '.join(changed)}. "
+            f"Resume with the same ones, or start a new run in another output.folder."
         )
+
+
+def _refuse_other_run(folder: Path) -> None:
+    if (folder / "metrics.jsonl").exists() or checkpoints.latest(folder / "checkpoints"):
+        raise UserError(
+            f"The folder {folder} already holds a run. Go on with it by --resume, or choose another output.folder."
+        )
+
+
+def _read_first_settings(file: Path) -> dict[str, Any]:
+    """The config that a run was started with, in today's terms: keys that it did not know have
+    their defaults.
+    """
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        return parse_config(content, str(file)).model_dump(mode="json")
     except UserError as error:
         raise UserError(
             f"The run in {file.parent} cannot be resumed: its config is not understood by this version of gpg_vl. {error}\n"
@@ -65,7 +80,7 @@ def _read_started(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _list_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for section, keys in now.items():
         for key, value in keys.items():

@@ -7,6 +7,7 @@ not know how the groups were cut or dealt out.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 
 import torch
@@ -18,11 +19,12 @@ from gpg_vl.algorithms.algorithm import Algorithm, Credit
 from gpg_vl.clock import timed
 from gpg_vl.errors import RunError
 from gpg_vl.models.head import Objective
-from gpg_vl.models.phases import forward_backward
+from gpg_vl.models.layout import Packed
+from gpg_vl.models.phases import count_calls, forward_backward
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import Reference
-from gpg_vl.models.requests import Score, ScoreOutput
+from gpg_vl.models.requests import Prefix, Score, ScoreOutput
 from gpg_vl.training.failures import (
     NonFiniteError,
     explain_non_finite,
@@ -106,7 +108,10 @@ class Learner:
         return rates
 
     def update(self, groups: Sequence[Group], *, step: int) -> UpdateReport:
-        """Train on the groups of step `step` (0, 1, ...). Raises NonFiniteError, with weights and optimizer as they were."""
+        """Train on the groups of step `step` (0, 1, ...).
+
+        Raises NonFiniteError, with weights and optimizer as the last finite update left them.
+        """
         # everything that counts the whole step is known before the first backward
         counts, reward_std = count_step(self._accelerator, groups)
         batch = make_step_batch(
@@ -129,7 +134,7 @@ class Learner:
                 # AdamW would still move on zero gradients (momentum, decay), so nothing at all is done
                 return UpdateReport(applied=False, counts=counts, metrics=credit.metrics)
 
-            totals = self._accumulate(micro_batches, number, credit, step)
+            totals = self._accumulate(micro_batches, credit, step)
             reports.append(self._apply(totals, counts, credit, number))
 
             # what this update has just computed is what the next one starts from
@@ -139,14 +144,21 @@ class Learner:
         return self._summarize(reports, work.tower_tokens, work.vision_patches)
 
     def keep_old_logps(self, groups: Sequence[Group]) -> tuple[Group, ...]:
-        """Groups that are trained on after the weights have changed, with the log-probs of the weights that sampled them."""
-        if "old_logp" not in self._algorithm.needs or not groups:
+        """Groups that are trained on after the weights have changed, with the log-probs of the weights that sampled them.
+
+        A group that has them already keeps them: the weights of now are not those that sampled it.
+        """
+        fresh = [group for group in groups if not group.old_logps]
+        if "old_logp" not in self._algorithm.needs or not fresh:
             return tuple(groups)
 
-        logps = self._score(groups, self._policy).tolist()
+        logps = self._score(fresh, self._policy).tolist()
         kept = []
         start = 0
         for group in groups:
+            if group.old_logps:
+                kept.append(group)
+                continue
             old = []
             for completion in group.completions:
                 end = start + len(completion.token_ids)
@@ -187,16 +199,16 @@ class Learner:
 
     # ---- one update
 
-    def _accumulate(
-        self, micro_batches: Sequence[MicroBatch], number: int, credit: Credit, step: int
-    ) -> Totals:
-        """Add up the gradient of this process's micro-batches. `number`: the most that any process has."""
-        self._sharding.start(lambda part: self._settings.learning_rate(step, part))
+    def _accumulate(self, micro_batches: Sequence[MicroBatch], credit: Credit, step: int) -> Totals:
+        """Add up the gradient of this process's micro-batches."""
+        self._sharding.start(partial(self._settings.learning_rate, step))
 
         # where every call is a collective, no process may wait for one that has nothing to do
         queue = list(micro_batches)
         if self._sharding.calls_must_match:
-            queue += [make_idle_micro_batch(credit)] * (number - len(queue))
+            calls = sum(count_calls(micro_batch.packed) for micro_batch in queue)
+            missing = int(most(self._accelerator, calls)) - calls
+            queue += [make_idle_micro_batch(credit)] * missing
 
         totals = Totals(observe=self._algorithm.observe)
         for place, micro_batch in enumerate(queue):
@@ -208,16 +220,12 @@ class Learner:
     def _run(
         self, micro_batch: MicroBatch, seconds: dict[str, float], *, is_last: bool
     ) -> ScoreOutput:
+        """One micro-batch forward and backward. Raises RunError if the device has too little memory for it."""
         device = self._accelerator.device
         backward_before = seconds["train_backward"]
-
-        def backward(loss: Tensor, last_of_micro_batch: bool) -> None:
-            with timed(lambda more: add_to(seconds, "train_backward", more), device):
-                self._sharding.backward(loss, last=is_last and last_of_micro_batch)
-
         try:
             with (
-                timed(lambda more: add_to(seconds, "train_forward", more), device),
+                timed(partial(add_to, seconds, "train_forward"), device),
                 torch.enable_grad(),
             ):
                 packed = micro_batch.packed.to(device)
@@ -225,9 +233,9 @@ class Learner:
                     self._module,
                     packed,
                     self._objective(micro_batch),
-                    backward=backward,
+                    backward=partial(self._backward, seconds, is_last),
                     autocast=self._autocast,
-                    prefix=self._prefixes.take(packed) if self._prefixes else None,
+                    prefix=self._kept_prefix(packed),
                 )
         except torch.OutOfMemoryError as error:
             limit, fitted = self._settings.layout.tokens_per_pass, self._largest
@@ -236,8 +244,20 @@ class Learner:
 
         # the backward passes ran inside of what was timed as forward
         add_to(seconds, "train_forward", backward_before - seconds["train_backward"])
-        self._largest = max(self._largest, micro_batch.packed.tokens)
+        self._largest = max(self._largest, micro_batch.packed.largest_call)
         return output
+
+    def _backward(
+        self, seconds: dict[str, float], is_last: bool, loss: Tensor, ends_micro_batch: bool
+    ) -> None:
+        with timed(partial(add_to, seconds, "train_backward"), self._accelerator.device):
+            self._sharding.backward(loss, last=is_last and ends_micro_batch)
+
+    def _kept_prefix(self, packed: Packed) -> Prefix | None:
+        """With a kept prefix a micro-batch has fewer calls than other processes count on, where they must match."""
+        if self._prefixes is None or self._sharding.calls_must_match:
+            return None
+        return self._prefixes.take(packed)
 
     def _objective(self, micro_batch: MicroBatch) -> Objective:
         return Objective(
@@ -256,16 +276,13 @@ class Learner:
         summed = sum_named(self._accelerator, totals.additive())
         gap_max = most(self._accelerator, totals.gap_max)
 
-        with timed(
-            lambda more: add_to(totals.seconds, "optimizer", more), self._accelerator.device
-        ):
+        with timed(partial(add_to, totals.seconds, "optimizer"), self._accelerator.device):
             result = self._sharding.clip_and_step(
                 self._settings.max_grad_norm, loss_is_finite=isfinite(summed["loss"])
             )
         if not result.applied:
-            broken = [
-                name for names in gathered(self._accelerator, totals.broken) for name in names
-            ]
+            by_process = gathered(self._accelerator, totals.broken)
+            broken = [name for names in by_process for name in names]
             raise NonFiniteError(explain_non_finite(summed["loss"], result.norm, broken))
 
         tokens, sampled = summed["tokens"], summed["sampled"]

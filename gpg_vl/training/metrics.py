@@ -1,7 +1,7 @@
 """What happened in a step, as numbers: pure functions of what the parts of the loop return.
 
-Counts of one process come first (`count_...`), so that they can be summed over processes; shares and means are made of
-the sums (`..._metrics`).
+Counts of one process come first (`count_...`), so that they can be summed over processes; shares
+and means are made of the sums (`..._metrics`).
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,26 @@ from gpg_vl.training.collect import Collection
 from gpg_vl.training.state import RunState
 from gpg_vl.training.totals import UpdateReport
 
+_COUNTS = (
+    "groups",
+    "completions",
+    "reward",
+    "valid",
+    "all_right",
+    "all_wrong",
+    "right",
+    "cut",
+    "carried",
+    "stale",
+)
+
 
 def count_collection(collection: Collection, *, version: int) -> dict[str, float]:
-    """What one process has seen in a step. `version`: that of the weights which sampled in this step."""
-    counts = dict.fromkeys(
-        ("groups", "completions", "reward", "valid", "all_right", "all_wrong", "right", "cut"), 0.0
-    )
+    """What one process has seen in a step.
+
+    `version`: that of the weights which sampled in this step.
+    """
+    counts = dict.fromkeys(_COUNTS, 0.0)
     for group in collection.seen:
         right = sum(reward >= 1.0 for reward in next(iter(group.reward_parts.values())))
         counts["groups"] += 1
@@ -32,21 +46,25 @@ def count_collection(collection: Collection, *, version: int) -> dict[str, float
             counts[f"reward/{name}"] = counts.get(f"reward/{name}", 0.0) + sum(values)
 
     counts["carried"] = len(collection.carry)
-    counts["stale"] = sum(
-        any(completion.version < version for completion in group.completions)
-        for group in collection.used
-    )
+    for group in collection.used:
+        counts["stale"] += any(completion.version < version for completion in group.completions)
     return counts
 
 
 def collection_metrics(
     summed: Mapping[str, float], collection: Collection, *, rounds: int
 ) -> dict[str, Any]:
-    """Shares over all groups sampled in the step, before any was replaced: the used ones would be biased.
+    """Shares over all groups sampled in the step, before any was replaced: the used ones would be
+    biased.
 
     summed: `count_collection` over all processes. rounds: the most of any process.
     """
     groups, completions = max(summed["groups"], 1), max(summed["completions"], 1)
+    by_reward = {}
+    for name, value in sorted(summed.items()):
+        if name.startswith("reward/"):
+            by_reward[name] = value / completions
+
     return {
         "reward": summed["reward"] / completions,
         "accuracy": summed["right"] / completions,
@@ -60,11 +78,7 @@ def collection_metrics(
         "rounds": rounds,
         "resample_cap_hit": int(collection.cap_hit),
         "reward_failures": len(collection.failures),
-        **{
-            name: value / completions
-            for name, value in sorted(summed.items())
-            if name.startswith("reward/")
-        },
+        **by_reward,
     }
 
 

@@ -11,19 +11,20 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.families import Family
 from gpg_vl.models.policy import Policy
 
-Decline = Literal["constant", "linear", "cosine"]
+RateSchedule = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate(
     step: int,
     *,
     peak: float,
-    schedule: Decline,
+    schedule: RateSchedule,
     warmup_steps: int,
     steps: int,
     final_fraction: float,
 ) -> float:
-    """The rate of optimizer step `step` (0, 1, ...): up to `peak` over the warm-up, then along the schedule.
+    """The rate of optimizer step `step` (0, 1, ...): up to `peak` over the warm-up, then along the
+    schedule.
 
     linear and cosine reach `peak * final_fraction` at the last step.
     """
@@ -31,6 +32,8 @@ def learning_rate(
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
         return peak
+
+    # a run that ends with its warm-up has no step to fall over
     progress = min(1.0, (step - warmup_steps) / max(1, steps - 1 - warmup_steps))
     fall = 1 - progress if schedule == "linear" else (1 + cos(pi * progress)) / 2
     return peak * (final_fraction + (1 - final_fraction) * fall)
@@ -43,11 +46,15 @@ def make_adamw(
     weight_decay: float,
     parts: Collection[str] = (),
 ) -> torch.optim.AdamW:
-    """AdamW over the trained weights; decay on matrices, none on norms and biases. The rate is set before every step.
+    """AdamW over the trained weights; decay on matrices, none on norms and biases.
 
-    parts: those of `vision`, `merger`, `language` that have learning rates of their own. Each parameter group says under
-        `part` whose rate is its own; "" is that of all parts without one.
-    Raises UserError if nothing is to be trained.
+    The rate is set before every step.
+
+    parts: those of `vision`, `merger`, `language` that have learning rates of their own. Each
+        parameter group says under `part` whose rate is its own; "" is that of all parts without
+        one.
+    Raises UserError if nothing is to be trained, or nothing of a part that
+        has a rate.
     """
     by_part: dict[str, list[nn.Parameter]] = {}
     for name, parameter in policy.model.named_parameters():
@@ -57,6 +64,12 @@ def make_adamw(
     if not by_part:
         raise UserError(
             "model.freeze freezes every weight: there is nothing to train. Leave one part out of it."
+        )
+
+    if frozen := sorted(set(parts) - by_part.keys()):
+        raise UserError(
+            f"train.learning_rates names {', '.join(frozen)}, of which nothing is trained in this run: it is "
+            f"frozen (model.freeze, model.lora_rank), or the model has none. Remove it from train.learning_rates."
         )
 
     groups: list[dict[str, Any]] = []
@@ -72,11 +85,12 @@ def make_adamw(
 
 
 def freeze(model: nn.Module, family: Family, parts: Sequence[str]) -> None:
-    """Switch off the gradient of every weight of the named parts: `vision`, `merger`, `language`."""
+    """Switch off the gradient of each weight of the named parts: `vision`, `merger`, `language`."""
     if not family.has_vision and (wrong := sorted({"vision", "merger"} & set(parts))):
         raise UserError(
             f"model.freeze names {', '.join(wrong)}, but {family.model_type} has no vision. Remove it from model.freeze."
         )
+
     for name, parameter in model.named_parameters():
         if family.part_of(name) in parts:
             parameter.requires_grad_(False)

@@ -15,9 +15,16 @@ from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
-from gpg_vl.models.head import TILE_ELEMENTS
 from gpg_vl.models.load import read_config
 from gpg_vl.training.cost import Cost, VisionMode, group_cost
+from gpg_vl.training.memory import (
+    activation_bytes,
+    compute_dtype,
+    feature_memory,
+    micro_batch_memory,
+    rollout_memory,
+    weight_memory,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +55,23 @@ class Plan:
     memory_bytes: Mapping[str, float]
     """By what takes it."""
     group_activations: float
-    """Bytes of activations of one such group in one pass."""
+    """Bytes of activations of one such group in one micro-batch."""
     naive_activations: float
     first_prompt: str
 
 
 def count_parameters(config: Config, family: Family) -> tuple[int, int]:
-    """(all, trained) parameters, from the checkpoint's config alone: nothing is read, nothing allocated."""
+    """(all, trained) parameters, from the checkpoint's config alone: nothing is read, nothing
+    allocated.
+    """
     import transformers
 
     from gpg_vl.models.adapters import add_adapters
     from gpg_vl.training.optimizer import freeze
 
     with torch.device("meta"):
-        model = getattr(transformers, family.model_class)(
-            read_config(config.model.path, config.model.revision)
-        )
+        checkpoint = read_config(config.model.path, config.model.revision)
+        model = getattr(transformers, family.model_class)(checkpoint)
         if config.model.lora_rank:
             add_adapters(
                 model,
@@ -74,8 +82,10 @@ def count_parameters(config: Config, family: Family) -> tuple[int, int]:
                 seed=0,
             )
     freeze(model, family, config.model.freeze)
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+    everything = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return everything, trained
 
 
 def make_plan(
@@ -90,16 +100,21 @@ def make_plan(
     first_prompt: str,
 ) -> Plan:
     """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example."""
-    ordered = sorted(prompt_tokens)
-    median, image_median = ordered[len(ordered) // 2], sorted(image_tokens)[len(image_tokens) // 2]
-    parameters, trained = count_parameters(config, family)
-    costs = {
-        shared: _cost(config, algorithm, family, median, image_median, shared=shared)
-        for shared in (True, False)
-    }
-    here = costs[config.train.shared_prefix]
+    longest, median = max(prompt_tokens), _median(prompt_tokens)
+    image_median = _median(image_tokens)
+    parameters = count_parameters(config, family)
+
+    costs = {}
+    for shared in (True, False):
+        costs[shared] = _group_cost(config, algorithm, family, median, image_median, shared=shared)
+    here, naive = costs[config.train.shared_prefix], costs[False]
+
+    # a group is not spread over micro-batches: one that is too large has one to itself
+    groups = ceil(config.train.prompts_per_step / processes)
+    groups_per_micro_batch = max(1, config.train.tokens_per_pass // here.tokens)
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kernel, why = choose_kernel(config.train.attention, device, _dtype(config))
+    kernel, why = choose_kernel(config.train.attention, device, compute_dtype(config))
     return Plan(
         examples=len(prompt_tokens),
         steps=steps,
@@ -108,42 +123,40 @@ def make_plan(
         group_size=_group_size(config, algorithm),
         processes=processes,
         prompt_tokens_median=median,
-        prompt_tokens_max=ordered[-1],
+        prompt_tokens_max=longest,
         image_tokens_median=image_median,
-        parameters=parameters,
-        trained_parameters=trained,
-        passes_per_step=ceil(
-            ceil(config.train.prompts_per_step / processes)
-            / max(1, config.train.tokens_per_pass // here.tokens)
-        ),
+        parameters=parameters[0],
+        trained_parameters=parameters[1],
+        passes_per_step=ceil(groups / groups_per_micro_batch),
         kernel=kernel,
         kernel_note=why,
         cost=here,
-        naive_cost=costs[False],
-        memory_bytes=_memory(
+        naive_cost=naive,
+        memory_bytes=_estimate_memory(
             config,
             algorithm,
             family,
             parameters,
-            trained,
-            here.tokens,
-            processes=processes,
-            prompt_tokens_max=ordered[-1],
-            image_tokens_total=sum(image_tokens),
+            groups,
+            group_tokens=here.tokens,
+            prompt_tokens=longest,
+            image_tokens=sum(image_tokens),
         ),
-        naive_activations=_activations(config, costs[False].tokens),
-        group_activations=_activations(config, here.tokens),
+        naive_activations=activation_bytes(config, naive.tokens),
+        group_activations=activation_bytes(config, here.tokens),
         first_prompt=first_prompt,
     )
 
 
+def _median(values: Sequence[int]) -> int:
+    """A value that occurs: of an even number the upper one of the two in the middle."""
+    return sorted(values)[len(values) // 2]
+
+
 def vision_mode(config: Config, family: Family) -> VisionMode:
     """What becomes of the vision tower in a run with these settings."""
-    if (
-        not family.has_vision
-        or config.model.lora_rank
-        or {"vision", "merger"} <= set(config.model.freeze)
-    ):
+    is_frozen = {"vision", "merger"} <= set(config.model.freeze)
+    if is_frozen or config.model.lora_rank or not family.has_vision:
         return "kept" if config.model.vision_cache_mb else "frozen"
     return "frozen" if "vision" in config.model.freeze else "trained"
 
@@ -153,7 +166,7 @@ def _group_size(config: Config, algorithm: Algorithm) -> int:
     return config.rollout.group_size if algorithm.samples else 1
 
 
-def _cost(
+def _group_cost(
     config: Config,
     algorithm: Algorithm,
     family: Family,
@@ -189,70 +202,39 @@ def _cost(
     return replace(cost, train=train)
 
 
-def _dtype(config: Config) -> torch.dtype:
-    return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-
-
-def _activations(config: Config, tokens: int) -> float:
-    """Bytes, by the usual counting: 34 numbers of hidden size per token and layer, of which checkpointing keeps two."""
-    text = read_config(config.model.path, config.model.revision).get_text_config()
-    kept = 2 if config.model.gradient_checkpointing else 34
-    return float(
-        tokens * text.hidden_size * text.num_hidden_layers * kept * _dtype(config).itemsize
-    )
-
-
-def _work_space(config: Config, trained: int) -> float:
-    """Bytes that come and go: the gradient of the head and one tile of it, and the casts of autocast."""
-    text = read_config(config.model.path, config.model.revision).get_text_config()
-    tile = 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
-    head: float = 4.0 * text.hidden_size * text.vocab_size + tile
-    casts = 2.0 * trained if config.model.dtype == "bfloat16" else 0.0
-    return head + casts
-
-
-def _memory(
+def _estimate_memory(
     config: Config,
     algorithm: Algorithm,
     family: Family,
-    parameters: int,
-    trained: int,
-    tokens_of_group: int,
+    parameters: tuple[int, int],
+    groups: int,
     *,
-    processes: int,
-    prompt_tokens_max: int,
-    image_tokens_total: int,
+    group_tokens: int,
+    prompt_tokens: int,
+    image_tokens: int,
 ) -> dict[str, float]:
-    """Bytes per process. Weights, gradients and moments are exact, activations estimated for a full micro-batch."""
+    """Bytes per process, by what takes them.
+
+    parameters: all, and those that are trained. groups: of a step, on one process.
+    prompt_tokens: those of the longest prompt. image_tokens: those of the whole data set.
+    """
+    everything, trained = parameters
     checkpoint = read_config(config.model.path, config.model.revision)
-    itemsize = _dtype(config).itemsize
-    groups = ceil(config.train.prompts_per_step / processes)
-    tokens = min(config.train.tokens_per_pass, groups * tokens_of_group)
+    tokens = min(config.train.tokens_per_pass, groups * group_tokens)
 
-    memory = {
-        "weights": 4.0 * parameters,
-        "gradients": 4.0 * trained,
-        "optimizer": 8.0 * trained,
-        "activations": _activations(config, tokens),
-        "work space": _work_space(config, trained),
-    }
-
-    # the slots of the rollout, and the prompts that wait for one
+    memory = weight_memory(everything, trained)
+    memory |= micro_batch_memory(config, tokens, trained)
     if algorithm.samples:
-        answers = min(config.rollout.slots, groups * config.rollout.group_size)
-        cached = answers * (prompt_tokens_max + config.rollout.max_new_tokens)
-        cached += config.rollout.prompts_per_batch * prompt_tokens_max
         key_values = family.shape_of(checkpoint).key_values
-        memory["key-value cache"] = float(cached * key_values * itemsize)
-
-    if vision_mode(config, family) == "kept" and image_tokens_total:
-        hidden = checkpoint.get_text_config().hidden_size
-        every = float(image_tokens_total * hidden * itemsize)
-        memory["image features"] = min(every, config.model.vision_cache_mb * 2.0**20)
+        memory |= rollout_memory(config, groups, prompt_tokens, key_values)
+    if vision_mode(config, family) == "kept" and image_tokens:
+        memory |= feature_memory(config, image_tokens)
     if config.train.reuse_prefill:
-        memory["kept prompts"] = _activations(config, groups * prompt_tokens_max)
+        memory["kept prompts"] = activation_bytes(config, groups * prompt_tokens)
+
+    # with adapters the reference is the same weights, adapters off
     if "reference_logp" in algorithm.needs and not config.model.lora_rank:
-        memory["reference"] = float(parameters * itemsize)
+        memory["reference"] = float(everything * compute_dtype(config).itemsize)
     return memory
 
 
@@ -261,39 +243,36 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    share = 100 * plan.trained_parameters / plan.parameters
-    steps = f"{plan.steps} steps, {plan.epochs:.2f} epochs of {plan.examples} examples"
-    per_step = f"{plan.prompts_per_step} groups x {plan.group_size} answers = {plan.prompts_per_step * plan.group_size} answers"
-    rows = {
-        "model": f"{config.model.path}, {plan.parameters:,} parameters, {plan.trained_parameters:,} trained ({share:.1f} %), "
-        f"{config.model.dtype}",
-        "data": f"{config.data.train}: prompts of {plan.prompt_tokens_median:g} tokens (median; {plan.prompt_tokens_max} at "
-        f"most), "
-        f"{plan.image_tokens_median:g} of them image",
-        "run": steps,
-        "step": f"{per_step}, on {plan.processes} process(es) in at most {plan.passes_per_step} micro-batch(es) each",
-        "sampling": f"temperature {config.rollout.temperature}, top_p 1, top_k off, no penalty, "
-        f"at most {config.rollout.max_new_tokens} tokens",
-        "rewards": ", ".join(
-            f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()
-        ),
-        "algorithm": _describe_algorithm(config),
-        "attention": f"{plan.kernel}{f' ({plan.kernel_note})' if plan.kernel_note else ''}",
-        "work": _work(plan),
-        "memory": f"about {_size(sum(plan.memory_bytes.values()))} per process: "
-        + ", ".join(f"{k} {_size(v)}" for k, v in plan.memory_bytes.items()),
-        "output": str(Path(config.output.folder)),
-    }
-    for name, value in rows.items():
+    for name, value in _describe(plan, config).items():
         table.add_row(name, value)
     console.print(Panel(table, title="plan", title_align="left"))
-    console.print(
-        Panel(
-            Text(plan.first_prompt),
-            title="prompt of row 0, as the model reads it",
-            title_align="left",
-        )
-    )
+
+    prompt = Text(plan.first_prompt)
+    title = "prompt of row 0, as the model reads it"
+    console.print(Panel(prompt, title=title, title_align="left"))
+
+
+def _describe(plan: Plan, config: Config) -> dict[str, str]:
+    """The rows of the table."""
+    answers = plan.prompts_per_step * plan.group_size
+    share = 100 * plan.trained_parameters / plan.parameters
+    return {
+        "model": f"{config.model.path}, {plan.parameters:,} parameters, "
+        f"{plan.trained_parameters:,} trained ({share:.1f} %), {config.model.dtype}",
+        "data": f"{config.data.train}: prompts of {plan.prompt_tokens_median:g} tokens (median; "
+        f"{plan.prompt_tokens_max} at most), {plan.image_tokens_median:g} of them image",
+        "run": f"{plan.steps} steps, {plan.epochs:.2f} epochs of {plan.examples} examples",
+        "step": f"{plan.prompts_per_step} groups x {plan.group_size} answers = {answers} answers, "
+        f"on {plan.processes} process(es) in at most {plan.passes_per_step} micro-batch(es) each",
+        "sampling": f"temperature {config.rollout.temperature}, top_p 1, top_k off, no penalty, "
+        f"at most {config.rollout.max_new_tokens} tokens",
+        "rewards": ", ".join(f"{name} x {w:g}" for name, w in config.rewards.weights.items()),
+        "algorithm": _describe_algorithm(config),
+        "attention": f"{plan.kernel} ({plan.kernel_note})" if plan.kernel_note else plan.kernel,
+        "work": _describe_work(plan),
+        "memory": _describe_memory(plan),
+        "output": str(Path(config.output.folder)),
+    }
 
 
 def _describe_algorithm(config: Config) -> str:
@@ -304,10 +283,17 @@ def _describe_algorithm(config: Config) -> str:
     rates = f"learning rate {config.train.learning_rate:g} {config.train.schedule}"
     for part, rate in config.train.learning_rates.items():
         rates += f", {part} {rate:g}"
-    return f"{name}{f' ({settings})' if settings else ''}, {rates}"
+    described = f"{name} ({settings})" if settings else name
+    return f"{described}, {rates}"
 
 
-def _work(plan: Plan) -> str:
+def _describe_memory(plan: Plan) -> str:
+    total = _size(sum(plan.memory_bytes.values()))
+    parts = ", ".join(f"{name} {_size(n)}" for name, n in plan.memory_bytes.items())
+    return f"about {total} per process: {parts}"
+
+
+def _describe_work(plan: Plan) -> str:
     """Predicted operations of a step, beside what they would be without sharing."""
     ours, naive = plan.cost, plan.naive_cost
     groups = plan.prompts_per_step
@@ -320,6 +306,7 @@ def _work(plan: Plan) -> str:
         return (
             f"{text}; image and prompt are computed for every answer (train.shared_prefix is false)"
         )
+
     prefill = f", prefill {naive.prefill / ours.prefill:.1f}" if ours.prefill else ""
     activations = plan.naive_activations / plan.group_activations
     ratios = (

@@ -1,4 +1,7 @@
-"""Everything about a run that can be checked without weights: names, data, rewards, sizes. It ends in a plan."""
+"""Everything about a run that can be checked without weights: names, data, rewards, sizes.
+
+It ends in a plan.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +40,10 @@ class Prepared:
 
 
 def make_encoder(config: Config) -> Encoder:
-    """The encoder of a config's model, prompt and data sections. Loads the tokenizer, no weights."""
+    """The encoder of a config's model, prompt and data sections.
+
+    Loads the tokenizer, no weights.
+    """
     root = Path(config.data.root) if config.data.root else _folder_of(config.data.train)
     return Encoder(
         processing=load_processing(config.model.path, config.model.revision),
@@ -69,17 +75,22 @@ def check_data(config: Config, encoder: Encoder, console: Console | None) -> Dat
 
 
 def prepare(config: Config, *, processes: int, console: Console | None) -> Prepared:
-    """Check data, rewards and sizes, and plan the run. Raises UserError with everything that is wrong."""
+    """Check data, rewards and sizes, and plan the run.
+
+    Raises UserError with everything that is wrong.
+    """
     if config.train.prompts_per_step % processes:
         raise UserError(
             f"train.prompts_per_step is {config.train.prompts_per_step}, which {processes} processes cannot share. "
             f"Choose a multiple of {processes}."
         )
+
     # names that are looked up are looked up first: no data is read for a run that cannot start
     engines.get(config.rollout.engine)
     shardings.get(config.train.sharding)
     algorithm = make_algorithm(config.algorithm)
     encoder = make_encoder(config)
+
     report = check_data(config, encoder, console)
     if not report.ok:
         if console:
@@ -90,11 +101,7 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
         )
     examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
     _refuse_bad_rewards(config, examples)
-    steps = (
-        config.train.steps
-        if config.train.steps is not None
-        else ceil(config.train.epochs * len(examples) / config.train.prompts_per_step)
-    )
+
     plan = make_plan(
         config,
         algorithm=algorithm,
@@ -102,7 +109,7 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
         prompt_tokens=report.tokens,
         image_tokens=report.image_tokens,
         processes=processes,
-        steps=steps,
+        steps=_count_steps(config, len(examples)),
         first_prompt=encoder.render(examples[0]),
     )
     return Prepared(
@@ -116,11 +123,18 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
     )
 
 
+def _count_steps(config: Config, examples: int) -> int:
+    if config.train.steps is not None:
+        return config.train.steps
+    return ceil(config.train.epochs * examples / config.train.prompts_per_step)
+
+
 def _refuse_bad_rewards(config: Config, examples: Sequence[Example]) -> None:
     with RewardPool(
         config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers
     ) as pool:
         problems = check_gold(config.rewards.weights, examples, pool=pool)
+
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save
+from torch import Tensor
 
 from gpg_vl.errors import RunError
 from gpg_vl.types import Group
@@ -16,32 +17,44 @@ from gpg_vl.types import Group
 SAMPLED_GROUPS = 4
 """Groups written per dump."""
 
+_PROMPT_TENSORS = (
+    "input_ids_T",
+    "positions_3_T",
+    "image_mask_T",
+    "pixel_values_N",
+    "grid_thw_I_3",
+)
+
 
 def truncate_metrics(file: Path, step: int) -> int:
-    """Drop the rows after `step` (they will be computed again) and a torn last line. Returns how many rows went."""
+    """Drop the rows after `step` (they will be computed again) and a torn last line.
+
+    Returns how many rows went.
+    """
     if not file.exists():
         return 0
-    kept, dropped = [], 0
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+
+    kept = []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for line in lines:
         try:
             row = json.loads(line) if line.endswith("\n") else None
         except json.JSONDecodeError:
             row = None
         if row is not None and row["step"] <= step:
             kept.append(line)
-        else:
-            dropped += 1
+
     partial = file.with_suffix(".partial")
     _write(partial, "".join(kept).encode())
     partial.replace(file)
-    return dropped
+    return len(lines) - len(kept)
 
 
 class Record:
     """Writes metrics and samples of a run, on the main process only.
 
-    Metric rows are `{"step": n, "kind": "train" | "eval", ..., "seconds": {...}}`; all that depends on the clock stands
-    under `seconds`, so that two runs can be compared bit for bit without it.
+    Metric rows are `{"step": n, "kind": "train" | "eval", ..., "seconds": {...}}`; all that depends
+    on the clock stands under `seconds`, so that two runs can be compared bit for bit without it.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
@@ -52,58 +65,58 @@ class Record:
     def metrics(
         self, step: int, kind: str, values: Mapping[str, Any], seconds: Mapping[str, float]
     ) -> None:
-        """Append one row and send its numbers to the trackers. Raises RunError if the disk is full."""
+        """Append one row and send its numbers to the trackers.
+
+        Raises RunError if the disk is full.
+        """
         if self._main:
-            row = {
-                "step": step,
-                "kind": kind,
-                **values,
-                "seconds": {k: round(v, 4) for k, v in seconds.items()},
-            }
+            rounded = {name: round(value, 4) for name, value in seconds.items()}
+            row = {"step": step, "kind": kind, **values, "seconds": rounded}
             self._append(self._folder / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
-        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+
         if self._accelerator.trackers:
-            self._accelerator.log(
-                {
-                    f"{kind}/{k}": v
-                    for k, v in {
-                        **numbers,
-                        **{f"seconds_{k}": s for k, s in seconds.items()},
-                    }.items()
-                },
-                step=step,
-            )
+            numbers: dict[str, float] = {}
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    numbers[f"{kind}/{name}"] = value
+            for name, value in seconds.items():
+                numbers[f"{kind}/seconds_{name}"] = value
+            self._accelerator.log(numbers, step=step)
 
     def samples(self, step: int, groups: Sequence[Group]) -> None:
         """Dump the first groups of a step: prompt, images as files, completions, rewards."""
         if not self._main or not groups:
             return
-        _dump(_made(self._folder / "samples" / f"step-{step:06d}"), groups[:SAMPLED_GROUPS])
+        folder = _make_folder(self._folder / "samples" / f"step-{step:06d}")
+        _dump_groups(folder, groups[:SAMPLED_GROUPS])
 
     def broken(self, step: int, groups: Sequence[Group]) -> Path:
-        """Keep all groups of this process that a failed update was made of, tensors included. Returns the folder."""
-        folder = _made(
-            self._folder / "broken" / f"step-{step:06d}-process-{self._accelerator.process_index}"
-        )
-        _dump(folder, groups)
-        tensors = {
-            f"{number}.{name}": value.contiguous()
-            for number, group in enumerate(groups)
-            for name in (
-                "input_ids_T",
-                "positions_3_T",
-                "image_mask_T",
-                "pixel_values_N",
-                "grid_thw_I_3",
-            )
-            if (value := getattr(group.prompt, name)) is not None
-        }
+        """Keep all groups of this process that a failed update was made of, tensors included.
+
+        Returns the folder.
+        """
+        name = f"step-{step:06d}-process-{self._accelerator.process_index}"
+        folder = _make_folder(self._folder / "broken" / name)
+        _dump_groups(folder, groups)
+
+        tensors: dict[str, Tensor] = {}
         for number, group in enumerate(groups):
+            for name in _PROMPT_TENSORS:
+                value = getattr(group.prompt, name)
+                if value is not None:
+                    tensors[f"{number}.{name}"] = value.contiguous()
             for member, completion in enumerate(group.completions):
                 tensors[f"{number}.{member}.token_ids"] = torch.tensor(completion.token_ids)
                 tensors[f"{number}.{member}.logprobs"] = torch.tensor(completion.logprobs)
         _write(folder / "tensors.safetensors", save(tensors))
         return folder
+
+    def flush(self) -> None:
+        """Bring metrics.jsonl to the disk, so that a checkpoint never knows more steps than it."""
+        file = self._folder / "metrics.jsonl"
+        if self._main and file.exists():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
 
     def _append(self, file: Path, line: str) -> None:
         try:
@@ -114,15 +127,8 @@ class Record:
                 f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume."
             ) from error
 
-    def flush(self) -> None:
-        """Bring metrics.jsonl to the disk, so that a checkpoint never knows more steps than it."""
-        file = self._folder / "metrics.jsonl"
-        if self._main and file.exists():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
 
-
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,39 +138,50 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _dump(folder: Path, groups: Sequence[Group]) -> None:
+def _dump_groups(folder: Path, groups: Sequence[Group]) -> None:
     """samples.jsonl, and the images that came as bytes."""
-    rows: list[dict[str, Any]] = []
-    for group in groups:
-        images = []
-        for i, image in enumerate(group.example.images):
-            if isinstance(image, bytes):
-                name = f"{len(rows)}-{i}{_suffix(image)}"
-                _write(folder / name, image)
-                images.append(name)
-            else:
-                images.append(image)
-        rows.append(
-            {
-                "id": group.example.id,
-                "task": group.example.task,
-                "prompt": group.prompt.text,
-                "images": images,
-                "answer": group.example.answer,
-                "choices": group.example.choices,
-                "completions": [
-                    {
-                        "text": c.text,
-                        "finish_reason": c.finish_reason,
-                        "tokens": len(c.token_ids),
-                        "reward": r,
-                        **{f"reward/{k}": v[j] for k, v in group.reward_parts.items()},
-                    }
-                    for j, (c, r) in enumerate(zip(group.completions, group.rewards, strict=True))
-                ],
-            }
-        )
-    _write(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    lines = []
+    for number, group in enumerate(groups):
+        row = {
+            "id": group.example.id,
+            "task": group.example.task,
+            "prompt": group.prompt.text,
+            "images": _dump_images(folder, number, group),
+            "answer": group.example.answer,
+            "choices": group.example.choices,
+            "completions": _describe_completions(group),
+        }
+        lines.append(json.dumps(row) + "\n")
+    _write(folder / "samples.jsonl", "".join(lines).encode())
+
+
+def _dump_images(folder: Path, number: int, group: Group) -> list[str]:
+    """The names of the images: those of their files, or those that are written here."""
+    names = []
+    for place, image in enumerate(group.example.images):
+        if isinstance(image, bytes):
+            name = f"{number}-{place}{_guess_suffix(image)}"
+            _write(folder / name, image)
+            names.append(name)
+        else:
+            names.append(image)
+    return names
+
+
+def _describe_completions(group: Group) -> list[dict[str, Any]]:
+    rows = []
+    scored = zip(group.completions, group.rewards, strict=True)
+    for place, (completion, reward) in enumerate(scored):
+        row: dict[str, Any] = {
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "tokens": len(completion.token_ids),
+            "reward": reward,
+        }
+        for name, values in group.reward_parts.items():
+            row[f"reward/{name}"] = values[place]
+        rows.append(row)
+    return rows
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -176,11 +193,9 @@ def _write(file: Path, data: bytes) -> None:
         ) from error
 
 
-def _suffix(data: bytes) -> str:
-    return (
-        ".png"
-        if data.startswith(b"\x89PNG")
-        else ".jpg"
-        if data.startswith(b"\xff\xd8")
-        else ".img"
-    )
+def _guess_suffix(data: bytes) -> str:
+    if data.startswith(b"\x89PNG"):
+        return ".png"
+    if data.startswith(b"\xff\xd8"):
+        return ".jpg"
+    return ".img"

@@ -1,11 +1,10 @@
 """The door of a training run: a config is unpacked here, and nothing below receives one.
 
-`prepare` (training/prepare.py) has checked everything that can be checked without weights; `launch` loads the model, puts
-the parts together and trains.
+`prepare` (training/prepare.py) has checked everything that can be checked without weights; `launch`
+loads the model, puts the parts together and trains.
 """
 
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from gpg_vl.config import Config, SampledConfig
-from gpg_vl.errors import UserError
 from gpg_vl.model import Model
 from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.families import Family
@@ -26,7 +24,7 @@ from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.checkpoint import Checkpoints, latest
-from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder
+from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder, Rewarder
 from gpg_vl.training.display import Display, no_signal
 from gpg_vl.training.evaluation import Evaluation
 from gpg_vl.training.folder import open_folder
@@ -44,44 +42,6 @@ from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
 
-PLAIN_LAUNCHES = ("NO", "MULTI_CPU", "MULTI_GPU")
-"""What a launch may ask of accelerate: processes, and nothing that wraps a model."""
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Devices, precision, processes and trackers. Deterministic algorithms are switched on here if asked for.
-
-    Raises UserError for a launch that asks for a wrapper: weights are spread by `train.sharding`, not by the launcher.
-    """
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # on a GPU some library kernels have no such form: there a warning names them instead of stopping the run
-        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    folder = Path(config.output.folder)
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
-        log_with=[_tracker(name) for name in config.output.trackers] or None,
-        project_dir=str(folder),
-    )
-    if accelerator.distributed_type.value not in PLAIN_LAUNCHES:
-        raise UserError(
-            f"The launcher asks for {accelerator.distributed_type.value}; gpg_vl spreads weights itself, as "
-            f"train.sharding says. Start the processes with torchrun, or set distributed_type to NO or MULTI_GPU in the "
-            f"config of accelerate."
-        )
-    return accelerator
-
-
-def _tracker(name: str) -> str:
-    import importlib.util
-
-    if importlib.util.find_spec(name) is None:
-        raise UserError(
-            f"output.trackers names {name}, which is not installed. Install it with: pip install 'gpg_vl[{name}]', or remove it."
-        )
-    return name
-
 
 def launch(
     prepared: Prepared,
@@ -91,7 +51,10 @@ def launch(
     console: Console,
     evaluation: Evaluation | None,
 ) -> bool:
-    """Load the model and train. Returns False if the run was interrupted before its end. Raises UserError or RunError."""
+    """Load the model and train.
+
+    Returns False if the run was interrupted before its end. Raises UserError or RunError.
+    """
     config, folder = prepared.config, Path(prepared.config.output.folder)
     on_main(accelerator, lambda: open_folder(config, resume=resume))
 
@@ -100,12 +63,10 @@ def launch(
     model = _load_model(prepared, accelerator)
     sharding = _make_sharding(config, accelerator)
     learner = _make_learner(prepared, model, sharding, accelerator, prefixes)
-    engine = model.engine(
-        config.rollout.engine,
-        prompts_per_batch=config.rollout.prompts_per_batch,
-        slots=config.rollout.slots,
-        prefixes=prefixes,
-    )
+    engine = _make_engine(config, model, prefixes)
+    evaluate = partial(evaluation, engine, model.processing, accelerator) if evaluation else None
+
+    # where the run begins; a checkpoint goes into a model that is wrapped already
     source = _make_source(prepared)
     checkpoints = Checkpoints(
         folder / "checkpoints",
@@ -116,39 +77,25 @@ def launch(
         accelerator=accelerator,
     )
     state = _resume(checkpoints, folder, accelerator, console) if resume else RunState()
-
-    main = accelerator.is_main_process
     if config.output.trackers:
-        accelerator.init_trackers("gpg_vl", config=_flat(config))
+        accelerator.init_trackers("gpg_vl", config=_flatten(config))
+
+    # worker processes, the display and the handling of Ctrl-C end with the run, however it ends
+    is_main, steps = accelerator.is_main_process, prepared.plan.steps
     with (
         _make_rewarder(config) as rewarder,
-        Display(console, steps=prepared.plan.steps, done=state.step, enabled=main) as display,
-        StopRequest(console if main else None) as stop,
+        Display(console, steps=steps, done=state.step, enabled=is_main) as display,
+        StopRequest(console if is_main else None) as stop,
     ):
         final = train(
-            collector=Collector(
-                source,
-                _make_responder(prepared, engine),
-                rewarder,
-                _quota(config),
-                accelerator,
-                drop_broken=config.rewards.on_error == "drop_group",
-                progress=display.phase,
-            ),
+            collector=_make_collector(prepared, source, engine, rewarder, display, accelerator),
             learner=learner,
             engine=engine,
             state=state,
-            intervals=Intervals(
-                steps=prepared.plan.steps,
-                eval_every=config.eval.every,
-                checkpoint_every=config.output.checkpoint_every,
-                samples_every=config.output.samples_every,
-            ),
+            intervals=_make_intervals(config, steps),
             record=Record(folder, accelerator),
             hooks=Hooks(
-                evaluate=partial(evaluation, engine, model.processing, accelerator)
-                if evaluation
-                else None,
+                evaluate=evaluate,
                 checkpoint=checkpoints.save,
                 show=display.step,
                 stop_wanted=stop.wanted,
@@ -156,16 +103,18 @@ def launch(
             accelerator=accelerator,
         )
 
-    told = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
-    if told and main:
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
-    return final.step == prepared.plan.steps
+    message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
+    if message and is_main:
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
+    return final.step == steps
 
 
 def _resume(
     checkpoints: Checkpoints, folder: Path, accelerator: Accelerator, console: Console
 ) -> RunState:
-    """The state of the newest complete checkpoint, with later metric rows dropped: they will be computed again."""
+    """The state of the newest complete checkpoint, with later metric rows dropped: they will be
+    computed again.
+    """
     start = latest(folder / "checkpoints")
     state = checkpoints.restore(start) if start else RunState()
     if accelerator.is_main_process:
@@ -228,7 +177,8 @@ def _make_learner(
     config, algorithm = prepared.config, prepared.algorithm
     parts: tuple[str, ...] = tuple(config.train.learning_rates)
 
-    # the reference is the policy of the beginning, also in a run that is resumed: made before a checkpoint is read
+    # the reference is the policy of the beginning, also in a run that is resumed: made before a
+    # checkpoint is read
     reference = None
     if "reference_logp" in algorithm.needs:
         reference = make_reference(model.policy, model.autocast or torch.float32)
@@ -244,7 +194,7 @@ def _make_learner(
             ),
             max_grad_norm=config.train.max_grad_norm,
             max_new_tokens=config.rollout.max_new_tokens,
-            learning_rate=_learning_rates(config, prepared.plan.steps),
+            learning_rate=_make_learning_rate(config, prepared.plan.steps),
             parts=parts,
             autocast=model.autocast,
         ),
@@ -260,8 +210,8 @@ def _make_learner(
     )
 
 
-def _learning_rates(config: Config, steps: int) -> Callable[[int, str], float]:
-    peaks = {"": config.train.learning_rate}
+def _make_learning_rate(config: Config, steps: int) -> Callable[[int, str], float]:
+    peaks: dict[str, float] = {"": config.train.learning_rate}
     for part, peak in config.train.learning_rates.items():
         peaks[part] = peak
 
@@ -278,9 +228,37 @@ def _learning_rates(config: Config, steps: int) -> Callable[[int, str], float]:
     return rate
 
 
+def _make_engine(config: Config, model: Model, prefixes: PrefixStore | None) -> Engine:
+    return model.engine(
+        config.rollout.engine,
+        prompts_per_batch=config.rollout.prompts_per_batch,
+        slots=config.rollout.slots,
+        prefixes=prefixes,
+    )
+
+
 def _make_source(prepared: Prepared) -> PromptSource:
     return PromptSource(
         examples=prepared.examples, encoder=prepared.encoder, seed=prepared.config.train.seed
+    )
+
+
+def _make_collector(
+    prepared: Prepared,
+    source: PromptSource,
+    engine: Engine,
+    rewarder: Rewarder,
+    display: Display,
+    accelerator: Accelerator,
+) -> Collector:
+    return Collector(
+        source,
+        _make_responder(prepared, engine),
+        rewarder,
+        _make_quota(prepared.config),
+        accelerator,
+        drop_broken=prepared.config.rewards.on_error == "drop_group",
+        progress=display.phase,
     )
 
 
@@ -297,9 +275,10 @@ def _make_responder(prepared: Prepared, engine: Engine) -> Responder:
     return EngineResponder(engine=engine, sampling=sampling)
 
 
-def _quota(config: Config) -> Quota:
-    # an algorithm that samples nothing has no second round to hope for
+def _make_quota(config: Config) -> Quota:
     section = config.algorithm
+
+    # an algorithm that samples nothing has no second round to hope for
     if not isinstance(section, SampledConfig):
         return Quota(
             prompts_per_step=config.train.prompts_per_step, beta_th=0.0, max_resample_attempts=1
@@ -311,6 +290,15 @@ def _quota(config: Config) -> Quota:
     )
 
 
+def _make_intervals(config: Config, steps: int) -> Intervals:
+    return Intervals(
+        steps=steps,
+        eval_every=config.eval.every,
+        checkpoint_every=config.output.checkpoint_every,
+        samples_every=config.output.samples_every,
+    )
+
+
 def _make_rewarder(config: Config) -> RewardPool:
     return RewardPool(
         config.rewards.weights,
@@ -319,11 +307,11 @@ def _make_rewarder(config: Config) -> RewardPool:
     )
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        if isinstance(value, int | float | str | bool)
-        else json.dumps(value)
-        for section, keys in config.model_dump(mode="json").items()
-        for key, value in keys.items()
-    }
+def _flatten(config: Config) -> dict[str, Any]:
+    """`section.key` to values that every tracker takes."""
+    flat: dict[str, Any] = {}
+    for section, keys in config.model_dump(mode="json").items():
+        for key, value in keys.items():
+            is_plain = isinstance(value, int | float | str | bool)
+            flat[f"{section}.{key}"] = value if is_plain else json.dumps(value)
+    return flat

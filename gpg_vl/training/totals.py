@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gpg_vl.algorithms.age import StepCounts
+from gpg_vl.algorithms.algorithm import to_dtype
 from gpg_vl.models.requests import ScoreOutput
 from gpg_vl.training.micro_batch import MicroBatch, count_groups
 from gpg_vl.training.ranks import sum_named
@@ -74,7 +75,8 @@ class Totals:
         self.entropy += output.entropy_K.sum().item()
         self.logps.append((micro_batch.index_K, output.logp_K))
         if self.observe is not None:
-            for name, value_K in self.observe(output.logp_K, micro_batch.inputs).items():
+            inputs = to_dtype(micro_batch.inputs, output.logp_K)
+            for name, value_K in self.observe(output.logp_K, inputs).items():
                 add_to(self.observed, name, value_K.sum().item())
 
         sampled_K = ~micro_batch.sampled_logp_K.isnan()

@@ -26,7 +26,7 @@ from gpg_vl.eval.scorers.options import gold_choices, gold_letter, option_texts,
 from gpg_vl.eval.scorers.visualthinker import visualthinker
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
 from gpg_vl.eval.statistics import Floats, Sample, mean_of
-from gpg_vl.eval.task import Doc, PromptStyle, Task
+from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
 KINDS = ("2D", "3D")
 TASKS = ("Count", "Relation", "Depth", "Distance")
@@ -39,27 +39,27 @@ LAYOUTS = (
     ("test.jsonl",),
 )
 
-_CAMBRIAN = PromptStyle(
+_CAMBRIAN = TaskPrompt(
     template="{prompt}\nAnswer with the option's letter from the given choices directly.",
     max_new_tokens=512,
 )
 PROMPTS = {
     "official": _CAMBRIAN,
     "cambrian": _CAMBRIAN,
-    "lmms": PromptStyle(
+    "lmms": TaskPrompt(
         template="Note: You only need to respond with {letters} without providing any additional "
         "information.\n\n{prompt}",
         system="You are a helpful assistant.",
         max_new_tokens=1024,
     ),
-    "visualthinker": PromptStyle(
+    "visualthinker": TaskPrompt(
         template="{prompt}\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> "
         "tags.",
         max_new_tokens=1024,
     ),
     # For base checkpoints: bare text without roles, which ends inside the reasoning.
     # NOTE: the original has the image and then the word <image>; a mark stands for the image, so here the word is lost.
-    "visualthinker_base": PromptStyle(
+    "visualthinker_base": TaskPrompt(
         template="<image>A conversation between User and Assistant. The user asks a question about the image, and the "
         "Assistant solves it. The assistant first thinks about the reasoning process in the mind and then "
         "provides the user with the answer.\nUser: {prompt} \nAssistant: Let me solve this step by step.\n",
@@ -67,7 +67,7 @@ PROMPTS = {
         prefill="<think>",
         max_new_tokens=1024,
     ),
-    "lmms_reasoning": PromptStyle(
+    "lmms_reasoning": TaskPrompt(
         template="{prompt}",
         system="You are a helpful assistant. When user asks a question, your response must include two parts: first, "
         "reasoning process enclosed in <analysis>...</analysis> tags, then final answer enclosed in "
@@ -76,11 +76,11 @@ PROMPTS = {
         max_new_tokens=49152,
     ),
     # What VLMEvalKit's Qwen2-VL wrapper asks instead of the benchmark's own prompt.
-    "vlmevalkit": PromptStyle(
+    "vlmevalkit": TaskPrompt(
         template="Question: {question}\nOptions:\n{options}\nPlease select the correct answer from the options above.",
         max_new_tokens=2048,
     ),
-    "plain": PromptStyle(template="{prompt}", max_new_tokens=1024),
+    "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
 }
 
 

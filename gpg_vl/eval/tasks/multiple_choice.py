@@ -22,7 +22,7 @@ from gpg_vl.eval.scorers.mmmu import mmmu_lmms, mmmu_vlmevalkit, strict_mmmu
 from gpg_vl.eval.scorers.options import gold_letter, gold_letters, option_texts, strict_choice
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
 from gpg_vl.eval.statistics import Floats, Sample, mean_of
-from gpg_vl.eval.task import Doc, PromptStyle, Task
+from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _THINK = (
@@ -73,9 +73,9 @@ def mmmu() -> Task:
         files=lambda path: tables(path, name="MMMU", split="validation"),
         load=load_mmmu,
         prompts={
-            "official": PromptStyle(template="{prompt}\n\n{instruction}", max_new_tokens=1024),
-            "think": PromptStyle(template="{prompt}" + _THINK, max_new_tokens=2048),
-            "plain": PromptStyle(template="{prompt}", max_new_tokens=1024),
+            "official": TaskPrompt(template="{prompt}\n\n{instruction}", max_new_tokens=1024),
+            "think": TaskPrompt(template="{prompt}" + _THINK, max_new_tokens=2048),
+            "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="official",
         scorers={
@@ -213,12 +213,12 @@ def blink() -> Task:
         files=lambda path: tables(path, name="BLINK", split="val", folders=("", "data", *SUBTASKS)),
         load=load_blink,
         prompts={
-            "official": PromptStyle(
+            "official": TaskPrompt(
                 template="{prompt}\nAnswer with the option's letter from the given choices directly.",
                 max_new_tokens=1024,
             ),
-            "think": PromptStyle(template="{prompt}" + _THINK, max_new_tokens=2048),
-            "plain": PromptStyle(template="{prompt}", max_new_tokens=1024),
+            "think": TaskPrompt(template="{prompt}" + _THINK, max_new_tokens=2048),
+            "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="official",
         scorers={"strict": strict_choice, "lmms": lmms_letter, "vlmevalkit": vlmevalkit_choice},

@@ -15,7 +15,7 @@ from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.quantities import count_strict, geometry_strict, written_forms
 from gpg_vl.eval.scorers.r1v import r1v_count, r1v_math
 from gpg_vl.eval.statistics import Sample, mean_of
-from gpg_vl.eval.task import Doc, PromptStyle, Task
+from gpg_vl.eval.task import Doc, Task, TaskPrompt
 from gpg_vl.rewards.counting import parse_count
 
 REQUIRED = ("image_path", "question", "ground_truth")
@@ -39,9 +39,9 @@ def geoqa() -> Task:
         load=load_geoqa,
         prompts={
             # One blank before the instruction; the training prompt has two.
-            "r1v": PromptStyle(template="{prompt} " + _THINK, max_new_tokens=1024),
-            "r1v_train": PromptStyle(template="{prompt}  " + _THINK, max_new_tokens=1024),
-            "plain": PromptStyle(template="{prompt}", max_new_tokens=1024),
+            "r1v": TaskPrompt(template="{prompt} " + _THINK, max_new_tokens=1024),
+            "r1v_train": TaskPrompt(template="{prompt}  " + _THINK, max_new_tokens=1024),
+            "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="r1v",
         scorers={"strict": geometry_strict, "official": r1v_math, "r1v": r1v_math},
@@ -74,8 +74,8 @@ def superclevr() -> Task:
         ),
         load=load_superclevr,
         prompts={
-            "r1v": PromptStyle(template="{prompt} First o" + _THINK[1:], max_new_tokens=256),
-            "plain": PromptStyle(template="{prompt}", max_new_tokens=256),
+            "r1v": TaskPrompt(template="{prompt} First o" + _THINK[1:], max_new_tokens=256),
+            "plain": TaskPrompt(template="{prompt}", max_new_tokens=256),
         },
         default_prompt="r1v",
         scorers={"strict": count_strict, "official": r1v_count, "r1v": r1v_count},

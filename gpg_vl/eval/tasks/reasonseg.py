@@ -46,7 +46,7 @@ from gpg_vl.eval.scorers.masks import (
 )
 from gpg_vl.eval.scorers.visual_rft import visual_rft_box
 from gpg_vl.eval.statistics import Sample, mean_of
-from gpg_vl.eval.task import Doc, PromptStyle, Task
+from gpg_vl.eval.task import Doc, Task, TaskPrompt
 from gpg_vl.eval.tasks.refcoco import THRESHOLDS, share
 from gpg_vl.rewards.boxes import Frame, convert
 
@@ -78,15 +78,15 @@ def lisa() -> Task:
         load=load,
         prompts={
             # 128 tokens are published; they cut long reasoning off, which the share of truncated answers shows.
-            "visual_rft": PromptStyle(
+            "visual_rft": TaskPrompt(
                 template=_VISUAL_RFT, system=_SYSTEM, max_new_tokens=128, coordinates="rel1000"
             ),
-            "visual_rft_train": PromptStyle(
+            "visual_rft_train": TaskPrompt(
                 template=_VISUAL_RFT.replace("{prompt}.", "{prompt}"),
                 max_new_tokens=256,
                 coordinates="rel1000",
             ),
-            "plain": PromptStyle(
+            "plain": TaskPrompt(
                 template="Output the bounding box of: {prompt}", max_new_tokens=128
             ),
         },

@@ -33,7 +33,7 @@ from gpg_vl.eval.scorers.boxes import (
     vlmevalkit_box,
 )
 from gpg_vl.eval.statistics import Aggregate, Floats, Sample
-from gpg_vl.eval.task import Doc, PromptStyle, Task
+from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
 SPLITS = ("val", "testA", "testB", "test")
 THRESHOLDS = (0.5, 0.3, 0.7, 0.9)
@@ -52,24 +52,24 @@ _SENTENCE = (
 )
 PROMPTS = {
     # The Qwen authors' own question; the answer is in the convention of the model's family.
-    "qwen": PromptStyle(
+    "qwen": TaskPrompt(
         template='Locate every object that matches the description "{prompt}" in the image. Report bbox coordinates in JSON '
         "format.",
         max_new_tokens=512,
     ),
-    "lmms_rec": PromptStyle(
+    "lmms_rec": TaskPrompt(
         template="Bounding box coordinates are specified in the format (top-left x, top-left y, bottom-right x, bottom-right "
         "y). All values are floating point numbers bounded between 0 and 1. " + _SENTENCE,
         max_new_tokens=512,
         coordinates="rel1",
     ),
-    "vlm_r1": PromptStyle(
+    "vlm_r1": TaskPrompt(
         template=_SENTENCE
         + " First output the thinking process in <think> </think> tags and then output the final answer "
         "in <answer> </answer> tags. Output the final answer in JSON format.",
         max_new_tokens=256,
     ),
-    "vlm_r1_plain": PromptStyle(
+    "vlm_r1_plain": TaskPrompt(
         template=_SENTENCE + " Please provide the bounding box coordinate in JSON format.",
         max_new_tokens=256,
     ),

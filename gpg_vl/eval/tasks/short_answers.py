@@ -12,7 +12,7 @@ from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, rows_of, table
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import vqa
 from gpg_vl.eval.statistics import Aggregate, Sample, mean_of
-from gpg_vl.eval.task import Doc, PromptStyle, Scorer, Task
+from gpg_vl.eval.task import Doc, Scorer, Task, TaskPrompt
 
 _PHRASE = "\nAnswer the question using a single word or phrase."
 _THINK = (
@@ -59,9 +59,9 @@ def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...
         files=lambda path: tables(path, name=one.name, split=one.split, folders=one.folders),
         load=_loader(one),
         prompts={
-            "official": PromptStyle(template="{prompt}" + one.suffix, max_new_tokens=one.tokens),
-            "think": PromptStyle(template="{prompt}" + _THINK, max_new_tokens=1024),
-            "plain": PromptStyle(template="{prompt}", max_new_tokens=256),
+            "official": TaskPrompt(template="{prompt}" + one.suffix, max_new_tokens=one.tokens),
+            "think": TaskPrompt(template="{prompt}" + _THINK, max_new_tokens=1024),
+            "plain": TaskPrompt(template="{prompt}", max_new_tokens=256),
         },
         default_prompt="official",
         scorers=one.scorers,

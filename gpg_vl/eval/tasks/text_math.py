@@ -16,7 +16,7 @@ from gpg_vl.eval.scorers.lighteval import EXPRESSION, LATEX, lighteval
 from gpg_vl.eval.scorers.mathverify import Config
 from gpg_vl.eval.scorers.quantities import boxed_gold, math_strict
 from gpg_vl.eval.statistics import Sample, mean_of
-from gpg_vl.eval.task import Doc, PromptStyle, Scorer, Task
+from gpg_vl.eval.task import Doc, Scorer, Task, TaskPrompt
 from gpg_vl.rewards.parse import last_boxed
 
 _OFFICIAL = (
@@ -25,12 +25,12 @@ _OFFICIAL = (
     "just the final number or expression that solves the problem. Think step by step before answering.\n\n{prompt}"
 )
 PROMPTS = {
-    "official": PromptStyle(template=_OFFICIAL, max_new_tokens=32768),
-    "boxed": PromptStyle(
+    "official": TaskPrompt(template=_OFFICIAL, max_new_tokens=32768),
+    "boxed": TaskPrompt(
         template="{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.",
         max_new_tokens=3000,
     ),
-    "plain": PromptStyle(template="{prompt}", max_new_tokens=3000),
+    "plain": TaskPrompt(template="{prompt}", max_new_tokens=3000),
 }
 _MARKED = 'Let\'s think step by step and output the final answer after "####".'
 _LEVELS = ("1", "2", "3", "4", "5")
@@ -191,7 +191,7 @@ def gsm8k() -> Task:
         task,
         prompts={
             **PROMPTS,
-            "official": PromptStyle(template="{prompt} " + _MARKED, max_new_tokens=1024),
+            "official": TaskPrompt(template="{prompt} " + _MARKED, max_new_tokens=1024),
         },
         gold_responses=_gsm8k_golds,
         flawed=(),

@@ -19,7 +19,7 @@ from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.classes import official_class, strict_class
 from gpg_vl.eval.scorers.visual_rft import visual_rft_class
 from gpg_vl.eval.statistics import Sample
-from gpg_vl.eval.task import Doc, Loader, PromptStyle, Task
+from gpg_vl.eval.task import Doc, Loader, Task, TaskPrompt
 from gpg_vl.rewards.classification import plain_name
 from gpg_vl.rewards.parse import extract_answer
 
@@ -103,8 +103,8 @@ def _task(one: _Set) -> Task:
         files=lambda path: _files(path, one),
         load=_loader(one),
         prompts={
-            "visual_rft": PromptStyle(template=asked, max_new_tokens=1024),
-            "plain": PromptStyle(
+            "visual_rft": TaskPrompt(template=asked, max_new_tokens=1024),
+            "plain": TaskPrompt(
                 template=f"What is the {one.question} in the image?", max_new_tokens=64
             ),
         },
@@ -163,8 +163,8 @@ def digits() -> Task:
         metric="accuracy",
         # Recipes write the prompt that was trained with into each row.
         prompts={
-            "own": PromptStyle(template="{prompt}", max_new_tokens=256),
-            "plain": PromptStyle(template="Which digit is this?", max_new_tokens=64),
+            "own": TaskPrompt(template="{prompt}", max_new_tokens=256),
+            "plain": TaskPrompt(template="Which digit is this?", max_new_tokens=64),
         },
         default_prompt="own",
         aggregates={"micro": Sample.mean},

@@ -24,15 +24,15 @@ from gpg_vl.eval.scorers.options import choice_mark, gold_letters, option_texts
 from gpg_vl.eval.scorers.quantities import geometry_mark, geometry_strict
 from gpg_vl.eval.scorers.strict import Mark, judged
 from gpg_vl.eval.statistics import Sample, mean_of
-from gpg_vl.eval.task import Doc, PromptStyle, Task
+from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _THINK = (
     "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
 )
 PROMPTS = {
-    "official": PromptStyle(template="{prompt}", max_new_tokens=1024),
-    "think": PromptStyle(template="{prompt}" + _THINK, max_new_tokens=2048),
+    "official": TaskPrompt(template="{prompt}", max_new_tokens=1024),
+    "think": TaskPrompt(template="{prompt}" + _THINK, max_new_tokens=2048),
 }
 
 
@@ -228,13 +228,13 @@ def geometry3k() -> Task:
         files=lambda path: tables(path, name="Geometry3K", split="test"),
         load=load_geometry3k,
         prompts={
-            "easyr1": PromptStyle(
+            "easyr1": TaskPrompt(
                 template="{prompt} You FIRST think about the reasoning process as an internal monologue and then provide the "
                 "final answer. The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE "
                 "put in \\boxed{}.",
                 max_new_tokens=2048,
             ),
-            "plain": PromptStyle(template="{prompt}", max_new_tokens=1024),
+            "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="easyr1",
         scorers={"strict": geometry_strict},

@@ -118,8 +118,6 @@ class Family:
     """(model, pixel_values_N, grid_thw_I_3) -> [image tokens, H] of each image; differentiable."""
     place_features: Callable[[Tensor, Sequence[Tensor], Tensor], Tensor] = no_image
     """(embeddings_T_H, features of the images in their order, image_mask_T) -> embeddings_T_H with features in place."""
-    blank_image: Callable[[Any, Tensor], tuple[Tensor, Tensor]] = no_image
-    """(model, a tensor of the wanted device and dtype) -> (pixel_values_N, grid_thw_I_3) of the smallest image, all 0."""
 
     # ---- where the parts of the model are
 

@@ -137,13 +137,6 @@ def _place_features(
     return embeddings_T_H.masked_scatter(image_mask_T[:, None].expand_as(embeddings_T_H), placed)
 
 
-def _blank_image(model: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """One image token, which is as small as an image can be."""
-    values = 3 * model.config.vision_config.temporal_patch_size * PATCH_SIZE**2
-    grid = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]], device=like.device)
-    return like.new_zeros(MERGE_SIZE**2, values), grid
-
-
 # ---- where the parts of the model are
 
 
@@ -271,7 +264,6 @@ QWEN2_VL = Family(
     tower_positions=_all_axes,
     image_features=_image_features,
     place_features=_place_features,
-    blank_image=_blank_image,
     language_model=_language_model,
     layers=_layers,
     attentions=_attentions,

@@ -1,7 +1,7 @@
-"""From groups to passes, without a model: the same gradient for every cut, and for every deal to ranks.
+"""From groups to micro-batches, without a model: the same gradient for every cut, and for every deal to processes.
 
 The policy here is a table of logits: log pi of a token given the token that predicts it. The rows say which token that
-is, so a pass that is laid out wrongly changes the result.
+is, so a micro-batch that is laid out wrongly changes the result.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,21 @@ from typing import get_args
 
 import pytest
 import torch
-from gpg_vl.training.batch import Objective, Pass, counts_of, idle_pass, make_passes
 from torch import Tensor
 
-from gpg_vl.algorithms.advantages import FNorm
-from gpg_vl.algorithms.age import Age, StepCounts, age_factor
-from gpg_vl.algorithms.losses import Aggregation
+from gpg_vl.algorithms.age import StepCounts, age_factor
+from gpg_vl.algorithms.algorithm import Algorithm, Credit
+from gpg_vl.algorithms.choices import Age, Aggregation, FNorm
+from gpg_vl.algorithms.gpg import gpg
+from gpg_vl.algorithms.grpo import grpo
+from gpg_vl.training.micro_batch import (
+    Layout,
+    MicroBatch,
+    count_groups,
+    make_idle_micro_batch,
+    make_micro_batches,
+    make_step_batch,
+)
 from gpg_vl.types import Completion, Example, Group, Prompt
 
 VOCABULARY = 11
@@ -35,19 +44,23 @@ DEALS = {
     "1x8": [[0, 1, 2, 3, 4, 5, 6, 7]],
     "2x4": [[0, 1, 2, 3], [4, 5, 6, 7]],
     "8x1": [[i] for i in range(8)],
-    "one rank without signal": [[0, 2, 4, 5, 7], [1, 3, 6]],
+    "one process without signal": [[0, 2, 4, 5, 7], [1, 3, 6]],
 }
 CUTS = (1, 30, 60, 10**6)
-TOKEN = Objective(
-    f_norm="one", age="inverse_valid_fraction", aggregation="token", max_new_tokens=LIMIT
-)
-OBJECTIVES = [
-    Objective(f_norm=f_norm, age=age, aggregation=aggregation, max_new_tokens=LIMIT)
+Switches = tuple[FNorm, Age, Aggregation]
+TOKEN: Switches = ("one", "inverse_valid_fraction", "token")
+SWITCHES: list[Switches] = [
+    (f_norm, age, aggregation)
     for f_norm in get_args(FNorm)
     for age in get_args(Age)
     for aggregation in get_args(Aggregation)
     if age != "token" or aggregation == "token"
 ]
+
+
+def gpg_of(switches: Switches) -> Algorithm:
+    f_norm, age, aggregation = switches
+    return gpg(f_norm=f_norm, age=age, aggregation=aggregation)
 
 
 def make_prompt(number: int) -> Prompt:
@@ -100,23 +113,35 @@ def deviation(groups: Sequence[Group]) -> float:
     return float(torch.tensor([r for g in groups for r in g.rewards], dtype=torch.float64).std())
 
 
-def passes_of(
+def credit_of(
+    groups: Sequence[Group],
+    algorithm: Algorithm,
+    step: Sequence[Group],
+    old_logp_K: Tensor | None = None,
+) -> Credit:
+    batch = make_step_batch(
+        groups,
+        counts=add([count_groups([g]) for g in step]),
+        reward_std=deviation(step),
+        max_new_tokens=LIMIT,
+        old_logp_K=old_logp_K,
+    )
+    return algorithm.credit(batch)
+
+
+def cut(
     groups: Sequence[Group],
     *,
-    objective: Objective = TOKEN,
+    switches: Switches = TOKEN,
     tokens_per_pass: int = 10**6,
     shared_prefix: bool = True,
     step: Sequence[Group] | None = None,
-) -> list[Pass]:
-    """This rank's passes; `step` are the groups of all ranks."""
-    everyone = groups if step is None else step
-    return make_passes(
+) -> list[MicroBatch]:
+    """This process's micro-batches; `step` are the groups of all processes."""
+    return make_micro_batches(
         groups,
-        objective=objective,
-        counts=add([counts_of([g]) for g in everyone]),
-        batch_std=deviation(everyone),
-        tokens_per_pass=tokens_per_pass,
-        shared_prefix=shared_prefix,
+        credit_of(groups, gpg_of(switches), groups if step is None else step),
+        Layout(tokens_per_pass=tokens_per_pass, shared_prefix=shared_prefix),
     )
 
 
@@ -127,24 +152,30 @@ def table() -> Tensor:
     ).requires_grad_()
 
 
-def gradient_of(passes: Sequence[Pass]) -> Tensor:
-    """Each pass backward on its own, gradients added up, as an optimizer step does."""
+def logps_of(micro_batch: MicroBatch, logits: Tensor) -> Tensor:
+    """log pi of its completion tokens, read off the table."""
+    logps = []
+    for chunk in micro_batch.packed.chunks:
+        sources = torch.cat([micro_batch.packed.ids_S, chunk.ids_U])[chunk.source_K]
+        rows = torch.log_softmax(logits[sources], dim=1)
+        logps.append(rows[torch.arange(len(sources)), chunk.targets_K])
+    return torch.cat(logps)
+
+
+def gradient_of(micro_batches: Sequence[MicroBatch]) -> Tensor:
+    """Each micro-batch backward on its own, gradients added up, as an optimizer step does."""
     logits = table()
-    for one in passes:
-        at = 0
-        for part in one.packed.suffixes:
-            sources = torch.cat([one.packed.ids_S, part.ids_U])[part.source_K]
-            logp_K = torch.log_softmax(logits[sources], dim=1)[
-                torch.arange(len(sources)), part.targets_K
-            ]
-            (-(one.coefficients_K[at : at + len(sources)].double() * logp_K).sum()).backward()
-            at += len(sources)
-        assert at == len(one.coefficients_K)
+    for one in micro_batches:
+        logp_K = logps_of(one, logits)
+        assert len(logp_K) == len(one.inputs.weight_K) == len(one.index_K)
+        inputs = one.inputs._replace(weight_K=one.inputs.weight_K.double())
+        gpg().token_loss(logp_K, inputs).sum().backward()
     return torch.zeros_like(logits) if logits.grad is None else logits.grad
 
 
-def formula(groups: Sequence[Group], objective: Objective) -> Tensor:
+def formula(groups: Sequence[Group], switches: Switches) -> Tensor:
     """The gradient of the whole step from the specification's formulas, in plain loops over every completion."""
+    f_norm, age_name, aggregation = switches
     logits = table()
     deviation_of_step = deviation(groups)
     flat_lengths = [[len(c.token_ids) for c in g.completions] for g in groups]
@@ -156,7 +187,7 @@ def formula(groups: Sequence[Group], objective: Objective) -> Tensor:
         "inverse_valid_fraction": len(groups) / sum(valid),
         "valid_fraction": sum(valid) / len(groups),
         "token": tokens / valid_tokens,
-    }[objective.age]
+    }[age_name]
     loss = torch.zeros((), dtype=torch.float64)
     for group, lengths in zip(groups, flat_lengths, strict=True):
         rewards = torch.tensor(group.rewards, dtype=torch.float64)
@@ -164,7 +195,7 @@ def formula(groups: Sequence[Group], objective: Objective) -> Tensor:
             "one": 1.0,
             "group_std": float(rewards.std()) + 1e-4,
             "batch_std": deviation_of_step + 1e-4,
-        }[objective.f_norm]
+        }[f_norm]
         for completion, reward in zip(group.completions, rewards, strict=True):
             ids = torch.tensor([int(group.prompt.input_ids_T[-1]), *completion.token_ids])
             logp = torch.log_softmax(logits[ids[:-1]], dim=1)[
@@ -175,7 +206,7 @@ def formula(groups: Sequence[Group], objective: Objective) -> Tensor:
                 "sequence": 1 / len(completion.token_ids) / number,
                 "constant": 1 / (number * LIMIT),
                 "group": 1 / sum(lengths) / len(groups),
-            }[objective.aggregation]
+            }[aggregation]
             if len(set(group.rewards)) > 1:
                 loss = loss - age * mean * (reward - rewards.mean()) / divisor * logp
     loss.backward()
@@ -187,15 +218,11 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize(
-    "objective", OBJECTIVES, ids=lambda o: f"{o.f_norm}-{o.age}-{o.aggregation}"
-)
-def test_the_gradient_is_that_of_the_formula(groups: list[Group], objective: Objective) -> None:
-    """Coefficients travel as float32, hence the tolerance."""
-    assert (
-        relative(gradient_of(passes_of(groups, objective=objective)), formula(groups, objective))
-        < 1e-6
-    )
+@pytest.mark.parametrize("switches", SWITCHES, ids="-".join)
+def test_the_gradient_is_that_of_the_formula(groups: list[Group], switches: Switches) -> None:
+    """Weights travel as float32, hence the tolerance."""
+    ours = gradient_of(cut(groups, switches=switches))
+    assert relative(ours, formula(groups, switches)) < 1e-6
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
@@ -204,40 +231,40 @@ def test_the_gradient_is_that_of_the_formula(groups: list[Group], objective: Obj
 def test_the_gradient_is_the_same_for_every_cut_and_every_deal(
     groups: list[Group], deal: list[list[int]], tokens_per_pass: int, shared_prefix: bool
 ) -> None:
-    """Bit-equal coefficients: only the order of the sum differs."""
-    for objective in (
+    """Bit-equal weights: only the order of the sum differs."""
+    for switches in (
         TOKEN,
-        replace(TOKEN, aggregation="sequence", f_norm="group_std"),
-        replace(TOKEN, f_norm="batch_std", age="token"),
+        ("group_std", "inverse_valid_fraction", "sequence"),
+        ("batch_std", "token", "token"),
     ):
         dealt = torch.zeros(VOCABULARY, VOCABULARY, dtype=torch.float64)
-        for rank in deal:
+        for process in deal:
             dealt += gradient_of(
-                passes_of(
-                    [groups[i] for i in rank],
-                    objective=objective,
+                cut(
+                    [groups[i] for i in process],
+                    switches=switches,
                     step=groups,
                     tokens_per_pass=tokens_per_pass,
                     shared_prefix=shared_prefix,
                 )
             )
-        whole = gradient_of(passes_of(groups, objective=objective))
+        whole = gradient_of(cut(groups, switches=switches))
         assert whole.norm() > 1e-2
         assert relative(dealt, whole) < 1e-12
 
 
-def test_counting_per_rank_would_be_wrong(groups: list[Group]) -> None:
-    """That the test above can fail: with each rank's own counts the step is another one."""
-    per_rank = sum(gradient_of(passes_of([groups[i] for i in rank])) for rank in DEALS["2x4"])
-    assert relative(per_rank, gradient_of(passes_of(groups))) > 0.1
+def test_counting_per_process_would_be_wrong(groups: list[Group]) -> None:
+    """That the test above can fail: with each process's own counts the step is another one."""
+    alone = sum(gradient_of(cut([groups[i] for i in process])) for process in DEALS["2x4"])
+    assert relative(alone, gradient_of(cut(groups))) > 0.1
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["longest last", "longest first"])
 @pytest.mark.parametrize("shared_prefix", [True, False])
-def test_a_pass_holds_as_much_as_it_may(
+def test_a_micro_batch_holds_as_much_as_it_may(
     groups: list[Group], shared_prefix: bool, turned: bool
 ) -> None:
-    """No pass is above the limit unless it is one group, and the first of the next pass would not have fitted."""
+    """None is above the limit unless it is one group, and the first group of the next one would not have fitted."""
     by_length = sorted((g for g in groups if g.is_valid), key=row_length, reverse=turned)
     trained = [
         (g, c)
@@ -246,69 +273,69 @@ def test_a_pass_holds_as_much_as_it_may(
         if r != mean(g.rewards)
     ]
     for limit in range(1, 220, 6):
-        passes = passes_of(by_length, tokens_per_pass=limit, shared_prefix=shared_prefix)
-        assert sum(len(one.packed.counts) for one in passes) == len(trained)
-        for one, following in zip(passes, [*passes[1:], None], strict=True):
+        made = cut(by_length, tokens_per_pass=limit, shared_prefix=shared_prefix)
+        assert sum(len(one.packed.counts) for one in made) == len(trained)
+        for one, following in zip(made, [*made[1:], None], strict=True):
             alone = len(one.packed.prefix_lengths) == 1
             assert alone or one.packed.tokens <= limit
-            assert (len(one.packed.suffixes) > 1) <= (shared_prefix and one.packed.tokens > limit)
+            assert (len(one.packed.chunks) > 1) <= (shared_prefix and one.packed.tokens > limit)
             if following is not None:
                 first = following.packed.prefix_lengths[0]
                 first += sum(
                     n
-                    for part in following.packed.suffixes
-                    for n, p in zip(part.lengths, part.prefixes, strict=True)
+                    for chunk in following.packed.chunks
+                    for n, p in zip(chunk.lengths, chunk.prefixes, strict=True)
                     if not p
                 )
                 assert one.packed.tokens + first > limit, (
-                    "the first group of the next pass would have fitted"
+                    "the first group of the next one would have fitted"
                 )
 
 
-def test_a_group_above_the_limit_is_cut_into_pieces_that_keep_it(groups: list[Group]) -> None:
-    """The prompt stands in the pass once; each piece holds as many completions as fit beside it, at least one."""
+def test_a_group_above_the_limit_is_cut_into_chunks_that_keep_it(groups: list[Group]) -> None:
+    """The prompt stands there once; each chunk holds as many completions as fit beside it, at least one."""
     for limit in range(1, 60, 3):
-        for one in passes_of([groups[0]], tokens_per_pass=limit):
+        for one in cut([groups[0]], tokens_per_pass=limit):
             (prompt,) = one.packed.prefix_lengths
-            held = [sum(part.lengths) for part in one.packed.suffixes]
+            held = [sum(chunk.lengths) for chunk in one.packed.chunks]
             assert all(
-                prompt + n <= limit or len(part.lengths) == 1
-                for n, part in zip(held, one.packed.suffixes, strict=True)
+                prompt + n <= limit or len(chunk.lengths) == 1
+                for n, chunk in zip(held, one.packed.chunks, strict=True)
             )
-            firsts = [part.lengths[0] for part in one.packed.suffixes[1:]]
+            firsts = [chunk.lengths[0] for chunk in one.packed.chunks[1:]]
             assert all(prompt + n + more > limit for n, more in zip(held, firsts, strict=False))
 
 
 def test_completions_with_the_mean_reward_cost_nothing(groups: list[Group]) -> None:
     """Rewards 0, 1/2, 1: the middle one has advantage 0, is not run, and still counts in the denominator."""
     group = replace(groups[0], rewards=(0.0, 0.5, 1.0))
-    (one,) = passes_of([group])
+    (one,) = cut([group])
     lengths = [len(c.token_ids) for c in group.completions]
     assert one.packed.counts == (lengths[0], lengths[2])
-    assert one.coefficients_K[0].item() == pytest.approx(-0.5 / sum(lengths))
-    assert one.coefficients_K[-1].item() == pytest.approx(0.5 / sum(lengths))
+    assert one.inputs.weight_K[0].item() == pytest.approx(-0.5 / sum(lengths))
+    assert one.inputs.weight_K[-1].item() == pytest.approx(0.5 / sum(lengths))
 
 
-def test_groups_with_the_same_images_share_a_pass_and_the_image(groups: list[Group]) -> None:
+def test_groups_with_the_same_images_share_a_micro_batch_and_the_image(groups: list[Group]) -> None:
     """Whatever stands between them, and also if they do not fit."""
     pictured = [g for g in groups if g.is_valid and g.prompt.image_keys]
     other = next(g for g in groups if g.is_valid and not g.prompt.image_keys)
     twin = replace(pictured[0], prompt=replace(pictured[0].prompt, example_id="twin"))
     for limit in (2 * sum(g.prompt.length for g in (pictured[0], twin)), 10**6):
-        passes = passes_of([pictured[0], other, twin], tokens_per_pass=limit)
-        (holding,) = [one for one in passes if one.packed.image_keys]
+        made = cut([pictured[0], other, twin], tokens_per_pass=limit)
+        (holding,) = [one for one in made if one.packed.image_keys]
         assert holding.packed.image_keys == pictured[0].prompt.image_keys
         assert len(holding.packed.image_places) == 2
         assert holding.packed.patches == 4
 
 
-def test_groups_without_signal_are_counted_and_cost_no_pass(groups: list[Group]) -> None:
-    passes = passes_of(groups, tokens_per_pass=1)
-    assert len(passes) == 5
-    assert all(torch.count_nonzero(one.coefficients_K) > 0 for one in passes)
-    assert passes_of([groups[1], groups[3]], step=groups) == []
-    assert passes_of([], step=groups) == []
-    assert passes_of([groups[1], groups[3], groups[6]]) == [], "a whole step without signal"
+def test_groups_without_signal_are_counted_and_cost_nothing(groups: list[Group]) -> None:
+    made = cut(groups, tokens_per_pass=1)
+    assert len(made) == 5
+    assert all(torch.count_nonzero(one.inputs.weight_K) > 0 for one in made)
+    assert cut([groups[1], groups[3]], step=groups) == []
+    assert cut([], step=groups) == []
+    assert cut([groups[1], groups[3], groups[6]]) == [], "a whole step without signal"
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
@@ -316,7 +343,7 @@ def test_groups_without_signal_are_counted_and_cost_no_pass(groups: list[Group])
 def test_tokens_log_probs_and_pictures_stay_in_the_order_of_the_groups(
     groups: list[Group], tokens_per_pass: int, shared_prefix: bool
 ) -> None:
-    passes = passes_of(groups, tokens_per_pass=tokens_per_pass, shared_prefix=shared_prefix)
+    made = cut(groups, tokens_per_pass=tokens_per_pass, shared_prefix=shared_prefix)
     trained = [
         (g, c)
         for g in groups
@@ -325,33 +352,81 @@ def test_tokens_log_probs_and_pictures_stay_in_the_order_of_the_groups(
         if r != mean(g.rewards)
     ]
     completions = [c for _, c in trained]
-    assert torch.cat([one.sampled_logp_K for one in passes]).tolist() == [
+    assert torch.cat([one.sampled_logp_K for one in made]).tolist() == [
         p for c in completions for p in c.logprobs
     ]
-    targets = [part.targets_K for one in passes for part in one.packed.suffixes]
+    targets = [chunk.targets_K for one in made for chunk in one.packed.chunks]
     assert torch.cat(targets).tolist() == [t for c in completions for t in c.token_ids]
-    for one in passes:
-        assert len(one.coefficients_K) == len(one.sampled_logp_K) == sum(one.packed.counts)
+    for one in made:
+        assert len(one.inputs.weight_K) == len(one.sampled_logp_K) == sum(one.packed.counts)
     rows = (
         [g.prompt for g, _ in trained]
         if not shared_prefix
         else list({g.draw: g.prompt for g, _ in trained}.values())
     )
     expected = torch.cat([p.pixel_values_N for p in rows if p.pixel_values_N is not None])
-    found = [one.packed.pixel_values_N for one in passes if one.packed.pixel_values_N is not None]
+    found = [one.packed.pixel_values_N for one in made if one.packed.pixel_values_N is not None]
     assert torch.equal(torch.cat(found), expected)
     if shared_prefix:
-        assert [e for one in passes for e in one.examples] == list(
+        assert [e for one in made for e in one.examples] == list(
             dict.fromkeys(g.example.id for g, _ in trained)
         )
 
 
-def test_an_idle_pass_adds_exactly_nothing() -> None:
-    one = idle_pass()
-    assert torch.count_nonzero(gradient_of([one])) == 0
-    assert one.packed.tokens == 1
-    assert len(one.coefficients_K) == len(one.packed.suffixes[0].targets_K) == 1
-    assert len(one.sampled_logp_K) == 0, "nothing was sampled, so nothing is compared"
+def test_tokens_know_their_place_among_those_of_the_step(groups: list[Group]) -> None:
+    """`index_K` counts the tokens of all groups, those without signal included."""
+    start: dict[tuple[str, int], int] = {}
+    at = 0
+    for group in groups:
+        for member, completion in enumerate(group.completions):
+            start[group.example.id, member] = at
+            at += len(completion.token_ids)
+    for limit in CUTS:
+        index = torch.cat([one.index_K for one in cut(groups, tokens_per_pass=limit)]).tolist()
+        sampled = torch.cat([one.sampled_logp_K for one in cut(groups, tokens_per_pass=limit)])
+        names = [-float(p) for p in sampled]  # 100 * group + 10 * member + token
+        expected = [start[str(int(n) // 100), int(n) % 100 // 10] + int(n) % 10 for n in names]
+        assert index == expected
+
+
+def test_without_credit_every_completion_is_there_to_be_scored(groups: list[Group]) -> None:
+    for limit in CUTS:
+        made = make_micro_batches(groups, None, Layout(tokens_per_pass=limit, shared_prefix=True))
+        index = torch.cat([one.index_K for one in made])
+        everything = sum(len(c.token_ids) for g in groups for c in g.completions)
+        assert sorted(index.tolist()) == list(range(everything))
+        assert all(one.inputs is None for one in made)
+
+
+def test_inputs_of_a_token_travel_with_it(groups: list[Group]) -> None:
+    """Old log-probs that name the place of their token: in every micro-batch they are those of its tokens."""
+    everything = sum(len(c.token_ids) for g in groups for c in g.completions)
+    old_K = torch.arange(everything, dtype=torch.float64)
+    credit = credit_of(groups, grpo(kl_beta=0.0), groups, old_K)
+    for limit in CUTS:
+        made = make_micro_batches(groups, credit, Layout(tokens_per_pass=limit, shared_prefix=True))
+        for one in made:
+            assert torch.equal(one.inputs.old_logp_K, one.index_K.double())
+
+
+def test_what_was_not_sampled_has_no_recorded_log_prob(groups: list[Group]) -> None:
+    gold = replace(groups[0].completions[0], logprobs=())
+    mixed = replace(groups[0], completions=(gold, *groups[0].completions[1:]))
+    (one,) = cut([mixed])
+    assert one.sampled_logp_K[:2].isnan().all()
+    assert not one.sampled_logp_K[2:].isnan().any()
+
+
+def test_an_idle_micro_batch_adds_exactly_nothing(groups: list[Group]) -> None:
+    """Whatever the algorithm: its inputs are those of no token."""
+    nan_K = torch.full((sum(map(sum, LENGTHS)),), torch.nan, dtype=torch.float64)
+    for algorithm in (gpg(), grpo(kl_beta=0.0)):
+        idle = make_idle_micro_batch(credit_of(groups, algorithm, groups, nan_K))
+        logp_K = logps_of(idle, table())
+        loss_K = algorithm.token_loss(logp_K, idle.inputs)
+        assert len(loss_K) == len(idle.index_K) == len(idle.sampled_logp_K) == 0
+        assert idle.packed.tokens == 1
+        assert idle.examples == ()
 
 
 def test_counts_are_those_of_the_used_groups(groups: list[Group]) -> None:
@@ -361,26 +436,26 @@ def test_counts_are_those_of_the_used_groups(groups: list[Group]) -> None:
     )
     first = replace(first, completions=tuple(completion(n) for n in (2, 4)))
     second = replace(second, completions=tuple(completion(n) for n in (3, 1)))
-    assert counts_of([first, second]) == StepCounts(
+    assert count_groups([first, second]) == StepCounts(
         groups=2, valid_groups=1, completions=4, tokens=10, valid_tokens=6
     )
-    assert counts_of([]) == StepCounts(
+    assert count_groups([]) == StepCounts(
         groups=0, valid_groups=0, completions=0, tokens=0, valid_tokens=0
     )
-    assert add([counts_of(groups[:3]), counts_of(groups[3:])]) == counts_of(groups)
+    assert add([count_groups(groups[:3]), count_groups(groups[3:])]) == count_groups(groups)
 
 
 def test_alpha_of_the_running_example_is_two_not_sixteen_sevenths() -> None:
     """[1,1,0,0] [1,1,1,1] [0,0,0,0] [1,0,0,0]: two of four groups are valid; seven of sixteen rewards are not zero."""
     rewards = [(1.0, 1.0, 0.0, 0.0), (1.0,) * 4, (0.0,) * 4, (1.0, 0.0, 0.0, 0.0)]
     made = [replace(make_group(0), completions=(completion(1),) * 4, rewards=r) for r in rewards]
-    alpha = age_factor(counts_of(made), "inverse_valid_fraction")
+    alpha = age_factor(count_groups(made), "inverse_valid_fraction")
     assert alpha == 2.0
     assert alpha != pytest.approx(16 / 7, rel=0.05)
 
 
 def test_an_unscored_group_carries_no_signal() -> None:
-    assert counts_of([replace(make_group(0), rewards=())]).valid_groups == 0
+    assert count_groups([replace(make_group(0), rewards=())]).valid_groups == 0
 
 
 def mean(rewards: Sequence[float]) -> float:

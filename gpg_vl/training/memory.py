@@ -1,0 +1,73 @@
+"""How much memory a process takes, by what takes it, in bytes.
+
+Weights, gradients and moments are exact; activations are estimated for a full micro-batch.
+"""
+
+from typing import Any
+
+import torch
+
+from gpg_vl.config import Config
+from gpg_vl.models.head import TILE_ELEMENTS
+from gpg_vl.models.load import read_config
+
+
+def weight_memory(parameters: int, trained: int) -> dict[str, float]:
+    """Of float32 weights, and of gradients and AdamW's two moments of those that are trained."""
+    return {"weights": 4.0 * parameters, "gradients": 4.0 * trained, "optimizer": 8.0 * trained}
+
+
+def micro_batch_memory(config: Config, tokens: int, trained: int) -> dict[str, float]:
+    """What a micro-batch of so many tokens needs for itself."""
+    return {
+        "activations": activation_bytes(config, tokens),
+        "work space": _work_space_bytes(config, trained),
+    }
+
+
+def rollout_memory(
+    config: Config, groups: int, prompt_tokens: int, key_values: int
+) -> dict[str, float]:
+    """Of the slots of the rollout, and of the prompts that wait for one.
+
+    prompt_tokens: those of the longest prompt. key_values: numbers per token, all layers together.
+    """
+    answers = min(config.rollout.slots, groups * config.rollout.group_size)
+    cached = answers * (prompt_tokens + config.rollout.max_new_tokens)
+    cached += config.rollout.prompts_per_batch * prompt_tokens
+    return {"key-value cache": float(cached * key_values * compute_dtype(config).itemsize)}
+
+
+def feature_memory(config: Config, image_tokens: int) -> dict[str, float]:
+    """Of the features that are kept of a data set with so many image tokens."""
+    hidden = _read_text_config(config).hidden_size
+    every = float(image_tokens * hidden * compute_dtype(config).itemsize)
+    return {"image features": min(every, config.model.vision_cache_mb * 2.0**20)}
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """What a forward pass computes in."""
+    return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+
+
+def activation_bytes(config: Config, tokens: int) -> float:
+    """By the usual counting: 34 numbers of hidden size per token and layer, of which checkpointing
+    keeps two.
+    """
+    text = _read_text_config(config)
+    kept = 2 if config.model.gradient_checkpointing else 34
+    itemsize = compute_dtype(config).itemsize
+    return float(tokens * text.hidden_size * text.num_hidden_layers * kept * itemsize)
+
+
+def _work_space_bytes(config: Config, trained: int) -> float:
+    """What comes and goes: the gradient of the head, one tile of it, the casts of autocast."""
+    text = _read_text_config(config)
+    tile = 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
+    head: float = 4.0 * text.hidden_size * text.vocab_size + tile
+    casts = 2.0 * trained if config.model.dtype == "bfloat16" else 0.0
+    return head + casts
+
+
+def _read_text_config(config: Config) -> Any:
+    return read_config(config.model.path, config.model.revision).get_text_config()

@@ -1,0 +1,184 @@
+"""Every algorithm trains through the command line: killed and resumed, one of a user's own, and runs of before."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from runs import gpg_vl, metrics, write_config
+from test_train import equal, kill_after, last_checkpoint, weights
+
+GRPO = {"name": "grpo", "kl_beta": 0.1, "updates": 2, "beta_th": 1.0}
+MINE = '''
+"""Only answers above a bar are made likelier."""
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gpg_vl.algorithms.aggregation import per_token
+from gpg_vl.algorithms.algorithm import Algorithm, Credit, StepBatch
+
+
+class Inputs(NamedTuple):
+    weight_K: Tensor
+
+
+def best_only(*, bar: float = 0.5) -> Algorithm:
+    """Likelihood of answers whose reward is above `bar`."""
+
+    def credit(batch: StepBatch) -> Credit:
+        weight_P_G = (batch.rewards_P_G > bar).double() / batch.counts.completions
+        inputs = Inputs(per_token(weight_P_G, batch.lengths_P_G))
+        return Credit(inputs, weight_P_G > 0, {"above_bar": float(weight_P_G.gt(0).double().mean())})
+
+    def token_loss(logp_K: Tensor, inputs: Inputs) -> Tensor:
+        return -(inputs.weight_K * logp_K)
+
+    return Algorithm(credit=credit, token_loss=token_loss)
+'''
+
+
+def without_paths(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The reward's path is in the name of its column."""
+    return [{k: v for k, v in row.items() if not k.startswith("reward/")} for row in rows]
+
+
+def test_grpo_killed_and_resumed_is_never_stopped(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Two updates a step, a pull to the first weights: the reference of a resumed run is not what it resumes from."""
+    runs = {}
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = write_config(
+            folder, tiny_checkpoint, algorithm=GRPO, train={"learning_rate": 1e-2}
+        )
+        if name == "killed":
+            kill_after(config, 2)
+        result = gpg_vl("train", config, *(["--resume"] if name == "killed" else []))
+        assert result.returncode == 0, result.stderr
+        runs[name] = folder / "run"
+
+    rows = {name: without_paths(metrics(run)) for name, run in runs.items()}
+    assert rows["killed"] == rows["whole"]
+    assert equal(*(weights(last_checkpoint(run)) for run in runs.values()))
+    assert rows["whole"][0]["kl"] < rows["whole"][-1]["kl"], (
+        "the policy moves away from its reference"
+    )
+    assert rows["whole"][0]["kl"] > 0, "the second update of a step is already away from it"
+    # the gap of a step is that of its first update; a surplus group was sampled by earlier weights
+    fresh = [row for row in rows["whole"] if not row["stale_groups"]]
+    assert fresh
+    assert all(row["logp_gap_max"] < 1e-4 for row in fresh)
+    stale = [row for row in rows["whole"] if row["stale_groups"]]
+    assert stale, "without surplus groups their old log-probs would not be resumed"
+    assert all(row["logp_gap_max"] > 1e-4 for row in stale)
+
+
+def test_supervised_training_lowers_its_loss_and_samples_nothing(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    config = write_config(
+        tmp_path,
+        tiny_checkpoint,
+        algorithm={"name": "sft", "response": "<answer>{answer}</answer>"},
+        train={"steps": 8, "learning_rate": 3e-3, "prompts_per_step": 4},
+    )
+    result = gpg_vl("train", config)
+    assert result.returncode == 0, result.stderr
+
+    rows = metrics(tmp_path / "run")
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert all(row["rollout_decoded_tokens"] == 0 for row in rows)
+    assert all(row["logp_gap_mean"] is None for row in rows), "nothing was sampled to compare with"
+    samples = tmp_path / "run" / "samples" / "step-000001" / "samples.jsonl"
+    sample = json.loads(samples.read_text().splitlines()[0])
+    assert [c["text"] for c in sample["completions"]] == [f"<answer>{sample['answer']}</answer>"]
+
+
+def test_an_algorithm_of_ones_own_trains(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    name = f"{tmp_path / 'mine.py'}:best_only"
+    config = write_config(tmp_path, tiny_checkpoint, algorithm={"name": name, "bar": 0.6})
+    result = gpg_vl("train", config)
+    assert result.returncode == 0, result.stderr
+
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == 4
+    assert any(row["above_bar"] > 0 and row["grad_norm"] > 0 for row in rows)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["algorithm"]["bar"] == 0.6
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps with the default algorithm, whose checkpoints are all kept."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, tiny_checkpoint, output=output(folder))
+    result = gpg_vl("train", config)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def output(folder: Path) -> dict[str, Any]:
+    return {"folder": str(folder / "run"), "checkpoint_every": 1, "keep_checkpoints": 9}
+
+
+def make_old(run: Path) -> None:
+    """Turn a run folder into one of before algorithms had names, weights had versions and rates had parts."""
+    file = run / "config.yaml"
+    tree = yaml.safe_load(file.read_text())
+    del tree["algorithm"]["name"], tree["train"]["learning_rates"], tree["train"]["sharding"]
+    file.write_text(yaml.safe_dump(tree))
+
+    for checkpoint in (run / "checkpoints").iterdir():
+        rank = torch.load(checkpoint / "rank-0.pt", weights_only=True)
+        for group in rank["carry"]:
+            group.pop("old_logps")
+            for completion in group["completions"]:
+                completion.pop("version")
+        torch.save(rank, checkpoint / "rank-0.pt")
+
+        optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+        for group in optimizer["param_groups"]:
+            group.pop("part")
+        torch.save(optimizer, checkpoint / "optimizer.pt")
+
+
+def cut_after(run: Path, step: int) -> None:
+    """As if the run had been stopped after a step."""
+    for checkpoint in (run / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            checkpoint.rename(run / f"later-{checkpoint.name}")
+
+
+def test_a_run_of_before_goes_on_bit_for_bit(
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, tiny_checkpoint, output=output(tmp_path))
+    assert gpg_vl("train", config).returncode == 0
+    cut_after(tmp_path / "run", 2)
+    make_old(tmp_path / "run")
+
+    result = gpg_vl("train", config, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert without_paths(metrics(tmp_path / "run")) == without_paths(metrics(finished / "run"))
+    ours, theirs = last_checkpoint(tmp_path / "run"), last_checkpoint(finished / "run")
+    assert equal(weights(ours), weights(theirs))
+
+
+def test_a_run_of_another_version_is_refused_in_words(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, tiny_checkpoint, train={"steps": 1})
+    assert gpg_vl("train", config).returncode == 0
+    file = tmp_path / "run" / "config.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["train"]["flux"] = 1
+    file.write_text(yaml.safe_dump(tree))
+
+    result = gpg_vl("train", config, "--resume")
+    assert result.returncode == 2
+    assert "its config is not understood by this version of gpg_vl" in result.stderr
+    assert "train.flux: there is no such key" in result.stderr
+    assert "start a new run in another output.folder" in result.stderr
