@@ -342,8 +342,8 @@ WRAPPERS = re.compile(
     r"|\baccelerator\.prepare\b|\b_accelerator\.prepare\b"
 )
 """What spreads weights over processes."""
-MAY_NAME_WRAPPERS = ("training/sharding/", "doctor/")
-"""Who knows them, and who looks whether they are installed."""
+MAY_NAME_WRAPPERS = ("training/sharding/", "training/launcher.py", "doctor/")
+"""Who knows them, who refuses a launcher that asks for one, and who looks whether they are installed."""
 
 
 def wrappers_named(source: str) -> list[tuple[int, str]]:
