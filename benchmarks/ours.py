@@ -25,7 +25,7 @@ from gpg_vl.model import Model
 from gpg_vl.models.load import Tokens, load_processing, quiet
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import Reference
-from gpg_vl.rollout.engine import RolloutRequest
+from gpg_vl.rollout.engine import EngineOptions, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.learner import Learner
 from gpg_vl.training.micro_batch import Layout
@@ -90,7 +90,9 @@ class Ours:
         # the rows of a naive rollout are computed together too, so that only sharing tells the two apart
         self._prefixes = PrefixStore() if layout == "reused" else None
         rows = row.prompts_per_step if self.shared else row.completions
-        self._engine = self.model.engine(prompts_per_batch=rows, prefixes=self._prefixes)
+        self._engine = self.model.engine(
+            options=EngineOptions(prompts_per_batch=rows), prefixes=self._prefixes
+        )
         self._learner: Learner | None = None
 
     def towers(self) -> tuple[nn.Module, nn.Module]:

@@ -27,7 +27,7 @@ from gpg_vl.models.policy import Policy
 from gpg_vl.models.shape import Shape
 from gpg_vl.prompting import PixelLimits
 from gpg_vl.quickstart import scenes
-from gpg_vl.rollout.engine import RolloutRequest
+from gpg_vl.rollout.engine import EngineOptions, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.cost import Cost, group_cost
 from gpg_vl.training.micro_batch import Layout
@@ -133,11 +133,14 @@ class Bench:
         tokens = replace(processing.tokens, ends=())
         self.policy = Policy(model, processing.family, tokens, kernel=case.kernel).to(device)
         self._model = Model(
+            path="",
             policy=self.policy,
             processing=replace(processing, tokens=tokens),
             autocast=autocast_dtype(case.dtype),
         )
-        self._engine = self._model.engine(prompts_per_batch=8, slots=case.slots)
+        self._engine = self._model.engine(
+            options=EngineOptions(prompts_per_batch=8, slots=case.slots)
+        )
         self._prompts = self._encode(case.groups)
         self._learner = make_learner(
             self._model,

@@ -16,7 +16,7 @@ from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, PixelLimits, PromptStyle
 from gpg_vl.rollout import DEFAULT, engines
-from gpg_vl.rollout.engine import Engine, EngineSetup
+from gpg_vl.rollout.engine import DEFAULT_OPTIONS, Engine, EngineOptions, EngineSetup
 
 DType = Literal["float32", "bfloat16"]
 
@@ -35,6 +35,9 @@ class Model:
         and `model.engine().generate([RolloutRequest(prompt=prompt, draw=0)], Sampling(...))`.
     """
 
+    path: str
+    """Where it was loaded from, for engines that hold a copy of their own; "" if nowhere."""
+    revision: str | None = None
     policy: Policy
     processing: Processing
     autocast: torch.dtype | None = None
@@ -78,7 +81,13 @@ class Model:
             kernel=kernel,
             features=FeatureCache(vision_cache_mb * 2**20) if vision_cache_mb else None,
         )
-        return Model(policy=policy.to(where), processing=processing, autocast=autocast)
+        return Model(
+            path=str(path),
+            revision=revision,
+            policy=policy.to(where),
+            processing=processing,
+            autocast=autocast,
+        )
 
     def encoder(
         self,
@@ -98,17 +107,18 @@ class Model:
         self,
         name: str = DEFAULT,
         *,
-        prompts_per_batch: int = 32,
-        slots: int = 128,
+        options: EngineOptions = DEFAULT_OPTIONS,
         prefixes: PrefixStore | None = None,
     ) -> Engine:
         """An engine that answers with this model; see `rollout.engine.EngineSetup`. Raises UserError for an unknown name."""
         setup = EngineSetup(
-            policy=self.policy,
+            path=self.path,
+            revision=self.revision,
+            policy=lambda: self.policy,
             processing=self.processing,
             autocast=self.autocast,
-            prompts_per_batch=prompts_per_batch,
-            slots=slots,
+            options=options,
+            trains_vision=self.policy.images.is_trained,
             prefixes=prefixes,
         )
         return engines.get(name)(setup)

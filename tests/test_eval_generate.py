@@ -16,6 +16,7 @@ from gpg_vl.eval.runner import prepare
 from gpg_vl.eval.settings import settings_for
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.model import Model
+from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.training.evaluation import make_evaluation
 
 
@@ -176,7 +177,7 @@ def test_a_training_run_may_be_measured_by_any_benchmark(name, tiny_checkpoint, 
     config = load_config(write_config(tmp_path, tiny_checkpoint, eval=section))
     model = Model.load(tiny_checkpoint, device="cpu")
     evaluation = make_evaluation(config, model.processing)
-    engine = model.engine(prompts_per_batch=4)
+    engine = model.engine(options=EngineOptions(prompts_per_batch=4))
     numbers = evaluation(engine, model.processing, SimpleNamespace(num_processes=1))
     assert numbers["rows"] == 4
     assert 0 <= numbers[next(iter(tasks.get(name)().aggregates))] <= 1

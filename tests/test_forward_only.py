@@ -23,7 +23,7 @@ from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import make_reference
 from gpg_vl.models.requests import CastMatrices, Features, Prefill, Score
 from gpg_vl.rewards.scoring import Scored
-from gpg_vl.rollout.engine import RolloutRequest
+from gpg_vl.rollout.engine import EngineOptions, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.collect import Collector, EngineResponder, Quota
 from gpg_vl.training.learner import Learner, LearnerSettings
@@ -117,7 +117,9 @@ def test_answering_touches_weights_in_calls_alone(
 ) -> None:
     model = Model.load(tiny_checkpoint, dtype=dtype, device="cpu")
     store = PrefixStore()
-    engine = model.engine(prompts_per_batch=1, slots=4, prefixes=store if kept else None)
+    engine = model.engine(
+        options=EngineOptions(prompts_per_batch=1, slots=4), prefixes=store if kept else None
+    )
     requests = [RolloutRequest(prompt=p, draw=n) for n, p in enumerate(prompts(tiny_checkpoint))]
     with nothing_outside(model.policy), engine.step():
         answers = engine.generate(requests, SAMPLING)

@@ -22,7 +22,7 @@ from gpg_vl.models.requests import CastMatrices, Decode, Predict, Prefill
 from gpg_vl.registry import UnknownNameError
 from gpg_vl.rollout import engines
 from gpg_vl.rollout.decode import Slots, decode_with
-from gpg_vl.rollout.engine import Engine, EngineSetup, RolloutRequest
+from gpg_vl.rollout.engine import Engine, EngineOptions, EngineSetup, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling, choose, truncate, uniforms
 from gpg_vl.types import Completion, Example, Prompt
 
@@ -39,10 +39,10 @@ def engine(
 ) -> Engine:
     return engines.get("native")(
         EngineSetup(
-            policy=policy,
+            path=str(checkpoint),
+            policy=lambda: policy,
             processing=load_processing(str(checkpoint)),
-            prompts_per_batch=prompts_per_batch,
-            slots=slots,
+            options=EngineOptions(prompts_per_batch=prompts_per_batch, slots=slots),
         )
     )
 
@@ -397,7 +397,7 @@ def test_a_step_opens_and_closes_the_store_of_prefixes(tiny_checkpoint: Path) ->
     """Outside of a step, as in an evaluation, nothing is kept; in one, the same answers, computed prompt by prompt."""
     model, two = Model.load(tiny_checkpoint, device="cpu"), prompts(tiny_checkpoint)
     store = PrefixStore()
-    run = model.engine(prompts_per_batch=1, prefixes=store)
+    run = model.engine(options=EngineOptions(prompts_per_batch=1), prefixes=store)
     packed = pack(two, COMPLETIONS)
     plain = answer(run, two, SAMPLING, [0, 1])
     assert not store.is_open

@@ -92,7 +92,8 @@ class RolloutConfig(Section):
     """How answers are sampled."""
 
     engine: str = "native"
-    """`native` samples with the policy itself, in this process."""
+    """`native` samples with the policy itself. `vllm` runs vLLM in this process with a copy of the weights, `vllm_server` asks
+    servers that `gpg-vl serve` has started; both are told the new weights after every step."""
     group_size: int = Field(8, ge=2)
     """G: answers per prompt."""
     max_new_tokens: int = Field(256, ge=1)
@@ -103,6 +104,16 @@ class RolloutConfig(Section):
     """Prompts whose image and text are computed together; affects memory and speed only."""
     slots: int = Field(128, ge=1)
     """Answers that are decoded together; one that ends makes room for the next. Affects memory and speed only."""
+    images: Literal["pixels", "features"] = "pixels"
+    """What vLLM is given of an image: our patches, or the features of the trained policy's own tower (its own is then not
+    loaded)."""
+    vllm_memory: float = Field(0.35, gt=0, lt=1)
+    """Share of the GPU's memory that vLLM in this process may take, weights included. A CPU takes 1 GB for keys and values, or
+    what VLLM_CPU_KVCACHE_SPACE says."""
+    vllm_sleep: bool = True
+    """Give vLLM's memory to training between rollouts (CUDA; a CPU has no such thing)."""
+    vllm_tensor_parallel: int = Field(1, ge=1)
+    """Processes that share one vLLM engine, each with a part of the weights; they must be of one node."""
 
 
 class RewardsConfig(Section):

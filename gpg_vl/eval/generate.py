@@ -6,14 +6,17 @@ from pathlib import Path
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Answers, Failed, Responder, Response
 from gpg_vl.eval.settings import EvalSettings
-from gpg_vl.model import Model
+from gpg_vl.model import DType, Model, autocast_dtype
 from gpg_vl.models.encode import Encoder
-from gpg_vl.models.load import Processing
+from gpg_vl.models.load import Processing, load_processing
 from gpg_vl.prompting import PromptStyle
-from gpg_vl.rollout import engines
-from gpg_vl.rollout.engine import Engine, RolloutRequest
+from gpg_vl.rollout import engines, refuse_engine
+from gpg_vl.rollout.engine import Engine, EngineOptions, EngineSetup, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.types import Completion, Example, Prompt
+
+MEMORY = 0.85
+"""Share of a GPU for an engine that manages its memory itself: nothing is trained beside it."""
 
 
 def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
@@ -78,10 +81,25 @@ def _response(completion: Completion) -> Response:
 
 def model_responder(model: Path, settings: EvalSettings) -> Responder:
     """A responder with the checkpoint in `model`, on a GPU if there is one. Raises UserError if it cannot be loaded."""
-    engines.get(settings.engine)  # an unknown name is said before anything is loaded
-    loaded = Model.load(model, dtype="bfloat16" if settings.dtype == "bfloat16" else "float32")
-    engine = loaded.engine(settings.engine, prompts_per_batch=settings.batch_size)
-    return engine_responder(engine, loaded.processing, settings)
+    processing = load_processing(str(model))
+    refuse_engine(settings.engine, processing.family)
+
+    # the weights are loaded once, by whoever answers
+    setup = EngineSetup(
+        path=str(model),
+        policy=lambda: _load(model, processing, settings).policy,
+        processing=processing,
+        autocast=autocast_dtype(settings.dtype),
+        options=EngineOptions(
+            prompts_per_batch=settings.batch_size, vllm_memory=MEMORY, vllm_sleep=False
+        ),
+    )
+    return engine_responder(engines.get(settings.engine)(setup), processing, settings)
+
+
+def _load(model: Path, processing: Processing, settings: EvalSettings) -> Model:
+    dtype: DType = "bfloat16" if settings.dtype == "bfloat16" else "float32"
+    return Model.load(model, dtype=dtype, processing=processing)
 
 
 def _draw(example: Example) -> int:

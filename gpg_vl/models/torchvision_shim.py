@@ -36,6 +36,10 @@ def ensure_torchvision() -> bool:
         return True
     if hasattr(torch.ops.torchvision, "nms") or _operators_load():
         return False
+
+    # looking torchvision up may have called this function again, where an import hook does so
+    if _kept_alive:
+        return True
     library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS.values():
         library.define(schema)

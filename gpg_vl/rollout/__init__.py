@@ -6,13 +6,28 @@ from typing import TYPE_CHECKING
 from gpg_vl.registry import Registry
 
 if TYPE_CHECKING:  # names can be asked for without torch
+    from gpg_vl.models.families import Family
     from gpg_vl.rollout.engine import Engine, EngineSetup
 
 engines: "Registry[Callable[[EngineSetup], Engine]]" = Registry(
     "rollout engine",
-    builtin={"native": "gpg_vl.rollout.native:NativeEngine"},
+    builtin={
+        "native": "gpg_vl.rollout.native:NativeEngine",
+        "vllm": "gpg_vl.rollout.vllm.engine:VllmEngine",
+        "vllm_server": "gpg_vl.rollout.vllm.server:ServerEngine",
+    },
     entry_point_group="gpg_vl.engines",
 )
 
 DEFAULT = "native"
 """The engine of whoever does not name one: it needs nothing but the policy."""
+
+
+def refuse_engine(name: str, family: "Family") -> None:
+    """Raises UserError for a name that nobody has, and for an engine that says it cannot work here.
+
+    An engine says so in a function `check(family)` beside its own, which loads nothing.
+    """
+    check = getattr(engines.get(name), "check", None)
+    if check is not None:
+        check(family)

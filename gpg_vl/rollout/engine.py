@@ -7,7 +7,7 @@ How tokens are drawn is the same for all of them and stands in `rollout.sampling
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -74,6 +74,10 @@ class Engine(Protocol):
         """Take over the weights after optimizer step `version`."""
         ...
 
+    def rest(self) -> None:
+        """No answer is wanted before the next `sync`: memory that only answers need may be given back."""
+        ...
+
     def counters(self) -> Mapping[str, float]:
         """What the engine has computed since it was made: counts by name, and seconds under names with `_seconds`."""
         ...
@@ -84,14 +88,37 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What a user may choose about engines. Fields as in the config's `rollout` section; each engine takes what it needs.
+
+    Example: `EngineOptions(slots=64)`
+    """
+
+    prompts_per_batch: int = 32
+    slots: int = 128
+    images: Literal["pixels", "features"] = "pixels"
+    vllm_memory: float = 0.35
+    vllm_sleep: bool = True
+    vllm_tensor_parallel: int = 1
+
+
+DEFAULT_OPTIONS = EngineOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
     """What engines are made of. An engine takes what it needs and leaves the rest."""
 
-    policy: Policy
+    path: str
+    """The checkpoint, for engines that hold a copy of the weights; a folder, or a hub name."""
+    revision: str | None = None
+    policy: Callable[[], Policy]
+    """Gives the policy that is to be sampled. Not called by an engine that needs nothing but the checkpoint and `sync`."""
     processing: Processing
     autocast: torch.dtype | None = None
     """Of the forward pass, the same as in training; None computes in the weights' own dtype."""
-    prompts_per_batch: int = 32
-    slots: int = 128
+    options: EngineOptions = DEFAULT_OPTIONS
+    trains_vision: bool = False
+    """Whether the features of an image change from version to version."""
     prefixes: PrefixStore | None = None
     """Where the trainer wants the prompts kept that the engine computes."""

@@ -41,12 +41,13 @@ class _Counters:
 class NativeEngine:
     """Samples with a `Policy` on its own device. See `Engine` for its methods.
 
-    It uses of its setup: `prompts_per_batch`, the prompts computed together before decoding; `slots`, the answers decoded
-    together; `prefixes`, where prompts are kept with their graph if a learner wants to go on from them.
+    It uses of its options: `prompts_per_batch`, the prompts computed together before decoding; `slots`, the answers decoded
+    together; of its setup `prefixes`, where prompts are kept with their graph if a learner wants to go on from them.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
+        self._policy = setup.policy()
         self._version = 0
         self._counters = _Counters()
 
@@ -54,6 +55,9 @@ class NativeEngine:
         """The engine reads the weights that are trained: only the version is new."""
         self._version = version
         return SyncReport(version=version)
+
+    def rest(self) -> None:
+        """Everything it holds is the trainer's."""
 
     def counters(self) -> Mapping[str, float]:
         return asdict(self._counters)
@@ -70,7 +74,7 @@ class NativeEngine:
     ) -> list[tuple[Completion, ...]]:
         if not requests:
             return []
-        policy, autocast = self._setup.policy, self._setup.autocast
+        policy, autocast = self._policy, self._setup.autocast
         was_training = policy.training
         policy.eval()
         try:
@@ -79,7 +83,7 @@ class NativeEngine:
                 torch.autocast(policy.device.type, autocast, enabled=autocast is not None),
                 policy.images.remembering(_shown_more_than_once(requests)),
             ):
-                run = _Run(self._setup, self._counters, self._version, requests, sampling)
+                run = _Run(self._setup, policy, self._counters, self._version, requests, sampling)
                 return run.answer(done)
         finally:
             policy.train(was_training)
@@ -110,13 +114,14 @@ class _Run:
     def __init__(
         self,
         setup: EngineSetup,
+        policy: Policy,
         counters: _Counters,
         version: int,
         requests: Sequence[RolloutRequest],
         sampling: Sampling,
     ) -> None:
         self._setup, self._counters, self._version = setup, counters, version
-        self._policy, self._device = setup.policy, setup.policy.device
+        self._policy, self._device = policy, policy.device
         self._requests, self._sampling = requests, sampling
         self._ends = frozenset(setup.processing.tokens.ends)
 
@@ -130,7 +135,7 @@ class _Run:
         self._starts: dict[int, _Start] = {}
         self._computed = 0
 
-        count = min(setup.slots, len(self._waiting))
+        count = min(setup.options.slots, len(self._waiting))
         self._answers: list[_Answer | None] = [None] * count
         self._random_S_T = torch.zeros(
             count, sampling.max_new_tokens, dtype=torch.float64, device=self._device
@@ -218,7 +223,7 @@ class _Run:
     @property
     def _prompts_per_batch(self) -> int:
         # prompts that are kept are computed one by one: each is freed by the micro-batch that trains on it
-        return 1 if self._keeps_prefixes else self._setup.prompts_per_batch
+        return 1 if self._keeps_prefixes else self._setup.options.prompts_per_batch
 
     @property
     def _keeps_prefixes(self) -> bool:

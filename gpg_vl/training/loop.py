@@ -76,6 +76,9 @@ def train(
             carry = learner.keep_old_logps(collection.carry)
             collection = replace(collection, carry=carry)
 
+            # rest: until the next sync nobody samples, and training needs the memory
+            engine.rest()
+
             # update: once or more often on the same groups, as the algorithm says
             with clock.phase("train"):
                 try:

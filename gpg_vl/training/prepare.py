@@ -20,7 +20,7 @@ from gpg_vl.models.load import Processing, load_processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import check_gold
-from gpg_vl.rollout import engines
+from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.training.plan import Plan, make_plan
 from gpg_vl.training.sharding import shardings
 from gpg_vl.types import Example
@@ -90,6 +90,7 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
     shardings.get(config.train.sharding)
     algorithm = make_algorithm(config.algorithm)
     encoder = make_encoder(config)
+    refuse_engine(config.rollout.engine, encoder.processing.family)
 
     report = check_data(config, encoder, console)
     if not report.ok:

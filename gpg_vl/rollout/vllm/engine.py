@@ -1,0 +1,199 @@
+"""vLLM in this process: answers of the trained policy, with weights that are handed over layer by layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from gpg_vl.clock import timed
+from gpg_vl.models.families import Family
+from gpg_vl.rollout.engine import EngineSetup, RolloutRequest, SyncReport, Weights
+from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.rollout.vllm.features import encode_images
+from gpg_vl.rollout.vllm.inputs import (
+    Answer,
+    Keys,
+    engine_input,
+    make_completion,
+    sampling_settings,
+)
+from gpg_vl.rollout.vllm.options import engine_arguments
+from gpg_vl.rollout.vllm.weights import Table, reload_worker, wanted_weights
+from gpg_vl.rollout.vllm.window import prepare_environment, refuse_vllm
+from gpg_vl.types import Completion
+
+
+@dataclass(slots=True, kw_only=True)
+class _Counters:
+    prompts: int = 0
+    prompt_tokens: int = 0
+    """Tokens of prompts, each prompt once; what vLLM computes of them depends on its blocks."""
+    decoded_tokens: int = 0
+    decode_seconds: float = 0.0
+    """From prompts in to answers out: vLLM mixes both phases."""
+    sync_seconds: float = 0.0
+
+
+class VllmEngine:
+    """Samples with vLLM in this process, on this process's device. See `Engine` for its methods.
+
+    Its weights are a second copy, in the dtype of the forward pass; until the first `sync` they are the checkpoint's.
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        refuse_vllm(setup.processing.family)
+        prepare_environment(in_process=True)
+        from vllm import LLM
+
+        self._setup = setup
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._sleeps = torch.cuda.is_available() and setup.options.vllm_sleep
+        arguments = engine_arguments(
+            setup.options, path=setup.path, revision=setup.revision, dtype=setup.autocast
+        )
+        self._llm = LLM(**arguments, enable_sleep_mode=self._sleeps)
+        self._engine = self._llm.llm_engine
+        self._asleep: set[str] = set()
+        self._version = 0
+        self._synced = False
+        self._requests = 0
+        self._counters = _Counters()
+
+    @staticmethod
+    def check(family: Family) -> None:
+        """Raises UserError if this engine cannot work here. Loads no weights."""
+        refuse_vllm(family)
+
+    # ---- weights
+
+    def sync(self, weights: Weights, version: int) -> SyncReport:
+        with timed(partial(self._add_seconds, "sync_seconds"), self._device):
+            self._wake("weights")
+            table = self._reload(weights)
+
+        # every later table is the same: the names are those of the same two models
+        if not self._synced:
+            table.refuse_gaps()
+            self._forget(features=True)
+        self._synced = True
+        self._forget(features=self._setup.trains_vision)
+        self._version = version
+        return SyncReport(version=version, tensors=table.tensors, bytes=table.bytes)
+
+    def _reload(self, weights: Weights) -> Table:
+        chosen = partial(wanted_weights, weights, self._setup)
+        (table,) = self._llm.collective_rpc(reload_worker, args=(chosen,))
+        made: Table = table
+        return made
+
+    def _forget(self, *, features: bool) -> None:
+        """Drop what was computed with older weights. The keys say the version too, so this only frees memory."""
+        assert self._llm.reset_prefix_cache(), (
+            "keys and values are still held, although nothing is being answered"
+        )
+        if features:
+            self._engine.reset_encoder_cache()
+
+    @property
+    def _keys(self) -> Keys:
+        return Keys(version=self._version, features_change=self._setup.trains_vision)
+
+    # ---- memory
+
+    def rest(self) -> None:
+        if not self._sleeps or self._asleep:
+            return
+        # level 2 drops the weights as well: the next sync brings them all
+        self._llm.sleep(level=2)
+        self._asleep = {"weights", "kv_cache"}
+
+    def _wake(self, *tags: str) -> None:
+        for tag in tags:
+            if tag in self._asleep:
+                self._llm.wake_up(tags=[tag])
+                self._asleep.remove(tag)
+
+    # ---- answers
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: Sampling,
+        done: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        if not requests:
+            return []
+        assert "weights" not in self._asleep, (
+            "an engine that rests is given weights before it answers"
+        )
+        self._wake("kv_cache")
+
+        with timed(partial(self._add_seconds, "decode_seconds"), self._device):
+            outputs = self._ask(requests, sampling, done)
+            return [
+                self._complete(request, output)
+                for request, output in zip(requests, outputs, strict=True)
+            ]
+
+    def _ask(
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: Sampling,
+        done: Callable[[int], None] | None,
+    ) -> list[Any]:
+        """vLLM's output of each request, in order."""
+        features = encode_images(self._setup, requests)
+        names = []
+        for request, of_images in zip(requests, features, strict=True):
+            self._requests += 1
+            names.append(str(self._requests))
+            given = engine_input(request.prompt, self._keys, of_images)
+            self._engine.add_request(names[-1], given, self._parameters(sampling, request.draw))
+
+        finished: dict[str, Any] = {}
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                if output.finished:
+                    finished[output.request_id] = output
+                    if done:
+                        done(sampling.group_size)
+        return [finished[name] for name in names]
+
+    def _parameters(self, sampling: Sampling, draw: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        settings = sampling_settings(sampling, self._setup.processing.tokens, draw)
+        settings["logit_bias"] = {int(token): b for token, b in settings["logit_bias"].items()}
+        return SamplingParams(**settings, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    def _complete(self, request: RolloutRequest, output: Any) -> tuple[Completion, ...]:
+        self._counters.prompts += 1
+        self._counters.prompt_tokens += request.prompt.length
+
+        completions = []
+        for said in output.outputs:
+            logprobs = [
+                of_place[token].logprob
+                for token, of_place in zip(said.token_ids, said.logprobs, strict=True)
+            ]
+            self._counters.decoded_tokens += len(logprobs)
+            answer = Answer(token_ids=said.token_ids, logprobs=logprobs)
+            completions.append(
+                make_completion(answer, request.prompt, self._setup.processing, self._version)
+            )
+        return tuple(completions)
+
+    # ---- what it has done
+
+    def counters(self) -> Mapping[str, float]:
+        return asdict(self._counters)
+
+    def step(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def _add_seconds(self, name: str, seconds: float) -> None:
+        setattr(self._counters, name, getattr(self._counters, name) + seconds)

@@ -1,0 +1,178 @@
+"""Prompts into vLLM and answers out of it, the same for an engine in this process and for a server.
+
+Token ids go in expanded, patches as our encoder cut them, or the features of our own tower: vLLM tokenizes nothing and
+resizes nothing, so its preprocessing cannot disagree with the trainer's. That it does not normalise patches a second time
+is an option of its start (`options.engine_arguments`).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpg_vl.errors import RunError
+from gpg_vl.models.load import Processing, Tokens
+from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.types import Completion, FinishReason, Prompt
+
+FORBIDDEN_BIAS = -100.0
+"""What is added to the logits of vision ids. vLLM takes no less, so that none was sampled is checked as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Under which names an engine may remember what it computes of a prompt.
+
+    Example: after step 3 of a run that trains its vision tower, an image is known as `3:<digest>`, and keys and values of
+    text are shared only among prompts with the salt `3`.
+    """
+
+    version: int
+    """Of the weights. Keys and values of a prompt are good for one version only."""
+    features_change: bool
+    """Whether the features of an image depend on the version; those of a frozen tower are good for all."""
+
+    @property
+    def salt(self) -> str:
+        return str(self.version)
+
+    def of_images(self, prompt: Prompt) -> list[str]:
+        """One name for each image of the prompt."""
+        if not self.features_change:
+            return list(prompt.image_keys)
+        return [f"{self.version}:{key}" for key in prompt.image_keys]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpan:
+    """Where the tokens of one image stand in a prompt."""
+
+    offset: int
+    length: int
+
+
+def image_spans(prompt: Prompt) -> list[ImageSpan]:
+    """The tokens of each image, in order."""
+    if prompt.grid_thw_I_3 is None:
+        return []
+
+    # all families merge the same number of patches into each token of an image
+    patches_I = prompt.grid_thw_I_3.prod(dim=1)
+    merged = int(patches_I.sum()) // int(prompt.image_mask_T.sum())
+
+    places = prompt.image_mask_T.nonzero()[:, 0].tolist()
+    spans: list[ImageSpan] = []
+    at = 0
+    for length in (patches_I // merged).tolist():
+        spans.append(ImageSpan(offset=places[at], length=length))
+        assert places[at + length - 1] == places[at] + length - 1, "an image is torn apart"
+        at += length
+    return spans
+
+
+def image_items(prompt: Prompt, features: Sequence[Tensor] | None = None) -> Any:
+    """The prompt's images as vLLM's items: patches, or the features of our own tower ([image tokens, H] each)."""
+    from transformers import BatchFeature
+    from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+
+    assert prompt.pixel_values_N is not None
+    assert prompt.grid_thw_I_3 is not None
+    grid = prompt.grid_thw_I_3
+    fields = {"image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    if features is None:
+        sizes_I = grid.prod(-1)
+        name, tensor = "pixel_values", prompt.pixel_values_N
+    else:
+        sizes_I = torch.tensor([len(of_image) for of_image in features])
+        name, tensor = "image_embeds", torch.cat(list(features)).cpu()
+    fields[name] = MultiModalFieldConfig.flat_from_sizes("image", sizes_I)
+
+    return MultiModalKwargsItems.from_hf_inputs(
+        BatchFeature({name: tensor, "image_grid_thw": grid}), fields
+    )
+
+
+def engine_input(prompt: Prompt, keys: Keys, features: Sequence[Tensor] | None = None) -> Any:
+    """A prompt for an engine in this process."""
+    from vllm.inputs.engine import mm_input, tokens_input
+    from vllm.multimodal.inputs import PlaceholderRange
+
+    ids = prompt.input_ids_T.tolist()
+    if prompt.pixel_values_N is None:
+        return tokens_input(ids, cache_salt=keys.salt)
+
+    places = [
+        PlaceholderRange(offset=span.offset, length=span.length) for span in image_spans(prompt)
+    ]
+    return mm_input(
+        ids,
+        image_items(prompt, features),
+        {"image": keys.of_images(prompt)},
+        {"image": places},
+        cache_salt=keys.salt,
+    )
+
+
+def sampling_settings(sampling: Sampling, tokens: Tokens, draw: int) -> dict[str, Any]:
+    """Arguments of vLLM's SamplingParams for one prompt, all of them JSON: a server takes the same."""
+    return {
+        "n": sampling.group_size,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k if sampling.top_k > 0 else -1,
+        "max_tokens": sampling.max_new_tokens,
+        "seed": seed_of(sampling.seed, draw),
+        "logprobs": 0,
+        "stop_token_ids": list(tokens.ends),
+        "logit_bias": {str(token): FORBIDDEN_BIAS for token in tokens.never_sampled},
+        "detokenize": False,
+    }
+
+
+def seed_of(seed: int, draw: int) -> int:
+    """A request's seed, 62 bits of a hash: vLLM seeds the members of a group with the numbers that follow it, so
+    neighbouring draws must not have neighbouring seeds.
+    """
+    digest = hashlib.blake2b(f"{seed}:{draw}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an engine said to a prompt, once."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+def make_completion(
+    answer: Answer, prompt: Prompt, processing: Processing, version: int
+) -> Completion:
+    """An engine's answer as ours. Raises RunError for one that holds a vision id, or a log-prob that is none."""
+    tokens = processing.tokens
+    refuse_vision_ids(answer.token_ids, tokens, prompt.example_id)
+
+    reason: FinishReason = "stop" if answer.token_ids[-1] in tokens.ends else "length"
+    return Completion(
+        token_ids=tuple(answer.token_ids),
+        logprobs=tuple(answer.logprobs),
+        finish_reason=reason,
+        prefill=prompt.prefill,
+        text=processing.tokenizer.decode(list(answer.token_ids), skip_special_tokens=True),
+        version=version,
+    )
+
+
+def refuse_vision_ids(token_ids: Sequence[int], tokens: Tokens, example_id: str) -> None:
+    sampled = sorted(set(token_ids) & set(tokens.never_sampled))
+    if sampled:
+        raise RunError(
+            f"vLLM answered example {example_id} with the vision ids {sampled}, which stand for images that do not exist; "
+            f"their logits are lowered by {-FORBIDDEN_BIAS:.0f}, the most that vLLM allows. The model gives them more than "
+            f"that, which a healthy one does not: look at the checkpoint, or sample with rollout.engine=native, which cannot "
+            f"draw them at all."
+        )

@@ -1,0 +1,52 @@
+"""How vLLM is started: what it must do so that it samples from the policy that is trained, and what a user may choose."""
+
+from typing import Any
+
+import torch
+
+from gpg_vl.rollout.engine import EngineOptions
+
+BLOCK = {"cpu": 32, "cuda": 16}
+"""Tokens of a block of keys and values. Members of a group share the full blocks of their prompt, and each computes the rest
+again; the CPU's own default of 128 would share nothing of a shorter prompt."""
+MOST_IMAGES = 64
+"""Images of one prompt, and of nothing else: no video is ever given."""
+
+
+def engine_arguments(
+    options: EngineOptions, *, path: str, revision: str | None, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """Arguments of vLLM's engine, the same in this process and as a server.
+
+    dtype: of the forward pass as the trainer has it; None is float32.
+    """
+    cuda = torch.cuda.is_available()
+    arguments: dict[str, Any] = {
+        "model": path,
+        "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
+        "seed": 0,
+        # what is sampled: log-probs of the distribution after temperature and bias, no settings of the checkpoint's own
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        # what goes in: patches that are normalised already, and nothing for a processor to do or to keep
+        "mm_device_do_normalize": False,
+        "mm_processor_cache_gb": 0,
+        "skip_mm_profiling": True,
+        "limit_mm_per_prompt": {"image": MOST_IMAGES, "video": 0},
+        # once per group
+        "enable_prefix_caching": True,
+        "block_size": BLOCK["cuda" if cuda else "cpu"],
+        "max_num_seqs": options.slots,
+        "tensor_parallel_size": options.vllm_tensor_parallel,
+    }
+    if revision is not None:
+        arguments["revision"] = revision
+    if options.images == "features":
+        # no image is encoded there, so the vision tower is not even loaded
+        arguments["enable_mm_embeds"] = True
+        arguments["limit_mm_per_prompt"] = {"image": 0, "video": 0}
+    if cuda:
+        arguments["gpu_memory_utilization"] = options.vllm_memory
+    else:
+        arguments["enforce_eager"] = True
+    return arguments

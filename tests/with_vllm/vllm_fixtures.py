@@ -1,0 +1,32 @@
+"""Fixtures of the tests that run vLLM; `make test-vllm` runs them, in an environment of their own."""
+
+from pathlib import Path
+
+import pytest
+from bench import Bench, make_bench
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """vLLM, not we, calls what torch has deprecated."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("ignore::FutureWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore::UserWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(
+    tiny_checkpoint: Path, newer_checkpoint: Path, text_checkpoint: Path
+) -> dict[str, Path]:
+    return {
+        "qwen2_vl": tiny_checkpoint,
+        "qwen2_5_vl": newer_checkpoint,
+        "qwen2": text_checkpoint,
+    }
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_checkpoint: Path) -> Bench:
+    """A Qwen2-VL whose tower is trained."""
+    return make_bench(tiny_checkpoint)
