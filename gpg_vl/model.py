@@ -109,8 +109,12 @@ class Model:
         *,
         options: EngineOptions = DEFAULT_OPTIONS,
         prefixes: PrefixStore | None = None,
+        awaits_sync: bool = False,
     ) -> Engine:
-        """An engine that answers with this model; see `rollout.engine.EngineSetup`. Raises UserError for an unknown name."""
+        """An engine that answers with this model; see `rollout.engine.EngineSetup`. Raises UserError for an unknown name.
+
+        awaits_sync: `Engine.sync` is called before the first answer is wanted.
+        """
         setup = EngineSetup(
             path=self.path,
             revision=self.revision,
@@ -118,6 +122,7 @@ class Model:
             processing=self.processing,
             autocast=self.autocast,
             options=options,
+            awaits_sync=awaits_sync,
             trains_vision=self.policy.images.is_trained,
             prefixes=prefixes,
         )

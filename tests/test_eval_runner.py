@@ -21,13 +21,13 @@ from gpg_vl.eval.runner import evaluate, evaluate_responder, select
 from gpg_vl.eval.settings import (
     generation_sha,
     model_revision,
-    model_sha,
     prompt_sha,
     render,
     settings_for,
 )
 from gpg_vl.eval.task import Doc, stratum
 from gpg_vl.eval.tasks.cvbench import cvbench
+from gpg_vl.models.digest import model_sha
 from gpg_vl.prompting import PixelLimits
 from gpg_vl.types import Example
 

@@ -114,6 +114,10 @@ class RolloutConfig(Section):
     """Give vLLM's memory to training between rollouts (CUDA; a CPU has no such thing)."""
     vllm_tensor_parallel: int = Field(1, ge=1)
     """Processes that share one vLLM engine, each with a part of the weights; they must be of one node."""
+    servers: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")], ...] = ()
+    """Addresses of `gpg-vl serve`, such as http://127.0.0.1:8000; requests are dealt out over them."""
+    server_wait: float = Field(600.0, gt=0)
+    """Seconds that a server is waited for: at the start, and when it dies in a step."""
 
 
 class RewardsConfig(Section):
@@ -224,6 +228,15 @@ class Config(Section):
     algorithm: AnyAlgorithm = GpgConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _somebody_to_ask(self) -> "Config":
+        if self.rollout.engine == "vllm_server" and not self.rollout.servers:
+            raise ValueError(
+                "rollout.engine is vllm_server, but rollout.servers names none. Start one with `gpg-vl serve CHECKPOINT` and "
+                "give its address: rollout.servers: ['http://127.0.0.1:8000']."
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_reuse(self) -> "Config":

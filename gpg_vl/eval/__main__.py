@@ -31,11 +31,11 @@ from gpg_vl.eval.settings import (
     EvalSettings,
     file_sha,
     model_revision,
-    model_sha,
     settings_for,
 )
 from gpg_vl.eval.task import Doc, Scorer, Task, pick_scorers
 from gpg_vl.eval.tasks import tasks
+from gpg_vl.models.digest import model_sha
 from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.prompting import DEFAULT_LIMITS, PixelLimits
 from gpg_vl.registry import UnknownNameError

@@ -31,6 +31,7 @@ GENERATION = {
     "batch_size": "--batch-size",
     "dtype": "--dtype",
     "engine": "--engine",
+    "servers": "--servers",
 }
 """Settings that decide what a model answers, and nothing when a file is scored."""
 PIXELS = {"min_pixels": "--min-pixels", "max_pixels": "--max-pixels"}
@@ -168,6 +169,12 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     )
     only.add_argument(
         "--engine", metavar="NAME", help=f"what answers, as in training (default {DEFAULT_ENGINE})"
+    )
+    only.add_argument(
+        "--servers",
+        nargs="+",
+        metavar="URL",
+        help="addresses of gpg-vl serve, for --engine vllm_server",
     )
 
 

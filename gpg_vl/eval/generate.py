@@ -91,7 +91,10 @@ def model_responder(model: Path, settings: EvalSettings) -> Responder:
         processing=processing,
         autocast=autocast_dtype(settings.dtype),
         options=EngineOptions(
-            prompts_per_batch=settings.batch_size, vllm_memory=MEMORY, vllm_sleep=False
+            prompts_per_batch=settings.batch_size,
+            vllm_memory=MEMORY,
+            vllm_sleep=False,
+            servers=settings.servers,
         ),
     )
     return engine_responder(engines.get(settings.engine)(setup), processing, settings)

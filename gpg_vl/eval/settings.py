@@ -15,12 +15,9 @@ from gpg_vl.prompting import DEFAULT_LIMITS, PixelLimits, PromptStyle
 from gpg_vl.rollout import DEFAULT as DEFAULT_ENGINE
 from gpg_vl.types import Example, Message
 
-_WHOLE_FILE = 1 << 24  # bytes; larger files are sampled
 FIXED = {"repetition_penalty": 1.0, "padding_side": None}
 """What others have to choose and results have to say: no token is penalised, and prompts are packed, so none is padded."""
 _REVISION = re.compile("[0-9a-f]{40}")
-_SAMPLES = 256
-_SAMPLE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +52,8 @@ class EvalSettings:
     """How large the model sees the images. The same as training's default; published runs differ."""
     dtype: str = "float32"
     engine: str = DEFAULT_ENGINE
+    servers: tuple[str, ...] = ()
+    """Where an engine asks that is not in this process. No part of a prediction's key: the weights are checked."""
 
     def __post_init__(self) -> None:
         least = {
@@ -174,25 +173,6 @@ def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> s
             sample,
         ]
     )
-
-
-def model_sha(folder: Path) -> str:
-    """Digest of a checkpoint folder's names, sizes and contents, so that new weights under an old name are noticed.
-
-    Files above 16 MB are sampled at 256 evenly spaced places; training changes every weight. 16 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            if size <= _WHOLE_FILE:
-                digest.update(stream.read())
-                continue
-            for i in range(_SAMPLES):
-                stream.seek(i * (size - _SAMPLE) // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE))
-    return digest.hexdigest()[:16]
 
 
 def model_revision(folder: Path) -> str | None:

@@ -12,11 +12,16 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from gpg_vl.errors import RunError
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.types import Completion, Prompt
+
+
+class EngineLostError(RunError):
+    """The engine cannot answer any more, and did not come back in time. Nothing was trained with what it had answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,8 @@ class EngineOptions:
     vllm_memory: float = 0.35
     vllm_sleep: bool = True
     vllm_tensor_parallel: int = 1
+    servers: tuple[str, ...] = ()
+    server_wait: float = 600.0
 
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -118,6 +125,8 @@ class EngineSetup:
     autocast: torch.dtype | None = None
     """Of the forward pass, the same as in training; None computes in the weights' own dtype."""
     options: EngineOptions = DEFAULT_OPTIONS
+    awaits_sync: bool = False
+    """Whether weights come by `sync` before the first answer: an engine with a copy of its own need not read the checkpoint's."""
     trains_vision: bool = False
     """Whether the features of an image change from version to version."""
     prefixes: PrefixStore | None = None

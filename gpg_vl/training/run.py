@@ -237,6 +237,8 @@ def _make_engine(config: Config, model: Model, prefixes: PrefixStore | None) -> 
         vllm_memory=rollout.vllm_memory,
         vllm_sleep=rollout.vllm_sleep,
         vllm_tensor_parallel=rollout.vllm_tensor_parallel,
+        servers=rollout.servers,
+        server_wait=rollout.server_wait,
     )
     return model.engine(rollout.engine, options=options, prefixes=prefixes)
 

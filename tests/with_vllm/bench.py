@@ -130,8 +130,16 @@ def make_prompts(model: Model) -> list[Prompt]:
     return [encoder.encode(example) for example in examples]
 
 
-def make_bench(checkpoint: Path, *, images: Images = "pixels", prepare: Prepare = None) -> Bench:
+def make_bench(
+    checkpoint: Path,
+    *,
+    images: Images = "pixels",
+    prepare: Prepare = None,
+    servers: tuple[str, ...] = (),
+) -> Bench:
+    """With vLLM in this process, or with the servers that are given."""
     model = Model.load(checkpoint, device="cpu", prepare=prepare)
-    engine = model.engine("vllm", options=EngineOptions(slots=32, images=images))
+    options = EngineOptions(slots=32, images=images, servers=servers, server_wait=300)
+    engine = model.engine("vllm_server" if servers else "vllm", options=options)
     ALIVE.append(engine)
     return Bench(model=model, engine=engine, prompts=make_prompts(model))

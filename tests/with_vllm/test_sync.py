@@ -1,18 +1,22 @@
 """Weights from the trainer into vLLM: all of them, and nothing remembered of the old ones."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
 import torch
 from bench import FAULT, Bench, make_bench
 from torch import Tensor
+from vllm.config import set_current_vllm_config
 
 from gpg_vl.errors import RunError
 from gpg_vl.models.adapters import add_adapters, merged_weights
 from gpg_vl.rollout.vllm import engine as engine_module
 from gpg_vl.rollout.vllm.inputs import Keys
+from gpg_vl.rollout.vllm.weights import Reload
 
 pytest_plugins = ("vllm_fixtures",)
 
@@ -165,6 +169,28 @@ def test_adapters_arrive_merged(tiny_checkpoint: Path) -> None:
                 parameter.add_(0.2 * torch.randn(parameter.shape))
     assert bench.gap().mean > FAULT
     bench.engine.sync(lambda: merged_weights(model.policy.model), 1)
+    assert bench.gap().is_rounding()
+
+
+def test_a_reload_leaves_nothing_behind(bench: Bench) -> None:
+    """Who watches a reload is gone after it, also after one that broke off in the middle."""
+    bench.sync()
+    engine: Any = bench.engine
+    worker = engine._engine.model_executor.driver_worker.worker
+    with set_current_vllm_config(worker.vllm_config):
+        for number in (0, 3):
+            broken = Reload(worker.model_runner.get_model(), worker.vllm_config.model_config)
+            broken.begin()
+            broken.load_weights(list(bench.weights())[:number])
+            broken.finish()
+    gc.collect()
+    watchers = [
+        made
+        for made in gc.get_objects()
+        if type(made) is FunctionType and made.__qualname__.startswith("Reload._watch")
+    ]
+    assert not watchers
+    bench.sync()
     assert bench.gap().is_rounding()
 
 

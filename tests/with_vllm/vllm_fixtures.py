@@ -1,9 +1,11 @@
 """Fixtures of the tests that run vLLM; `make test-vllm` runs them, in an environment of their own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bench import Bench, make_bench
+from served import Served
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,3 +32,16 @@ def checkpoints(
 def bench(tiny_checkpoint: Path) -> Bench:
     """A Qwen2-VL whose tower is trained."""
     return make_bench(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with the checkpoint whose vision tower is trained."""
+    log = tmp_path_factory.mktemp("served") / "log.txt"
+    server = Served(checkpoint=tiny_checkpoint, log=log)
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()

@@ -6,7 +6,7 @@ is an option of its start (`options.engine_arguments`).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,33 @@ def engine_input(prompt: Prompt, keys: Keys, features: Sequence[Tensor] | None =
     )
 
 
+def request_body(
+    prompt: Prompt,
+    keys: Keys,
+    settings: Mapping[str, Any],
+    features: Sequence[Tensor] | None = None,
+) -> dict[str, Any]:
+    """A prompt for a server, with `sampling_settings`: the same ids, items and keys as in this process."""
+    body: dict[str, Any] = {
+        "token_ids": prompt.input_ids_T.tolist(),
+        "sampling_params": dict(settings),
+        "cache_salt": keys.salt,
+    }
+    if prompt.pixel_values_N is None:
+        return body
+
+    from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
+
+    spans = [{"offset": span.offset, "length": span.length} for span in image_spans(prompt)]
+    items = image_items(prompt, features)["image"]
+    body["features"] = {
+        "mm_hashes": {"image": keys.of_images(prompt)},
+        "mm_placeholders": {"image": spans},
+        "kwargs_data": {"image": [encode_mm_kwargs_item(item) for item in items]},
+    }
+    return body
+
+
 def sampling_settings(sampling: Sampling, tokens: Tokens, draw: int) -> dict[str, Any]:
     """Arguments of vLLM's SamplingParams for one prompt, all of them JSON: a server takes the same."""
     return {
@@ -127,7 +154,9 @@ def sampling_settings(sampling: Sampling, tokens: Tokens, draw: int) -> dict[str
         "max_tokens": sampling.max_new_tokens,
         "seed": seed_of(sampling.seed, draw),
         "logprobs": 0,
+        # the checkpoint's own end token is among ours, or is none to us
         "stop_token_ids": list(tokens.ends),
+        "ignore_eos": True,
         "logit_bias": {str(token): FORBIDDEN_BIAS for token in tokens.never_sampled},
         "detokenize": False,
     }

@@ -14,11 +14,17 @@ MOST_IMAGES = 64
 
 
 def engine_arguments(
-    options: EngineOptions, *, path: str, revision: str | None, dtype: torch.dtype | None
+    options: EngineOptions,
+    *,
+    path: str,
+    revision: str | None,
+    dtype: torch.dtype | None,
+    empty: bool = False,
 ) -> dict[str, Any]:
     """Arguments of vLLM's engine, the same in this process and as a server.
 
     dtype: of the forward pass as the trainer has it; None is float32.
+    empty: the checkpoint's weights are not read, because others come before the first answer.
     """
     cuda = torch.cuda.is_available()
     arguments: dict[str, Any] = {
@@ -39,6 +45,8 @@ def engine_arguments(
         "max_num_seqs": options.slots,
         "tensor_parallel_size": options.vllm_tensor_parallel,
     }
+    if empty:
+        arguments["load_format"] = "dummy"
     if revision is not None:
         arguments["revision"] = revision
     if options.images == "features":

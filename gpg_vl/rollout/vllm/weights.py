@@ -6,7 +6,7 @@ uses as well). What belongs together must never be half of one version and half 
 everything was there.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -34,6 +34,12 @@ class Table:
     unfed: tuple[str, ...]
     """Parameters of the engine that no tensor went into."""
 
+    @staticmethod
+    def of(told: Mapping[str, Any]) -> "Table":
+        """A table that came as JSON."""
+        names = {kind: tuple(told[kind]) for kind in ("untaken", "repeated", "unfed")}
+        return Table(tensors=told["tensors"], bytes=told["bytes"], **names)
+
     def refuse_gaps(self) -> None:
         """Raises RunError unless every tensor went somewhere, once, and every parameter got something."""
         wrong = {
@@ -51,7 +57,7 @@ class Table:
 
 
 class Reload:
-    """One reload of a vLLM model: `begin`, `feed` once or more often, `finish`. Under vLLM's current config.
+    """One reload of a vLLM model: `begin`, `load_weights` once or more often, `finish`. Under vLLM's current config.
 
     Between `begin` and `finish` the model cannot be used.
     """
@@ -63,6 +69,7 @@ class Reload:
         self._bytes = 0
         self._taken: set[str] = set()
         self._fed: set[str] = set()
+        self._loaders: list[tuple[Any, Callable[..., Any]]] = []
         self._parameters: list[str] = []
 
     def begin(self) -> None:
@@ -71,9 +78,10 @@ class Reload:
         initialize_layerwise_reload(self._model)
         for name, parameter in _loaded_parameters(self._model):
             self._parameters.append(name)
+            self._loaders.append((parameter, parameter.weight_loader))
             parameter.weight_loader = self._watch(parameter.weight_loader, name)
 
-    def feed(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Names as in a checkpoint, whole tensors."""
         with torch.no_grad():
             self._model.load_weights(self._count(weights))  # type: ignore[operator]
@@ -83,6 +91,10 @@ class Reload:
 
         with torch.no_grad():
             finalize_layerwise_reload(self._model, self._model_config)
+
+        # vLLM takes the same empty parameters for the next reload, with whatever loaders they have
+        for parameter, loader in self._loaders:
+            parameter.weight_loader = loader
         counted = {name: self._names.count(name) for name in self._names}
         return Table(
             tensors=len(self._names),
@@ -127,7 +139,7 @@ def reload_worker(worker: Any, weights: Callable[[], Iterator[tuple[str, Tensor]
     with set_current_vllm_config(worker.vllm_config):
         reload = Reload(model, worker.vllm_config.model_config)
         reload.begin()
-        reload.feed(weights())
+        reload.load_weights(weights())
         return reload.finish()
 
 

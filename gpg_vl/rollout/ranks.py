@@ -1,0 +1,20 @@
+"""What the processes of a run agree on without the trainer's help: who is the main one, and what it says."""
+
+from typing import TypeVar
+
+import torch.distributed
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def tell(value: T) -> T:
+    """The main process's value, on every process. All of them call it together."""
+    if not torch.distributed.is_initialized():
+        return value
+    told = [value]
+    torch.distributed.broadcast_object_list(told, src=0)
+    return told[0]

@@ -1,0 +1,55 @@
+"""What a trainer and `gpg-vl serve` say to each other, beyond vLLM's own requests."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gpg_vl.models.digest import model_sha
+from gpg_vl.models.families import family_of
+
+FOLDER = Path("/dev/shm")
+"""Where weights lie on their way from a trainer to a server of the same node."""
+PREFIX = "gpg_vl-weights-"
+SHARED_MEMORY, NCCL = "gpg_shared_memory", "gpg_nccl"
+"""Names of the transports; see `worker`."""
+UNTRAINED = "default"
+"""vLLM's version of weights that nobody has replaced since the start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a server is, told by its workers."""
+
+    host: str
+    dtype: str
+    transport: str
+    """How it takes weights: SHARED_MEMORY or NCCL."""
+    takes_features: bool
+    """True: features of images. False: their patches."""
+    shape: Mapping[str, int | str]
+    """Of its model; see `describe_shape`."""
+    checkpoint: str
+    """What it was started with; see `describe_checkpoint`."""
+    updating: bool
+    """True if somebody has begun to send weights and has not come to an end."""
+
+
+def host_name() -> str:
+    """The same for all processes that see the same shared memory."""
+    status = FOLDER.stat()
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{boot.read_text().strip() if boot.is_file() else os.uname().nodename}:{status.st_dev}"
+
+
+def describe_shape(config: Any) -> dict[str, int | str]:
+    """The family and the sizes of a model, from its transformers config: equal for models whose weights fit each other."""
+    family = family_of(config.model_type, config.model_type)
+    return {"family": family.model_type, **asdict(family.shape_of(config))}
+
+
+def describe_checkpoint(path: str, revision: str | None) -> str:
+    """Equal for equal weights: a digest of a folder's files, or a hub name with its revision."""
+    folder = Path(path)
+    return model_sha(folder) if folder.is_dir() else f"{path}@{revision or 'main'}"

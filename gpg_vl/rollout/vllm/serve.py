@@ -1,0 +1,116 @@
+"""`gpg-vl serve`: a vLLM server that takes prompts as our encoder makes them and weights from a trainer."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+
+from gpg_vl.errors import UserError
+from gpg_vl.models.load import load_processing
+from gpg_vl.rollout.engine import EngineOptions
+from gpg_vl.rollout.vllm.options import engine_arguments
+from gpg_vl.rollout.vllm.protocol import NCCL, SHARED_MEMORY
+from gpg_vl.rollout.vllm.window import child_environment, refuse_vllm
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MEMORY = 0.9
+"""Share of a GPU that a server takes if nobody says otherwise: nothing is trained beside it."""
+
+
+def serve(
+    path: str,
+    options: EngineOptions,
+    *,
+    host: str,
+    port: int,
+    data_parallel: int,
+    dtype: torch.dtype | None,
+    revision: str | None,
+) -> NoReturn:
+    """Become the server: this process is replaced by it and ends with it. Raises UserError before that."""
+    family = load_processing(path, revision).family
+    refuse_vllm(family)
+    refuse_taken_port(host, port)
+
+    arguments = engine_arguments(options, path=path, revision=revision, dtype=dtype)
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.launchers.api_server.entry",
+        *to_flags({**arguments, **server_arguments(host, port, data_parallel)}),
+    ]
+    print(describe_start(path, host, port, data_parallel, options), flush=True)
+    os.execve(sys.executable, command, {**os.environ, **server_environment()})
+
+
+def server_arguments(host: str, port: int, data_parallel: int) -> dict[str, Any]:
+    """What a server needs on top of an engine."""
+    transport = NCCL if torch.cuda.is_available() else SHARED_MEMORY
+    return {
+        "host": host,
+        "port": port,
+        "data_parallel_size": data_parallel,
+        "enable_scale_out": True,
+        "worker_extension_cls": "gpg_vl.rollout.vllm.worker.Served",
+        "weight_transfer_config": {"backend": transport},
+        "disable_uvicorn_access_log": True,
+    }
+
+
+def server_environment() -> dict[str, str]:
+    """Weights and pauses are asked for by requests that vLLM calls a development mode."""
+    return {**child_environment(), "VLLM_SERVER_DEV_MODE": "1"}
+
+
+def to_flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments of vLLM's engine as its command line writes them."""
+    flags = []
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        match value:
+            case True:
+                flags.append(flag)
+            case False:
+                flags.append("--no-" + flag.removeprefix("--"))
+            case dict():
+                flags += [flag, json.dumps(value)]
+            case _:
+                flags += [flag, str(value)]
+    return flags
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises UserError if nobody could listen there."""
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"Nothing can listen at {host}:{port}: {error.strerror or error}. Give another --port, or stop what listens "
+                f"there (a server of an earlier run, perhaps)."
+            ) from None
+
+
+def describe_start(
+    path: str, host: str, port: int, data_parallel: int, options: EngineOptions
+) -> str:
+    """What is about to happen, and how a config refers to it."""
+    copies = data_parallel * options.vllm_tensor_parallel
+    lines = [
+        f"serving {path} with {data_parallel} engine(s) on {copies} device(s); loading takes a minute or more",
+        "in the config of a run, or as options of gpg_vl.eval:",
+        f"  rollout.engine=vllm_server rollout.servers=['http://{host}:{port}']"
+        + (f" rollout.images={options.images}" if options.images != "pixels" else ""),
+    ]
+    if host not in LOOPBACK:
+        lines.append(
+            f"WARNING: {host} can be reached from outside, and whoever reaches it may replace the weights and call the "
+            f"server's workers. Use it on a network of your own alone."
+        )
+    return "\n".join(lines)

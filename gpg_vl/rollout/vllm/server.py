@@ -1,0 +1,332 @@
+"""Answers from vLLM servers that `gpg-vl serve` has started, on this node or on others.
+
+A server may die and come back. Every sync names the weights by run and version, every answer says which weights wrote it,
+and an answer of other weights counts as none: its request is asked again once the server has the right ones.
+"""
+
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpg_vl.clock import timed
+from gpg_vl.errors import RunError, UserError
+from gpg_vl.models.families import Family
+from gpg_vl.rollout.engine import (
+    EngineLostError,
+    EngineSetup,
+    RolloutRequest,
+    SyncReport,
+    Weights,
+)
+from gpg_vl.rollout.ranks import rank, tell
+from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.rollout.vllm.client import ANSWER_SECONDS, Server, ServerGoneError
+from gpg_vl.rollout.vllm.features import encode_images
+from gpg_vl.rollout.vllm.inputs import (
+    Answer,
+    Keys,
+    make_completion,
+    request_body,
+    sampling_settings,
+)
+from gpg_vl.rollout.vllm.meeting import (
+    POLL_SECONDS,
+    describe,
+    refuse_other_model,
+    refuse_other_weights,
+    servers_of,
+    wait_for,
+    weights_of,
+)
+from gpg_vl.rollout.vllm.protocol import SHARED_MEMORY, UNTRAINED
+from gpg_vl.rollout.vllm.transfer import SharedMemory, Transfer, choose_transfer, deliver
+from gpg_vl.rollout.vllm.update import BROKEN, alone, update
+from gpg_vl.rollout.vllm.weights import Table
+from gpg_vl.rollout.vllm.window import prepare_environment, refuse_vllm
+from gpg_vl.types import Completion
+
+MOST_LOSSES = 3
+"""How often one call may lose its servers; a request that kills them would do so for ever."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Counters:
+    prompts: int = 0
+    prompt_tokens: int = 0
+    decoded_tokens: int = 0
+    servers_lost: int = 0
+    """Times that a server was waited for."""
+    decode_seconds: float = 0.0
+    sync_seconds: float = 0.0
+
+
+class ServerEngine:
+    """Asks vLLM servers over HTTP. See `Engine` for its methods. The processes of a run make theirs together.
+
+    The servers' weights are this run's from the first `sync` on; before it they must be those of the checkpoint.
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        refuse_vllm(setup.processing.family)
+        prepare_environment(in_process=False)
+        self._setup = setup
+        self._servers = servers_of(setup)
+        self._counters = _Counters()
+
+        self._run = tell(uuid.uuid4().hex[:12])
+        self._version = 0
+        self._held = UNTRAINED
+        """The name of the weights that servers must have."""
+        self._files: tuple[Path, ...] = ()
+        """Those weights, for a server that has lost them; empty if they cannot be sent again from here."""
+        self._is_known = False
+        """Whether it is known that the servers have them."""
+        self._transfers: list[Transfer] = []
+        self._passes = self._meet()
+
+    @staticmethod
+    def check(family: Family) -> None:
+        """Raises UserError if this engine cannot work here. Asks no server."""
+        refuse_vllm(family)
+
+    def _meet(self) -> int:
+        """The main process looks at every server, and says how often a sync iterates the weights."""
+        message, passes = None, 0
+        if rank() == 0:
+            try:
+                for server in self._servers:
+                    self._transfers.append(self._look_at(server))
+                passes = max(transfer.passes(len(self._servers)) for transfer in self._transfers)
+            except (UserError, RunError) as error:
+                message = str(error)
+        message, passes = tell((message, passes))
+        if message is not None:
+            raise UserError(message)
+
+        for transfer in self._transfers:
+            weakref.finalize(self, transfer.close)
+        return passes
+
+    def _look_at(self, server: Server) -> Transfer:
+        wait_for(server, self._setup.options.server_wait)
+        description = describe(server)
+        refuse_other_model(server, description, self._setup)
+
+        # files are written once for all servers of the node
+        for known in self._transfers:
+            if isinstance(known, SharedMemory) and description.transport == SHARED_MEMORY:
+                return known
+        return choose_transfer(description, server, self._setup.autocast or torch.float32)
+
+    # ---- weights
+
+    def sync(self, weights: Weights, version: int) -> SyncReport:
+        with timed(partial(self._add_seconds, "sync_seconds"), torch.device("cpu")):
+            self._held = f"{self._run}:{version}"
+            message, table = None, None
+            if rank() == 0:
+                try:
+                    table = self._send(weights)
+                except (RunError, UserError) as error:
+                    message = str(error)
+            else:
+                for _ in range(self._passes):
+                    for _ in weights():
+                        pass
+            message, table, files = tell((message, table, self._files))
+
+        if message is not None:
+            raise EngineLostError(message)
+        self._files = tuple(file for file in files if file.exists())
+        self._version = version
+        self._is_known = True
+        if table is None:
+            return SyncReport(version=version)
+        return SyncReport(version=version, tensors=table.tensors, bytes=table.bytes)
+
+    def _send(self, weights: Weights) -> Table | None:
+        """The weights of now to every server. Raises RunError if they have no room on the way, or one does not come back.
+
+        Returns what the last server took; None if that one had to be given them again.
+        """
+        table: Table | None = None
+        for transfer in dict.fromkeys(self._transfers):
+            transfer.prepare(weights)
+            if isinstance(transfer, SharedMemory):
+                self._files = tuple(transfer.files)
+
+        for server, transfer in zip(self._servers, self._transfers, strict=True):
+            try:
+                table = update(server, partial(transfer.deliver, weights), self._held)
+            except ServerGoneError as gone:
+                self._restore(server, gone)
+        return table
+
+    def _restore(self, server: Server, loss: ServerGoneError) -> None:
+        """The present weights once more to a server that was lost, unless it has them. Raises EngineLostError."""
+        self._counters.servers_lost += 1
+        for _ in range(MOST_LOSSES):
+            wait_for(server, self._setup.options.server_wait)
+            try:
+                with alone(self._run):
+                    if weights_of(server) == self._held:
+                        return
+                    if self._held == UNTRAINED:
+                        refuse_other_weights([server], self._setup)
+                        return
+                    if self._files:
+                        update(server, partial(deliver, self._files), self._held)
+                        return
+                self._await_weights(server)
+                return
+            except ServerGoneError as again:
+                loss = again
+        raise EngineLostError(
+            f"The server {server.url} was lost {MOST_LOSSES + 1} times in a row ({loss}). Look at what it printed; a smaller "
+            f"--slots or --memory of gpg-vl serve may keep it alive."
+        )
+
+    def _await_weights(self, server: Server) -> None:
+        """A server that came back without the weights gets them from the main process, or from nobody."""
+        deadline = time.monotonic() + self._setup.options.server_wait
+        while rank() != 0 and time.monotonic() < deadline:
+            if weights_of(server) == self._held:
+                return
+            time.sleep(POLL_SECONDS)
+        raise EngineLostError(
+            f"The server {server.url} came back without the weights of step {self._version}, and they cannot be sent again in "
+            f"the middle of a step: over NCCL nothing is kept. Go on from the checkpoint with --resume."
+        )
+
+    @property
+    def _keys(self) -> Keys:
+        return Keys(version=self._version, features_change=self._setup.trains_vision)
+
+    # ---- answers
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: Sampling,
+        done: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        if not requests:
+            return []
+        with timed(partial(self._add_seconds, "decode_seconds"), torch.device("cpu")):
+            if not self._is_known:
+                refuse_other_weights(self._servers, self._setup)
+                self._is_known = True
+            bodies = self._write(requests, sampling)
+            replies = self._ask_all(bodies, lambda: done(sampling.group_size) if done else None)
+            return [
+                self._complete(request, reply)
+                for request, reply in zip(requests, replies, strict=True)
+            ]
+
+    def _write(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> list[dict[str, Any]]:
+        features = encode_images(self._setup, requests)
+        tokens, keys = self._setup.processing.tokens, self._keys
+        return [
+            request_body(
+                request.prompt, keys, sampling_settings(sampling, tokens, request.draw), of_images
+            )
+            for request, of_images in zip(requests, features, strict=True)
+        ]
+
+    def _ask_all(
+        self, bodies: Sequence[dict[str, Any]], answered: Callable[[], None]
+    ) -> list[dict[str, Any]]:
+        """A reply to every body. What a server was asked that died is asked again when it is back."""
+        replies: dict[int, dict[str, Any]] = {}
+        losses = 0
+        while len(replies) < len(bodies):
+            lost: dict[Server, ServerGoneError] = {}
+            waiting = [number for number in range(len(bodies)) if number not in replies]
+            with ThreadPoolExecutor(min(self._setup.options.slots, len(waiting))) as pool:
+                asked = {
+                    pool.submit(self._ask, self._server_of(number), bodies[number]): number
+                    for number in waiting
+                }
+                for future in as_completed(asked):
+                    try:
+                        replies[asked[future]] = future.result()
+                        answered()
+                    except ServerGoneError as gone:
+                        lost[self._server_of(asked[future])] = gone
+
+            losses += bool(lost)
+            if losses > MOST_LOSSES:
+                raise EngineLostError(
+                    f"Servers were lost {losses} times while the same requests were answered: "
+                    f"{'; '.join(map(str, lost.values()))}. Look at what they printed."
+                )
+            for server, loss in lost.items():
+                self._restore(server, loss)
+        return [replies[number] for number in range(len(bodies))]
+
+    def _server_of(self, number: int) -> Server:
+        """Requests are dealt out in turn, and processes begin at different servers."""
+        return self._servers[(number + rank()) % len(self._servers)]
+
+    def _ask(self, server: Server, body: dict[str, Any]) -> dict[str, Any]:
+        """Raises ServerGoneError also for an answer of weights that this run has not given the server now."""
+        reply: dict[str, Any] = server.post("/inference/v1/generate", body, seconds=ANSWER_SECONDS)
+        for choice in reply["choices"]:
+            wrote = {span["version"] for span in choice["weight_versions"]}
+            if wrote == {self._held}:
+                continue
+            foreign = [
+                name
+                for name in wrote
+                if name not in (UNTRAINED, BROKEN) and not name.startswith(f"{self._run}:")
+            ]
+            if foreign:
+                raise RunError(
+                    f"The server {server.url} answers with the weights {foreign[0]} of another run. A server serves one run at "
+                    f"a time: stop the other, or start a server of your own (gpg-vl serve --port) and name it in "
+                    f"rollout.servers."
+                )
+            raise ServerGoneError(f"{server.url}: it answered with the weights {sorted(wrote)}")
+        return reply
+
+    def _complete(
+        self, request: RolloutRequest, reply: Mapping[str, Any]
+    ) -> tuple[Completion, ...]:
+        self._counters.prompts += 1
+        self._counters.prompt_tokens += request.prompt.length
+
+        completions = []
+        for choice in sorted(reply["choices"], key=itemgetter("index")):
+            logprobs = [place["logprob"] for place in choice["logprobs"]["content"]]
+            self._counters.decoded_tokens += len(logprobs)
+            answer = Answer(token_ids=choice["token_ids"], logprobs=logprobs)
+            completions.append(
+                make_completion(answer, request.prompt, self._setup.processing, self._version)
+            )
+        return tuple(completions)
+
+    # ---- what it has done
+
+    def rest(self) -> None:
+        """Servers have memory of their own."""
+
+    def counters(self) -> Mapping[str, float]:
+        return asdict(self._counters)
+
+    def step(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def _add_seconds(self, name: str, seconds: float) -> None:
+        setattr(self._counters, name, getattr(self._counters, name) + seconds)

@@ -1,0 +1,212 @@
+"""Ways for weights from a trainer to a server, behind one interface: shared memory on one node, NCCL between GPUs."""
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpg_vl.errors import UserError
+from gpg_vl.rollout.engine import Weights
+from gpg_vl.rollout.vllm.client import Server
+from gpg_vl.rollout.vllm.protocol import FOLDER, NCCL, PREFIX, Description, host_name
+
+FILE_BYTES = 2**29
+"""Weights are written in files of about this size: a server has one of them in memory beside its model."""
+UPDATE_SECONDS = 1800.0
+
+
+class Transfer(Protocol):
+    """Brings weights to servers. Used by the main process; the others iterate the weights along with it."""
+
+    def passes(self, servers: int) -> int:
+        """How often the weights are iterated for one sync of so many servers."""
+        ...
+
+    def prepare(self, weights: Weights) -> None:
+        """Take over the weights of now. Iterates to the end."""
+        ...
+
+    def deliver(self, weights: Weights, server: Server) -> None:
+        """Between a server's start and finish of an update. Raises what `Server` raises."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SharedMemory:
+    """Files in /dev/shm. They stay until the next weights are there, so that a server that came back can read them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self.files: list[Path] = []
+        """Those of the newest weights; other processes of the node may deliver them as well."""
+        self._written = 0
+        _remove_orphans()
+
+    def passes(self, servers: int) -> int:
+        return 1
+
+    def prepare(self, weights: Weights) -> None:
+        old, self.files = self.files, []
+        try:
+            for piece in _cut(weights(), self._dtype):
+                self._write(piece)
+        except OSError as error:
+            self.close()
+            raise UserError(
+                f"The weights do not fit into {FOLDER}: {error}. A server on this node reads them there; it must hold one "
+                f"copy of them. Make room, raise the limit of shared memory (docker: --shm-size), or use rollout.engine=vllm."
+            ) from None
+        finally:
+            for file in old:
+                file.unlink(missing_ok=True)
+
+    def deliver(self, weights: Weights, server: Server) -> None:
+        deliver(self.files, server)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.unlink(missing_ok=True)
+        self.files = []
+
+    def _write(self, piece: dict[str, Tensor]) -> None:
+        self._written += 1
+        file = FOLDER / f"{PREFIX}{os.getpid()}-{self._written}.safetensors"
+        self.files.append(file)
+        # new, and for this user alone: whoever could write it would choose the weights
+        file.touch(mode=0o600, exist_ok=False)
+        save_file(piece, file)
+
+
+class Nccl:
+    """vLLM's packed broadcast between GPUs, also of several nodes. Not yet run on a GPU."""
+
+    def __init__(self, dtype: torch.dtype, server: Server) -> None:
+        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        self._source = _Source(dtype)
+        world = server.get("/get_world_size?include_dp=true")["world_size"]
+        self._engine: Any = WeightTransferTrainerFactory.trainer_init(
+            NCCLTrainerInitInfo(
+                rank=0,
+                master_address=_address_towards(server),
+                master_port=_free_port(),
+                world_size=world + 1,
+            ),
+            client=_OnlyUpdates(HTTPVLLMWeightSyncClient(server.url, timeout=UPDATE_SECONDS)),
+            source=self._source,
+        )
+
+    def passes(self, servers: int) -> int:
+        return 2 * servers
+
+    def prepare(self, weights: Weights) -> None:
+        """Nothing: weights go from GPU to GPU as they are iterated."""
+
+    def deliver(self, weights: Weights, server: Server) -> None:
+        self._source.weights = weights
+        self._engine.send_weights()
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+class _OnlyUpdates:
+    """vLLM's client without start and finish, which the caller has made and will make."""
+
+    def __init__(self, client: Any) -> None:
+        self.init_weight_transfer_engine = client.init_weight_transfer_engine
+        self.update_weights = client.update_weights
+
+    def start_weight_update(self) -> None:
+        """Done already."""
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Comes later."""
+
+
+@dataclass(slots=True)
+class _Source:
+    """The weights of a sync as vLLM's sender reads them: what there is, then one after the other."""
+
+    dtype: torch.dtype
+    weights: Weights = lambda: iter(())
+
+    def metadata(self) -> list[Any]:
+        from vllm.distributed.weight_transfer.base import ParamMeta
+
+        return [ParamMeta(name, self.dtype, tuple(t.shape)) for name, t in self.weights()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.weights():
+            yield name, tensor.detach().to(self.dtype)
+
+
+def deliver(files: Iterable[Path], server: Server) -> None:
+    """Have a server of this node read files of weights. Raises what `Server` raises."""
+    for file in files:
+        info = {"update_info": {"path": str(file)}}
+        server.post("/update_weights", info, seconds=UPDATE_SECONDS)
+
+
+def choose_transfer(description: Description, server: Server, dtype: torch.dtype) -> Transfer:
+    """The way that a server takes weights. Raises UserError if it is none that leads there from here."""
+    if description.transport == NCCL:
+        return Nccl(dtype, server)
+    if description.host != host_name():
+        raise UserError(
+            f"The server {server.url} runs without CUDA on another node, and takes weights from the shared memory of its own "
+            f"node alone. Start it where the first training process runs, or on a machine with GPUs (gpg-vl serve then uses "
+            f"NCCL)."
+        )
+    return SharedMemory(dtype)
+
+
+def _cut(weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """Pieces of about FILE_BYTES, in order."""
+    piece: dict[str, Tensor] = {}
+    held = 0
+    for name, tensor in weights:
+        # a copy of its own: tied weights share theirs, which a file cannot
+        copied = tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
+        size = copied.numel() * copied.element_size()
+        if piece and held + size > FILE_BYTES:
+            yield piece
+            piece, held = {}, 0
+        piece[name] = copied
+        held += size
+    if piece:
+        yield piece
+
+
+def _remove_orphans() -> None:
+    """Files of trainers that were killed."""
+    for file in FOLDER.glob(f"{PREFIX}*.safetensors"):
+        owner = file.name.removeprefix(PREFIX).partition("-")[0]
+        is_ours = file.stat().st_uid == os.getuid()
+        if is_ours and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            file.unlink(missing_ok=True)
+
+
+def _address_towards(server: Server) -> str:
+    """This machine's address as the server's machine sees it."""
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=10) as link:
+        address: str = link.getsockname()[0]
+    return address
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+    return port

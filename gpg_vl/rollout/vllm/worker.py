@@ -1,0 +1,131 @@
+"""What `gpg-vl serve` adds to the workers of vLLM's server. Imported there, and nowhere else.
+
+Weights come by vLLM's own protocol of four phases (init, start, update, finish). Two transports are added to it, both with
+the table of `weights`: files in shared memory, for trainers on the same node, and NCCL for GPUs, which is vLLM's own.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+from gpg_vl.rollout.vllm.protocol import (
+    FOLDER,
+    NCCL,
+    PREFIX,
+    SHARED_MEMORY,
+    Description,
+    describe_checkpoint,
+    describe_shape,
+    host_name,
+)
+from gpg_vl.rollout.vllm.weights import Reload, Table
+
+
+@dataclass
+class _Nothing(WeightTransferInitInfo):  # type: ignore[misc]
+    """Shared memory needs no meeting."""
+
+
+@dataclass
+class _File(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """One file of weights."""
+
+    path: str
+
+
+class SharedMemoryTransfer(WeightTransferEngine):  # type: ignore[misc]
+    """Reads weights from files that a trainer of this node has written into shared memory."""
+
+    init_info_cls = _Nothing
+    update_info_cls = _File
+    _reload: Reload | None = None
+    table: Table | None = None
+
+    def init_transfer_engine(self, init_info: _Nothing) -> None:
+        """Nothing to set up."""
+
+    def start_weight_update(self) -> None:
+        # an update that broke off has left layers open, half filled: they would count what comes now to what they had
+        if self._reload is not None:
+            self._reload.finish()
+        self._reload = Reload(self.model, self.model_config)
+        self._reload.begin()
+
+    def receive_weights(self, update_info: _File) -> None:
+        path = Path(update_info.path)
+        if path.parent != FOLDER or not path.name.startswith(PREFIX):
+            raise ValueError(f"{path} is no file of weights in {FOLDER}; only such are read.")
+        assert self._reload is not None
+        with safe_open(path, "pt", device=str(self.device)) as file:
+            self._reload.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+    def finish_weight_update(self) -> None:
+        assert self._reload is not None
+        self.table = self._reload.finish()
+        self._reload = None
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+
+class NcclTransfer(NCCLWeightTransferEngine):  # type: ignore[misc]
+    """vLLM's transfer over NCCL, with a table of what came."""
+
+    model: Any
+    _reload: Reload | None = None
+    table: Table | None = None
+
+    def start_weight_update(self) -> None:
+        if self._reload is not None:
+            self._reload.finish()
+        self._reload = Reload(self.model, self.model_config)
+        self._reload.begin()
+        # what receives calls `load_weights` of its model; the worker puts the model back at the end
+        self.model = self._reload
+
+    def finish_weight_update(self) -> None:
+        assert self._reload is not None
+        self.table = self._reload.finish()
+        self._reload = None
+
+
+WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryTransfer)
+WeightTransferEngineFactory.register_engine(NCCL, NcclTransfer)
+
+
+class Served:
+    """Mixed into vLLM's worker; called by name over HTTP."""
+
+    def gpg_describe(self) -> dict[str, Any]:
+        """Which model this is, and where it stands in an update."""
+        worker: Any = self
+        config = worker.vllm_config
+        return asdict(
+            Description(
+                host=host_name(),
+                dtype=str(config.model_config.dtype).removeprefix("torch."),
+                transport=config.weight_transfer_config.backend,
+                takes_features=bool(config.model_config.multimodal_config)
+                and config.model_config.multimodal_config.enable_mm_embeds,
+                shape=describe_shape(config.model_config.hf_config),
+                checkpoint=describe_checkpoint(
+                    config.model_config.model, config.model_config.revision
+                ),
+                updating=worker._weight_update_active,
+            )
+        )
+
+    def gpg_table(self) -> dict[str, Any] | None:
+        """What the last update took and fed."""
+        worker: Any = self
+        table = worker.weight_transfer_engine.table
+        return None if table is None else asdict(table)
