@@ -227,6 +227,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _something_to_reuse(self) -> "Config":
+        of_policy = RolloutConfig.model_fields["engine"].default
+        if self.train.reuse_prefill and self.rollout.engine != of_policy:
+            raise ValueError(
+                f"train.reuse_prefill trains on from what the policy itself has computed of image and prompt, but "
+                f"rollout.engine is {self.rollout.engine}, which computes with a copy of the weights and keeps no graph. Set "
+                f"train.reuse_prefill to false, or rollout.engine to {of_policy}."
+            )
         if self.train.reuse_prefill and (
             self.model.gradient_checkpointing or not self.train.shared_prefix
         ):
