@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +64,20 @@ def environment() -> dict[str, str]:
     }
 
 
+def launcher(processes: int) -> list[str]:
+    """The words in front of `-m gpg_vl`: this Python, or several of it under torchrun."""
+    if processes == 1:
+        return [sys.executable]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    return [sys.executable, *torchrun]
+
+
 def gpg_vl(
     *arguments: str | Path, processes: int = 1, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, or in several under torchrun."""
-    launcher = (
-        [sys.executable]
-        if processes == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(processes),
-            "--standalone",
-        ]
-    )
     return subprocess.run(
-        [*launcher, "-m", "gpg_vl", *map(str, arguments)],
+        [*launcher(processes), "-m", "gpg_vl", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -86,6 +85,32 @@ def gpg_vl(
         timeout=timeout,
         check=False,
     )
+
+
+def kill_when(config: Path, reached: Callable[[Path], bool], processes: int = 1) -> None:
+    """Start a run and kill all of it with SIGKILL as soon as its folder is as `reached` wants it."""
+    process = subprocess.Popen(
+        [*launcher(processes), "-m", "gpg_vl", "train", str(config)],
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not reached(config.parent / "run"):
+        time.sleep(0.005)
+    assert process.poll() is None, "the run must be killed while it runs"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kill_after(config: Path, rows: int, processes: int = 1) -> None:
+    """Start a run and kill it as soon as metrics.jsonl has so many rows."""
+
+    def reached(run: Path) -> bool:
+        file = run / "metrics.jsonl"
+        return file.exists() and file.read_bytes().count(b"\n") >= rows
+
+    kill_when(config, reached, processes)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
