@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 
 pytest_plugins = ("vllm_fixtures",)
 
-SHARED_MEMORY = Path("/dev/shm")
-
 
 def write_run(folder: Path, checkpoint: Path, **sections: dict[str, Any]) -> Path:
     """Four steps that show the same four pictures each, and an evaluation after every second."""
@@ -73,7 +71,7 @@ def last_weights(run: Path) -> dict[str, torch.Tensor]:
 
 def assert_gap_is_rounding(run: Path) -> None:
     """Wherever everything was sampled by the weights that are trained, which is somewhere."""
-    fresh = [row for row in trained(run) if not row["stale_groups"]]
+    fresh = [row for row in trained(run) if not row["stale_groups"] and not row["step_skipped"]]
     assert fresh
     for row in fresh:
         assert row["logp_gap_mean"] <= 2e-6, row
