@@ -2,14 +2,15 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -88,7 +89,7 @@ def gpg_vl(
 
 
 def kill_when(config: Path, reached: Callable[[Path], bool], processes: int = 1) -> None:
-    """Start a run and kill all of it with SIGKILL as soon as its folder is as `reached` wants it."""
+    """Start a run and kill all its processes with SIGKILL as soon as its folder is as `reached` wants it."""
     process = subprocess.Popen(
         [*launcher(processes), "-m", "gpg_vl", "train", str(config)],
         env=environment(),
@@ -99,8 +100,14 @@ def kill_when(config: Path, reached: Callable[[Path], bool], processes: int = 1)
     while process.poll() is None and not reached(config.parent / "run"):
         time.sleep(0.005)
     assert process.poll() is None, "the run must be killed while it runs"
-    os.killpg(process.pid, signal.SIGKILL)
+
+    # torchrun starts its workers in sessions of their own, and they would train on without it
+    alive = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in alive:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
+    psutil.wait_procs(alive)
 
 
 def kill_after(config: Path, rows: int, processes: int = 1) -> None:

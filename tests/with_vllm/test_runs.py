@@ -223,6 +223,11 @@ def test_two_processes_have_an_engine_each(apart: Path) -> None:
     assert [row["rows"] for row in evaluated(apart)] == [9, 9]
 
 
+def test_a_run_that_was_killed_leaves_no_file_in_memory(together: Path) -> None:
+    """vLLM's processes on a CPU talk through files there, and would take up those of an earlier launch."""
+    assert not list(Path("/dev/shm").glob("*cpushm*"))
+
+
 def test_processes_that_differ_in_what_they_ask_share_an_engine(
     apart: Path, together: Path
 ) -> None:

@@ -1,8 +1,8 @@
 """vLLM's worker on a CPU, for processes that share an engine. Imported by vLLM, by its name.
 
 Such workers talk through files in /dev/shm. vLLM names them after the way the processes were launched, which is the same
-for every launch with torchrun: two runs on a machine would write into each other's, and a run that was killed leaves some
-behind that the next would take for its own.
+for every launch with torchrun: two runs on a machine would write into each other's, and of a run that is killed while it
+starts some stay behind, which the next would take for its own.
 """
 
 import os

@@ -82,6 +82,7 @@ class VllmEngine:
         has_groups = distributed.is_initialized()
         with _as_if_nothing_had_been():
             self._llm = LLM(**arguments, enable_sleep_mode=self._sleeps)
+        self._together.started()
         self._engine = self._llm.llm_engine
         _keep_process_groups(self._engine, of_trainer=has_groups)
         self._asleep: set[str] = set()
@@ -258,13 +259,10 @@ def _keep_process_groups(engine: Any, *, of_trainer: bool) -> None:
     whoever made them.
     """
     engine.engine_core._finalizer.detach()
-    atexit.register(_end, with_groups=not of_trainer)
+    if not of_trainer:
+        atexit.register(_end_process_groups)
 
 
-def _end(*, with_groups: bool) -> None:
-    from vllm.distributed.parallel_state import get_tp_group
-
-    # a queue in shared memory, for drivers that send work to other processes; it removes itself
-    get_tp_group().mq_broadcaster = None
-    if with_groups and distributed.is_initialized():
+def _end_process_groups() -> None:
+    if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -6,6 +6,7 @@ order, and each would wait for ever for one that is given fewer. So they ask tog
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ class Together:
 
     def __init__(self, size: int) -> None:
         self._size, self._place = size, 0
+        self._name = ""
         self._group: distributed.ProcessGroup | None = None
         if size == 1:
             return
@@ -52,7 +54,19 @@ class Together:
 
         arguments = {"distributed_executor_backend": "external_launcher"}
         if self._size > 1 and not torch.cuda.is_available():
-            (name, *_), _ = self.gathered([uuid4().hex])
-            os.environ["VLLM_DIST_IDENT"] = name
+            (self._name, *_), _ = self.gathered([uuid4().hex])
+            os.environ["VLLM_DIST_IDENT"] = self._name
             arguments["worker_cls"] = "gpg_vl.rollout.vllm.cpu_worker.NamedCPUWorker"
         return arguments
+
+    def started(self) -> None:
+        """The engines of all of them run. However this process ends now, no file of theirs stays in memory."""
+        if self._size == 1:
+            return
+        from vllm.distributed.parallel_state import get_tp_group
+
+        # a queue for drivers that send work to other processes; it takes its file with it
+        get_tp_group().mq_broadcaster = None
+        if self._name:
+            for file in Path("/dev/shm").glob(f"{self._name}-*"):
+                file.unlink(missing_ok=True)
