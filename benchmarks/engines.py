@@ -159,7 +159,7 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
         "# Engines on a CPU",
         "",
         (
-            "The base model of the quickstart (1.25 M parameters, float32, vision tower frozen), its scenes, two cores. Medians of "
+            "The base model of the quickstart (1.25 M parameters, float32, tower frozen), its scenes, two cores. Medians of "
             f"{rows[0]['turns']} turns; engines take turns in one process. Made by `python -m benchmarks.engines`."
         ),
         "",

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -61,24 +65,20 @@ def environment() -> dict[str, str]:
     }
 
 
+def launcher(processes: int) -> list[str]:
+    """The words in front of `-m gpg_vl`: this Python, or several of it under torchrun."""
+    if processes == 1:
+        return [sys.executable]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    return [sys.executable, *torchrun]
+
+
 def gpg_vl(
     *arguments: str | Path, processes: int = 1, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, or in several under torchrun."""
-    launcher = (
-        [sys.executable]
-        if processes == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(processes),
-            "--standalone",
-        ]
-    )
     return subprocess.run(
-        [*launcher, "-m", "gpg_vl", *map(str, arguments)],
+        [*launcher(processes), "-m", "gpg_vl", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -86,6 +86,38 @@ def gpg_vl(
         timeout=timeout,
         check=False,
     )
+
+
+def kill_when(config: Path, reached: Callable[[Path], bool], processes: int = 1) -> None:
+    """Start a run and kill all its processes with SIGKILL as soon as its folder is as `reached` wants it."""
+    process = subprocess.Popen(
+        [*launcher(processes), "-m", "gpg_vl", "train", str(config)],
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not reached(config.parent / "run"):
+        time.sleep(0.005)
+    assert process.poll() is None, "the run must be killed while it runs"
+
+    # torchrun starts its workers in sessions of their own, and they would train on without it
+    alive = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in alive:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+    psutil.wait_procs(alive)
+
+
+def kill_after(config: Path, rows: int, processes: int = 1) -> None:
+    """Start a run and kill it as soon as metrics.jsonl has so many rows."""
+
+    def reached(run: Path) -> bool:
+        file = run / "metrics.jsonl"
+        return file.exists() and file.read_bytes().count(b"\n") >= rows
+
+    kill_when(config, reached, processes)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

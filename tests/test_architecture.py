@@ -33,6 +33,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/algorithms.md",
     "docs/families.md",
+    "docs/vllm.md",
     "eval/README.md",
 )
 ROOMS = (
@@ -191,8 +192,13 @@ def test_what_the_config_needs_of_algorithms_does_not_import_torch(module: str) 
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
+EXTRAS = {"rollout/vllm": "vllm"}
+"""Who may import what an extra brings. Only inside functions, or in a module that nobody imports but that package."""
+
+
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS.values()) <= project["optional-dependencies"].keys()
     declared = {Requirement(line).name.lower() for line in project["dependencies"]} | {
         "gpg-vl",
         "gpg_vl",
@@ -204,7 +210,8 @@ def test_what_is_imported_is_declared() -> None:
         for line, name in imports(file):
             top = comes_with.get(name.split(".")[0], name.split(".")[0])
             owners = {d.lower() for d in distributions.get(top, [top])}
-            if top not in sys.stdlib_module_names and not owners & declared:
+            of_extra = {x for folder, x in EXTRAS.items() if file.is_relative_to(PACKAGE / folder)}
+            if top not in sys.stdlib_module_names and not owners & (declared | of_extra):
                 missing.setdefault(top, at(file, line))
     assert not missing, f"declare in pyproject.toml what is imported: {missing}"
 
@@ -294,8 +301,10 @@ def test_what_counts_as_naming_a_family(source: str, names_one: bool) -> None:
 
 OF_ALL_ENGINES = ("gpg_vl.rollout", "gpg_vl.rollout.engine", "gpg_vl.rollout.sampling")
 """What is known of engines outside of their room; the other modules belong to one of them."""
-ENGINE_DEFAULTS = ("config/sections.py", "eval/settings.py", "model.py")
-"""Where an engine is named, because it is what a user gets who names none."""
+ENGINE_DEFAULTS = ("config/sections.py", "eval/settings.py", "model.py", "doctor/packages.py")
+"""Where an engine is named, because it is what a user gets who names none, or because a package is called so."""
+COMMANDS_OF_ENGINES = {"cli.py": "gpg_vl.rollout.vllm.serve"}
+"""Commands that exist for one engine alone."""
 
 
 def names_one_engine(source: str) -> list[tuple[int, str]]:
@@ -314,7 +323,9 @@ def test_only_the_rollout_knows_one_engine() -> None:
         if room(file) == "rollout":
             continue
         for line, name in imports(file):
-            if name.startswith("gpg_vl.rollout") and name not in OF_ALL_ENGINES:
+            is_command = COMMANDS_OF_ENGINES.get(str(file.relative_to(PACKAGE))) == name
+            is_own = name.startswith("gpg_vl.rollout") and name not in OF_ALL_ENGINES
+            if is_own and not is_command:
                 wrong.append(f"{at(file, line)} imports {name}, which is of one engine")
         for line, text in names_one_engine(file.read_text()):
             is_default = str(file.relative_to(PACKAGE)) in ENGINE_DEFAULTS and text in engines._lazy
@@ -398,7 +409,7 @@ def test_what_counts_as_naming_a_wrapper(source: str, names_one: bool) -> None:
 @pytest.mark.parametrize(
     "registry,wrong,told",
     [
-        (engines, "nativ", "Did you mean 'native'? Known: native."),
+        (engines, "nativ", "Did you mean 'native'? Known: native, vllm, vllm_server."),
         (shardings, "nome", "Did you mean 'none'? Known: "),
         (algorithms, "grp", "Did you mean 'grpo'? Known: gpg, grpo, sft."),
         (families, "qwen2_v", "Did you mean 'qwen2_vl'? Known: "),

@@ -324,9 +324,9 @@ def test_decoding_with_matrices_cast_once_is_decoding_under_autocast(
     [
         (
             "nativ",
-            "There is no rollout engine called 'nativ'. Did you mean 'native'? Known: native.",
+            "There is no rollout engine called 'nativ'. Did you mean 'native'? Known: native, vllm, vllm_server.",
         ),
-        ("vlm", "There is no rollout engine called 'vlm'. Known: native."),
+        ("xy", "There is no rollout engine called 'xy'. Known: native, vllm, vllm_server."),
     ],
 )
 def test_an_unknown_engine_is_told_the_known_ones(

@@ -24,6 +24,7 @@ from gpg_vl.rollout.vllm.options import engine_arguments
 from gpg_vl.rollout.vllm.protocol import FOLDER, PREFIX, Description, host_name
 from gpg_vl.rollout.vllm.serve import describe_start, refuse_taken_port, to_flags
 from gpg_vl.rollout.vllm.transfer import SharedMemory, choose_transfer
+from gpg_vl.training.prepare import prepare
 
 # ---- the command
 
@@ -134,7 +135,7 @@ def test_inside_and_as_a_server_vllm_is_started_alike() -> None:
 def test_a_config_without_servers_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     file = write_config(tmp_path, tiny_checkpoint, rollout={"engine": "vllm_server"})
     with pytest.raises(UserError, match=r"rollout\.servers names none.*gpg-vl serve"):
-        load_config(file)
+        prepare(load_config(file), processes=1, console=None)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "file:///etc/passwd", "http://", "http://a b"])

@@ -1,7 +1,6 @@
 """Training end to end through the command line, on real tiny models."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import environment, gpg_vl, metrics, write_config, write_scenes
+from runs import environment, gpg_vl, kill_after, metrics, write_config, write_scenes
 from safetensors.torch import load_file
 
 from gpg_vl.models.load import load_model
@@ -106,35 +105,6 @@ def test_the_same_run_again_is_the_same_bit_for_bit(
     assert equal(
         weights(last_checkpoint(tmp_path / "run")), weights(last_checkpoint(finished / "run"))
     )
-
-
-def kill_after(config: Path, rows: int, processes: int = 1) -> None:
-    """Start a run and kill all of it with SIGKILL as soon as metrics.jsonl has so many rows."""
-    launcher = (
-        [sys.executable]
-        if processes == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(processes),
-            "--standalone",
-        ]
-    )
-    process = subprocess.Popen(
-        [*launcher, "-m", "gpg_vl", "train", str(config)],
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    file = config.parent / "run" / "metrics.jsonl"
-    while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= rows):
-        time.sleep(0.005)
-    assert process.poll() is None, "the run must be killed while it runs"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 @pytest.mark.parametrize("rows", [1, 3])

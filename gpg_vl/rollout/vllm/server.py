@@ -23,6 +23,7 @@ from gpg_vl.errors import RunError, UserError
 from gpg_vl.models.families import Family
 from gpg_vl.rollout.engine import (
     EngineLostError,
+    EngineOptions,
     EngineSetup,
     RolloutRequest,
     SyncReport,
@@ -51,7 +52,7 @@ from gpg_vl.rollout.vllm.meeting import (
 from gpg_vl.rollout.vllm.protocol import SHARED_MEMORY, UNTRAINED
 from gpg_vl.rollout.vllm.transfer import SharedMemory, Transfer, choose_transfer, deliver
 from gpg_vl.rollout.vllm.update import BROKEN, alone, update
-from gpg_vl.rollout.vllm.weights import Table
+from gpg_vl.rollout.vllm.weights import Table, wanted_weights
 from gpg_vl.rollout.vllm.window import prepare_environment, refuse_vllm
 from gpg_vl.types import Completion
 
@@ -80,7 +81,7 @@ class ServerEngine:
         refuse_vllm(setup.processing.family)
         prepare_environment(in_process=False)
         self._setup = setup
-        self._servers = servers_of(setup)
+        self._servers = servers_of(setup.options)
         self._counters = _Counters()
 
         self._run = tell(uuid.uuid4().hex[:12])
@@ -95,8 +96,9 @@ class ServerEngine:
         self._passes = self._meet()
 
     @staticmethod
-    def check(family: Family) -> None:
+    def check(family: Family, options: EngineOptions, processes: int) -> None:
         """Raises UserError if this engine cannot work here. Asks no server."""
+        servers_of(options)
         refuse_vllm(family)
 
     def _meet(self) -> int:
@@ -131,6 +133,7 @@ class ServerEngine:
     # ---- weights
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
+        weights = partial(wanted_weights, weights, self._setup)
         with timed(partial(self._add_seconds, "sync_seconds"), torch.device("cpu")):
             self._held = f"{self._run}:{version}"
             message, table = None, None

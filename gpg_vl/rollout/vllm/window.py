@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,7 +26,9 @@ SETTINGS = {
 
 
 def installed_version() -> str | None:
-    """Of vLLM, whichever distribution brings it; None if there is none."""
+    """Of vLLM, whichever distribution brings it; None if there is none that could be imported."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
     for distribution in DISTRIBUTIONS:
         try:
             return version(distribution)
@@ -34,10 +37,19 @@ def installed_version() -> str | None:
     return None
 
 
+def known_classes() -> Collection[str]:
+    """The model classes that vLLM can run. Imports vLLM, which takes seconds."""
+    prepare_environment(in_process=True)
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    known: Collection[str] = ModelRegistry.get_supported_archs()
+    return known
+
+
 def refuse_vllm(family: Family) -> None:
     """Raises UserError if vLLM is absent, of another version than those that were tested, or does not know the family."""
     found = installed_version()
-    if found is None or importlib.util.find_spec("vllm") is None:
+    if found is None:
         raise UserError(
             "rollout.engine names vllm, which is not installed. Install it with: pip install 'gpg_vl[vllm]' (on a machine "
             "without a GPU: make test-vllm shows how), or set rollout.engine to native."
@@ -48,13 +60,21 @@ def refuse_vllm(family: Family) -> None:
             f"that change between versions. Install one of those: pip install 'vllm{TESTED}', or set rollout.engine to native."
         )
 
-    prepare_environment(in_process=True)
-    from vllm.model_executor.models.registry import ModelRegistry
-
-    if family.model_class not in ModelRegistry.get_supported_archs():
+    if family.model_class not in known_classes():
         raise UserError(
             f"vLLM {found} does not know {family.model_class}, the class of {family.model_type} checkpoints. Set "
             f"rollout.engine to native, which samples every family that is trained."
+        )
+
+
+def refuse_sharing(size: int, processes: int) -> None:
+    """Raises UserError if `processes` cannot be cut into groups of `size` that each lie on one node."""
+    of_node = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    if of_node % size:
+        raise UserError(
+            f"rollout.vllm_tensor_parallel is {size}, but {of_node} process(es) run on this node: so many processes share an "
+            f"engine, and all of them must be of one node. Set it to a divisor of {of_node}, or start the run with a multiple "
+            f"of {size}: torchrun --nproc-per-node {size} -m gpg_vl train ..."
         )
 
 
