@@ -103,6 +103,9 @@ class RolloutConfig(Section):
     """Prompts whose image and text are computed together; affects memory and speed only."""
     slots: int = Field(128, ge=1)
     """Answers that are decoded together; one that ends makes room for the next. Affects memory and speed only."""
+    max_logp_gap: float | None = Field(None, gt=0)
+    """Mean gap between the engine's log-probs and the trainer's, where the weights of the step have sampled, above which the
+    run stops and nothing is trained. None: 1e-4 in float32, 0.1 in bfloat16."""
 
 
 class RewardsConfig(Section):

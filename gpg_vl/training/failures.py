@@ -1,21 +1,29 @@
-"""Why an update could not be made, said with what was given, what is allowed and what to do."""
+"""Why a step could not be made, said with what was given, what is allowed and what to do."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from gpg_vl.errors import RunError
 from gpg_vl.models.layout import Packed
+from gpg_vl.training.totals import GapReport
 
 
-class NonFiniteError(RunError):
-    """The loss or the gradient is not a number. The update was not applied."""
+class RefusedUpdateError(RunError):
+    """An update that was not applied, because of what its groups hold. Weights and optimizer are as before."""
 
 
-def locate(error: NonFiniteError, step: int, folder: Path) -> NonFiniteError:
+class NonFiniteError(RefusedUpdateError):
+    """The loss or the gradient is not a number."""
+
+
+class LogpGapError(RefusedUpdateError):
+    """The engine's log-probs are not those of the policy that is trained."""
+
+
+def locate(error: RefusedUpdateError, step: int, folder: Path) -> RefusedUpdateError:
     """The error with its step, and with the folder in which the groups of the step are kept."""
-    return NonFiniteError(
-        f"Step {step}: {error} The groups of the step are kept in {folder}. A smaller train.learning_rate or another "
-        f"reward may help; go on from the last checkpoint with --resume."
+    return type(error)(
+        f"Step {step}: {error} The groups of the step are kept in {folder}; go on from the last checkpoint with --resume."
     )
 
 
@@ -25,7 +33,31 @@ def explain_non_finite(loss: float, norm: float, broken: Sequence[str]) -> str:
     where = "Only the gradient broke."
     if broken:
         where = f"The loss broke in the micro-batches of these examples: {shown}."
-    return f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where}"
+    return (
+        f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where} A smaller "
+        f"train.learning_rate or another reward may help."
+    )
+
+
+def explain_logp_gap(gap: GapReport, limit: float) -> str:
+    """limit: `rollout.max_logp_gap`, or what stands for it."""
+    measured = []
+    if gap.mean is not None:
+        measured.append(
+            f"{gap.mean:.3g} on average and {gap.largest:.3g} at most, where the weights of this step have sampled"
+        )
+    if gap.stale_mean is not None:
+        measured.append(
+            f"{gap.stale_mean:.3g} on average, where older weights have sampled (any number is allowed there)"
+        )
+    return (
+        f"The engine's log-probs differ from the trainer's by {'; '.join(measured)}. rollout.max_logp_gap allows an average "
+        f"of {limit:g}. The update was not applied. Usual causes: pixels that the engine normalises a second time; an engine "
+        f"that has not taken over the new weights (a vision tower or a tied head left behind); features of images, or keys "
+        f"and values, cached from older weights; another temperature, top_p or top_k in the engine; another checkpoint behind "
+        f"the server. Run with model.dtype=float32 to see which it is: rounding is gone there, all else stays. gpg-vl doctor "
+        f"tests this machine. Set rollout.max_logp_gap only if the gap is known to be the rounding of bfloat16."
+    )
 
 
 def explain_out_of_memory(packed: Packed, limit: int, fitted: int, error: str) -> str:

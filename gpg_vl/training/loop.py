@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from gpg_vl.clock import Clock
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.training.collect import Collector
-from gpg_vl.training.failures import NonFiniteError, locate
+from gpg_vl.training.failures import RefusedUpdateError, locate
 from gpg_vl.training.learner import Learner
 from gpg_vl.training.metrics import (
     advance,
@@ -63,7 +63,7 @@ def train(
 ) -> RunState:
     """Train from `state` to the last step. Returns the final state; all that is to be known is in the record.
 
-    Raises RunError if a reward breaks (unless its groups are to be dropped) or a step is not finite.
+    Raises RunError if a reward breaks (unless its groups are to be dropped), or an update is not to be applied.
     """
     engine.sync(learner.weights, state.step)
     while state.step < intervals.steps:
@@ -80,7 +80,7 @@ def train(
             with clock.phase("train"):
                 try:
                     report = learner.update(collection.used, step=state.step)
-                except NonFiniteError as error:
+                except RefusedUpdateError as error:
                     folder = record.broken(state.step + 1, collection.used)
                     raise locate(error, state.step + 1, folder) from None
 
