@@ -12,11 +12,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gpg_vl.errors import RunError
 from gpg_vl.models.load import Processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.types import Completion, Prompt
+
+
+class EngineLostError(RunError):
+    """The engine cannot answer any more, and did not come back in time. Nothing was trained with what it had answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +72,15 @@ class Engine(Protocol):
         """`group_size` completions for each request, in order, each with the version that sampled it.
 
         done: called with the number of completions that have been finished since the last call.
+        Raises EngineLostError, on this process alone: no process waits for another one in here, and the caller tells them.
         """
         ...
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
-        """Take over the weights after optimizer step `version`."""
+        """Take over the weights after optimizer step `version`.
+
+        Raises EngineLostError. All processes take part in a sync, so the engine sees to it that all of them raise.
+        """
         ...
 
     def counters(self) -> Mapping[str, float]:

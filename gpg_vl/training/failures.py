@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gpg_vl.errors import RunError
 from gpg_vl.models.layout import Packed
+from gpg_vl.rollout.engine import EngineLostError
 from gpg_vl.training.totals import GapReport
 
 
@@ -24,6 +25,40 @@ def locate(error: RefusedUpdateError, step: int, folder: Path) -> RefusedUpdateE
     """The error with its step, and with the folder in which the groups of the step are kept."""
     return type(error)(
         f"Step {step}: {error} The groups of the step are kept in {folder}; go on from the last checkpoint with --resume."
+    )
+
+
+def raise_lost(by_process: Sequence[str | None]) -> None:
+    """Raise EngineLostError with the same words on every process if the engine of any is lost.
+
+    by_process: what the engine of each said when it was lost; None of one that is there.
+    """
+    lost = [(number, said) for number, said in enumerate(by_process) if said is not None]
+    if not lost:
+        return
+
+    number, said = lost[0]
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    where = f"On process {number}{more}: " if len(by_process) > 1 else ""
+    raise EngineLostError(f"{where}{said}")
+
+
+def explain_lost(
+    error: EngineLostError, step: int, checkpoint: Path, *, unscored: bool
+) -> EngineLostError:
+    """The error with what is kept of the run, and how it goes on.
+
+    unscored: an evaluation was due after `step`, and was not made.
+    """
+    missing = ""
+    if unscored:
+        missing = (
+            f" The evaluation after step {step} is missing in metrics.jsonl and will not be made up for: python -m gpg_vl.eval "
+            f"makes it of {checkpoint / 'model'}."
+        )
+    return EngineLostError(
+        f"{error} The run has stopped after step {step}; the checkpoint {checkpoint} was written.{missing} Once the engine can "
+        f"answer again, go on with --resume: nothing is lost, and nothing is done twice."
     )
 
 
