@@ -120,6 +120,7 @@ def make_learner(
     max_grad_norm: float = math.inf,
     parts: tuple[str, ...] = (),
     sharding: Sharding | None = None,
+    max_logp_gap: float = math.inf,
 ) -> Learner:
     rates = {"": rate} if isinstance(rate, float) else rate
     needs_reference = "reference_logp" in algorithm.needs
@@ -134,6 +135,7 @@ def make_learner(
             max_new_tokens=LIMIT,
             learning_rate=lambda step, part: rates[part],
             parts=parts,
+            max_logp_gap=max_logp_gap,
         ),
         Accelerator(cpu=True),
         make_optimizer=optimizer,

@@ -67,13 +67,16 @@ def test_grpo_killed_and_resumed_is_never_stopped(tiny_checkpoint: Path, tmp_pat
         "the policy moves away from its reference"
     )
     assert rows["whole"][0]["kl"] > 0, "the second update of a step is already away from it"
-    # the gap of a step is that of its first update; a surplus group was sampled by earlier weights
+    # the gap of a step is that of its first update; a surplus group was sampled by earlier weights, and stands apart
     fresh = [row for row in rows["whole"] if not row["stale_groups"]]
     assert fresh
-    assert all(row["logp_gap_max"] < 1e-4 for row in fresh)
+    assert all(
+        row["logp_gap_max"] < 1e-4 for row in rows["whole"] if row["logp_gap_max"] is not None
+    )
+    assert all(row["logp_gap_stale_max"] is None for row in fresh)
     stale = [row for row in rows["whole"] if row["stale_groups"]]
     assert stale, "without surplus groups their old log-probs would not be resumed"
-    assert all(row["logp_gap_max"] > 1e-4 for row in stale)
+    assert all(row["logp_gap_stale_max"] > 1e-4 for row in stale)
 
 
 def test_supervised_training_lowers_its_loss_and_samples_nothing(

@@ -118,6 +118,9 @@ class RolloutConfig(Section):
     """Addresses of `gpg-vl serve`, such as http://127.0.0.1:8000; requests are dealt out over them."""
     server_wait: float = Field(600.0, gt=0)
     """Seconds that a server is waited for: at the start, and when it dies in a step."""
+    max_logp_gap: float | None = Field(None, gt=0)
+    """Mean gap between the engine's log-probs and the trainer's, where the weights of the step have sampled, above which the
+    run stops and nothing is trained. None: 1e-4 in float32, 0.1 in bfloat16."""
 
 
 class RewardsConfig(Section):

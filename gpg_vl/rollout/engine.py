@@ -75,11 +75,15 @@ class Engine(Protocol):
         shared by several of them, who ask together.
 
         done: called with the number of completions that have been finished since the last call.
+        Raises EngineLostError, on this process alone: no process waits for another one in here, and the caller tells them.
         """
         ...
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
-        """Take over the weights after optimizer step `version`."""
+        """Take over the weights after optimizer step `version`.
+
+        Raises EngineLostError. All processes take part in a sync, so the engine sees to it that all of them raise.
+        """
         ...
 
     def rest(self) -> None:

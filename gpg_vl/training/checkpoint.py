@@ -74,8 +74,11 @@ class Checkpoints:
         self._accelerator = accelerator
         self._digest = digest_data(source.examples)
 
-    def save(self, state: RunState) -> None:
-        """Write a checkpoint of the run after `state.step` steps and delete all but the newest. Raises RunError."""
+    def save(self, state: RunState) -> Path:
+        """Write a checkpoint of the run after `state.step` steps and delete all but the newest.
+
+        Returns its folder. Raises RunError.
+        """
         final = self._folder / f"{PREFIX}{state.step:06d}"
         hidden = self._folder / f".{final.name}.partial"
         wait, main = self._accelerator.wait_for_everyone, self._accelerator.is_main_process
@@ -108,6 +111,7 @@ class Checkpoints:
                 f"{latest(self._folder) or 'none'}; make room and go on with --resume."
             ) from error
         wait()
+        return final
 
     def restore(self, checkpoint: Path) -> RunState:
         """Put a checkpoint into model, optimizer and random states.

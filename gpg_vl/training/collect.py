@@ -11,8 +11,9 @@ from gpg_vl.algorithms.age import collect, groups_needed
 from gpg_vl.clock import Clock
 from gpg_vl.errors import RunError
 from gpg_vl.rewards.scoring import RewardFailure, Scored
-from gpg_vl.rollout.engine import Engine, RolloutRequest
+from gpg_vl.rollout.engine import Engine, EngineLostError, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.training.failures import raise_lost
 from gpg_vl.training.ranks import gathered, sums
 from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
@@ -125,7 +126,11 @@ class Collector:
         return self._responder.group_size
 
     def collect(self, state: RunState) -> Collection:
-        """The groups of the step after `state`. Raises RunError if a reward breaks, unless such groups are dropped."""
+        """The groups of the step after `state`.
+
+        Raises EngineLostError if the engine of any process is lost, and RunError if a reward breaks, unless such groups are
+        dropped; on all processes in the same round.
+        """
         self._clock = Clock()
         self._position = state.position
         self._failures = []
@@ -160,21 +165,27 @@ class Collector:
 
         with self._clock.phase("encode"):
             fresh = [self._source.group_at(draw) for draw in draws]
-        with self._clock.phase("rollout"):
-            answers = self._responder.answer(fresh, self._progress)
+        try:
+            with self._clock.phase("rollout"):
+                answers = self._responder.answer(fresh, self._progress)
+        except EngineLostError as error:
+            self._report(lost=str(error))
+            raise  # the report has raised already, here as on the other processes
         answered = []
         for group, completions in zip(fresh, answers, strict=True):
             answered.append(replace(group, completions=completions))
 
         with self._clock.phase("reward"):
             scored = self._rewarder.score(answered)
-        self._report_failures(scored.failures)
+        self._report(failures=scored.failures)
         return scored.groups
 
-    def _report_failures(self, mine: Sequence[RewardFailure]) -> None:
-        """Collect what broke on any process in this round, and stop if that is not to be lived with."""
-        by_process = gathered(self._accelerator, list(mine))
-        broken = [failure for failures in by_process for failure in failures]
+    def _report(self, *, lost: str | None = None, failures: Sequence[RewardFailure] = ()) -> None:
+        """Tell the other processes what went wrong in this round, and stop with them if that is not to be lived with."""
+        reports = gathered(self._accelerator, (lost, list(failures)))
+        raise_lost([said for said, _ in reports])
+
+        broken = [failure for _, failures in reports for failure in failures]
         self._failures += broken
         if broken and not self._drop_broken:
             more = f" ({len(broken) - 1} more in this round)" if len(broken) > 1 else ""

@@ -21,12 +21,13 @@ from gpg_vl.eval.task import pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.load import Processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
-from gpg_vl.rollout.engine import Engine
+from gpg_vl.rollout.engine import Engine, EngineLostError
+from gpg_vl.training.failures import raise_lost
 from gpg_vl.training.ranks import gathered
 from gpg_vl.types import Example
 
 Evaluation = Callable[[Engine, Processing, Accelerator], dict[str, Any]]
-"""Scores the current policy; the same on every process."""
+"""Scores the current policy; the same on every process. Raises EngineLostError, on all processes."""
 
 
 def make_evaluation(config: Config, processing: Processing) -> Evaluation | None:
@@ -115,11 +116,25 @@ def shared(responder: Responder, accelerator: Accelerator, *, batch_size: int) -
         return responder
 
     def respond(examples: Sequence[Example]) -> Iterator[Answers]:
-        mine: list[Answers] = []
-        for start in range(0, len(examples), batch_size * processes):
-            of_all = examples[start : start + batch_size * processes]
-            mine += responder(of_all[index::processes])
-        hands = gathered(accelerator, mine)
+        reports = gathered(accelerator, _answer_or_lose(answer_mine, examples))
+        raise_lost([said for _, said in reports])
+
+        hands = [answers for answers, _ in reports]
         return (hands[i % processes][i // processes] for i in range(len(examples)))
 
+    def answer_mine(examples: Sequence[Example]) -> Iterator[Answers]:
+        for start in range(0, len(examples), batch_size * processes):
+            of_all = examples[start : start + batch_size * processes]
+            yield from responder(of_all[index::processes])
+
     return respond
+
+
+def _answer_or_lose(
+    responder: Responder, examples: Sequence[Example]
+) -> tuple[list[Answers], str | None]:
+    """The answers, or what the engine said when it was lost: the other processes wait for either."""
+    try:
+        return list(responder(examples)), None
+    except EngineLostError as error:
+        return [], str(error)

@@ -1,21 +1,64 @@
-"""Why an update could not be made, said with what was given, what is allowed and what to do."""
+"""Why a step could not be made, said with what was given, what is allowed and what to do."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from gpg_vl.errors import RunError
 from gpg_vl.models.layout import Packed
+from gpg_vl.rollout.engine import EngineLostError
+from gpg_vl.training.totals import GapReport
 
 
-class NonFiniteError(RunError):
-    """The loss or the gradient is not a number. The update was not applied."""
+class RefusedUpdateError(RunError):
+    """An update that was not applied, because of what its groups hold. Weights and optimizer are as before."""
 
 
-def locate(error: NonFiniteError, step: int, folder: Path) -> NonFiniteError:
+class NonFiniteError(RefusedUpdateError):
+    """The loss or the gradient is not a number."""
+
+
+class LogpGapError(RefusedUpdateError):
+    """The engine's log-probs are not those of the policy that is trained."""
+
+
+def locate(error: RefusedUpdateError, step: int, folder: Path) -> RefusedUpdateError:
     """The error with its step, and with the folder in which the groups of the step are kept."""
-    return NonFiniteError(
-        f"Step {step}: {error} The groups of the step are kept in {folder}. A smaller train.learning_rate or another "
-        f"reward may help; go on from the last checkpoint with --resume."
+    return type(error)(
+        f"Step {step}: {error} The groups of the step are kept in {folder}; go on from the last checkpoint with --resume."
+    )
+
+
+def raise_lost(by_process: Sequence[str | None]) -> None:
+    """Raise EngineLostError with the same words on every process if the engine of any is lost.
+
+    by_process: what the engine of each said when it was lost; None of one that is there.
+    """
+    lost = [(number, said) for number, said in enumerate(by_process) if said is not None]
+    if not lost:
+        return
+
+    number, said = lost[0]
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    where = f"On process {number}{more}: " if len(by_process) > 1 else ""
+    raise EngineLostError(f"{where}{said}")
+
+
+def explain_lost(
+    error: EngineLostError, step: int, checkpoint: Path, *, unscored: bool
+) -> EngineLostError:
+    """The error with what is kept of the run, and how it goes on.
+
+    unscored: an evaluation was due after `step`, and was not made.
+    """
+    missing = ""
+    if unscored:
+        missing = (
+            f" The evaluation after step {step} is missing in metrics.jsonl and will not be made up for: python -m gpg_vl.eval "
+            f"makes it of {checkpoint / 'model'}."
+        )
+    return EngineLostError(
+        f"{error} The run has stopped after step {step}; the checkpoint {checkpoint} was written.{missing} Once the engine can "
+        f"answer again, go on with --resume: nothing is lost, and nothing is done twice."
     )
 
 
@@ -25,7 +68,31 @@ def explain_non_finite(loss: float, norm: float, broken: Sequence[str]) -> str:
     where = "Only the gradient broke."
     if broken:
         where = f"The loss broke in the micro-batches of these examples: {shown}."
-    return f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where}"
+    return (
+        f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where} A smaller "
+        f"train.learning_rate or another reward may help."
+    )
+
+
+def explain_logp_gap(gap: GapReport, limit: float) -> str:
+    """limit: `rollout.max_logp_gap`, or what stands for it."""
+    measured = []
+    if gap.mean is not None:
+        measured.append(
+            f"{gap.mean:.3g} on average and {gap.largest:.3g} at most, where the weights of this step have sampled"
+        )
+    if gap.stale_mean is not None:
+        measured.append(
+            f"{gap.stale_mean:.3g} on average, where older weights have sampled (any number is allowed there)"
+        )
+    return (
+        f"The engine's log-probs differ from the trainer's by {'; '.join(measured)}. rollout.max_logp_gap allows an average "
+        f"of {limit:g}. The update was not applied. Usual causes: pixels that the engine normalises a second time; an engine "
+        f"that has not taken over the new weights (a vision tower or a tied head left behind); features of images, or keys "
+        f"and values, cached from older weights; another temperature, top_p or top_k in the engine; another checkpoint behind "
+        f"the server. Run with model.dtype=float32 to see which it is: rounding is gone there, all else stays. gpg-vl doctor "
+        f"tests this machine. Set rollout.max_logp_gap only if the gap is known to be the rounding of bfloat16."
+    )
 
 
 def explain_out_of_memory(packed: Packed, limit: int, fitted: int, error: str) -> str:

@@ -18,6 +18,7 @@ HARMLESS = (
     "rewards.time_limit",
     "rollout.prompts_per_batch",
     "rollout.slots",
+    "rollout.max_logp_gap",
 )
 """Keys that may change between a run and its resumption."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +26,9 @@ from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import Reference
 from gpg_vl.models.requests import Prefix, Score, ScoreOutput
 from gpg_vl.training.failures import (
+    LogpGapError,
     NonFiniteError,
+    explain_logp_gap,
     explain_non_finite,
     explain_out_of_memory,
 )
@@ -46,6 +48,7 @@ from gpg_vl.training.totals import (
     count_step,
     mean,
     mean_metrics,
+    report_gap,
 )
 from gpg_vl.types import Group
 
@@ -63,6 +66,8 @@ class LearnerSettings:
     """Parts with a rate of their own."""
     autocast: torch.dtype | None = None
     """Of the forward pass; None computes in the weights' own dtype."""
+    max_logp_gap: float = inf
+    """Mean gap between the engine's log-probs and the trainer's from which on nothing is trained; inf: any."""
 
 
 class Learner:
@@ -110,7 +115,8 @@ class Learner:
     def update(self, groups: Sequence[Group], *, step: int) -> UpdateReport:
         """Train on the groups of step `step` (0, 1, ...).
 
-        Raises NonFiniteError, with weights and optimizer as the last finite update left them.
+        Raises NonFiniteError or LogpGapError, on all processes, with weights and optimizer as the last update that was
+        applied has left them.
         """
         # everything that counts the whole step is known before the first backward
         counts, reward_std = count_step(self._accelerator, groups)
@@ -135,7 +141,7 @@ class Learner:
                 return UpdateReport(applied=False, counts=counts, metrics=credit.metrics)
 
             totals = self._accumulate(micro_batches, credit, step)
-            reports.append(self._apply(totals, counts, credit, number))
+            reports.append(self._apply(totals, counts, credit, number, is_first=not reports))
 
             # what this update has just computed is what the next one starts from
             if batch.old_logp_K is not None:
@@ -210,7 +216,7 @@ class Learner:
             missing = int(most(self._accelerator, calls)) - calls
             queue += [make_idle_micro_batch(credit)] * missing
 
-        totals = Totals(observe=self._algorithm.observe)
+        totals = Totals(observe=self._algorithm.observe, version=step)
         for place, micro_batch in enumerate(queue):
             is_last = place + 1 == len(queue)
             output = self._run(micro_batch, totals.seconds, is_last=is_last)
@@ -271,10 +277,21 @@ class Learner:
         return torch.autocast(self._accelerator.device.type, dtype, enabled=dtype is not None)
 
     def _apply(
-        self, totals: Totals, counts: StepCounts, credit: Credit, micro_batches: int
+        self,
+        totals: Totals,
+        counts: StepCounts,
+        credit: Credit,
+        micro_batches: int,
+        *,
+        is_first: bool,
     ) -> UpdateReport:
         summed = sum_named(self._accelerator, totals.additive())
-        gap_max = most(self._accelerator, totals.gap_max)
+
+        # what others have said would be trained on as if the policy had; of a later update's weights nothing was sampled,
+        # and a loss that is no number is told below, with its examples
+        gap, limit = report_gap(self._accelerator, totals, summed), self._settings.max_logp_gap
+        if is_first and isfinite(summed["loss"]) and gap.exceeds(limit):
+            raise LogpGapError(explain_logp_gap(gap, limit))
 
         with timed(partial(add_to, totals.seconds, "optimizer"), self._accelerator.device):
             result = self._sharding.clip_and_step(
@@ -285,7 +302,7 @@ class Learner:
             broken = [name for names in by_process for name in names]
             raise NonFiniteError(explain_non_finite(summed["loss"], result.norm, broken))
 
-        tokens, sampled = summed["tokens"], summed["sampled"]
+        tokens = summed["tokens"]
         observed = {
             name.removeprefix("observed/"): value / max(tokens, 1)
             for name, value in summed.items()
@@ -298,8 +315,10 @@ class Learner:
             loss=summed["loss"],
             grad_norm=result.norm,
             entropy=summed["entropy"] / max(tokens, 1),
-            logp_gap_mean=summed["gap"] / sampled if sampled else None,
-            logp_gap_max=gap_max if sampled else None,
+            logp_gap_mean=gap.mean,
+            logp_gap_max=gap.largest,
+            logp_gap_stale_mean=gap.stale_mean,
+            logp_gap_stale_max=gap.stale_largest,
             micro_batches=micro_batches,
             seconds=totals.seconds,
         )

@@ -6,14 +6,15 @@ them declares it, and the learner provides.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from gpg_vl.clock import Clock
-from gpg_vl.rollout.engine import Engine
+from gpg_vl.rollout.engine import Engine, EngineLostError
 from gpg_vl.training.collect import Collector
-from gpg_vl.training.failures import NonFiniteError, locate
+from gpg_vl.training.failures import RefusedUpdateError, explain_lost, locate
 from gpg_vl.training.learner import Learner
 from gpg_vl.training.metrics import (
     advance,
@@ -44,8 +45,9 @@ class Hooks:
     """What the loop calls and does not know: evaluation, checkpoints, the display, a wish to stop."""
 
     evaluate: Callable[[], dict[str, Any]] | None
-    """Metrics of the current policy, the same on every process."""
-    checkpoint: Callable[[RunState], None]
+    """Metrics of the current policy, the same on every process. May raise EngineLostError, on all processes."""
+    checkpoint: Callable[[RunState], Path]
+    """Returns the folder that was written."""
     show: Callable[[int, dict[str, Any], dict[str, float]], None]
     stop_wanted: Callable[[], bool]
 
@@ -63,7 +65,8 @@ def train(
 ) -> RunState:
     """Train from `state` to the last step. Returns the final state; all that is to be known is in the record.
 
-    Raises RunError if a reward breaks (unless its groups are to be dropped) or a step is not finite.
+    Raises RunError if a reward breaks (unless its groups are to be dropped), an update is not to be applied, or the engine
+    is lost; the last with a checkpoint of every step that was trained.
     """
     engine.sync(learner.weights, state.step)
     while state.step < intervals.steps:
@@ -72,7 +75,10 @@ def train(
 
         with clock.phase("step"), engine.step():
             # collect: groups of answers to the next prompts, until enough of them carry a signal
-            collection = collector.collect(state)
+            try:
+                collection = collector.collect(state)
+            except EngineLostError as error:
+                raise _keep(error, state, record, hooks) from error
             carry = learner.keep_old_logps(collection.carry)
             collection = replace(collection, carry=carry)
 
@@ -83,12 +89,16 @@ def train(
             with clock.phase("train"):
                 try:
                     report = learner.update(collection.used, step=state.step)
-                except NonFiniteError as error:
+                except RefusedUpdateError as error:
                     folder = record.broken(state.step + 1, collection.used)
                     raise locate(error, state.step + 1, folder) from None
 
-            # sync: whoever samples next does so with these weights
-            engine.sync(learner.weights, state.step + 1)
+            # sync: whoever samples next does so with these weights; who cannot ends the run, once this step is kept
+            lost: EngineLostError | None = None
+            try:
+                engine.sync(learner.weights, state.step + 1)
+            except EngineLostError as error:
+                lost = error
 
         # log: what was seen, what was trained, what it cost, over all processes
         seen = sum_named(accelerator, count_collection(collection, version=version))
@@ -117,19 +127,37 @@ def train(
         # evaluate: the policy as it is now, and once more at the end
         stop = most(accelerator, float(hooks.stop_wanted())) > 0
         last = stop or state.step == intervals.steps
-        if hooks.evaluate and not stop and (last or _is_due(state.step, intervals.eval_every)):
-            with clock.phase("eval"):
-                scores = hooks.evaluate()
-            record.metrics(state.step, "eval", scores, {"eval": clock.seconds["eval"]})
-            hooks.show(state.step, scores, {})
+        is_due = not stop and (last or _is_due(state.step, intervals.eval_every))
+        if hooks.evaluate and is_due and not lost:
+            try:
+                with clock.phase("eval"):
+                    scores = hooks.evaluate()
+                record.metrics(state.step, "eval", scores, {"eval": clock.seconds["eval"]})
+                hooks.show(state.step, scores, {})
+            except EngineLostError as error:
+                lost = error
 
         # checkpoint: complete or absent, and never ahead of the log
+        if lost:
+            raise _keep(lost, state, record, hooks, unscored=bool(hooks.evaluate) and is_due)
         if last or _is_due(state.step, intervals.checkpoint_every):
             record.flush()
             hooks.checkpoint(state)
         if stop:
             break
     return state
+
+
+def _keep(
+    error: EngineLostError, state: RunState, record: Record, hooks: Hooks, *, unscored: bool = False
+) -> EngineLostError:
+    """Write the checkpoint of a run that cannot go on. Returns the error with where it goes on.
+
+    unscored: an evaluation of this state was due, and was not made.
+    """
+    record.flush()
+    checkpoint = hooks.checkpoint(state)
+    return explain_lost(error, state.step, checkpoint, unscored=unscored)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -96,6 +96,8 @@ def update_metrics(report: UpdateReport, *, group_size: int) -> dict[str, Any]:
         "entropy": report.entropy,
         "logp_gap_mean": report.logp_gap_mean,
         "logp_gap_max": report.logp_gap_max,
+        "logp_gap_stale_mean": report.logp_gap_stale_mean,
+        "logp_gap_stale_max": report.logp_gap_stale_max,
         "passes": report.micro_batches,
         "trained_tokens": report.trained_tokens,
         "trained_vision_patches": report.vision_patches,

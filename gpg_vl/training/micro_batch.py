@@ -11,6 +11,9 @@ from gpg_vl.algorithms.algorithm import Credit, StepBatch, TokenInputs, select
 from gpg_vl.models.layout import Packed, pack
 from gpg_vl.types import Completion, Group, Prompt
 
+NOT_SAMPLED = -1
+"""In place of a version, for tokens that no engine has sampled."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -31,6 +34,8 @@ class MicroBatch:
     """What the algorithm gives of these tokens; None if they are only scored."""
     sampled_logp_K: Tensor
     """Log-probs that the engine recorded; NaN where a token was not sampled."""
+    version_K: Tensor
+    """Version of the weights that sampled a token; NOT_SAMPLED where none did."""
     examples: tuple[str, ...]
     """The ids of the examples whose groups are in it."""
 
@@ -120,6 +125,7 @@ def make_idle_micro_batch(credit: Credit) -> MicroBatch:
         index_K=nothing,
         inputs=select(credit.inputs, nothing),
         sampled_logp_K=torch.zeros(0),
+        version_K=nothing,
         examples=(),
     )
 
@@ -194,10 +200,13 @@ def _make_micro_batch(
 
     index: list[int] = []
     sampled: list[float] = []
+    versions: list[int] = []
     for group in groups:
         for member in group:
+            completion, number = member.completion, len(member.tokens)
             index += member.tokens
-            sampled += member.completion.logprobs or [torch.nan] * len(member.tokens)
+            sampled += completion.logprobs or [torch.nan] * number
+            versions += [completion.version if completion.logprobs else NOT_SAMPLED] * number
     index_K = torch.tensor(index, dtype=torch.long)
 
     return MicroBatch(
@@ -205,5 +214,6 @@ def _make_micro_batch(
         index_K=index_K,
         inputs=None if credit is None else select(credit.inputs, index_K),
         sampled_logp_K=torch.tensor(sampled),
+        version_K=torch.tensor(versions, dtype=torch.long),
         examples=tuple(group[0].group.example.id for group in groups),
     )

@@ -42,6 +42,9 @@ from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
 
+MAX_LOGP_GAP = {"float32": 1e-4, "bfloat16": 0.1}
+"""Of the mean over the tokens of a step: what rounding may do to two ways of computing the same, and no more."""
+
 
 def launch(
     prepared: Prepared,
@@ -197,6 +200,7 @@ def _make_learner(
             learning_rate=_make_learning_rate(config, prepared.plan.steps),
             parts=parts,
             autocast=model.autocast,
+            max_logp_gap=max_logp_gap(config),
         ),
         accelerator,
         make_optimizer=partial(
@@ -208,6 +212,12 @@ def _make_learner(
         reference=reference,
         prefixes=prefixes,
     )
+
+
+def max_logp_gap(config: Config) -> float:
+    """The gap that the config allows, or what its dtype makes of it."""
+    given = config.rollout.max_logp_gap
+    return MAX_LOGP_GAP[config.model.dtype] if given is None else given
 
 
 def _make_learning_rate(config: Config, steps: int) -> Callable[[int, str], float]:

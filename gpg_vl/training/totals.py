@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 from accelerate import Accelerator
@@ -11,8 +11,8 @@ from torch import Tensor
 from gpg_vl.algorithms.age import StepCounts
 from gpg_vl.algorithms.algorithm import to_dtype
 from gpg_vl.models.requests import ScoreOutput
-from gpg_vl.training.micro_batch import MicroBatch, count_groups
-from gpg_vl.training.ranks import sum_named
+from gpg_vl.training.micro_batch import NOT_SAMPLED, MicroBatch, count_groups
+from gpg_vl.training.ranks import most, sum_named
 from gpg_vl.types import Group
 
 
@@ -29,9 +29,13 @@ class UpdateReport:
     grad_norm: float = 0.0
     entropy: float = 0.0
     """Mean over the trained tokens, in nats."""
-    logp_gap_mean: float | None = 0.0
-    """Mean absolute difference between the engine's log-probs and the trainer's; None if nothing was sampled."""
-    logp_gap_max: float | None = 0.0
+    logp_gap_mean: float | None = None
+    """Mean absolute difference between the engine's log-probs and the trainer's, over the trained tokens that the weights of
+    this step have sampled; None if there are none."""
+    logp_gap_max: float | None = None
+    logp_gap_stale_mean: float | None = None
+    """The same over the tokens that older weights have sampled: how far the policy has moved since, for the most part."""
+    logp_gap_stale_max: float | None = None
     micro_batches: int = 0
     trained_tokens: int = 0
     """Tokens that went through the language model."""
@@ -41,19 +45,57 @@ class UpdateReport:
     """Of this process, by part of the update."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapReport:
+    """How far the engine's log-probs are from the trainer's, over all processes, in nats.
+
+    Example: `GapReport(mean=2e-7, largest=1e-6, stale_mean=0.03, stale_largest=0.4)`
+    """
+
+    mean: float | None
+    """Over tokens that the weights before the update have sampled; None if there are none."""
+    largest: float | None
+    stale_mean: float | None
+    """Over tokens of older weights; None if there are none."""
+    stale_largest: float | None
+
+    def exceeds(self, limit: float) -> bool:
+        """Whether the engine answers with something else than the policy.
+
+        Older weights may be any distance away, but a log-prob that is no number is wrong at any age.
+        """
+        mean, stale_mean = self.mean or 0.0, self.stale_mean or 0.0
+        return mean > limit or not isfinite(mean) or not isfinite(stale_mean)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Gap:
+    """Absolute differences of log-probs on this process."""
+
+    total: float = 0.0
+    largest: float = 0.0
+    tokens: int = 0
+
+    def add(self, gap_K: Tensor) -> None:
+        if len(gap_K):
+            self.total += gap_K.sum().item()
+            self.largest = max(self.largest, gap_K.nan_to_num(nan=inf).max().item())
+            self.tokens += len(gap_K)
+
+
 @dataclass(slots=True, kw_only=True)
 class Totals:
     """What the micro-batches of an update add up to on this process."""
 
     observe: Callable[..., Mapping[str, Tensor]] | None
+    version: int
+    """Of the weights before the step: what they have sampled is fresh, what older ones have is stale."""
     loss: float = 0.0
     entropy: float = 0.0
-    gap: float = 0.0
-    gap_max: float = 0.0
+    fresh: _Gap = field(default_factory=_Gap)
+    stale: _Gap = field(default_factory=_Gap)
     tokens: int = 0
     """Completion tokens that were trained."""
-    sampled: int = 0
-    """Those among them of which the engine recorded a log-prob."""
     observed: dict[str, float] = field(default_factory=dict)
     logps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Where tokens stand among those of the step, and their log-probs."""
@@ -79,21 +121,22 @@ class Totals:
             for name, value_K in self.observe(output.logp_K, inputs).items():
                 add_to(self.observed, name, value_K.sum().item())
 
-        sampled_K = ~micro_batch.sampled_logp_K.isnan()
-        if sampled_K.any():
-            gap_K = (output.logp_K.float().cpu() - micro_batch.sampled_logp_K)[sampled_K].abs()
-            self.sampled += len(gap_K)
-            self.gap += gap_K.sum().item()
-            self.gap_max = max(self.gap_max, gap_K.max().item())
+        # by who has sampled, not by what was recorded: a log-prob that is no number must show
+        gap_K = (output.logp_K.float().cpu() - micro_batch.sampled_logp_K).abs()
+        version_K = micro_batch.version_K
+        self.fresh.add(gap_K[version_K >= self.version])
+        self.stale.add(gap_K[(version_K != NOT_SAMPLED) & (version_K < self.version)])
 
     def additive(self) -> dict[str, float]:
         """What may be added over processes."""
         return {
             "loss": self.loss,
             "entropy": self.entropy,
-            "gap": self.gap,
             "tokens": float(self.tokens),
-            "sampled": float(self.sampled),
+            "gap": self.fresh.total,
+            "gap_tokens": float(self.fresh.tokens),
+            "stale_gap": self.stale.total,
+            "stale_gap_tokens": float(self.stale.tokens),
             **{f"observed/{name}": value for name, value in self.observed.items()},
         }
 
@@ -104,6 +147,19 @@ class Totals:
             known_K = old_logp_K[index_K]
             merged_K[index_K] = torch.where(known_K.isnan(), logp_K.to(known_K), known_K)
         return merged_K
+
+
+def report_gap(accelerator: Accelerator, totals: Totals, summed: Mapping[str, float]) -> GapReport:
+    """The gap over all processes. `summed`: their `Totals.additive`."""
+    largest = most(accelerator, totals.fresh.largest)
+    stale_largest = most(accelerator, totals.stale.largest)
+    fresh, stale = summed["gap_tokens"], summed["stale_gap_tokens"]
+    return GapReport(
+        mean=summed["gap"] / fresh if fresh else None,
+        largest=largest if fresh else None,
+        stale_mean=summed["stale_gap"] / stale if stale else None,
+        stale_largest=stale_largest if stale else None,
+    )
 
 
 def count_step(
