@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.rewards.commands import add_commands as add_rewards_commands
+from gpg_vl.rollout.vllm.command import add_command as add_serve_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,17 +32,6 @@ Train a vision-language model with Group Policy Gradient.
   torchrun --nproc-per-node 2 -m gpg_vl train my.yaml     several processes
 
 `gpg-vl config` lists every key with its default and meaning."""
-
-SERVE_HELP = """\
-Start a vLLM server that answers for training runs and evaluations, and takes new weights from a run after every step.
-
-  gpg-vl serve Qwen/Qwen2-VL-2B-Instruct                          one engine at http://127.0.0.1:8000
-  gpg-vl serve runs/mine/base --port 8001 --data-parallel 4       four engines on four GPUs behind one address
-  gpg-vl train my.yaml rollout.engine=vllm_server rollout.servers="['http://127.0.0.1:8000']"
-  python -m gpg_vl.eval cvbench ... --engine vllm_server --servers http://127.0.0.1:8000
-
-It serves one run at a time. Whoever reaches its port can replace the weights: it listens to this machine alone unless
---host says otherwise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_eval(commands)
-    _add_serve(commands)
+    add_serve_command(commands)
     _add_data(commands)
     add_rewards_commands(commands)
     _add_config(commands)
@@ -142,61 +132,6 @@ def _add_eval(commands: "_Commands") -> None:
         description="The same as python -m gpg_vl.eval.",
     )
     evaluate.add_argument("rest", nargs=argparse.REMAINDER)
-
-
-def _add_serve(commands: "_Commands") -> None:
-    serve = commands.add_parser(
-        "serve",
-        help="start a vLLM server for training runs and evaluations",
-        description=SERVE_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = serve.add_argument
-    add("checkpoint", help="a folder written by save_pretrained, or a hub name")
-    add("--revision", metavar="NAME", help="branch, tag or commit of a hub checkpoint")
-    add("--host", default="127.0.0.1", help="where to listen (default %(default)s)")
-    add("--port", type=int, default=8000, help="default %(default)s")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="as model.dtype of the run (default %(default)s)",
-    )
-    add(
-        "--images",
-        choices=("pixels", "features"),
-        default="pixels",
-        help="as rollout.images of the run (default %(default)s)",
-    )
-    add(
-        "--data-parallel",
-        type=int,
-        default=1,
-        metavar="N",
-        help="engines behind the address, each with all weights (default %(default)s)",
-    )
-    add(
-        "--tensor-parallel",
-        type=int,
-        default=1,
-        metavar="N",
-        help="devices that share the weights of one engine (default %(default)s)",
-    )
-    add(
-        "--slots",
-        type=int,
-        default=128,
-        metavar="N",
-        help="answers that an engine writes together (default %(default)s)",
-    )
-    add(
-        "--memory",
-        type=float,
-        default=0.9,
-        metavar="SHARE",
-        help="share of each GPU's memory, weights included (default %(default)s)",
-    )
-    serve.set_defaults(run=_serve)
 
 
 def _add_data(commands: "_Commands") -> None:
@@ -312,34 +247,6 @@ def _eval(words: Sequence[str]) -> int:
     from gpg_vl.eval.__main__ import main as eval_main
 
     return eval_main(words, prog="gpg-vl eval")
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    for name in ("data_parallel", "tensor_parallel", "slots"):
-        if getattr(arguments, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is {getattr(arguments, name)}; it must be at least 1.")
-    if not 0 < arguments.memory < 1:
-        raise UserError(f"--memory is {arguments.memory}; it is a share, above 0 and below 1.")
-
-    from gpg_vl.model import autocast_dtype
-    from gpg_vl.rollout.engine import EngineOptions
-    from gpg_vl.rollout.vllm.serve import serve
-
-    serve(
-        arguments.checkpoint,
-        EngineOptions(
-            slots=arguments.slots,
-            images=arguments.images,
-            vllm_memory=arguments.memory,
-            vllm_tensor_parallel=arguments.tensor_parallel,
-        ),
-        host=arguments.host,
-        port=arguments.port,
-        data_parallel=arguments.data_parallel,
-        dtype=autocast_dtype(arguments.dtype),
-        revision=arguments.revision,
-    )
 
 
 def _data_check(arguments: argparse.Namespace) -> int:

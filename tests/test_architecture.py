@@ -303,7 +303,7 @@ OF_ALL_ENGINES = ("gpg_vl.rollout", "gpg_vl.rollout.engine", "gpg_vl.rollout.sam
 """What is known of engines outside of their room; the other modules belong to one of them."""
 ENGINE_DEFAULTS = ("config/sections.py", "eval/settings.py", "model.py", "doctor/packages.py")
 """Where an engine is named, because it is what a user gets who names none, or because a package is called so."""
-COMMANDS_OF_ENGINES = {"cli.py": "gpg_vl.rollout.vllm.serve"}
+COMMANDS_OF_ENGINES = {"cli.py": "gpg_vl.rollout.vllm.command"}
 """Commands that exist for one engine alone."""
 
 

@@ -26,6 +26,7 @@ class Losing:
     def __init__(self, setup):
         self._engine = NativeEngine(setup)
         self.counters, self.step = self._engine.counters, self._engine.step
+        self.rest = self._engine.rest
         self._calls = {"generate": 0, "evaluate": 0, "sync": 0}
 
     def generate(self, requests, sampling, done=None):

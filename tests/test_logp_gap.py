@@ -223,9 +223,8 @@ class Wrong:
 
     def __init__(self, setup):
         self._engine = NativeEngine(setup)
-        self.sync, self.counters, self.step = (
-            self._engine.sync, self._engine.counters, self._engine.step
-        )
+        self.sync, self.rest = self._engine.sync, self._engine.rest
+        self.counters, self.step = self._engine.counters, self._engine.step
 
     def generate(self, requests, sampling, done=None):
         answered = self._engine.generate(requests, sampling, done)

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 
@@ -28,7 +28,7 @@ def serve(
     host: str,
     port: int,
     data_parallel: int,
-    dtype: torch.dtype | None,
+    dtype: Literal["float32", "bfloat16"],
     revision: str | None,
 ) -> NoReturn:
     """Become the server: this process is replaced by it and ends with it. Raises UserError before that."""
@@ -36,7 +36,8 @@ def serve(
     refuse_vllm(family)
     refuse_taken_port(host, port)
 
-    arguments = engine_arguments(options, path=path, revision=revision, dtype=dtype)
+    forward = None if dtype == "float32" else torch.bfloat16
+    arguments = engine_arguments(options, path=path, revision=revision, dtype=forward)
     command = [
         sys.executable,
         "-m",
