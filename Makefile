@@ -8,7 +8,7 @@ PEERS := .venv-peers
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-vllm lint quickstart exactness growth bench-peers bench-gpu clean
+.PHONY: help install test test-vllm lint quickstart exactness growth bench-peers bench-engines bench-gpu clean
 
 help:
 	@echo "make quickstart   train a tiny vision-language model and see it improve (offline, CPU, minutes; SEED=0 FOLDER=runs/...)"
@@ -18,6 +18,7 @@ help:
 	@echo "make install      only the set-up"
 	@echo "make exactness    the gradient of every way of sharing against the stock model, with gates (CPU, minutes)"
 	@echo "make growth       how seconds and memory grow with group and image, as a picture (CPU, ten minutes)"
+	@echo "make bench-engines  the native engine beside vLLM on this machine (CPU, minutes)"
 	@echo "make bench-gpu    the shape of Qwen2-VL-2B with random weights on the GPU that is there"
 	@echo "make bench-peers  one training step beside TRL's, in an environment of its own (Linux, CPU, half an hour; ARGS=--quick: minutes)"
 
@@ -51,6 +52,9 @@ $(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
 # One process: every engine takes a gigabyte, and starting one is most of the time.
 test-vllm: $(VLLM)/.installed
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(VLLM)/bin/python -m pytest -n 0 tests/with_vllm
+
+bench-engines: $(VLLM)/.installed
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(VLLM)/bin/python -m benchmarks.engines $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
-"""Qwen2-VL-2B's shape with random weights on one GPU: seconds, memory, decoding and utilisation, sharing or not, and TRL.
+"""Qwen2-VL-2B's shape with random weights on one GPU: seconds, memory, decoding and utilisation, sharing or not, vLLM and TRL.
 
     python -m benchmarks.gpu                       the grid on the GPU that is there (make bench-gpu)
     python -m benchmarks.gpu --model tiny --quick  the same program on any machine, to see that it runs
 
 Utilisation counts the operations of the shared computation only, whatever was computed: work that is done twice is not work.
+vLLM answers in its place where it is installed (pip install 'gpg_vl[vllm]'), each row in a process of its own.
 TRL's GRPOTrainer with its Hugging Face rollout is measured beside them where it is installed (pip install trl==1.16.0), at
 several micro-batches. Writes benchmarks/results/gpu.json after every row, so that a run that is cut off keeps what it has, and
 goes on from there; a row that does not fit into memory says so.
@@ -13,6 +14,7 @@ import argparse
 import gc
 import itertools
 import json
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -35,8 +37,8 @@ PEAK = 989e12
 """Operations per second in bfloat16 that the utilisation refers to: an H100's or H200's data sheet, without sparsity."""
 
 
-def grid(*, quick: bool, with_trl: bool = False) -> list[Case]:
-    """Every system on every case: shared with each kernel, naive with the same kernel, TRL at each micro-batch."""
+def grid(*, quick: bool, with_trl: bool = False, with_vllm: bool = False) -> list[Case]:
+    """Every system on every case: shared with each kernel, naive with the same kernel, vLLM, TRL at each micro-batch."""
     prompts = ((60, 16),) if quick else PROMPTS
     lengths, sizes = ((8,), (4,)) if quick else ((64, 256), (8, 16))
     here = device_here()
@@ -47,6 +49,8 @@ def grid(*, quick: bool, with_trl: bool = False) -> list[Case]:
         {"kernel": k, "shared": True} for k in dict.fromkeys(("split", kernel))
     ]
     ways.append({"kernel": kernel, "shared": False})
+    if with_vllm:
+        ways.append({"kernel": kernel, "shared": True, "engine": "vllm"})
     if with_trl:
         ways += [{"shared": False, "micro_batch": n} for n in ((2, 8) if quick else MICRO_BATCHES)]
     return [
@@ -80,11 +84,13 @@ def build(model: str, folder: Path) -> torch.nn.Module:
         else tiny.tiny_config(tokenizer, 151_936, **TEXT_2B)
     )
     with quiet():
+        # a small one's weights, which nobody reads; the config of the real one is put in its place
         small = tiny.tiny_config(tokenizer, 512)
         tiny.save_checkpoint(tiny.tiny_model(small, seed=0), tiny.tiny_processor(tokenizer), folder)
     if model == "2b":
         vision = config.vision_config
         vision.depth, vision.embed_dim, vision.num_heads, vision.mlp_ratio = 32, 1280, 16, 4
+    config.save_pretrained(folder)
     from transformers import Qwen2VLForConditionalGeneration
 
     with device_here():
@@ -117,6 +123,7 @@ def show(rows: list[dict[str, Any]], peak: float) -> Table:
         "way",
         "prefill s",
         "decode s",
+        "sync s",
         "tok/s",
         "train s",
         "step s",
@@ -135,6 +142,7 @@ def show(rows: list[dict[str, Any]], peak: float) -> Table:
             *_conditions(case),
             "" if timing["prefill_seconds"] is None else f"{timing['prefill_seconds']:.2f}",
             f"{timing['decode_seconds']:.2f}",
+            "" if timing["sync_seconds"] is None else f"{timing['sync_seconds']:.2f}",
             f"{timing['decoded_tokens'] / timing['decode_seconds']:.0f}",
             f"{timing['train_seconds']:.2f}",
             f"{timing['seconds']:.2f}",
@@ -164,6 +172,8 @@ def _shape(row: dict[str, Any]) -> str:
 def _conditions(case: dict[str, Any]) -> tuple[str, str, str]:
     """The columns vision, recompute and way."""
     ours = f"{case['kernel']}, {'once per group' if case['shared'] else 'for every answer'}"
+    if case["engine"] != "native":
+        ours += f", {case['engine']}"
     way = f"TRL, micro-batch {case['micro_batch']}" if case["micro_batch"] else ours
     return case["vision"], "yes" if case["checkpointing"] else "no", way
 
@@ -190,8 +200,15 @@ def main() -> int:
         help=f"operations per second of the device, default {PEAK:g}",
     )
     parser.add_argument("--out", type=Path, default=folder_of_results(), metavar="DIR")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = device_here()
+    if arguments.case:
+        case = Case(**json.loads(arguments.case))
+        row = _measured(arguments.model, case, arguments.steps, device)
+        arguments.row.write_text(json.dumps(row))
+        return 0
     if arguments.model == "2b" and device.type != "cuda":
         print(
             "gpu.py: there is no CUDA device here. Use --model tiny to see that the program runs.",
@@ -209,13 +226,19 @@ def main() -> int:
         console.print(
             "TRL is not installed here, its rows are left out. To have them: pip install trl==1.16.0"
         )
-    for case in grid(quick=arguments.quick, with_trl=has_trl):
+    has_vllm = find_spec("vllm") is not None
+    if not has_vllm:
+        console.print(
+            "vLLM is not installed here, its rows are left out. To have them: pip install 'gpg_vl[vllm]'"
+        )
+    for case in grid(quick=arguments.quick, with_trl=has_trl, with_vllm=has_vllm):
         if any(row["case"] == asdict(case) for row in rows):
             continue
         console.print(f"{len(rows) + 1}: {case}")
-        rows.append(
-            _measured(arguments.model, case, 1 if arguments.quick else arguments.steps, device)
-        )
+        steps = 1 if arguments.quick else arguments.steps
+        # what vLLM takes of a device it keeps until its process ends
+        measured = _measured if case.engine == "native" else _measured_apart
+        rows.append(measured(arguments.model, case, steps, device))
         file.write_text(json.dumps({"device": name, "rows": rows}, indent=1) + "\n")
     console.print(show(rows, arguments.peak))
     print(f"wrote {file}")
@@ -237,6 +260,16 @@ def _measured(model: str, case: Case, steps: int, device: torch.device) -> dict[
             torch.cuda.empty_cache()
 
 
+def _measured_apart(model: str, case: Case, steps: int, device: torch.device) -> dict[str, Any]:
+    """The same in a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, "-m", "benchmarks.gpu", "--model", model, "--steps", str(steps)]
+        command += ["--case", json.dumps(asdict(case)), "--row", file.name]
+        subprocess.run(command, check=True)
+        row: dict[str, Any] = json.loads(Path(file.name).read_text())
+    return row
+
+
 def _timing(
     model: torch.nn.Module, folder: Path, case: Case, steps: int, device: torch.device
 ) -> Timing:
@@ -246,7 +279,8 @@ def _timing(
         return trl_side.timing(model, folder, case, steps=steps, warmup=1)
     from gpg_vl.models.load import load_processing
 
-    return Bench(model, load_processing(str(folder)), case, device).measure(steps=steps, warmup=1)
+    bench = Bench(model, load_processing(str(folder)), case, device, folder)
+    return bench.measure(steps=steps, warmup=1)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ class Case:
     vision: Literal["trained", "frozen"] = "trained"
     dtype: Literal["float32", "bfloat16"] = "float32"
     slots: int = 128
+    engine: Literal["native", "vllm"] = "native"
+    """Who answers."""
     micro_batch: int = 0
     """Completions per forward pass of TRL, whose case this is; 0 is ours."""
 
@@ -77,9 +79,12 @@ class Timing:
     decode_seconds: float
     """The rest of the rollout."""
     train_seconds: float
+    sync_seconds: float | None
+    """Until the engine has the weights of the step; None where it reads the ones that are trained."""
     peak_bytes: int
     """Above what was there before the first step."""
     rollout_patches: int
+    """0 where the engine does not count them."""
     prefilled_tokens: int
     decoded_tokens: int
     trained_patches: int
@@ -93,7 +98,8 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        return (self.prefill_seconds or 0.0) + self.decode_seconds + self.train_seconds
+        rollout = (self.prefill_seconds or 0.0) + self.decode_seconds + (self.sync_seconds or 0.0)
+        return rollout + self.train_seconds
 
 
 def questions(case: Case, processing: Processing, number: int) -> list[Question]:
@@ -113,10 +119,16 @@ class Bench:
     """A policy and the questions it is asked.
 
     model: put together here and not loaded, because the weights of a large case are made on its device and stand nowhere.
+    folder: its config and tokenizer, for an engine that makes a model of its own.
     """
 
     def __init__(
-        self, model: torch.nn.Module, processing: Processing, case: Case, device: torch.device
+        self,
+        model: torch.nn.Module,
+        processing: Processing,
+        case: Case,
+        device: torch.device,
+        folder: Path | None = None,
     ) -> None:
         self._case, self._device = case, device
         self._shape = processing.family.shape_of(model.config)
@@ -133,13 +145,15 @@ class Bench:
         tokens = replace(processing.tokens, ends=())
         self.policy = Policy(model, processing.family, tokens, kernel=case.kernel).to(device)
         self._model = Model(
-            path="",
+            path="" if folder is None else str(folder),
             policy=self.policy,
             processing=replace(processing, tokens=tokens),
             autocast=autocast_dtype(case.dtype),
         )
         self._engine = self._model.engine(
-            options=EngineOptions(prompts_per_batch=8, slots=case.slots)
+            case.engine,
+            options=EngineOptions(prompts_per_batch=8, slots=case.slots),
+            awaits_sync=True,
         )
         self._prompts = self._encode(case.groups)
         self._learner = make_learner(
@@ -216,11 +230,13 @@ class Bench:
 
     def measure(self, *, steps: int, warmup: int) -> Timing:
         case = self._case
-        seconds: list[tuple[float, float, float]] = []
+        seconds: list[tuple[float, ...]] = []
         before = reset_memory(self._device)
         for step in range(warmup + steps):
             work = self._engine.counters()
+            self._engine.sync(self._learner.weights, step)
             answers = self.sample()
+            self._engine.rest()
             rollout = _difference(self._engine.counters(), work)
 
             counted = self.policy.work
@@ -230,7 +246,8 @@ class Bench:
             wait(self._device)
             if step >= warmup:
                 train = time.perf_counter() - start
-                seconds.append((rollout["prefill_seconds"], rollout["decode_seconds"], train))
+                names = ("prefill_seconds", "decode_seconds", "sync_seconds")
+                seconds.append((*(rollout.get(name, 0.0) for name in names), train))
 
         peak = peak_memory(self._device) - before
         trained = self.policy.work
@@ -238,12 +255,13 @@ class Bench:
         columns = [median(column) for column in zip(*seconds, strict=True)]
         cost = cost_of(case, self._shape, self._prompts[0].length)
         return Timing(
-            prefill_seconds=columns[0],
+            prefill_seconds=columns[0] if "prefill_seconds" in rollout else None,
             decode_seconds=columns[1],
-            train_seconds=columns[2],
+            sync_seconds=columns[2] if "sync_seconds" in rollout else None,
+            train_seconds=columns[3],
             peak_bytes=peak,
-            rollout_patches=int(rollout["vision_patches"]),
-            prefilled_tokens=int(rollout["prefilled_tokens"]),
+            rollout_patches=int(rollout.get("vision_patches", 0)),
+            prefilled_tokens=int(rollout.get("prefilled_tokens", rollout.get("prompt_tokens", 0))),
             decoded_tokens=int(rollout["decoded_tokens"]),
             trained_patches=trained.vision_patches - counted.vision_patches,
             trained_tokens=trained.tower_tokens - counted.tower_tokens,

@@ -272,6 +272,7 @@ def timing(
     return Timing(
         prefill_seconds=None,
         decode_seconds=median(step.rollout_seconds for step in meter.steps),
+        sync_seconds=None,
         train_seconds=median(step.training_seconds for step in meter.steps),
         peak_bytes=peak,
         rollout_patches=work.rollout_patches,
