@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import gpg_vl, metrics, write_config
-from test_train import equal, kill_after, last_checkpoint, weights
+from runs import gpg_vl, kill_after, metrics, write_config
+from test_train import equal, last_checkpoint, weights
 
 GRPO = {"name": "grpo", "kl_beta": 0.1, "updates": 2, "beta_th": 1.0}
 MINE = '''

@@ -145,6 +145,17 @@ def test_processes_that_share_an_engine_are_of_one_node(
     assert f"torchrun --nproc-per-node {size}" in said
 
 
+def test_heads_that_cannot_be_dealt_out_are_refused(tiny_checkpoint: Path) -> None:
+    """The checkpoint has two."""
+    window.refuse_heads(2, str(tiny_checkpoint), None)
+    with pytest.raises(UserError) as error:
+        window.refuse_heads(3, str(tiny_checkpoint), None)
+    said = str(error.value)
+    assert said.startswith("rollout.vllm_tensor_parallel is 3, but the text tower of")
+    assert "has 2 attention heads" in said
+    assert "Set it to a divisor of 2." in said
+
+
 def test_the_native_engine_takes_no_features() -> None:
     said = refusal(EngineOptions(images="features"), engine="native")
     assert said.startswith("rollout.images is features, but rollout.engine is native")

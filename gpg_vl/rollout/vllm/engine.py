@@ -34,7 +34,12 @@ from gpg_vl.rollout.vllm.inputs import (
 from gpg_vl.rollout.vllm.options import engine_arguments
 from gpg_vl.rollout.vllm.together import Together
 from gpg_vl.rollout.vllm.weights import Table, reload_worker, wanted_weights
-from gpg_vl.rollout.vllm.window import prepare_environment, refuse_sharing, refuse_vllm
+from gpg_vl.rollout.vllm.window import (
+    prepare_environment,
+    refuse_heads,
+    refuse_sharing,
+    refuse_vllm,
+)
 from gpg_vl.types import Completion, Prompt
 
 
@@ -68,6 +73,7 @@ class VllmEngine:
 
     def __init__(self, setup: EngineSetup) -> None:
         refuse_vllm(setup.processing.family)
+        refuse_heads(setup.options.vllm_tensor_parallel, setup.path, setup.revision)
         prepare_environment(in_process=True)
         from vllm import LLM
 

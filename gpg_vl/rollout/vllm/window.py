@@ -10,6 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import Family
+from gpg_vl.models.load import read_config
 
 TESTED = SpecifierSet(">=0.32,<0.33")
 """The same window as the extra `vllm` of this package. Weight sync and inputs use parts of vLLM that change between versions."""
@@ -75,6 +76,16 @@ def refuse_sharing(size: int, processes: int) -> None:
             f"rollout.vllm_tensor_parallel is {size}, but {of_node} process(es) run on this node: so many processes share an "
             f"engine, and all of them must be of one node. Set it to a divisor of {of_node}, or start the run with a multiple "
             f"of {size}: torchrun --nproc-per-node {size} -m gpg_vl train ..."
+        )
+
+
+def refuse_heads(size: int, path: str, revision: str | None) -> None:
+    """Raises UserError if the attention heads of a checkpoint cannot be dealt out to `size` processes."""
+    heads = read_config(path, revision).get_text_config().num_attention_heads
+    if heads % size:
+        raise UserError(
+            f"rollout.vllm_tensor_parallel is {size}, but the text tower of {path} has {heads} attention heads, of which each "
+            f"process gets as many. Set it to a divisor of {heads}."
         )
 
 

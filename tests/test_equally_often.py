@@ -1,0 +1,141 @@
+"""Every process asks its engine equally often, whatever it has to ask: processes may share one, and would wait for ever."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from gpg_vl.eval.generate import engine_responder
+from gpg_vl.eval.predictions import Failed
+from gpg_vl.eval.settings import settings_for
+from gpg_vl.eval.tasks import tasks
+from gpg_vl.models.load import load_processing
+from gpg_vl.rewards.scoring import Scored
+from gpg_vl.rollout.vllm.together import Together
+from gpg_vl.training import evaluation
+from gpg_vl.training.collect import Collector, Quota
+from gpg_vl.training.state import RunState
+from gpg_vl.types import Completion, Example, Group, Prompt
+
+
+def examples(number: int) -> list[Example]:
+    return [Example(id=str(n), prompt="", answer="") for n in range(number)]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+@pytest.mark.parametrize("number", [0, 1, 3, 8, 9, 16, 17])
+def test_processes_of_an_evaluation_ask_in_as_many_batches(
+    monkeypatch: pytest.MonkeyPatch, processes: int, number: int
+) -> None:
+    batch, calls, hands = 4, [0] * processes, [[] for _ in range(processes)]
+
+    def run(index: int) -> list[Any]:
+        def responder(given: Sequence[Example]) -> Iterator[Any]:
+            calls[index] += 1
+            assert len(given) <= batch
+            return (example.id for example in given)
+
+        accelerator = SimpleNamespace(num_processes=processes, process_index=index)
+        respond = evaluation.shared(responder, accelerator, batch_size=batch)
+        return list(respond(examples(number)))
+
+    # first everybody hands in what is its own, then everybody is given what all have handed in
+    def keep(accelerator: Any, mine: list[Any]) -> list[list[Any]]:
+        hands[accelerator.process_index] = mine
+        return [["?"] * number] * processes
+
+    monkeypatch.setattr(evaluation, "gathered", keep)
+    for index in range(processes):
+        run(index)
+    assert len(set(calls)) == 1, calls
+    assert sum(map(len, hands)) == number
+
+    monkeypatch.setattr(evaluation, "gathered", lambda accelerator, mine: hands)
+    for index in range(processes):
+        assert run(index) == [str(n) for n in range(number)]
+
+
+class CountingEngine:
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def generate(self, requests: Sequence[Any], sampling: Any) -> list[Any]:
+        self.asked.append(len(requests))
+        return []
+
+
+def test_a_batch_with_nothing_to_ask_is_asked(tiny_checkpoint: Path) -> None:
+    engine: Any = CountingEngine()
+    processing = load_processing(str(tiny_checkpoint))
+    respond = engine_responder(
+        engine, processing, settings_for(tasks.get("cvbench")(), batch_size=2)
+    )
+    assert list(respond([])) == []
+    assert engine.asked == [0]
+
+    broken = [replace(example, images=(b"no picture",)) for example in examples(3)]
+    assert all(isinstance(answer, Failed) for answer in respond(broken))
+    assert engine.asked == [0, 0, 0]
+
+
+def make_group(draw: int) -> Group:
+    prompt = Prompt(
+        example_id=str(draw),
+        text="",
+        input_ids_T=torch.tensor([1]),
+        positions_3_T=torch.zeros(3, 1, dtype=torch.long),
+        next_position=1,
+        image_mask_T=torch.tensor([False]),
+    )
+    completion = Completion(token_ids=(1,), logprobs=(0.0,), finish_reason="stop", text="")
+    return Group(
+        example=examples(1)[0],
+        prompt=prompt,
+        completions=(completion, completion),
+        rewards=(0.0, 1.0),
+        reward_parts={},
+        draw=draw,
+    )
+
+
+def test_a_process_without_room_asks_for_nothing_but_asks() -> None:
+    """Its surplus of the last step fills this one."""
+    asked = []
+
+    class Asked:
+        group_size = 2
+
+        def answer(self, groups: Sequence[Group], progress: Any) -> list[Any]:
+            asked.append(len(groups))
+            return [group.completions for group in groups]
+
+    source: Any = SimpleNamespace(group_at=make_group)
+    rewarder: Any = SimpleNamespace(score=lambda groups: Scored(groups=list(groups), failures=[]))
+    collector = Collector(
+        source,
+        Asked(),
+        rewarder,
+        Quota(prompts_per_step=2, beta_th=1.0, max_resample_attempts=3),
+        Accelerator(cpu=True),
+        drop_broken=False,
+        progress=lambda *_: None,
+    )
+    carry = (make_group(0), make_group(1))
+    collection = collector.collect(RunState(carry=carry, position=7))
+    assert asked == [0]
+    assert collection.used == carry
+    assert collection.position == 7, "and takes no example from the order"
+
+    collector.collect(RunState(position=7))
+    assert asked == [0, 2]
+
+
+def test_alone_everything_is_ones_own() -> None:
+    together = Together(1)
+    assert together.gathered([3, 4]) == ([3, 4], slice(0, 2))
+    assert together.arguments() == {}
