@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gpg_vl.errors import UserError
+from gpg_vl.errors import RunError, UserError
 from gpg_vl.eval.arguments import GENERATION, PIXELS, make_parser
 from gpg_vl.eval.compare import Comparison, compare, comparison_json
 from gpg_vl.eval.coordinates import DEFAULT, located, model_coordinates
@@ -68,6 +68,12 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
     except (UserError, UnknownNameError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(
+            f"stopped: {error} The responses so far are kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(
             "stopped. The responses so far are kept; the same command goes on from there.",
