@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from bench import FAULT, SAMPLING, Bench, make_bench
-from runs import environment, gpg_vl, metrics, write_config
+from runs import environment, gpg_vl, metrics, write_config, write_scenes
 from served import Served
 
 from gpg_vl.errors import RunError, UserError
@@ -37,6 +37,27 @@ def asked(served: Served, tiny_checkpoint: Path) -> Bench:
 
 
 # ---- numbers
+
+
+def test_an_evaluation_asks_the_server(
+    served: Served, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Before any run has trained it: the greedy answers of the native engine, to the letter."""
+    write_scenes(tmp_path / "test.parquet", 12, seed=12)
+    said = {}
+    for engine, more in (("native", ()), ("vllm_server", ("--servers", served.url))):
+        ran = gpg_vl(
+            "eval",
+            "cvbench",
+            *("--model", tiny_checkpoint, "--data", tmp_path / "test.parquet"),
+            *("--output", tmp_path / engine, "--engine", engine, *more),
+            *("--prompt", "plain", "--max-new-tokens", "8"),
+        )
+        assert ran.returncode == 0, ran.stderr
+        lines = (tmp_path / engine / "predictions.jsonl").read_text().splitlines()
+        said[engine] = [(row["doc_id"], row["response"]) for row in map(json.loads, lines)]
+    assert len(said["native"]) == 12
+    assert said["vllm_server"] == said["native"]
 
 
 def test_log_probs_are_the_policys_before_and_after_training(asked: Bench) -> None:
