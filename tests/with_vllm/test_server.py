@@ -273,14 +273,18 @@ def told(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def stored(folder: Path) -> list[Any]:
-    """Every answer that the run has kept."""
+def stored(folder: Path) -> list[tuple[Any, ...]]:
+    """Every answer that the run has kept, with its reward."""
     files = sorted((folder / "run" / "samples").rglob("*.jsonl"))
-    assert files
-    return [
-        [json.loads(line)["completions"] for line in file.read_text().splitlines()]
-        for file in files
-    ]
+    answers = []
+    for file in files:
+        for group in map(json.loads, file.read_text().splitlines()):
+            for number, said in enumerate(group["completions"]):
+                answers.append(
+                    (file.parent.name, group["id"], number, said["text"], said["reward"])
+                )
+    assert answers
+    return answers
 
 
 @pytest.fixture(scope="module")
