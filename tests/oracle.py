@@ -18,6 +18,20 @@ def naive_logp(
     temperature: float = 1.0,
 ) -> Tensor:
     """log pi of each completion token [T], with gradient, by the stock forward: its own positions, mask and image path."""
+    logits_T_V = naive_logits(model, tokens, prompt, completion, temperature=temperature)
+    logp_T_V = torch.log_softmax(logits_T_V, dim=-1)
+    return logp_T_V[torch.arange(len(completion)), torch.tensor(list(completion), dtype=torch.long)]
+
+
+def naive_logits(
+    model: nn.Module,
+    tokens: Tokens,
+    prompt: Prompt,
+    completion: Sequence[int],
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
+    """[T, V]: what each completion token was drawn from, vision tokens at minus infinity."""
     ids = torch.cat([prompt.input_ids_T, torch.tensor(list(completion), dtype=torch.long)])[None]
     arguments = {}
     if prompt.pixel_values_N is not None:
@@ -35,6 +49,5 @@ def naive_logp(
     logits_T_V = logits_T_V.to(torch.promote_types(logits_T_V.dtype, torch.float32)) / temperature
     forbidden = torch.zeros(logits_T_V.shape[1], dtype=torch.bool)
     forbidden[list(tokens.never_sampled)] = True
-    logp = torch.log_softmax(logits_T_V.masked_fill(forbidden, -torch.inf), dim=-1)
     at = torch.arange(prompt.length - 1, prompt.length - 1 + len(completion))
-    return logp[at, torch.tensor(list(completion), dtype=torch.long)]
+    return logits_T_V.masked_fill(forbidden, -torch.inf)[at]

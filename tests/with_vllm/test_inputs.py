@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from bench import FAULT, SAMPLING, Bench, compare, make_bench
+from oracle import naive_logits
 
 from gpg_vl.errors import RunError
+from gpg_vl.models.load import load_model
+from gpg_vl.rollout.sampling import truncate
 from gpg_vl.rollout.vllm import engine as engine_module
 from gpg_vl.rollout.vllm import options as options_module
 from gpg_vl.rollout.vllm.engine import VllmEngine
@@ -242,3 +245,23 @@ settings_of = engine_module.sampling_settings
 def test_nothing_is_asked_of_nobody(bench: Bench) -> None:
     assert isinstance(bench.engine, VllmEngine)
     assert bench.engine.generate([], SAMPLING) == []
+
+
+def test_a_narrowed_draw_is_that_of_the_native_engine(bench: Bench, tiny_checkpoint: Path) -> None:
+    """top_k and top_p of an evaluation: tokens outside are not drawn, and log-probs are those of what is left."""
+    bench.sync()
+    stock = load_model(str(tiny_checkpoint))
+    stock.load_state_dict(dict(bench.weights()))
+    tokens = bench.model.processing.tokens
+
+    narrow = replace(SAMPLING, top_k=5, top_p=0.9, group_size=8)
+    drawn = set()
+    for prompt, group in zip(bench.prompts, bench.answer(narrow), strict=True):
+        for completion in group:
+            logits_T_V = naive_logits(stock, tokens, prompt, completion.token_ids)
+            logp_T_V = torch.log_softmax(logits_T_V.detach(), dim=-1)
+            kept_T_V = torch.log_softmax(truncate(logp_T_V, top_k=5, top_p=0.9), dim=-1)
+            for place, token in enumerate(completion.token_ids):
+                drawn.add(token)
+                assert abs(kept_T_V[place, token].item() - completion.logprobs[place]) < 1e-5
+    assert len(drawn) > 5
