@@ -23,7 +23,7 @@ from gpg_vl.rollout.vllm.meeting import wait_for
 from gpg_vl.rollout.vllm.options import engine_arguments
 from gpg_vl.rollout.vllm.protocol import FOLDER, PREFIX, Description, host_name
 from gpg_vl.rollout.vllm.serve import describe_start, refuse_taken_port, to_flags
-from gpg_vl.rollout.vllm.transfer import SharedMemory, choose_transfer
+from gpg_vl.rollout.vllm.transfer import SharedMemory, choose_transfer, process_name
 from gpg_vl.training.prepare import prepare
 
 # ---- the command
@@ -119,9 +119,10 @@ def test_flags_are_vllms_own() -> None:
     ]
 
 
-def test_inside_and_as_a_server_vllm_is_started_alike() -> None:
+def test_inside_and_as_a_server_vllm_is_started_alike(tiny_checkpoint: Path) -> None:
     """One function says what it must do; the flags are made of it."""
-    arguments = engine_arguments(EngineOptions(), path="x", revision=None, dtype=torch.bfloat16)
+    options, path = EngineOptions(), str(tiny_checkpoint)
+    arguments = engine_arguments(options, path=path, revision=None, dtype=torch.bfloat16)
     flags = to_flags(arguments)
     for name in arguments:
         flag = name.replace("_", "-")
@@ -246,10 +247,18 @@ def test_files_hold_all_weights_in_the_engines_dtype_and_go_away() -> None:
 
 
 def test_what_a_killed_trainer_left_is_removed() -> None:
-    left = FOLDER / f"{PREFIX}{2**22 + 1}-1.safetensors"  # above the largest process id
-    left.write_bytes(b"")
-    SharedMemory(torch.float32)
-    assert not left.exists()
+    space = process_name().partition("-")[0]
+    dead = 2**22 + 1  # above the largest process id
+    left = [FOLDER / f"{PREFIX}{space}-{dead}-{end}" for end in ("1.safetensors", "run.lock")]
+    others = FOLDER / f"{PREFIX}1-{dead}-1.safetensors"
+    for file in (*left, others):
+        file.write_bytes(b"")
+    try:
+        SharedMemory(torch.float32)
+        assert not any(file.exists() for file in left)
+        assert others.exists(), "a container's processes are not seen from here"
+    finally:
+        others.unlink()
 
 
 def test_too_little_shared_memory_is_said(

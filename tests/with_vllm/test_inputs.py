@@ -242,6 +242,28 @@ def test_a_vision_id_that_was_sampled_stops_the_run(
 settings_of = engine_module.sampling_settings
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_more_prompts_than_fit_into_a_call_wait_for_the_next(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """A prompt that is cut into parts ends vLLM on a CPU, so none is, however small the calls are."""
+    narrow = {"max_num_batched_tokens": 600, "max_model_len": 600}
+    made = options_module.on_a_cpu
+    monkeypatch.setattr(
+        options_module,
+        "on_a_cpu",
+        lambda *given: {**made(*given), **narrow, "enable_chunked_prefill": not whole},
+    )
+    bench = make_bench(tiny_checkpoint)
+    many = [prompt for _ in range(5) for prompt in bench.prompts]
+    asked = Bench(model=bench.model, engine=bench.engine, prompts=many)
+    if whole:
+        assert compare(bench.model, many, asked.answer()).is_rounding()
+    else:
+        with pytest.raises(RuntimeError, match="does not use offset"):
+            asked.answer()
+
+
 def test_nothing_is_asked_of_nobody(bench: Bench) -> None:
     assert isinstance(bench.engine, VllmEngine)
     assert bench.engine.generate([], SAMPLING) == []

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from gpg_vl.clock import timed
 from gpg_vl.models.families import Family
 from gpg_vl.rollout.engine import (
     EngineOptions,
@@ -23,6 +22,7 @@ from gpg_vl.rollout.engine import (
     Weights,
 )
 from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.rollout.vllm.counters import Counters
 from gpg_vl.rollout.vllm.features import encode_images
 from gpg_vl.rollout.vllm.inputs import (
     Answer,
@@ -41,17 +41,6 @@ from gpg_vl.rollout.vllm.window import (
     refuse_vllm,
 )
 from gpg_vl.types import Completion, Prompt
-
-
-@dataclass(slots=True, kw_only=True)
-class _Counters:
-    prompts: int = 0
-    prompt_tokens: int = 0
-    """Tokens of prompts, each prompt once; what vLLM computes of them depends on its blocks."""
-    decoded_tokens: int = 0
-    decode_seconds: float = 0.0
-    """From prompts in to answers out: vLLM mixes both phases."""
-    sync_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +88,7 @@ class VllmEngine:
         self._version = 0
         self._synced = False
         self._requests = 0
-        self._counters = _Counters()
+        self._counters = Counters()
 
     @staticmethod
     def check(family: Family, options: EngineOptions, processes: int) -> None:
@@ -110,7 +99,7 @@ class VllmEngine:
     # ---- weights
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
-        with timed(partial(self._add_seconds, "sync_seconds"), self._device):
+        with self._counters.syncing(self._device):
             self._wake("weights")
             table = self._reload(weights)
 
@@ -174,11 +163,12 @@ class VllmEngine:
         if not everybodys:
             return []
 
+        assert self._synced or not self._setup.awaits_sync, "its weights are those of nobody yet"
         assert "weights" not in self._asleep, (
             "an engine that rests is given weights before it answers"
         )
         self._wake("kv_cache")
-        with timed(partial(self._add_seconds, "decode_seconds"), self._device):
+        with self._counters.decoding(self._device):
             outputs = self._ask(everybodys, mine, sampling, done)
             return [
                 self._complete(question.prompt, output)
@@ -219,20 +209,17 @@ class VllmEngine:
         return SamplingParams(**settings, output_kind=RequestOutputKind.FINAL_ONLY)
 
     def _complete(self, prompt: Prompt, output: Any) -> tuple[Completion, ...]:
-        self._counters.prompts += 1
-        self._counters.prompt_tokens += prompt.length
-
         completions = []
         for said in output.outputs:
             logprobs = [
                 of_place[token].logprob
                 for token, of_place in zip(said.token_ids, said.logprobs, strict=True)
             ]
-            self._counters.decoded_tokens += len(logprobs)
             answer = Answer(token_ids=said.token_ids, logprobs=logprobs)
             completions.append(
                 make_completion(answer, prompt, self._setup.processing, self._version)
             )
+        self._counters.count(prompt, completions)
         return tuple(completions)
 
     # ---- what it has done
@@ -242,9 +229,6 @@ class VllmEngine:
 
     def step(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def _add_seconds(self, name: str, seconds: float) -> None:
-        setattr(self._counters, name, getattr(self._counters, name) + seconds)
 
 
 # ---- what vLLM changes in its process, and should not

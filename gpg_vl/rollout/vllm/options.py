@@ -4,11 +4,14 @@ from typing import Any
 
 import torch
 
+from gpg_vl.models.load import read_config
 from gpg_vl.rollout.engine import EngineOptions
 
 BLOCK = {"cpu": 32, "cuda": 16}
 """Tokens of a block of keys and values. Members of a group share the full blocks of their prompt, and each computes the rest
 again; the CPU's own default of 128 would share nothing of a shorter prompt."""
+LEAST_BATCH = 8192
+"""Tokens that a CPU may compute in one call at least; no fewer than the longest prompt."""
 MOST_IMAGES = 64
 """Images of one prompt, and of nothing else: no video is ever given."""
 
@@ -59,5 +62,17 @@ def engine_arguments(
     if cuda:
         arguments["gpu_memory_utilization"] = options.vllm_memory
     else:
-        arguments["enforce_eager"] = True
+        arguments |= on_a_cpu(path, revision)
     return arguments
+
+
+def on_a_cpu(path: str, revision: str | None) -> dict[str, Any]:
+    """Prompts are computed whole, however many wait: after a part of one, vLLM turns a request's generator back, which a
+    generator on a CPU cannot do (0.32 ends there with "CPU Generator does not use offset").
+    """
+    longest: int = read_config(path, revision).get_text_config().max_position_embeddings
+    return {
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(longest, LEAST_BATCH),
+    }

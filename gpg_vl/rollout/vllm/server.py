@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from gpg_vl.clock import timed
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.models.families import Family
 from gpg_vl.rollout.engine import (
@@ -32,6 +31,7 @@ from gpg_vl.rollout.engine import (
 from gpg_vl.rollout.ranks import rank, tell
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.rollout.vllm.client import ANSWER_SECONDS, Server, ServerGoneError
+from gpg_vl.rollout.vllm.counters import Counters
 from gpg_vl.rollout.vllm.features import encode_images
 from gpg_vl.rollout.vllm.inputs import (
     Answer,
@@ -50,25 +50,22 @@ from gpg_vl.rollout.vllm.meeting import (
     weights_of,
 )
 from gpg_vl.rollout.vllm.protocol import SHARED_MEMORY, UNTRAINED
-from gpg_vl.rollout.vllm.transfer import SharedMemory, Transfer, choose_transfer, deliver
-from gpg_vl.rollout.vllm.update import BROKEN, alone, update
+from gpg_vl.rollout.vllm.transfer import (
+    SharedMemory,
+    Transfer,
+    choose_transfer,
+    deliver,
+    process_name,
+)
+from gpg_vl.rollout.vllm.update import BROKEN, alone, lock_of, update
 from gpg_vl.rollout.vllm.weights import Table, wanted_weights
 from gpg_vl.rollout.vllm.window import prepare_environment, refuse_vllm
 from gpg_vl.types import Completion
 
+HERE = torch.device("cpu")
+"""What is waited for is not on a device of this process."""
 MOST_LOSSES = 3
 """How often one call may lose its servers; a request that kills them would do so for ever."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Counters:
-    prompts: int = 0
-    prompt_tokens: int = 0
-    decoded_tokens: int = 0
-    servers_lost: int = 0
-    """Times that a server was waited for."""
-    decode_seconds: float = 0.0
-    sync_seconds: float = 0.0
 
 
 class ServerEngine:
@@ -82,9 +79,12 @@ class ServerEngine:
         prepare_environment(in_process=False)
         self._setup = setup
         self._servers = servers_of(setup.options)
-        self._counters = _Counters()
+        self._counters = Counters()
+        self._servers_lost = 0
+        """Times that a server was waited for."""
 
-        self._run = tell(uuid.uuid4().hex[:12])
+        # the main process's name is in it: files of runs that were killed are found by it
+        self._run = tell(f"{process_name()}-{uuid.uuid4().hex[:8]}")
         self._version = 0
         self._held = UNTRAINED
         """The name of the weights that servers must have."""
@@ -117,6 +117,7 @@ class ServerEngine:
 
         for transfer in self._transfers:
             weakref.finalize(self, transfer.close)
+        weakref.finalize(self, lock_of(self._run).unlink, missing_ok=True)
         return passes
 
     def _look_at(self, server: Server) -> Transfer:
@@ -134,7 +135,7 @@ class ServerEngine:
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
         weights = partial(wanted_weights, weights, self._setup)
-        with timed(partial(self._add_seconds, "sync_seconds"), torch.device("cpu")):
+        with self._counters.syncing(HERE):
             self._held = f"{self._run}:{version}"
             message, table = None, None
             if rank() == 0:
@@ -177,7 +178,7 @@ class ServerEngine:
 
     def _restore(self, server: Server, loss: ServerGoneError) -> None:
         """The present weights once more to a server that was lost, unless it has them. Raises EngineLostError."""
-        self._counters.servers_lost += 1
+        self._servers_lost += 1
         for _ in range(MOST_LOSSES):
             wait_for(server, self._setup.options.server_wait)
             try:
@@ -225,7 +226,7 @@ class ServerEngine:
     ) -> list[tuple[Completion, ...]]:
         if not requests:
             return []
-        with timed(partial(self._add_seconds, "decode_seconds"), torch.device("cpu")):
+        with self._counters.decoding(HERE):
             if not self._is_known:
                 refuse_other_weights(self._servers, self._setup)
                 self._is_known = True
@@ -296,7 +297,7 @@ class ServerEngine:
                 if name not in (UNTRAINED, BROKEN) and not name.startswith(f"{self._run}:")
             ]
             if foreign:
-                raise RunError(
+                raise EngineLostError(
                     f"The server {server.url} answers with the weights {foreign[0]} of another run. A server serves one run at "
                     f"a time: stop the other, or start a server of your own (gpg-vl serve --port) and name it in "
                     f"rollout.servers."
@@ -307,17 +308,14 @@ class ServerEngine:
     def _complete(
         self, request: RolloutRequest, reply: Mapping[str, Any]
     ) -> tuple[Completion, ...]:
-        self._counters.prompts += 1
-        self._counters.prompt_tokens += request.prompt.length
-
         completions = []
         for choice in sorted(reply["choices"], key=itemgetter("index")):
             logprobs = [place["logprob"] for place in choice["logprobs"]["content"]]
-            self._counters.decoded_tokens += len(logprobs)
             answer = Answer(token_ids=choice["token_ids"], logprobs=logprobs)
             completions.append(
                 make_completion(answer, request.prompt, self._setup.processing, self._version)
             )
+        self._counters.count(request.prompt, completions)
         return tuple(completions)
 
     # ---- what it has done
@@ -326,10 +324,7 @@ class ServerEngine:
         """Servers have memory of their own."""
 
     def counters(self) -> Mapping[str, float]:
-        return asdict(self._counters)
+        return {**asdict(self._counters), "servers_lost": self._servers_lost}
 
     def step(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def _add_seconds(self, name: str, seconds: float) -> None:
-        setattr(self._counters, name, getattr(self._counters, name) + seconds)

@@ -54,7 +54,7 @@ class SharedMemory:
         return 1
 
     def prepare(self, weights: Weights) -> None:
-        old, self.files = self.files, []
+        self.close()
         try:
             for piece in _cut(weights(), self._dtype):
                 self._write(piece)
@@ -64,9 +64,6 @@ class SharedMemory:
                 f"The weights do not fit into {FOLDER}: {error}. A server on this node reads them there; it must hold one "
                 f"copy of them. Make room, raise the limit of shared memory (docker: --shm-size), or use rollout.engine=vllm."
             ) from None
-        finally:
-            for file in old:
-                file.unlink(missing_ok=True)
 
     def deliver(self, weights: Weights, server: Server) -> None:
         deliver(self.files, server)
@@ -78,7 +75,7 @@ class SharedMemory:
 
     def _write(self, piece: dict[str, Tensor]) -> None:
         self._written += 1
-        file = FOLDER / f"{PREFIX}{os.getpid()}-{self._written}.safetensors"
+        file = FOLDER / f"{PREFIX}{process_name()}-{self._written}.safetensors"
         self.files.append(file)
         # new, and for this user alone: whoever could write it would choose the weights
         file.touch(mode=0o600, exist_ok=False)
@@ -188,10 +185,16 @@ def _cut(weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[
         yield piece
 
 
+def process_name() -> str:
+    """Of this process: its number, and the number space that it counts in, which containers have of their own."""
+    return f"{Path('/proc/self/ns/pid').stat().st_ino}-{os.getpid()}"
+
+
 def _remove_orphans() -> None:
-    """Files of trainers that were killed."""
-    for file in FOLDER.glob(f"{PREFIX}*.safetensors"):
-        owner = file.name.removeprefix(PREFIX).partition("-")[0]
+    """Files of processes that were killed. Those of other users and containers are let be."""
+    space = process_name().partition("-")[0]
+    for file in FOLDER.glob(f"{PREFIX}{space}-*"):
+        owner = file.name.removeprefix(f"{PREFIX}{space}-").partition("-")[0]
         is_ours = file.stat().st_uid == os.getuid()
         if is_ours and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
             file.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from gpg_vl.rollout.vllm.client import Server
 from gpg_vl.rollout.vllm.meeting import describe
@@ -39,11 +40,15 @@ def update(server: Server, deliver: Callable[[Server], None], name: str) -> Tabl
     return table
 
 
+def lock_of(run: str) -> Path:
+    """What processes of a run and node lock each other out with."""
+    return FOLDER / f"{PREFIX}{run}.lock"
+
+
 @contextmanager
 def alone(run: str) -> Iterator[None]:
     """Within, no other process of this run and node updates a server."""
-    path = FOLDER / f"{PREFIX}{run}.lock"
-    with path.open("a") as file:
+    with lock_of(run).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
