@@ -45,9 +45,10 @@ def test_processes_of_an_evaluation_ask_in_as_many_batches(
         return list(respond(examples(number)))
 
     # first everybody hands in what is its own, then everybody is given what all have handed in
-    def keep(accelerator: Any, mine: list[Any]) -> list[list[Any]]:
-        hands[accelerator.process_index] = mine
-        return [["?"] * number] * processes
+    def keep(accelerator: Any, report: tuple[list[Any], str | None]) -> list[Any]:
+        hands[accelerator.process_index], lost = report
+        assert lost is None
+        return [(["?"] * number, None)] * processes
 
     monkeypatch.setattr(evaluation, "gathered", keep)
     for index in range(processes):
@@ -55,7 +56,9 @@ def test_processes_of_an_evaluation_ask_in_as_many_batches(
     assert len(set(calls)) == 1, calls
     assert sum(map(len, hands)) == number
 
-    monkeypatch.setattr(evaluation, "gathered", lambda accelerator, mine: hands)
+    monkeypatch.setattr(
+        evaluation, "gathered", lambda accelerator, report: [(hand, None) for hand in hands]
+    )
     for index in range(processes):
         assert run(index) == [str(n) for n in range(number)]
 

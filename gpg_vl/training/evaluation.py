@@ -111,9 +111,10 @@ def shared(responder: Responder, accelerator: Accelerator, *, batch_size: int) -
     """The responder with its examples dealt out over the processes; every one of them gets all
     responses, in order, and asks its responder equally often for at most `batch_size`.
     """
-    processes, index = accelerator.num_processes, accelerator.process_index
+    processes = accelerator.num_processes
     if processes == 1:
         return responder
+    index = accelerator.process_index
 
     def respond(examples: Sequence[Example]) -> Iterator[Answers]:
         reports = gathered(accelerator, _answer_or_lose(answer_mine, examples))
