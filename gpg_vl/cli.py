@@ -18,7 +18,10 @@ from gpg_vl.rewards.commands import add_commands as add_rewards_commands
 from gpg_vl.rollout.vllm.command import add_command as add_serve_command
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from rich.console import Console
+
+    from gpg_vl.config import Config
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -214,19 +217,36 @@ def _train(arguments: argparse.Namespace) -> int:
 
     # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
-    from gpg_vl.training.evaluation import make_evaluation
     from gpg_vl.training.launcher import make_accelerator
+    from gpg_vl.training.lookout import keep_watch
+
+    accelerator = make_accelerator(config)
+    with keep_watch(accelerator, minutes=config.train.max_wait_minutes):
+        return _train_together(arguments, config, accelerator)
+
+
+def _train_together(
+    arguments: argparse.Namespace, config: "Config", accelerator: "Accelerator"
+) -> int:
+    from functools import partial
+
+    from gpg_vl.training.agreement import refuse_other_settings
+    from gpg_vl.training.evaluation import make_evaluation
     from gpg_vl.training.plan import render_plan
     from gpg_vl.training.prepare import prepare
+    from gpg_vl.training.ranks import once_per_node, wait_for_all
     from gpg_vl.training.run import launch
 
-    console = _console()
-    accelerator = make_accelerator(config)
-    is_main = accelerator.is_main_process
+    refuse_other_settings(accelerator, config)
+    console, is_main = _console(), accelerator.is_main_process
+    once = partial(once_per_node, accelerator)
     prepared = prepare(
-        config, processes=accelerator.num_processes, console=console if is_main else None
+        config,
+        processes=accelerator.num_processes,
+        console=console if is_main else None,
+        once_per_node=once,
     )
-    evaluation = make_evaluation(config, prepared.processing)
+    evaluation = make_evaluation(config, prepared.processing, once)
     if is_main:
         prepared.report.render(console)
         render_plan(prepared.plan, config, console)
@@ -238,7 +258,7 @@ def _train(arguments: argparse.Namespace) -> int:
         console.print(f"run folder: {config.output.folder}", highlight=False)
 
     # a process that leaves early would break off the last word of another
-    accelerator.wait_for_everyone()
+    wait_for_all(accelerator)
     accelerator.end_training()
     return 0 if finished else 130
 

@@ -37,7 +37,7 @@ DOCUMENTS = (
     "eval/README.md",
 )
 ROOMS = (
-    ("types", "prompting", "errors", "registry", "clock", "pipes"),
+    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes"),
     ("algorithms",),
     ("config",),
     ("data",),
