@@ -58,6 +58,13 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def memory_of_device() -> float | None:
+    """Bytes of the GPU of this process; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+
 def _refuse_wrapper(name: str) -> None:
     raise UserError(
         f"The launcher asks for {name}, which would wrap the model; gpg_vl spreads weights itself, as "

@@ -85,6 +85,8 @@ class Lookout:
         self._store = _connect()
         self._stopped = threading.Event()
         self._settling = threading.Event()
+        self._lost = threading.Event()
+        """The store is gone: each further question would print a stack of C++."""
         self._wake, self._waker = os.pipe()
         self._thread = threading.Thread(target=self._run, name="gpg_vl lookout", daemon=True)
         self._before: object = None
@@ -104,8 +106,9 @@ class Lookout:
         with suppress(OSError):
             os.write(self._waker, b"\0")
         self._thread.join(FAREWELL)
-        with suppress(RuntimeError):
-            self._publish(ended=True)
+        if not self._lost.is_set():
+            with suppress(RuntimeError):
+                self._publish(ended=True)
         signal.set_wakeup_fd(self._fd_before)
         signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
 
@@ -151,6 +154,7 @@ class Lookout:
                 self._publish()
                 self._look(asked_to_end=signal.SIGTERM in signals)
             except RuntimeError:  # the store is lost, and with it whoever held it
+                self._lost.set()
                 self._end_without_store()
                 return
 

@@ -95,11 +95,16 @@ def check_data(config: Config, encoder: Encoder, console: Console | None) -> Dat
 
 
 def prepare(
-    config: Config, *, processes: int, console: Console | None, once_per_node: OncePerNode = alone
+    config: Config,
+    *,
+    processes: int,
+    console: Console | None,
+    once_per_node: OncePerNode = alone,
+    device_bytes: float | None = None,
 ) -> Prepared:
     """Check data, rewards and sizes, and plan the run.
 
-    Raises UserError with everything that is wrong.
+    device_bytes: see `make_plan`. Raises UserError with everything that is wrong.
     """
     if config.train.prompts_per_step % processes:
         raise UserError(
@@ -131,6 +136,7 @@ def prepare(
         processes=processes,
         steps=_count_steps(config, len(examples)),
         first_prompt=encoder.render(examples[0]),
+        device_bytes=device_bytes,
     )
     return Prepared(
         config=config,
