@@ -33,6 +33,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/algorithms.md",
     "docs/families.md",
+    "docs/scaling.md",
     "docs/vllm.md",
     "eval/README.md",
 )

@@ -48,18 +48,23 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def nodes(config: Path, *options: str, processes: int, number: int = 2) -> list[list[str]]:
-    """The commands of so many launchers on this machine, each with so many processes."""
-    port = free_port()
-    return [
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(number)),
-            *("--node-rank", str(node), "--nproc-per-node", str(processes)),
-            *("--master-addr", "127.0.0.1", "--master-port", str(port)),
-            *("-m", "gpg_vl", "train", str(config), *options),
-        ]
-        for node in range(number)
-    ]
+def nodes(
+    config: Path, *options: str, processes: int, launcher: str = "torchrun"
+) -> list[list[str]]:
+    """The commands of two launchers on this machine, each with so many processes."""
+    port = str(free_port())
+    commands = []
+    for node in ("0", "1"):
+        if launcher == "torchrun":
+            words = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node]
+            words += ["--nproc-per-node", str(processes)]
+            words += ["--master-addr", "127.0.0.1", "--master-port", port]
+        else:
+            words = ["-m", "accelerate.commands.launch", "--num_machines", "2"]
+            words += ["--machine_rank", node, "--num_processes", str(2 * processes)]
+            words += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--multi_gpu"]
+        commands.append([sys.executable, *words, "-m", "gpg_vl", "train", str(config), *options])
+    return commands
 
 
 def wait_for_rows(run: Path, rows: int, launches: Sequence[Launch]) -> None:
@@ -120,13 +125,16 @@ def one_launcher(
     return runs
 
 
-@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize(
+    ("launcher", "each"), [("torchrun", 1), ("torchrun", 2), ("accelerate", 1)]
+)
 def test_two_launchers_train_as_one(
-    one_launcher: dict[int, Path], tiny_checkpoint: Path, tmp_path: Path, each: int
+    one_launcher: dict[int, Path], tiny_checkpoint: Path, tmp_path: Path, launcher: str, each: int
 ) -> None:
     """All metrics in all digits, loss and gradient norm among them."""
     config = write_config(tmp_path, tiny_checkpoint, train={"prompts_per_step": 4, "steps": 3})
-    with launched(tmp_path, *nodes(config, processes=each)) as launches:
+    commands = nodes(config, processes=each, launcher=launcher)
+    with launched(tmp_path, *commands) as launches:
         for launch in launches:
             assert launch.wait(START + WITHIN) == 0, launch.log.read_text()
     rows = strip(tmp_path / "run")
@@ -134,42 +142,53 @@ def test_two_launchers_train_as_one(
     assert any(row["grad_norm"] for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("victim", "each", "message"),
-    [
-        ("process", 2, r"Process 3 \(.*\) has ended without a word; it was last seen in the "),
-        ("launcher", 1, r"The launcher of process 1 \(.*\) has ended"),
-        ("first launcher", 1, r"The launcher .* has ended"),
-    ],
-)
-def test_a_killed_process_or_launcher_ends_all_and_resume_goes_on(
-    one_launcher: dict[int, Path],
-    tiny_checkpoint: Path,
-    tmp_path: Path,
-    victim: str,
-    each: int,
-    message: str,
-) -> None:
-    config = write_config(tmp_path, tiny_checkpoint, train={"prompts_per_step": 4, "steps": 3})
-    reward = (tmp_path / "luck.py").read_text()
-    (tmp_path / "luck.py").write_text(SLOW)
-    with launched(tmp_path, *nodes(config, processes=each)) as launches:
-        wait_for_rows(tmp_path / "run", 1, launches)
+def killed(folder: Path, checkpoint: Path, victim: str, *, each: int) -> list[str]:
+    """What is said when one process or launcher of two is killed in the middle of a run, and nobody is left."""
+    config = write_config(folder, checkpoint, train={"prompts_per_step": 4, "steps": 3})
+    reward = (folder / "luck.py").read_text()
+    (folder / "luck.py").write_text(SLOW)
+    with launched(folder, *nodes(config, processes=each)) as launches:
+        wait_for_rows(folder / "run", 1, launches)
         if victim == "process":
-            launches[1].of_rank(3).kill()
+            launches[1].of_rank(2 * each - 1).kill()
         else:
-            launches[int(victim == "launcher")].kill_launcher()
+            launches[0 if victim == "first launcher" else 1].kill_launcher()
+        end = time.monotonic() + WITHIN
         for launch in launches:
-            assert launch.wait(WITHIN) != 0
-            assert not launch.left_behind(WITHIN), launch.log.read_text()
-        messages = [line for launch in launches for line in said(launch)]
-    # the first launcher holds what the machines say to each other: without it each of them speaks for itself
-    assert len(messages) == (2 if victim == "first launcher" else 1), messages
-    assert all(re.search(message, line) for line in messages), messages
-    assert all("go on from the last checkpoint with --resume" in line for line in messages)
+            assert launch.wait(end - time.monotonic()) != 0
+            assert not launch.left_behind(end - time.monotonic()), launch.log.read_text()
+    (folder / "luck.py").write_text(reward)
 
-    (tmp_path / "luck.py").write_text(reward)
-    with launched(tmp_path, *nodes(config, "--resume", processes=each)) as launches:
+    messages = [line for launch in launches for line in said(launch)]
+    assert all("go on from the last checkpoint with --resume" in line for line in messages)
+    return messages
+
+
+def test_a_killed_process_ends_all_and_resume_goes_on(
+    one_launcher: dict[int, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    [message] = killed(tmp_path, tiny_checkpoint, "process", each=2)
+    assert re.search(
+        r"Process 3 \(.*\) has ended without a word; it was last seen in the ", message
+    ), message
+
+    config = tmp_path / "config.yaml"
+    with launched(tmp_path, *nodes(config, "--resume", processes=2)) as launches:
         for launch in launches:
             assert launch.wait(START + WITHIN) == 0, launch.log.read_text()
-    assert strip(tmp_path / "run") == strip(one_launcher[2 * each])
+    assert strip(tmp_path / "run") == strip(one_launcher[4])
+
+
+def test_a_killed_launcher_ends_all(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Its process would live on for ever, with nobody to end it."""
+    [message] = killed(tmp_path, tiny_checkpoint, "launcher", each=1)
+    assert re.search(r"The launcher of process 1 \(.*\) has ended", message), message
+
+
+def test_without_the_first_launcher_each_node_speaks_for_itself(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """It holds what the nodes say to each other."""
+    messages = killed(tmp_path, tiny_checkpoint, "first launcher", each=1)
+    assert len(messages) == 2
+    assert all("The launcher or the process that held the run together" in m for m in messages)
