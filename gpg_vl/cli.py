@@ -18,7 +18,10 @@ from gpg_vl.rewards.commands import add_commands as add_rewards_commands
 from gpg_vl.rollout.vllm.command import add_command as add_serve_command
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from rich.console import Console
+
+    from gpg_vl.config import Config
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -120,8 +123,23 @@ def _add_train(commands: "_Commands") -> None:
     train.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, load no weights"
     )
+    train.add_argument(
+        "--device-gb",
+        type=_gigabytes,
+        metavar="GB",
+        help="say which settings fit a GPU of this memory (default: the one that is there)",
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in output.folder")
     train.set_defaults(run=_train)
+
+
+def _gigabytes(word: str) -> float:
+    size = float(word)
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"{word} is no size; a number above 0 is wanted, such as 80"
+        )
+    return size
 
 
 def _add_eval(commands: "_Commands") -> None:
@@ -214,22 +232,47 @@ def _train(arguments: argparse.Namespace) -> int:
 
     # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
-    from gpg_vl.training.evaluation import make_evaluation
     from gpg_vl.training.launcher import make_accelerator
+    from gpg_vl.training.lookout import keep_watch
+
+    accelerator = make_accelerator(config)
+    with keep_watch(accelerator, minutes=config.train.max_wait_minutes):
+        return _train_together(arguments, config, accelerator)
+
+
+def _train_together(
+    arguments: argparse.Namespace, config: "Config", accelerator: "Accelerator"
+) -> int:
+    from functools import partial
+
+    from gpg_vl.training.agreement import refuse_other_settings
+    from gpg_vl.training.evaluation import make_evaluation
+    from gpg_vl.training.fit import render_fits
+    from gpg_vl.training.launcher import memory_of_device
     from gpg_vl.training.plan import render_plan
     from gpg_vl.training.prepare import prepare
+    from gpg_vl.training.ranks import once_per_node, wait_for_all
     from gpg_vl.training.run import launch
 
-    console = _console()
-    accelerator = make_accelerator(config)
-    is_main = accelerator.is_main_process
-    prepared = prepare(
-        config, processes=accelerator.num_processes, console=console if is_main else None
+    refuse_other_settings(accelerator, config)
+    console, is_main = _console(), accelerator.is_main_process
+    once = partial(once_per_node, accelerator)
+    device_bytes = (
+        memory_of_device() if arguments.device_gb is None else arguments.device_gb * 2**30
     )
-    evaluation = make_evaluation(config, prepared.processing)
+    prepared = prepare(
+        config,
+        processes=accelerator.num_processes,
+        console=console if is_main else None,
+        once_per_node=once,
+        device_bytes=device_bytes,
+    )
+    evaluation = make_evaluation(config, prepared.processing, once)
     if is_main:
         prepared.report.render(console)
         render_plan(prepared.plan, config, console)
+        if device_bytes:
+            render_fits(prepared.plan.fits, device_bytes, console)
 
     finished = arguments.dry_run or launch(
         prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation
@@ -238,7 +281,7 @@ def _train(arguments: argparse.Namespace) -> int:
         console.print(f"run folder: {config.output.folder}", highlight=False)
 
     # a process that leaves early would break off the last word of another
-    accelerator.wait_for_everyone()
+    wait_for_all(accelerator)
     accelerator.end_training()
     return 0 if finished else 130
 

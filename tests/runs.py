@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,36 +88,89 @@ def gpg_vl(
     )
 
 
+class Launch:
+    """A launcher that was started, and all processes below it, those of torchrun's own sessions and reward workers included."""
+
+    def __init__(self, words: Sequence[str], log: Path) -> None:
+        with log.open("w") as file:
+            self._process = psutil.Popen(
+                words, env=environment(), start_new_session=True, stdout=file, stderr=file
+            )
+        self.log = log
+        self._family: set[psutil.Process] = {self._process}
+
+    def family(self) -> set[psutil.Process]:
+        """All processes that were seen so far: one whose parent is gone is still of the family."""
+        for one in list(self._family):
+            with suppress(psutil.NoSuchProcess):
+                self._family.update(one.children(recursive=True))
+        return self._family
+
+    def of_rank(self, rank: int) -> psutil.Process:
+        """The training process of that rank."""
+        for one in self.family():
+            with suppress(psutil.NoSuchProcess):
+                is_worker = one.parent() == self._process
+                if is_worker and one.environ().get("RANK") == str(rank):
+                    return one
+        raise AssertionError(f"no process of rank {rank} below {self._process}")
+
+    def kill_launcher(self) -> None:
+        self._process.kill()
+
+    def is_running(self) -> bool:
+        self.family()
+        return bool(self._process.poll() is None)
+
+    def wait(self, timeout: float) -> int:
+        """The exit code of the launcher. Raises psutil.TimeoutExpired."""
+        end = time.monotonic() + timeout
+        while self.is_running() and time.monotonic() < end:
+            time.sleep(0.05)
+        return int(self._process.wait(max(end - time.monotonic(), 0.1)))
+
+    def left_behind(self, within: float) -> list[psutil.Process]:
+        """Who is still there after so many seconds."""
+        return list(psutil.wait_procs(self.family(), timeout=within)[1])
+
+    def end(self) -> None:
+        for one in self.family():
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(self._family, timeout=30)
+
+
+@contextmanager
+def launched(folder: Path, *commands: Sequence[str]) -> Iterator[list[Launch]]:
+    """Launchers side by side, one a command, with their output in files in `folder`; no process of theirs outlives the block."""
+    launches: list[Launch] = []
+    try:
+        for number, words in enumerate(commands):
+            launches.append(Launch(words, folder / f"launch-{number}.log"))
+        yield launches
+    finally:
+        for launch in launches:
+            launch.end()
+
+
 def kill_when(config: Path, reached: Callable[[Path], bool], processes: int = 1) -> None:
     """Start a run and kill all its processes with SIGKILL as soon as its folder is as `reached` wants it."""
-    process = subprocess.Popen(
-        [*launcher(processes), "-m", "gpg_vl", "train", str(config)],
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while process.poll() is None and not reached(config.parent / "run"):
-        time.sleep(0.005)
-    assert process.poll() is None, "the run must be killed while it runs"
+    words = [*launcher(processes), "-m", "gpg_vl", "train", str(config)]
+    with launched(config.parent, words) as [launch]:
+        while launch.is_running() and not reached(config.parent / "run"):
+            time.sleep(0.005)
+        assert launch.is_running(), "the run must be killed while it runs"
 
-    # torchrun starts its workers in sessions of their own, and they would train on without it
-    alive = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in alive:
-        with suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.wait()
-    psutil.wait_procs(alive)
+
+def rows_of(run: Path) -> int:
+    """How many rows metrics.jsonl has so far."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def kill_after(config: Path, rows: int, processes: int = 1) -> None:
     """Start a run and kill it as soon as metrics.jsonl has so many rows."""
-
-    def reached(run: Path) -> bool:
-        file = run / "metrics.jsonl"
-        return file.exists() and file.read_bytes().count(b"\n") >= rows
-
-    kill_when(config, reached, processes)
+    kill_when(config, lambda run: rows_of(run) >= rows, processes)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -33,11 +33,12 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/algorithms.md",
     "docs/families.md",
+    "docs/scaling.md",
     "docs/vllm.md",
     "eval/README.md",
 )
 ROOMS = (
-    ("types", "prompting", "errors", "registry", "clock", "pipes"),
+    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes"),
     ("algorithms",),
     ("config",),
     ("data",),

@@ -178,6 +178,10 @@ class TrainConfig(Section):
     pass less. Holds the activations of all prompts of a step while they are answered."""
     sharding: str = "none"
     """How weights, gradients and moments are spread over the processes; with `none` each of them holds all."""
+    max_wait_minutes: float = Field(30.0, gt=0)
+    """Minutes that processes wait for the slowest of them before the run ends and says which is late, and in what. It must be
+    longer than what one may need while the others are done: a rollout of long answers, the loading or writing of a model, an
+    engine or server that starts anew (`rollout.server_wait`). The check of the data has no limit."""
     attention: Literal["auto", "split", "varlen", "dense"] = "auto"
     """How completions attend to their shared prompt. `split` runs anywhere, `varlen` needs CUDA and bfloat16, `dense` is
     quadratic in the tokens of a pass and there to compare with. `auto` takes the fastest that was measured."""

@@ -4,6 +4,8 @@ from typing import TypeVar
 
 import torch.distributed
 
+from gpg_vl.activity import meeting
+
 T = TypeVar("T")
 
 
@@ -16,5 +18,6 @@ def tell(value: T) -> T:
     if not torch.distributed.is_initialized():
         return value
     told = [value]
-    torch.distributed.broadcast_object_list(told, src=0)
+    with meeting():
+        torch.distributed.broadcast_object_list(told, src=0)
     return told[0]

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from gpg_vl.activity import MeetingBrokenError
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.model import Model
 from gpg_vl.models.load import quiet
 from gpg_vl.training.rank_state import dump_rank_state, restore_rank_state
+from gpg_vl.training.ranks import wait_for_all
 from gpg_vl.training.sharding.protocol import Sharding
 from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
@@ -81,7 +84,7 @@ class Checkpoints:
         """
         final = self._folder / f"{PREFIX}{state.step:06d}"
         hidden = self._folder / f".{final.name}.partial"
-        wait, main = self._accelerator.wait_for_everyone, self._accelerator.is_main_process
+        wait, main = partial(wait_for_all, self._accelerator), self._accelerator.is_main_process
         try:
             if main:
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -100,6 +103,8 @@ class Checkpoints:
                 _flush_folder(self._folder)
                 for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep]:
                     shutil.rmtree(old)
+        except MeetingBrokenError:  # the disk is not to blame
+            raise
         except (
             OSError,
             RuntimeError,

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from accelerate import Accelerator
 
+from gpg_vl.activity import doing
 from gpg_vl.algorithms.age import collect, groups_needed
 from gpg_vl.clock import Clock
 from gpg_vl.errors import RunError
@@ -117,6 +118,7 @@ class Collector:
         self._progress = progress
         self._slots = quota.prompts_per_step // accelerator.num_processes
         self._clock = Clock()
+        self._step = 0
         self._position = 0
         self._failures: list[RewardFailure] = []
 
@@ -132,6 +134,7 @@ class Collector:
         dropped; on all processes in the same round.
         """
         self._clock = Clock()
+        self._step = state.step + 1
         self._position = state.position
         self._failures = []
 
@@ -163,10 +166,10 @@ class Collector:
         self._position += self._slots * sum(drawing)
         draws = range(first, first + self._slots) if has_room else ()
 
-        with self._clock.phase("encode"):
+        with self._clock.phase("encode"), doing(f"the reading of examples for step {self._step}"):
             fresh = [self._source.group_at(draw) for draw in draws]
         try:
-            with self._clock.phase("rollout"):
+            with self._clock.phase("rollout"), doing(f"the rollout of step {self._step}"):
                 answers = self._responder.answer(fresh, self._progress)
         except EngineLostError as error:
             self._report(lost=str(error))
@@ -175,7 +178,7 @@ class Collector:
         for group, completions in zip(fresh, answers, strict=True):
             answered.append(replace(group, completions=completions))
 
-        with self._clock.phase("reward"):
+        with self._clock.phase("reward"), doing(f"the rewards of step {self._step}"):
             scored = self._rewarder.score(answered)
         self._report(failures=scored.failures)
         return scored.groups

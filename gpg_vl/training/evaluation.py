@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from gpg_vl.activity import doing
 from gpg_vl.config import Config
 from gpg_vl.errors import UserError
 from gpg_vl.eval.coordinates import DEFAULT, DEFAULT_SIDE, located
@@ -23,6 +24,7 @@ from gpg_vl.models.load import Processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rollout.engine import Engine, EngineLostError
 from gpg_vl.training.failures import raise_lost
+from gpg_vl.training.prepare import OncePerNode, alone
 from gpg_vl.training.ranks import gathered
 from gpg_vl.types import Example
 
@@ -30,7 +32,9 @@ Evaluation = Callable[[Engine, Processing, Accelerator], dict[str, Any]]
 """Scores the current policy; the same on every process. Raises EngineLostError, on all processes."""
 
 
-def make_evaluation(config: Config, processing: Processing) -> Evaluation | None:
+def make_evaluation(
+    config: Config, processing: Processing, once_per_node: OncePerNode = alone
+) -> Evaluation | None:
     """The evaluation that the config's `eval` section asks for: data read, scorers proved, every
     doc encoded once.
 
@@ -53,8 +57,6 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
         docs = located(docs, coordinates, settings, side)
     docs = select(task, docs, config.eval.limit, seed=0)
     scorers = pick_scorers(task, ["strict"])
-    check_gold(task, docs, scorers)
-
     ready, void = prepare(docs, settings)
     if void:
         doc_id, reason = next(iter(void.items()))
@@ -62,10 +64,15 @@ def make_evaluation(config: Config, processing: Processing) -> Evaluation | None
             f"Doc {doc_id} of {config.eval.data}: {reason} Mend the row or choose other data."
         )
 
-    # what cannot be encoded must come out now
-    encoder = eval_encoder(processing, settings)
-    for example in ready.values():
-        encoder.count(example)
+    # what cannot be proved or encoded must come out now
+    def check() -> None:
+        check_gold(task, docs, scorers)
+        encoder = eval_encoder(processing, settings)
+        for example in ready.values():
+            encoder.count(example)
+
+    with doing("the check of the data of the evaluation"):
+        once_per_node(check)
 
     def evaluate(
         engine: Engine, processing: Processing, accelerator: Accelerator

@@ -1,5 +1,6 @@
 """The run folder: made for a new run, or checked to be that of the run that is resumed."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ HARMLESS = (
     "eval.",
     "train.steps",
     "train.epochs",
+    "train.max_wait_minutes",
     "rewards.workers",
     "rewards.time_limit",
     "rollout.prompts_per_batch",
@@ -52,7 +54,13 @@ def _refuse_other_settings(file: Path, config: Config) -> None:
     if not file.exists():
         return
 
-    changed = _list_changes(_read_first_settings(file), config.model_dump(mode="json"))
+    changed = [
+        f"{name} was {before!r}, is {now!r}"
+        for name, before, now in list_changes(
+            _read_first_settings(file), config.model_dump(mode="json")
+        )
+        if not name.startswith(HARMLESS)
+    ]
     if changed:
         raise UserError(
             f"The run in {file.parent} was started with other settings: {'; '.join(changed)}. "
@@ -81,12 +89,12 @@ def _read_first_settings(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def _list_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    lines = []
+def list_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of every key of a config that has changed."""
     for section, keys in now.items():
         for key, value in keys.items():
             old = before.get(section, {}).get(key)
-            name = f"{section}.{key}"
-            if old != value and not name.startswith(HARMLESS):
-                lines.append(f"{name} was {old!r}, is {value!r}")
-    return lines
+            if old != value:
+                yield f"{section}.{key}", old, value

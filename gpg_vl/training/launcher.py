@@ -3,16 +3,20 @@
 import importlib.util
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from gpg_vl.config import Config
 from gpg_vl.errors import UserError
 
 PLAIN_LAUNCHES = ("NO", "MULTI_CPU", "MULTI_GPU")
 """What a launch may ask of accelerate: processes, and nothing that wraps a model."""
+GRACE = timedelta(minutes=1)
+"""By which torch waits longer than a run does: what it says names no process, and with NCCL it ends this one."""
 WRAPPERS = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
@@ -45,10 +49,20 @@ def make_accelerator(config: Config) -> Accelerator:
         mixed_precision="bf16" if config.model.dtype == "bfloat16" else "no",
         log_with=list(config.output.trackers) or None,
         project_dir=str(Path(config.output.folder)),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.max_wait_minutes) + GRACE)
+        ],
     )
     if accelerator.distributed_type.value not in PLAIN_LAUNCHES:
         _refuse_wrapper(accelerator.distributed_type.value)
     return accelerator
+
+
+def memory_of_device() -> float | None:
+    """Bytes of the GPU of this process; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
 
 def _refuse_wrapper(name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from gpg_vl.activity import doing
 from gpg_vl.clock import Clock
 from gpg_vl.rollout.engine import Engine, EngineLostError
 from gpg_vl.training.collect import Collector
@@ -68,7 +69,8 @@ def train(
     Raises RunError if a reward breaks (unless its groups are to be dropped), an update is not to be applied, or the engine
     is lost; the last with a checkpoint of every step that was trained.
     """
-    engine.sync(learner.weights, state.step)
+    with doing(f"the handing over of the weights of step {state.step}"):
+        engine.sync(learner.weights, state.step)
     while state.step < intervals.steps:
         clock, counters = Clock(), engine.counters()
         version = state.step
@@ -86,7 +88,7 @@ def train(
             engine.rest()
 
             # update: once or more often on the same groups, as the algorithm says
-            with clock.phase("train"):
+            with clock.phase("train"), doing(f"the training of step {state.step + 1}"):
                 try:
                     report = learner.update(collection.used, step=state.step)
                 except RefusedUpdateError as error:
@@ -95,10 +97,11 @@ def train(
 
             # sync: whoever samples next does so with these weights; who cannot ends the run, once this step is kept
             lost: EngineLostError | None = None
-            try:
-                engine.sync(learner.weights, state.step + 1)
-            except EngineLostError as error:
-                lost = error
+            with doing(f"the handing over of the weights of step {state.step + 1}"):
+                try:
+                    engine.sync(learner.weights, state.step + 1)
+                except EngineLostError as error:
+                    lost = error
 
         # log: what was seen, what was trained, what it cost, over all processes
         seen = sum_named(accelerator, count_collection(collection, version=version))
@@ -130,7 +133,7 @@ def train(
         is_due = not stop and (last or _is_due(state.step, intervals.eval_every))
         if hooks.evaluate and is_due and not lost:
             try:
-                with clock.phase("eval"):
+                with clock.phase("eval"), doing(f"the evaluation after step {state.step}"):
                     scores = hooks.evaluate()
                 record.metrics(state.step, "eval", scores, {"eval": clock.seconds["eval"]})
                 hooks.show(state.step, scores, {})
@@ -142,7 +145,8 @@ def train(
             raise _keep(lost, state, record, hooks, unscored=bool(hooks.evaluate) and is_due)
         if last or _is_due(state.step, intervals.checkpoint_every):
             record.flush()
-            hooks.checkpoint(state)
+            with doing(f"the checkpoint of step {state.step}"):
+                hooks.checkpoint(state)
         if stop:
             break
     return state

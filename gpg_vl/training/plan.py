@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
 from gpg_vl.models.load import read_config
 from gpg_vl.training.cost import Cost, VisionMode, group_cost
+from gpg_vl.training.fit import Fit, fit_choices
 from gpg_vl.training.memory import (
     activation_bytes,
     compute_dtype,
@@ -58,6 +60,8 @@ class Plan:
     """Bytes of activations of one such group in one micro-batch."""
     naive_activations: float
     first_prompt: str
+    fits: tuple[Fit, ...] = ()
+    """What other settings would take, where the size of a device is known."""
 
 
 def count_parameters(config: Config, family: Family) -> tuple[int, int]:
@@ -98,11 +102,21 @@ def make_plan(
     processes: int,
     steps: int,
     first_prompt: str,
+    device_bytes: float | None = None,
 ) -> Plan:
-    """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example."""
+    """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example.
+
+    device_bytes: memory of the device that other settings are tried on; None tries none.
+    """
     longest, median = max(prompt_tokens), _median(prompt_tokens)
     image_median = _median(image_tokens)
-    parameters = count_parameters(config, family)
+
+    @cache
+    def count(lora_rank: int) -> tuple[int, int]:
+        model = config.model.model_copy(update={"lora_rank": lora_rank})
+        return count_parameters(config.model_copy(update={"model": model}), family)
+
+    parameters = count(config.model.lora_rank)
 
     costs = {}
     for shared in (True, False):
@@ -112,6 +126,18 @@ def make_plan(
     # a group is not spread over micro-batches: one that is too large has one to itself
     groups = ceil(config.train.prompts_per_step / processes)
     groups_per_micro_batch = max(1, config.train.tokens_per_pass // here.tokens)
+
+    def estimate(config: Config) -> dict[str, float]:
+        return _estimate_memory(
+            config,
+            algorithm,
+            family,
+            count(config.model.lora_rank),
+            groups,
+            group_tokens=here.tokens,
+            prompt_tokens=longest,
+            image_tokens=sum(image_tokens),
+        )
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernel, why = choose_kernel(config.train.attention, device, compute_dtype(config))
@@ -132,19 +158,11 @@ def make_plan(
         kernel_note=why,
         cost=here,
         naive_cost=naive,
-        memory_bytes=_estimate_memory(
-            config,
-            algorithm,
-            family,
-            parameters,
-            groups,
-            group_tokens=here.tokens,
-            prompt_tokens=longest,
-            image_tokens=sum(image_tokens),
-        ),
+        memory_bytes=estimate(config),
         naive_activations=activation_bytes(config, naive.tokens),
         group_activations=activation_bytes(config, here.tokens),
         first_prompt=first_prompt,
+        fits=fit_choices(config, estimate, device_bytes) if device_bytes else (),
     )
 
 

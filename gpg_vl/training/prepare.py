@@ -3,13 +3,16 @@
 It ends in a plan.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from gpg_vl.activity import doing
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config, make_algorithm
 from gpg_vl.data.check import DataReport, check
@@ -22,9 +25,19 @@ from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import check_gold
 from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.rollout.engine import EngineOptions
+from gpg_vl.training.agreement import refuse_other_data
+from gpg_vl.training.checkpoint import digest_data
 from gpg_vl.training.plan import Plan, make_plan
 from gpg_vl.training.sharding import shardings
 from gpg_vl.types import Example
+
+OncePerNode = Callable[[Callable[[], Any]], list[Any]]
+"""Runs an action on the first process of each node: what it returned, by node. See `ranks.once_per_node`."""
+
+
+def alone(action: Callable[[], Any]) -> list[Any]:
+    """`OncePerNode` of a run of one process."""
+    return [action()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +94,17 @@ def check_data(config: Config, encoder: Encoder, console: Console | None) -> Dat
     )
 
 
-def prepare(config: Config, *, processes: int, console: Console | None) -> Prepared:
+def prepare(
+    config: Config,
+    *,
+    processes: int,
+    console: Console | None,
+    once_per_node: OncePerNode = alone,
+    device_bytes: float | None = None,
+) -> Prepared:
     """Check data, rewards and sizes, and plan the run.
 
-    Raises UserError with everything that is wrong.
+    device_bytes: see `make_plan`. Raises UserError with everything that is wrong.
     """
     if config.train.prompts_per_step % processes:
         raise UserError(
@@ -101,16 +121,11 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
         config.rollout.engine, encoder.processing.family, engine_options(config), processes
     )
 
-    report = check_data(config, encoder, console)
-    if not report.ok:
-        if console:
-            report.render(console)
-        raise UserError(
-            f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Mend the rows or choose others; "
-            f"nothing is dropped silently."
-        )
-    examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
-    _refuse_bad_rewards(config, examples)
+    with doing("the check of the data"):
+        checked = once_per_node(lambda: _check(config, encoder, console))
+        refuse_other_data([digest for _, digest in checked], config.data.train)
+        report = checked[0][0]
+        examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
 
     plan = make_plan(
         config,
@@ -121,6 +136,7 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
         processes=processes,
         steps=_count_steps(config, len(examples)),
         first_prompt=encoder.render(examples[0]),
+        device_bytes=device_bytes,
     )
     return Prepared(
         config=config,
@@ -131,6 +147,23 @@ def prepare(config: Config, *, processes: int, console: Console | None) -> Prepa
         report=report,
         plan=plan,
     )
+
+
+def _check(config: Config, encoder: Encoder, console: Console | None) -> tuple[DataReport, str]:
+    """All that takes a look at every row. The report, and what tells this data from other data."""
+    report = check_data(config, encoder, console)
+    if not report.ok:
+        if console:
+            report.render(console)
+        raise UserError(
+            f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Mend the rows or choose others; "
+            f"nothing is dropped silently."
+        )
+
+    examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
+    _refuse_bad_rewards(config, examples)
+    sizes = sha256(repr((report.tokens, report.image_sizes)).encode()).hexdigest()
+    return report, digest_data(examples) + sizes
 
 
 def _count_steps(config: Config, examples: int) -> int:

@@ -4,12 +4,18 @@ With one process each is the identity.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 
+from gpg_vl.activity import meeting
 from gpg_vl.errors import UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""For work of unknown length on one process of each node: torch must have some limit."""
 
 
 def sums(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
@@ -18,8 +24,9 @@ def sums(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
         return list(values)
 
     tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    torch.distributed.all_reduce(tensor)
-    return tensor.tolist()
+    with meeting():
+        torch.distributed.all_reduce(tensor)
+        return tensor.tolist()
 
 
 def sum_named(accelerator: Accelerator, values: Mapping[str, float]) -> dict[str, float]:
@@ -37,8 +44,9 @@ def most(accelerator: Accelerator, value: float) -> float:
         return value
 
     tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
-    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
-    return tensor.item()
+    with meeting():
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+        return tensor.item()
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
@@ -62,5 +70,41 @@ def gathered(accelerator: Accelerator, value: Any) -> list[Any]:
         return [value]
 
     values: list[Any] = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(values, value)
+    with meeting():
+        torch.distributed.all_gather_object(values, value)
     return values
+
+
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Return when all processes have come here."""
+    with meeting():
+        accelerator.wait_for_everyone()
+
+
+def once_per_node(accelerator: Accelerator, action: Callable[[], T]) -> list[T]:
+    """What `action` returns on the first process of each node, on every process; by node.
+
+    The other processes wait as long as it takes. What a user got wrong on any node is raised on every process, in the same
+    words.
+    """
+    if accelerator.num_processes == 1:
+        return [action()]
+
+    result: tuple[T] | None = None
+    message = None
+    if accelerator.local_process_index == 0:
+        try:
+            result = (action(),)
+        except UserError as error:
+            message = str(error)
+
+    # a group of its own, because the others are meant to wait for less long
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    told: list[tuple[tuple[T] | None, str | None]] = [(None, None)] * accelerator.num_processes
+    with meeting(patient=True):
+        torch.distributed.all_gather_object(told, (result, message), group=group)
+
+    for _, said in told:
+        if said is not None:
+            raise UserError(said)
+    return [given[0] for given, _ in told if given is not None]

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
+from gpg_vl.activity import doing
 from gpg_vl.config import Config, SampledConfig
 from gpg_vl.model import Model
 from gpg_vl.models.adapters import add_adapters
@@ -23,6 +24,7 @@ from gpg_vl.models.reference import make_reference
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.training.agreement import refuse_folder_of_its_own
 from gpg_vl.training.checkpoint import Checkpoints, latest
 from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder, Rewarder
 from gpg_vl.training.display import Display, no_signal
@@ -60,13 +62,16 @@ def launch(
     """
     config, folder = prepared.config, Path(prepared.config.output.folder)
     on_main(accelerator, lambda: open_folder(config, resume=resume))
+    refuse_folder_of_its_own(accelerator, folder)
 
     # the parts, each made of what stands before it
     prefixes = PrefixStore() if config.train.reuse_prefill else None
-    model = _load_model(prepared, accelerator)
-    sharding = _make_sharding(config, accelerator)
-    learner = _make_learner(prepared, model, sharding, accelerator, prefixes)
-    engine = _make_engine(config, model, prefixes)
+    with doing("the loading of the model"):
+        model = _load_model(prepared, accelerator)
+        sharding = _make_sharding(config, accelerator)
+        learner = _make_learner(prepared, model, sharding, accelerator, prefixes)
+    with doing("the start of the engine"):
+        engine = _make_engine(config, model, prefixes)
     evaluate = partial(evaluation, engine, model.processing, accelerator) if evaluation else None
 
     # where the run begins; a checkpoint goes into a model that is wrapped already
@@ -79,7 +84,8 @@ def launch(
         source=source,
         accelerator=accelerator,
     )
-    state = _resume(checkpoints, folder, accelerator, console) if resume else RunState()
+    with doing("the reading of the checkpoint"):
+        state = _resume(checkpoints, folder, accelerator, console) if resume else RunState()
     if config.output.trackers:
         accelerator.init_trackers("gpg_vl", config=_flatten(config))
 

@@ -13,6 +13,8 @@ from uuid import uuid4
 import torch
 from torch import distributed
 
+from gpg_vl.activity import meeting
+
 T = TypeVar("T")
 
 
@@ -43,7 +45,8 @@ class Together:
             return list(mine), slice(0, len(mine))
 
         hands: list[list[T]] = [[] for _ in range(self._size)]
-        distributed.all_gather_object(hands, list(mine), group=self._group)
+        with meeting():
+            distributed.all_gather_object(hands, list(mine), group=self._group)
         first = sum(len(hand) for hand in hands[: self._place])
         return [given for hand in hands for given in hand], slice(first, first + len(mine))
 

@@ -5,6 +5,7 @@ sums gradients as they come would wait for the rest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gpg_vl.activity import meeting
 from gpg_vl.models.adapters import adapter_state, has_adapters, load_adapter_state, merged_weights
 from gpg_vl.models.load import load_model, quiet
 from gpg_vl.models.policy import Policy
@@ -38,7 +40,8 @@ class Plain:
         self._optimizer = make_optimizer(self._policy)
         if self._setup.processes > 1:
             for tensor in [*policy.parameters(), *policy.buffers()]:
-                torch.distributed.broadcast(tensor.detach(), src=0)
+                with meeting():
+                    torch.distributed.broadcast(tensor.detach(), src=0)
         return self._policy
 
     def start(self, learning_rate: Callable[[str], float]) -> None:
@@ -58,10 +61,11 @@ class Plain:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if self._setup.processes > 1:
-            _sum_over_processes([p.grad for p in parameters if p.grad is not None])
-
-        norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+        # a GPU only queues the sums, so it is the norm that waits for the other processes
+        with meeting() if self._setup.processes > 1 else nullcontext():
+            if self._setup.processes > 1:
+                _sum_over_processes([p.grad for p in parameters if p.grad is not None])
+            norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
         if not (loss_is_finite and isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)
             return StepResult(norm, applied=False)

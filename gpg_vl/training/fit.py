@@ -1,0 +1,113 @@
+"""Which settings of a run fit a device, by the memory that the plan estimates for each."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from gpg_vl.config import Config
+
+SHARDINGS = ("none",)
+"""Those whose memory the plan can estimate."""
+USABLE = 0.9
+"""Of a device: the rest goes to the CUDA context, to kernels, and to gaps between tensors."""
+LORA_RANK = 16
+"""Of the choices with adapters, for a config that has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Settings that decide how much memory a process takes.
+
+    Example: `Choice(sharding="none", dtype="bfloat16", lora_rank=0, checkpointing=True)`
+    """
+
+    sharding: str
+    dtype: str
+    lora_rank: int
+    checkpointing: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What a choice takes of a device."""
+
+    choice: Choice
+    needed: float
+    """Bytes per process."""
+    fits: bool
+    is_chosen: bool
+    """True for what the config says."""
+
+
+def chosen(config: Config) -> Choice:
+    return Choice(
+        sharding=config.train.sharding,
+        dtype=config.model.dtype,
+        lora_rank=config.model.lora_rank,
+        checkpointing=config.model.gradient_checkpointing,
+    )
+
+
+def choices(config: Config) -> Iterator[tuple[Choice, Config]]:
+    """Every choice that the rest of the config allows, and the config with it."""
+    ranks = [0] if "language" in config.model.freeze else [0, config.model.lora_rank or LORA_RANK]
+    for sharding, dtype, rank, checkpointing in product(
+        SHARDINGS, ("float32", "bfloat16"), ranks, (False, True)
+    ):
+        # kept prompts are activations, which checkpointing gives up
+        if checkpointing and config.train.reuse_prefill:
+            continue
+        model = {"dtype": dtype, "lora_rank": rank, "gradient_checkpointing": checkpointing}
+        changed = config.model_copy(
+            update={
+                "model": config.model.model_copy(update=model),
+                "train": config.train.model_copy(update={"sharding": sharding}),
+            }
+        )
+        yield chosen(changed), changed
+
+
+def fit_choices(
+    config: Config, estimate: Callable[[Config], Mapping[str, float]], device_bytes: float
+) -> tuple[Fit, ...]:
+    """What each choice takes of a device of so many bytes.
+
+    estimate: bytes per process of a config, by what takes them.
+    """
+    fits = []
+    for choice, changed in choices(config):
+        needed = sum(estimate(changed).values())
+        fits.append(
+            Fit(
+                choice=choice,
+                needed=needed,
+                fits=needed <= USABLE * device_bytes,
+                is_chosen=choice == chosen(config),
+            )
+        )
+    return tuple(fits)
+
+
+def render_fits(fits: tuple[Fit, ...], device_bytes: float, console: Console) -> None:
+    """Print the choices as a table, the config's own marked."""
+    table = Table("sharding", "dtype", "LoRA", "checkpointing", "GB per GPU", "", "", box=None)
+    for fit in fits:
+        choice = fit.choice
+        table.add_row(
+            choice.sharding,
+            choice.dtype,
+            f"rank {choice.lora_rank}" if choice.lora_rank else "no",
+            "yes" if choice.checkpointing else "no",
+            f"{fit.needed / 2**30:.1f}",
+            "fits" if fit.fits else "too large",
+            "this config" if fit.is_chosen else "",
+        )
+    title = (
+        f"estimates for a device of {device_bytes / 2**30:.0f} GB, of which "
+        f"{USABLE * device_bytes / 2**30:.0f} can be used"
+    )
+    console.print(Panel(table, title=title, title_align="left", expand=False))

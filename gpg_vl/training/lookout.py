@@ -1,0 +1,317 @@
+"""The processes of a run see what each of them is doing, and end together, with one message.
+
+A thread in each process writes what its main thread is doing into the store by which the launcher brought the processes
+together, and reads there what the others do. It needs no collective and waits for nobody, so it works when the main thread
+hangs in one: with NCCL a collective that waits cannot be left by any other way than the end of the process.
+
+    train.max_wait_minutes are over in a meeting    the first that notices says who is late, and all end
+    a process is killed                             the others lose the connection, or its beat; one says so, and all end
+    a process stops with a message or a traceback   it says so itself, and all end
+    the launcher is killed                          the same: nobody would end these processes later
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import timedelta
+from types import FrameType
+
+import psutil
+from accelerate import Accelerator
+from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch lists no names
+
+from gpg_vl.activity import MeetingBrokenError, current
+from gpg_vl.errors import RunError, UserError
+from gpg_vl.training.lateness import Sighting, explain_gone, explain_late, explain_unknown
+
+BEAT = 1.0
+"""Seconds between two words of a process."""
+SHORT_SILENCE = 5.0
+"""Seconds without a word that mean an end, where something else says so too: a broken connection, a SIGTERM."""
+LONG_SILENCE = 40.0
+"""Seconds without a word that mean an end by themselves: a process that swaps, or imports, may be silent for a while."""
+FAREWELL = 8.0
+"""Seconds in which a main thread may end by itself once the run is over: it is often about to say the same words."""
+LAST_WORD = "last word"
+SPOKEN = "spoken"
+
+
+@contextmanager
+def keep_watch(accelerator: Accelerator, *, minutes: float) -> Iterator[None]:
+    """Run the block on all processes: they end together, however it ends, and what ends them is said once.
+
+    minutes: how long a process may wait in a meeting. Raises SystemExit for every UserError and RunError, with the exit code
+    that belongs to it. One process alone needs none of this.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+
+    lookout = Lookout(accelerator, minutes=minutes)
+    lookout.start()
+    try:
+        yield
+    except Exception as error:
+        code = lookout.settle(error)
+        if code is None:
+            raise
+        raise SystemExit(code) from None
+    finally:
+        lookout.stop()
+
+
+class Lookout:
+    """See `keep_watch`."""
+
+    def __init__(self, accelerator: Accelerator, *, minutes: float) -> None:
+        self._rank = accelerator.process_index
+        self._ranks = range(accelerator.num_processes)
+        self._is_first_here = accelerator.local_process_index == 0
+        self._minutes = minutes
+        self._place = f"{socket.gethostname()}, process id {os.getpid()}"
+        self._launcher = os.getppid()
+        self._beat = 0
+        self._heard: dict[int, tuple[int, float]] = {}
+        """Of each process its latest beat, and when it was first heard."""
+        self._store = _connect()
+        self._stopped = threading.Event()
+        self._settling = threading.Event()
+        self._lost = threading.Event()
+        """The store is gone: each further question would print a stack of C++."""
+        self._wake, self._waker = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="gpg_vl lookout", daemon=True)
+        self._before: object = None
+        self._fd_before = -1
+
+    # ---- what the main thread does
+
+    def start(self) -> None:
+        self._publish()
+        os.set_blocking(self._waker, False)
+        self._fd_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        self._before = signal.signal(signal.SIGTERM, _leave_it_to_the_lookout)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        with suppress(OSError):
+            os.write(self._waker, b"\0")
+        self._thread.join(FAREWELL)
+        if not self._lost.is_set():
+            with suppress(RuntimeError):
+                self._publish(ended=True)
+        signal.set_wakeup_fd(self._fd_before)
+        signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
+
+    def settle(self, error: Exception) -> int | None:
+        """What has ended this process becomes the last word of all, unless there is one. The exit code; None: raise on.
+
+        Whoever speaks does so here: the launcher kills it as soon as another has ended.
+        """
+        self._settling.set()
+        if isinstance(error, UserError | RunError) and not isinstance(error, MeetingBrokenError):
+            self._say(str(error), own=True)
+            return 2 if isinstance(error, UserError) else 1
+
+        if isinstance(error, MeetingBrokenError) or _is_of_a_connection(error):
+            self._say(self._explain_broken(str(error)))
+            return 1
+
+        # a bug of ours, whose traceback follows: it has to be out before the launcher hears of anything
+        self._claim(f"Process {self._rank} ended by {type(error).__name__}: {error}")
+        return None
+
+    def _explain_broken(self, said: str) -> str:
+        """Why a meeting broke: waits until somebody has said so, or is silent."""
+        end = time.monotonic() + 2 * SHORT_SILENCE
+        while time.monotonic() < end:
+            with suppress(RuntimeError):
+                if self._store.check([LAST_WORD]):
+                    return ""
+                if gone := self._silent(SHORT_SILENCE):
+                    return explain_gone(gone)
+            time.sleep(BEAT / 4)
+        return explain_unknown(said)
+
+    # ---- what the thread does
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            ready, _, _ = select.select([self._wake], [], [], BEAT)
+            signals = os.read(self._wake, 4096) if ready else b""
+            if self._stopped.is_set():
+                return
+            try:
+                self._publish()
+                self._look(asked_to_end=signal.SIGTERM in signals)
+            except RuntimeError:  # the store is lost, and with it whoever held it
+                self._lost.set()
+                self._end_without_store()
+                return
+
+    def _look(self, *, asked_to_end: bool) -> None:
+        """End this process if there is a reason to."""
+        if self._store.check([LAST_WORD]):
+            self._end_after_others()
+            return
+
+        now = current()
+        waited = time.monotonic() - now.since
+        limit = 60 * self._minutes
+        if now.waits and not now.patient and waited > limit:
+            self._end(explain_late(self._sightings(), waited=waited, minutes=self._minutes))
+        elif asked_to_end:
+            self._end_when_asked()
+        elif now.waits and waited > SHORT_SILENCE and (gone := self._silent(LONG_SILENCE)):
+            self._end(explain_gone(gone))
+        elif "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self._launcher:
+            self._end(
+                f"The launcher of process {self._rank} ({self._place}) has ended, and nobody would end its processes. All were "
+                f"ended; go on from the last checkpoint with --resume."
+            )
+
+    def _end_when_asked(self) -> None:
+        """A SIGTERM: of the launcher because a process has died, or of somebody who wants an end."""
+        end = time.monotonic() + SHORT_SILENCE + 2 * BEAT
+        while time.monotonic() < end and not self._stopped.is_set():
+            self._publish()
+            if self._store.check([LAST_WORD]):
+                self._end_after_others()
+                return
+            if gone := self._silent(SHORT_SILENCE):
+                self._end(explain_gone(gone))
+                return
+            time.sleep(BEAT / 4)
+
+        # within training somebody else has heard it, and stops after the step
+        if signal.getsignal(signal.SIGTERM) is _leave_it_to_the_lookout:
+            self._leave(128 + signal.SIGTERM)
+
+    def _end(self, message: str) -> None:
+        if not self._settling.is_set():
+            self._say(message)
+        self._end_after_others()
+
+    def _end_after_others(self) -> None:
+        """The run is over, and why was said: the main thread may end by itself for a while, and is then ended."""
+        end = time.monotonic() + FAREWELL
+        while time.monotonic() < end and not current().waits and not self._stopped.is_set():
+            time.sleep(BEAT / 4)
+        self._stopped.wait(BEAT)
+        self._leave(1)
+
+    def _end_without_store(self) -> None:
+        if self._stopped.wait(FAREWELL):
+            return
+        if self._speaks_without_store() and not self._settling.is_set():
+            _print(
+                "The launcher or the process that held the run together has ended. All others were ended; go on from the "
+                "last checkpoint with --resume."
+            )
+        self._leave(1)
+
+    def _speaks_without_store(self) -> bool:
+        """One of each machine. The store is held by the launcher of the first machine, or else by process 0."""
+        holder_speaks = 0 if "TORCHELASTIC_RUN_ID" in os.environ else 1
+        return self._rank == holder_speaks or bool(self._is_first_here and self._rank)
+
+    def _leave(self, code: int) -> None:
+        """End this process, whatever its main thread hangs in, and the processes that it has started."""
+        if self._stopped.is_set():
+            return
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        if sys.stdout.isatty():
+            sys.stdout.write("\x1b[?25h")  # the display has hidden the cursor
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    # ---- what is told to the others, and heard of them
+
+    def _publish(self, *, ended: bool = False) -> None:
+        self._beat += 1
+        now = current()
+        seen = Sighting(
+            beat=self._beat,
+            place=self._place,
+            what=now.what,
+            seconds=time.monotonic() - now.since,
+            waits=now.waits,
+            patient=now.patient,
+            ended=ended,
+        )
+        self._store.set(str(self._rank), json.dumps(asdict(seen)))
+
+    def _sightings(self) -> dict[int, Sighting]:
+        """Of every process that has come so far."""
+        there = [rank for rank in self._ranks if self._store.check([str(rank)])]
+        said = self._store.multi_get([str(rank) for rank in there])
+        return {rank: Sighting(**json.loads(word)) for rank, word in zip(there, said, strict=True)}
+
+    def _silent(self, seconds: float) -> dict[int, Sighting]:
+        """The processes of which nothing was heard for so long, by the clock of this one."""
+        now = time.monotonic()
+        silent = {}
+        for rank, seen in self._sightings().items():
+            beat, since = self._heard.get(rank, (-1, now))
+            if beat != seen.beat:
+                self._heard[rank] = (seen.beat, now)
+            elif now - since > seconds and not seen.ended and rank != self._rank:
+                silent[rank] = seen
+        return silent
+
+    def _say(self, message: str, *, own: bool = False) -> None:
+        """Print the message if it becomes the last word. `own`: also if other words were the last."""
+        said = self._claim(message)
+        if said is None or (own and said != message):
+            _print(message)
+            with suppress(RuntimeError):
+                self._store.set(SPOKEN, "1")
+        with suppress(RuntimeError):
+            self._store.wait([SPOKEN], timedelta(seconds=FAREWELL))
+
+    def _claim(self, message: str) -> str | None:
+        """None if this becomes the last word of the run, else what was."""
+        claim = json.dumps([self._rank, message])
+        try:
+            rank, said = json.loads(self._store.compare_set(LAST_WORD, "", claim))
+        except RuntimeError:
+            return None if self._speaks_without_store() else ""
+        return None if rank == self._rank else str(said)
+
+
+def _connect() -> Store:
+    """A connection of our own to the store that the launcher has made: the main one may be busy waiting."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(
+        address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30)
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"gpg_vl/{attempt}", store)
+
+
+def _is_of_a_connection(error: Exception) -> bool:
+    """Whether an error is that of a collective which nobody has called a meeting, as in the hooks of a wrapper."""
+    if isinstance(error, distributed.DistError):
+        return True
+    words = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _leave_it_to_the_lookout(number: int, frame: FrameType | None) -> None:
+    """Of SIGTERM: its number has gone to the thread already."""
+
+
+def _print(message: str) -> None:
+    print(f"gpg-vl: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""Which settings fit a device: sums that can be checked by hand."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from runs import gpg_vl, write_config
+
+from gpg_vl.config import Config, parse_config
+from gpg_vl.training.fit import Choice, chosen, fit_choices, render_fits
+from gpg_vl.training.memory import weight_memory
+
+GB = 2.0**30
+
+
+def make_config(**sections: dict[str, object]) -> Config:
+    tree: dict[str, dict[str, object]] = {
+        "model": {"path": "m"},
+        "data": {"train": "d"},
+        "rewards": {"weights": {"choice": 1.0}},
+        "output": {"folder": "o"},
+    }
+    for name, keys in sections.items():
+        tree[name] = {**tree.get(name, {}), **keys}
+    return parse_config(tree, "test")
+
+
+def estimate(config: Config) -> dict[str, float]:
+    """A model of 2 billion weights, of which adapters train a hundredth; 10 GB of activations in float32."""
+    trained = 2 * 10**9 // (100 if config.model.lora_rank else 1)
+    activations = 10 * GB / (17 if config.model.gradient_checkpointing else 1)
+    if config.model.dtype == "bfloat16":
+        activations /= 2
+    return {**weight_memory(2 * 10**9, trained), "activations": activations}
+
+
+def test_needs_are_those_of_the_estimate() -> None:
+    """2e9 weights: 16 bytes each are 29.80 GB, and 4 bytes with 12 for a hundredth 7.67 GB."""
+    fits = fit_choices(make_config(model={"lora_rank": 8}), estimate, 24 * GB)
+    needed = {
+        (f.choice.dtype, f.choice.lora_rank, f.choice.checkpointing): round(f.needed / GB, 2)
+        for f in fits
+    }
+    assert needed == {
+        ("float32", 0, False): 39.80,
+        ("float32", 0, True): 30.39,
+        ("float32", 8, False): 17.67,
+        ("float32", 8, True): 8.26,
+        ("bfloat16", 0, False): 34.80,
+        ("bfloat16", 0, True): 30.10,
+        ("bfloat16", 8, False): 12.67,
+        ("bfloat16", 8, True): 7.97,
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "fitting"),
+    [
+        (80, 8),  # 72 can be used
+        (44, 7),  # 39.6: all but 39.80
+        (24, 4),  # 21.6: with adapters
+        (19.5, 3),  # 17.55: not 17.67
+        (1, 0),
+    ],
+)
+def test_a_tenth_of_the_device_is_not_counted_on(size: float, fitting: int) -> None:
+    assert sum(f.fits for f in fit_choices(make_config(), estimate, size * GB)) == fitting
+
+
+def test_the_configs_own_choice_is_marked() -> None:
+    config = make_config(model={"dtype": "bfloat16", "gradient_checkpointing": True})
+    [own] = [fit.choice for fit in fit_choices(config, estimate, GB) if fit.is_chosen]
+    assert own == chosen(config)
+    assert own == Choice(sharding="none", dtype="bfloat16", lora_rank=0, checkpointing=True)
+
+
+def test_what_the_rest_of_the_config_forbids_is_not_offered() -> None:
+    kept = fit_choices(make_config(train={"reuse_prefill": True}), estimate, GB)
+    assert [fit.choice.checkpointing for fit in kept] == [False] * 4
+    frozen = fit_choices(make_config(model={"freeze": ["language"]}), estimate, GB)
+    assert [fit.choice.lora_rank for fit in frozen] == [0] * 4
+
+
+def test_the_table_says_what_fits() -> None:
+    console = Console(record=True, width=120)
+    config = make_config()
+    render_fits(fit_choices(config, estimate, 24 * GB), 24 * GB, console)
+    lines = console.export_text().splitlines()
+    assert "a device of 24 GB, of which 22 can be used" in lines[0]
+    [own] = [line for line in lines if "this config" in line]
+    assert own.split()[1:9] == ["none", "float32", "no", "no", "39.8", "too", "large", "this"]
+    assert sum(" fits " in line for line in lines) == 4
+
+
+def test_a_dry_run_is_told_the_size_of_a_device(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_checkpoint)
+    result = gpg_vl("train", config, "--dry-run", "--device-gb", "80")
+    assert result.returncode == 0, result.stderr
+    assert "estimates for a device of 80 GB, of which 72 can be used" in result.stdout
+    assert result.stdout.count(" fits ") == 8
+    for wrong in ("0", "-3", "inf", "much"):
+        refused = gpg_vl("train", config, "--dry-run", "--device-gb", wrong)
+        assert refused.returncode == 2
+        assert "--device-gb" in refused.stderr
