@@ -90,6 +90,7 @@ def build(model: str, folder: Path) -> torch.nn.Module:
     if model == "2b":
         vision = config.vision_config
         vision.depth, vision.embed_dim, vision.num_heads, vision.mlp_ratio = 32, 1280, 16, 4
+    config.architectures = ["Qwen2VLForConditionalGeneration"]
     config.save_pretrained(folder)
     from transformers import Qwen2VLForConditionalGeneration
 
