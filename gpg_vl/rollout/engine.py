@@ -128,6 +128,8 @@ class EngineSetup:
     revision: str | None = None
     policy: Callable[[], Policy]
     """Gives the policy that is to be sampled. Not called by an engine that needs nothing but the checkpoint and `sync`."""
+    fills_policy: bool = False
+    """Whether that policy is a copy for the engine alone, which `sync` fills; else it is the one that is trained."""
     processing: Processing
     autocast: torch.dtype | None = None
     """Of the forward pass, the same as in training; None computes in the weights' own dtype."""
