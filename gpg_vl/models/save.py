@@ -64,7 +64,7 @@ def _lay_out(model: Any, folder: Path) -> dict[str, _Place]:
     from huggingface_hub import split_torch_state_dict_into_shards
 
     saved = _saved_names(model)
-    stand_ins = {saved_as: tensor for saved_as, tensor in saved.values()}
+    stand_ins = dict(saved.values())
     split = split_torch_state_dict_into_shards(
         stand_ins, filename_pattern="model{suffix}.safetensors", max_shard_size=LARGEST_FILE
     )

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gpg_vl.clock import timed
 from gpg_vl.errors import UserError
-from gpg_vl.models.families import Family
 from gpg_vl.models.copy import fill
+from gpg_vl.models.families import Family
 from gpg_vl.models.layout import pack
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.requests import Predict, Prefill, Prefix

@@ -94,7 +94,8 @@ class Checkpoints:
                 shutil.rmtree(hidden, ignore_errors=True)
                 hidden.mkdir(parents=True)
             wait()
-            torch.save(dump_rank_state(state.carry), hidden / _rank_file(self._accelerator.process_index))
+            own = hidden / _rank_file(self._accelerator.process_index)
+            torch.save(dump_rank_state(state.carry), own)
             self._save_model(hidden / "model")
             self._sharding.save(hidden)
             wait()
@@ -142,9 +143,7 @@ class Checkpoints:
             ) from error
         return replace(state, carry=carry)
 
-    def _restore_rank(
-        self, checkpoint: Path, processes: int, state: RunState
-    ) -> tuple[Group, ...]:
+    def _restore_rank(self, checkpoint: Path, processes: int, state: RunState) -> tuple[Group, ...]:
         """Random states of this process, and its surplus groups; dealt anew if other processes have written them."""
         here, index = self._accelerator.num_processes, self._accelerator.process_index
         numbers = [index] if processes == here else range(processes)

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from gpg_vl.errors import UserError
 
@@ -33,7 +37,7 @@ def save_parts(
 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        checkpoint.save(tensors, storage_writer=writer)
+        save(tensors, storage_writer=writer)
     except CheckpointException as error:
         raise OSError(_first_cause(error)) from error
 
@@ -56,7 +60,7 @@ def load_parts(
 
     tensors = {key: _room_for(key, parameters) for key in saved}
     try:
-        checkpoint.load(tensors, storage_reader=reader)
+        load(tensors, storage_reader=reader)
     except CheckpointException as error:
         raise ValueError(_first_cause(error)) from error
 
