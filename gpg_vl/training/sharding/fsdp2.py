@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import merged_weights
 from gpg_vl.models.policy import Policy
+from gpg_vl.training.memory import Sizes
 from gpg_vl.training.sharding.parts import load_parts, save_parts
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
 
@@ -47,6 +48,25 @@ class Fsdp2:
         self._policy: Policy
         self._units: list[FSDPModule]
         self._optimizer: torch.optim.Optimizer
+
+    @staticmethod
+    def memory(sizes: Sizes, processes: int) -> dict[str, float]:
+        """Bytes of one process, by what takes them; see `weight_memory`. The largest units are whole for a while.
+
+        The root is gathered for a whole call, its gradient for a whole backward; of the layers two at a time, because the
+        next one comes while one is computed with, and the gradient of one.
+        """
+        kept_whole = 0 if sizes.trained_vision else sizes.vision
+        spread = sizes.parameters - kept_whole
+        root, largest = spread - sum(sizes.layers), max(sizes.layers)
+        trained_share = sizes.trained / spread
+        gathered = root + 2 * largest + trained_share * (root + largest)
+        return {
+            "weights": 4.0 * (spread / processes + kept_whole),
+            "gradients": 4.0 * sizes.trained / processes,
+            "optimizer": 8.0 * sizes.trained / processes,
+            "gathered layers": 4.0 * gathered,
+        }
 
     def wrap(
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
