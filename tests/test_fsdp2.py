@@ -18,15 +18,17 @@ from accelerate import Accelerator
 from runs import environment, gpg_vl, kill_after, metrics, write_config, write_scenes
 from safetensors.torch import load_file
 from spread import CASES, TIME_LIMIT, compute, groups_of, make_sharding
-from test_learner import make_groups
+from test_learner import make_groups, weights
 from test_policy import relative
 
 from gpg_vl.config import parse_config
 from gpg_vl.errors import UserError
+from gpg_vl.model import Model
 from gpg_vl.models.load import load_model
 from gpg_vl.training.checkpoint import Checkpoints
 from gpg_vl.training.rank_state import deal_carry
 from gpg_vl.training.sharding import shardings
+from gpg_vl.training.sharding.parts import load_parts
 from gpg_vl.training.sharding.protocol import ShardingSetup
 from gpg_vl.types import Group
 
@@ -172,10 +174,10 @@ def test_answers_of_unequal_number_and_length_hang_nobody(two: list[dict]) -> No
 @pytest.mark.parametrize("name", SAVED)
 def test_what_was_saved_goes_on_bit_for_bit(two: list[dict], name: str) -> None:
     for rank in two:
-        (weights, norms), (again, norms_again) = (
+        (straight, norms), (again, norms_again) = (
             rank[f"saved {name}"][way] for way in ("straight", "resumed")
         )
-        assert torch.equal(weights, again)
+        assert torch.equal(straight, again)
         assert norms == norms_again
 
 
@@ -183,16 +185,31 @@ def test_what_was_saved_goes_on_bit_for_bit(two: list[dict], name: str) -> None:
 def test_what_two_have_saved_three_go_on_from(
     two: list[dict], three: list[dict], name: str
 ) -> None:
-    weights, norms = two[0][f"saved {name}"]["straight"]
+    straight, norms = two[0][f"saved {name}"]["straight"]
     for rank in three:
         again, norms_again = rank[f"saved {name}"]["resumed"]
-        assert relative(again, weights) <= 1e-6
+        assert relative(again, straight) <= 1e-6
         assert norms_again == pytest.approx(norms, rel=1e-6)
 
 
 def test_nothing_that_is_saved_could_hold_code(two: list[dict], folder: Path) -> None:
     files = [file for file in (folder / "saved").rglob("*") if file.is_file()]
     assert {file.suffix for file in files} == {".safetensors"}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_file_that_is_missing_is_missed(
+    two: list[dict], folder: Path, tiny_checkpoint: Path, tmp_path: Path, place: int
+) -> None:
+    """Torch itself says nothing if it is the first."""
+    shutil.copytree(folder / "saved" / "three-steps" / "parts", tmp_path / "parts")
+    sorted((tmp_path / "parts").iterdir())[place].unlink()
+    policy = Model.load(tiny_checkpoint, device="cpu").policy
+    parameters = dict(policy.named_parameters())
+    before = weights(policy)
+    with pytest.raises(ValueError, match="files are missing"):
+        load_parts(parameters, torch.optim.AdamW(parameters.values()), tmp_path / "parts")
+    assert torch.equal(weights(policy), before)
 
 
 # ---- what is refused

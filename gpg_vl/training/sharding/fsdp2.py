@@ -77,7 +77,8 @@ class Fsdp2:
         return policy
 
     def spread(self, policy: Policy) -> nn.Module:
-        self._spread(policy)
+        # nothing comes back for its root, which a backward would have given back
+        self._spread(policy, reshard_after_forward=True)
         return policy
 
     def start(self, learning_rate: Callable[[str], float]) -> None:
@@ -122,7 +123,9 @@ class Fsdp2:
         self._give_back()
         load_parts(self._trained(), self._optimizer, folder / FOLDER)
 
-    def _spread(self, policy: Policy) -> list[FSDPModule]:
+    def _spread(
+        self, policy: Policy, reshard_after_forward: bool | None = None
+    ) -> list[FSDPModule]:
         """Unit by unit, so that a device never holds more than one whole unit beside its parts."""
         model, family = policy.model, policy.family
         tower = family.vision_tower(model)
@@ -132,7 +135,12 @@ class Fsdp2:
         units = []
         for module in [*family.layers(model), *blocks, policy]:
             self._equalize([*module.parameters(), *module.buffers()])
-            unit = fully_shard(module, mesh=self._mesh, ignored_params=kept_whole)
+            unit = fully_shard(
+                module,
+                mesh=self._mesh,
+                reshard_after_forward=reshard_after_forward,
+                ignored_params=kept_whole,
+            )
             # the losses of all processes are parts of one sum
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)

@@ -6,6 +6,7 @@ reads what it needs of them, and nothing is unpickled.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ def load_parts(
         )
 
     tensors = {key: _room_for(key, parameters) for key in saved}
+    _refuse_gaps(saved, tensors)
     try:
         load(tensors, storage_reader=reader)
     except CheckpointException as error:
@@ -80,6 +82,16 @@ def _room_for(key: str, parameters: Mapping[str, nn.Parameter]) -> Tensor:
     if what == MOMENT:
         return torch.zeros_like(parameter).detach()
     return torch.zeros(1, device=parameter.device)
+
+
+def _refuse_gaps(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """A file that is not there is no error to torch, if its parts are not the last ones: numbers would stay as they were."""
+    for key, tensor in tensors.items():
+        held = sum(chunk.sizes.numel() for chunk in saved[key].chunks)
+        if saved[key].size != tensor.shape or held != tensor.numel():
+            raise ValueError(
+                f"{held} of {tensor.numel()} numbers of {key} are there; files are missing, or of another model"
+            )
 
 
 def _first_cause(error: CheckpointException) -> str:
