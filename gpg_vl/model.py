@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from gpg_vl.models.attention import Kernel, choose_kernel
+from gpg_vl.models.copy import cast_matrices
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.families import Family
 from gpg_vl.models.features import FeatureCache
@@ -50,6 +51,7 @@ class Model:
         revision: str | None = None,
         dtype: DType = "float32",
         device: torch.device | str | None = None,
+        placed: bool = True,
         temperature: float = 1.0,
         attention: Literal["auto"] | Kernel = "auto",
         vision_cache_mb: int = 0,
@@ -59,6 +61,7 @@ class Model:
         """The checkpoint in a folder, or on the hub under a name and revision. Weights are float32.
 
         device: where it goes; None is a GPU if there is one.
+        placed: False leaves the weights on the CPU, for somebody who brings them to the device part by part.
         temperature: divides the logits when completions are scored.
         vision_cache_mb: memory for the features of images while the vision tower is frozen.
         processing: what was loaded of the same checkpoint before.
@@ -84,10 +87,27 @@ class Model:
         return Model(
             path=str(path),
             revision=revision,
-            policy=policy.to(where),
+            policy=policy.to(where) if placed else policy,
             processing=processing,
             autocast=autocast,
         )
+
+    def copy(self) -> Policy:
+        """A policy beside this one, read from the checkpoint again: without adapters, in the dtype of the forward pass, never
+        trained. Features of images are shared while they do not change.
+        """
+        trained = self.policy
+        policy = Policy(
+            load_model(self.path, revision=self.revision).requires_grad_(False),
+            trained.family,
+            self.processing.tokens,
+            temperature=trained.temperature,
+            kernel=trained.kernel,
+            features=None if trained.images.is_trained else trained.images.kept,
+        )
+        if self.autocast is not None:
+            cast_matrices(policy, self.autocast)
+        return policy.to(trained.device)
 
     def encoder(
         self,
@@ -110,15 +130,18 @@ class Model:
         options: EngineOptions = DEFAULT_OPTIONS,
         prefixes: PrefixStore | None = None,
         awaits_sync: bool = False,
+        by_copy: bool = False,
     ) -> Engine:
         """An engine that answers with this model; see `rollout.engine.EngineSetup`. Raises UserError for an unknown name.
 
         awaits_sync: `Engine.sync` is called before the first answer is wanted.
+        by_copy: not with the policy itself, of which this process may hold a part only; `Engine.sync` hands the weights over.
         """
         setup = EngineSetup(
             path=self.path,
             revision=self.revision,
-            policy=lambda: self.policy,
+            policy=self.copy if by_copy else lambda: self.policy,
+            fills_policy=by_copy,
             processing=self.processing,
             autocast=self.autocast,
             options=options,

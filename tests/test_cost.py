@@ -17,7 +17,7 @@ from gpg_vl.config import load_config
 from gpg_vl.models.families import families, family_of
 from gpg_vl.models.head import Objective
 from gpg_vl.models.layout import pack
-from gpg_vl.models.load import read_config
+from gpg_vl.models.load import load_model, read_config
 from gpg_vl.models.requests import Score
 from gpg_vl.models.shape import Shape
 from gpg_vl.quickstart import scenes
@@ -108,6 +108,48 @@ def test_memory_in_the_plan_is_that_of_one_process(tiny_checkpoint: Path, tmp_pa
     assert one_of_two["key-value cache"] == 4 * numbers * (9 * (50 + 4) + waiting)
     assert one_of_two["activations"] == alone["activations"] / 2
     assert one_of_two["weights"] == alone["weights"]
+
+
+def test_memory_in_the_plan_of_weights_that_are_spread(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """By hand, of four processes; a frozen tower is whole on each of them."""
+    model = load_model(str(tiny_checkpoint))
+    family = families.get("qwen2_vl")
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    everything, tower = count(model), count(family.vision_tower(model))
+    layers = [count(layer) for layer in family.layers(model)]
+    blocks = [count(block) for block in family.vision_blocks(model)]
+
+    for frozen in (False, True):
+        parts = ["vision", "merger"] if frozen else []
+        config = load_config(
+            write_config(
+                tmp_path,
+                tiny_checkpoint,
+                train={"prompts_per_step": 4, "sharding": "fsdp2"},
+                model={"freeze": parts, "dtype": "bfloat16"},
+            )
+        )
+        memory = make_plan(
+            config,
+            algorithm=grpo(kl_beta=0.1),
+            family=family,
+            prompt_tokens=[50],
+            image_tokens=[16],
+            processes=4,
+            steps=4,
+            first_prompt="",
+        ).memory_bytes
+        spread = everything - tower if frozen else everything
+        units = layers if frozen else layers + blocks
+        root = spread - sum(units)
+        assert memory["weights"] == 4 * (spread / 4 + everything - spread)
+        assert memory["gradients"] == spread
+        assert memory["optimizer"] == 2 * spread
+        assert memory["gathered layers"] == 4 * (2 * root + 3 * max(units))
+        assert memory["copy that answers"] == 2 * everything + 2 * 384 * 64
+        assert memory["reference"] == 2 * ((everything - tower) / 4 + tower)
 
 
 def test_the_plan_of_a_run_that_reuses_its_prompts(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from gpg_vl.eval.settings import settings_for
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.load import load_processing
 from gpg_vl.rewards.scoring import Scored
+from gpg_vl.rollout.engine import Passes
 from gpg_vl.rollout.vllm.together import Together
 from gpg_vl.training import evaluation
 from gpg_vl.training.collect import Collector, Quota
@@ -142,3 +143,27 @@ def test_alone_everything_is_ones_own() -> None:
     together = Together(1)
     assert together.gathered([3, 4]) == ([3, 4], slice(0, 2))
     assert together.arguments() == {}
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+@pytest.mark.parametrize("stop", [0, 1, 2, 5])
+def test_a_process_that_breaks_off_still_iterates_the_weights_as_often(
+    number: int, stop: int
+) -> None:
+    """Where a server is lost, or has no room, in the middle of a sync: whole tensors are collectives."""
+    seen: list[int] = []
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for place in range(4):
+            seen.append(place)
+            yield str(place), torch.zeros(1)
+
+    passes = Passes(weights, number)
+    if number:
+        for place, _ in enumerate(passes()):
+            if place == stop:
+                break
+    passes.finish()
+    assert seen == [0, 1, 2, 3] * number
+    with pytest.raises(AssertionError, match="not iterate the weights as often"):
+        passes()

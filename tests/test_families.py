@@ -396,3 +396,25 @@ def test_families_are_listed_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---- an image where there is none
+
+
+def test_a_blank_image_reaches_every_weight_of_the_tower_with_nothing(seeing: Made) -> None:
+    """One image token; what it adds to a gradient is 0, not none: a process that waits for its part gets one."""
+    family, model = seeing.family, seeing.model
+    blank = family.blank_image(model.config)
+    assert blank.tokens == [1]
+    model.zero_grad(set_to_none=True)
+    (features,) = family.image_features(model, blank.pixel_values_N, blank.grid_thw_I_3)
+    assert features.shape == (1, model.config.get_text_config().hidden_size)
+    assert features.isfinite().all()
+
+    (0.0 * features.sum()).backward()
+    tower = family.vision_tower(model)
+    assert tower is not None
+    for name, parameter in tower.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+    model.zero_grad(set_to_none=True)

@@ -34,7 +34,7 @@ from gpg_vl.training.gold import GoldResponder
 from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import make_adamw
-from gpg_vl.training.rank_state import dump_rank_state, restore_rank_state
+from gpg_vl.training.rank_state import dump_rank_state, restore_carry
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.source import PromptSource
@@ -120,6 +120,7 @@ def make_learner(
     max_grad_norm: float = math.inf,
     parts: tuple[str, ...] = (),
     sharding: Sharding | None = None,
+    spread: Callable[[Policy], nn.Module] | None = None,
     max_logp_gap: float = math.inf,
 ) -> Learner:
     rates = {"": rate} if isinstance(rate, float) else rate
@@ -139,7 +140,7 @@ def make_learner(
         ),
         Accelerator(cpu=True),
         make_optimizer=optimizer,
-        reference=make_reference(policy, dtype) if needs_reference else None,
+        reference=make_reference(policy, dtype, spread) if needs_reference else None,
     )
 
 
@@ -573,7 +574,7 @@ def test_old_log_probs_and_versions_survive_a_checkpoint(
     fresh = replace(carried[0], old_logps=())
     torch.save(dump_rank_state([*carried, fresh]), tmp_path / "rank-0.pt")
     saved = torch.load(tmp_path / "rank-0.pt", weights_only=True)
-    back = restore_rank_state(saved, source, default_version=99)
+    back = restore_carry(saved["carry"], source, default_version=99)
     for ours, theirs in zip(back, [*carried, fresh], strict=True):
         assert ours.old_logps == theirs.old_logps
         assert ours.completions == theirs.completions
@@ -589,7 +590,7 @@ def test_old_log_probs_and_versions_survive_a_checkpoint(
         del row["old_logps"]
         for completion in row["completions"]:
             del completion["version"]
-    for group in restore_rank_state(saved, source, default_version=6):
+    for group in restore_carry(saved["carry"], source, default_version=6):
         assert group.old_logps == ()
         assert {completion.version for completion in group.completions} == {6}
 

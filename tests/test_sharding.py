@@ -243,15 +243,15 @@ def test_moments_are_equal_on_all_processes(ranks: list[dict]) -> None:
 @pytest.mark.parametrize(
     "name,told",
     [
-        ("non", "There is no sharding called 'non'. Did you mean 'none'? Known: none"),
-        ("fsdb", "There is no sharding called 'fsdb'. "),
+        ("non", "There is no sharding called 'non'. Did you mean 'none'? Known: fsdp2, none"),
+        ("fsdb", "There is no sharding called 'fsdb'. Did you mean 'fsdp2'? "),
     ],
 )
 def test_an_unknown_sharding_is_told_the_known_ones(name: str, told: str) -> None:
     with pytest.raises(UnknownNameError) as error:
         shardings.get(name)
     assert told in str(error.value)
-    assert "Known: none" in str(error.value)
+    assert "Known: fsdp2, none" in str(error.value)
 
 
 def test_one_process_needs_no_process_group(tiny_checkpoint: Path) -> None:

@@ -177,7 +177,8 @@ class TrainConfig(Section):
     """Train on from what the rollout computed of image and prompt instead of computing it again: the same gradient, a forward
     pass less. Holds the activations of all prompts of a step while they are answered."""
     sharding: str = "none"
-    """How weights, gradients and moments are spread over the processes; with `none` each of them holds all."""
+    """How weights, gradients and moments are spread over the processes. `none`: each of them holds all. `fsdp2`: each holds a
+    part, by torch's fully_shard, and gathers a layer when it computes with it."""
     max_wait_minutes: float = Field(30.0, gt=0)
     """Minutes that processes wait for the slowest of them before the run ends and says which is late, and in what. It must be
     longer than what one may need while the others are done: a rollout of long answers, the loading or writing of a model, an
@@ -235,6 +236,23 @@ class Config(Section):
     algorithm: AnyAlgorithm = GpgConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _whole_policy_where_needed(self) -> "Config":
+        whole = TrainConfig.model_fields["sharding"].default
+        sharding = self.train.sharding
+        if self.train.reuse_prefill and sharding != whole:
+            raise ValueError(
+                f"train.reuse_prefill trains on from what the policy has computed while it answered, but under train.sharding "
+                f"{sharding} a copy of it answers, which keeps no graph. Set train.reuse_prefill to false, or train.sharding to "
+                f"{whole}."
+            )
+        if self.rollout.images == "features" and sharding != whole:
+            raise ValueError(
+                f"rollout.images is features, those of the policy's own tower, but under train.sharding {sharding} no process "
+                f"can ask the policy alone. Set rollout.images to pixels, or train.sharding to {whole}."
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_reuse(self) -> "Config":

@@ -2,7 +2,7 @@
 transformers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,26 @@ def has_adapters(model: nn.Module) -> bool:
     return bool(_adapter_parameters(model))
 
 
-def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights without adapters, under the names of the plain model."""
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def merged_weights(
+    model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is
+) -> Iterator[tuple[str, Tensor]]:
     """The weights of the plain model with the adapters added in, under their ordinary names, one
     after the other.
 
-    The model is left as it is.
+    whole: gives all of a tensor of which a process holds a part. The model is left as it is.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -68,17 +83,16 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
     }
 
-    for name, tensor in model.state_dict().items():
-        if ".lora_" in name:
-            continue
-
-        plain = name.replace(".base_layer.", ".")
-        owner, _, kind = plain.rpartition(".")
+    for name, part in plain_weights(model).items():
+        tensor = whole(part)
+        owner, _, kind = name.rpartition(".")
         if owner in layers and kind == "weight":
-            delta: Tensor = layers[owner].get_delta_weight(ADAPTER)
-            tensor = tensor + delta.to(tensor.dtype)
+            layer = layers[owner]
+            down = whole(layer.lora_A[ADAPTER].weight.detach())
+            up = whole(layer.lora_B[ADAPTER].weight.detach())
+            tensor = tensor + (up @ down * layer.scaling[ADAPTER]).to(tensor.dtype)
 
-        yield plain, tensor
+        yield name, tensor
 
 
 @contextmanager

@@ -161,6 +161,8 @@ def _attention(
     # autocast computes in
     query, key = query.to(value.dtype), key.to(value.dtype)
     if hasattr(module, "kept_keys"):
+        # values are a view of what the projection gave, and a wrapper cannot watch a view that leaves it
+        value = value.clone()
         module.kept_keys = (key, value)
 
     attended = shared(module.layer_idx, query, key, value, scaling)

@@ -29,7 +29,7 @@ class ImageEncoder:
     def __init__(self, model: Any, family: Family, kept: FeatureCache | None) -> None:
         self._model = model
         self._family = family
-        self._kept = kept
+        self.kept = kept
         self._rollout: FeatureCache | None = None
         self.patches = 0
         """Patches that went through the tower so far."""
@@ -42,9 +42,9 @@ class ImageEncoder:
             return self._encode(packed.pixel_values_N, packed.grid_thw_I_3)
 
         # one image at a time, so that features are a function of the image alone and a resumed run finds the same
-        if self._kept is not None and not self.is_trained:
+        if self.kept is not None and not self.is_trained:
             with torch.no_grad():
-                return self._remember(packed, self._kept, one_by_one=True)
+                return self._remember(packed, self.kept, one_by_one=True)
 
         if self._rollout is not None and not torch.is_grad_enabled():
             return self._remember(packed, self._rollout, one_by_one=False)

@@ -55,7 +55,7 @@ class Packed:
     image_keys: tuple[str, ...]
     """What tells the distinct images apart; empty in the naive layout, which does not care."""
     image_places: tuple[int, ...]
-    """Which distinct image stands at each image place of the prefixes, in order."""
+    """Which distinct image stands at each image place of the prefixes, in order. Empty with images: they stand nowhere."""
     prompt_keys: tuple[str, ...]
     """What tells the prefixes apart: equal keys, equal tokens and images. Empty in the naive layout."""
     chunks: tuple[Chunk, ...]

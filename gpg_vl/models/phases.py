@@ -21,11 +21,6 @@ Backward = Callable[[Tensor, bool], None]
 """(loss, whether it is the last backward of this micro-batch): adds the gradient of the loss to the weights."""
 
 
-def count_calls(packed: Packed) -> int:
-    """Forward calls that a micro-batch is trained with, unless its prefixes were kept."""
-    return 1 if len(packed.chunks) == 1 else 1 + len(packed.chunks)
-
-
 def forward_backward(
     policy: nn.Module,
     packed: Packed,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gpg_vl.models import attention
 from gpg_vl.models.attention import Kernel, LayerAttention, Segments, SharedPrefix
 from gpg_vl.models.families import Family
+from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import FeatureCache
 from gpg_vl.models.head import Objective, fused_head, sampling_logits, score_tokens
 from gpg_vl.models.images import ImageEncoder
@@ -104,6 +105,10 @@ class Policy(nn.Module):
     def work(self) -> Work:
         return Work(vision_patches=self.images.patches, tower_tokens=self._tower_tokens)
 
+    def blank_image(self) -> Patches | None:
+        """An image to show where there is none. None where the vision tower is frozen, or missing: nothing depends on it."""
+        return self.family.blank_image(self.model.config) if self.images.is_trained else None
+
     # ---- scoring
 
     def _score(self, request: Score) -> ScoreOutput:
@@ -176,7 +181,8 @@ class Policy(nn.Module):
             states_S_H = self._run_tower(
                 self._embed(packed, packed.ids_S), packed.positions_3_S, self._attend(segments)
             )
-        return Prefix(states_S_H, keys)
+        # a wrapper cannot watch a view that leaves it
+        return Prefix(states_S_H.clone(), keys)
 
     def _decode(self, request: Decode) -> Tensor:
         positions_3_S_1 = request.position_S[None, :, None].expand(3, -1, -1)
@@ -224,6 +230,10 @@ class Policy(nn.Module):
             return embeddings_T_H
 
         features = self.images.features(packed)
+        if not packed.image_places:
+            # computed to be in step with other processes: adds exactly nothing, in both passes
+            return embeddings_T_H + 0.0 * torch.cat(features).sum()
+
         in_order = [features[number] for number in packed.image_places]
         following = len(ids_T) - len(packed.ids_S)
         mask_T = nn.functional.pad(packed.image_mask_S, (0, following))

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from gpg_vl.models.adapters import adapters_off, has_adapters
 from gpg_vl.models.policy import Policy
@@ -13,11 +14,15 @@ Reference = Callable[[Score], ScoreOutput]
 """Scores completions with the weights of the beginning, without gradient."""
 
 
-def make_reference(policy: Policy, dtype: torch.dtype) -> Reference:
+def make_reference(
+    policy: Policy, dtype: torch.dtype, spread: Callable[[Policy], nn.Module] | None = None
+) -> Reference:
     """The reference of a policy that has not been trained yet.
 
     With adapters it is the policy itself with its adapters switched off; otherwise a frozen copy in `dtype`, the dtype
     that the policy computes in.
+
+    spread: spreads the copy over processes, where none of them is to hold all of it.
     """
     if has_adapters(policy.model):
 
@@ -29,10 +34,11 @@ def make_reference(policy: Policy, dtype: torch.dtype) -> Reference:
         return score_without_adapters
 
     frozen = copy.deepcopy(policy).requires_grad_(False).to(dtype).eval()
+    scoring = frozen if spread is None else spread(frozen)
 
     def score_with_copy(request: Score) -> ScoreOutput:
         with torch.no_grad():
-            output: ScoreOutput = frozen(request)
+            output: ScoreOutput = scoring(request)
         return output
 
     return score_with_copy

@@ -57,6 +57,30 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 """Names and whole tensors of the trained model, under the names of its checkpoint. Every process must iterate to the end."""
 
 
+class Passes:
+    """Weights that other processes iterate so many times, wherever this one stops: each tensor may wait for all of them."""
+
+    def __init__(self, weights: Weights, number: int) -> None:
+        self._weights = weights
+        self._left = number
+        self._current: Iterator[tuple[str, Tensor]] = iter(())
+
+    def __call__(self) -> Iterator[tuple[str, Tensor]]:
+        assert self._left, "the other processes do not iterate the weights as often"
+        self._left -= 1
+        self._current = self._weights()
+        return self._current
+
+    def finish(self) -> None:
+        """Iterate what is left, also of a pass that was broken off."""
+        while True:
+            for _ in self._current:
+                pass
+            if not self._left:
+                return
+            self()
+
+
 class Engine(Protocol):
     """Answers prompts with a policy of a known version.
 
@@ -128,6 +152,8 @@ class EngineSetup:
     revision: str | None = None
     policy: Callable[[], Policy]
     """Gives the policy that is to be sampled. Not called by an engine that needs nothing but the checkpoint and `sync`."""
+    fills_policy: bool = False
+    """Whether that policy is a copy for the engine alone, which `sync` fills; else it is the one that is trained."""
     processing: Processing
     autocast: torch.dtype | None = None
     """Of the forward pass, the same as in training; None computes in the weights' own dtype."""

@@ -1,4 +1,4 @@
-"""The native engine: the policy itself answers, in this process.
+"""The native engine: the policy itself answers, in this process, or a copy where the policy is spread over processes.
 
 Image and prompt are computed once per prompt. The members of all groups then wait for slots: a slot whose answer has ended
 takes the next one, so a long answer does not hold up the others.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpg_vl.clock import timed
 from gpg_vl.errors import UserError
+from gpg_vl.models.copy import fill
 from gpg_vl.models.families import Family
 from gpg_vl.models.layout import pack
 from gpg_vl.models.policy import Policy
@@ -70,12 +71,15 @@ class NativeEngine:
             )
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
-        """The engine reads the weights that are trained: only the version is new."""
+        """Where the engine reads the weights that are trained, only the version is new."""
         self._version = version
-        return SyncReport(version=version)
+        if not self._setup.fills_policy:
+            return SyncReport(version=version)
+        tensors, size = fill(self._policy.model, weights())
+        return SyncReport(version=version, tensors=tensors, bytes=size)
 
     def rest(self) -> None:
-        """Everything it holds is the trainer's."""
+        """What it holds is the trainer's, or stays for the next sync."""
 
     def counters(self) -> Mapping[str, float]:
         return asdict(self._counters)

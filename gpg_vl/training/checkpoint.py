@@ -4,7 +4,7 @@
         model/              weights (safetensors), config, tokenizer, processor: an ordinary checkpoint, adapters merged in
         state.json          step, data position, counters
         rank-0.pt           per process: random states and surplus groups
-        ...                 what the sharding writes: optimizer.pt, and adapters.safetensors if there are any
+        ...                 what the sharding writes: optimizer.pt, and adapters.safetensors if there are any; or parts/
 
 Everything is written into a hidden folder beside it, flushed to the disk and then renamed: a killed process leaves a
 hidden folder that no resume looks at. Files are read with `weights_only=True`: a checkpoint cannot run code.
@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,19 @@ from safetensors import SafetensorError
 from gpg_vl.activity import MeetingBrokenError
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.model import Model
-from gpg_vl.models.load import quiet
-from gpg_vl.training.rank_state import dump_rank_state, restore_rank_state
+from gpg_vl.models.save import save_model
+from gpg_vl.training.rank_state import (
+    deal_carry,
+    dump_rank_state,
+    reseed,
+    restore_carry,
+    restore_random_states,
+)
 from gpg_vl.training.ranks import wait_for_all
 from gpg_vl.training.sharding.protocol import Sharding
 from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
-from gpg_vl.types import Example
+from gpg_vl.types import Example, Group
 
 PREFIX = "step-"
 _COUNTERS = ("step", "position", "skipped_steps", "completions")
@@ -90,7 +97,8 @@ class Checkpoints:
                 shutil.rmtree(hidden, ignore_errors=True)
                 hidden.mkdir(parents=True)
             wait()
-            torch.save(dump_rank_state(state.carry), hidden / self._rank_file)
+            own = hidden / _rank_file(self._accelerator.process_index)
+            torch.save(dump_rank_state(state.carry), own)
             self._save_model(hidden / "model")
             self._sharding.save(hidden)
             wait()
@@ -127,9 +135,8 @@ class Checkpoints:
             counters = json.loads((checkpoint / "state.json").read_text())
             self._refuse_others(checkpoint, counters)
             self._sharding.load(checkpoint)
-            saved = torch.load(checkpoint / self._rank_file, weights_only=True)
             state = RunState(**{name: counters[name] for name in _COUNTERS})
-            carry = restore_rank_state(saved, self._source, default_version=state.step - 1)
+            carry = self._restore_rank(checkpoint, counters["processes"], state)
         except UserError:
             raise
         except Exception as error:
@@ -139,27 +146,44 @@ class Checkpoints:
                 f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; "
                 f"--resume then goes on from the one before it."
             ) from error
-        return RunState(**{name: counters[name] for name in _COUNTERS}, carry=carry)
+        return replace(state, carry=carry)
 
-    @property
-    def _rank_file(self) -> str:
-        return f"rank-{self._accelerator.process_index}.pt"
+    def _restore_rank(self, checkpoint: Path, processes: int, state: RunState) -> tuple[Group, ...]:
+        """Random states of this process, and its surplus groups; dealt anew if other processes have written them."""
+        here, index = self._accelerator.num_processes, self._accelerator.process_index
+        numbers = [index] if processes == here else range(processes)
+        saved = [
+            torch.load(checkpoint / _rank_file(number), weights_only=True) for number in numbers
+        ]
+
+        if processes == here:
+            restore_random_states(saved[0])
+            rows = saved[0]["carry"]
+        else:
+            reseed(seed=self._source.seed, step=state.step, rank=index)
+            rows = deal_carry([one["carry"] for one in saved], processes=here)[index]
+        return restore_carry(rows, self._source, default_version=state.step - 1)
 
     def _save_model(self, folder: Path) -> None:
         """An ordinary checkpoint that `from_pretrained` and other engines load; adapters are merged in."""
-        weights = dict(self._sharding.full_weights())
+        weights = self._sharding.full_weights()
         if not self._accelerator.is_main_process:
+            for _ in weights:
+                pass
             return
         processing = self._model.processing
-        with quiet():
-            self._model.policy.model.save_pretrained(folder, state_dict=weights)
+        save_model(self._model.policy.model, weights, folder)
         processing.tokenizer.save_pretrained(folder)
         if processing.image_processor is not None:
             processing.image_processor.save_pretrained(folder)
 
     def _write_counters(self, file: Path, state: RunState) -> None:
         counters: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
-        counters |= {"processes": self._accelerator.num_processes, "data": self._digest}
+        counters |= {
+            "processes": self._accelerator.num_processes,
+            "sharding": self._sharding.name,
+            "data": self._digest,
+        }
         file.write_text(json.dumps(counters, indent=2) + "\n")
 
     def _refuse_others(self, checkpoint: Path, counters: dict[str, Any]) -> None:
@@ -168,11 +192,24 @@ class Checkpoints:
                 f"The data is not what the run in {checkpoint} was started with: other rows, answers or prompts. Its "
                 f"order would mean other examples now. Put the old file back, or start a new run."
             )
-        if counters["processes"] != self._accelerator.num_processes:
+        # earlier versions wrote no name, and had one sharding
+        written_by, sharding = counters.get("sharding", "none"), self._sharding.name
+        if written_by != sharding:
             raise UserError(
-                f"The checkpoint {checkpoint} was written by {counters['processes']} process(es); this run has "
-                f"{self._accelerator.num_processes}. Start as many as then."
+                f"The checkpoint {checkpoint} was written under train.sharding {written_by}; this run has {sharding}, which "
+                f"reads only its own. Resume with train.sharding={written_by}, or start a new run from "
+                f"{checkpoint / 'model'}, an ordinary model."
             )
+        here = self._accelerator.num_processes
+        if counters["processes"] != here and not self._sharding.any_processes:
+            raise UserError(
+                f"The checkpoint {checkpoint} was written by {counters['processes']} process(es); this run has {here}. "
+                f"Start as many as then."
+            )
+
+
+def _rank_file(process: int) -> str:
+    return f"rank-{process}.pt"
 
 
 def _is_unreadable(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from gpg_vl.clock import timed
 from gpg_vl.errors import RunError
 from gpg_vl.models.head import Objective
 from gpg_vl.models.layout import Packed
-from gpg_vl.models.phases import count_calls, forward_backward
+from gpg_vl.models.phases import forward_backward
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import Reference
@@ -32,6 +32,7 @@ from gpg_vl.training.failures import (
     explain_non_finite,
     explain_out_of_memory,
 )
+from gpg_vl.training.matching import match_calls
 from gpg_vl.training.micro_batch import (
     Layout,
     MicroBatch,
@@ -155,10 +156,10 @@ class Learner:
         A group that has them already keeps them: the weights of now are not those that sampled it.
         """
         fresh = [group for group in groups if not group.old_logps]
-        if "old_logp" not in self._algorithm.needs or not fresh:
+        if "old_logp" not in self._algorithm.needs:
             return tuple(groups)
 
-        logps = self._score(fresh, self._policy).tolist()
+        logps = self._score(fresh, self._module).tolist()
         kept = []
         start = 0
         for group in groups:
@@ -196,12 +197,21 @@ class Learner:
         """log pi [K] of all completion tokens of these groups, in one shared pass without gradient."""
         micro_batches = make_micro_batches(groups, None, self._settings.layout)
         logp_K = torch.zeros(sum(len(m.index_K) for m in micro_batches), dtype=torch.float64)
-        for micro_batch in micro_batches:
+        for micro_batch in self._match(micro_batches, None):
             packed = micro_batch.packed.to(self._accelerator.device)
             with torch.no_grad(), self._autocast():
                 output = score(Score(packed=packed))
             logp_K[micro_batch.index_K] = output.logp_K.double().cpu()
         return logp_K
+
+    def _match(
+        self, micro_batches: Sequence[MicroBatch], credit: Credit | None
+    ) -> Sequence[MicroBatch]:
+        """Where every call is a collective, no process may wait for one that has nothing to do."""
+        if not self._sharding.calls_must_match:
+            return micro_batches
+        idle = make_idle_micro_batch(credit)
+        return match_calls(self._accelerator, micro_batches, idle, self._policy.blank_image())
 
     # ---- one update
 
@@ -209,13 +219,7 @@ class Learner:
         """Add up the gradient of this process's micro-batches."""
         self._sharding.start(partial(self._settings.learning_rate, step))
 
-        # where every call is a collective, no process may wait for one that has nothing to do
-        queue = list(micro_batches)
-        if self._sharding.calls_must_match:
-            calls = sum(count_calls(micro_batch.packed) for micro_batch in queue)
-            missing = int(most(self._accelerator, calls)) - calls
-            queue += [make_idle_micro_batch(credit)] * missing
-
+        queue = self._match(micro_batches, credit)
         totals = Totals(observe=self._algorithm.observe, version=step)
         for place, micro_batch in enumerate(queue):
             is_last = place + 1 == len(queue)
@@ -257,7 +261,9 @@ class Learner:
         self, seconds: dict[str, float], is_last: bool, loss: Tensor, ends_micro_batch: bool
     ) -> None:
         with timed(partial(add_to, seconds, "train_backward"), self._accelerator.device):
-            self._sharding.backward(loss, last=is_last and ends_micro_batch)
+            # text reaches no weight while the vision tower alone is trained; on all processes alike
+            if loss.requires_grad:
+                self._sharding.backward(loss, last=is_last and ends_micro_batch)
 
     def _kept_prefix(self, packed: Packed) -> Prefix | None:
         """With a kept prefix a micro-batch has fewer calls than other processes count on, where they must match."""

@@ -3,6 +3,7 @@
 Weights, gradients and moments are exact; activations are estimated for a full micro-batch.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +13,37 @@ from gpg_vl.models.head import TILE_ELEMENTS
 from gpg_vl.models.load import read_config
 
 
-def weight_memory(parameters: int, trained: int) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How many numbers the parts of a model have.
+
+    Example: of a Qwen2-VL-2B `parameters` is 2_208_985_600, of which the vision tower with its merger has 665_272_320.
+    """
+
+    parameters: int
+    trained: int
+    vision: int
+    """Of the vision tower with its merger."""
+    trained_vision: int
+    layers: tuple[int, ...]
+    """Of each decoder layer, and of each block of the vision tower if it is trained."""
+
+
+def weight_memory(sizes: Sizes) -> dict[str, float]:
     """Of float32 weights, and of gradients and AdamW's two moments of those that are trained."""
-    return {"weights": 4.0 * parameters, "gradients": 4.0 * trained, "optimizer": 8.0 * trained}
+    return {
+        "weights": 4.0 * sizes.parameters,
+        "gradients": 4.0 * sizes.trained,
+        "optimizer": 8.0 * sizes.trained,
+    }
+
+
+def copy_memory(config: Config, parameters: int) -> dict[str, float]:
+    """Of a copy that answers: matrices in the dtype of the forward pass, embeddings in float32."""
+    text = _read_text_config(config)
+    itemsize = compute_dtype(config).itemsize
+    embeddings = text.hidden_size * text.vocab_size
+    return {"copy that answers": float(parameters * itemsize + embeddings * (4 - itemsize))}
 
 
 def micro_batch_memory(config: Config, tokens: int, trained: int) -> dict[str, float]:

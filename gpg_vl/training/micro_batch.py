@@ -109,7 +109,7 @@ def make_micro_batches(
     return [_make_micro_batch(bundle, credit, layout) for bundle in joined]
 
 
-def make_idle_micro_batch(credit: Credit) -> MicroBatch:
+def make_idle_micro_batch(credit: Credit | None) -> MicroBatch:
     """Computes next to nothing and adds exactly zero: it keeps a process without work in step with the others."""
     prompt = Prompt(
         example_id="",
@@ -123,7 +123,7 @@ def make_idle_micro_batch(credit: Credit) -> MicroBatch:
     return MicroBatch(
         packed=pack([prompt], [[()]]),
         index_K=nothing,
-        inputs=select(credit.inputs, nothing),
+        inputs=None if credit is None else select(credit.inputs, nothing),
         sampled_logp_K=torch.zeros(0),
         version_K=nothing,
         examples=(),

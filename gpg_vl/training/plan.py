@@ -11,22 +11,27 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
 from gpg_vl.models.load import read_config
+from gpg_vl.rollout import DEFAULT
 from gpg_vl.training.cost import Cost, VisionMode, group_cost
 from gpg_vl.training.fit import Fit, fit_choices
 from gpg_vl.training.memory import (
+    Sizes,
     activation_bytes,
     compute_dtype,
+    copy_memory,
     feature_memory,
     micro_batch_memory,
     rollout_memory,
     weight_memory,
 )
+from gpg_vl.training.sharding import shardings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +69,8 @@ class Plan:
     """What other settings would take, where the size of a device is known."""
 
 
-def count_parameters(config: Config, family: Family) -> tuple[int, int]:
-    """(all, trained) parameters, from the checkpoint's config alone: nothing is read, nothing
-    allocated.
-    """
+def count_parameters(config: Config, family: Family) -> Sizes:
+    """The sizes of the model that is trained, from the checkpoint's config alone: nothing is read, nothing allocated."""
     import transformers
 
     from gpg_vl.models.adapters import add_adapters
@@ -87,9 +90,20 @@ def count_parameters(config: Config, family: Family) -> tuple[int, int]:
             )
     freeze(model, family, config.model.freeze)
 
-    everything = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return everything, trained
+    tower = family.vision_tower(model)
+    trained_vision = _count(tower, trained=True) if tower else 0
+    blocks = family.vision_blocks(model) if trained_vision else []
+    return Sizes(
+        parameters=_count(model),
+        trained=_count(model, trained=True),
+        vision=_count(tower) if tower else 0,
+        trained_vision=trained_vision,
+        layers=tuple(_count(layer) for layer in [*family.layers(model), *blocks]),
+    )
+
+
+def _count(module: nn.Module, *, trained: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
 def make_plan(
@@ -112,11 +126,11 @@ def make_plan(
     image_median = _median(image_tokens)
 
     @cache
-    def count(lora_rank: int) -> tuple[int, int]:
+    def count(lora_rank: int) -> Sizes:
         model = config.model.model_copy(update={"lora_rank": lora_rank})
         return count_parameters(config.model_copy(update={"model": model}), family)
 
-    parameters = count(config.model.lora_rank)
+    sizes = count(config.model.lora_rank)
 
     costs = {}
     for shared in (True, False):
@@ -134,6 +148,7 @@ def make_plan(
             family,
             count(config.model.lora_rank),
             groups,
+            processes=processes,
             group_tokens=here.tokens,
             prompt_tokens=longest,
             image_tokens=sum(image_tokens),
@@ -151,8 +166,8 @@ def make_plan(
         prompt_tokens_median=median,
         prompt_tokens_max=longest,
         image_tokens_median=image_median,
-        parameters=parameters[0],
-        trained_parameters=parameters[1],
+        parameters=sizes.parameters,
+        trained_parameters=sizes.trained,
         passes_per_step=ceil(groups / groups_per_micro_batch),
         kernel=kernel,
         kernel_note=why,
@@ -224,24 +239,30 @@ def _estimate_memory(
     config: Config,
     algorithm: Algorithm,
     family: Family,
-    parameters: tuple[int, int],
+    sizes: Sizes,
     groups: int,
     *,
+    processes: int,
     group_tokens: int,
     prompt_tokens: int,
     image_tokens: int,
 ) -> dict[str, float]:
     """Bytes per process, by what takes them.
 
-    parameters: all, and those that are trained. groups: of a step, on one process.
+    groups: of a step, on one process.
     prompt_tokens: those of the longest prompt. image_tokens: those of the whole data set.
     """
-    everything, trained = parameters
     checkpoint = read_config(config.model.path, config.model.revision)
     tokens = min(config.train.tokens_per_pass, groups * group_tokens)
 
-    memory = weight_memory(everything, trained)
-    memory |= micro_batch_memory(config, tokens, trained)
+    # a sharding that spreads weights says what it holds of them
+    sharding = shardings.get(config.train.sharding)
+    holds_whole = getattr(sharding, "holds_whole", True)
+    says = getattr(sharding, "memory", None)
+    memory = weight_memory(sizes) if says is None else dict(says(sizes, processes))
+    memory |= micro_batch_memory(config, tokens, sizes.trained)
+    if algorithm.samples and not holds_whole and config.rollout.engine == DEFAULT:
+        memory |= copy_memory(config, sizes.parameters)
     if algorithm.samples:
         key_values = family.shape_of(checkpoint).key_values
         memory |= rollout_memory(config, groups, prompt_tokens, key_values)
@@ -252,7 +273,9 @@ def _estimate_memory(
 
     # with adapters the reference is the same weights, adapters off
     if "reference_logp" in algorithm.needs and not config.model.lora_rank:
-        memory["reference"] = float(everything * compute_dtype(config).itemsize)
+        spread = 0 if holds_whole else sizes.parameters - sizes.vision
+        held = sizes.parameters - spread + spread / processes
+        memory["reference"] = held * compute_dtype(config).itemsize
     return memory
 
 

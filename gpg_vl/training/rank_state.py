@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,40 @@ def dump_rank_state(carry: Sequence[Group]) -> dict[str, Any]:
     return saved
 
 
-def restore_rank_state(
-    saved: Mapping[str, Any], source: PromptSource, *, default_version: int
-) -> tuple[Group, ...]:
-    """Set the random states of this process. Returns its surplus groups, encoded again.
-
-    default_version: of completions that were saved without the version of the weights that sampled them.
-    """
+def restore_random_states(saved: Mapping[str, Any]) -> None:
+    """Set the random states of this process to those that it had."""
     torch.set_rng_state(saved["torch"])
     if torch.cuda.is_available() and "cuda" in saved:
         torch.cuda.set_rng_state(saved["cuda"])
     random.setstate(_to_tuples(saved["python"]))
     np.random.set_state(_to_tuples(saved["numpy"]))
-    return tuple(_restore_group(row, source, default_version) for row in saved["carry"])
+
+
+def reseed(*, seed: int, step: int, rank: int) -> None:
+    """Random states for a process that has none to go on from: other processes have run this run so far."""
+    own = np.random.SeedSequence((seed, step, rank))
+    for_torch, for_python, for_numpy = (int(word) for word in own.generate_state(3))
+    torch.manual_seed(for_torch)
+    random.seed(for_python)
+    np.random.seed(for_numpy)
+
+
+def deal_carry(
+    rows: Sequence[Sequence[Mapping[str, Any]]], *, processes: int
+) -> list[list[Mapping[str, Any]]]:
+    """The surplus groups of all processes for another number of them: in the order of the data, one to each in turn."""
+    everybodys = sorted((row for of_one in rows for row in of_one), key=itemgetter("draw"))
+    return [everybodys[process::processes] for process in range(processes)]
+
+
+def restore_carry(
+    rows: Sequence[Mapping[str, Any]], source: PromptSource, *, default_version: int
+) -> tuple[Group, ...]:
+    """Surplus groups, encoded again.
+
+    default_version: of completions that were saved without the version of the weights that sampled them.
+    """
+    return tuple(_restore_group(row, source, default_version) for row in rows)
 
 
 def _dump_group(group: Group) -> dict[str, Any]:

@@ -67,11 +67,11 @@ def launch(
     # the parts, each made of what stands before it
     prefixes = PrefixStore() if config.train.reuse_prefill else None
     with doing("the loading of the model"):
-        model = _load_model(prepared, accelerator)
         sharding = _make_sharding(config, accelerator)
+        model = _load_model(prepared, sharding, accelerator)
         learner = _make_learner(prepared, model, sharding, accelerator, prefixes)
     with doing("the start of the engine"):
-        engine = _make_engine(config, model, prefixes)
+        engine = _make_engine(config, model, sharding, prefixes)
     evaluate = partial(evaluation, engine, model.processing, accelerator) if evaluation else None
 
     # where the run begins; a checkpoint goes into a model that is wrapped already
@@ -135,7 +135,7 @@ def _resume(
     return state
 
 
-def _load_model(prepared: Prepared, accelerator: Accelerator) -> Model:
+def _load_model(prepared: Prepared, sharding: Sharding, accelerator: Accelerator) -> Model:
     config = prepared.config
 
     def prepare_parts(model: Any, family: Family) -> None:
@@ -159,6 +159,7 @@ def _load_model(prepared: Prepared, accelerator: Accelerator) -> Model:
         revision=config.model.revision,
         dtype=config.model.dtype,
         device=accelerator.device,
+        placed=sharding.holds_whole,
         temperature=config.rollout.temperature,
         attention=prepared.plan.kernel,
         vision_cache_mb=config.model.vision_cache_mb,
@@ -190,7 +191,8 @@ def _make_learner(
     # checkpoint is read
     reference = None
     if "reference_logp" in algorithm.needs:
-        reference = make_reference(model.policy, model.autocast or torch.float32)
+        dtype = model.autocast or torch.float32
+        reference = make_reference(model.policy, dtype, sharding.spread)
 
     return Learner(
         model.policy,
@@ -244,12 +246,15 @@ def _make_learning_rate(config: Config, steps: int) -> Callable[[int, str], floa
     return rate
 
 
-def _make_engine(config: Config, model: Model, prefixes: PrefixStore | None) -> Engine:
+def _make_engine(
+    config: Config, model: Model, sharding: Sharding, prefixes: PrefixStore | None
+) -> Engine:
     return model.engine(
         config.rollout.engine,
         options=engine_options(config),
         prefixes=prefixes,
         awaits_sync=True,
+        by_copy=not sharding.holds_whole,
     )
 
 

@@ -104,6 +104,8 @@ class Family:
     image_tokens: Callable[[int, int], int] = no_image
     """(width, height) that the model sees -> number of image tokens. Looks at no pixel."""
     patches: Preparation = no_image
+    blank_image: Callable[[Any], Patches] = no_image
+    """transformers config -> the smallest image there is, all zeros."""
 
     # ---- positions
 

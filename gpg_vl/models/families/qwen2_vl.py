@@ -81,6 +81,14 @@ def patches(
     return Patches(features["pixel_values"].float(), grid, tokens)
 
 
+def blank_image(config: Any) -> Patches:
+    """One image token, all zeros."""
+    vision = config.vision_config
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    grid = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]])
+    return Patches(torch.zeros(MERGE_SIZE**2, values), grid, [1])
+
+
 # ---- positions
 
 
@@ -260,6 +268,7 @@ QWEN2_VL = Family(
     image_size=image_size,
     image_tokens=image_tokens,
     patches=patches,
+    blank_image=blank_image,
     positions=mrope_positions,
     tower_positions=_all_axes,
     image_features=_image_features,

@@ -24,6 +24,7 @@ from gpg_vl.rollout.engine import (
     EngineLostError,
     EngineOptions,
     EngineSetup,
+    Passes,
     RolloutRequest,
     SyncReport,
     Weights,
@@ -134,19 +135,16 @@ class ServerEngine:
     # ---- weights
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
-        weights = partial(wanted_weights, weights, self._setup)
+        passes = Passes(partial(wanted_weights, weights, self._setup), self._passes)
         with self._counters.syncing(HERE):
             self._held = f"{self._run}:{version}"
             message, table = None, None
             if rank() == 0:
                 try:
-                    table = self._send(weights)
+                    table = self._send(passes)
                 except (RunError, UserError) as error:
                     message = str(error)
-            else:
-                for _ in range(self._passes):
-                    for _ in weights():
-                        pass
+            passes.finish()
             message, table, files = tell((message, table, self._files))
 
         if message is not None:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:  # names can be asked for without torch
 
 shardings: "Registry[Callable[[ShardingSetup], Sharding]]" = Registry(
     "sharding",
-    builtin={"none": "gpg_vl.training.sharding.plain:Plain"},
+    builtin={
+        "none": "gpg_vl.training.sharding.plain:Plain",
+        "fsdp2": "gpg_vl.training.sharding.fsdp2:Fsdp2",
+    },
     entry_point_group="gpg_vl.shardings",
 )

@@ -26,7 +26,10 @@ BUCKET_ELEMENTS = 2**24
 class Plain:
     """The `none` sharding. See `Sharding` for its methods."""
 
+    name = "none"
     calls_must_match = False
+    holds_whole = True
+    any_processes = False
 
     def __init__(self, setup: ShardingSetup) -> None:
         self._setup = setup
@@ -43,6 +46,9 @@ class Plain:
                 with meeting():
                     torch.distributed.broadcast(tensor.detach(), src=0)
         return self._policy
+
+    def spread(self, policy: Policy) -> nn.Module:
+        return policy.to(self._setup.device)
 
     def start(self, learning_rate: Callable[[str], float]) -> None:
         self._optimizer.zero_grad(set_to_none=True)

@@ -27,13 +27,23 @@ class Sharding(Protocol):
     parts of one sum: their gradients are added, not averaged.
     """
 
+    name: str
+    """As in the registry. A checkpoint is resumed with the sharding that wrote it."""
     calls_must_match: bool
-    """True: every call of the wrapped policy is a collective, so each process must make the same number of them."""
+    """True: every call of the wrapped policy is a collective, so each process must make the same ones in the same order."""
+    holds_whole: bool
+    """True: every process has all weights in its policy, so an engine can answer with it."""
+    any_processes: bool
+    """True: a checkpoint can be resumed by another number of processes than wrote it."""
 
     def wrap(
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
     ) -> nn.Module:
         """The module to call in training. Called once; every process has the main process's weights afterwards."""
+        ...
+
+    def spread(self, policy: Policy) -> nn.Module:
+        """The same for a policy that is only scored with, and never trained: a reference."""
         ...
 
     def start(self, learning_rate: Callable[[str], float]) -> None:

@@ -1,0 +1,119 @@
+"""A model as an ordinary checkpoint, written tensor by tensor: no process ever holds all of it beside the one it trains.
+
+Files, names and bytes are those that transformers itself would write.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpg_vl.models.adapters import plain_weights
+
+LARGEST_FILE = "50GB"
+"""As transformers has it."""
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+"""What safetensors calls them."""
+
+
+def save_model(model: Any, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Write config and weights of a transformers model. Iterates the weights to the end.
+
+    model: says what there is, under which names; it may have adapters, or hold parts of its tensors only.
+    weights: whole tensors under the names of the plain model, see `adapters.merged_weights`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+    places = _lay_out(model, folder)
+    for name, tensor in weights:
+        if (place := places.pop(name, None)) is not None:
+            place.write(tensor)
+    assert not places, f"no weights came for {sorted(places)[:3]} and others, {len(places)} in all"
+
+
+class _Place(NamedTuple):
+    """Where a tensor stands in its file."""
+
+    file: Path
+    start: int
+    like: Tensor
+
+    def write(self, tensor: Tensor) -> None:
+        assert (tensor.shape, tensor.dtype) == (self.like.shape, self.like.dtype)
+        numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        with self.file.open("r+b") as file:
+            file.seek(self.start)
+            file.write(numbers.numpy().data)
+
+
+def _lay_out(model: Any, folder: Path) -> dict[str, _Place]:
+    """Files with everything but the numbers: the place of each tensor that is saved, by its name in the model."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    saved = _saved_names(model)
+    stand_ins = dict(saved.values())
+    split = split_torch_state_dict_into_shards(
+        stand_ins, filename_pattern="model{suffix}.safetensors", max_shard_size=LARGEST_FILE
+    )
+    if split.is_sharded:
+        metadata = {"total_parameters": model.num_parameters(), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    starts: dict[str, tuple[Path, int]] = {}
+    for name, tensors in split.filename_to_tensors.items():
+        file = folder / name
+        offsets = _open_file(file, {tensor: stand_ins[tensor] for tensor in tensors})
+        starts |= {tensor: (file, start) for tensor, start in offsets.items()}
+    return {name: _Place(*starts[saved_as], tensor) for name, (saved_as, tensor) in saved.items()}
+
+
+def _saved_names(model: Any) -> dict[str, tuple[str, Tensor]]:
+    """The name in a checkpoint, and a tensor without numbers, of each weight that is saved; of tied ones the first alone."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    tied = set(model.all_tied_weights_keys)
+    stand_ins = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        for name, tensor in plain_weights(model).items()
+        if name not in tied
+    }
+    name_of = {id(tensor): name for name, tensor in stand_ins.items()}
+    reverted: Mapping[str, Tensor] = revert_weight_conversion(model, dict(stand_ins))
+    return {name_of[id(tensor)]: (saved_as, tensor) for saved_as, tensor in reverted.items()}
+
+
+def _open_file(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """A safetensors file with its header, and room for the numbers. Returns where those of each tensor begin."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        opened.truncate(first + end)
+    return {name: first + header[name]["data_offsets"][0] for name in tensors}

@@ -1,0 +1,180 @@
+"""Weights, gradients and moments spread over processes by torch's own `fully_shard` (FSDP2).
+
+A unit of weights is gathered when it is computed with, and its gradient is summed into the parts that the processes hold:
+each decoder layer, each block of the vision tower, and a root with what is left. Embedding and head are in the root, which
+is gathered for the whole of a forward call, because the head is read outside of its own module and may be tied.
+
+A frozen vision tower is not spread. Which images a process has to encode depends on what it remembers of earlier ones, and
+calls of a tower that every process holds need not match.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from math import isfinite
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from gpg_vl.errors import UserError
+from gpg_vl.models.adapters import merged_weights
+from gpg_vl.models.policy import Policy
+from gpg_vl.training.memory import Sizes
+from gpg_vl.training.sharding.parts import load_parts, save_parts
+from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
+
+FOLDER = "parts"
+"""In a checkpoint: what each process has written of the trained weights and their moments."""
+
+
+class Fsdp2:
+    """The `fsdp2` sharding. See `Sharding` for its methods. Raises UserError if there is one process."""
+
+    name = "fsdp2"
+    calls_must_match = True
+    holds_whole = False
+    any_processes = True
+
+    def __init__(self, setup: ShardingSetup) -> None:
+        if setup.processes == 1:
+            raise UserError(
+                "train.sharding is fsdp2, but this run has one process, and nobody to share the weights with. Start two or "
+                "more (torchrun --nproc-per-node 2 -m gpg_vl train ...), or set train.sharding to none."
+            )
+        self._setup = setup
+        self._mesh: DeviceMesh = init_device_mesh(setup.device.type, (setup.processes,))
+        self._policy: Policy
+        self._units: list[FSDPModule]
+        self._optimizer: torch.optim.Optimizer
+
+    @staticmethod
+    def memory(sizes: Sizes, processes: int) -> dict[str, float]:
+        """Bytes of one process, by what takes them; see `weight_memory`. The largest units are whole for a while.
+
+        The root is gathered for a whole call, its gradient for a whole backward; of the layers two at a time, because the
+        next one comes while one is computed with, and the gradient of one.
+        """
+        kept_whole = 0 if sizes.trained_vision else sizes.vision
+        spread = sizes.parameters - kept_whole
+        root, largest = spread - sum(sizes.layers), max(sizes.layers)
+        trained_share = sizes.trained / spread
+        gathered = root + 2 * largest + trained_share * (root + largest)
+        return {
+            "weights": 4.0 * (spread / processes + kept_whole),
+            "gradients": 4.0 * sizes.trained / processes,
+            "optimizer": 8.0 * sizes.trained / processes,
+            "gathered layers": 4.0 * gathered,
+        }
+
+    def wrap(
+        self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
+    ) -> nn.Module:
+        self._policy = policy
+        self._units = self._spread(policy)
+        self._optimizer = make_optimizer(policy)
+        return policy
+
+    def spread(self, policy: Policy) -> nn.Module:
+        # nothing comes back for its root, which a backward would have given back
+        self._spread(policy, reshard_after_forward=True)
+        return policy
+
+    def start(self, learning_rate: Callable[[str], float]) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(group["part"])
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        # each backward sums into the parts: no process ever holds a gradient of more than a unit
+        loss.backward()
+
+    def clip_and_step(self, max_norm: float, *, loss_is_finite: bool) -> StepResult:
+        self._give_back()
+        parameters = self._trained().values()
+
+        # a weight that nothing has touched has gradient 0, not none: see `Plain`
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [_part(p.grad) for p in parameters if p.grad is not None]
+
+        norm = self._norm(gradients)
+        if not (loss_is_finite and isfinite(norm)):
+            self._optimizer.zero_grad(set_to_none=True)
+            return StepResult(norm, applied=False)
+
+        scale = min(1.0, max_norm / (norm + 1e-6))
+        for gradient in gradients if scale < 1.0 else ():
+            gradient.mul_(scale)
+        self._optimizer.step()
+        return StepResult(norm, applied=True)
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        self._give_back()
+        return merged_weights(self._policy.model, _gather)
+
+    def save(self, folder: Path) -> None:
+        self._give_back()
+        save_parts(self._trained(), self._optimizer, folder / FOLDER)
+
+    def load(self, folder: Path) -> None:
+        self._give_back()
+        load_parts(self._trained(), self._optimizer, folder / FOLDER)
+
+    def _spread(
+        self, policy: Policy, reshard_after_forward: bool | None = None
+    ) -> list[FSDPModule]:
+        """Unit by unit, so that a device never holds more than one whole unit beside its parts."""
+        model, family = policy.model, policy.family
+        tower = family.vision_tower(model)
+        kept_whole = set(tower.parameters()) if tower and not policy.images.is_trained else set()
+        blocks = family.vision_blocks(model) if policy.images.is_trained else []
+
+        units = []
+        for module in [*family.layers(model), *blocks, policy]:
+            self._equalize([*module.parameters(), *module.buffers()])
+            unit = fully_shard(
+                module,
+                mesh=self._mesh,
+                reshard_after_forward=reshard_after_forward,
+                ignored_params=kept_whole,
+            )
+            # the losses of all processes are parts of one sum
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
+            units.append(unit)
+        return units
+
+    def _equalize(self, tensors: Iterable[Tensor]) -> None:
+        """The main process's numbers, on this process's device, in what is not spread yet."""
+        for tensor in tensors:
+            if not isinstance(tensor, DTensor):
+                tensor.data = tensor.data.to(self._setup.device)
+                torch.distributed.broadcast(tensor.data, src=0)
+
+    def _give_back(self) -> None:
+        """What the last forward calls have left gathered: a root waits for a backward that scoring does not have."""
+        for unit in self._units:
+            unit.reshard()
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer moves, by name."""
+        moved = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self._policy.named_parameters() if id(p) in moved}
+
+    def _norm(self, gradients: list[Tensor]) -> float:
+        """Over all parts of all processes, each of which holds its own."""
+        square = nn.utils.get_total_norm(gradients).double().square()
+        torch.distributed.all_reduce(square)
+        return float(square.sqrt())
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """What this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,100 @@
+"""Trained weights and moments in a checkpoint, where each process writes and reads its own parts.
+
+By torch's distributed checkpoints, in safetensors files: what a part is stands in each file, so another number of processes
+reads what it needs of them, and nothing is unpickled.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from gpg_vl.errors import UserError
+
+WEIGHT, MOMENT, NUMBER = "weight", "moment", "number"
+"""What a saved tensor is: a weight; what an optimizer keeps of each of its numbers; or of all of them, as a row of one."""
+
+
+def save_parts(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, folder: Path
+) -> None:
+    """Write the parameters and what the optimizer keeps of each. Raises OSError."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"{WEIGHT}/{name}"] = parameter.detach()
+        for kind, value in optimizer.state[parameter].items():
+            is_number = value.dim() == 0
+            key = f"{NUMBER if is_number else MOMENT}/{kind}/{name}"
+            tensors[key] = value.reshape(1) if is_number else value
+
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        save(tensors, storage_writer=writer)
+    except CheckpointException as error:
+        raise OSError(_first_cause(error)) from error
+
+
+def load_parts(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, folder: Path
+) -> None:
+    """Put back what `save_parts` has written, by whatever number of processes.
+
+    Raises UserError if it is of other weights, ValueError if it is damaged.
+    """
+    reader = HuggingFaceStorageReader(str(folder))
+    saved = reader.read_metadata().state_dict_metadata
+    weights = {key.removeprefix(f"{WEIGHT}/") for key in saved if key.startswith(f"{WEIGHT}/")}
+    if weights != parameters.keys():
+        raise UserError(
+            f"The checkpoint {folder.parent} holds {len(weights)} trained tensors; this run trains {len(parameters)}, and not "
+            f"the same ones. Resume with the model section that the run was started with."
+        )
+
+    tensors = {key: _room_for(key, parameters) for key in saved}
+    _refuse_gaps(saved, tensors)
+    try:
+        load(tensors, storage_reader=reader)
+    except CheckpointException as error:
+        raise ValueError(_first_cause(error)) from error
+
+    for key, tensor in tensors.items():
+        what, *kind, name = key.split("/")
+        if what != WEIGHT:
+            value = tensor.reshape(()) if what == NUMBER else tensor
+            optimizer.state[parameters[name]]["/".join(kind)] = value
+
+
+def _room_for(key: str, parameters: Mapping[str, nn.Parameter]) -> Tensor:
+    """Where a saved tensor goes: weights into their place, moments are spread like them, a number is whole everywhere."""
+    what, *_, name = key.split("/")
+    parameter = parameters[name]
+    if what == WEIGHT:
+        return parameter.detach()
+    if what == MOMENT:
+        return torch.zeros_like(parameter).detach()
+    return torch.zeros(1, device=parameter.device)
+
+
+def _refuse_gaps(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """A file that is not there is no error to torch, if its parts are not the last ones: numbers would stay as they were."""
+    for key, tensor in tensors.items():
+        held = sum(chunk.sizes.numel() for chunk in saved[key].chunks)
+        if saved[key].size != tensor.shape or held != tensor.numel():
+            raise ValueError(
+                f"{held} of {tensor.numel()} numbers of {key} are there; files are missing, or of another model"
+            )
+
+
+def _first_cause(error: CheckpointException) -> str:
+    """What went wrong on the first process that something went wrong on; the rest is a trace for developers."""
+    number, (cause, _) = min(error.failures.items())
+    return f"process {number}: {type(cause).__name__}: {cause}"

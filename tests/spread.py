@@ -1,0 +1,336 @@
+"""What processes that share the weights compute, beside what one process alone computes: run under torchrun by test_fsdp2.
+
+    torchrun ... tests/spread.py CHECKPOINT FOLDER NAME...
+
+Each process writes what it has found of the named cases into FOLDER/rank-N.pt.
+"""
+
+import faulthandler
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from test_learner import adamw, aged, descent, make_groups, make_learner
+from test_phases import checkpointed, only, with_adapters
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from gpg_vl.algorithms.algorithm import Algorithm
+from gpg_vl.algorithms.gpg import gpg
+from gpg_vl.algorithms.grpo import grpo
+from gpg_vl.model import Model
+from gpg_vl.models.families import Family
+from gpg_vl.rollout.engine import RolloutRequest
+from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.training.failures import NonFiniteError
+from gpg_vl.training.learner import Learner
+from gpg_vl.training.sharding import shardings
+from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
+from gpg_vl.types import Group
+
+TIME_LIMIT = 240
+Prepare = Callable[[Any, Family], None]
+
+
+def everything(model: Any, family: Family) -> None:
+    pass
+
+
+def without_vision(model: Any, family: Family) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(family.part_of(name) == "language")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Steps of training, and who trains on which groups."""
+
+    deals: dict[int, list[list[int]]]
+    """Number of processes -> the groups of each."""
+    tokens_per_pass: int = 10**6
+    shared: bool = True
+    prepare: Prepare = everything
+    algorithm: Callable[[], Algorithm] = gpg
+    steps: int = 1
+    optimizer: Callable[..., Any] = descent
+    rate: float = 0.0
+    max_grad_norm: float = float("inf")
+    old: bool = False
+    """Whether every other group was sampled by older weights."""
+
+
+HALVES = {2: [[0, 1, 2, 3], [4, 5, 6, 7]], 3: [[0, 1, 2], [3, 4, 7], [5, 6]]}
+IDLE = {2: [[], list(range(8))], 3: [[], list(range(8)), []]}
+UNEQUAL = {2: [[0, 1, 2, 4, 5, 6], [3, 7]], 3: [[0, 1, 2, 4], [7], [3, 5, 6]]}
+TEXT = {2: [[7], list(range(7))], 3: [[7], [0, 1, 2, 3], [4, 5, 6]]}
+"""Group 7 alone has no picture."""
+
+
+def kl() -> Algorithm:
+    return grpo(kl_beta=0.1)
+
+
+def twice() -> Algorithm:
+    return grpo(kl_beta=0.1, updates=2)
+
+
+CASES = {
+    "plain": Case(HALVES),
+    "a process without groups": Case(IDLE),
+    "cut differently": Case(UNEQUAL, tokens_per_pass=90),
+    "each answer a chunk": Case(UNEQUAL, tokens_per_pass=1),
+    "text on one process": Case(TEXT),
+    "text on one process, in chunks": Case(TEXT, tokens_per_pass=1),
+    "naive rows": Case(UNEQUAL, tokens_per_pass=90, shared=False),
+    "frozen tower": Case(TEXT, tokens_per_pass=90, prepare=without_vision),
+    "adapters": Case(UNEQUAL, tokens_per_pass=90, prepare=with_adapters),
+    "merger alone": Case(TEXT, tokens_per_pass=90, prepare=only(".visual.merger.")),
+    "checkpointed": Case(UNEQUAL, tokens_per_pass=90, prepare=checkpointed),
+    "divergence": Case(UNEQUAL, tokens_per_pass=90, algorithm=kl, old=True),
+    "divergence from no adapters": Case(
+        UNEQUAL, tokens_per_pass=90, algorithm=kl, prepare=with_adapters, old=True
+    ),
+    "three steps": Case(
+        UNEQUAL, tokens_per_pass=90, steps=3, optimizer=adamw, rate=1e-3, max_grad_norm=0.05
+    ),
+    "three steps of adapters": Case(
+        IDLE, tokens_per_pass=90, steps=3, optimizer=adamw, rate=1e-3, prepare=with_adapters
+    ),
+    "two updates a step": Case(
+        UNEQUAL, tokens_per_pass=90, steps=2, optimizer=adamw, rate=1e-3, algorithm=twice, old=True
+    ),
+}
+"""The first ones are measured in their gradient, those with a rate in their weights after so many steps."""
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+@dataclass
+class Watched:
+    """A sharding whose gradients are looked at when they are complete, on one process at least."""
+
+    inner: Sharding
+    optimizer: Any = None
+    gradients: list[list[Tensor]] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def wrap(self, policy: Any, make_optimizer: Callable[[Any], Any]) -> Any:
+        def make(policy: Any) -> Any:
+            self.optimizer = make_optimizer(policy)
+            return self.optimizer
+
+        return self.inner.wrap(policy, make)
+
+    @property
+    def trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def clip_and_step(self, max_norm: float, *, loss_is_finite: bool) -> Any:
+        if self.inner.holds_whole:
+            given = [p.grad for p in self.trained]
+        else:
+            self.inner._give_back()
+            given = [p.grad for p in self.trained]
+        zeros = [torch.zeros(p.shape) for p in self.trained]
+        pairs = zip(given, zeros, strict=True)
+        self.gradients.append([z if g is None else whole(g) for g, z in pairs])
+        return self.inner.clip_and_step(max_norm, loss_is_finite=loss_is_finite)
+
+
+def make_sharding(name: str, processes: int, is_main: bool) -> Watched:
+    setup = ShardingSetup(device=torch.device("cpu"), processes=processes, is_main=is_main)
+    return Watched(shardings.get(name)(setup))
+
+
+@dataclass
+class Trainer:
+    """A learner with everything that a test looks at."""
+
+    model: Model
+    sharding: Watched
+    learner: Learner
+
+
+def make_trainer(checkpoint: Path, case: Case, sharding: Watched) -> Trainer:
+    model = Model.load(
+        checkpoint,
+        device="cpu",
+        placed=sharding.holds_whole,
+        prepare=case.prepare,
+        vision_cache_mb=16,
+    )
+    algorithm = case.algorithm()
+    learner = make_learner(
+        model.policy,
+        algorithm,
+        optimizer=case.optimizer,
+        rate=case.rate,
+        tokens_per_pass=case.tokens_per_pass,
+        shared=case.shared,
+        max_grad_norm=case.max_grad_norm,
+        sharding=sharding,
+        spread=sharding.spread,
+    )
+    return Trainer(model, sharding, learner)
+
+
+def train(trainer: Trainer, case: Case, mine: Sequence[Group], first: int = 0) -> list[Any]:
+    reports = []
+    for step in range(first, first + case.steps):
+        reports.append(trainer.learner.update(mine, step=step))
+    return reports
+
+
+def groups_of(case: Case, groups: Sequence[Group]) -> list[Group]:
+    return [aged(group, n) if case.old and n % 2 else group for n, group in enumerate(groups)]
+
+
+def compute(case: Case, checkpoint: Path, mine: Sequence[Group], sharding: Watched) -> dict:
+    """What a case comes to: gradient of the first update, weights after the last, what was reported."""
+    trainer = make_trainer(checkpoint, case, sharding)
+    reports = train(trainer, case, mine)
+    return {
+        "gradient": torch.cat([g.flatten() for g in sharding.gradients[0]]),
+        "weights": torch.cat([whole(p.detach()).flatten() for p in sharding.trained]),
+        "full": {name: tensor.clone() for name, tensor in trainer.learner.weights()},
+        "norms": [report.grad_norm for report in reports],
+        "losses": [report.loss for report in reports],
+    }
+
+
+# ---- more than a gradient
+
+
+def held(accelerator: Accelerator, checkpoint: Path) -> dict:
+    """Numbers that this process holds of a policy that is spread, and of one that is not."""
+    counts = {}
+    for name in ("fsdp2", "none"):
+        sharding = make_sharding(name, accelerator.num_processes, accelerator.is_main_process)
+        trainer = make_trainer(checkpoint, replace(CASES["three steps"], steps=1), sharding)
+        train(trainer, CASES["three steps"], make_groups(checkpoint)[:1])
+        local = lambda t: t.to_local() if isinstance(t, DTensor) else t  # noqa: E731
+        weights = sum(local(p).numel() for p in trainer.model.policy.parameters())
+        states = sharding.optimizer.state.values()
+        moments = sum(local(state["exp_avg"]).numel() for state in states)
+        counts[name] = [weights, moments]
+    return counts
+
+
+def broken(accelerator: Accelerator, checkpoint: Path) -> dict:
+    """A step that is not finite on the last process alone, between two that are."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    case, groups = CASES["three steps"], make_groups(checkpoint)
+    mine = [groups[n] for n in case.deals[processes][rank]]
+    sharding = make_sharding("fsdp2", processes, rank == 0)
+    trainer = make_trainer(checkpoint, case, sharding)
+    trainer.learner.update(mine, step=0)
+
+    def look() -> list[Tensor]:
+        states = [v for p in sharding.trained for v in sharding.optimizer.state[p].values()]
+        return [whole(t.detach()) for t in [*sharding.trained, *states]]
+
+    before, raised = look(), False
+    bad = mine
+    if rank == processes - 1:
+        ids = mine[-1].prompt.pixel_values_N
+        pixels = torch.full_like(groups[0].prompt.pixel_values_N, float("nan"))
+        assert ids is None or len(ids)
+        bad = [replace(groups[0], prompt=replace(groups[0].prompt, pixel_values_N=pixels))]
+    try:
+        trainer.learner.update(bad, step=1)
+    except NonFiniteError as error:
+        raised = "examples: 0" in str(error)
+    same = [torch.equal(a, b) for a, b in zip(before, look(), strict=True)]
+    report = trainer.learner.update(mine, step=1)
+    return {"raised": raised, "untouched": all(same), "norm": report.grad_norm}
+
+
+def answered(accelerator: Accelerator, checkpoint: Path) -> dict:
+    """Unequal numbers of prompts and lengths of answers on each process; then a step; then again."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    case = replace(CASES["three steps"], rate=1e-2)
+    sharding = make_sharding("fsdp2", processes, rank == 0)
+    trainer = make_trainer(checkpoint, case, sharding)
+    engine = trainer.model.engine(by_copy=True, awaits_sync=True)
+    groups = make_groups(checkpoint)
+    requests = [RolloutRequest(prompt=g.prompt, draw=g.draw) for g in groups[rank : 4 - rank]]
+    found: dict[str, Any] = {"gaps": []}
+    for step in range(2):
+        synced = engine.sync(trainer.learner.weights, step)
+        sampling = Sampling(group_size=3, temperature=1.0, max_new_tokens=3 + 6 * rank, seed=5)
+        answers = engine.generate(requests, sampling)
+        mine = [
+            replace(g, completions=a, old_logps=())
+            for g, a in zip(groups[rank : 4 - rank], answers, strict=True)
+        ]
+        mine = [replace(g, rewards=(1.0, 0.0, 0.5)) for g in mine]
+        report = trainer.learner.update(mine, step=step)
+        found["gaps"].append([report.logp_gap_mean, report.logp_gap_max])
+        found["synced"] = [synced.version, synced.tensors]
+    return found
+
+
+def saved(accelerator: Accelerator, checkpoint: Path, folder: Path, name: str) -> dict:
+    """One step, saved; two more; and the same two from what was saved, by a learner that knows nothing else."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    case = replace(CASES[name], steps=1)
+    groups = make_groups(checkpoint)
+    mine = [groups[n] for n in case.deals[processes][rank]]
+    found: dict[str, Any] = {}
+
+    def go_on(trainer: Trainer) -> tuple[Tensor, list[float]]:
+        reports = train(trainer, replace(case, steps=2), mine, first=1)
+        flat = [whole(p.detach()).flatten() for p in trainer.sharding.trained]
+        return torch.cat(flat), [report.grad_norm for report in reports]
+
+    if processes == 2:
+        first = make_trainer(checkpoint, case, make_sharding("fsdp2", processes, rank == 0))
+        train(first, case, mine)
+        first.sharding.save(folder)
+        found["straight"] = go_on(first)
+
+    second = make_trainer(checkpoint, case, make_sharding("fsdp2", processes, rank == 0))
+    second.sharding.load(folder)
+    found["resumed"] = go_on(second)
+    return found
+
+
+def main(checkpoint: Path, folder: Path, names: Sequence[str]) -> None:
+    faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    groups = make_groups(checkpoint)
+    found: dict[str, Any] = {}
+    for name in names:
+        if name in CASES:
+            case = CASES[name]
+            mine = [groups_of(case, groups)[n] for n in case.deals[processes][rank]]
+            sharding = make_sharding("fsdp2", processes, rank == 0)
+            found[name] = compute(case, checkpoint, mine, sharding)
+        elif name.startswith("saved "):
+            trained = name.removeprefix("saved ")
+            parts = folder.parent / "saved" / trained.replace(" ", "-")
+            found[name] = saved(accelerator, checkpoint, parts, trained)
+        else:
+            found[name] = {"held": held, "broken": broken, "answered": answered}[name](
+                accelerator, checkpoint
+            )
+        print(f"process {rank}: {name}", flush=True)
+    torch.save(found, folder / f"rank-{rank}.pt")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
