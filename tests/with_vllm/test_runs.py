@@ -244,3 +244,12 @@ def test_processes_that_differ_in_what_they_ask_share_an_engine(
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6)
         for name in ("rollout_prompts", "rollout_prompt_tokens", "rollout_decoded_tokens"):
             assert ours[name] == theirs[name], "each process counts what it has asked itself"
+
+
+def test_weights_that_are_spread_reach_vllm(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Each sync gathers whole tensors on both processes, each of which fills its own engine."""
+    sections = {**UNEVEN, "train": {**UNEVEN["train"], "sharding": "fsdp2"}}
+    run = finish(write_run(tmp_path / "spread", tiny_checkpoint, **sections), processes=2)
+    assert_it_learns(run)
+    assert_gap_is_rounding(run)
+    assert [row["rows"] for row in evaluated(run)] == [9, 9]
