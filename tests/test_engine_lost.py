@@ -152,9 +152,7 @@ def test_lost_while_answering(
     run = tmp_path / "run"
     done = max((row["step"] for row in rows), default=0)
     where = "On process 1: " if rank else ""
-    assert told.count(f"gpg-vl: {where}The engine has gone away. {kept(run, done)}") == (
-        whole.processes
-    )
+    assert told.count(f"gpg-vl: {where}The engine has gone away. {kept(run, done)}") == 1
     assert "go on with --resume" in told
     assert "evaluation" not in told
     assert done < 4
