@@ -8,7 +8,7 @@ from runs import gpg_vl, write_config
 
 from gpg_vl.config import Config, parse_config
 from gpg_vl.training.fit import Choice, chosen, fit_choices, render_fits
-from gpg_vl.training.memory import weight_memory
+from gpg_vl.training.memory import Sizes, weight_memory
 
 GB = 2.0**30
 
@@ -31,7 +31,8 @@ def estimate(config: Config) -> dict[str, float]:
     activations = 10 * GB / (17 if config.model.gradient_checkpointing else 1)
     if config.model.dtype == "bfloat16":
         activations /= 2
-    return {**weight_memory(2 * 10**9, trained), "activations": activations}
+    sizes = Sizes(parameters=2 * 10**9, trained=trained, vision=0, trained_vision=0, layers=())
+    return {**weight_memory(sizes), "activations": activations}
 
 
 def test_needs_are_those_of_the_estimate() -> None:
