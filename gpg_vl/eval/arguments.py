@@ -20,9 +20,8 @@ A predictions file has a line {"doc_id": <row number from 0>, "response": "<text
 --repeats K a line for every {"sample": 0} to {"sample": K-1} of it. With --limit N the rows that it has are scored, at most
 N of them. A file that this program wrote carries its questions: it is scored without --data.
 A stopped run is continued by the same command: what is in OUTPUT/predictions.jsonl is not asked again.
-exit code: 0 every row was scored, or --allow-errors was given; 1 some rows have errors (they count as wrong), or a server was
-lost; 2 something
-to correct was given; 141 the reader of the output left, as in | head.
+exit code: 0 every row was scored, or --allow-errors was given; 1 some rows have errors (they count as wrong), or a server
+was lost; 2 something to correct was given; 141 the reader of the output left, as in | head.
 """
 GENERATION = {
     "max_new_tokens": "--max-new-tokens",

@@ -110,7 +110,7 @@ class Lookout:
             with suppress(RuntimeError):
                 self._publish(ended=True)
         signal.set_wakeup_fd(self._fd_before)
-        signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
+        signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]  # what `signal.signal` gave back
 
     def settle(self, error: Exception) -> int | None:
         """What has ended this process becomes the last word of all, unless there is one. The exit code; None: raise on.

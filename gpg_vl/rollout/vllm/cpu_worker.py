@@ -10,7 +10,7 @@ import os
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 
-class NamedCPUWorker(CPUWorker):  # type: ignore[misc]
+class NamedCPUWorker(CPUWorker):  # type: ignore[misc]  # vllm has no types here
     """Names the files after `VLLM_DIST_IDENT`, which `Together` draws for each launch."""
 
     def init_device(self) -> None:

@@ -84,7 +84,7 @@ class Reload:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Names as in a checkpoint, whole tensors."""
         with torch.no_grad():
-            self._model.load_weights(self._count(weights))  # type: ignore[operator]
+            self._model.load_weights(self._count(weights))  # type: ignore[operator]  # a method of vLLM's models
 
     def finish(self) -> Table:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

@@ -31,18 +31,18 @@ from gpg_vl.rollout.vllm.weights import Reload, Table
 
 
 @dataclass
-class _Nothing(WeightTransferInitInfo):  # type: ignore[misc]
+class _Nothing(WeightTransferInitInfo):  # type: ignore[misc]  # vllm, which has no types here
     """Shared memory needs no meeting."""
 
 
 @dataclass
-class _File(WeightTransferUpdateInfo):  # type: ignore[misc]
+class _File(WeightTransferUpdateInfo):  # type: ignore[misc]  # vllm, which has no types here
     """One file of weights."""
 
     path: str
 
 
-class SharedMemoryTransfer(WeightTransferEngine):  # type: ignore[misc]
+class SharedMemoryTransfer(WeightTransferEngine):  # type: ignore[misc]  # vllm, which has no types here
     """Reads weights from files that a trainer of this node has written into shared memory."""
 
     init_info_cls = _Nothing
@@ -77,7 +77,7 @@ class SharedMemoryTransfer(WeightTransferEngine):  # type: ignore[misc]
         """Nothing to release."""
 
 
-class NcclTransfer(NCCLWeightTransferEngine):  # type: ignore[misc]
+class NcclTransfer(NCCLWeightTransferEngine):  # type: ignore[misc]  # vllm, which has no types here
     """vLLM's transfer over NCCL, with a table of what came."""
 
     model: Any
