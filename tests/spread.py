@@ -1,6 +1,6 @@
 """What processes that share the weights compute, beside what one process alone computes: run under torchrun by test_fsdp2.
 
-    torchrun ... tests/spread.py CHECKPOINT FOLDER NAME...
+    torchrun ... tests/spread.py CHECKPOINT FOLDER SHARDING NAME...
 
 Each process writes what it has found of the named cases into FOLDER/rank-N.pt.
 """
@@ -8,7 +8,8 @@ Each process writes what it has found of the named cases into FOLDER/rank-N.pt.
 import faulthandler
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from gpg_vl.rollout.engine import RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.failures import NonFiniteError
 from gpg_vl.training.learner import Learner
-from gpg_vl.training.sharding import shardings
+from gpg_vl.training.sharding import shardings, zero_inside
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
+from gpg_vl.training.sharding.zero import Zero
 from gpg_vl.types import Group
 
 TIME_LIMIT = 240
@@ -117,6 +119,7 @@ class Watched:
     """A sharding whose gradients are looked at when they are complete, on one process at least."""
 
     inner: Sharding
+    processes: int = 1
     optimizer: Any = None
     gradients: list[list[Tensor]] = field(default_factory=list)
 
@@ -132,9 +135,28 @@ class Watched:
 
     @property
     def trained(self) -> list[Tensor]:
+        if isinstance(self.inner, Zero):
+            return list(self.inner._trained.values())
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def weights(self) -> list[Tensor]:
+        if isinstance(self.inner, Zero):
+            return [self.inner._gather(p).detach().clone() for p in self.trained]
+        return [whole(p.detach()) for p in self.trained]
+
+    def state(self) -> list[Tensor]:
+        """Weights and all that the optimizer keeps, whole."""
+        if isinstance(self.inner, Zero):
+            engine = self.inner._engine.optimizer
+            kept = zero_inside.full_state(engine, self.inner._trained)
+            return [*self.weights(), *(tensor.clone() for _, tensor in kept)]
+        states = [v for p in self.trained for v in self.optimizer.state[p].values()]
+        return [*self.weights(), *(whole(t.detach()) for t in states)]
+
     def clip_and_step(self, max_norm: float, *, loss_is_finite: bool) -> Any:
+        if isinstance(self.inner, Zero):
+            with watched_inside(self):
+                return self.inner.clip_and_step(max_norm, loss_is_finite=loss_is_finite)
         if self.inner.holds_whole:
             given = [p.grad for p in self.trained]
         else:
@@ -146,9 +168,35 @@ class Watched:
         return self.inner.clip_and_step(max_norm, loss_is_finite=loss_is_finite)
 
 
+@contextmanager
+def watched_inside(watched: Watched) -> Iterator[None]:
+    """Within, gradients that DeepSpeed has put together are looked at; it has averaged what is summed elsewhere."""
+    complete = zero_inside.complete_gradients
+
+    def look(optimizer: Any) -> list[Tensor]:
+        from deepspeed.utils import safe_get_full_grad
+
+        parts = complete(optimizer)
+        found = [safe_get_full_grad(p) for p in watched.trained]
+        watched.gradients.append([watched.processes * g.float() for g in found])
+        return parts
+
+    zero_inside.complete_gradients = look
+    try:
+        yield
+    finally:
+        zero_inside.complete_gradients = complete
+
+
 def make_sharding(name: str, processes: int, is_main: bool) -> Watched:
-    setup = ShardingSetup(device=torch.device("cpu"), processes=processes, is_main=is_main)
-    return Watched(shardings.get(name)(setup))
+    name, _, offload = name.partition("+")
+    setup = ShardingSetup(
+        device=torch.device("cpu"),
+        processes=processes,
+        is_main=is_main,
+        offload=offload or "none",
+    )
+    return Watched(shardings.get(name)(setup), processes)
 
 
 @dataclass
@@ -200,7 +248,7 @@ def compute(case: Case, checkpoint: Path, mine: Sequence[Group], sharding: Watch
     reports = train(trainer, case, mine)
     return {
         "gradient": torch.cat([g.flatten() for g in sharding.gradients[0]]),
-        "weights": torch.cat([whole(p.detach()).flatten() for p in sharding.trained]),
+        "weights": torch.cat([p.flatten() for p in sharding.weights()]),
         "full": {name: tensor.clone() for name, tensor in trainer.learner.weights()},
         "norms": [report.grad_norm for report in reports],
         "losses": [report.loss for report in reports],
@@ -210,14 +258,14 @@ def compute(case: Case, checkpoint: Path, mine: Sequence[Group], sharding: Watch
 # ---- more than a gradient
 
 
-def held(accelerator: Accelerator, checkpoint: Path) -> dict:
+def held(accelerator: Accelerator, checkpoint: Path, kind: str) -> dict:
     """Numbers that this process holds of a policy that is spread, and of one that is not."""
     counts = {}
-    for name in ("fsdp2", "none"):
+    for name in (kind, "none"):
         sharding = make_sharding(name, accelerator.num_processes, accelerator.is_main_process)
         trainer = make_trainer(checkpoint, replace(CASES["three steps"], steps=1), sharding)
         train(trainer, CASES["three steps"], make_groups(checkpoint)[:1])
-        local = lambda t: t.to_local() if isinstance(t, DTensor) else t  # noqa: E731
+        local = lambda t: t.to_local() if isinstance(t, DTensor) else getattr(t, "ds_tensor", t)  # noqa: E731
         weights = sum(local(p).numel() for p in trainer.model.policy.parameters())
         states = sharding.optimizer.state.values()
         moments = sum(local(state["exp_avg"]).numel() for state in states)
@@ -225,18 +273,17 @@ def held(accelerator: Accelerator, checkpoint: Path) -> dict:
     return counts
 
 
-def broken(accelerator: Accelerator, checkpoint: Path) -> dict:
+def broken(accelerator: Accelerator, checkpoint: Path, name: str) -> dict:
     """A step that is not finite on the last process alone, between two that are."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     case, groups = CASES["three steps"], make_groups(checkpoint)
     mine = [groups[n] for n in case.deals[processes][rank]]
-    sharding = make_sharding("fsdp2", processes, rank == 0)
+    sharding = make_sharding(name, processes, rank == 0)
     trainer = make_trainer(checkpoint, case, sharding)
     trainer.learner.update(mine, step=0)
 
     def look() -> list[Tensor]:
-        states = [v for p in sharding.trained for v in sharding.optimizer.state[p].values()]
-        return [whole(t.detach()) for t in [*sharding.trained, *states]]
+        return sharding.state()
 
     before, raised = look(), False
     bad = mine
@@ -254,11 +301,11 @@ def broken(accelerator: Accelerator, checkpoint: Path) -> dict:
     return {"raised": raised, "untouched": all(same), "norm": report.grad_norm}
 
 
-def answered(accelerator: Accelerator, checkpoint: Path) -> dict:
+def answered(accelerator: Accelerator, checkpoint: Path, name: str) -> dict:
     """Unequal numbers of prompts and lengths of answers on each process; then a step; then again."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     case = replace(CASES["three steps"], rate=1e-2)
-    sharding = make_sharding("fsdp2", processes, rank == 0)
+    sharding = make_sharding(name, processes, rank == 0)
     trainer = make_trainer(checkpoint, case, sharding)
     engine = trainer.model.engine(by_copy=True, awaits_sync=True)
     groups = make_groups(checkpoint)
@@ -279,7 +326,7 @@ def answered(accelerator: Accelerator, checkpoint: Path) -> dict:
     return found
 
 
-def saved(accelerator: Accelerator, checkpoint: Path, folder: Path, name: str) -> dict:
+def saved(accelerator: Accelerator, checkpoint: Path, folder: Path, name: str, kind: str) -> dict:
     """One step, saved; two more; and the same two from what was saved, by a learner that knows nothing else."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     case = replace(CASES[name], steps=1)
@@ -289,22 +336,22 @@ def saved(accelerator: Accelerator, checkpoint: Path, folder: Path, name: str) -
 
     def go_on(trainer: Trainer) -> tuple[Tensor, list[float]]:
         reports = train(trainer, replace(case, steps=2), mine, first=1)
-        flat = [whole(p.detach()).flatten() for p in trainer.sharding.trained]
+        flat = [p.flatten() for p in trainer.sharding.weights()]
         return torch.cat(flat), [report.grad_norm for report in reports]
 
     if processes == 2:
-        first = make_trainer(checkpoint, case, make_sharding("fsdp2", processes, rank == 0))
+        first = make_trainer(checkpoint, case, make_sharding(kind, processes, rank == 0))
         train(first, case, mine)
         first.sharding.save(folder)
         found["straight"] = go_on(first)
 
-    second = make_trainer(checkpoint, case, make_sharding("fsdp2", processes, rank == 0))
+    second = make_trainer(checkpoint, case, make_sharding(kind, processes, rank == 0))
     second.sharding.load(folder)
     found["resumed"] = go_on(second)
     return found
 
 
-def main(checkpoint: Path, folder: Path, names: Sequence[str]) -> None:
+def main(checkpoint: Path, folder: Path, kind: str, names: Sequence[str]) -> None:
     faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
     warnings.simplefilter("error")
     torch.set_num_threads(1)
@@ -316,15 +363,15 @@ def main(checkpoint: Path, folder: Path, names: Sequence[str]) -> None:
         if name in CASES:
             case = CASES[name]
             mine = [groups_of(case, groups)[n] for n in case.deals[processes][rank]]
-            sharding = make_sharding("fsdp2", processes, rank == 0)
+            sharding = make_sharding(kind, processes, rank == 0)
             found[name] = compute(case, checkpoint, mine, sharding)
         elif name.startswith("saved "):
             trained = name.removeprefix("saved ")
             parts = folder.parent / "saved" / trained.replace(" ", "-")
-            found[name] = saved(accelerator, checkpoint, parts, trained)
+            found[name] = saved(accelerator, checkpoint, parts, trained, kind)
         else:
             found[name] = {"held": held, "broken": broken, "answered": answered}[name](
-                accelerator, checkpoint
+                accelerator, checkpoint, kind
             )
         print(f"process {rank}: {name}", flush=True)
     torch.save(found, folder / f"rank-{rank}.pt")
@@ -333,4 +380,4 @@ def main(checkpoint: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:])

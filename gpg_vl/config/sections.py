@@ -178,7 +178,11 @@ class TrainConfig(Section):
     pass less. Holds the activations of all prompts of a step while they are answered."""
     sharding: str = "none"
     """How weights, gradients and moments are spread over the processes. `none`: each of them holds all. `fsdp2`: each holds a
-    part, by torch's fully_shard, and gathers a layer when it computes with it."""
+    part, by torch's fully_shard, and gathers a layer when it computes with it. `zero2`: each holds all weights and a part of
+    gradients and moments, by DeepSpeed; `zero3`: a part of the weights too."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in the memory of the CPU while it is not computed with: the optimizer's moments, or all that is spread. Saves
+    memory of the GPU and costs time."""
     max_wait_minutes: float = Field(30.0, gt=0)
     """Minutes that processes wait for the slowest of them before the run ends and says which is late, and in what. It must be
     longer than what one may need while the others are done: a rollout of long answers, the loading or writing of a model, an
@@ -244,8 +248,8 @@ class Config(Section):
         if self.train.reuse_prefill and sharding != whole:
             raise ValueError(
                 f"train.reuse_prefill trains on from what the policy has computed while it answered, but under train.sharding "
-                f"{sharding} a copy of it answers, which keeps no graph. Set train.reuse_prefill to false, or train.sharding to "
-                f"{whole}."
+                f"{sharding} processes compute in step, and what one has computed alone keeps no graph. Set train.reuse_prefill "
+                f"to false, or train.sharding to {whole}."
             )
         if self.rollout.images == "features" and sharding != whole:
             raise ValueError(

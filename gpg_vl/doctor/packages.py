@@ -4,8 +4,6 @@ Packages that may be absent or slow to load (vllm, deepspeed) are looked up, not
 """
 
 import importlib.util
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,8 +48,9 @@ OPTIONAL = {  # extra of this package: (distributions that bring it, module, wha
     "deepspeed": (
         ("deepspeed",),
         "deepspeed",
-        "sharding a model over GPUs; this version does not use it yet",
+        "train.sharding: zero2, or zero3",
     ),
+    "torchao": (("torchao",), "torchao", "train.optimizer: adamw_8bit"),
     "tensorboard": (("tensorboard",), "tensorboard", "output.trackers: [tensorboard]"),
     "wandb": (("wandb",), "wandb", "output.trackers: [wandb]"),
     "trackio": (("trackio",), "trackio", "output.trackers: [trackio]"),
@@ -89,13 +88,12 @@ def check_required(distribution: str, ranges: "Ranges") -> Finding:
 
 
 def check_optional(extra: str, ranges: "Ranges") -> Finding:
-    """Whether what an extra of `OPTIONAL` brings is there, with the tools that it builds with."""
+    """Whether what an extra of `OPTIONAL` brings is there."""
     distributions, module, needed_for = OPTIONAL[extra]
     found = _look_up(
         distributions, module, ranges.get((extra, extra)), remedy=f"pip install 'gpg_vl[{extra}]'"
     )
-    found = replace(found, name=extra, needed_for=needed_for, required=False)
-    return _add_build_tools(found) if extra == "deepspeed" and found.status == "ok" else found
+    return replace(found, name=extra, needed_for=needed_for, required=False)
 
 
 def load_torch(found: Finding) -> Iterator[Finding]:
@@ -178,21 +176,3 @@ def find_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
-
-
-def _add_build_tools(found: Finding) -> Finding:
-    """DeepSpeed compiles its optimizers on first use."""
-    compilers = (os.environ.get("CXX") or "c++", "g++", "clang++")
-    tools = {
-        "ninja": shutil.which("ninja"),
-        "a C++ compiler": next(filter(None, map(shutil.which, compilers)), None),
-    }
-    if missing := [name for name, path in tools.items() if path is None]:
-        return replace(
-            found,
-            status="problem",
-            detail=f"{found.detail}, without {' and '.join(missing)}",
-            remedy="pip install ninja; a C++ compiler comes from your system "
-            "(Debian: apt install g++)",
-        )
-    return replace(found, detail=f"{found.detail}, with {' and '.join(map(str, tools.values()))}")

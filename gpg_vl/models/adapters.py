@@ -58,9 +58,10 @@ def has_adapters(model: nn.Module) -> bool:
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights without adapters, under the names of the plain model."""
+    # parameters as they are: whoever has spread them knows them by themselves
     return {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in model.state_dict(keep_vars=True).items()
         if ".lora_" not in name
     }
 
@@ -84,12 +85,12 @@ def merged_weights(
     }
 
     for name, part in plain_weights(model).items():
-        tensor = whole(part)
+        tensor = whole(part).detach()
         owner, _, kind = name.rpartition(".")
         if owner in layers and kind == "weight":
             layer = layers[owner]
-            down = whole(layer.lora_A[ADAPTER].weight.detach())
-            up = whole(layer.lora_B[ADAPTER].weight.detach())
+            down = whole(layer.lora_A[ADAPTER].weight).detach()
+            up = whole(layer.lora_B[ADAPTER].weight).detach()
             tensor = tensor + (up @ down * layer.scaling[ADAPTER]).to(tensor.dtype)
 
         yield name, tensor

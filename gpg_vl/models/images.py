@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpg_vl.models.families import Family
 from gpg_vl.models.features import FeatureCache
@@ -62,13 +62,17 @@ class ImageEncoder:
     @property
     def is_trained(self) -> bool:
         """Whether features change from step to step."""
-        tower = self._family.vision_tower(self._model)
-        return tower is not None and any(p.requires_grad for p in tower.parameters())
+        return any(p.requires_grad for p in self._tower.parameters())
+
+    @property
+    def _tower(self) -> nn.Module:
+        return self._family.vision_tower(self._model) or nn.Identity()
 
     def _remember(self, packed: Packed, cache: FeatureCache, *, one_by_one: bool) -> list[Tensor]:
         assert packed.pixel_values_N is not None, "asked for the features of no image"
         assert packed.grid_thw_I_3 is not None
-        dtype = compute_dtype(self._model.get_output_embeddings().weight)
+        # asked of the tower: to look at a weight of the head would gather it, where it is spread
+        dtype = compute_dtype(next(self._tower.parameters()))
 
         known: dict[str, Tensor] = {}
         missing: list[int] = []

@@ -44,7 +44,7 @@ def save_model(model: Any, weights: Iterable[tuple[str, Tensor]], folder: Path) 
     assert not places, f"no weights came for {sorted(places)[:3]} and others, {len(places)} in all"
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a tensor stands in its file."""
 
     file: Path
@@ -59,7 +59,7 @@ class _Place(NamedTuple):
             file.write(numbers.numpy().data)
 
 
-def _lay_out(model: Any, folder: Path) -> dict[str, _Place]:
+def _lay_out(model: Any, folder: Path) -> dict[str, Place]:
     """Files with everything but the numbers: the place of each tensor that is saved, by its name in the model."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -77,18 +77,24 @@ def _lay_out(model: Any, folder: Path) -> dict[str, _Place]:
     starts: dict[str, tuple[Path, int]] = {}
     for name, tensors in split.filename_to_tensors.items():
         file = folder / name
-        offsets = _open_file(file, {tensor: stand_ins[tensor] for tensor in tensors})
+        offsets = open_file(file, {tensor: stand_ins[tensor] for tensor in tensors})
         starts |= {tensor: (file, start) for tensor, start in offsets.items()}
-    return {name: _Place(*starts[saved_as], tensor) for name, (saved_as, tensor) in saved.items()}
+    return {name: Place(*starts[saved_as], tensor) for name, (saved_as, tensor) in saved.items()}
 
 
 def _saved_names(model: Any) -> dict[str, tuple[str, Tensor]]:
     """The name in a checkpoint, and a tensor without numbers, of each weight that is saved; of tied ones the first alone."""
     from transformers.core_model_loading import revert_weight_conversion
 
+    # a process may hold parts of tensors, or nothing of them: their shapes are those of the config
+    with torch.device("meta"):
+        shapes = {
+            name: tensor.shape for name, tensor in type(model)(model.config).state_dict().items()
+        }
+
     tied = set(model.all_tied_weights_keys)
     stand_ins = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        name: torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
         for name, tensor in plain_weights(model).items()
         if name not in tied
     }
@@ -97,7 +103,7 @@ def _saved_names(model: Any) -> dict[str, tuple[str, Tensor]]:
     return {name_of[id(tensor)]: (saved_as, tensor) for saved_as, tensor in reverted.items()}
 
 
-def _open_file(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def open_file(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """A safetensors file with its header, and room for the numbers. Returns where those of each tensor begin."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -28,7 +28,7 @@ from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.training.agreement import refuse_other_data
 from gpg_vl.training.checkpoint import digest_data
 from gpg_vl.training.plan import Plan, make_plan
-from gpg_vl.training.sharding import shardings
+from gpg_vl.training.sharding import refuse_sharding
 from gpg_vl.types import Example
 
 OncePerNode = Callable[[Callable[[], Any]], list[Any]]
@@ -114,7 +114,7 @@ def prepare(
 
     # names that are looked up are looked up first: no data is read for a run that cannot start
     engines.get(config.rollout.engine)
-    shardings.get(config.train.sharding)
+    refuse_sharding(config.train.sharding, config.train.offload)
     algorithm = make_algorithm(config.algorithm)
     encoder = make_encoder(config)
     refuse_engine(

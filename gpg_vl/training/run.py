@@ -173,6 +173,7 @@ def _make_sharding(config: Config, accelerator: Accelerator) -> Sharding:
         device=accelerator.device,
         processes=accelerator.num_processes,
         is_main=accelerator.is_main_process,
+        offload=config.train.offload,
     )
     return shardings.get(config.train.sharding)(setup)
 

@@ -13,6 +13,15 @@ shardings: "Registry[Callable[[ShardingSetup], Sharding]]" = Registry(
     builtin={
         "none": "gpg_vl.training.sharding.plain:Plain",
         "fsdp2": "gpg_vl.training.sharding.fsdp2:Fsdp2",
+        "zero2": "gpg_vl.training.sharding.zero:zero2",
+        "zero3": "gpg_vl.training.sharding.zero:zero3",
     },
     entry_point_group="gpg_vl.shardings",
 )
+
+
+def refuse_sharding(name: str, offload: str) -> None:
+    """Raises UserError if there is no such sharding, or it cannot do with what was asked of it, as its `check` says."""
+    check = getattr(shardings.get(name), "check", None)
+    if check is not None:
+        check(offload)

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import merged_weights
 from gpg_vl.models.policy import Policy
 from gpg_vl.training.memory import Sizes
+from gpg_vl.training.sharding.offload import send_away, step_in_pages
 from gpg_vl.training.sharding.parts import load_parts, save_parts
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
 
@@ -108,12 +109,15 @@ class Fsdp2:
         scale = min(1.0, max_norm / (norm + 1e-6))
         for gradient in gradients if scale < 1.0 else ():
             gradient.mul_(scale)
-        self._optimizer.step()
+        if self._setup.offload == "optimizer":
+            step_in_pages(self._optimizer)
+        else:
+            self._optimizer.step()
         return StepResult(norm, applied=True)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         self._give_back()
-        return merged_weights(self._policy.model, _gather)
+        return merged_weights(self._policy.model, self._gather)
 
     def save(self, folder: Path) -> None:
         self._give_back()
@@ -122,6 +126,8 @@ class Fsdp2:
     def load(self, folder: Path) -> None:
         self._give_back()
         load_parts(self._trained(), self._optimizer, folder / FOLDER)
+        if self._setup.offload == "optimizer":
+            send_away(self._optimizer)
 
     def _spread(
         self, policy: Policy, reshard_after_forward: bool | None = None
@@ -140,12 +146,18 @@ class Fsdp2:
                 mesh=self._mesh,
                 reshard_after_forward=reshard_after_forward,
                 ignored_params=kept_whole,
+                offload_policy=self._offload_policy(),
             )
             # the losses of all processes are parts of one sum
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
             units.append(unit)
         return units
+
+    def _offload_policy(self) -> OffloadPolicy:
+        if self._setup.offload == "all":
+            return CPUOffloadPolicy(pin_memory=self._setup.device.type == "cuda")
+        return OffloadPolicy()
 
     def _equalize(self, tensors: Iterable[Tensor]) -> None:
         """The main process's numbers, on this process's device, in what is not spread yet."""
@@ -166,15 +178,17 @@ class Fsdp2:
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """Over all parts of all processes, each of which holds its own."""
-        square = nn.utils.get_total_norm(gradients).double().square()
+        square = nn.utils.get_total_norm(gradients).double().square().to(self._setup.device)
         torch.distributed.all_reduce(square)
         return float(square.sqrt())
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, DTensor):
+            here: DTensor = tensor.to(self._setup.device)  # type: ignore[assignment]  # a DTensor stays one
+            return here.full_tensor()
+        return tensor
 
 
 def _part(tensor: Tensor) -> Tensor:
     """What this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _gather(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -4,7 +4,7 @@ By torch's distributed checkpoints, in safetensors files: what a part is stands 
 reads what it needs of them, and nothing is unpickled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,7 @@ def load_parts(
     """
     reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
-    weights = {key.removeprefix(f"{WEIGHT}/") for key in saved if key.startswith(f"{WEIGHT}/")}
-    if weights != parameters.keys():
-        raise UserError(
-            f"The checkpoint {folder.parent} holds {len(weights)} trained tensors; this run trains {len(parameters)}, and not "
-            f"the same ones. Resume with the model section that the run was started with."
-        )
+    refuse_other_weights(saved, parameters, folder)
 
     tensors = {key: _room_for(key, parameters) for key in saved}
     _refuse_gaps(saved, tensors)
@@ -71,6 +66,16 @@ def load_parts(
         if what != WEIGHT:
             value = tensor.reshape(()) if what == NUMBER else tensor
             optimizer.state[parameters[name]]["/".join(kind)] = value
+
+
+def refuse_other_weights(saved: Iterable[str], trained: Collection[str], folder: Path) -> None:
+    """Raises UserError if the saved keys are not of the weights that this run trains."""
+    weights = {key.removeprefix(f"{WEIGHT}/") for key in saved if key.startswith(f"{WEIGHT}/")}
+    if weights != set(trained):
+        raise UserError(
+            f"The checkpoint {folder.parent} holds {len(weights)} trained tensors; this run trains {len(trained)}, and not "
+            f"the same ones. Resume with the model section that the run was started with."
+        )
 
 
 def _room_for(key: str, parameters: Mapping[str, nn.Parameter]) -> Tensor:

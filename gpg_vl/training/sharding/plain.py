@@ -17,6 +17,7 @@ from gpg_vl.activity import meeting
 from gpg_vl.models.adapters import adapter_state, has_adapters, load_adapter_state, merged_weights
 from gpg_vl.models.load import load_model, quiet
 from gpg_vl.models.policy import Policy
+from gpg_vl.training.sharding.offload import refuse_offload, send_away, step_in_pages
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
 
 BUCKET_ELEMENTS = 2**24
@@ -32,9 +33,16 @@ class Plain:
     any_processes = False
 
     def __init__(self, setup: ShardingSetup) -> None:
+        self.check(setup.offload)
         self._setup = setup
         self._policy: Policy
         self._optimizer: torch.optim.Optimizer
+
+    @staticmethod
+    def check(offload: str) -> None:
+        """Raises UserError if weights are to wait elsewhere."""
+        if offload == "all":
+            refuse_offload(Plain.name)
 
     def wrap(
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
@@ -75,7 +83,11 @@ class Plain:
         if not (loss_is_finite and isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)
             return StepResult(norm, applied=False)
-        self._optimizer.step()
+
+        if self._setup.offload == "none":
+            self._optimizer.step()
+        else:
+            step_in_pages(self._optimizer)
         return StepResult(norm, applied=True)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -101,6 +113,8 @@ class Plain:
         self._optimizer.load_state_dict(state)
         for group, part in zip(self._optimizer.param_groups, parts, strict=True):
             group["part"] = part
+        if self._setup.offload != "none":
+            send_away(self._optimizer)
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,3 +78,5 @@ class ShardingSetup:
     device: torch.device
     processes: int
     is_main: bool
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in the memory of the CPU while it is not computed with: moments, or weights and gradients too."""
