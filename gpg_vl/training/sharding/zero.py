@@ -233,8 +233,9 @@ class Zero:
         return [tower]
 
     def _norm(self, gradients: list[Tensor]) -> float:
-        """Over all parts of all processes, each of which holds its own."""
-        square = nn.utils.get_total_norm(gradients).double().square().to(self._setup.device)
+        """Over all parts of all processes, each of which holds its own. A part may be all of the weights in one."""
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in gradients]
+        square = torch.stack(norms).square().sum().to(self._setup.device)
         torch.distributed.all_reduce(square)
         return float(square.sqrt())
 
