@@ -35,12 +35,13 @@ from gpg_vl.types import Group
 TESTS = Path(__file__).parent
 GRADIENTS = [name for name, case in CASES.items() if not case.rate]
 WEIGHTS = [name for name, case in CASES.items() if case.rate]
-SAVED = ("three steps", "three steps of adapters")
+SAVED = ("three steps", "three steps of adapters", "three steps of adapters everywhere")
 ON_TWO = [*CASES, "held", "broken", "answered", *(f"saved {name}" for name in SAVED)]
 ON_THREE = [
     "cut differently",
     "text on one process, in chunks",
     "three steps of adapters",
+    "three steps of adapters everywhere",
     *(f"saved {name}" for name in SAVED),
 ]
 
@@ -122,14 +123,14 @@ def test_several_steps_come_to_the_same_weights(two: list[dict], alone: dict, na
     assert alone["three steps"]["norms"][0] > 0.05, "nothing was clipped"
 
 
-def test_parts_may_be_empty(three: list[dict], alone: dict) -> None:
+@pytest.mark.parametrize("name", ["three steps of adapters", "three steps of adapters everywhere"])
+def test_parts_may_be_empty(three: list[dict], alone: dict, name: str) -> None:
     """Adapters of rank 2 on three processes."""
-    name = "three steps of adapters"
     for rank in three:
         assert relative(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["three steps", "three steps of adapters", "frozen tower"])
+@pytest.mark.parametrize("name", ["three steps", *SAVED[1:], "frozen tower"])
 def test_whole_weights_have_the_names_of_an_ordinary_checkpoint(
     two: list[dict], alone: dict, name: str
 ) -> None:
@@ -140,6 +141,16 @@ def test_whole_weights_have_the_names_of_an_ordinary_checkpoint(
         assert "lm_head.weight" in full
         for key, tensor in full.items():
             assert torch.allclose(tensor, expected[key], atol=1e-4), key
+
+
+@pytest.mark.parametrize("name", ["three steps", *SAVED[1:]])
+def test_whole_adapters_are_those_of_one_process(two: list[dict], alone: dict, name: str) -> None:
+    for rank in two:
+        ours, theirs = rank[name]["adapters"], alone[name]["adapters"]
+        assert list(ours) == list(theirs)
+        assert bool(ours) == ("adapters" in name)
+        for key, tensor in ours.items():
+            assert torch.allclose(tensor, theirs[key], atol=1e-5), key
 
 
 def test_a_process_holds_its_part(two: list[dict]) -> None:
@@ -390,7 +401,12 @@ def test_everything_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
         config = write_config(
             folder,
             tiny_checkpoint,
-            model={"lora_rank": 2, "dtype": "bfloat16", "gradient_checkpointing": True},
+            model={
+                "lora_rank": 2,
+                "lora_on": ["language", "merger", "vision"],
+                "dtype": "bfloat16",
+                "gradient_checkpointing": True,
+            },
             train={"steps": 2, "sharding": sharding, "prompts_per_step": 4},
             algorithm={"name": "grpo", "kl_beta": 0.1, "updates": 2},
         )

@@ -15,6 +15,7 @@ from torch import nn
 
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config
+from gpg_vl.models.adapter_layers import PARTS
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
 from gpg_vl.models.load import read_config
@@ -85,6 +86,7 @@ def count_parameters(config: Config, family: Family) -> Sizes:
                 family,
                 rank=config.model.lora_rank,
                 alpha=config.model.lora_alpha,
+                parts=config.model.lora_on,
                 targets=config.model.lora_targets,
                 seed=0,
             )
@@ -188,10 +190,11 @@ def _median(values: Sequence[int]) -> int:
 
 def vision_mode(config: Config, family: Family) -> VisionMode:
     """What becomes of the vision tower in a run with these settings."""
-    is_frozen = {"vision", "merger"} <= set(config.model.freeze)
-    if is_frozen or config.model.lora_rank or not family.has_vision:
-        return "kept" if config.model.vision_cache_mb else "frozen"
-    return "frozen" if "vision" in config.model.freeze else "trained"
+    model = config.model
+    trained = set(model.lora_on if model.lora_rank else PARTS) - set(model.freeze)
+    if not family.has_vision or not trained & {"vision", "merger"}:
+        return "kept" if model.vision_cache_mb else "frozen"
+    return "trained" if "vision" in trained else "frozen"
 
 
 def _group_size(config: Config, algorithm: Algorithm) -> int:
