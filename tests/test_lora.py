@@ -1,6 +1,7 @@
 """Adapters: which layers get them, what they change, and what is written of them for peft and for everybody else."""
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_a_name_of_two_parts_stands_for_the_chosen_ones(newer_checkpoint: Path) 
         (
             ("language",),
             ["q_proj", "v_porj"],
-            r"names 'v_porj', but no linear layer of the language model is called so\. Did you mean 'v_proj'\? Known: down_proj, ",
+            r"names 'v_porj', but no linear layer of the language model is called so\. Did you mean 'v_proj'\? Known: d",
         ),
         (("language",), ["lm_head"], r"names 'lm_head', but no linear layer of the language model"),
         (
@@ -249,6 +250,19 @@ def test_the_plan_counts_the_adapters_of_all_parts(tiny_checkpoint: Path, tmp_pa
 
     language = count_parameters(config_of(tmp_path, tiny_checkpoint), family)
     assert (language.trained, language.trained_vision) == (rank * 2 * text, 0)
+
+
+def test_a_dry_run_says_where_the_adapters_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = {"lora_rank": 2, "lora_on": ["language", "vision"]}
+    result = gpg_vl(
+        "train", write_config(tmp_path, tiny_checkpoint, model=model), "--dry-run", "--device-gb=80"
+    )
+    assert result.returncode == 0, result.stderr
+    said = " ".join(result.stdout.replace("│", " ").split())
+    assert re.search(
+        r"trained \([\d.]+ %, adapters of rank 2 on language and vision\), float32", said
+    )
+    assert said.count(" rank 2 yes ") == 2, "the table tries the same parts"
 
 
 def test_parts_with_adapters_have_learning_rates(tiny_checkpoint: Path) -> None:
@@ -485,6 +499,33 @@ def test_peft_finds_the_base_model_alone(run: Path, tiny_checkpoint: Path) -> No
     by_peft, _ = load_with_peft(tiny_checkpoint, adapter)
     assert type(alone) is type(by_peft)
     assert torch.equal(look(alone, tiny_checkpoint), look(by_peft, tiny_checkpoint))
+
+
+def test_the_python_of_the_page_runs(run: Path, tiny_checkpoint: Path) -> None:
+    page = Path(__file__).parents[1] / "docs" / "adapters.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    adapter = last_checkpoint(run / "run") / "adapter"
+    for words, path in (
+        ("runs/base", tiny_checkpoint),
+        ("runs/mine/checkpoints/step-000300/adapter", adapter),
+    ):
+        assert f'"{words}"' in code
+        code = code.replace(words, str(path))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    by_peft, _ = load_with_peft(tiny_checkpoint, adapter)
+    found = look(names["model"].get_base_model(), tiny_checkpoint)
+    assert torch.equal(found, look(by_peft, tiny_checkpoint))
+
+
+def test_the_page_names_the_layers_that_there_are() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]
+    for part in EVERYWHERE:
+        ((_, older, newer),) = [row for row in rows if row[0].strip() == part]
+        for family, cell in (("tiny_checkpoint", older), ("newer_checkpoint", newer)):
+            named = re.findall(r"`(.*?)`", older if cell.strip() == "the same" else cell)
+            assert named == LAYERS[family][part], (family, part)
 
 
 def test_processes_that_share_the_weights_write_the_same(

@@ -302,7 +302,7 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
     share = 100 * plan.trained_parameters / plan.parameters
     return {
         "model": f"{config.model.path}, {plan.parameters:,} parameters, "
-        f"{plan.trained_parameters:,} trained ({share:.1f} %), {config.model.dtype}",
+        f"{plan.trained_parameters:,} trained ({share:.1f} %{_describe_adapters(config)}), {config.model.dtype}",
         "data": f"{config.data.train}: prompts of {plan.prompt_tokens_median:g} tokens (median; "
         f"{plan.prompt_tokens_max} at most), {plan.image_tokens_median:g} of them image",
         "run": f"{plan.steps} steps, {plan.epochs:.2f} epochs of {plan.examples} examples",
@@ -317,6 +317,13 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
         "memory": _describe_memory(plan),
         "output": str(Path(config.output.folder)),
     }
+
+
+def _describe_adapters(config: Config) -> str:
+    if not config.model.lora_rank:
+        return ""
+    parts = " and ".join(config.model.lora_on)
+    return f", adapters of rank {config.model.lora_rank} on {parts}"
 
 
 def _describe_algorithm(config: Config) -> str:
