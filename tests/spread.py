@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from test_learner import adamw, aged, descent, make_groups, make_learner
-from test_phases import adapters_everywhere, adapters_on, checkpointed, only, with_adapters
+from test_phases import adapters_everywhere, checkpointed, only, with_adapters
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -90,7 +90,6 @@ CASES = {
     "frozen tower": Case(TEXT, tokens_per_pass=90, prepare=without_vision),
     "adapters": Case(UNEQUAL, tokens_per_pass=90, prepare=with_adapters),
     "adapters everywhere": Case(TEXT, tokens_per_pass=90, prepare=adapters_everywhere),
-    "adapters on the merger": Case(TEXT, tokens_per_pass=1, prepare=adapters_on("merger")),
     "merger alone": Case(TEXT, tokens_per_pass=90, prepare=only(".visual.merger.")),
     "checkpointed": Case(UNEQUAL, tokens_per_pass=90, prepare=checkpointed),
     "divergence": Case(UNEQUAL, tokens_per_pass=90, algorithm=kl, old=True),
