@@ -33,7 +33,7 @@ from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.types import Group
 
-TIME_LIMIT = 240
+TIME_LIMIT = 360
 Prepare = Callable[[Any, Family], None]
 
 
