@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from test_learner import adamw, aged, descent, make_groups, make_learner
-from test_phases import checkpointed, only, with_adapters
+from test_phases import adapters_everywhere, checkpointed, only, with_adapters
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -35,7 +35,7 @@ from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.sharding.zero import Zero
 from gpg_vl.types import Group
 
-TIME_LIMIT = 240
+TIME_LIMIT = 360
 Prepare = Callable[[Any, Family], None]
 
 
@@ -91,17 +91,29 @@ CASES = {
     "naive rows": Case(UNEQUAL, tokens_per_pass=90, shared=False),
     "frozen tower": Case(TEXT, tokens_per_pass=90, prepare=without_vision),
     "adapters": Case(UNEQUAL, tokens_per_pass=90, prepare=with_adapters),
+    "adapters everywhere": Case(TEXT, tokens_per_pass=90, prepare=adapters_everywhere),
     "merger alone": Case(TEXT, tokens_per_pass=90, prepare=only(".visual.merger.")),
     "checkpointed": Case(UNEQUAL, tokens_per_pass=90, prepare=checkpointed),
     "divergence": Case(UNEQUAL, tokens_per_pass=90, algorithm=kl, old=True),
     "divergence from no adapters": Case(
         UNEQUAL, tokens_per_pass=90, algorithm=kl, prepare=with_adapters, old=True
     ),
+    "divergence from no adapters anywhere": Case(
+        TEXT, tokens_per_pass=90, algorithm=kl, prepare=adapters_everywhere, old=True
+    ),
     "three steps": Case(
         UNEQUAL, tokens_per_pass=90, steps=3, optimizer=adamw, rate=1e-3, max_grad_norm=0.05
     ),
     "three steps of adapters": Case(
         IDLE, tokens_per_pass=90, steps=3, optimizer=adamw, rate=1e-3, prepare=with_adapters
+    ),
+    "three steps of adapters everywhere": Case(
+        UNEQUAL,
+        tokens_per_pass=90,
+        steps=3,
+        optimizer=adamw,
+        rate=1e-3,
+        prepare=adapters_everywhere,
     ),
     "two updates a step": Case(
         UNEQUAL, tokens_per_pass=90, steps=2, optimizer=adamw, rate=1e-3, algorithm=twice, old=True
@@ -249,6 +261,7 @@ def compute(case: Case, checkpoint: Path, mine: Sequence[Group], sharding: Watch
     return {
         "gradient": torch.cat([g.flatten() for g in sharding.gradients[0]]),
         "weights": torch.cat([p.flatten() for p in sharding.weights()]),
+        "adapters": {name: t.clone() for name, t in sharding.full_adapters().items()},
         "full": {name: tensor.clone() for name, tensor in trainer.learner.weights()},
         "norms": [report.grad_norm for report in reports],
         "losses": [report.loss for report in reports],

@@ -31,6 +31,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
+    "docs/adapters.md",
     "docs/algorithms.md",
     "docs/families.md",
     "docs/scaling.md",

@@ -37,6 +37,7 @@ TESTS = Path(__file__).parent
 GRADIENTS = [name for name, case in CASES.items() if not case.rate]
 WEIGHTS = [name for name, case in CASES.items() if case.rate]
 SAVED = ("three steps", "three steps of adapters")
+ADAPTED = ("three steps of adapters", "three steps of adapters everywhere")
 ON_TWO = [*CASES, "held", "broken", "answered", *(f"saved {name}" for name in SAVED)]
 ON_THREE = [
     "cut differently",
@@ -132,7 +133,7 @@ def test_parts_may_be_empty(three: list[dict], alone: dict) -> None:
         assert relative(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["three steps", "three steps of adapters", "frozen tower"])
+@pytest.mark.parametrize("name", ["three steps", *ADAPTED, "frozen tower"])
 def test_whole_weights_have_the_names_of_an_ordinary_checkpoint(
     two: list[dict], alone: dict, name: str
 ) -> None:
@@ -143,6 +144,16 @@ def test_whole_weights_have_the_names_of_an_ordinary_checkpoint(
         assert "lm_head.weight" in full
         for key, tensor in full.items():
             assert torch.allclose(tensor, expected[key], atol=1e-4), key
+
+
+@pytest.mark.parametrize("name", ["three steps", *ADAPTED])
+def test_whole_adapters_are_those_of_one_process(two: list[dict], alone: dict, name: str) -> None:
+    for rank in two:
+        ours, theirs = rank[name]["adapters"], alone[name]["adapters"]
+        assert list(ours) == list(theirs)
+        assert bool(ours) == ("adapters" in name)
+        for key, tensor in ours.items():
+            assert torch.allclose(tensor, theirs[key], atol=1e-5), key
 
 
 def test_a_process_holds_its_part(two: list[dict]) -> None:
@@ -437,7 +448,12 @@ def test_everything_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
         config = write_config(
             folder,
             tiny_checkpoint,
-            model={"lora_rank": 2, "dtype": "bfloat16", "gradient_checkpointing": True},
+            model={
+                "lora_rank": 2,
+                "lora_on": ["language", "merger", "vision"],
+                "dtype": "bfloat16",
+                "gradient_checkpointing": True,
+            },
             train={"steps": 2, "sharding": sharding, "prompts_per_step": 4},
             algorithm={"name": "grpo", "kl_beta": 0.1, "updates": 2},
         )

@@ -45,6 +45,21 @@ def everything(model: Any, family: Family) -> None:
 
 def with_adapters(model: Any, family: Family) -> None:
     add_adapters(model, family, rank=2, alpha=4.0, targets=("q_proj", "v_proj", "up_proj"), seed=0)
+    fill_adapters(model)
+
+
+def adapters_on(*parts: str) -> Callable[[Any, Family], None]:
+    def add(model: Any, family: Family) -> None:
+        add_adapters(model, family, rank=2, alpha=4.0, parts=parts, seed=0)
+        fill_adapters(model)
+
+    return add
+
+
+adapters_everywhere = adapters_on("language", "merger", "vision")
+
+
+def fill_adapters(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if ".lora_B" in name:  # they start at zero, under which the other half has no gradient
             generator = torch.Generator().manual_seed(len(name))
@@ -68,9 +83,17 @@ def checkpointed_adapters(model: Any, family: Family) -> None:
     checkpointed(model, family)
 
 
+def checkpointed_adapters_everywhere(model: Any, family: Family) -> None:
+    adapters_everywhere(model, family)
+    checkpointed(model, family)
+
+
 TRAINED = {
     "everything": everything,
     "adapters": with_adapters,
+    "adapters everywhere": adapters_everywhere,
+    "adapters on vision": adapters_on("vision"),
+    "adapters on the merger": adapters_on("merger"),
     "vision alone": only(".visual."),
     "merger alone": only(".visual.merger."),
     "last layer alone": only("language_model.layers.1"),
@@ -78,6 +101,7 @@ TRAINED = {
     "head and embedding alone": only("embed_tokens"),
     "gradient checkpointing": checkpointed,
     "adapters and gradient checkpointing": checkpointed_adapters,
+    "adapters everywhere and gradient checkpointing": checkpointed_adapters_everywhere,
 }
 
 

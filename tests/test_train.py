@@ -215,8 +215,8 @@ def test_lora_trains_adapters_resumes_and_saves_a_merged_model(
         assert result.returncode == 0, result.stderr
     checkpoint = last_checkpoint(whole / "run")
     assert equal(
-        load_file(checkpoint / "adapters.safetensors"),
-        load_file(last_checkpoint(killed / "run") / "adapters.safetensors"),
+        load_file(checkpoint / "adapter" / "adapter_model.safetensors"),
+        load_file(last_checkpoint(killed / "run") / "adapter" / "adapter_model.safetensors"),
     )
     before = load_model(str(tiny_checkpoint)).state_dict()
     after = load_model(str(checkpoint / "model")).state_dict()

@@ -28,21 +28,29 @@ class ModelConfig(Section):
     vision_cache_mb: int = Field(2048, ge=0)
     """Memory for the features of images while vision and merger are frozen: each image is encoded once per run. 0: none."""
     lora_rank: int = Field(0, ge=0)
-    """Rank of low-rank adapters on the language model (peft). 0 trains the weights themselves."""
+    """Rank of low-rank adapters (peft). 0 trains the weights themselves."""
     lora_alpha: float = Field(32.0, gt=0)
     """Scale of the adapters: they add alpha/rank times their product."""
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
-    """Names of the linear layers of the language model that get adapters."""
+    lora_on: tuple[Part, ...] = Field(("language",), min_length=1)
+    """Parts that get adapters: vision, merger, language. Every other weight is frozen."""
+    lora_targets: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of linear layers in these parts that get adapters, such as `[q_proj, v_proj]`; None: all of them but the head."""
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Must be 0: dropout would make the log-probs of training differ from those that were sampled."""
+
+    @model_validator(mode="after")
+    def _trains_its_adapters(self) -> "ModelConfig":
+        if not self.lora_rank and self.lora_on != ModelConfig.model_fields["lora_on"].default:
+            raise ValueError(
+                f"lora_on is {list(self.lora_on)}, but lora_rank is 0: there would be no adapters, and every weight would be "
+                f"trained. Set lora_rank, to 16 for example, or leave lora_on out."
+            )
+        if self.lora_rank and (both := [part for part in self.lora_on if part in self.freeze]):
+            raise ValueError(
+                f"freeze names {', '.join(both)}, which lora_on puts adapters on: they would never be trained. All weights but "
+                f"those of adapters are frozen anyway: take {', '.join(both)} out of freeze, or out of lora_on."
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_dropout(self) -> "ModelConfig":

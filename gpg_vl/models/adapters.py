@@ -1,47 +1,41 @@
-"""Low-rank adapters (peft), put into the language model in place: the module tree stays that of
-transformers.
-"""
+"""Low-rank adapters (peft), put into a model in place: the module tree stays that of transformers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpg_vl.errors import UserError
+from gpg_vl.models.adapter_layers import choose_layers
 from gpg_vl.models.families import Family
 
 ADAPTER = "default"
 
 
 def add_adapters(
-    model: nn.Module, family: Family, *, rank: int, alpha: float, targets: Sequence[str], seed: int
+    model: nn.Module,
+    family: Family,
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    parts: Sequence[str] = ("language",),
+    targets: Sequence[str] | None = None,
 ) -> None:
-    """Add adapters to the language model's linear layers called `targets` and freeze every other
-    weight.
+    """Add adapters to linear layers of `parts` and freeze every other weight.
+
+    targets: names of layers, see `choose_layers`; None takes all of the parts.
 
     Dropout is 0: the policy that samples and the one that trains must be the same. The start is the
-    model itself (B = 0).
+    model itself (B = 0). Raises UserError for parts or layers that the model has not.
     """
     from peft import LoraConfig, inject_adapter_in_model
-
-    names = []
-    for name, module in model.named_modules():
-        is_target = isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
-        if is_target and family.part_of(name + ".weight") == "language":
-            names.append(name)
-    if not names:
-        raise UserError(
-            f"model.lora_targets {list(targets)} names no linear layer of the language model. Usual names are q_proj, "
-            f"k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."
-        )
 
     lora = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by r
-        target_modules=names,
+        target_modules=choose_layers(model, family, parts=parts, targets=targets),
         lora_dropout=0.0,
     )
     with torch.random.fork_rng(devices=[]):
@@ -53,7 +47,12 @@ def add_adapters(
 
 
 def has_adapters(model: nn.Module) -> bool:
-    return bool(_adapter_parameters(model))
+    return bool(adapter_parameters(model))
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of the adapters, under the names that they have in the model."""
+    return {name: p for name, p in model.named_parameters() if ".lora_" in name}
 
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -102,38 +101,15 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    trained = [p for p in adapter_parameters(model).values() if p.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
+
+    # peft freezes what it switches off, but whether features of images change is told by what is trained
+    for parameter in trained:
+        parameter.requires_grad_(True)
     try:
         yield
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-
-
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().contiguous() for name, p in _adapter_parameters(model).items()}
-
-
-def load_adapter_state(model: nn.Module, file: Path) -> None:
-    """Put saved adapter weights into a model that has adapters.
-
-    Raises UserError if the names differ.
-    """
-    from safetensors.torch import load_file
-
-    saved = load_file(file)
-    here = _adapter_parameters(model)
-    if saved.keys() != here.keys():
-        raise UserError(
-            f"The adapters in {file} are not those of this config ({len(saved)} saved, {len(here)} expected). Resume with the "
-            f"lora settings that the run was started with."
-        )
-
-    with torch.no_grad():
-        for name, parameter in here.items():
-            parameter.copy_(saved[name])
-
-
-def _adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if ".lora_" in name}

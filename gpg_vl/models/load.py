@@ -55,6 +55,7 @@ def read_config(path: str, revision: str | None = None) -> Any:
     from transformers import AutoConfig
 
     folder = Path(path)
+    _refuse_adapters(folder)
     looks_local = folder.exists() or path.startswith((".", "/", "~"))
     if looks_local and not (folder / "config.json").is_file():
         raise UserError(
@@ -68,6 +69,33 @@ def read_config(path: str, revision: str | None = None) -> Any:
             f"The checkpoint {path} cannot be read: {_first_line(error)} Give a folder written by save_pretrained, "
             f"or a hub name of a supported family."
         ) from None
+
+
+def _refuse_adapters(folder: Path) -> None:
+    """A folder of adapters is half a model; transformers would look for the other half by itself, wherever the folder says."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+
+    merged = folder.parent / "model"
+    if (merged / "config.json").is_file():
+        instead = f"Give {merged}, the same model with its adapters merged in."
+    else:
+        instead = (
+            f"Merge them into their base model, {_base_of(file)} (PeftModel.from_pretrained, merge_and_unload, save_pretrained), "
+            f"and give that folder; a checkpoint of gpg_vl has it already, as model/ beside adapter/."
+        )
+    raise UserError(
+        f"The folder {folder} holds adapters (peft), not a model; a whole checkpoint is needed. {instead}"
+    )
+
+
+def _base_of(file: Path) -> str:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return "which its adapter_config.json does not say"
+    return str(content.get("base_model_name_or_path"))
 
 
 def load_processing(path: str, revision: str | None = None) -> Processing:

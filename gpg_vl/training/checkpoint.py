@@ -2,9 +2,10 @@
 
     checkpoints/step-000040/
         model/              weights (safetensors), config, tokenizer, processor: an ordinary checkpoint, adapters merged in
+        adapter/            adapters if there are any, as peft writes and reads them
         state.json          step, data position, counters
         rank-0.pt           per process: random states and surplus groups
-        ...                 what the sharding writes: optimizer.pt, and adapters.safetensors if there are any; or parts/
+        ...                 what the sharding writes: optimizer.pt, or parts/
 
 Everything is written into a hidden folder beside it, flushed to the disk and then renamed: a killed process leaves a
 hidden folder that no resume looks at. Files are read with `weights_only=True`: a checkpoint cannot run code.
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from gpg_vl.activity import MeetingBrokenError
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.model import Model
+from gpg_vl.models.adapter_folder import FOLDER, save_adapters
 from gpg_vl.models.save import save_model
 from gpg_vl.training.rank_state import (
     deal_carry,
@@ -100,6 +102,7 @@ class Checkpoints:
             own = hidden / _rank_file(self._accelerator.process_index)
             torch.save(dump_rank_state(state.carry), own)
             self._save_model(hidden / "model")
+            self._save_adapters(hidden / FOLDER)
             self._sharding.save(hidden)
             wait()
 
@@ -176,6 +179,15 @@ class Checkpoints:
         processing.tokenizer.save_pretrained(folder)
         if processing.image_processor is not None:
             processing.image_processor.save_pretrained(folder)
+
+    def _save_adapters(self, folder: Path) -> None:
+        """A folder that peft loads onto the model that the run began with."""
+        weights = self._sharding.full_adapters()
+        if weights and self._accelerator.is_main_process:
+            model = self._model
+            save_adapters(
+                model.policy.model, weights, folder, base=model.path, revision=model.revision
+            )
 
     def _write_counters(self, file: Path, state: RunState) -> None:
         counters: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}

@@ -54,7 +54,8 @@ def chosen(config: Config) -> Choice:
 
 def choices(config: Config) -> Iterator[tuple[Choice, Config]]:
     """Every choice that the rest of the config allows, and the config with it."""
-    ranks = [0] if "language" in config.model.freeze else [0, config.model.lora_rank or LORA_RANK]
+    on_frozen = set(config.model.lora_on) & set(config.model.freeze)
+    ranks = [0] if on_frozen else [0, config.model.lora_rank or LORA_RANK]
     for sharding, dtype, rank, checkpointing in product(
         SHARDINGS, ("float32", "bfloat16"), ranks, (False, True)
     ):

@@ -54,12 +54,14 @@ def _refuse_other_settings(file: Path, config: Config) -> None:
     if not file.exists():
         return
 
+    # what adapters would be like says nothing of a run that has none
+    before = _read_first_settings(file)
+    has_adapters = config.model.lora_rank or before["model"]["lora_rank"]
+    harmless = HARMLESS if has_adapters else (*HARMLESS, "model.lora_")
     changed = [
-        f"{name} was {before!r}, is {now!r}"
-        for name, before, now in list_changes(
-            _read_first_settings(file), config.model_dump(mode="json")
-        )
-        if not name.startswith(HARMLESS)
+        f"{name} was {old!r}, is {new!r}"
+        for name, old, new in list_changes(before, config.model_dump(mode="json"))
+        if not name.startswith(harmless)
     ]
     if changed:
         raise UserError(

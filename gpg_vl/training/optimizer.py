@@ -69,7 +69,8 @@ def make_adamw(
     if frozen := sorted(set(parts) - by_part.keys()):
         raise UserError(
             f"train.learning_rates names {', '.join(frozen)}, of which nothing is trained in this run: it is "
-            f"frozen (model.freeze, model.lora_rank), or the model has none. Remove it from train.learning_rates."
+            f"frozen (model.freeze, or adapters elsewhere by model.lora_on), or the model has none. Remove it from "
+            f"train.learning_rates."
         )
 
     groups: list[dict[str, Any]] = []

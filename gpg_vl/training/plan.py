@@ -15,6 +15,7 @@ from torch import nn
 
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config
+from gpg_vl.models.adapter_layers import PARTS
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
 from gpg_vl.models.load import read_config
@@ -85,6 +86,7 @@ def count_parameters(config: Config, family: Family) -> Sizes:
                 family,
                 rank=config.model.lora_rank,
                 alpha=config.model.lora_alpha,
+                parts=config.model.lora_on,
                 targets=config.model.lora_targets,
                 seed=0,
             )
@@ -188,10 +190,11 @@ def _median(values: Sequence[int]) -> int:
 
 def vision_mode(config: Config, family: Family) -> VisionMode:
     """What becomes of the vision tower in a run with these settings."""
-    is_frozen = {"vision", "merger"} <= set(config.model.freeze)
-    if is_frozen or config.model.lora_rank or not family.has_vision:
-        return "kept" if config.model.vision_cache_mb else "frozen"
-    return "frozen" if "vision" in config.model.freeze else "trained"
+    model = config.model
+    trained = set(model.lora_on if model.lora_rank else PARTS) - set(model.freeze)
+    if not family.has_vision or not trained & {"vision", "merger"}:
+        return "kept" if model.vision_cache_mb else "frozen"
+    return "trained" if "vision" in trained else "frozen"
 
 
 def _group_size(config: Config, algorithm: Algorithm) -> int:
@@ -299,7 +302,7 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
     share = 100 * plan.trained_parameters / plan.parameters
     return {
         "model": f"{config.model.path}, {plan.parameters:,} parameters, "
-        f"{plan.trained_parameters:,} trained ({share:.1f} %), {config.model.dtype}",
+        f"{plan.trained_parameters:,} trained ({share:.1f} %{_describe_adapters(config)}), {config.model.dtype}",
         "data": f"{config.data.train}: prompts of {plan.prompt_tokens_median:g} tokens (median; "
         f"{plan.prompt_tokens_max} at most), {plan.image_tokens_median:g} of them image",
         "run": f"{plan.steps} steps, {plan.epochs:.2f} epochs of {plan.examples} examples",
@@ -314,6 +317,13 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
         "memory": _describe_memory(plan),
         "output": str(Path(config.output.folder)),
     }
+
+
+def _describe_adapters(config: Config) -> str:
+    if not config.model.lora_rank:
+        return ""
+    parts = " and ".join(config.model.lora_on)
+    return f", adapters of rank {config.model.lora_rank} on {parts}"
 
 
 def _describe_algorithm(config: Config) -> str:

@@ -27,7 +27,7 @@ from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.training.agreement import refuse_other_data
 from gpg_vl.training.checkpoint import digest_data
-from gpg_vl.training.plan import Plan, make_plan
+from gpg_vl.training.plan import Plan, count_parameters, make_plan
 from gpg_vl.training.sharding import refuse_sharding
 from gpg_vl.types import Example
 
@@ -112,7 +112,8 @@ def prepare(
             f"Choose a multiple of {processes}."
         )
 
-    # names that are looked up are looked up first: no data is read for a run that cannot start
+    # names that are looked up are looked up first, those of layers and parts too: no data is read for a run that cannot
+    # start
     engines.get(config.rollout.engine)
     refuse_sharding(config.train.sharding, config.train.offload)
     algorithm = make_algorithm(config.algorithm)
@@ -120,6 +121,7 @@ def prepare(
     refuse_engine(
         config.rollout.engine, encoder.processing.family, engine_options(config), processes
     )
+    count_parameters(config, encoder.processing.family)
 
     with doing("the check of the data"):
         checked = once_per_node(lambda: _check(config, encoder, console))

@@ -145,6 +145,7 @@ def _load_model(prepared: Prepared, sharding: Sharding, accelerator: Accelerator
                 family,
                 rank=config.model.lora_rank,
                 alpha=config.model.lora_alpha,
+                parts=config.model.lora_on,
                 targets=config.model.lora_targets,
                 seed=config.train.seed,
             )

@@ -170,7 +170,7 @@ def test_killed_and_resumed_is_never_stopped(
 @pytest.mark.parametrize(
     "sections",
     [
-        {"model": {"lora_rank": 4}},
+        {"model": {"lora_rank": 4, "lora_on": ["language", "merger", "vision"]}},
         {
             "rollout": {"images": "features"},
             "model": {"freeze": ["vision", "merger"]},

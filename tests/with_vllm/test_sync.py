@@ -157,9 +157,8 @@ def test_weights_that_do_not_belong_are_refused_at_the_first_sync(
 
 def test_adapters_arrive_merged(tiny_checkpoint: Path) -> None:
     def adapted(model: Any, family: Any) -> None:
-        add_adapters(
-            model, family, rank=4, alpha=8.0, targets=("q_proj", "up_proj", "down_proj"), seed=1
-        )
+        everywhere = ("language", "merger", "vision")
+        add_adapters(model, family, rank=4, alpha=8.0, parts=everywhere, seed=1)
 
     bench = make_bench(tiny_checkpoint, prepare=adapted)
     model = bench.model

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor
 
 from gpg_vl.errors import UserError
-from gpg_vl.models.adapters import merged_weights
+from gpg_vl.models.adapters import adapter_parameters, merged_weights
 from gpg_vl.models.policy import Policy
 from gpg_vl.training.memory import Sizes
 from gpg_vl.training.sharding.offload import send_away, step_in_pages
@@ -118,6 +118,11 @@ class Fsdp2:
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         self._give_back()
         return merged_weights(self._policy.model, self._gather)
+
+    def full_adapters(self) -> dict[str, Tensor]:
+        self._give_back()
+        adapters = adapter_parameters(self._policy.model)
+        return {name: self._gather(parameter.detach()) for name, parameter in adapters.items()}
 
     def save(self, folder: Path) -> None:
         self._give_back()

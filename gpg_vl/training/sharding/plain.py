@@ -10,11 +10,11 @@ from math import isfinite
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpg_vl.activity import meeting
-from gpg_vl.models.adapters import adapter_state, has_adapters, load_adapter_state, merged_weights
+from gpg_vl.models.adapter_folder import load_adapters
+from gpg_vl.models.adapters import adapter_parameters, has_adapters, merged_weights
 from gpg_vl.models.load import load_model, quiet
 from gpg_vl.models.policy import Policy
 from gpg_vl.training.sharding.offload import refuse_offload, send_away, step_in_pages
@@ -93,17 +93,17 @@ class Plain:
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self._policy.model)
 
+    def full_adapters(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in adapter_parameters(self._policy.model).items()}
+
     def save(self, folder: Path) -> None:
-        if not self._setup.is_main:
-            return
-        if has_adapters(self._policy.model):
-            save_file(adapter_state(self._policy.model), folder / "adapters.safetensors")
-        torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
+        if self._setup.is_main:
+            torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
 
     def load(self, folder: Path) -> None:
         model = self._policy.model
         if has_adapters(model):
-            load_adapter_state(model, folder / "adapters.safetensors")
+            load_adapters(model, folder)
         else:
             _load_weights(model, folder / "model")
 

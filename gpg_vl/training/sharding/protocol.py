@@ -1,6 +1,6 @@
 """What the learner asks of a way to spread a model over processes. Nothing else knows of wrappers and collectives."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -62,8 +62,13 @@ class Sharding(Protocol):
         """Whole tensors under the names of an ordinary checkpoint, adapters merged in. All processes iterate to the end."""
         ...
 
+    def full_adapters(self) -> Mapping[str, Tensor]:
+        """Whole tensors of the adapters under the names that they have in the model; none without adapters. All processes call
+        it together."""
+        ...
+
     def save(self, folder: Path) -> None:
-        """Write what training needs beyond the ordinary checkpoint in `folder / "model"`."""
+        """Write what training needs beyond the ordinary checkpoint in `folder / "model"` and adapters in `folder / "adapter"`."""
         ...
 
     def load(self, folder: Path) -> None:

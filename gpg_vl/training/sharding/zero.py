@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gpg_vl.errors import UserError
-from gpg_vl.models.adapters import merged_weights
+from gpg_vl.models.adapters import adapter_parameters, merged_weights
 from gpg_vl.models.policy import Policy
 from gpg_vl.training.memory import Sizes
 from gpg_vl.training.sharding import zero_inside
@@ -156,6 +156,10 @@ class Zero:
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self._policy.model, self._gather)
+
+    def full_adapters(self) -> dict[str, Tensor]:
+        adapters = adapter_parameters(self._policy.model)
+        return {name: self._gather(parameter).detach() for name, parameter in adapters.items()}
 
     def save(self, folder: Path) -> None:
         optimizer = self._engine.optimizer

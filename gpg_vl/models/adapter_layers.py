@@ -1,0 +1,88 @@
+"""Which layers of a model get adapters: those that a config names, in the parts that it chooses."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from gpg_vl.errors import UserError
+from gpg_vl.models.families import Family
+from gpg_vl.registry import did_you_mean
+
+PARTS = {"language": "the language model", "merger": "the merger", "vision": "the vision tower"}
+
+
+def choose_layers(
+    model: nn.Module, family: Family, *, parts: Sequence[str], targets: Sequence[str] | None
+) -> list[str]:
+    """The linear layers of these parts that `targets` names, as the model names them.
+
+    targets: names, or ends of names that begin behind a dot; each must be that of a layer in one of the parts, and each
+        part must have one. None takes all linear layers of the parts. The head is none of them.
+    Raises UserError.
+    """
+    if not family.has_vision and (wrong := [part for part in parts if part != "language"]):
+        raise UserError(
+            f"model.lora_on names {', '.join(wrong)}, but {family.model_type} has no vision. Set model.lora_on to [language]."
+        )
+
+    layers = _linear_layers(model, family)
+    for target in targets or ():
+        _refuse_unknown(target, layers, parts)
+
+    chosen: list[str] = []
+    for part in parts:
+        names = [name for name in layers[part] if targets is None or _is_called(name, targets)]
+        if not names:
+            raise UserError(
+                f"model.lora_targets is {targets and list(targets)}, but no linear layer of {PARTS[part]}, which model.lora_on "
+                f"says gets adapters, is called so. Known: {_known(layers[part])}. Name one of them, leave model.lora_targets "
+                f"out for all of them, or take {part} out of model.lora_on."
+            )
+        chosen += names
+    return chosen
+
+
+def _linear_layers(model: nn.Module, family: Family) -> Mapping[str, list[str]]:
+    """Names of the linear layers of each part, in the model's order. Without the head, whose weight is read past its module."""
+    head = model.get_output_embeddings()  # type: ignore[operator]  # every transformers model has it
+    layers: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            layers[family.part_of(name + ".weight")].append(name)
+    return layers
+
+
+def _refuse_unknown(target: str, layers: Mapping[str, list[str]], parts: Sequence[str]) -> None:
+    having = [part for part in layers if any(_is_called(name, [target]) for name in layers[part])]
+    if any(part in parts for part in having):
+        return
+    if having:
+        raise UserError(
+            f"model.lora_targets names {target!r}, a layer of {PARTS[having[0]]}, but model.lora_on is {list(parts)}. Add "
+            f"{having[0]} to model.lora_on, or take {target!r} out of model.lora_targets."
+        )
+
+    chosen = " and ".join(PARTS[part] for part in parts)
+    known = _short_names(name for part in parts for name in layers[part])
+    raise UserError(
+        f"model.lora_targets names {target!r}, but no linear layer of {chosen} is called so. {did_you_mean(target, known)} "
+        f"Correct the name, or leave model.lora_targets out for all of them."
+    )
+
+
+def _is_called(name: str, targets: Iterable[str]) -> bool:
+    """As peft has it."""
+    return any(name == target or name.endswith("." + target) for target in targets)
+
+
+def _known(names: Iterable[str]) -> str:
+    return ", ".join(_short_names(names)) or "(none)"
+
+
+def _short_names(names: Iterable[str]) -> list[str]:
+    """`q_proj`, `fc1`; with what stands before it where that is only a number: `mlp.0`. Each once, in order."""
+    short = []
+    for name in names:
+        owner, _, last = name.rpartition(".")
+        short.append(f"{owner.rpartition('.')[2]}.{last}" if last.isdecimal() else last)
+    return list(dict.fromkeys(short))
