@@ -12,6 +12,7 @@ from gpg_vl.models.copy import cast_matrices
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.families import Family
 from gpg_vl.models.features import FeatureCache
+from gpg_vl.models.held import frozen, hold_matrices
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
@@ -58,7 +59,8 @@ class Model:
         processing: Processing | None = None,
         prepare: Callable[[Any, Family], None] | None = None,
     ) -> "Model":
-        """The checkpoint in a folder, or on the hub under a name and revision. Weights are float32.
+        """The checkpoint in a folder, or on the hub under a name and revision. Weights are float32; under bfloat16 matrices
+        that `prepare` has frozen are bfloat16, see `models.held`.
 
         device: where it goes; None is a GPU if there is one.
         placed: False leaves the weights on the CPU, for somebody who brings them to the device part by part.
@@ -79,6 +81,8 @@ class Model:
         policy = Policy(
             model,
             processing.family,
+        if autocast is not None:
+            hold_matrices(frozen(model), autocast)
             processing.tokens,
             temperature=temperature,
             kernel=kernel,
