@@ -33,6 +33,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/algorithms.md",
     "docs/families.md",
+    "docs/memory.md",
     "docs/scaling.md",
     "docs/vllm.md",
     "eval/README.md",
@@ -193,7 +194,7 @@ def test_what_the_config_needs_of_algorithms_does_not_import_torch(module: str) 
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
-EXTRAS = {"rollout/vllm": "vllm"}
+EXTRAS = {"rollout/vllm": "vllm", "training/eight_bit.py": "torchao"}
 """Who may import what an extra brings. Only inside functions, or in a module that nobody imports but that package."""
 
 

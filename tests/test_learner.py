@@ -94,8 +94,19 @@ def make_groups(checkpoint: Path) -> list[Group]:
 # ---- learners
 
 
-def adamw(policy: Policy, weight_decay: float = 0.0, parts: Sequence[str] = ()) -> Any:
-    return make_adamw(policy, betas=(0.9, 0.999), weight_decay=weight_decay, parts=parts)
+def adamw(
+    policy: Policy,
+    weight_decay: float = 0.0,
+    parts: Sequence[str] = (),
+    bytes_of_moments: int = 4,
+) -> Any:
+    return make_adamw(
+        policy,
+        betas=(0.9, 0.999),
+        weight_decay=weight_decay,
+        parts=parts,
+        bytes_of_moments=bytes_of_moments,
+    )
 
 
 def descent(policy: Policy) -> torch.optim.Optimizer:
@@ -122,6 +133,7 @@ def make_learner(
     sharding: Sharding | None = None,
     spread: Callable[[Policy], nn.Module] | None = None,
     max_logp_gap: float = math.inf,
+    autocast: torch.dtype | None = None,
 ) -> Learner:
     rates = {"": rate} if isinstance(rate, float) else rate
     needs_reference = "reference_logp" in algorithm.needs
@@ -133,10 +145,10 @@ def make_learner(
         LearnerSettings(
             layout=Layout(tokens_per_pass=tokens_per_pass, shared_prefix=shared),
             max_grad_norm=max_grad_norm,
-    autocast: torch.dtype | None = None,
             max_new_tokens=LIMIT,
             learning_rate=lambda step, part: rates[part],
             parts=parts,
+            autocast=autocast,
             max_logp_gap=max_logp_gap,
         ),
         Accelerator(cpu=True),
@@ -148,7 +160,6 @@ def make_learner(
 def load(checkpoint: Path, dtype: torch.dtype = torch.float64, **arguments: Any) -> Policy:
     return Model.load(checkpoint, device="cpu", **arguments).policy.to(dtype)
 
-            autocast=autocast,
 
 def weights(policy: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in policy.parameters()])

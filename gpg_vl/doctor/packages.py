@@ -52,6 +52,7 @@ OPTIONAL = {  # extra of this package: (distributions that bring it, module, wha
         "deepspeed",
         "sharding a model over GPUs; this version does not use it yet",
     ),
+    "torchao": (("torchao",), "torchao", "train.optimizer: adamw_8bit"),
     "tensorboard": (("tensorboard",), "tensorboard", "output.trackers: [tensorboard]"),
     "wandb": (("wandb",), "wandb", "output.trackers: [wandb]"),
     "trackio": (("trackio",), "trackio", "output.trackers: [trackio]"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import torch
@@ -17,9 +17,12 @@ from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
+from gpg_vl.models.held import is_matrix
 from gpg_vl.models.load import read_config
 from gpg_vl.rollout import DEFAULT
+from gpg_vl.training.adamw import takes_codes
 from gpg_vl.training.cost import Cost, VisionMode, group_cost
+from gpg_vl.training.eight_bit import scale_shape
 from gpg_vl.training.fit import Fit, fit_choices
 from gpg_vl.training.memory import (
     Sizes,
@@ -30,6 +33,7 @@ from gpg_vl.training.memory import (
     micro_batch_memory,
     rollout_memory,
     weight_memory,
+    widths,
 )
 from gpg_vl.training.sharding import shardings
 
@@ -93,17 +97,27 @@ def count_parameters(config: Config, family: Family) -> Sizes:
     tower = family.vision_tower(model)
     trained_vision = _count(tower, trained=True) if tower else 0
     blocks = family.vision_blocks(model) if trained_vision else []
+    coded = [p for p in model.parameters() if p.requires_grad and takes_codes(p)]
     return Sizes(
         parameters=_count(model),
         trained=_count(model, trained=True),
         vision=_count(tower) if tower else 0,
         trained_vision=trained_vision,
         layers=tuple(_count(layer) for layer in [*family.layers(model), *blocks]),
+        vectors=_count(model, vectors=True),
+        trained_vectors=_count(model, trained=True, vectors=True),
+        coded=sum(p.numel() for p in coded),
+        blocks=sum(prod(scale_shape(p.shape)) for p in coded),
     )
 
 
-def _count(module: nn.Module, *, trained: bool = False) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+def _count(module: nn.Module, *, trained: bool = False, vectors: bool = False) -> int:
+    """Numbers of all weights of a module; of those that are trained alone, or of those that are no matrices."""
+    return sum(
+        p.numel()
+        for p in module.parameters()
+        if (p.requires_grad or not trained) and not (vectors and is_matrix(p))
+    )
 
 
 def make_plan(
@@ -146,7 +160,7 @@ def make_plan(
             config,
             algorithm,
             family,
-            count(config.model.lora_rank),
+            replace(count(config.model.lora_rank), widths=widths(config)),
             groups,
             processes=processes,
             group_tokens=here.tokens,

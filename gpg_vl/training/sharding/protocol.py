@@ -78,3 +78,8 @@ class ShardingSetup:
     device: torch.device
     processes: int
     is_main: bool
+    weights: torch.dtype | None = None
+    """Of trained matrices while they are computed with; None leaves them as they are. Moments are float32 at least, and a
+    sharding that keeps float32 weights for the optimizer casts what it computes with."""
+    defer_reduction: bool = False
+    """Whether gradients are summed over processes in the last backward of a step alone, where a sharding has the choice."""
