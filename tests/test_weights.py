@@ -30,7 +30,7 @@ from gpg_vl.models.requests import Score
 from gpg_vl.models.save import save_model
 from gpg_vl.training.adamw import NarrowAdamW, round_stochastically
 from gpg_vl.training.eight_bit import decode, encode, refuse_without_package, scale_shape
-from gpg_vl.training.memory import weight_memory, widths
+from gpg_vl.training.memory import Sizes, Widths, weight_memory, widths
 from gpg_vl.training.plan import count_parameters
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import ShardingSetup
@@ -426,6 +426,28 @@ def test_the_plan_counts_what_is_held(
     assert told["optimizer"] == sum(t.nbytes for t in states)
 
 
+def test_the_plan_of_weights_that_are_spread() -> None:
+    """By hand, of four processes: a frozen tower of 200 numbers that each holds, and 800 that are trained."""
+    narrow_ = Widths(frozen=2.0, trained=2.0, codes=True, waiting=4.0)
+    sizes = Sizes(
+        parameters=1000,
+        trained=800,
+        vision=200,
+        trained_vision=0,
+        layers=(300, 300),
+        coded=800,
+        blocks=4,
+        widths=narrow_,
+    )
+    told = shardings.get("fsdp2").memory(sizes, 4)
+    assert told == {
+        "weights": 4 * 800 / 4 + 2 * 200,
+        "gradients": 4 * 800 / 4 + 4 * 800,
+        "optimizer": 2 * (800 + 4 * 4) / 4,
+        "gathered layers": 2 * (200 + 2 * 300) + 2 * (200 + 300),
+    }
+
+
 # ---- what is refused
 
 
@@ -487,6 +509,7 @@ def run(folder: Path, checkpoint: Path, model: dict[str, Any], train: dict[str, 
     )
     result = gpg_vl("train", config)
     assert result.returncode == 0, result.stderr
+    assert "torchao" not in result.stderr or train.get("optimizer") is None
     return folder
 
 

@@ -23,12 +23,13 @@ SMALLEST = 1e-12
 
 
 def refuse_without_package() -> None:
-    """Raises UserError if torchao is not installed."""
+    """Raises UserError if torchao is not installed. Called before others import it, who would let it say more than is wanted."""
     if importlib.util.find_spec("torchao") is None:
         raise UserError(
             "train.optimizer is adamw_8bit, which needs torchao, and it is not installed. Install it with: "
             "pip install 'gpg_vl[torchao]', or set train.optimizer to adamw."
         )
+    _torchao()
 
 
 def scale_shape(shape: torch.Size) -> tuple[int, int]:

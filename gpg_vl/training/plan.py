@@ -313,7 +313,7 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
     share = 100 * plan.trained_parameters / plan.parameters
     return {
         "model": f"{config.model.path}, {plan.parameters:,} parameters, "
-        f"{plan.trained_parameters:,} trained ({share:.1f} %), {config.model.dtype}",
+        f"{plan.trained_parameters:,} trained ({share:.1f} %), {_describe_numbers(config)}",
         "data": f"{config.data.train}: prompts of {plan.prompt_tokens_median:g} tokens (median; "
         f"{plan.prompt_tokens_max} at most), {plan.image_tokens_median:g} of them image",
         "run": f"{plan.steps} steps, {plan.epochs:.2f} epochs of {plan.examples} examples",
@@ -328,6 +328,16 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
         "memory": _describe_memory(plan),
         "output": str(Path(config.output.folder)),
     }
+
+
+def _describe_numbers(config: Config) -> str:
+    """What is computed in, and what is held in fewer bits than usual."""
+    described = str(config.model.dtype)
+    if config.model.weights != "float32":
+        described += f", trained weights {config.model.weights}"
+    if config.train.optimizer != "adamw":
+        described += f", {config.train.optimizer}"
+    return described
 
 
 def _describe_algorithm(config: Config) -> str:
