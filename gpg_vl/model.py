@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 
 from gpg_vl.models.attention import Kernel, choose_kernel
-from gpg_vl.models.copy import cast_matrices
+from gpg_vl.models.copy import cast_matrices, round_gathered
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.families import Family
 from gpg_vl.models.features import FeatureCache
+from gpg_vl.models.held import frozen, hold_matrices
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
@@ -43,6 +44,8 @@ class Model:
     processing: Processing
     autocast: torch.dtype | None = None
     """Of the forward pass; None computes in the weights' own dtype."""
+    gathered: torch.dtype | None = None
+    """Of weights that are spread over processes, while they are computed with; None computes with them as they are."""
 
     @staticmethod
     def load(
@@ -50,6 +53,7 @@ class Model:
         *,
         revision: str | None = None,
         dtype: DType = "float32",
+        gathered: torch.dtype | None = None,
         device: torch.device | str | None = None,
         placed: bool = True,
         temperature: float = 1.0,
@@ -58,8 +62,10 @@ class Model:
         processing: Processing | None = None,
         prepare: Callable[[Any, Family], None] | None = None,
     ) -> "Model":
-        """The checkpoint in a folder, or on the hub under a name and revision. Weights are float32.
+        """The checkpoint in a folder, or on the hub under a name and revision. Weights are float32; under bfloat16 matrices
+        that `prepare` has frozen are bfloat16, see `models.held`.
 
+        gathered: see the field; it changes nothing but copies.
         device: where it goes; None is a GPU if there is one.
         placed: False leaves the weights on the CPU, for somebody who brings them to the device part by part.
         temperature: divides the logits when completions are scored.
@@ -75,6 +81,8 @@ class Model:
 
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         autocast = autocast_dtype(dtype)
+        if autocast is not None:
+            hold_matrices(frozen(model), autocast)
         kernel, _ = choose_kernel(attention, where, autocast or torch.float32)
         policy = Policy(
             model,
@@ -90,6 +98,7 @@ class Model:
             policy=policy.to(where) if placed else policy,
             processing=processing,
             autocast=autocast,
+            gathered=gathered,
         )
 
     def copy(self) -> Policy:
@@ -107,6 +116,8 @@ class Model:
         )
         if self.autocast is not None:
             cast_matrices(policy, self.autocast)
+        if self.gathered is not None:
+            round_gathered(policy, self.gathered, but_vision=not trained.images.is_trained)
         return policy.to(trained.device)
 
     def encoder(

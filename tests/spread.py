@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -35,7 +36,7 @@ from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.sharding.zero import Zero
 from gpg_vl.types import Group
 
-TIME_LIMIT = 360
+TIME_LIMIT = 900
 Prepare = Callable[[Any, Family], None]
 
 
@@ -64,6 +65,10 @@ class Case:
     max_grad_norm: float = float("inf")
     old: bool = False
     """Whether every other group was sampled by older weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    weights: torch.dtype | None = None
+    """Of trained matrices; see `ShardingSetup`."""
+    defer: bool = False
 
 
 HALVES = {2: [[0, 1, 2, 3], [4, 5, 6, 7]], 3: [[0, 1, 2], [3, 4, 7], [5, 6]]}
@@ -71,6 +76,8 @@ IDLE = {2: [[], list(range(8))], 3: [[], list(range(8)), []]}
 UNEQUAL = {2: [[0, 1, 2, 4, 5, 6], [3, 7]], 3: [[0, 1, 2, 4], [7], [3, 5, 6]]}
 TEXT = {2: [[7], list(range(7))], 3: [[7], [0, 1, 2, 3], [4, 5, 6]]}
 """Group 7 alone has no picture."""
+TEXT_LAST = {2: [[0, 1, 2, 3, 4, 5, 7], [6]]}
+"""The last micro-batch has no picture on either process."""
 
 
 def kl() -> Algorithm:
@@ -94,6 +101,8 @@ CASES = {
     "adapters everywhere": Case(TEXT, tokens_per_pass=90, prepare=adapters_everywhere),
     "merger alone": Case(TEXT, tokens_per_pass=90, prepare=only(".visual.merger.")),
     "checkpointed": Case(UNEQUAL, tokens_per_pass=90, prepare=checkpointed),
+    "deferred": Case(UNEQUAL, tokens_per_pass=90, defer=True),
+    "deferred past the last image": Case(TEXT_LAST, tokens_per_pass=90, defer=True),
     "divergence": Case(UNEQUAL, tokens_per_pass=90, algorithm=kl, old=True),
     "divergence from no adapters": Case(
         UNEQUAL, tokens_per_pass=90, algorithm=kl, prepare=with_adapters, old=True
@@ -120,6 +129,36 @@ CASES = {
     ),
 }
 """The first ones are measured in their gradient, those with a rate in their weights after so many steps."""
+
+ROUNDED = {
+    "frozen in bfloat16": Case(
+        UNEQUAL, tokens_per_pass=90, dtype="bfloat16", prepare=with_adapters, algorithm=kl, old=True
+    ),
+    "frozen tower in bfloat16": Case(
+        TEXT, tokens_per_pass=90, dtype="bfloat16", prepare=without_vision
+    ),
+    "bfloat16 weights": Case(UNEQUAL, tokens_per_pass=90, dtype="bfloat16", weights=torch.bfloat16),
+    "steps of bfloat16 weights": Case(
+        UNEQUAL,
+        tokens_per_pass=90,
+        dtype="bfloat16",
+        weights=torch.bfloat16,
+        steps=3,
+        optimizer=adamw,
+        rate=1e-3,
+    ),
+}
+"""Under bfloat16."""
+
+EIGHT_BIT = {
+    "three steps of bytes": Case(
+        UNEQUAL,
+        tokens_per_pass=90,
+        steps=3,
+        optimizer=partial(adamw, bytes_of_moments=1),
+        rate=1e-3,
+    ),
+}
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -200,13 +239,15 @@ def watched_inside(watched: Watched) -> Iterator[None]:
         zero_inside.complete_gradients = complete
 
 
-def make_sharding(name: str, processes: int, is_main: bool) -> Watched:
+def make_sharding(name: str, processes: int, is_main: bool, case: Case | None = None) -> Watched:
     name, _, offload = name.partition("+")
     setup = ShardingSetup(
         device=torch.device("cpu"),
         processes=processes,
         is_main=is_main,
         offload=offload or "none",
+        weights=case.weights if case else None,
+        defer_reduction=case is not None and case.defer,
     )
     return Watched(shardings.get(name)(setup), processes)
 
@@ -224,6 +265,7 @@ def make_trainer(checkpoint: Path, case: Case, sharding: Watched) -> Trainer:
     model = Model.load(
         checkpoint,
         device="cpu",
+        dtype=case.dtype,
         placed=sharding.holds_whole,
         prepare=case.prepare,
         vision_cache_mb=16,
@@ -239,6 +281,7 @@ def make_trainer(checkpoint: Path, case: Case, sharding: Watched) -> Trainer:
         max_grad_norm=case.max_grad_norm,
         sharding=sharding,
         spread=sharding.spread,
+        autocast=model.autocast,
     )
     return Trainer(model, sharding, learner)
 
@@ -284,6 +327,18 @@ def held(accelerator: Accelerator, checkpoint: Path, kind: str) -> dict:
         moments = sum(local(state["exp_avg"]).numel() for state in states)
         counts[name] = [weights, moments]
     return counts
+
+
+def replicated(accelerator: Accelerator, checkpoint: Path, kind: str) -> dict:
+    """Three steps of bfloat16 weights that every process holds, each with random numbers of its own otherwise."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    case, groups = ROUNDED["steps of bfloat16 weights"], make_groups(checkpoint)
+    sharding = make_sharding("none", processes, rank == 0, case)
+    trainer = make_trainer(checkpoint, case, sharding)
+    with torch.random.fork_rng():
+        torch.manual_seed(rank)
+        train(trainer, case, [groups[n] for n in case.deals[processes][rank]])
+    return {"weights": torch.cat([p.detach().flatten() for p in sharding.trained])}
 
 
 def broken(accelerator: Accelerator, checkpoint: Path, name: str) -> dict:
@@ -342,7 +397,7 @@ def answered(accelerator: Accelerator, checkpoint: Path, name: str) -> dict:
 def saved(accelerator: Accelerator, checkpoint: Path, folder: Path, name: str, kind: str) -> dict:
     """One step, saved; two more; and the same two from what was saved, by a learner that knows nothing else."""
     rank, processes = accelerator.process_index, accelerator.num_processes
-    case = replace(CASES[name], steps=1)
+    case = replace({**CASES, **ROUNDED, **EIGHT_BIT}[name], steps=1)
     groups = make_groups(checkpoint)
     mine = [groups[n] for n in case.deals[processes][rank]]
     found: dict[str, Any] = {}
@@ -353,12 +408,12 @@ def saved(accelerator: Accelerator, checkpoint: Path, folder: Path, name: str, k
         return torch.cat(flat), [report.grad_norm for report in reports]
 
     if processes == 2:
-        first = make_trainer(checkpoint, case, make_sharding(kind, processes, rank == 0))
+        first = make_trainer(checkpoint, case, make_sharding(kind, processes, rank == 0, case))
         train(first, case, mine)
         first.sharding.save(folder)
         found["straight"] = go_on(first)
 
-    second = make_trainer(checkpoint, case, make_sharding(kind, processes, rank == 0))
+    second = make_trainer(checkpoint, case, make_sharding(kind, processes, rank == 0, case))
     second.sharding.load(folder)
     found["resumed"] = go_on(second)
     return found
@@ -373,19 +428,22 @@ def main(checkpoint: Path, folder: Path, kind: str, names: Sequence[str]) -> Non
     groups = make_groups(checkpoint)
     found: dict[str, Any] = {}
     for name in names:
-        if name in CASES:
-            case = CASES[name]
+        if (case := {**CASES, **ROUNDED, **EIGHT_BIT}.get(name)) is not None:
             mine = [groups_of(case, groups)[n] for n in case.deals[processes][rank]]
-            sharding = make_sharding(kind, processes, rank == 0)
+            sharding = make_sharding(kind, processes, rank == 0, case)
             found[name] = compute(case, checkpoint, mine, sharding)
         elif name.startswith("saved "):
             trained = name.removeprefix("saved ")
             parts = folder.parent / "saved" / trained.replace(" ", "-")
             found[name] = saved(accelerator, checkpoint, parts, trained, kind)
         else:
-            found[name] = {"held": held, "broken": broken, "answered": answered}[name](
-                accelerator, checkpoint, kind
-            )
+            more = {
+                "held": held,
+                "replicated": replicated,
+                "broken": broken,
+                "answered": answered,
+            }
+            found[name] = more[name](accelerator, checkpoint, kind)
         print(f"process {rank}: {name}", flush=True)
     torch.save(found, folder / f"rank-{rank}.pt")
     accelerator.wait_for_everyone()

@@ -34,6 +34,7 @@ DOCUMENTS = (
     "docs/adapters.md",
     "docs/algorithms.md",
     "docs/families.md",
+    "docs/memory.md",
     "docs/scaling.md",
     "docs/vllm.md",
     "eval/README.md",
@@ -194,7 +195,7 @@ def test_what_the_config_needs_of_algorithms_does_not_import_torch(module: str) 
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
-EXTRAS = {"rollout/vllm": "vllm"}
+EXTRAS = {"rollout/vllm": "vllm", "training/eight_bit.py": "torchao"}
 """Who may import what an extra brings. Only inside functions, or in a module that nobody imports but that package."""
 
 

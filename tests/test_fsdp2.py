@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import yaml
 from accelerate import Accelerator
 from runs import environment, gpg_vl, kill_after, metrics, write_config, write_scenes
 from safetensors.torch import load_file
-from spread import CASES, TIME_LIMIT, compute, groups_of, make_sharding
+from spread import CASES, EIGHT_BIT, ROUNDED, TIME_LIMIT, compute, groups_of, make_sharding
 from test_learner import make_groups, weights
 from test_policy import relative
 
@@ -36,9 +37,19 @@ from gpg_vl.types import Group
 TESTS = Path(__file__).parent
 GRADIENTS = [name for name, case in CASES.items() if not case.rate]
 WEIGHTS = [name for name, case in CASES.items() if case.rate]
-SAVED = ("three steps", "three steps of adapters")
+SAVED = ("three steps", "three steps of adapters", "three steps of bytes")
 ADAPTED = ("three steps of adapters", "three steps of adapters everywhere")
-ON_TWO = [*CASES, "held", "broken", "answered", *(f"saved {name}" for name in SAVED)]
+SAVED_FOR_TWO = (*SAVED, "steps of bfloat16 weights")
+ON_TWO = [
+    *CASES,
+    *ROUNDED,
+    *EIGHT_BIT,
+    "held",
+    "replicated",
+    "broken",
+    "answered",
+    *(f"saved {name}" for name in SAVED_FOR_TWO),
+]
 ON_THREE = [
     "cut differently",
     "text on one process, in chunks",
@@ -91,9 +102,20 @@ def groups(tiny_checkpoint: Path) -> list[Group]:
 def alone(tiny_checkpoint: Path, groups: list[Group]) -> dict[str, dict]:
     """The same cases by one process that holds everything."""
     found = {}
-    for name, case in CASES.items():
-        sharding = make_sharding("none", 1, True)
+    for name, case in {**CASES, **ROUNDED, **EIGHT_BIT}.items():
+        sharding = make_sharding("none", 1, True, case)
         found[name] = compute(case, tiny_checkpoint, groups_of(case, groups), sharding)
+    return found
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_checkpoint: Path, groups: list[Group]) -> dict[str, dict]:
+    """The cases under bfloat16, computed in float32 by one process."""
+    found = {}
+    for name, case in ROUNDED.items():
+        wide = replace(case, dtype="float32", weights=None)
+        sharding = make_sharding("none", 1, True)
+        found[name] = compute(wide, tiny_checkpoint, groups_of(case, groups), sharding)
     return found
 
 
@@ -124,6 +146,42 @@ def test_several_steps_come_to_the_same_weights(two: list[dict], alone: dict, na
         assert relative(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
         assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=1e-6)
     assert alone["three steps"]["norms"][0] > 0.05, "nothing was clipped"
+
+
+@pytest.mark.parametrize("name", [name for name, case in ROUNDED.items() if not case.rate])
+def test_under_bfloat16_they_are_as_near_to_float32_as_one_process(
+    two: list[dict], alone: dict, exact: dict, name: str
+) -> None:
+    """Frozen weights in bfloat16 beside trained ones in float32 in a unit, and units that are gathered in bfloat16."""
+    expected = exact[name]["gradient"]
+    of_one = relative(alone[name]["gradient"], expected)
+    assert 1e-4 < of_one < 0.02
+    for rank in two:
+        assert rank[name]["gradient"].dtype == torch.float32
+        assert relative(rank[name]["gradient"], expected) == pytest.approx(of_one, rel=0.2)
+
+
+def test_weights_that_are_gathered_in_bfloat16_move_in_float32(
+    two: list[dict], exact: dict
+) -> None:
+    """Three steps, measured in what they change; the parts are not rounded themselves."""
+    name = "steps of bfloat16 weights"
+    for rank in two:
+        held = rank[name]["weights"]
+        assert relative(held, exact[name]["weights"]) < 0.01
+        assert not torch.equal(held, held.bfloat16().float())
+
+
+def test_processes_that_hold_the_same_weights_round_them_alike(two: list[dict]) -> None:
+    ours, theirs = (rank["replicated"]["weights"] for rank in two)
+    assert torch.equal(ours, theirs)
+
+
+def test_moments_of_a_byte_are_those_of_one_process(two: list[dict], alone: dict) -> None:
+    """To a few codes that fall on the other side of a border."""
+    name = "three steps of bytes"
+    for rank in two:
+        assert relative(rank[name]["weights"], alone[name]["weights"]) < 1e-5
 
 
 def test_parts_may_be_empty(three: list[dict], alone: dict) -> None:
@@ -229,7 +287,7 @@ def test_answers_of_unequal_number_and_length_hang_nobody(two: list[dict]) -> No
 # ---- what is saved
 
 
-@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("name", SAVED_FOR_TWO)
 def test_what_was_saved_goes_on_bit_for_bit(two: list[dict], name: str) -> None:
     for rank in two:
         (straight, norms), (again, norms_again) = (
@@ -246,7 +304,7 @@ def test_what_two_have_saved_three_go_on_from(
     straight, norms = two[0][f"saved {name}"]["straight"]
     for rank in three:
         again, norms_again = rank[f"saved {name}"]["resumed"]
-        assert relative(again, straight) <= 1e-6
+        assert relative(again, straight) <= (1e-5 if name in EIGHT_BIT else 1e-6)
         assert norms_again == pytest.approx(norms, rel=1e-6)
 
 
@@ -437,6 +495,29 @@ def test_three_processes_go_on_where_two_have_stopped(run: Path, tmp_path: Path)
     assert rows[-1]["stale_groups"] == carried, "surplus groups of the two were lost"
     assert rows[-1]["logp_gap_max"] is None or rows[-1]["logp_gap_max"] < 1e-4
     assert len(list((last_checkpoint(folder) / "parts").iterdir())) == 3
+
+
+def test_a_copy_answers_with_the_weights_that_are_gathered(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Rounded norms and embeddings included: with others the gap is 6e-4. Moments of a byte, and one reduction a step."""
+    config = write_config(
+        tmp_path,
+        tiny_checkpoint,
+        model={"dtype": "bfloat16", "weights": "bfloat16"},
+        train={
+            "steps": 3,
+            "prompts_per_step": 4,
+            "sharding": "fsdp2",
+            "optimizer": "adamw_8bit",
+            "defer_reduction": True,
+        },
+    )
+    result = gpg_vl("train", config, processes=2)
+    assert result.returncode == 0, result.stderr
+    gaps = [row["logp_gap_mean"] for row in metrics(tmp_path / "run")]
+    assert len(gaps) == 3
+    assert max(gaps) < 1e-4
 
 
 def test_everything_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -20,7 +20,12 @@ class ModelConfig(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the forward pass. Master weights stay float32; bfloat16 runs under autocast."""
+    """Numbers of the forward pass. bfloat16 runs under autocast: what is trained stays float32 (see `weights`), frozen matrices
+    are held in bfloat16, which gives the same numbers."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Numbers of what is trained. bfloat16, only with `dtype: bfloat16`, holds its matrices in 2 bytes instead of 4: each step is
+    rounded at random to one of the two nearest numbers, right on average. Under `train.sharding: fsdp2` each process keeps its
+    part in float32, and what is gathered is bfloat16. Norms and biases, gradients and moments stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     freeze: tuple[Part, ...] = ()
@@ -49,6 +54,15 @@ class ModelConfig(Section):
             raise ValueError(
                 f"freeze names {', '.join(both)}, which lora_on puts adapters on: they would never be trained. All weights but "
                 f"those of adapters are frozen anyway: take {', '.join(both)} out of freeze, or out of lora_on."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_the_forward_pass(self) -> "ModelConfig":
+        if self.weights == "bfloat16" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"weights is bfloat16, but dtype is {self.dtype}: rounded weights would be computed with as if they were exact. "
+                f"bfloat16 weights go with dtype bfloat16 alone. Set dtype to bfloat16, or weights to float32."
             )
         return self
 
@@ -175,6 +189,9 @@ class TrainConfig(Section):
     """Decoupled decay on matrices; never on norms and biases."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moments."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw` keeps two moments of each trained weight in float32, 8 bytes. `adamw_8bit` keeps them as 8-bit codes with a scale
+    for every 256 (torchao), 2 bytes; those of norms, biases and small matrices stay float32."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm."""
     tokens_per_pass: int = Field(16384, ge=1)
@@ -191,6 +208,9 @@ class TrainConfig(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in the memory of the CPU while it is not computed with: the optimizer's moments, or all that is spread. Saves
     memory of the GPU and costs time."""
+    defer_reduction: bool = False
+    """Under `fsdp2`, sum gradients over the processes once a step instead of after every backward pass: less traffic, and each
+    process holds a gradient of all it trains meanwhile, 4 bytes per weight. The sum is the same."""
     max_wait_minutes: float = Field(30.0, gt=0)
     """Minutes that processes wait for the slowest of them before the run ends and says which is late, and in what. It must be
     longer than what one may need while the others are done: a rollout of long answers, the loading or writing of a model, an
@@ -263,6 +283,33 @@ class Config(Section):
             raise ValueError(
                 f"rollout.images is features, those of the policy's own tower, but under train.sharding {sharding} no process "
                 f"can ask the policy alone. Set rollout.images to pixels, or train.sharding to {whole}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_of_the_sharding(self) -> "Config":
+        sharding = self.train.sharding
+        if self.train.optimizer == "adamw_8bit" and sharding in ("zero2", "zero3"):
+            raise ValueError(
+                f"train.optimizer is adamw_8bit, but under train.sharding {sharding} DeepSpeed keeps moments of its own, in "
+                f"float32. adamw_8bit goes with none and fsdp2. Set train.optimizer to adamw, or train.sharding to fsdp2."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_defer(self) -> "Config":
+        if not self.train.defer_reduction:
+            return self
+        if self.train.sharding != "fsdp2":
+            raise ValueError(
+                f"train.defer_reduction is true, but train.sharding is {self.train.sharding}, which decides for itself when "
+                f"gradients are summed. It goes with fsdp2 alone. Set train.defer_reduction to false."
+            )
+        if "language" in self.model.freeze:
+            raise ValueError(
+                "train.defer_reduction waits for the last backward pass of a step, but with the language model frozen "
+                "(model.freeze) a pass without images has none. It goes with a trained language model alone. Set "
+                "train.defer_reduction to false."
             )
         return self
 

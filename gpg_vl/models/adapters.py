@@ -65,6 +65,24 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def merged_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of a weight with adapters added in: in bfloat16 the sum would lose what is small beside the weight."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def merged_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+    """Of each tensor that `merged_weights` gives."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = {
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
+    return {
+        name: merged_dtype(tensor.dtype) if name in adapted else tensor.dtype
+        for name, tensor in plain_weights(model).items()
+    }
+
+
 def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -90,7 +108,8 @@ def merged_weights(
             layer = layers[owner]
             down = whole(layer.lora_A[ADAPTER].weight).detach()
             up = whole(layer.lora_B[ADAPTER].weight).detach()
-            tensor = tensor + (up @ down * layer.scaling[ADAPTER]).to(tensor.dtype)
+            wide = merged_dtype(tensor.dtype)
+            tensor = tensor.to(wide) + (up.to(wide) @ down.to(wide)) * layer.scaling[ADAPTER]
 
         yield name, tensor
 

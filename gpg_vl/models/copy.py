@@ -19,6 +19,18 @@ def cast_matrices(policy: Policy, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
+def round_gathered(policy: Policy, dtype: torch.dtype, *, but_vision: bool) -> None:
+    """All weights in the dtype that processes gather them in, norms and embeddings included: with those they train.
+
+    but_vision: of a vision tower that is not spread, nothing is gathered.
+    """
+    tower = policy.family.vision_tower(policy.model)
+    kept = set(tower.parameters()) if tower is not None and but_vision else set()
+    for parameter in policy.model.parameters():
+        if parameter not in kept:
+            parameter.data = parameter.data.to(dtype)
+
+
 def fill(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> tuple[int, int]:
     """Copy whole tensors into a plain model, each into its own dtype. Iterates to the end.
 

@@ -241,7 +241,10 @@ class Policy(nn.Module):
 
     def _embed_tokens(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.model.get_input_embeddings()(ids)
-        return embedded
+        if not torch.is_autocast_enabled(embedded.device.type):
+            return embedded
+        # the layers add to these: in bfloat16 every sum would be rounded
+        return embedded.to(torch.promote_types(embedded.dtype, torch.float32))
 
     @property
     def _head_weight(self) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gpg_vl.models.adapters import adapters_off, has_adapters
+from gpg_vl.models.held import hold_matrices
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.requests import Score, ScoreOutput
 
@@ -19,8 +20,8 @@ def make_reference(
 ) -> Reference:
     """The reference of a policy that has not been trained yet.
 
-    With adapters it is the policy itself with its adapters switched off; otherwise a frozen copy in `dtype`, the dtype
-    that the policy computes in.
+    With adapters it is the policy itself with its adapters switched off; otherwise a frozen copy with its matrices in
+    `dtype`, the dtype that the policy computes in: the same numbers as the policy's own.
 
     spread: spreads the copy over processes, where none of them is to hold all of it.
     """
@@ -33,7 +34,9 @@ def make_reference(
 
         return score_without_adapters
 
-    frozen = copy.deepcopy(policy).requires_grad_(False).to(dtype).eval()
+    # matrices alone: the frequencies of positions are no weights, and rounded ones would be other positions
+    frozen = copy.deepcopy(policy).requires_grad_(False).eval()
+    hold_matrices(frozen.parameters(), dtype)
     scoring = frozen if spread is None else spread(frozen)
 
     def score_with_copy(request: Score) -> ScoreOutput:

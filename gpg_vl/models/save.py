@@ -1,17 +1,19 @@
 """A model as an ordinary checkpoint, written tensor by tensor: no process ever holds all of it beside the one it trains.
 
-Files, names and bytes are those that transformers itself would write.
+Files, names and bytes are those that transformers itself would write. Each tensor is written in the dtype that it is held in,
+so that reading it back loses nothing; the config names the widest of them, which a reader that wants one for all must take.
 """
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gpg_vl.models.adapters import plain_weights
+from gpg_vl.models.adapters import merged_dtypes, plain_weights
 
 LARGEST_FILE = "50GB"
 """As transformers has it."""
@@ -31,7 +33,8 @@ def save_model(model: Any, weights: Iterable[tuple[str, Tensor]], folder: Path) 
     weights: whole tensors under the names of the plain model, see `adapters.merged_weights`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    widest = reduce(torch.promote_types, merged_dtypes(model).values())
+    model.config.dtype = str(widest).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if model.can_generate():
@@ -93,8 +96,9 @@ def _saved_names(model: Any) -> dict[str, tuple[str, Tensor]]:
         }
 
     tied = set(model.all_tied_weights_keys)
+    dtypes = merged_dtypes(model)
     stand_ins = {
-        name: torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
+        name: torch.empty(shapes[name], dtype=dtypes[name], device="meta")
         for name, tensor in plain_weights(model).items()
         if name not in tied
     }

@@ -10,6 +10,7 @@ from torch import nn
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import Family
 from gpg_vl.models.policy import Policy
+from gpg_vl.training.adamw import NarrowAdamW
 
 RateSchedule = Literal["constant", "linear", "cosine"]
 
@@ -45,7 +46,9 @@ def make_adamw(
     betas: tuple[float, float],
     weight_decay: float,
     parts: Collection[str] = (),
-) -> torch.optim.AdamW:
+    bytes_of_moments: int = 4,
+    seed: int = 0,
+) -> torch.optim.Optimizer:
     """AdamW over the trained weights; decay on matrices, none on norms and biases.
 
     The rate is set before every step.
@@ -53,6 +56,9 @@ def make_adamw(
     parts: those of `vision`, `merger`, `language` that have learning rates of their own. Each
         parameter group says under `part` whose rate is its own; "" is that of all parts without
         one.
+    bytes_of_moments: of each number of both moments, 4 or 1; see `adamw.NarrowAdamW`, which also
+        moves weights that are bfloat16.
+    seed: of how those are rounded.
     Raises UserError if nothing is to be trained, or nothing of a part that
         has a rate.
     """
@@ -80,8 +86,12 @@ def make_adamw(
         groups.append({"params": matrices, "weight_decay": weight_decay, "part": part})
         groups.append({"params": others, "weight_decay": 0.0, "part": part})
 
-    # one pass over the memory instead of a dozen
     kept = [group for group in groups if group["params"]]
+    trained = [parameter for group in kept for parameter in group["params"]]
+    if bytes_of_moments != 4 or any(p.dtype == torch.bfloat16 for p in trained):
+        return NarrowAdamW(kept, betas=betas, bytes_of_moments=bytes_of_moments, seed=seed)
+
+    # one pass over the memory instead of a dozen
     return torch.optim.AdamW(kept, lr=0.0, betas=betas, fused=True)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import torch
@@ -18,9 +18,12 @@ from gpg_vl.config import Config
 from gpg_vl.models.adapter_layers import PARTS
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
+from gpg_vl.models.held import is_matrix
 from gpg_vl.models.load import read_config
 from gpg_vl.rollout import DEFAULT
+from gpg_vl.training.adamw import takes_codes
 from gpg_vl.training.cost import Cost, VisionMode, group_cost
+from gpg_vl.training.eight_bit import scale_shape
 from gpg_vl.training.fit import Fit, fit_choices
 from gpg_vl.training.memory import (
     Sizes,
@@ -31,6 +34,7 @@ from gpg_vl.training.memory import (
     micro_batch_memory,
     rollout_memory,
     weight_memory,
+    widths,
 )
 from gpg_vl.training.sharding import shardings
 
@@ -95,17 +99,27 @@ def count_parameters(config: Config, family: Family) -> Sizes:
     tower = family.vision_tower(model)
     trained_vision = _count(tower, trained=True) if tower else 0
     blocks = family.vision_blocks(model) if trained_vision else []
+    coded = [p for p in model.parameters() if p.requires_grad and takes_codes(p)]
     return Sizes(
         parameters=_count(model),
         trained=_count(model, trained=True),
         vision=_count(tower) if tower else 0,
         trained_vision=trained_vision,
         layers=tuple(_count(layer) for layer in [*family.layers(model), *blocks]),
+        vectors=_count(model, vectors=True),
+        trained_vectors=_count(model, trained=True, vectors=True),
+        coded=sum(p.numel() for p in coded),
+        blocks=sum(prod(scale_shape(p.shape)) for p in coded),
     )
 
 
-def _count(module: nn.Module, *, trained: bool = False) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+def _count(module: nn.Module, *, trained: bool = False, vectors: bool = False) -> int:
+    """Numbers of all weights of a module; of those that are trained alone, or of those that are no matrices."""
+    return sum(
+        p.numel()
+        for p in module.parameters()
+        if (p.requires_grad or not trained) and not (vectors and is_matrix(p))
+    )
 
 
 def make_plan(
@@ -148,7 +162,7 @@ def make_plan(
             config,
             algorithm,
             family,
-            count(config.model.lora_rank),
+            replace(count(config.model.lora_rank), widths=widths(config)),
             groups,
             processes=processes,
             group_tokens=here.tokens,
@@ -302,7 +316,7 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
     share = 100 * plan.trained_parameters / plan.parameters
     return {
         "model": f"{config.model.path}, {plan.parameters:,} parameters, "
-        f"{plan.trained_parameters:,} trained ({share:.1f} %{_describe_adapters(config)}), {config.model.dtype}",
+        f"{plan.trained_parameters:,} trained ({share:.1f} %{_describe_adapters(config)}), {_describe_numbers(config)}",
         "data": f"{config.data.train}: prompts of {plan.prompt_tokens_median:g} tokens (median; "
         f"{plan.prompt_tokens_max} at most), {plan.image_tokens_median:g} of them image",
         "run": f"{plan.steps} steps, {plan.epochs:.2f} epochs of {plan.examples} examples",
@@ -324,6 +338,16 @@ def _describe_adapters(config: Config) -> str:
         return ""
     parts = " and ".join(config.model.lora_on)
     return f", adapters of rank {config.model.lora_rank} on {parts}"
+
+
+def _describe_numbers(config: Config) -> str:
+    """What is computed in, and what is held in fewer bits than usual."""
+    described = str(config.model.dtype)
+    if config.model.weights != "float32":
+        described += f", trained weights {config.model.weights}"
+    if config.train.optimizer != "adamw":
+        described += f", {config.train.optimizer}"
+    return described
 
 
 def _describe_algorithm(config: Config) -> str:

@@ -27,6 +27,7 @@ from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.training.agreement import refuse_other_data
 from gpg_vl.training.checkpoint import digest_data
+from gpg_vl.training.eight_bit import refuse_without_package
 from gpg_vl.training.plan import Plan, count_parameters, make_plan
 from gpg_vl.training.sharding import refuse_sharding
 from gpg_vl.types import Example
@@ -116,6 +117,8 @@ def prepare(
     # start
     engines.get(config.rollout.engine)
     refuse_sharding(config.train.sharding, config.train.offload)
+    if config.train.optimizer == "adamw_8bit":
+        refuse_without_package()
     algorithm = make_algorithm(config.algorithm)
     encoder = make_encoder(config)
     refuse_engine(

@@ -47,6 +47,9 @@ from gpg_vl.training.state import RunState
 MAX_LOGP_GAP = {"float32": 1e-4, "bfloat16": 0.1}
 """Of the mean over the tokens of a step: what rounding may do to two ways of computing the same, and no more."""
 
+BYTES_OF_MOMENTS = {"adamw": 4, "adamw_8bit": 1}
+"""Of each number, by `train.optimizer`."""
+
 
 def launch(
     prepared: Prepared,
@@ -159,6 +162,7 @@ def _load_model(prepared: Prepared, sharding: Sharding, accelerator: Accelerator
         config.model.path,
         revision=config.model.revision,
         dtype=config.model.dtype,
+        gathered=_weights_dtype(config),
         device=accelerator.device,
         placed=sharding.holds_whole,
         temperature=config.rollout.temperature,
@@ -175,8 +179,15 @@ def _make_sharding(config: Config, accelerator: Accelerator) -> Sharding:
         processes=accelerator.num_processes,
         is_main=accelerator.is_main_process,
         offload=config.train.offload,
+        weights=_weights_dtype(config),
+        defer_reduction=config.train.defer_reduction,
     )
     return shardings.get(config.train.sharding)(setup)
+
+
+def _weights_dtype(config: Config) -> torch.dtype | None:
+    """Of what is trained; None leaves it as it was loaded."""
+    return torch.bfloat16 if config.model.weights == "bfloat16" else None
 
 
 def _make_learner(
@@ -218,6 +229,8 @@ def _make_learner(
             betas=config.train.betas,
             weight_decay=config.train.weight_decay,
             parts=parts,
+            bytes_of_moments=BYTES_OF_MOMENTS[config.train.optimizer],
+            seed=config.train.seed,
         ),
         reference=reference,
         prefixes=prefixes,

@@ -15,13 +15,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import adapter_parameters, merged_weights
 from gpg_vl.models.policy import Policy
-from gpg_vl.training.memory import Sizes
+from gpg_vl.training.memory import Sizes, frozen_bytes, moment_bytes
 from gpg_vl.training.sharding.offload import send_away, step_in_pages
 from gpg_vl.training.sharding.parts import load_parts, save_parts
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
@@ -60,26 +66,30 @@ class Fsdp2:
         kept_whole = 0 if sizes.trained_vision else sizes.vision
         spread = sizes.parameters - kept_whole
         root, largest = spread - sum(sizes.layers), max(sizes.layers)
-        trained_share = sizes.trained / spread
-        gathered = root + 2 * largest + trained_share * (root + largest)
+
+        # frozen weights are alike; of what is trained the parts are float32, whatever is computed with
+        frozen = frozen_bytes(sizes)
+        whole = frozen * kept_whole / max(sizes.parameters - sizes.trained, 1)
+        per_trained = sizes.widths.trained * sizes.trained / spread
+        per_gathered = per_trained + (frozen - whole) / spread
         return {
-            "weights": 4.0 * (spread / processes + kept_whole),
-            "gradients": 4.0 * sizes.trained / processes,
-            "optimizer": 8.0 * sizes.trained / processes,
-            "gathered layers": 4.0 * gathered,
+            "weights": (4.0 * sizes.trained + frozen - whole) / processes + whole,
+            "gradients": (4.0 / processes + sizes.widths.waiting) * sizes.trained,
+            "optimizer": moment_bytes(sizes) / processes,
+            "gathered layers": per_gathered * (root + 2 * largest) + per_trained * (root + largest),
         }
 
     def wrap(
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
     ) -> nn.Module:
         self._policy = policy
-        self._units = self._spread(policy)
+        self._units = self._spread(policy, self._setup.weights)
         self._optimizer = make_optimizer(policy)
         return policy
 
     def spread(self, policy: Policy) -> nn.Module:
         # nothing comes back for its root, which a backward would have given back
-        self._spread(policy, reshard_after_forward=True)
+        self._spread(policy, None, reshard_after_forward=True)
         return policy
 
     def start(self, learning_rate: Callable[[str], float]) -> None:
@@ -88,7 +98,9 @@ class Fsdp2:
             group["lr"] = learning_rate(group["part"])
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        # each backward sums into the parts: no process ever holds a gradient of more than a unit
+        # each backward sums into the parts: no process ever holds a gradient of more than a unit, unless it is to wait
+        if self._setup.defer_reduction:
+            self._root.set_requires_gradient_sync(last)
         loss.backward()
 
     def clip_and_step(self, max_norm: float, *, loss_is_finite: bool) -> StepResult:
@@ -135,20 +147,33 @@ class Fsdp2:
             send_away(self._optimizer)
 
     def _spread(
-        self, policy: Policy, reshard_after_forward: bool | None = None
+        self,
+        policy: Policy,
+        gathered: torch.dtype | None,
+        reshard_after_forward: bool | None = None,
     ) -> list[FSDPModule]:
-        """Unit by unit, so that a device never holds more than one whole unit beside its parts."""
+        """Unit by unit, so that a device never holds more than one whole unit beside its parts.
+
+        gathered: dtype of what is computed with, while the parts stay as they are; None gathers them as they are.
+        """
         model, family = policy.model, policy.family
         tower = family.vision_tower(model)
         kept_whole = set(tower.parameters()) if tower and not policy.images.is_trained else set()
         blocks = family.vision_blocks(model) if policy.images.is_trained else []
 
+        # what comes into a unit is left alone: autocast knows better which products are to be rounded
+        rounding = MixedPrecisionPolicy(
+            param_dtype=gathered,
+            reduce_dtype=torch.float32 if gathered else None,
+            cast_forward_inputs=False,
+        )
         units = []
         for module in [*family.layers(model), *blocks, policy]:
             self._equalize([*module.parameters(), *module.buffers()])
             unit = fully_shard(
                 module,
                 mesh=self._mesh,
+                mp_policy=rounding,
                 reshard_after_forward=reshard_after_forward,
                 ignored_params=kept_whole,
                 offload_policy=self._offload_policy(),
@@ -170,6 +195,11 @@ class Fsdp2:
             if not isinstance(tensor, DTensor):
                 tensor.data = tensor.data.to(self._setup.device)
                 torch.distributed.broadcast(tensor.data, src=0)
+
+    @property
+    def _root(self) -> FSDPModule:
+        """The policy itself, which speaks for all units."""
+        return self._units[-1]
 
     def _give_back(self) -> None:
         """What the last forward calls have left gathered: a root waits for a backward that scoring does not have."""

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, zeros
 
 from gpg_vl.errors import UserError
 
@@ -54,7 +55,7 @@ def load_parts(
     saved = reader.read_metadata().state_dict_metadata
     refuse_other_weights(saved, parameters, folder)
 
-    tensors = {key: _room_for(key, parameters) for key in saved}
+    tensors = {key: _room_for(key, saved[key], parameters) for key in saved}
     _refuse_gaps(saved, tensors)
     try:
         load(tensors, storage_reader=reader)
@@ -78,15 +79,24 @@ def refuse_other_weights(saved: Iterable[str], trained: Collection[str], folder:
         )
 
 
-def _room_for(key: str, parameters: Mapping[str, nn.Parameter]) -> Tensor:
+def _room_for(key: str, saved: Any, parameters: Mapping[str, nn.Parameter]) -> Tensor:
     """Where a saved tensor goes: weights into their place, moments are spread like them, a number is whole everywhere."""
     what, *_, name = key.split("/")
     parameter = parameters[name]
     if what == WEIGHT:
         return parameter.detach()
     if what == MOMENT:
-        return torch.zeros_like(parameter).detach()
+        return _room_like(parameter.detach(), saved.size, saved.properties.dtype)
     return torch.zeros(1, device=parameter.device)
+
+
+def _room_like(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Spread over the same processes row by row, whatever a row holds: a moment, its codes, or the scales of those."""
+    if not isinstance(parameter, DTensor) or size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=dtype)
+    return zeros(
+        size, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements
+    )
 
 
 def _refuse_gaps(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gpg_vl.activity import meeting
 from gpg_vl.models.adapter_folder import load_adapters
 from gpg_vl.models.adapters import adapter_parameters, has_adapters, merged_weights
+from gpg_vl.models.held import hold_matrices
 from gpg_vl.models.load import load_model, quiet
 from gpg_vl.models.policy import Policy
 from gpg_vl.training.sharding.offload import refuse_offload, send_away, step_in_pages
@@ -48,6 +49,7 @@ class Plain:
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
     ) -> nn.Module:
         self._policy = policy.to(self._setup.device)
+        self._hold_trained()
         self._optimizer = make_optimizer(self._policy)
         if self._setup.processes > 1:
             for tensor in [*policy.parameters(), *policy.buffers()]:
@@ -74,7 +76,7 @@ class Plain:
         # so on all processes alike
         for parameter in parameters:
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         # a GPU only queues the sums, so it is the norm that waits for the other processes
         with meeting() if self._setup.processes > 1 else nullcontext():
             if self._setup.processes > 1:
@@ -115,6 +117,15 @@ class Plain:
             group["part"] = part
         if self._setup.offload != "none":
             send_away(self._optimizer)
+
+    def _hold_trained(self) -> None:
+        """In the dtype that was asked for, with gradients in float32: many small ones add up in there."""
+        if self._setup.weights is None:
+            return
+        trained = [p for p in self._policy.parameters() if p.requires_grad]
+        hold_matrices(trained, self._setup.weights)
+        for parameter in trained:
+            parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]

@@ -85,3 +85,8 @@ class ShardingSetup:
     is_main: bool
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in the memory of the CPU while it is not computed with: moments, or weights and gradients too."""
+    weights: torch.dtype | None = None
+    """Of trained matrices while they are computed with; None leaves them as they are. Moments are float32 at least, and a
+    sharding that keeps float32 weights for the optimizer casts what it computes with."""
+    defer_reduction: bool = False
+    """Whether gradients are summed over processes in the last backward of a step alone, where a sharding has the choice."""

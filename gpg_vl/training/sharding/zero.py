@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import adapter_parameters, merged_weights
 from gpg_vl.models.policy import Policy
-from gpg_vl.training.memory import Sizes
+from gpg_vl.training.memory import Sizes, moment_bytes
 from gpg_vl.training.sharding import zero_inside
 from gpg_vl.training.sharding.offload import refuse_offload
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
@@ -63,22 +63,27 @@ class ZeroStage:
     def memory(self, sizes: Sizes, processes: int) -> dict[str, float]:
         """Bytes of one process, by what takes them; see `weight_memory`.
 
-        DeepSpeed steps on a flat float32 copy of the weights whose moments a process holds, and keeps buffers for reductions.
+        DeepSpeed computes in one dtype, and steps on a flat float32 copy of the weights whose moments a process holds. Of
+        stage 3 the largest module and what is fetched ahead are whole for a while, and the gradient of the largest.
         """
-        trained = 4.0 * sizes.trained / processes
-        weights, gathered = 4.0 * sizes.parameters, 0.0
-        if not self.holds_whole:
-            kept_whole = 0 if sizes.trained_vision else sizes.vision
-            spread = sizes.parameters - kept_whole
-            weights = 4.0 * (spread / processes + kept_whole)
-            gathered = 4.0 * (spread - sum(sizes.layers) + max(sizes.layers))
+        widths = sizes.widths
+        each = 2.0 if 2.0 in (widths.trained, widths.frozen) else 4.0
         held = {
-            "weights": weights,
-            "gradients": trained,
-            "optimizer": 3.0 * trained,
-            "reduction": 4.0 * min(2.0 * BUCKET_ELEMENTS, sizes.trained),
+            "weights": each * sizes.parameters,
+            "gradients": 4.0 * sizes.trained / processes,
+            "optimizer": (moment_bytes(sizes) + 4.0 * sizes.trained) / processes,
+            "reduction": 4.0 * min(BUCKET_ELEMENTS, sizes.trained),
         }
-        return held | ({"gathered layers": gathered} if gathered else {})
+        if self.holds_whole:
+            return held
+
+        kept_whole = 0 if sizes.trained_vision else sizes.vision
+        spread = sizes.parameters - kept_whole
+        root = spread - sum(sizes.layers)
+        return held | {
+            "weights": each * (spread / processes + kept_whole),
+            "gathered layers": each * (2 * root + min(BUCKET_ELEMENTS, spread)),
+        }
 
 
 zero2 = ZeroStage(name="zero2", stage=2, holds_whole=True)
@@ -190,6 +195,9 @@ class Zero:
         # what DeepSpeed's modules warn of when they are imported is for its developers
         with _hidden(policy, left_out), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if self._computes_in_bfloat16(policy):
+                for parameter in policy.parameters():
+                    parameter.data = parameter.data.bfloat16()
             if not self.holds_whole:
                 self._deepspeed.zero.Init(module=policy, config_dict_or_path=config)
             engine, *_ = self._deepspeed.initialize(
@@ -207,6 +215,7 @@ class Zero:
             "reduce_bucket_size": max(1, min(BUCKET_ELEMENTS, trained)),
             "allgather_bucket_size": BUCKET_ELEMENTS,
             "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+            "stage3_max_reuse_distance": 0,
             # norms and biases are not worth a collective each
             "stage3_param_persistence_threshold": 10 * hidden_size,
         }
@@ -216,7 +225,6 @@ class Zero:
         if self._setup.offload == "all":
             zero["offload_param"] = pin
 
-        has_bfloat16 = any(p.dtype == torch.bfloat16 for p in policy.parameters())
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -224,10 +232,15 @@ class Zero:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
-            "bf16": {"enabled": has_bfloat16},
+            "bf16": {"enabled": self._computes_in_bfloat16(policy)},
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
         }
+
+    def _computes_in_bfloat16(self, policy: Policy) -> bool:
+        """DeepSpeed has one dtype for all that it is given: that of the least bits."""
+        held = {parameter.dtype for parameter in policy.parameters()}
+        return torch.bfloat16 in held | {self._setup.weights}
 
     def _left_out(self, policy: Policy) -> list[nn.Module]:
         """What DeepSpeed must not know of."""
