@@ -172,6 +172,8 @@ class Watched:
     inner: Sharding
     processes: int = 1
     optimizer: Any = None
+    trained: list[Tensor] = field(default_factory=list)
+    """In the order of the optimizer, which DeepSpeed gives other tensors."""
     gradients: list[list[Tensor]] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
@@ -180,15 +182,10 @@ class Watched:
     def wrap(self, policy: Any, make_optimizer: Callable[[Any], Any]) -> Any:
         def make(policy: Any) -> Any:
             self.optimizer = make_optimizer(policy)
+            self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             return self.optimizer
 
         return self.inner.wrap(policy, make)
-
-    @property
-    def trained(self) -> list[Tensor]:
-        if isinstance(self.inner, Zero):
-            return list(self.inner._trained.values())
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def weights(self) -> list[Tensor]:
         if isinstance(self.inner, Zero):

@@ -4,6 +4,7 @@ All cases of one stage and number of processes run in one start of torchrun (tes
 """
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from runs import gpg_vl, kill_after, metrics
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from spread import CASES, compute, groups_of, make_sharding
-from test_fsdp2 import GRADIENTS, WEIGHTS, drop_paths, last_checkpoint, settings, start, tensors
+from spread import CASES, ROUNDED, compute, groups_of, make_sharding
+from test_fsdp2 import drop_paths, last_checkpoint, settings, start, tensors
 from test_learner import make_groups
 from test_policy import relative
 
@@ -24,8 +25,19 @@ from gpg_vl.training.sharding.protocol import ShardingSetup
 from gpg_vl.training.sharding.whole_parts import load_whole_parts
 
 STAGES = ("zero2", "zero3")
+HELD = {name: case for name, case in CASES.items() if not case.defer}
+GRADIENTS = [name for name, case in HELD.items() if not case.rate]
+WEIGHTS = [name for name, case in HELD.items() if case.rate]
 SAVED = "three steps"
-ON_TWO = [*CASES, "held", "broken", "answered", f"saved {SAVED}"]
+SAVED_FOR_TWO = (SAVED, "steps of bfloat16 weights")
+ON_TWO = [
+    *HELD,
+    *ROUNDED,
+    "held",
+    "broken",
+    "answered",
+    *(f"saved {name}" for name in SAVED_FOR_TWO),
+]
 ON_THREE = ["cut differently", "text on one process, in chunks", "three steps of adapters"]
 OFFLOADED = ("zero2+optimizer", "zero3+optimizer", "zero3+all")
 IN_MEMORY_OF_THE_CPU = ["cut differently", "three steps", "broken", f"saved {SAVED}"]
@@ -41,8 +53,8 @@ def alone(tiny_checkpoint: Path) -> dict[str, dict]:
     """The same cases by one process that holds everything."""
     groups = make_groups(tiny_checkpoint)
     found = {}
-    for name, case in CASES.items():
-        sharding = make_sharding("none", 1, True)
+    for name, case in {**HELD, **ROUNDED}.items():
+        sharding = make_sharding("none", 1, True, case)
         found[name] = compute(case, tiny_checkpoint, groups_of(case, groups), sharding)
     return found
 
@@ -82,7 +94,8 @@ def test_two_processes_have_the_gradient_of_one(
     for rank in two[stage]:
         assert relative(rank[name]["gradient"], expected) <= 1e-6
         assert rank[name]["losses"] == pytest.approx(alone[name]["losses"], rel=1e-5, abs=1e-9)
-        assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=1e-6)
+        # in float64, as here; what one process clips by is summed in float32, which is off by 1e-6
+        assert rank[name]["norms"] == pytest.approx([float(expected.double().norm())], rel=1e-6)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -93,8 +106,22 @@ def test_several_steps_come_to_the_same_weights(
     for rank in two[stage]:
         assert torch.equal(rank[name]["weights"], two[stage][0][name]["weights"])
         assert relative(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
-        assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=1e-6)
+        assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=2e-6)
     assert alone["three steps"]["norms"][0] > 0.05, "nothing was clipped"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", [name for name, case in ROUNDED.items() if not case.rate])
+def test_under_bfloat16_they_are_about_as_near_to_float32_as_one_process(
+    tiny_checkpoint: Path, two: dict, alone: dict, stage: str, name: str
+) -> None:
+    """DeepSpeed computes with norms and adapters in bfloat16 too, and what it adds up is float32."""
+    exact = replace(ROUNDED[name], dtype="float32", weights=None)
+    groups = groups_of(exact, make_groups(tiny_checkpoint))
+    found = compute(exact, tiny_checkpoint, groups, make_sharding("none", 1, True))
+    of_one = relative(alone[name]["gradient"], found["gradient"])
+    for rank in two[stage]:
+        assert 0.5 * of_one < relative(rank[name]["gradient"], found["gradient"]) < 2 * of_one
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -113,7 +140,7 @@ def test_moments_and_weights_may_wait_in_the_memory_of_the_cpu(
     for rank in offloaded[kind]:
         assert relative(rank["three steps"]["weights"], alone["three steps"]["weights"]) <= 1e-6
         for name in ("cut differently", "three steps"):
-            assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=1e-6)
+            assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=2e-6)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -166,12 +193,14 @@ def test_answers_of_unequal_number_and_length_hang_nobody(two: dict, stage: str)
 
 @pytest.mark.parametrize("kind", [*STAGES, *OFFLOADED])
 def test_what_was_saved_goes_on_bit_for_bit(two: dict, offloaded: dict, kind: str) -> None:
-    for rank in (two | offloaded)[kind]:
-        (straight, norms), (again, norms_again) = (
-            rank[f"saved {SAVED}"][way] for way in ("straight", "resumed")
-        )
-        assert torch.equal(straight, again)
-        assert norms == norms_again
+    """Weights in bfloat16 from their float32 masters."""
+    names = SAVED_FOR_TWO if kind in STAGES else [SAVED]
+    for name in names:
+        for rank in (two | offloaded)[kind]:
+            straight, norms = rank[f"saved {name}"]["straight"]
+            again, norms_again = rank[f"saved {name}"]["resumed"]
+            assert torch.equal(straight, again)
+            assert norms == norms_again
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -180,13 +209,13 @@ def test_what_two_have_saved_three_go_on_from(two: dict, three: dict, stage: str
     for rank in three[stage]:
         again, norms_again = rank[f"saved {SAVED}"]["resumed"]
         assert relative(again, straight) <= 1e-6
-        assert norms_again == pytest.approx(norms, rel=1e-6)
+        assert norms_again == pytest.approx(norms, rel=2e-6)
 
 
 def test_weights_and_moments_are_saved_whole_in_one_plain_file(two: dict, folder: Path) -> None:
     found = {}
     for stage in STAGES:
-        (file,) = (folder / stage / "saved").rglob("*.*")
+        (file,) = (folder / stage / "saved" / "three-steps").rglob("*.*")
         found[stage] = load_file(file)
     keys = {stage: set(tensors) for stage, tensors in found.items()}
     assert keys["zero2"] == keys["zero3"]
@@ -275,7 +304,7 @@ def test_weights_that_all_hold_cannot_wait_elsewhere(name: str) -> None:
 
 
 def test_a_damaged_file_is_told(two: dict, folder: Path, tmp_path: Path) -> None:
-    (file,) = (folder / "zero2" / "saved").rglob("*.safetensors")
+    (file,) = (folder / "zero2" / "saved" / "three-steps").rglob("*.safetensors")
     damaged = tmp_path / "parts" / file.name
     damaged.parent.mkdir()
     damaged.write_bytes(file.read_bytes()[:-100])
