@@ -8,11 +8,12 @@ PEERS := .venv-peers
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-vllm lint quickstart exactness growth bench-peers bench-engines bench-gpu clean
+.PHONY: help install test test-slow test-vllm lint quickstart exactness growth bench-peers bench-engines bench-gpu clean
 
 help:
 	@echo "make quickstart   train a tiny vision-language model and see it improve (offline, CPU, minutes; SEED=0 FOLDER=runs/...)"
 	@echo "make test         the test suite (offline, CPU)"
+	@echo "make test-slow    the tests that make test leaves out, because they take long (CPU)"
 	@echo "make test-vllm    the tests that run vLLM, its CPU build in an environment of its own (Linux; 3 GB, ten minutes once)"
 	@echo "make lint         ruff and mypy"
 	@echo "make install      only the set-up"
@@ -39,6 +40,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m slow
 
 # vLLM's CPU build wants an older numpy than the pins, and brings two packages that are made for CUDA builds of torch.
 $(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt

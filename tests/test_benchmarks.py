@@ -4,7 +4,6 @@ import json
 import math
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from runs import environment
+from runs import run_python
 
 from benchmarks import exactness, findings, gpu, growth, losses
 from benchmarks.findings import Finding
@@ -22,15 +21,7 @@ from gpg_vl.algorithms.grpo import grpo
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=Path(__file__).parent.parent,
-        timeout=300,
-        check=False,
-    )
+    return run_python("-m", *arguments, cwd=Path(__file__).parent.parent)
 
 
 def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ All cases of one number of processes run in one start of torchrun (tests/spread.
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from runs import environment, gpg_vl, kill_after, metrics, write_config, write_scenes
+from runs import gpg_vl, kill_after, metrics, run_python, write_config, write_scenes
 from safetensors.torch import load_file
 from spread import CASES, TIME_LIMIT, compute, groups_of, make_sharding
 from test_learner import make_groups, weights
@@ -48,16 +46,8 @@ ON_THREE = [
 def start(processes: int, checkpoint: Path, folder: Path, names: list[str]) -> list[dict]:
     out = folder / str(processes)
     out.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    script = [str(TESTS / "spread.py"), str(checkpoint), str(out), *names]
-    result = subprocess.run(
-        [sys.executable, *launcher, *script],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT + 30,
-        check=False,
-    )
+    script = [TESTS / "spread.py", checkpoint, out, *names]
+    result = run_python(*script, processes=processes, timeout=TIME_LIMIT + 30)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(processes)]
 

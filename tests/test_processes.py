@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from runs import Launch, gpg_vl, launched, launcher, metrics, rows_of, write_config
+from runs import (
+    Launch,
+    gpg_vl,
+    launched,
+    launcher,
+    metrics,
+    rows_of,
+    warm_python,
+    write_config,
+)
 
 WITHIN = 60.0
 """Seconds in which all processes must have ended once one of them has."""
@@ -49,9 +58,13 @@ def free_port() -> int:
 
 
 def nodes(
-    config: Path, *options: str, processes: int, launcher: str = "torchrun"
+    config: Path, *options: str, processes: int, launcher: str = "torchrun", warm: bool = False
 ) -> list[list[str]]:
-    """The commands of two launchers on this machine, each with so many processes."""
+    """The commands of two launchers on this machine, each with so many processes.
+
+    warm: without the seconds of imports, for runs whose processes are not looked at.
+    """
+    python = warm_python() if warm else [sys.executable]
     port = str(free_port())
     commands = []
     for node in ("0", "1"):
@@ -59,11 +72,12 @@ def nodes(
             words = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node]
             words += ["--nproc-per-node", str(processes)]
             words += ["--master-addr", "127.0.0.1", "--master-port", port]
+            words += ["--no-python", *python]
         else:
             words = ["-m", "accelerate.commands.launch", "--num_machines", "2"]
             words += ["--machine_rank", node, "--num_processes", str(2 * processes)]
             words += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--multi_gpu"]
-        commands.append([sys.executable, *words, "-m", "gpg_vl", "train", str(config), *options])
+        commands.append([*python, *words, "-m", "gpg_vl", "train", str(config), *options])
     return commands
 
 
@@ -133,7 +147,8 @@ def test_two_launchers_train_as_one(
 ) -> None:
     """All metrics in all digits, loss and gradient norm among them."""
     config = write_config(tmp_path, tiny_checkpoint, train={"prompts_per_step": 4, "steps": 3})
-    commands = nodes(config, processes=each, launcher=launcher)
+    is_torchrun = launcher == "torchrun"
+    commands = nodes(config, processes=each, launcher=launcher, warm=is_torchrun)
     with launched(tmp_path, *commands) as launches:
         for launch in launches:
             assert launch.wait(START + WITHIN) == 0, launch.log.read_text()
@@ -173,18 +188,20 @@ def test_a_killed_process_ends_all_and_resume_goes_on(
     ), message
 
     config = tmp_path / "config.yaml"
-    with launched(tmp_path, *nodes(config, "--resume", processes=2)) as launches:
+    with launched(tmp_path, *nodes(config, "--resume", processes=2, warm=True)) as launches:
         for launch in launches:
             assert launch.wait(START + WITHIN) == 0, launch.log.read_text()
     assert strip(tmp_path / "run") == strip(one_launcher[4])
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_ends_all(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Its process would live on for ever, with nobody to end it."""
     [message] = killed(tmp_path, tiny_checkpoint, "launcher", each=1)
     assert re.search(r"The launcher of process 1 \(.*\) has ended", message), message
 
 
+@pytest.mark.slow
 def test_without_the_first_launcher_each_node_speaks_for_itself(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
