@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from gpg_vl.rollout import DEFAULT
 from gpg_vl.training.cost import Cost, VisionMode, group_cost
 from gpg_vl.training.fit import Fit, fit_choices
 from gpg_vl.training.memory import (
+    MicroBatch,
     Sizes,
     activation_bytes,
     compute_dtype,
@@ -141,6 +142,10 @@ def make_plan(
     groups = ceil(config.train.prompts_per_step / processes)
     groups_per_micro_batch = max(1, config.train.tokens_per_pass // here.tokens)
 
+    def of_group(config: Config) -> MicroBatch:
+        shared = config.train.shared_prefix
+        return _micro_batch(config, algorithm, family, here, image_median, shared=shared)
+
     def estimate(config: Config) -> dict[str, float]:
         return _estimate_memory(
             config,
@@ -149,11 +154,13 @@ def make_plan(
             count(config.model.lora_rank),
             groups,
             processes=processes,
-            group_tokens=here.tokens,
+            group=of_group(config),
             prompt_tokens=longest,
             image_tokens=sum(image_tokens),
         )
 
+    shape = family.shape_of(read_config(config.model.path, config.model.revision))
+    unshared = _micro_batch(config, algorithm, family, naive, image_median, shared=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernel, why = choose_kernel(config.train.attention, device, compute_dtype(config))
     return Plan(
@@ -174,8 +181,8 @@ def make_plan(
         cost=here,
         naive_cost=naive,
         memory_bytes=estimate(config),
-        naive_activations=activation_bytes(config, naive.tokens),
-        group_activations=activation_bytes(config, here.tokens),
+        naive_activations=activation_bytes(config, shape, unshared),
+        group_activations=activation_bytes(config, shape, of_group(config)),
         first_prompt=first_prompt,
         fits=fit_choices(config, estimate, device_bytes) if device_bytes else (),
     )
@@ -235,6 +242,27 @@ def _group_cost(
     return replace(cost, train=train)
 
 
+def _micro_batch(
+    config: Config,
+    algorithm: Algorithm,
+    family: Family,
+    cost: Cost,
+    image_tokens: int,
+    *,
+    shared: bool,
+) -> MicroBatch:
+    """One group in a micro-batch of its own, every answer as long as it may be."""
+    size = _group_size(config, algorithm)
+    is_trained = vision_mode(config, family) == "trained"
+    merge = family.shape_of(read_config(config.model.path, config.model.revision)).merge
+    patches = image_tokens * merge * (1 if shared else size)
+    return MicroBatch(
+        tokens=cost.tokens,
+        completion_tokens=size * config.rollout.max_new_tokens,
+        patches=patches if is_trained else 0,
+    )
+
+
 def _estimate_memory(
     config: Config,
     algorithm: Algorithm,
@@ -243,33 +271,43 @@ def _estimate_memory(
     groups: int,
     *,
     processes: int,
-    group_tokens: int,
+    group: MicroBatch,
     prompt_tokens: int,
     image_tokens: int,
 ) -> dict[str, float]:
     """Bytes per process, by what takes them.
 
-    groups: of a step, on one process.
+    groups: of a step, on one process. group: what goes through the model for one of them.
     prompt_tokens: those of the longest prompt. image_tokens: those of the whole data set.
     """
     checkpoint = read_config(config.model.path, config.model.revision)
-    tokens = min(config.train.tokens_per_pass, groups * group_tokens)
+    shape = family.shape_of(checkpoint)
+
+    # a group that is too large for a micro-batch is cut, but its images are not
+    held = min(config.train.tokens_per_pass / group.tokens, groups)
+    batch = MicroBatch(
+        tokens=round(held * group.tokens),
+        completion_tokens=round(held * group.completion_tokens),
+        patches=max(1, floor(held)) * group.patches,
+    )
 
     # a sharding that spreads weights says what it holds of them
     sharding = shardings.get(config.train.sharding)
     holds_whole = getattr(sharding, "holds_whole", True)
     says = getattr(sharding, "memory", None)
     memory = weight_memory(sizes) if says is None else dict(says(sizes, processes))
-    memory |= micro_batch_memory(config, tokens, sizes.trained)
+    memory |= micro_batch_memory(config, shape, batch, sizes.trained)
     if algorithm.samples and not holds_whole and config.rollout.engine == DEFAULT:
         memory |= copy_memory(config, sizes.parameters)
     if algorithm.samples:
-        key_values = family.shape_of(checkpoint).key_values
-        memory |= rollout_memory(config, groups, prompt_tokens, key_values)
+        memory |= rollout_memory(config, groups, prompt_tokens, shape.key_values)
     if vision_mode(config, family) == "kept" and image_tokens:
         memory |= feature_memory(config, image_tokens)
     if config.train.reuse_prefill:
-        memory["kept prompts"] = activation_bytes(config, groups * prompt_tokens)
+        prompts = MicroBatch(
+            tokens=groups * prompt_tokens, completion_tokens=0, patches=groups * group.patches
+        )
+        memory["kept prompts"] = activation_bytes(config, shape, prompts)
 
     # with adapters the reference is the same weights, adapters off
     if "reference_logp" in algorithm.needs and not config.model.lora_rank:
