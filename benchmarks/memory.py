@@ -39,8 +39,7 @@ MALLOC = {
 """A block of more than 64 KB is a mapping of its own, which is gone when it is freed."""
 LIMIT = 0.15
 """How far the plan may be off."""
-ANSWER = " ".join(["The answer is {answer} because the picture shows it."] * 3)
-ANSWER_TOKENS = 96
+ANSWER = " ".join(["The answer is {answer} because the picture shows it."] * 10)
 
 
 INTRODUCTION = (
@@ -152,8 +151,10 @@ def _peak() -> int:
 def write_model(folder: Path, *, tiny: bool) -> Path:
     """A random Qwen2-VL in the ordinary format: 105 M weights, or a tiny one."""
     from gpg_vl.models import tiny as models
+    from gpg_vl.quickstart import scenes
 
-    tokenizer = models.tiny_tokenizer(["How many balls are there?"], 512)
+    corpus = [row["prompt"] for row in scenes.rows(1, 64)] + [ANSWER] * 64
+    tokenizer = models.tiny_tokenizer(corpus, 1024)
     sizes: dict[str, Any] = {}
     if not tiny:
         sizes = {
@@ -179,6 +180,7 @@ def write_model(folder: Path, *, tiny: bool) -> Path:
 
 def write_config(folder: Path, *, tiny: bool) -> Path:
     """Supervised, so that nothing is sampled but where a choice says so; micro-batches of one example."""
+    from gpg_vl.models.load import load_processing
     from gpg_vl.quickstart import scenes
 
     data = folder / "train.parquet"
@@ -188,17 +190,19 @@ def write_config(folder: Path, *, tiny: bool) -> Path:
         "    is_gold = completion.text.startswith('<think>')\n"
         "    return 1.0 if is_gold else len(completion.text) % 7 / 7\n"
     )
+    model = write_model(folder / "model", tiny=tiny)
+    longest = len(load_processing(str(model)).tokenizer(ANSWER.format(answer="(A)")).input_ids)
     tree = {
-        "model": {"path": str(write_model(folder / "model", tiny=tiny))},
+        "model": {"path": str(model)},
         "data": {
             "train": str(data),
             "columns": {"id": "idx", "prompt": "prompt", "images": "image", "answer": "answer"},
             "min_pixels": 224 * 224,
         },
         "algorithm": {"name": "sft", "response": ANSWER},
-        "rollout": {"max_new_tokens": ANSWER_TOKENS},
+        "rollout": {"max_new_tokens": longest + 1},
         "rewards": {"weights": {f"{folder / 'length.py'}:length": 1.0}},
-        "train": {"prompts_per_step": 2, "steps": 2, "tokens_per_pass": 300},
+        "train": {"prompts_per_step": 2, "steps": 2, "tokens_per_pass": 280},
         "output": {"folder": str(folder / "run"), "checkpoint_every": 0, "samples_every": 0},
     }
     file = folder / "config.yaml"

@@ -143,6 +143,9 @@ class Launch:
     def kill_launcher(self) -> None:
         self._process.kill()
 
+    def terminate_launcher(self) -> None:
+        self._process.terminate()
+
     def is_running(self) -> bool:
         self.family()
         return bool(self._process.poll() is None)

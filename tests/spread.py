@@ -62,6 +62,8 @@ class Case:
     max_grad_norm: float = float("inf")
     old: bool = False
     """Whether every other group was sampled by older weights."""
+    one_unit: bool = False
+    """Whether everything is gathered at once, in place of layer by layer."""
 
 
 HALVES = {2: [[0, 1, 2, 3], [4, 5, 6, 7]], 3: [[0, 1, 2], [3, 4, 7], [5, 6]]}
@@ -90,6 +92,7 @@ CASES = {
     "frozen tower": Case(TEXT, tokens_per_pass=90, prepare=without_vision),
     "adapters": Case(UNEQUAL, tokens_per_pass=90, prepare=with_adapters),
     "merger alone": Case(TEXT, tokens_per_pass=90, prepare=only(".visual.merger.")),
+    "root alone": Case(UNEQUAL, tokens_per_pass=90, one_unit=True),
     "checkpointed": Case(UNEQUAL, tokens_per_pass=90, prepare=checkpointed),
     "divergence": Case(UNEQUAL, tokens_per_pass=90, algorithm=kl, old=True),
     "divergence from no adapters": Case(
@@ -168,6 +171,10 @@ def make_trainer(checkpoint: Path, case: Case, sharding: Watched) -> Trainer:
         prepare=case.prepare,
         vision_cache_mb=16,
     )
+    if case.one_unit:
+        nothing: Callable[[Any], list[Any]] = lambda model: []  # noqa: E731
+        policy = model.policy
+        policy.family = replace(policy.family, layers=nothing, vision_blocks=nothing)
     algorithm = case.algorithm()
     learner = make_learner(
         model.policy,

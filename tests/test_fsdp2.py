@@ -37,6 +37,7 @@ SAVED = ("three steps", "three steps of adapters")
 ON_TWO = [*CASES, "held", "broken", "answered", *(f"saved {name}" for name in SAVED)]
 ON_THREE = [
     "cut differently",
+    "root alone",
     "text on one process, in chunks",
     "three steps of adapters",
     *(f"saved {name}" for name in SAVED),
@@ -96,7 +97,9 @@ def test_two_processes_have_the_gradient_of_one(two: list[dict], alone: dict, na
         assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cut differently", "text on one process, in chunks"])
+@pytest.mark.parametrize(
+    "name", ["cut differently", "root alone", "text on one process, in chunks"]
+)
 def test_three_processes_have_it_too(three: list[dict], alone: dict, name: str) -> None:
     for rank in three:
         assert relative(rank[name]["gradient"], alone[name]["gradient"]) <= 1e-6

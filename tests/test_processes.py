@@ -157,6 +157,33 @@ def test_two_launchers_train_as_one(
     assert any(row["grad_norm"] for row in rows)
 
 
+def test_a_terminated_launcher_leaves_a_checkpoint_and_resume_goes_on(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """SIGTERM as Slurm sends it before a job's time is over, to a launcher of two processes that share their weights."""
+    config = write_config(
+        tmp_path,
+        tiny_checkpoint,
+        train={"steps": 100000, "sharding": "fsdp2"},
+        output={"checkpoint_every": 0, "samples_every": 0},
+    )
+    run = tmp_path / "run"
+    with launched(tmp_path, [*launcher(2), "-m", "gpg_vl", "train", str(config)]) as launches:
+        wait_for_rows(run, 2, launches)
+        launches[0].terminate_launcher()
+        assert launches[0].wait(WITHIN) != 0, "a script must not take it for finished"
+        assert not launches[0].left_behind(10)
+        assert "stopping after this step, with a checkpoint" in launches[0].log.read_text()
+    steps = [row["step"] for row in metrics(run)]
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{steps[-1]:06d}"
+
+    more = steps[-1] + 2
+    result = gpg_vl("train", config, "--resume", f"train.steps={more}", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert [row["step"] for row in metrics(run)] == list(range(1, more + 1))
+
+
 def killed(folder: Path, checkpoint: Path, victim: str, *, each: int) -> list[str]:
     """What is said when one process or launcher of two is killed in the middle of a run, and nobody is left."""
     config = write_config(folder, checkpoint, train={"prompts_per_step": 4, "steps": 3})

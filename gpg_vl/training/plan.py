@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import ceil, floor
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -18,19 +18,14 @@ from gpg_vl.config import Config
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
 from gpg_vl.models.load import read_config
-from gpg_vl.rollout import DEFAULT
 from gpg_vl.training.cost import Cost, VisionMode, group_cost
+from gpg_vl.training.estimate import estimate_memory
 from gpg_vl.training.fit import Fit, fit_choices
 from gpg_vl.training.memory import (
     MicroBatch,
     Sizes,
     activation_bytes,
     compute_dtype,
-    copy_memory,
-    feature_memory,
-    micro_batch_memory,
-    rollout_memory,
-    weight_memory,
 )
 from gpg_vl.training.sharding import shardings
 
@@ -118,10 +113,12 @@ def make_plan(
     steps: int,
     first_prompt: str,
     device_bytes: float | None = None,
+    devices: int | None = None,
 ) -> Plan:
     """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example.
 
     device_bytes: memory of the device that other settings are tried on; None tries none.
+    devices: how many of them there are, one for a process; None: as many as processes.
     """
     longest, median = max(prompt_tokens), _median(prompt_tokens)
     image_median = _median(image_tokens)
@@ -140,23 +137,25 @@ def make_plan(
 
     # a group is not spread over micro-batches: one that is too large has one to itself
     groups = ceil(config.train.prompts_per_step / processes)
+    devices = devices or processes
     groups_per_micro_batch = max(1, config.train.tokens_per_pass // here.tokens)
 
     def of_group(config: Config) -> MicroBatch:
         shared = config.train.shared_prefix
         return _micro_batch(config, algorithm, family, here, image_median, shared=shared)
 
-    def estimate(config: Config) -> dict[str, float]:
-        return _estimate_memory(
+    def estimate(config: Config, processes: int = devices) -> dict[str, float]:
+        return estimate_memory(
             config,
             algorithm,
             family,
             count(config.model.lora_rank),
-            groups,
+            ceil(config.train.prompts_per_step / processes),
             processes=processes,
             group=of_group(config),
             prompt_tokens=longest,
             image_tokens=sum(image_tokens),
+            vision=vision_mode(config, family),
         )
 
     shape = family.shape_of(read_config(config.model.path, config.model.revision))
@@ -180,12 +179,23 @@ def make_plan(
         kernel_note=why,
         cost=here,
         naive_cost=naive,
-        memory_bytes=estimate(config),
+        memory_bytes=estimate(config, processes),
         naive_activations=activation_bytes(config, shape, unshared),
         group_activations=activation_bytes(config, shape, of_group(config)),
         first_prompt=first_prompt,
-        fits=fit_choices(config, estimate, device_bytes) if device_bytes else (),
+        fits=fit_choices(config, estimate, device_bytes, _offered_shardings(devices))
+        if device_bytes
+        else (),
     )
+
+
+def _offered_shardings(devices: int) -> list[str]:
+    """Those that say what they hold: one process has nobody to share with."""
+    others = [name for name in shardings.names() if name != "none"] if devices > 1 else []
+    return [
+        "none",
+        *(name for name in others if getattr(shardings.get(name), "memory", None) is not None),
+    ]
 
 
 def _median(values: Sequence[int]) -> int:
@@ -261,60 +271,6 @@ def _micro_batch(
         completion_tokens=size * config.rollout.max_new_tokens,
         patches=patches if is_trained else 0,
     )
-
-
-def _estimate_memory(
-    config: Config,
-    algorithm: Algorithm,
-    family: Family,
-    sizes: Sizes,
-    groups: int,
-    *,
-    processes: int,
-    group: MicroBatch,
-    prompt_tokens: int,
-    image_tokens: int,
-) -> dict[str, float]:
-    """Bytes per process, by what takes them.
-
-    groups: of a step, on one process. group: what goes through the model for one of them.
-    prompt_tokens: those of the longest prompt. image_tokens: those of the whole data set.
-    """
-    checkpoint = read_config(config.model.path, config.model.revision)
-    shape = family.shape_of(checkpoint)
-
-    # a group that is too large for a micro-batch is cut, but its images are not
-    held = min(config.train.tokens_per_pass / group.tokens, groups)
-    batch = MicroBatch(
-        tokens=round(held * group.tokens),
-        completion_tokens=round(held * group.completion_tokens),
-        patches=max(1, floor(held)) * group.patches,
-    )
-
-    # a sharding that spreads weights says what it holds of them
-    sharding = shardings.get(config.train.sharding)
-    holds_whole = getattr(sharding, "holds_whole", True)
-    says = getattr(sharding, "memory", None)
-    memory = weight_memory(sizes) if says is None else dict(says(sizes, processes))
-    memory |= micro_batch_memory(config, shape, batch, sizes.trained)
-    if algorithm.samples and not holds_whole and config.rollout.engine == DEFAULT:
-        memory |= copy_memory(config, sizes.parameters)
-    if algorithm.samples:
-        memory |= rollout_memory(config, groups, prompt_tokens, shape.key_values)
-    if vision_mode(config, family) == "kept" and image_tokens:
-        memory |= feature_memory(config, image_tokens)
-    if config.train.reuse_prefill:
-        prompts = MicroBatch(
-            tokens=groups * prompt_tokens, completion_tokens=0, patches=groups * group.patches
-        )
-        memory["kept prompts"] = activation_bytes(config, shape, prompts)
-
-    # with adapters the reference is the same weights, adapters off
-    if "reference_logp" in algorithm.needs and not config.model.lora_rank:
-        spread = 0 if holds_whole else sizes.parameters - sizes.vision
-        held = sizes.parameters - spread + spread / processes
-        memory["reference"] = held * compute_dtype(config).itemsize
-    return memory
 
 
 def render_plan(plan: Plan, config: Config, console: Console) -> None:
