@@ -55,17 +55,19 @@ class Choice:
     name: str
     overrides: tuple[str, ...] = ()
     processes: int = 1
+    sampled: bool = False
+    """Whether answers are sampled, which costs keys, values and perhaps a copy that answers; else the gold ones are learned."""
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return (*(SAMPLED if self.sampled else SUPERVISED), *self.overrides)
 
 
 CHECKPOINTING = "model.gradient_checkpointing=true"
 LORA = "model.lora_rank=16"
 FSDP2 = "train.sharding=fsdp2"
-SAMPLED = (
-    "algorithm={name: gpg}",
-    "rollout.group_size=4",
-    "rollout.max_new_tokens=24",
-    "rewards.on_error=raise",
-)
+SAMPLED = ("rollout.group_size=4", "rollout.max_new_tokens=32")
+SUPERVISED = ("algorithm.name=sft", f"algorithm.response={ANSWER}")
 CHOICES = (
     Choice(name="none"),
     Choice(name="none, checkpointing", overrides=(CHECKPOINTING,)),
@@ -77,8 +79,8 @@ CHOICES = (
     Choice(name="fsdp2", overrides=(FSDP2,), processes=2),
     Choice(name="fsdp2, checkpointing", overrides=(FSDP2, CHECKPOINTING), processes=2),
     Choice(name="fsdp2, LoRA", overrides=(FSDP2, LORA), processes=2),
-    Choice(name="none, answers sampled", overrides=SAMPLED),
-    Choice(name="fsdp2, answers sampled", overrides=(FSDP2, *SAMPLED), processes=2),
+    Choice(name="none, answers sampled", sampled=True),
+    Choice(name="fsdp2, answers sampled", overrides=(FSDP2,), processes=2, sampled=True),
 )
 """Another way to hold a model is another line here."""
 
@@ -179,7 +181,7 @@ def write_model(folder: Path, *, tiny: bool) -> Path:
 
 
 def write_config(folder: Path, *, tiny: bool) -> Path:
-    """Supervised, so that nothing is sampled but where a choice says so; micro-batches of one example."""
+    """Two micro-batches a step and process, of one group each; see `SUPERVISED` and `SAMPLED`."""
     from gpg_vl.models.load import load_processing
     from gpg_vl.quickstart import scenes
 
@@ -199,7 +201,6 @@ def write_config(folder: Path, *, tiny: bool) -> Path:
             "columns": {"id": "idx", "prompt": "prompt", "images": "image", "answer": "answer"},
             "min_pixels": 224 * 224,
         },
-        "algorithm": {"name": "sft", "response": ANSWER},
         "rollout": {"max_new_tokens": longest + 1},
         "rewards": {"weights": {f"{folder / 'length.py'}:length": 1.0}},
         "train": {"prompts_per_step": 2, "steps": 2, "tokens_per_pass": 280},
@@ -219,7 +220,7 @@ def run_choice(choice: Choice, config: Path, small: Path) -> list[dict[str, Any]
             words += ["--nproc-per-node", str(choice.processes)]
         words += ["-m", "benchmarks.memory", "--found", folder, "--config", str(config)]
         words += ["--warm-up", str(small), f"output.folder={folder}/run"]
-        words += [f"train.prompts_per_step={2 * choice.processes}", *choice.overrides]
+        words += [f"train.prompts_per_step={2 * choice.processes}", *choice.settings]
         subprocess.run(words, env={**os.environ, **MALLOC}, check=True)
         return [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]
 
@@ -257,7 +258,7 @@ def as_table(rows: Sequence[dict[str, Any]], device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="choices; default: all of them")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="choices; others keep their rows")
     parser.add_argument("--out", type=Path, default=folder_of_results())
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
@@ -271,20 +272,22 @@ def main() -> None:
         file.write_text(json.dumps(found))
         return
 
-    rows = []
+    name = f"memory_{'gpu' if torch.cuda.is_available() else 'cpu'}"
+    kept = arguments.out / f"{name}.json"
+    rows = {row["name"]: row for row in json.loads(kept.read_text())} if kept.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(Path(folder), tiny=arguments.quick)
         small = write_model(Path(folder) / "small", tiny=True)
         for choice in CHOICES:
             if arguments.only is None or choice.name in arguments.only:
-                rows.append(as_row(choice, run_choice(choice, config, small)))
-                print(json.dumps(rows[-1]), flush=True)
+                rows[choice.name] = as_row(choice, run_choice(choice, config, small))
+                print(json.dumps(rows[choice.name]), flush=True)
 
+    ordered = [rows[choice.name] for choice in CHOICES if choice.name in rows]
     device = "a GPU" if torch.cuda.is_available() else "a CPU"
-    name = f"memory_{'gpu' if torch.cuda.is_available() else 'cpu'}"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (arguments.out / f"{name}.md").write_text(as_table(rows, device))
+    kept.write_text(json.dumps(ordered, indent=2) + "\n")
+    kept.with_suffix(".md").write_text(as_table(ordered, device))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def estimate_memory(
     says = getattr(sharding, "memory", None)
     memory = weight_memory(sizes) if says is None else dict(says(sizes, processes))
     memory |= micro_batch_memory(config, shape, batch, sizes.trained)
-    if algorithm.samples and not holds_whole and config.rollout.engine == DEFAULT:
+    # it is there for evaluations too, whether or not an algorithm samples
+    if not holds_whole and config.rollout.engine == DEFAULT:
         memory |= copy_memory(config, sizes.parameters)
     if algorithm.samples:
         memory |= rollout_memory(config, groups, prompt_tokens, shape.key_values)
