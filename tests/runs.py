@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import warm
 import yaml
 
 from gpg_vl.quickstart import scenes
@@ -67,18 +69,34 @@ def environment() -> dict[str, str]:
 
 def launcher(processes: int) -> list[str]:
     """The words in front of `-m gpg_vl`: this Python, or several of it under torchrun."""
+    return _launcher(processes, [sys.executable])
+
+
+@cache
+def warm_launcher(processes: int) -> list[str]:
+    """The same without the seconds that imports take, for runs whose processes are not looked at."""
+    return _launcher(processes, warm_python())
+
+
+@cache
+def warm_python() -> list[str]:
+    """What stands for this Python in a command that starts without the seconds of its imports."""
+    return warm.start(environment())
+
+
+def _launcher(processes: int, python: list[str]) -> list[str]:
     if processes == 1:
-        return [sys.executable]
+        return python
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    return [sys.executable, *torchrun]
+    return [*python, *torchrun, "--no-python", *python]
 
 
-def gpg_vl(
-    *arguments: str | Path, processes: int = 1, cwd: Path | None = None, timeout: float = 300
+def run_python(
+    *words: object, processes: int = 1, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, or in several under torchrun."""
+    """What `python WORDS...` does, in a process of its own, or in several under torchrun."""
     return subprocess.run(
-        [*launcher(processes), "-m", "gpg_vl", *map(str, arguments)],
+        [*warm_launcher(processes), *map(str, words)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -86,6 +104,13 @@ def gpg_vl(
         timeout=timeout,
         check=False,
     )
+
+
+def gpg_vl(
+    *arguments: str | Path, processes: int = 1, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, or in several under torchrun."""
+    return run_python("-m", "gpg_vl", *arguments, processes=processes, cwd=cwd, timeout=timeout)
 
 
 class Launch:
@@ -118,6 +143,9 @@ class Launch:
     def kill_launcher(self) -> None:
         self._process.kill()
 
+    def terminate_launcher(self) -> None:
+        self._process.terminate()
+
     def is_running(self) -> bool:
         self.family()
         return bool(self._process.poll() is None)
@@ -126,7 +154,7 @@ class Launch:
         """The exit code of the launcher. Raises psutil.TimeoutExpired."""
         end = time.monotonic() + timeout
         while self.is_running() and time.monotonic() < end:
-            time.sleep(0.05)
+            time.sleep(0.2)
         return int(self._process.wait(max(end - time.monotonic(), 0.1)))
 
     def left_behind(self, within: float) -> list[psutil.Process]:
@@ -155,7 +183,7 @@ def launched(folder: Path, *commands: Sequence[str]) -> Iterator[list[Launch]]:
 
 def kill_when(config: Path, reached: Callable[[Path], bool], processes: int = 1) -> None:
     """Start a run and kill all its processes with SIGKILL as soon as its folder is as `reached` wants it."""
-    words = [*launcher(processes), "-m", "gpg_vl", "train", str(config)]
+    words = [*warm_launcher(processes), "-m", "gpg_vl", "train", str(config)]
     with launched(config.parent, words) as [launch]:
         while launch.is_running() and not reached(config.parent / "run"):
             time.sleep(0.005)

@@ -69,6 +69,8 @@ class Case:
     weights: torch.dtype | None = None
     """Of trained matrices; see `ShardingSetup`."""
     defer: bool = False
+    one_unit: bool = False
+    """Whether everything is gathered at once, in place of layer by layer."""
 
 
 HALVES = {2: [[0, 1, 2, 3], [4, 5, 6, 7]], 3: [[0, 1, 2], [3, 4, 7], [5, 6]]}
@@ -100,6 +102,7 @@ CASES = {
     "adapters": Case(UNEQUAL, tokens_per_pass=90, prepare=with_adapters),
     "adapters everywhere": Case(TEXT, tokens_per_pass=90, prepare=adapters_everywhere),
     "merger alone": Case(TEXT, tokens_per_pass=90, prepare=only(".visual.merger.")),
+    "root alone": Case(UNEQUAL, tokens_per_pass=90, one_unit=True),
     "checkpointed": Case(UNEQUAL, tokens_per_pass=90, prepare=checkpointed),
     "deferred": Case(UNEQUAL, tokens_per_pass=90, defer=True),
     "deferred past the last image": Case(TEXT_LAST, tokens_per_pass=90, defer=True),
@@ -267,6 +270,10 @@ def make_trainer(checkpoint: Path, case: Case, sharding: Watched) -> Trainer:
         prepare=case.prepare,
         vision_cache_mb=16,
     )
+    if case.one_unit:
+        nothing: Callable[[Any], list[Any]] = lambda model: []  # noqa: E731
+        policy = model.policy
+        policy.family = replace(policy.family, layers=nothing, vision_blocks=nothing)
     algorithm = case.algorithm()
     learner = make_learner(
         model.policy,

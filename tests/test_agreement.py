@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from runs import gpg_vl, launched, launcher, write_config, write_scenes
+from runs import gpg_vl, launched, warm_launcher, write_config, write_scenes
 
 from gpg_vl.errors import UserError
 from gpg_vl.training.agreement import different_settings, refuse_other_data
@@ -45,7 +45,7 @@ def run(script: str, folder: Path, *words: str, processes: int = 2) -> tuple[int
         f"import os, sys\nRANK = int(os.environ['RANK'])\n{script}\n"
         f"from gpg_vl.cli import main\nsys.exit(main())\n"
     )
-    with launched(folder, [*launcher(processes), str(file), *words]) as [launch]:
+    with launched(folder, [*warm_launcher(processes), str(file), *words]) as [launch]:
         code = launch.wait(LIMIT)
         assert not launch.left_behind(30)
     return code, launch.log.read_text()

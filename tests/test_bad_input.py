@@ -3,11 +3,10 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from runs import environment, gpg_vl, metrics, write_config, write_scenes
+from runs import gpg_vl, metrics, run_python, write_config, write_scenes
 from safetensors.torch import load_file
 
 
@@ -244,13 +243,7 @@ def test_a_full_disk_while_metrics_are_written(tiny_checkpoint: Path, tmp_path: 
         "run.open_folder = opened\nrun.truncate_metrics = lambda file, step: 0\n"
         "from gpg_vl.cli import main\nsys.exit(main(sys.argv[1:]))\n"
     )
-    result = subprocess.run(
-        [sys.executable, str(wrapper), "train", str(config)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
+    result = run_python(wrapper, "train", config)
     refused(
         result, "metrics.jsonl cannot be written", "No space left on device", "--resume", code=1
     )
@@ -265,13 +258,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(tiny_checkpoint: Path, tmp_pa
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "from gpg_vl.cli import main\nsys.exit(main(sys.argv[1:]))\n"
     )
-    result = subprocess.run(
-        [sys.executable, str(wrapper), "train", str(config)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
+    result = run_python(wrapper, "train", config)
     refused(result, "could not be written", "The last complete one is none", "--resume", code=1)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 

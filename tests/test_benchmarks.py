@@ -4,7 +4,6 @@ import json
 import math
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,18 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from runs import environment
+from runs import run_python
 
-from benchmarks import exactness, findings, gpu, growth, losses
+from benchmarks import exactness, findings, gpu, growth, losses, memory
 from benchmarks.findings import Finding
 from benchmarks.gpu import PEAK, grid, utilisation
 from benchmarks.step import Case, Timing, as_row
 from gpg_vl.algorithms.grpo import grpo
+from gpg_vl.config import load_config
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=Path(__file__).parent.parent,
-        timeout=300,
-        check=False,
-    )
+    return run_python("-m", *arguments, cwd=Path(__file__).parent.parent)
 
 
 def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> None:
@@ -262,3 +254,34 @@ def test_a_group_that_misses_a_branch_is_no_comparison() -> None:
     given = losses.GivenGroup(rewards_G=(0.0, 1.0), old_G_T=near, reference_G_T=near)
     with pytest.raises(AssertionError, match="no token with"):
         given.require_every_branch(logps)
+
+
+# ---- memory
+
+
+def test_a_row_is_the_process_that_held_most() -> None:
+    """By hand: 300 and 60 are predicted of 400 bytes, a tenth too few."""
+    found = [
+        {"peak": 300.0, "plan": {"weights": 240.0, "activations": 60.0}},
+        {"peak": 400.0, "plan": {"weights": 300.0, "activations": 60.0}},
+    ]
+    row = memory.as_row(memory.Choice(name="two", processes=2), found)
+    assert (row["measured"], row["predicted"]) == (400, 360)
+    assert row["error"] == pytest.approx(-0.1)
+    assert "| two | 2 | 0 | 0 | -10 % |" in memory.as_table([row], "a CPU")
+
+
+def test_every_measured_choice_is_a_config_that_parses(tmp_path: Path) -> None:
+    config = memory.write_config(tmp_path, tiny=True)
+    for choice in memory.CHOICES:
+        sharding = load_config(config, choice.settings).train.sharding
+        assert (sharding == "none") or choice.processes > 1
+
+
+@pytest.mark.slow
+def test_processes_are_measured_beside_the_plan(tmp_path: Path) -> None:
+    result = run("benchmarks.memory", "--quick", "--only", "none", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    [row] = json.loads((tmp_path / "memory_cpu.json").read_text())
+    assert row["measured"] > row["parts"]["weights"] > 0
+    assert "| none | 1 | " in (tmp_path / "memory_cpu.md").read_text()

@@ -173,9 +173,13 @@ def test_the_plan_of_a_run_that_reuses_its_prompts(tiny_checkpoint: Path, tmp_pa
     assert again.cost.train == fresh.cost.train - fresh.cost.prefill
     assert (fresh.cost.patches, again.cost.patches) == (2 * 64, 64)
     text = read_config(str(tiny_checkpoint), None).get_text_config()
-    assert (
-        again.memory_bytes["kept prompts"]
-        == 4 * 34 * 2 * 50 * text.hidden_size * text.num_hidden_layers
+    config = read_config(str(tiny_checkpoint), None)
+    narrow = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    of_token = 9 * text.hidden_size + 2 * narrow + 4 * text.intermediate_size
+    vision = config.vision_config
+    of_patch = (11 + 3 * vision.mlp_ratio) * vision.embed_dim
+    assert again.memory_bytes["kept prompts"] == 4 * 2 * (
+        50 * text.num_hidden_layers * of_token + 64 * vision.depth * of_patch
     )
     assert "kept prompts" not in fresh.memory_bytes
 

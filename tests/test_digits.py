@@ -1,22 +1,17 @@
 """Real handwritten digits with the quickstart's model: the commands of configs/digits.yaml, with few steps."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from runs import environment, gpg_vl, metrics
+from runs import gpg_vl, metrics, run_python
 
 ROOT = Path(__file__).parent.parent
 
 
 def python(*arguments: object) -> str:
     """What `python ARGUMENTS` prints, started in the project's folder."""
-    command = [sys.executable, *map(str, arguments)]
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
+    result = run_python(*arguments, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

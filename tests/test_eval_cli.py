@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import run_python
 
 from gpg_vl.eval.__main__ import main
 from gpg_vl.pipes import until_the_reader_leaves
@@ -39,14 +40,7 @@ def write(file: Path, rows) -> Path:
 
 
 def run(*arguments, cwd=None, code=0):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "gpg_vl.eval", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=cwd,
-    )
+    done = run_python("-W", "error", "-m", "gpg_vl.eval", *arguments, cwd=cwd)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -89,8 +89,44 @@ def test_the_table_says_what_fits() -> None:
     lines = console.export_text().splitlines()
     assert "a device of 24 GB, of which 22 can be used" in lines[0]
     [own] = [line for line in lines if "this config" in line]
-    assert own.split()[1:9] == ["none", "float32", "no", "no", "39.8", "too", "large", "this"]
+    assert own.split()[1:8] == ["float32", "no", "no", "39.8", "too", "large", "this"]
     assert sum(" fits " in line for line in lines) == 4
+
+
+def half(config: Config) -> dict[str, float]:
+    """The estimate, spread over two."""
+    share = 1 if config.train.sharding == "none" else 2
+    return {name: size / share for name, size in estimate(config).items()}
+
+
+def test_a_sharding_is_a_column() -> None:
+    """39.80 GB whole and 19.90 spread: on 24 GB, of which 21.6 can be used, the second fits."""
+    console = Console(record=True, width=140)
+    config = make_config(train={"sharding": "fsdp2"})
+    fits = fit_choices(config, half, 24 * GB, ("none", "fsdp2"))
+    render_fits(fits, 24 * GB, console, devices=2)
+    lines = console.export_text().splitlines()
+    assert "22 can be used; 2 of them, train.sharding none | fsdp2" in lines[0]
+    [own] = [line for line in lines if "this config" in line]
+    assert own.split()[1:-1] == [
+        "float32",
+        "no",
+        "no",
+        "39.8",
+        "too",
+        "large",
+        "19.9",
+        "fits",
+        "this",
+        "config",
+    ]
+
+
+def test_spread_weights_keep_no_prompts() -> None:
+    """What `train.reuse_prefill` forbids is an empty cell."""
+    kept = make_config(train={"reuse_prefill": True})
+    fits = fit_choices(kept, half, GB, ("none", "fsdp2"))
+    assert {fit.choice.sharding for fit in fits} == {"none"}
 
 
 def test_a_dry_run_is_told_the_size_of_a_device(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -99,7 +135,13 @@ def test_a_dry_run_is_told_the_size_of_a_device(tiny_checkpoint: Path, tmp_path:
     assert result.returncode == 0, result.stderr
     assert "estimates for a device of 80 GB, of which 72 can be used" in result.stdout
     assert result.stdout.count(" fits ") == 8
+    eight = gpg_vl("train", config, "--dry-run", "--device-gb", "80", "--devices", "8")
+    assert "8 of them, train.sharding none | fsdp2" in eight.stdout
+    assert eight.stdout.count(" fits ") >= 16
     for wrong in ("0", "-3", "inf", "much"):
         refused = gpg_vl("train", config, "--dry-run", "--device-gb", wrong)
         assert refused.returncode == 2
         assert "--device-gb" in refused.stderr
+    refused = gpg_vl("train", config, "--dry-run", "--devices", "0")
+    assert refused.returncode == 2
+    assert "1 or more is wanted" in refused.stderr

@@ -5,8 +5,6 @@ All cases of one number of processes run in one start of torchrun (tests/spread.
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from runs import environment, gpg_vl, kill_after, metrics, write_config, write_scenes
+from runs import gpg_vl, kill_after, metrics, run_python, write_config, write_scenes
 from safetensors.torch import load_file
 from spread import CASES, EIGHT_BIT, ROUNDED, TIME_LIMIT, compute, groups_of, make_sharding
 from test_learner import make_groups, weights
@@ -52,6 +50,7 @@ ON_TWO = [
 ]
 ON_THREE = [
     "cut differently",
+    "root alone",
     "text on one process, in chunks",
     "three steps of adapters",
     *(f"saved {name}" for name in SAVED),
@@ -63,16 +62,8 @@ def start(
 ) -> list[dict]:
     out = folder / str(processes)
     out.mkdir(parents=True, exist_ok=True)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    script = [str(TESTS / "spread.py"), str(checkpoint), str(out), kind, *names]
-    result = subprocess.run(
-        [sys.executable, *launcher, *script],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT + 30,
-        check=False,
-    )
+    script = [TESTS / "spread.py", checkpoint, out, kind, *names]
+    result = run_python(*script, processes=processes, timeout=TIME_LIMIT + 30)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(processes)]
 
@@ -132,7 +123,9 @@ def test_two_processes_have_the_gradient_of_one(two: list[dict], alone: dict, na
         assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cut differently", "text on one process, in chunks"])
+@pytest.mark.parametrize(
+    "name", ["cut differently", "root alone", "text on one process, in chunks"]
+)
 def test_three_processes_have_it_too(three: list[dict], alone: dict, name: str) -> None:
     for rank in three:
         assert relative(rank[name]["gradient"], alone[name]["gradient"]) <= 1e-6

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from runs import Launch, gpg_vl, launched, launcher, metrics, rows_of, write_config
+from runs import (
+    Launch,
+    gpg_vl,
+    launched,
+    launcher,
+    metrics,
+    rows_of,
+    warm_python,
+    write_config,
+)
 
 WITHIN = 60.0
 """Seconds in which all processes must have ended once one of them has."""
@@ -49,9 +58,13 @@ def free_port() -> int:
 
 
 def nodes(
-    config: Path, *options: str, processes: int, launcher: str = "torchrun"
+    config: Path, *options: str, processes: int, launcher: str = "torchrun", warm: bool = False
 ) -> list[list[str]]:
-    """The commands of two launchers on this machine, each with so many processes."""
+    """The commands of two launchers on this machine, each with so many processes.
+
+    warm: without the seconds of imports, for runs whose processes are not looked at.
+    """
+    python = warm_python() if warm else [sys.executable]
     port = str(free_port())
     commands = []
     for node in ("0", "1"):
@@ -59,11 +72,12 @@ def nodes(
             words = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node]
             words += ["--nproc-per-node", str(processes)]
             words += ["--master-addr", "127.0.0.1", "--master-port", port]
+            words += ["--no-python", *python]
         else:
             words = ["-m", "accelerate.commands.launch", "--num_machines", "2"]
             words += ["--machine_rank", node, "--num_processes", str(2 * processes)]
             words += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--multi_gpu"]
-        commands.append([sys.executable, *words, "-m", "gpg_vl", "train", str(config), *options])
+        commands.append([*python, *words, "-m", "gpg_vl", "train", str(config), *options])
     return commands
 
 
@@ -133,13 +147,41 @@ def test_two_launchers_train_as_one(
 ) -> None:
     """All metrics in all digits, loss and gradient norm among them."""
     config = write_config(tmp_path, tiny_checkpoint, train={"prompts_per_step": 4, "steps": 3})
-    commands = nodes(config, processes=each, launcher=launcher)
+    is_torchrun = launcher == "torchrun"
+    commands = nodes(config, processes=each, launcher=launcher, warm=is_torchrun)
     with launched(tmp_path, *commands) as launches:
         for launch in launches:
             assert launch.wait(START + WITHIN) == 0, launch.log.read_text()
     rows = strip(tmp_path / "run")
     assert rows == strip(one_launcher[2 * each])
     assert any(row["grad_norm"] for row in rows)
+
+
+def test_a_terminated_launcher_leaves_a_checkpoint_and_resume_goes_on(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """SIGTERM as Slurm sends it before a job's time is over, to a launcher of two processes that share their weights."""
+    config = write_config(
+        tmp_path,
+        tiny_checkpoint,
+        train={"steps": 100000, "sharding": "fsdp2"},
+        output={"checkpoint_every": 0, "samples_every": 0},
+    )
+    run = tmp_path / "run"
+    with launched(tmp_path, [*launcher(2), "-m", "gpg_vl", "train", str(config)]) as launches:
+        wait_for_rows(run, 2, launches)
+        launches[0].terminate_launcher()
+        assert launches[0].wait(WITHIN) != 0, "a script must not take it for finished"
+        assert not launches[0].left_behind(10)
+        assert "stopping after this step, with a checkpoint" in launches[0].log.read_text()
+    steps = [row["step"] for row in metrics(run)]
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{steps[-1]:06d}"
+
+    more = steps[-1] + 2
+    result = gpg_vl("train", config, "--resume", f"train.steps={more}", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert [row["step"] for row in metrics(run)] == list(range(1, more + 1))
 
 
 def killed(folder: Path, checkpoint: Path, victim: str, *, each: int) -> list[str]:
@@ -173,18 +215,20 @@ def test_a_killed_process_ends_all_and_resume_goes_on(
     ), message
 
     config = tmp_path / "config.yaml"
-    with launched(tmp_path, *nodes(config, "--resume", processes=2)) as launches:
+    with launched(tmp_path, *nodes(config, "--resume", processes=2, warm=True)) as launches:
         for launch in launches:
             assert launch.wait(START + WITHIN) == 0, launch.log.read_text()
     assert strip(tmp_path / "run") == strip(one_launcher[4])
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_ends_all(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Its process would live on for ever, with nobody to end it."""
     [message] = killed(tmp_path, tiny_checkpoint, "launcher", each=1)
     assert re.search(r"The launcher of process 1 \(.*\) has ended", message), message
 
 
+@pytest.mark.slow
 def test_without_the_first_launcher_each_node_speaks_for_itself(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

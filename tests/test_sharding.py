@@ -1,13 +1,11 @@
 """Processes that train together: the gradient of one, however the groups are dealt, and as many calls as each other."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import environment
+from runs import run_python
 from test_learner import gradient_of, load, make_groups, weights
 from test_policy import relative
 from torch import Tensor
@@ -162,16 +160,7 @@ def ranks(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     folder = tmp_path_factory.mktemp("ranks")
     script = folder / "worker.py"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    arguments = [str(script), str(tiny_checkpoint), str(folder), json.dumps(orders())]
-    result = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = run_python(script, tiny_checkpoint, folder, json.dumps(orders()), processes=2)
     assert result.returncode == 0, result.stderr
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 

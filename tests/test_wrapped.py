@@ -5,11 +5,9 @@ gradient is the same: everything that touches a weight is a call of the module, 
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from runs import environment
+from runs import run_python
 
 WORKER = """
 import faulthandler, json, sys
@@ -92,15 +90,7 @@ def test_sharded_layers_give_the_gradient_of_whole_ones(
 ) -> None:
     script, out = tmp_path / "worker.py", tmp_path / "found.json"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launcher, "--standalone", str(script), str(tiny_checkpoint), str(out)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    result = run_python(script, tiny_checkpoint, out, processes=2)
     assert result.returncode == 0, result.stderr
 
     joined, one_by_one, some = json.loads(out.read_text())

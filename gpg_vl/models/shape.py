@@ -1,6 +1,26 @@
 """The sizes of a model that arithmetic depends on: what a family knows of a config and a cost model asks for."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Kept(NamedTuple):
+    """Numbers of a layer that its forward pass keeps for its backward pass, for each token or patch."""
+
+    computed: int = 0
+    """In the dtype of the products: what linear layers and attention were given, and what attention gave."""
+    summed: int = 0
+    """In float32 whatever the dtype: what norms were given, and what they gave before their weight."""
+    cast: int = 0
+    """More of them in a dtype narrower than float32: each linear layer makes its own copy of what several are given."""
+
+    def bytes(self, itemsize: int) -> float:
+        """itemsize: of the dtype of the products."""
+        cast = self.cast if itemsize < 4 else 0
+        return float((self.computed + cast) * itemsize + self.summed * 4)
+
+
+NOTHING = Kept()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +48,11 @@ class Shape:
     vision_width: int = 0
     merge: int = 1
     """Patches per image token."""
+    hidden: int = 0
+    """What a layer is given for a token, and gives."""
+    kept: Kept = NOTHING
+    """Of each layer of the text tower, for a token."""
+    vision_depth: int = 0
+    """Blocks of the vision tower, with whatever attention."""
+    vision_kept: Kept = NOTHING
+    """Of each of them, for a patch."""

@@ -1,7 +1,7 @@
 """Which settings of a run fit a device, by the memory that the plan estimates for each."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 from rich.console import Console
@@ -10,8 +10,6 @@ from rich.table import Table
 
 from gpg_vl.config import Config
 
-SHARDINGS = ("none",)
-"""Those whose memory the plan can estimate."""
 USABLE = 0.9
 """Of a device: the rest goes to the CUDA context, to kernels, and to gaps between tensors."""
 LORA_RANK = 16
@@ -52,15 +50,15 @@ def chosen(config: Config) -> Choice:
     )
 
 
-def choices(config: Config) -> Iterator[tuple[Choice, Config]]:
+def choices(config: Config, shardings: Sequence[str]) -> Iterator[tuple[Choice, Config]]:
     """Every choice that the rest of the config allows, and the config with it."""
     on_frozen = set(config.model.lora_on) & set(config.model.freeze)
     ranks = [0] if on_frozen else [0, config.model.lora_rank or LORA_RANK]
-    for sharding, dtype, rank, checkpointing in product(
-        SHARDINGS, ("float32", "bfloat16"), ranks, (False, True)
+    for dtype, rank, checkpointing, sharding in product(
+        ("float32", "bfloat16"), ranks, (False, True), shardings
     ):
-        # kept prompts are activations, which checkpointing gives up
-        if checkpointing and config.train.reuse_prefill:
+        # kept prompts are activations, which checkpointing gives up, and graphs of whole weights
+        if config.train.reuse_prefill and (checkpointing or sharding != "none"):
             continue
         model = {"dtype": dtype, "lora_rank": rank, "gradient_checkpointing": checkpointing}
         changed = config.model_copy(
@@ -73,14 +71,17 @@ def choices(config: Config) -> Iterator[tuple[Choice, Config]]:
 
 
 def fit_choices(
-    config: Config, estimate: Callable[[Config], Mapping[str, float]], device_bytes: float
+    config: Config,
+    estimate: Callable[[Config], Mapping[str, float]],
+    device_bytes: float,
+    shardings: Sequence[str] = ("none",),
 ) -> tuple[Fit, ...]:
     """What each choice takes of a device of so many bytes.
 
-    estimate: bytes per process of a config, by what takes them.
+    estimate: bytes per process of a config, by what takes them. shardings: those that are offered.
     """
     fits = []
-    for choice, changed in choices(config):
+    for choice, changed in choices(config, shardings):
         needed = sum(estimate(changed).values())
         fits.append(
             Fit(
@@ -93,22 +94,35 @@ def fit_choices(
     return tuple(fits)
 
 
-def render_fits(fits: tuple[Fit, ...], device_bytes: float, console: Console) -> None:
-    """Print the choices as a table, the config's own marked."""
-    table = Table("sharding", "dtype", "LoRA", "checkpointing", "GB per GPU", "", "", box=None)
+def render_fits(
+    fits: tuple[Fit, ...], device_bytes: float, console: Console, devices: int = 1
+) -> None:
+    """Print a row for each way to train and a column for each sharding, the config's own choice marked."""
+    names = list(dict.fromkeys(fit.choice.sharding for fit in fits))
+    rows: dict[Choice, dict[str, Fit]] = {}
     for fit in fits:
-        choice = fit.choice
+        rows.setdefault(replace(fit.choice, sharding=""), {})[fit.choice.sharding] = fit
+
+    heads = [f"{name}, GB per GPU" if name == names[0] else name for name in names]
+    table = Table("dtype", "LoRA", "checkpointing", *heads, "", box=None)
+    for choice, row in rows.items():
         table.add_row(
-            choice.sharding,
             choice.dtype,
             f"rank {choice.lora_rank}" if choice.lora_rank else "no",
             "yes" if choice.checkpointing else "no",
-            f"{fit.needed / 2**30:.1f}",
-            "fits" if fit.fits else "too large",
-            "this config" if fit.is_chosen else "",
+            *(_cell(row.get(name)) for name in names),
+            "this config" if any(fit.is_chosen for fit in row.values()) else "",
         )
     title = (
         f"estimates for a device of {device_bytes / 2**30:.0f} GB, of which "
         f"{USABLE * device_bytes / 2**30:.0f} can be used"
     )
+    if devices > 1:
+        title = f"{title}; {devices} of them, train.sharding {' | '.join(names)}"
     console.print(Panel(table, title=title, title_align="left", expand=False))
+
+
+def _cell(fit: Fit | None) -> str:
+    if fit is None:
+        return "-"
+    return f"{fit.needed / 2**30:.1f} {'fits' if fit.fits else 'too large'}"

@@ -11,6 +11,7 @@ import torch
 from gpg_vl.config import Config
 from gpg_vl.models.head import TILE_ELEMENTS
 from gpg_vl.models.load import read_config
+from gpg_vl.models.shape import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,20 @@ class Sizes:
     blocks: int = 0
     """Blocks of such codes, each with a scale of 4 bytes."""
     widths: Widths = Widths()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """What goes through the model at once.
+
+    Example: `MicroBatch(tokens=6200, completion_tokens=5600, patches=2400)`
+    """
+
+    tokens: int
+    """Of prompts and completions."""
+    completion_tokens: int
+    patches: int
+    """Those that the vision tower computes with a graph; none if it is not trained."""
 
 
 def weight_memory(sizes: Sizes) -> dict[str, float]:
@@ -93,11 +108,13 @@ def copy_memory(config: Config, parameters: int) -> dict[str, float]:
     return {"copy that answers": float(parameters * itemsize + embeddings * (4 - itemsize))}
 
 
-def micro_batch_memory(config: Config, tokens: int, trained: int) -> dict[str, float]:
-    """What a micro-batch of so many tokens needs for itself."""
+def micro_batch_memory(
+    config: Config, shape: Shape, batch: MicroBatch, trained: int
+) -> dict[str, float]:
+    """What a micro-batch needs for itself."""
     return {
-        "activations": activation_bytes(config, tokens),
-        "work space": _work_space_bytes(config, trained),
+        "activations": activation_bytes(config, shape, batch),
+        "work space": _work_space_bytes(config, shape, batch, trained),
     }
 
 
@@ -131,24 +148,36 @@ def compute_dtype(config: Config) -> torch.dtype:
     return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
 
 
-def activation_bytes(config: Config, tokens: int) -> float:
-    """By the usual counting: 34 numbers of hidden size per token and layer, of which checkpointing
-    keeps two.
+def activation_bytes(config: Config, shape: Shape, batch: MicroBatch) -> float:
+    """What the forward pass keeps for the backward pass.
+
+    Without checkpointing, of every layer what `Shape.kept` counts. With it, what each layer was
+    given, and all of one layer, which is computed again.
+    """
+    itemsize = compute_dtype(config).itemsize
+    of_token, of_patch = shape.kept.bytes(itemsize), shape.vision_kept.bytes(itemsize)
+    if not config.model.gradient_checkpointing:
+        text = batch.tokens * shape.layers * of_token
+        return text + batch.patches * shape.vision_depth * of_patch
+
+    # sums over layers begin with embeddings in float32, those over blocks with a product
+    given = batch.tokens * shape.layers * shape.hidden * 4.0
+    given += batch.patches * shape.vision_depth * shape.vision_width * float(itemsize)
+    return given + max(batch.tokens * of_token, batch.patches * of_patch)
+
+
+def _work_space_bytes(config: Config, shape: Shape, batch: MicroBatch, trained: int) -> float:
+    """What comes and goes: the gradient of the head before it is added to that of the embedding, two
+    tiles of logits, the casts of autocast.
     """
     text = _read_text_config(config)
-    kept = 2 if config.model.gradient_checkpointing else 34
-    itemsize = compute_dtype(config).itemsize
-    return float(tokens * text.hidden_size * text.num_hidden_layers * kept * itemsize)
-
-
-def _work_space_bytes(config: Config, trained: int) -> float:
-    """What comes and goes: the gradient of the head, one tile of it, the casts of autocast."""
-    text = _read_text_config(config)
-    tile = 4.0 * TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
-    head: float = 4.0 * text.hidden_size * text.vocab_size + tile
+    tile = TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
+    tiles: float = 2 * 4.0 * min(tile, batch.completion_tokens * text.vocab_size)
+    is_head_trained = not config.model.lora_rank and "language" not in config.model.freeze
+    head = 4.0 * shape.head if is_head_trained else 0.0
     is_cast = config.model.dtype == "bfloat16" and not _has_narrow_weights(config)
     casts = 2.0 * trained if is_cast else 0.0
-    return head + casts
+    return head + tiles + casts
 
 
 def _read_text_config(config: Config) -> Any:

@@ -20,20 +20,16 @@ from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
 from gpg_vl.models.held import is_matrix
 from gpg_vl.models.load import read_config
-from gpg_vl.rollout import DEFAULT
 from gpg_vl.training.adamw import takes_codes
 from gpg_vl.training.cost import Cost, VisionMode, group_cost
 from gpg_vl.training.eight_bit import scale_shape
+from gpg_vl.training.estimate import estimate_memory
 from gpg_vl.training.fit import Fit, fit_choices
 from gpg_vl.training.memory import (
+    MicroBatch,
     Sizes,
     activation_bytes,
     compute_dtype,
-    copy_memory,
-    feature_memory,
-    micro_batch_memory,
-    rollout_memory,
-    weight_memory,
     widths,
 )
 from gpg_vl.training.sharding import shardings
@@ -133,10 +129,12 @@ def make_plan(
     steps: int,
     first_prompt: str,
     device_bytes: float | None = None,
+    devices: int | None = None,
 ) -> Plan:
     """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example.
 
     device_bytes: memory of the device that other settings are tried on; None tries none.
+    devices: how many of them there are, one for a process; None: as many as processes.
     """
     longest, median = max(prompt_tokens), _median(prompt_tokens)
     image_median = _median(image_tokens)
@@ -155,21 +153,29 @@ def make_plan(
 
     # a group is not spread over micro-batches: one that is too large has one to itself
     groups = ceil(config.train.prompts_per_step / processes)
+    devices = devices or processes
     groups_per_micro_batch = max(1, config.train.tokens_per_pass // here.tokens)
 
-    def estimate(config: Config) -> dict[str, float]:
-        return _estimate_memory(
+    def of_group(config: Config) -> MicroBatch:
+        shared = config.train.shared_prefix
+        return _micro_batch(config, algorithm, family, here, image_median, shared=shared)
+
+    def estimate(config: Config, processes: int = devices) -> dict[str, float]:
+        return estimate_memory(
             config,
             algorithm,
             family,
             replace(count(config.model.lora_rank), widths=widths(config)),
-            groups,
+            ceil(config.train.prompts_per_step / processes),
             processes=processes,
-            group_tokens=here.tokens,
+            group=of_group(config),
             prompt_tokens=longest,
             image_tokens=sum(image_tokens),
+            vision=vision_mode(config, family),
         )
 
+    shape = family.shape_of(read_config(config.model.path, config.model.revision))
+    unshared = _micro_batch(config, algorithm, family, naive, image_median, shared=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernel, why = choose_kernel(config.train.attention, device, compute_dtype(config))
     return Plan(
@@ -189,12 +195,23 @@ def make_plan(
         kernel_note=why,
         cost=here,
         naive_cost=naive,
-        memory_bytes=estimate(config),
-        naive_activations=activation_bytes(config, naive.tokens),
-        group_activations=activation_bytes(config, here.tokens),
+        memory_bytes=estimate(config, processes),
+        naive_activations=activation_bytes(config, shape, unshared),
+        group_activations=activation_bytes(config, shape, of_group(config)),
         first_prompt=first_prompt,
-        fits=fit_choices(config, estimate, device_bytes) if device_bytes else (),
+        fits=fit_choices(config, estimate, device_bytes, _offered_shardings(devices))
+        if device_bytes
+        else (),
     )
+
+
+def _offered_shardings(devices: int) -> list[str]:
+    """Those that say what they hold: one process has nobody to share with."""
+    others = [name for name in shardings.names() if name != "none"] if devices > 1 else []
+    return [
+        "none",
+        *(name for name in others if getattr(shardings.get(name), "memory", None) is not None),
+    ]
 
 
 def _median(values: Sequence[int]) -> int:
@@ -252,48 +269,25 @@ def _group_cost(
     return replace(cost, train=train)
 
 
-def _estimate_memory(
+def _micro_batch(
     config: Config,
     algorithm: Algorithm,
     family: Family,
-    sizes: Sizes,
-    groups: int,
-    *,
-    processes: int,
-    group_tokens: int,
-    prompt_tokens: int,
+    cost: Cost,
     image_tokens: int,
-) -> dict[str, float]:
-    """Bytes per process, by what takes them.
-
-    groups: of a step, on one process.
-    prompt_tokens: those of the longest prompt. image_tokens: those of the whole data set.
-    """
-    checkpoint = read_config(config.model.path, config.model.revision)
-    tokens = min(config.train.tokens_per_pass, groups * group_tokens)
-
-    # a sharding that spreads weights says what it holds of them
-    sharding = shardings.get(config.train.sharding)
-    holds_whole = getattr(sharding, "holds_whole", True)
-    says = getattr(sharding, "memory", None)
-    memory = weight_memory(sizes) if says is None else dict(says(sizes, processes))
-    memory |= micro_batch_memory(config, tokens, sizes.trained)
-    if algorithm.samples and not holds_whole and config.rollout.engine == DEFAULT:
-        memory |= copy_memory(config, sizes.parameters)
-    if algorithm.samples:
-        key_values = family.shape_of(checkpoint).key_values
-        memory |= rollout_memory(config, groups, prompt_tokens, key_values)
-    if vision_mode(config, family) == "kept" and image_tokens:
-        memory |= feature_memory(config, image_tokens)
-    if config.train.reuse_prefill:
-        memory["kept prompts"] = activation_bytes(config, groups * prompt_tokens)
-
-    # with adapters the reference is the same weights, adapters off
-    if "reference_logp" in algorithm.needs and not config.model.lora_rank:
-        spread = 0 if holds_whole else sizes.parameters - sizes.vision
-        held = sizes.parameters - spread + spread / processes
-        memory["reference"] = held * compute_dtype(config).itemsize
-    return memory
+    *,
+    shared: bool,
+) -> MicroBatch:
+    """One group in a micro-batch of its own, every answer as long as it may be."""
+    size = _group_size(config, algorithm)
+    is_trained = vision_mode(config, family) == "trained"
+    merge = family.shape_of(read_config(config.model.path, config.model.revision)).merge
+    patches = image_tokens * merge * (1 if shared else size)
+    return MicroBatch(
+        tokens=cost.tokens,
+        completion_tokens=size * config.rollout.max_new_tokens,
+        patches=patches if is_trained else 0,
+    )
 
 
 def render_plan(plan: Plan, config: Config, console: Console) -> None:

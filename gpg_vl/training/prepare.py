@@ -102,10 +102,11 @@ def prepare(
     console: Console | None,
     once_per_node: OncePerNode = alone,
     device_bytes: float | None = None,
+    devices: int | None = None,
 ) -> Prepared:
     """Check data, rewards and sizes, and plan the run.
 
-    device_bytes: see `make_plan`. Raises UserError with everything that is wrong.
+    device_bytes, devices: see `make_plan`. Raises UserError with everything that is wrong.
     """
     if config.train.prompts_per_step % processes:
         raise UserError(
@@ -142,6 +143,7 @@ def prepare(
         steps=_count_steps(config, len(examples)),
         first_prompt=encoder.render(examples[0]),
         device_bytes=device_bytes,
+        devices=devices,
     )
     return Prepared(
         config=config,

@@ -387,3 +387,17 @@ def test_two_processes_share_a_server(
     gaps = [row["logp_gap_mean"] for row in metrics(folder / "run") if row.get("logp_gap_mean")]
     assert gaps
     assert max(gaps) < LIMIT
+
+
+def test_weights_that_are_spread_reach_a_server(
+    served: Served, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Gathered tensor by tensor by both processes, and handed over by the first: two steps, the second on what the first left."""
+    train = {"sharding": "fsdp2", "steps": 2}
+    config = write_run(tmp_path / "spread", tiny_checkpoint, served, train=train)
+    ran = gpg_vl("train", config, processes=2, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    rows = metrics(tmp_path / "spread" / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["grad_norm"] > 0, "nothing new was handed over"
+    assert all(row["logp_gap_mean"] < LIMIT for row in rows if not row["step_skipped"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gpg_vl.models.families.family import Family, Tiny
-from gpg_vl.models.shape import Shape
+from gpg_vl.models.shape import Kept, Shape
 
 VISION_TOKENS = (
     "<|vision_start|>",
@@ -60,6 +60,14 @@ def shape_of(config: Any) -> Shape:
         layers=text.num_hidden_layers,
         width=width,
         key_values=2 * narrow * text.num_hidden_layers,
+        hidden=text.hidden_size,
+        kept=Kept(
+            # the two norms' outputs; queries, keys, values, what was attended to, and its copy in
+            # the order of the projection; gate, its activation, up, and the product of both
+            computed=2 * text.hidden_size + 3 * width + 2 * narrow + 4 * text.intermediate_size,
+            summed=4 * text.hidden_size,
+            cast=3 * text.hidden_size,
+        ),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpg_vl.models.families.boxes import PUBLISHED
 from gpg_vl.models.families.qwen2_vl import QWEN2_VL, tiny_settings, with_vision
-from gpg_vl.models.shape import Shape
+from gpg_vl.models.shape import Kept, Shape
 
 
 def shape_of(config: Any) -> Shape:
@@ -18,6 +18,9 @@ def shape_of(config: Any) -> Shape:
         width=width,
         mlp_weights=3 * width * vision.intermediate_size,
         full_attention_layers=len(vision.fullatt_block_indexes),
+        # as in the other family, but norms without a mean keep what they give before their weight,
+        # and a gated MLP its gate, the activation of it, up, and the product
+        kept=Kept(computed=9 * width + 4 * vision.intermediate_size, summed=4 * width, cast=width),
     )
 
 

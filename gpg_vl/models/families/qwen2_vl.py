@@ -12,7 +12,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.families import qwen2
 from gpg_vl.models.families.boxes import PUBLISHED
 from gpg_vl.models.families.family import Family, Patches
-from gpg_vl.models.shape import Shape
+from gpg_vl.models.shape import Kept, Shape
 
 PATCH_SIZE = 14
 """Pixels along the side of a patch."""
@@ -185,11 +185,22 @@ def shape_of(config: Any) -> Shape:
     """In the vision tower an MLP of two matrices, and attention over the whole image in every block."""
     vision = config.vision_config
     width = vision.embed_dim
-    mlp = 2 * width * int(width * vision.mlp_ratio)
-    return with_vision(config, width=width, mlp_weights=mlp, full_attention_layers=vision.depth)
+    inner = int(width * vision.mlp_ratio)
+    return with_vision(
+        config,
+        width=width,
+        mlp_weights=2 * width * inner,
+        full_attention_layers=vision.depth,
+        # the two norms' outputs; queries and keys as they are turned, the projection that values are
+        # a part of, what was attended to and its copy; of the MLP what its activation is given, the
+        # sigmoid in it, and what it gives
+        kept=Kept(computed=9 * width + 3 * inner, summed=2 * width),
+    )
 
 
-def with_vision(config: Any, *, width: int, mlp_weights: int, full_attention_layers: int) -> Shape:
+def with_vision(
+    config: Any, *, width: int, mlp_weights: int, full_attention_layers: int, kept: Kept
+) -> Shape:
     """The shape of the text tower, and beside it that of a vision tower of `width` with so many weights in each MLP."""
     vision = config.vision_config
     text = qwen2.shape_of(config)
@@ -204,6 +215,8 @@ def with_vision(config: Any, *, width: int, mlp_weights: int, full_attention_lay
         vision_layers=full_attention_layers,
         vision_width=width,
         merge=merge,
+        vision_depth=vision.depth,
+        vision_kept=kept,
     )
 
 

@@ -46,7 +46,8 @@ def host_name() -> str:
 def describe_shape(config: Any) -> dict[str, int | str]:
     """The family and the sizes of a model, from its transformers config: equal for models whose weights fit each other."""
     family = family_of(config.model_type, config.model_type)
-    return {"family": family.model_type, **asdict(family.shape_of(config))}
+    sizes = asdict(family.shape_of(config)).items()
+    return {"family": family.model_type, **{k: v for k, v in sizes if isinstance(v, int)}}
 
 
 def describe_checkpoint(path: str, revision: str | None) -> str:
