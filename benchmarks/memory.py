@@ -250,7 +250,7 @@ def as_table(rows: Sequence[dict[str, Any]], device: str) -> str:
     for row in rows:
         lines.append(
             f"| {row['name']} | {row['processes']} | {row['measured'] / 2**20:.0f} | "
-            f"{row['predicted'] / 2**20:.0f} | {100 * row['error']:+.0f} % |"
+            f"{row['predicted'] / 2**20:.0f} | {round(100 * row['error']) or 0:+d} % |"
         )
     return "\n".join(lines) + "\n"
 
