@@ -288,6 +288,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(ordered, indent=2) + "\n")
     kept.with_suffix(".md").write_text(as_table(ordered, device))
+    far = [row["name"] for row in ordered if abs(row["error"]) > LIMIT]
+    if far and not arguments.quick:
+        sys.exit(f"The plan is off by more than {100 * LIMIT:.0f} % for: {'; '.join(far)}.")
 
 
 if __name__ == "__main__":
