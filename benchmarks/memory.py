@@ -250,7 +250,7 @@ def as_table(rows: Sequence[dict[str, Any]], device: str) -> str:
     for row in rows:
         lines.append(
             f"| {row['name']} | {row['processes']} | {row['measured'] / 2**20:.0f} | "
-            f"{row['predicted'] / 2**20:.0f} | {100 * row['error']:+.0f} % |"
+            f"{row['predicted'] / 2**20:.0f} | {round(100 * row['error']) or 0:+d} % |"
         )
     return "\n".join(lines) + "\n"
 
@@ -288,6 +288,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(ordered, indent=2) + "\n")
     kept.with_suffix(".md").write_text(as_table(ordered, device))
+    far = [row["name"] for row in ordered if abs(row["error"]) > LIMIT]
+    if far and not arguments.quick:
+        sys.exit(f"The plan is off by more than {100 * LIMIT:.0f} % for: {'; '.join(far)}.")
 
 
 if __name__ == "__main__":
