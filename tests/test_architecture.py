@@ -195,7 +195,12 @@ def test_what_the_config_needs_of_algorithms_does_not_import_torch(module: str) 
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
-EXTRAS = {"rollout/vllm": "vllm", "training/eight_bit.py": "torchao"}
+EXTRAS = {
+    "rollout/vllm": "vllm",
+    "training/eight_bit.py": "torchao",
+    "training/sharding/zero.py": "deepspeed",
+    "training/sharding/zero_inside.py": "deepspeed",
+}
 """Who may import what an extra brings. Only inside functions, or in a module that nobody imports but that package."""
 
 

@@ -10,6 +10,7 @@ from gpg_vl.models.load import read_config
 from gpg_vl.rollout import DEFAULT
 from gpg_vl.training.cost import VisionMode
 from gpg_vl.training.memory import (
+    PAGE_ELEMENTS,
     MicroBatch,
     Sizes,
     activation_bytes,
@@ -21,7 +22,6 @@ from gpg_vl.training.memory import (
     weight_memory,
 )
 from gpg_vl.training.sharding import shardings
-from gpg_vl.training.sharding.offload import PAGE_ELEMENTS
 
 
 def estimate_memory(

@@ -13,6 +13,10 @@ from gpg_vl.models.head import TILE_ELEMENTS
 from gpg_vl.models.load import read_config
 from gpg_vl.models.shape import Shape
 
+PAGE_ELEMENTS = 2**26
+"""Weights whose moments are on the device together under `train.offload`: 512 MB of moments in float32. A larger weight is a
+page alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:

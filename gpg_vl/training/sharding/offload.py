@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from gpg_vl.errors import UserError
-
-PAGE_ELEMENTS = 2**26
-"""Weights whose moments are on the device together: 512 MB of them for AdamW in float32. A larger weight is a page alone."""
+from gpg_vl.training.memory import PAGE_ELEMENTS
 
 
 def refuse_offload(sharding: str) -> None:
