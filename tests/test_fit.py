@@ -8,7 +8,7 @@ from runs import gpg_vl, write_config
 
 from gpg_vl.config import Config, parse_config
 from gpg_vl.training.fit import Choice, chosen, fit_choices, render_fits
-from gpg_vl.training.memory import Sizes, weight_memory
+from gpg_vl.training.memory import Sizes, weight_memory, widths
 
 GB = 2.0**30
 
@@ -31,36 +31,51 @@ def estimate(config: Config) -> dict[str, float]:
     activations = 10 * GB / (17 if config.model.gradient_checkpointing else 1)
     if config.model.dtype == "bfloat16":
         activations /= 2
-    sizes = Sizes(parameters=2 * 10**9, trained=trained, vision=0, trained_vision=0, layers=())
+    sizes = Sizes(
+        parameters=2 * 10**9,
+        trained=trained,
+        vision=0,
+        trained_vision=0,
+        layers=(),
+        coded=trained,
+        blocks=trained // 256,
+        widths=widths(config),
+    )
     return {**weight_memory(sizes), "activations": activations}
 
 
 def test_needs_are_those_of_the_estimate() -> None:
-    """2e9 weights: 16 bytes each are 29.80 GB, and 4 bytes with 12 for a hundredth 7.67 GB."""
+    """2e9 weights: 16 bytes each are 29.80 GB; 4 bytes with 12 for a hundredth 7.67 GB, and with 2 for frozen ones 3.99; 2 of
+    bfloat16 weights, 4 of gradients, 2 of moments and 8 for the scales of 256 are 14.96.
+    """
     fits = fit_choices(make_config(model={"lora_rank": 8}), estimate, 24 * GB)
     needed = {
-        (f.choice.dtype, f.choice.lora_rank, f.choice.checkpointing): round(f.needed / GB, 2)
+        (f.choice.dtype, f.choice.weights, f.choice.lora_rank, f.choice.checkpointing): round(
+            f.needed / GB, 2
+        )
         for f in fits
     }
     assert needed == {
-        ("float32", 0, False): 39.80,
-        ("float32", 0, True): 30.39,
-        ("float32", 8, False): 17.67,
-        ("float32", 8, True): 8.26,
-        ("bfloat16", 0, False): 34.80,
-        ("bfloat16", 0, True): 30.10,
-        ("bfloat16", 8, False): 12.67,
-        ("bfloat16", 8, True): 7.97,
+        ("float32", "float32", 0, False): 39.80,
+        ("float32", "float32", 0, True): 30.39,
+        ("float32", "float32", 8, False): 17.67,
+        ("float32", "float32", 8, True): 8.26,
+        ("bfloat16", "float32", 0, False): 34.80,
+        ("bfloat16", "float32", 0, True): 30.10,
+        ("bfloat16", "float32", 8, False): 8.99,
+        ("bfloat16", "float32", 8, True): 4.28,
+        ("bfloat16", "bfloat16", 0, False): 19.96,
+        ("bfloat16", "bfloat16", 0, True): 15.25,
     }
 
 
 @pytest.mark.parametrize(
     ("size", "fitting"),
     [
-        (80, 8),  # 72 can be used
-        (44, 7),  # 39.6: all but 39.80
-        (24, 4),  # 21.6: with adapters
-        (19.5, 3),  # 17.55: not 17.67
+        (80, 10),  # 72 can be used
+        (44, 9),  # 39.6: all but 39.80
+        (24, 6),  # 21.6: with adapters, or all in bfloat16
+        (19.5, 4),  # 17.55: not 17.67
         (1, 0),
     ],
 )
@@ -72,14 +87,21 @@ def test_the_configs_own_choice_is_marked() -> None:
     config = make_config(model={"dtype": "bfloat16", "gradient_checkpointing": True})
     [own] = [fit.choice for fit in fit_choices(config, estimate, GB) if fit.is_chosen]
     assert own == chosen(config)
-    assert own == Choice(sharding="none", dtype="bfloat16", lora_rank=0, checkpointing=True)
+    assert own == Choice(
+        sharding="none",
+        dtype="bfloat16",
+        weights="float32",
+        optimizer="adamw",
+        lora_rank=0,
+        checkpointing=True,
+    )
 
 
 def test_what_the_rest_of_the_config_forbids_is_not_offered() -> None:
     kept = fit_choices(make_config(train={"reuse_prefill": True}), estimate, GB)
-    assert [fit.choice.checkpointing for fit in kept] == [False] * 4
+    assert [fit.choice.checkpointing for fit in kept] == [False] * 5
     frozen = fit_choices(make_config(model={"freeze": ["language"]}), estimate, GB)
-    assert [fit.choice.lora_rank for fit in frozen] == [0] * 4
+    assert [fit.choice.lora_rank for fit in frozen] == [0] * 6
 
 
 def test_the_table_says_what_fits() -> None:
@@ -89,8 +111,10 @@ def test_the_table_says_what_fits() -> None:
     lines = console.export_text().splitlines()
     assert "a device of 24 GB, of which 22 can be used" in lines[0]
     [own] = [line for line in lines if "this config" in line]
-    assert own.split()[1:8] == ["float32", "no", "no", "39.8", "too", "large", "this"]
-    assert sum(" fits " in line for line in lines) == 4
+    assert own.split()[1:10] == [
+        *("float32", "float32", "adamw", "no", "no", "39.8", "too", "large", "this"),
+    ]
+    assert sum(" fits " in line for line in lines) == 6
 
 
 def half(config: Config) -> dict[str, float]:
@@ -110,6 +134,8 @@ def test_a_sharding_is_a_column() -> None:
     [own] = [line for line in lines if "this config" in line]
     assert own.split()[1:-1] == [
         "float32",
+        "float32",
+        "adamw",
         "no",
         "no",
         "39.8",
@@ -134,9 +160,9 @@ def test_a_dry_run_is_told_the_size_of_a_device(tiny_checkpoint: Path, tmp_path:
     result = gpg_vl("train", config, "--dry-run", "--device-gb", "80")
     assert result.returncode == 0, result.stderr
     assert "estimates for a device of 80 GB, of which 72 can be used" in result.stdout
-    assert result.stdout.count(" fits ") == 8
+    assert result.stdout.count(" fits ") == 10
     eight = gpg_vl("train", config, "--dry-run", "--device-gb", "80", "--devices", "8")
-    assert "8 of them, train.sharding none | fsdp2" in eight.stdout
+    assert "8 of them, train.sharding none | fsdp2 | zero2 | zero3" in eight.stdout
     assert eight.stdout.count(" fits ") >= 16
     for wrong in ("0", "-3", "inf", "much"):
         refused = gpg_vl("train", config, "--dry-run", "--device-gb", wrong)

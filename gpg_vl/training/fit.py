@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -14,17 +15,25 @@ USABLE = 0.9
 """Of a device: the rest goes to the CUDA context, to kernels, and to gaps between tensors."""
 LORA_RANK = 16
 """Of the choices with adapters, for a config that has none."""
+NUMBERS = (
+    ("float32", "float32", "adamw"),
+    ("bfloat16", "float32", "adamw"),
+    ("bfloat16", "bfloat16", "adamw_8bit"),
+)
+"""Of the forward pass, of what is trained, and the optimizer with its moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """Settings that decide how much memory a process takes.
 
-    Example: `Choice(sharding="none", dtype="bfloat16", lora_rank=0, checkpointing=True)`
+    Example: `Choice(sharding="none", dtype="bfloat16", weights="float32", optimizer="adamw", lora_rank=0, checkpointing=True)`
     """
 
     sharding: str
     dtype: str
+    weights: str
+    optimizer: str
     lora_rank: int
     checkpointing: bool
 
@@ -45,6 +54,8 @@ def chosen(config: Config) -> Choice:
     return Choice(
         sharding=config.train.sharding,
         dtype=config.model.dtype,
+        weights=config.model.weights,
+        optimizer=config.train.optimizer,
         lora_rank=config.model.lora_rank,
         checkpointing=config.model.gradient_checkpointing,
     )
@@ -52,22 +63,36 @@ def chosen(config: Config) -> Choice:
 
 def choices(config: Config, shardings: Sequence[str]) -> Iterator[tuple[Choice, Config]]:
     """Every choice that the rest of the config allows, and the config with it."""
-    on_frozen = set(config.model.lora_on) & set(config.model.freeze)
-    ranks = [0] if on_frozen else [0, config.model.lora_rank or LORA_RANK]
-    for dtype, rank, checkpointing, sharding in product(
-        ("float32", "bfloat16"), ranks, (False, True), shardings
+    own = (config.model.dtype, config.model.weights, config.train.optimizer)
+    ranks = (0, config.model.lora_rank or LORA_RANK)
+    for numbers, rank, checkpointing, sharding in product(
+        dict.fromkeys((*NUMBERS, own)), ranks, (False, True), shardings
     ):
-        # kept prompts are activations, which checkpointing gives up, and graphs of whole weights
-        if config.train.reuse_prefill and (checkpointing or sharding != "none"):
+        dtype, weights, optimizer = numbers
+
+        # adapters are too few for their bits to matter
+        if rank and numbers != own and weights != "float32":
             continue
-        model = {"dtype": dtype, "lora_rank": rank, "gradient_checkpointing": checkpointing}
+        model = {"dtype": dtype, "weights": weights, "lora_rank": rank}
+        model |= {"gradient_checkpointing": checkpointing}
+        train = {"optimizer": optimizer, "sharding": sharding}
         changed = config.model_copy(
             update={
                 "model": config.model.model_copy(update=model),
-                "train": config.train.model_copy(update={"sharding": sharding}),
+                "train": config.train.model_copy(update=train),
             }
         )
-        yield chosen(changed), changed
+        if _is_allowed(changed):
+            yield chosen(changed), changed
+
+
+def _is_allowed(config: Config) -> bool:
+    """Whether its keys go together."""
+    try:
+        Config.model_validate(config.model_dump())
+    except ValidationError:
+        return False
+    return True
 
 
 def fit_choices(
@@ -104,10 +129,12 @@ def render_fits(
         rows.setdefault(replace(fit.choice, sharding=""), {})[fit.choice.sharding] = fit
 
     heads = [f"{name}, GB per GPU" if name == names[0] else name for name in names]
-    table = Table("dtype", "LoRA", "checkpointing", *heads, "", box=None)
+    table = Table("dtype", "weights", "optimizer", "LoRA", "checkpointing", *heads, "", box=None)
     for choice, row in rows.items():
         table.add_row(
             choice.dtype,
+            choice.weights,
+            choice.optimizer,
             f"rank {choice.lora_rank}" if choice.lora_rank else "no",
             "yes" if choice.checkpointing else "no",
             *(_cell(row.get(name)) for name in names),
