@@ -65,7 +65,8 @@ class Choice:
 
 CHECKPOINTING = "model.gradient_checkpointing=true"
 LORA = "model.lora_rank=16"
-FSDP2 = "train.sharding=fsdp2"
+FSDP2, ZERO2, ZERO3 = (f"train.sharding={name}" for name in ("fsdp2", "zero2", "zero3"))
+NARROW = ("model.dtype=bfloat16", "model.weights=bfloat16", "train.optimizer=adamw_8bit")
 SAMPLED = ("rollout.group_size=4", "rollout.max_new_tokens=32")
 SUPERVISED = ("algorithm.name=sft", f"algorithm.response={ANSWER}")
 CHOICES = (
@@ -75,10 +76,16 @@ CHOICES = (
     Choice(name="none, LoRA", overrides=(LORA,)),
     Choice(name="none, LoRA, checkpointing", overrides=(LORA, CHECKPOINTING)),
     Choice(name="none, bfloat16", overrides=("model.dtype=bfloat16",)),
+    Choice(name="none, bfloat16 weights, 8-bit", overrides=NARROW),
     Choice(name="none, two processes", processes=2),
     Choice(name="fsdp2", overrides=(FSDP2,), processes=2),
     Choice(name="fsdp2, checkpointing", overrides=(FSDP2, CHECKPOINTING), processes=2),
     Choice(name="fsdp2, LoRA", overrides=(FSDP2, LORA), processes=2),
+    Choice(name="fsdp2, bfloat16 weights, 8-bit", overrides=(FSDP2, *NARROW), processes=2),
+    Choice(name="zero2", overrides=(ZERO2,), processes=2),
+    Choice(name="zero2, LoRA", overrides=(ZERO2, LORA), processes=2),
+    Choice(name="zero3", overrides=(ZERO3,), processes=2),
+    Choice(name="zero3, checkpointing", overrides=(ZERO3, CHECKPOINTING), processes=2),
     Choice(name="none, answers sampled", sampled=True),
     Choice(name="fsdp2, answers sampled", overrides=(FSDP2,), processes=2, sampled=True),
 )

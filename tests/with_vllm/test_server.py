@@ -389,11 +389,12 @@ def test_two_processes_share_a_server(
     assert max(gaps) < LIMIT
 
 
+@pytest.mark.parametrize("sharding", ["fsdp2", "zero3"])
 def test_weights_that_are_spread_reach_a_server(
-    served: Served, tiny_checkpoint: Path, tmp_path: Path
+    served: Served, tiny_checkpoint: Path, tmp_path: Path, sharding: str
 ) -> None:
     """Gathered tensor by tensor by both processes, and handed over by the first: two steps, the second on what the first left."""
-    train = {"sharding": "fsdp2", "steps": 2}
+    train = {"sharding": sharding, "steps": 2}
     config = write_run(tmp_path / "spread", tiny_checkpoint, served, train=train)
     ran = gpg_vl("train", config, processes=2, timeout=600)
     assert ran.returncode == 0, ran.stderr
