@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from gpg_vl.data.recipe import BrokenRowError, LeftOut, Option, RawRow, Recipe, main
-from gpg_vl.rewards.parse import last_boxed
+from gpg_vl.answers.extract import last_boxed
 from gpg_vl.types import Example, Message
 
 GPG = (

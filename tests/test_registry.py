@@ -15,7 +15,7 @@ GROUP = "gpg_vl.test_plugins"
 def registry():
     return Registry(
         "reward",
-        builtin={"choice": "gpg_vl.rewards.choice:choice", "broken": "gpg_vl.nowhere:f"},
+        builtin={"choice": "gpg_vl.answers.choice:choice", "broken": "gpg_vl.nowhere:f"},
         entry_point_group=GROUP,
     )
 
@@ -53,7 +53,7 @@ def test_a_decorated_function_is_found_and_unchanged(registry):
 
 
 def test_a_builtin_is_imported_when_it_is_asked_for(registry):
-    from gpg_vl.rewards.choice import choice
+    from gpg_vl.answers.choice import choice
 
     assert registry.names() == ["broken", "choice"]
     assert registry.get("choice") is choice

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpg_vl.answers.extract import last_boxed
 from gpg_vl.eval.loading import Place, Row, make_doc, rows_of, tables, text_cell
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import gsm8k as gsm8k_rules
 from gpg_vl.eval.scorers.lighteval import EXPRESSION, LATEX, lighteval
 from gpg_vl.eval.scorers.mathverify import Config
-from gpg_vl.eval.scorers.quantities import boxed_gold, math_strict
+from gpg_vl.eval.scorers.strict import strict_expression
 from gpg_vl.eval.statistics import Sample, mean_of
 from gpg_vl.eval.task import Doc, Scorer, Task, TaskPrompt
-from gpg_vl.rewards.parse import last_boxed
 
 _OFFICIAL = (
     "Solve the following math problem efficiently and clearly.  The last line of your response should be of the following "
@@ -130,7 +130,7 @@ def _task(one: _Set, scorers: dict[str, Scorer]) -> Task:
         load=_loader(one),
         prompts=PROMPTS,
         default_prompt="official",
-        scorers={"strict": math_strict, **scorers},
+        scorers={"strict": strict_expression, **scorers},
         default_scorers=("strict", "official"),
         gold_responses=boxed_gold,
         # Where a gold is a word or a list, the published extraction may find nothing in it.
@@ -203,6 +203,15 @@ def _gsm8k_golds(doc: Doc) -> tuple[Response, ...]:
         Response(text=f"<answer>{doc.gold}</answer>"),
         Response(text=f"The final answer is {doc.gold}"),
         Response(text=f"<think>It is 7.</think>\n#### {doc.gold}"),
+    )
+
+
+def boxed_gold(doc: Doc) -> tuple[Response, ...]:
+    r"""The gold expression in `\boxed{}`, as text mathematics asks for it, and after reasoning."""
+    box = rf"\boxed{{{doc.gold}}}"
+    return (
+        Response(text=f"Therefore, the final answer is: ${box}$. I hope it is correct"),
+        Response(text=f"<think>try $7$</think>\n${box}$"),
     )
 
 

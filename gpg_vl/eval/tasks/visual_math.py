@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpg_vl.answers import choice, quantity
 from gpg_vl.eval.loading import (
     Place,
     Row,
@@ -20,9 +21,8 @@ from gpg_vl.eval.loading import (
 )
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import mathvista as mathvista_rules
-from gpg_vl.eval.scorers.options import choice_mark, gold_letters, option_texts
-from gpg_vl.eval.scorers.quantities import geometry_mark, geometry_strict
-from gpg_vl.eval.scorers.strict import Mark, judged
+from gpg_vl.eval.scorers.options import gold_choices, gold_letters, option_texts
+from gpg_vl.eval.scorers.strict import either, strict_quantity
 from gpg_vl.eval.statistics import Sample, mean_of
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
@@ -77,11 +77,12 @@ def mathvista() -> Task:
         default_prompt="official",
         scorers={
             "strict": mathvista_rules.strict,
-            "lmms": mathvista_rules.lmms,
+            "lmms_no_model": mathvista_rules.lmms_no_model,
             "vlmevalkit": mathvista_rules.vlmevalkit,
         },
-        default_scorers=("strict", "lmms"),
+        default_scorers=("strict", "lmms_no_model"),
         gold_responses=lambda doc: (*_tagged(doc), *_bare(doc)),
+        flawed=("lmms_no_model",),  # without its model it reads no letters and no lists
         chance=_chance,
         aggregates={"micro": Sample.mean, **{task: mean_of("task", task) for task in TASKS}},
         groups=("task",),
@@ -91,8 +92,8 @@ def mathvista() -> Task:
 
 
 def _bare(doc: Doc) -> tuple[Response, ...]:
-    """The gold number by itself: what the harnesses read."""
-    return () if doc.example.choices else (Response(text=doc.gold),)
+    """The gold number, or the text of the option, by itself: what the harnesses read."""
+    return gold_choices(doc)[2:] if doc.example.choices else (Response(text=doc.gold),)
 
 
 def load_mathvista(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
@@ -151,7 +152,7 @@ def mathverse() -> Task:
         load=load_mathverse,
         prompts=PROMPTS,
         default_prompt="official",
-        scorers={"strict": _mathverse_strict},
+        scorers={"strict": either(choice.judge, quantity.judge)},
         default_scorers=("strict",),
         gold_responses=_tagged,
         chance=_chance,
@@ -164,13 +165,6 @@ def mathverse() -> Task:
         resample_within=(),
         cluster="problem_index",
     )
-
-
-def _mathverse_mark(doc: Doc, candidate: str) -> Mark:
-    return choice_mark(doc, candidate) if doc.example.choices else geometry_mark(doc, candidate)
-
-
-_mathverse_strict = judged(_mathverse_mark)
 
 
 def load_mathverse(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
@@ -237,7 +231,7 @@ def geometry3k() -> Task:
             "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="easyr1",
-        scorers={"strict": geometry_strict},
+        scorers={"strict": strict_quantity},
         default_scorers=("strict",),
         gold_responses=lambda doc: (
             Response(text=f"<think>so</think>\\boxed{{{doc.gold}}}"),

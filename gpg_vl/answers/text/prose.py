@@ -91,6 +91,17 @@ _BESIDE_A_NUMBER = (
 )
 
 
+_OPTION_LABEL = re.compile(
+    r"(?:option\s+)?(?:\(?[A-H](?:\)[.:]?|[.:、])\s+(?=\S)|\([A-H]\)(?=[^\s\W]*[0-9\\]))",
+    re.IGNORECASE,
+)
+
+
+def without_label(text: str) -> str:
+    """The text without the letter of an option in front: `145°` of `(C) 145°`."""
+    return _OPTION_LABEL.sub("", text, count=1) if _OPTION_LABEL.match(text) else text
+
+
 def is_sentence(text: str) -> bool:
     """True if words are in the text that are no functions, connectives, variables or text in a formula."""
     if not any(character.isspace() for character in text):
