@@ -32,6 +32,7 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/algorithms.md",
+    "docs/answers.md",
     "docs/families.md",
     "docs/scaling.md",
     "docs/vllm.md",

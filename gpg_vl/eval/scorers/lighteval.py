@@ -29,18 +29,13 @@ def lighteval(column: str, gold_configs: tuple[Config, ...]) -> Scorer:
     """
 
     def scorer(doc: Doc, response: Response) -> Verdict:
-        gold = first_gold(doc.columns[column])
+        gold = str(doc.columns[column])
         golds = parsed_math(gold, gold_configs) or [gold]
         parsed = [_valued(one) for one in parsed_math(response.text, _PREDICTION)]
         right = same_math([_valued(one) for one in golds], parsed, precision=5)
         return scored(doc, float(right), str(parsed[-1]) if parsed else None)
 
     return scorer
-
-
-def first_gold(cell: object) -> str:
-    """A gold as a text; the first one of a list."""
-    return str(cell[0]) if isinstance(cell, list) and cell else str(cell)
 
 
 def _valued(parsed: Any) -> Any:

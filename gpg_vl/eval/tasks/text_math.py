@@ -219,20 +219,49 @@ def _loader(one: _Set) -> Callable[..., list[Doc]]:
     def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
         """The questions in order; there are no images. Raises UserError."""
         files = tables(path, name=one.name, split=one.split, folders=one.folders)
-        rows = rows_of(files, required=(one.question, one.gold), root=root)
+        gold = () if one.name == "olympiadbench" else (one.gold,)
+        rows = rows_of(files, required=(one.question, *gold), root=root)
         return [_doc(doc_id, row, place, one) for doc_id, (row, place) in enumerate(rows)]
 
     return load
 
 
 def _doc(doc_id: int, row: Row, place: Place, one: _Set) -> Doc:
-    cell = row[one.gold]
-    text = f"{cell:g}" if isinstance(cell, int | float) else text_cell(row, one.gold, place)
+    text = _gold_text(row, place, _gold_column(row, one))
     if one.name == "gsm8k":
         numbers = gsm8k_rules.marked(text)
         if not numbers:
-            raise place.wrong(one.gold, cell, 'a solution that ends in "#### " and a number')
+            raise place.wrong(one.gold, text, 'a solution that ends in "#### " and a number')
         gold = numbers[-1].replace(",", "")
     else:
         gold = (last_boxed(text) if one.gold == "solution" else "") or text.strip()
-    return make_doc(doc_id, row, place, prompt=text_cell(row, one.question, place), gold=gold)
+    more = {one.gold: text}
+    return make_doc(
+        doc_id,
+        row,
+        place,
+        prompt=text_cell(row, one.question, place),
+        gold=_without_dollars(gold),
+        more=more,
+    )
+
+
+def _gold_column(row: Row, one: _Set) -> str:
+    """The column of the gold; OlympiadBench's owners call it `final_answer`."""
+    return "final_answer" if one.gold == "answer" and "final_answer" in row else one.gold
+
+
+def _gold_text(row: Row, place: Place, column: str) -> str:
+    """A gold as a text: a number as it is written, the members of a list joined."""
+    cell = row[column]
+    if isinstance(cell, int | float):
+        return f"{cell:g}"
+    if isinstance(cell, list) and cell and all(isinstance(one, str) for one in cell):
+        return ", ".join(cell)
+    return text_cell(row, column, place)
+
+
+def _without_dollars(gold: str) -> str:
+    """A gold that is one formula between dollars, without them: they may not stand within a box."""
+    inner = gold.strip().removeprefix("$").removesuffix("$")
+    return inner.strip() if len(inner) == len(gold.strip()) - 2 and "$" not in inner else gold
