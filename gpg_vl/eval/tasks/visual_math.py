@@ -71,7 +71,12 @@ def mathvista() -> Task:
         sizes={"testmini": 1000},
         metric="accuracy; the published one extracts answers with a language model",
         blind="1/options on multiple choice, 0 % elsewhere",
-        files=lambda path: tables(path, name="MathVista", split="testmini"),
+        files=lambda path: tables(
+            path,
+            name="MathVista",
+            split="testmini",
+            layouts=(("testmini.json",), ("data/testmini.json",)),  # as on GitHub
+        ),
         load=load_mathvista,
         prompts=PROMPTS,
         default_prompt="official",
@@ -98,7 +103,7 @@ def _bare(doc: Doc) -> tuple[Response, ...]:
 
 def load_mathvista(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
     """The questions in order. Raises UserError; the test split, whose answers are hidden, is one."""
-    required = ("query", "answer", "question_type", "answer_type", "choices", "metadata")
+    required = ("question", "answer", "question_type", "answer_type", "choices", "metadata")
     pictures = ("decoded_image",)
     rows = rows_of(
         mathvista().files(path), required=required, without=() if images else pictures, root=root
@@ -120,7 +125,7 @@ def _mathvista_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
         doc_id,
         row,
         place,
-        prompt=text_cell(row, "query", place),
+        prompt=row.get("query") or _query(row, place, choices),
         gold=gold,
         images=(image_cell(row.get("decoded_image") or row.get("image"), "image", place),)
         if images
@@ -129,6 +134,31 @@ def _mathvista_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
         kind=str(metadata.get("task", "")),
         without=("decoded_image",),
         more={"task": str(metadata.get("task", ""))},
+    )
+
+
+_HINTS = {
+    "integer": "requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.",
+    "float": "requiring a floating-point number with {} and provide the final value, e.g., {}, at the end.",
+    "list": "requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4], at the end.",
+}
+_PLACES = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}
+
+
+def _query(row: Row, place: Place, choices: list[str] | None) -> str:
+    """The ready prompt, which the layout of GitHub leaves to a script."""
+    if choices:
+        hint = "and provide the correct option letter, e.g., A, B, C, D, at the end."
+    else:
+        hint = _HINTS.get(row["answer_type"], "at the end.")
+        hint = hint.format(*_PLACES.get(int(row.get("precision") or 2), _PLACES[2]))
+    unit = f" (Unit: {row['unit']})" if row.get("unit") else ""
+    listed = "".join(
+        f"\n({letter}) {text}" for letter, text in zip(LETTERS, choices or (), strict=False)
+    )
+    question = text_cell(row, "question", place)
+    return f"Hint: Please answer the question {hint}\nQuestion: {question}{unit}" + (
+        f"\nChoices:{listed}" if listed else ""
     )
 
 
