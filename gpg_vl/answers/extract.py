@@ -23,8 +23,8 @@ TRIES = 200
 
 Step = Literal["tag", "boxed", "phrase", "text", "none"]
 
-_OPENED = re.compile(r"<(?:think|thinking|analysis|reasoning)>|◁think▷", re.IGNORECASE | re.ASCII)
-_CLOSED = re.compile(r"</(?:think|thinking|analysis|reasoning)>|◁/think▷", re.IGNORECASE | re.ASCII)
+_OPENED = re.compile(r"<(?:think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
+_CLOSED = re.compile(r"</(?:think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
 _END_TOKEN = re.compile(r"(?:<\|[a-z_]{1,20}\|>|</s>)$")
 
 # --- emphasis ---------------------------------------------------------------------------------------------------------
@@ -144,6 +144,8 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
     `prefilled_think` says that the prompt had opened the reasoning and that `text` lacks the tag; for a text that contains
     it, such as `Completion.response`, the flag changes nothing.
     """
+    if "◁" in text:  # as Kimi-VL writes it
+        text = text.replace("◁think▷", "<think>").replace("◁/think▷", "</think>")
     reasoned = 0
     for closed in _CLOSED.finditer(text):
         reasoned = closed.end()
@@ -263,7 +265,7 @@ class _Tags(NamedTuple):
 def _tags(text: str) -> _Tags:
     """The tags around answers. One that opens within another is part of its content."""
     count, last, opened = 0, None, None
-    for tag in _TAG.finditer(text):
+    for tag in _TAG.finditer(text) if "<" in text else ():
         closes = tag[1] == "/" or tag[2] is not None
         if not closes and opened is None:
             opened = tag
