@@ -71,6 +71,7 @@ _CONFIDENCE = re.compile(
     r"\s*,?\s*\(?\s*(?:confidence|score)\s*[:=]?\s*(0?\.[0-9]{1,9}|[01](?:\.0{1,9})?)\s*\)?",
     re.IGNORECASE,
 )
+_CORNER = re.compile(r"\b[xy]_?(?:1|2|min|max)\s*[=:]\s*(?=-?[0-9])")
 _TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
 _OBJECTS_IN_A_ROW = re.compile(r"\}\s*,?\s*\{")
 _SIGNS = str.maketrans("，（）［］：\u202f\u2009\xa0", ",()[]:   ")
@@ -213,6 +214,7 @@ def _unfenced(text: str) -> str:
 
 
 def _from_text(text: str) -> list[Detection] | None:
+    text = _CORNER.sub("", text)
     if four := _FOUR.fullmatch(text):
         return [Detection(Box(*map(float, four.groups())))]
     boxes, end = [], 0

@@ -25,7 +25,7 @@ _BETWEEN = re.compile(
 
 # "This is a rose", "the flower in the image is a desert rose".
 _LEAD = re.compile(
-    r"(?:this|that|it|the\b[^.,;]{0,60}?)\s+(?:is|appears\s+to\s+be|looks\s+like)\s+(?:(?:most\s+likely|probably|an?|the)\s+)*(?=\S)",
+    r"(?:this|that|it|the\b[^.,;]{0,60}?)\s+(?:is|appears\s+to\s+be|looks\s+like)(?:\s*:\s*|\s+)(?:(?:most\s+likely|probably|an?|the)\s+)*(?=\S)",
     re.IGNORECASE,
 )
 

@@ -30,7 +30,8 @@ _DOLLARS = re.compile(r"\\text\s*\{([^{}]*)\}|\\[()\[\] ]|\$")
 # "There are no cubes", "no cubes are visible", "none".
 _NONE = re.compile(
     r"none\b|(?:.*\b(?:is|are|were|was|see|shows?|contains?|has|have|with)\s+)?(?:no|zero)\s+"
-    r"(?!one|more|less|fewer|idea|answer|way|clue|information|doubt|need|number|matter)[a-z]+\b.*",
+    r"(?!one|more|less|fewer|idea|answer|way|clue|information|doubt|need|number|matter)[a-z]+\b.*"
+    r"|there\s+(?:(?:is|are)\s+not|(?:is|are)n['’]t)\s+any\s+[a-z]+\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 # "the one on the left" is no number beside another one.
