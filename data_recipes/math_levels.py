@@ -10,8 +10,8 @@ levels are left out and counted. Do not train on MATH-500 or any other part of t
 import sys
 from typing import Any
 
+from gpg_vl.answers.extract import last_boxed
 from gpg_vl.data.recipe import BrokenRowError, LeftOut, Option, RawRow, Recipe, main
-from gpg_vl.rewards.parse import last_boxed
 from gpg_vl.types import Example, Message
 
 GPG = (

@@ -42,7 +42,7 @@ class Registry(Generic[T]):
     functions are wanted.
 
     Example:
-        `rewards = Registry("reward", builtin={"choice": "gpg_vl.rewards.choice:choice"},
+        `rewards = Registry("reward", builtin={"choice": "gpg_vl.rewards.builtin:choice"},
         entry_point_group="gpg_vl.rewards")` then `rewards.get("choice")` or `rewards.get("my.py:in_order")`.
     """
 

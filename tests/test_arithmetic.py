@@ -9,7 +9,7 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpg_vl.rewards.arithmetic import MAX_DEPTH, MAX_LENGTH, digits_in, evaluate
+from gpg_vl.answers.math.arithmetic import MAX_DEPTH, MAX_LENGTH, digits_in, evaluate
 
 EXACT = [
     ("5", Fraction(5)),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from gpg_vl.rewards.boxes import (
+from gpg_vl.answers.math.rectangles import (
     COORDINATES,
     Box,
     Frame,

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gpg_vl.answers.choice import gold_index, match_choice
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.choice import choice, gold_index, match_choice
+from gpg_vl.rewards.builtin import choice
 from gpg_vl.types import Completion, Example
 
 SIDES = ("left", "right")
@@ -74,7 +75,7 @@ CASES = [
     ("AB or B", SIDES, 1),
     ("(A) or (B)", SIDES, None),
     ("A B", SIDES, None),
-    ("not A but B", SIDES, None),
+    ("not A but B", SIDES, 1),
     ("Neither A nor B", SIDES, None),
     ("A is correct, B is wrong", SIDES, None),
     ("A-B", SIDES, None),
@@ -189,7 +190,7 @@ CASES = [
     ("I'm sure it is B", tuple("123456789"), 1),
     ("B-52", SIDES, None),
     ("B's", SIDES, None),
-    ("The chair is closer than a table", THINGS, None),
+    ("The chair is closer than a table", THINGS, 1),
     # the verbatim text
     ("left", SIDES, 0),
     ("Left", SIDES, 0),
@@ -216,12 +217,12 @@ CASES = [
     ("leftover", SIDES, None),
     ("lef", SIDES, None),
     ("left or right", SIDES, None),
-    ("not left but right", SIDES, None),
-    ("It is left, not right", SIDES, None),
+    ("not left but right", SIDES, 1),
+    ("It is left, not right", SIDES, 0),
     ("top-left", SIDES, None),
     ("light-blue", ("light blue", "green"), 0),
     ("a light blue one", ("light blue", "green"), 0),
-    ("it is dark red", ("red", "dark red"), None),
+    ("it is dark red", ("red", "dark red"), 1),
     ("desert-rose", ("rose", "tulip"), None),
     ("rose, tulip, daisy", ("rose", "tulip", "daisy"), None),
     ("right's", SIDES, None),
@@ -262,7 +263,7 @@ CASES = [
     ("3210", COUNTS, None),
     ("5cm", ("5", "6"), None),
     ("5 cm", ("5", "6"), 0),
-    ("11米", ("1", "11"), None),
+    ("11米", ("1", "11"), 1),
     ("145°", ("145", "35"), 0),
     ("145", ("145°", "35°"), 0),
     ("it is √3", ("3", "4"), None),
@@ -500,9 +501,9 @@ def test_any_text_has_a_result_in_range(candidate, choices):
 
 
 SIZE = 300_000
-LONG = {  # of a size at which quadratic work takes hours
+LONG = {  # of a size at which quadratic work takes hours; only a letter or the text of an option may be so long
     "articles": ("A thing " * (SIZE // 8), None),
-    "letters": ("A, " * (SIZE // 3), 0),
+    "letters": ("A, " * (SIZE // 3), None),
     "digits": ("1" * SIZE, None),
     "points": ("1." * (SIZE // 2), None),
     "thousands": ("1" + ",111" * (SIZE // 4) + "x", None),
@@ -512,13 +513,13 @@ LONG = {  # of a size at which quadratic work takes hours
     "denials": ("not " * (SIZE // 4), None),
     "numbers of an option": ("2 " * (SIZE // 2), None),
     "refused": ("rule out " * (SIZE // 9), None),
-    "closings": ("A" + ")" * SIZE + " A", 0),
+    "closings": ("A" + ")" * SIZE + " A", None),
     "unseen": ("\u200b" * SIZE, None),
     "denied": ("A is, not " * (SIZE // 10), None),
-    "clauses": ("not so, " * (SIZE // 8) + "B", 1),
-    "quotes": ("A " + "*" * SIZE, 0),
-    "blanks": ("A" + " " * SIZE + ".", 0),
-    "text": ("the left " * (SIZE // 9), 1),
+    "clauses": ("not so, " * (SIZE // 8) + "B", None),
+    "quotes": ("A " + "*" * SIZE, None),
+    "blanks": ("A" + " " * SIZE + ".", None),
+    "text": ("the left " * (SIZE // 9), None),
     "nearly": ("the left of " * (SIZE // 12), None),
     "punctuation": ("B" + "." * SIZE, 1),
 }
@@ -585,7 +586,7 @@ def test_impossible_gold_names_the_example(answer, choices, message):
         ("", 0.0),
         ("<answer>A or B</answer>", 0.0),
         ("<answer>A</answer><answer>B</answer>", 1.0),
-        ("The chair is closer than a table", 0.0),
+        ("The chair is closer than a table", 1.0),
         ("The answer is not (B)", 0.0),
         ("<answer>not a chair</answer>", 0.0),
     ],

@@ -4,16 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpg_vl.answers.classes import classes_of, gold_class, named_class, plain_name
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.classification import (
-    classes_of,
-    classification,
-    explain,
-    gold_class,
-    match_class,
-    named_class,
-    plain_name,
-)
+from gpg_vl.rewards.builtin import classification
 from gpg_vl.types import Completion, Example
 
 FLOWERS = (
@@ -34,6 +27,11 @@ CARS = (
     "2012 Ford F-150",
 )
 PLANES = ("707-320", "737-200", "737-300", "A330-200", "MD-80")
+
+
+def match_class(candidate, gold, classes):
+    named = named_class(candidate, classes)
+    return named is not None and plain_name(classes[named]) == plain_name(gold)
 
 
 def completion(text):
@@ -204,9 +202,7 @@ def test_gold_that_is_not_one_class_is_refused_by_example(answer, choices):
 
 
 def test_the_explanation():
-    told = explain(completion("<answer>an English marigold</answer>"), example("marigold"))
-    assert (told.candidate, told.parsed, told.gold) == (
-        "an English marigold",
-        "english marigold",
-        "marigold",
+    told = classification.explain(
+        completion("<answer>an English marigold</answer>"), example("marigold")
     )
+    assert (told.score, told.parsed, told.gold) == (0.0, "english marigold", "marigold")

@@ -4,17 +4,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gpg_vl.answers.box import Detection
+from gpg_vl.answers.boxes import detection_score, gold_boxes, match_boxes, read_detections
+from gpg_vl.answers.math.rectangles import Box, Frame
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.boxes import Box, Frame
-from gpg_vl.rewards.detection import (
-    detection,
-    detection_score,
-    explain,
-    gold_boxes,
-    match_boxes,
-    read_detections,
-)
-from gpg_vl.rewards.grounding import Detection
+from gpg_vl.rewards.builtin import detection
 from gpg_vl.types import Completion, Example
 
 FRAME = Frame("rel1000", 1000, 1000)
@@ -146,5 +140,5 @@ def test_gold_that_cannot_be_read_is_refused_by_example():
 
 
 def test_the_explanation():
-    told = explain(completion("<answer>[[0,0,100,100]]</answer>"), example("No Objects"))
+    told = detection.explain(completion("<answer>[[0,0,100,100]]</answer>"), example("No Objects"))
     assert (told.parsed, told.gold) == ("(0,0),(100,100) 1", "no objects")

@@ -1,6 +1,7 @@
 """Boxes and masks: every convention, every published reading, areas by hand; and the loaders of ReasonSeg and RefCOCO."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from benchmark_data.files import write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpg_vl.answers.math.rectangles import COORDINATES, Box
 from gpg_vl.errors import UserError
 from gpg_vl.eval.coordinates import located, model_coordinates, written
 from gpg_vl.eval.display import results_notes
@@ -24,12 +26,12 @@ from gpg_vl.eval.scorers.boxes import (
     last_box,
     lmms_grounding,
     lmms_rec,
-    strict_box,
     vlm_r1,
     vlm_r1_edges,
     vlmevalkit_box,
 )
 from gpg_vl.eval.scorers.masks import lisa_mask, regions, segzero_mask, visual_rft_mask
+from gpg_vl.eval.scorers.strict import strict_box
 from gpg_vl.eval.scorers.visual_rft import visual_rft_box
 from gpg_vl.eval.settings import settings_for
 from gpg_vl.eval.task import Doc, pick_scorers
@@ -38,7 +40,6 @@ from gpg_vl.eval.tasks.reasonseg import load as load_lisa
 from gpg_vl.eval.tasks.refcoco import refcoco, refcocog
 from gpg_vl.models.families.boxes import resized
 from gpg_vl.prompting import PixelLimits
-from gpg_vl.rewards.boxes import COORDINATES, Box
 from gpg_vl.types import Example
 
 SETTINGS = settings_for(refcoco())
@@ -224,7 +225,7 @@ def test_lmms_grounding_is_an_oracle():
         1
     )  # as thousandths
     none = lmms_grounding(doc, Response(text="nowhere"))
-    assert (none.score, none.answered, none.parts["centre"], none.parts["rows"]) == (0, False, 0, 1)
+    assert (none.score, none.parsed, none.parts["centre"], none.parts["rows"]) == (0, None, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -450,10 +451,11 @@ def test_a_mask_that_cannot_be_compared_scores_0_with_the_targets_area_or_is_lef
     doc = load_lisa(folder)[0]
     for scorer in (lisa_mask, segzero_mask, visual_rft_mask):
         got = scorer(doc, Response(text="", mask=mask))
-        assert (got.score, got.answered, got.skipped) == (0, False, scorer in skipping)
+        assert got.parsed is None
+        assert math.isnan(got.score) if scorer in skipping else got.score == 0
         assert got.parts.get("intersection", 0) == 0
         assert (got.parts.get("union", 0) > 0) is (scorer not in skipping)
-        assert got.notes.startswith("no mask")
+        assert got.note.startswith("no mask")
 
 
 def test_a_row_that_a_rule_leaves_out_is_in_no_denominator_of_it(folder):

@@ -15,8 +15,12 @@ from benchmark_data.files import picture, write_jsonl, write_parquet, write_pict
 from gpg_vl.data.images import ImageError, image_size, read_image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.loading import image_cell, rows_of, tables
+from gpg_vl.eval.runner import check_gold
 from gpg_vl.eval.tables import read_rows
+from gpg_vl.eval.task import pick_scorers
 from gpg_vl.eval.tasks import tasks
+from gpg_vl.eval.tasks.text_math import olympiadbench
+from gpg_vl.eval.tasks.visual_math import mathvista
 
 # --- which files --------------------------------------------------------------------------------------------------------
 
@@ -387,3 +391,31 @@ def test_numbers_that_json_cannot_hold_do_not_stop_a_table(tmp_path):
     (doc,) = tasks.get("chartqa")().load(tmp_path)
     assert doc.columns["odd"] is None
     assert doc.columns["kind"] == "human"
+
+
+def test_the_layout_of_github_is_read_for_mathvista(tmp_path):
+    """One object of rows by their ids, without the ready prompts."""
+    row = {
+        "question": "How long?",
+        "image": "1.jpg",
+        "choices": None,
+        "unit": "cm",
+        "precision": 1.0,
+    }
+    row |= {"answer": "1.2", "question_type": "free_form", "answer_type": "float", "metadata": {}}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "testmini.json").write_text(json.dumps({"1": row}))
+    (doc,) = mathvista().load(tmp_path, images=False)
+    assert doc.gold == "1.2"
+    assert "one decimal place" in doc.example.prompt
+    assert doc.example.prompt.endswith("Question: How long? (Unit: cm)")
+
+
+def test_golds_in_a_list_and_in_dollars_are_read(tmp_path):
+    file = tmp_path / "train.jsonl"
+    golds = [["$\\frac{1}{2}$"], ["2"], ["$1$", "$2$"]]
+    file.write_text("".join(json.dumps({"question": "?", "final_answer": g}) + "\n" for g in golds))
+    docs = olympiadbench().load(file)
+    assert [doc.gold for doc in docs] == [r"\frac{1}{2}", "2", "$1$, $2$"]
+    ceilings = check_gold(olympiadbench(), docs, pick_scorers(olympiadbench(), ["all"]))
+    assert ceilings == {"strict": 1.0, "official": 1.0}

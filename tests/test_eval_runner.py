@@ -194,7 +194,7 @@ def test_a_doc_without_its_image_is_an_error_row_and_no_missing_row(tmp_path):
     assert model.asked[1].images == (picture(9),)
     row = results.rows[3]
     assert "absent.png' does not exist" in row.prediction.error
-    assert all(score.score == 0 and not score.answered for score in row.scores.values())
+    assert all(score.score == 0 and score.parsed is None for score in row.scores.values())
     assert results.errors == 1
     assert results.estimates["strict"]["micro"].value == pytest.approx(2 / 6)
 

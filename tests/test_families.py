@@ -18,6 +18,7 @@ from safetensors import safe_open
 from test_policy import encoder
 from torch import Tensor, nn
 
+from gpg_vl.answers.math.rectangles import COORDINATES
 from gpg_vl.errors import UserError
 from gpg_vl.models import tiny
 from gpg_vl.models.encode import Encoder
@@ -27,7 +28,6 @@ from gpg_vl.models.families.family import Family
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.quickstart import scenes
 from gpg_vl.registry import UnknownNameError
-from gpg_vl.rewards.boxes import COORDINATES
 from gpg_vl.types import Example, Prompt
 
 NAMES = families.names()

@@ -4,17 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpg_vl.answers import quantity
+from gpg_vl.answers.extract import gold_text
+from gpg_vl.answers.quantity import Quantity, gold_quantities, parse_quantity
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.geometry import (
-    Quantity,
-    explain,
-    geometry,
-    gold_quantities,
-    match_geometry,
-    parse_quantity,
-)
-from gpg_vl.rewards.parse import gold_text
+from gpg_vl.rewards.builtin import geometry
 from gpg_vl.types import Completion, Example
+
+match_geometry = quantity.matches
 
 
 def completion(text):
@@ -292,9 +289,11 @@ def test_any_text_is_read_or_refused(text):
 
 
 def test_the_explanation():
-    told = explain(completion("<answer>5 m</answer>"), example("5cm"))
-    assert (told.candidate, told.parsed, told.gold) == ("5 m", "5 m", "5 cm")
-    assert explain(completion("<answer>40 or 145</answer>"), example("145°")).parsed is None
+    told = geometry.explain(completion("<answer>5 m</answer>"), example("5cm"))
+    assert (told.score, told.parsed, told.gold) == (0.0, "5 m", "5 cm")
+    assert (
+        geometry.explain(completion("<answer>40 or 145</answer>"), example("145°")).parsed is None
+    )
     assert str(Quantity("5")) == "5"
-    told = explain(completion("<answer>40 or 145</answer>"), example("145°或40°"))
+    told = geometry.explain(completion("<answer>40 or 145</answer>"), example("145°或40°"))
     assert (told.parsed, told.gold) == ("40 or 145", "145 deg or 40 deg")

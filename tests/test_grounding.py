@@ -6,22 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpg_vl.errors import UserError
-from gpg_vl.rewards.boxes import Box, Frame
-from gpg_vl.rewards.grounding import (
+from gpg_vl.answers.box import (
     MAX_BOXES,
     Detection,
-    explain,
     frame_of,
     gold_box,
-    grounding,
-    grounding_giou,
-    grounding_hit,
     parse_boxes,
     parse_detections,
     read_box,
     shown,
 )
+from gpg_vl.answers.math.rectangles import Box, Frame
+from gpg_vl.errors import UserError
+from gpg_vl.rewards.builtin import grounding, grounding_giou, grounding_hit
 from gpg_vl.types import Completion, Example
 
 REL = {"coordinates": "rel1000"}
@@ -58,6 +55,19 @@ ONE = [
     '```json\n[{"bbox_2d": [100, 200, 300, 400], "label": "cup"}]\n```',
     'Here it is:\n```json\n{"bbox_2d": [100, 200, 300, 400]}\n```',
     'It is {"bbox_2d": [100, 200, 300, 400]}',
+    "100,200,300,400",
+    "x1=100, y1=200, x2=300, y2=400",
+    "100 200 300 400",
+    "[[100,200],[300,400]]",
+    "<|object_ref_start|>cup 3<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>",
+    "<bbox>100, 200, 300, 400</bbox>",
+    "Top left: (100, 200); bottom right: (300, 400)".replace(";", ","),
+    '{"x1": 100, "y1": 200, "x2": 300, "y2": 400}',
+    '{"objects": [{"name": "cup", "bbox_2d": [100, 200, 300, 400]}]}',
+    '{"bounding_box": [100, 200, 300, 400]}',
+    '[{"bbox_2d": [100, 200, 300, 400], "label": "cup #3"},]',
+    "[100, 200, 300, 400] (confidence 0.9)",
+    "（100，200），（300，400）",
 ]
 
 
@@ -70,14 +80,11 @@ def test_a_box_is_read_in_every_declared_spelling(text):
 NONE = [
     "",
     "cup",
-    "100,200,300,400",
-    "100 200 300 400",
     "(100,200)",
     "(100,200),(300)",
     "(100,200),(300,400,500)",
     "[100,200,300]",
     "[100,200,300,400,500]",
-    "[[100,200],[300,400]]",
     "((100,200),300,400)",
     "{100,200,300,400}",
     "(1e2,200),(300,400)",
@@ -118,7 +125,7 @@ def test_what_is_no_box_is_not_read(text):
         ("(100,200),(300,400)\n(500,500),(600,600)", 2),
         ("[100,200,300,400], [1,2,3,4], [5,6,7,8]", 3),
         ("[[100,200,300,400],[1,2,3,4]]", 2),
-        ("(100,200),(300,400) (100,200),(300,400)", 2),
+        ("(100,200),(300,400) (100,200),(300,401)", 2),
         ("No Objects", 0),
         ("[]", 0),
     ],
@@ -290,11 +297,12 @@ def test_rewards_stay_in_range(box):
 
 
 def test_the_explanation():
-    told = explain(completion("<answer>(300,400),(100,200)</answer>"), example())
+    told = grounding.explain(completion("<answer>(300,400),(100,200)</answer>"), example())
     assert (told.parsed, told.gold) == (None, "(100,200),(300,400) rel1000")
     assert "inverted" in told.note
     assert (
-        explain(completion("<answer>(110,200),(300,400)</answer>"), example()).note == "IoU 0.950"
+        grounding.explain(completion("<answer>(110,200),(300,400)</answer>"), example()).note
+        == "IoU 0.950"
     )
-    assert "2 boxes" in explain(completion("(1,2),(3,4) (1,2),(3,4)"), example()).note
-    assert explain(completion(""), example()).candidate is None
+    assert "2 boxes" in grounding.explain(completion("(1,2),(3,4) (1,2),(3,5)"), example()).note
+    assert grounding.explain(completion(""), example()).parsed is None

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.length import explain, length, overlong_penalty, soft_overlong
+from gpg_vl.rewards.length import length, overlong_penalty, soft_overlong
 from gpg_vl.rewards.scoring import Reward, call, load
 from gpg_vl.types import Completion, Example
 
@@ -92,5 +92,5 @@ def test_a_wrong_limit_is_refused_where_it_is_written():
 
 
 def test_the_explanation():
-    told = explain(completion(90, "length"), example(length_limit=100, length_cache=20))
+    told = length.explain(completion(90, "length"), example(length_limit=100, length_cache=20))
     assert (told.parsed, told.gold, told.note) == ("90 tokens", "up to 80 tokens", "cut off")

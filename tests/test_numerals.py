@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpg_vl.rewards.numerals import (
+from gpg_vl.answers.text.numerals import (
     hides,
     is_denied,
     is_number,

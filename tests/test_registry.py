@@ -15,7 +15,7 @@ GROUP = "gpg_vl.test_plugins"
 def registry():
     return Registry(
         "reward",
-        builtin={"choice": "gpg_vl.rewards.choice:choice", "broken": "gpg_vl.nowhere:f"},
+        builtin={"choice": "gpg_vl.rewards.builtin:choice", "broken": "gpg_vl.nowhere:f"},
         entry_point_group=GROUP,
     )
 
@@ -53,7 +53,7 @@ def test_a_decorated_function_is_found_and_unchanged(registry):
 
 
 def test_a_builtin_is_imported_when_it_is_asked_for(registry):
-    from gpg_vl.rewards.choice import choice
+    from gpg_vl.rewards.builtin import choice
 
     assert registry.names() == ["broken", "choice"]
     assert registry.get("choice") is choice
@@ -101,7 +101,7 @@ def test_two_plugins_with_one_name_are_an_error_that_names_both(registry, instal
 def test_a_plugin_cannot_take_the_name_of_a_builtin(registry, install):
     install("plugin_greedy", "def f(completion, example): return 1.0", choice="plugin_greedy:f")
     with pytest.raises(
-        ValueError, match=r"by gpg_vl\.rewards\.choice:choice and by plugin_greedy:f"
+        ValueError, match=r"by gpg_vl\.rewards\.builtin:choice and by plugin_greedy:f"
     ):
         registry.names()
 
@@ -113,7 +113,7 @@ def test_a_decorator_cannot_take_a_taken_name(registry, install):
     registry.register("mine")(in_order)
     registry.register("mine")(in_order)  # the same function again, as when its module is reloaded
     for name, owner in (
-        ("choice", r"gpg_vl\.rewards\.choice:choice"),
+        ("choice", r"gpg_vl\.rewards\.builtin:choice"),
         ("tally", "plugin_tally:tally"),
         ("mine", rf"{__name__}:in_order"),
     ):

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 MINE = '''
 from gpg_vl.rewards import batched, in_range
-from gpg_vl.rewards.explain import Explanation, Sample, explained
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.answers.extract import extract_answer
+from gpg_vl.answers.verdict import Verdict
+from gpg_vl.rewards.samples import Sample, explained
 
 def exact(completion, example):
     """1.0 if the answer is the gold answer to the letter."""
@@ -26,7 +27,7 @@ def exact(completion, example):
     return float(extract_answer(completion.response).candidate == example.answer)
 
 def why(completion, example):
-    return Explanation(candidate=completion.text[:5], step="whole", parsed="my reading", gold=example.answer, note="my note")
+    return Verdict(score=0.0, parsed="my reading", gold=example.answer, note="my note")
 
 @explained(why, [Sample(response="yes", answer="yes"), Sample(response="no", answer="yes")])
 def told(completion, example):
@@ -101,8 +102,9 @@ def test_every_reward_shows_an_answer_that_it_accepts_and_one_that_it_refuses(na
     assert max(one.score for one in made) == reward.high
     assert min(one.score for one in made) < reward.high
     for one in made:
-        assert one.explanation is not None
-        if one.explanation.parsed is None:
+        assert one.verdict is not None
+        assert one.verdict.score == one.score
+        if one.verdict.parsed is None:
             assert one.score == reward.low
 
 
@@ -160,9 +162,9 @@ def test_completions_are_scored_and_explained(data, tmp_path):
     done = run("test", "counting", "--data", data, "--completions", answers)
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
-    assert rows["0"] == ["0", "1", "answer", "three", "3", "3"]
-    assert rows["1"] == ["1", "0", "answer", "9", "9", "4"]
-    assert rows["2"] == ["2", "0", "answer", "5", "or", "6", "unparsed", "5"]
+    assert rows["0"] == ["0", "1", "<think>1+2</think><answer>three</answer>", "3", "3"]
+    assert rows["1"] == ["1", "0", "<answer>9</answer>", "9", "4"]
+    assert rows["2"] == ["2", "0", "<answer>5", "or", "6</answer>", "unparsed", "5"]
     assert "completions 3: mean 0.3333, full marks 1, unparsed 1, failed 0" in done.stdout
     assert "gold answers 4: 4 get full marks (1)" in done.stdout
 
@@ -248,13 +250,12 @@ def test_what_a_reward_does_not_tell_has_no_columns(mine, data):
         ["3", "0", "so", "7", "6"],
         ["0", "1", "3", "3"],
     ]
-    assert "Decorate it with @explained of gpg_vl.rewards.explain" in done.stdout
+    assert "Decorate it with @explained of gpg_vl.rewards.samples" in done.stdout
     done = run("test", "mine.py:told", "--data", data, "--completions", answers, folder=mine)
     assert done.stdout.split("\n")[0].split() == [
         "id",
         "value",
-        "step",
-        "candidate",
+        "response",
         "read",
         "as",
         "gold",
@@ -275,7 +276,7 @@ def test_a_call_that_failed_has_no_reading(mine, data):
     (row,) = [
         line.split() for line in done.stdout.splitlines() if line.split()[:2] == ["1", "failed"]
     ]
-    assert row[:7] == ["1", "failed", "-", "yes", "raise", "-", "4"]
+    assert row[:6] == ["1", "failed", "yes", "raise", "-", "4"]
 
 
 def test_a_batched_reward_is_given_one_completion_per_example(mine, data):

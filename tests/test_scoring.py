@@ -341,7 +341,7 @@ def test_gold_of_a_large_data_set_is_checked_in_process():
 def test_the_reward_of_the_readme_accepts_the_row_of_the_readme(tmp_path: Path) -> None:
     """The code and the row are read out of README.md; gold gets full marks, anything else nothing."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    code = re.search(r"( {4}from gpg_vl\.rewards\.parse.*?)\n\n[^ ]", readme, re.DOTALL)
+    code = re.search(r"( {4}from gpg_vl\.answers\.extract.*?)\n\n[^ ]", readme, re.DOTALL)
     row = re.search(r'    (\{"id": "7".*\})', readme)
     assert code
     assert row

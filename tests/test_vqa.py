@@ -5,24 +5,25 @@ from hypothesis import example as example_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpg_vl.answers.short_answer import (
+    YEARS,
+    compared_textvqa,
+    compared_vqa,
+    gold_answers,
+    match_relaxed,
+)
+from gpg_vl.answers.text.metrics import (
+    anls,
+    levenshtein,
+    normalize_vqa,
+    relaxed_accuracy,
+    soft_accuracy,
+)
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.task import Doc
 from gpg_vl.eval.tasks.short_answers import chartqa, docvqa, textvqa, vqav2
-from gpg_vl.rewards.vqa import (
-    anls,
-    compared_textvqa,
-    compared_vqa,
-    gold_answers,
-    levenshtein,
-    match_relaxed,
-    normalize_vqa,
-    relaxed_accuracy,
-    soft_accuracy,
-    vqa,
-    vqa_anls,
-    vqa_relaxed,
-)
+from gpg_vl.rewards.builtin import vqa, vqa_anls, vqa_relaxed
 from gpg_vl.types import Completion, Example
 
 
@@ -265,7 +266,7 @@ def test_relaxed(candidate, gold, published, ours):
 @given(st.integers(1, 10**6), st.floats(-0.2, 0.2))
 def test_relaxed_is_five_percent_of_the_gold(gold, error):
     candidate = gold * (1 + error)
-    if abs(abs(error) - 0.05) > 1e-6:
+    if abs(abs(error) - 0.05) > 1e-6 and gold not in YEARS:
         assert match_relaxed(f"{candidate:.9f}", str(gold)) == (abs(error) < 0.05)
 
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from gpg_vl.answers.math.rectangles import COORDINATES
 from gpg_vl.prompting import DEFAULT_LIMITS
-from gpg_vl.rewards.boxes import COORDINATES
 from gpg_vl.rollout import DEFAULT as DEFAULT_ENGINE
 
 EPILOG = """

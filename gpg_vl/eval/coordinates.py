@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gpg_vl.answers.box import frame_of
+from gpg_vl.answers.math.rectangles import COORDINATES, Box, Frame, convert
 from gpg_vl.errors import UserError
 from gpg_vl.eval.settings import EvalSettings
 from gpg_vl.eval.task import Doc
 from gpg_vl.models.families import boxes_of, known_for_boxes
 from gpg_vl.models.families.boxes import PUBLISHED, resized
-from gpg_vl.rewards.boxes import COORDINATES, Box, Frame, convert
-from gpg_vl.rewards.grounding import frame_of
 
 DEFAULT = PUBLISHED.coordinates
 """Assumed for a file of answers of which nothing is said: what Qwen2-VL, and so the published rows, answer in."""
@@ -78,3 +78,8 @@ def written(box: Box, doc: Doc) -> str:
 def pixels_of(doc: Doc) -> Frame:
     """The frame of the doc's image file in its own pixels."""
     return Frame("abs_orig", float(doc.columns["width"]), float(doc.columns["height"]))
+
+
+def gold_box(doc: Doc, column: str = "box") -> Box:
+    """The gold box in pixels of the image file."""
+    return Box(*(float(edge) for edge in doc.columns[column]))

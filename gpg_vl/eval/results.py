@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Prediction
 from gpg_vl.eval.records import doc_record
 from gpg_vl.eval.settings import EvalSettings, asked
@@ -29,7 +30,7 @@ from gpg_vl.eval.statistics import (
     point,
     resample,
 )
-from gpg_vl.eval.task import Doc, Score, Task, stratum
+from gpg_vl.eval.task import Doc, Task, stratum
 
 UNANSWERED = "none"
 
@@ -40,7 +41,7 @@ class ScoredRow:
 
     doc: Doc
     prediction: Prediction
-    scores: Mapping[str, Score]
+    scores: Mapping[str, Verdict]
 
     @property
     def error(self) -> str | None:
@@ -152,13 +153,13 @@ def summarise(
         },
         mean_chance=float(chance_N.mean()),
         answered={
-            scorer: sum(row.scores[scorer].answered for row in rows) / len(rows)
+            scorer: sum(row.scores[scorer].parsed is not None for row in rows) / len(rows)
             for scorer in scorers
         },
         skipped={
             scorer: count
             for scorer in scorers
-            if (count := sum(row.scores[scorer].skipped for row in rows))
+            if (count := sum(math.isnan(row.scores[scorer].score) for row in rows))
         },
         truncated=finished.count("length") / len(finished) if finished else None,
         errors=sum(row.error is not None for row in rows),
@@ -243,12 +244,12 @@ def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[
             "scores": {
                 name: {
                     "parsed": one.parsed,
-                    "answered": one.answered,
-                    "score": one.score,
-                    "notes": one.notes,
+                    "answered": one.parsed is not None,
+                    "score": 0.0 if math.isnan(one.score) else one.score,
+                    "notes": one.note,
                 }
                 | ({"parts": dict(one.parts)} if one.parts else {})
-                | ({"skipped": True} if one.skipped else {})
+                | ({"skipped": True} if math.isnan(one.score) else {})
                 for name, one in row.scores.items()
             },
             "doc": doc_record(doc),
@@ -274,10 +275,7 @@ def json_number(value: float) -> float | None:
 
 def scores_of(rows: Sequence[ScoredRow], scorer: str) -> Floats:
     """scores_N of one scorer, NaN where it leaves the row out."""
-    scores = (row.scores[scorer] for row in rows)
-    return np.array(
-        [math.nan if score.skipped else score.score for score in scores], dtype=np.float64
-    )
+    return np.array([row.scores[scorer].score for row in rows], dtype=np.float64)
 
 
 def parts_of(rows: Sequence[ScoredRow], scorer: str) -> dict[str, Floats]:
@@ -327,8 +325,8 @@ def _keys(key: str, scorer: str, estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _label(score: Score) -> str:
-    return score.parsed if score.answered and score.parsed is not None else UNANSWERED
+def _label(verdict: Verdict) -> str:
+    return UNANSWERED if verdict.parsed is None else verdict.parsed
 
 
 def _write(file: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.data.images import ImageError, load_image, read_image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import (
@@ -31,7 +32,7 @@ from gpg_vl.eval.predictions import (
 from gpg_vl.eval.records import doc_record
 from gpg_vl.eval.results import Results, ScoredRow, summarise
 from gpg_vl.eval.settings import EvalSettings, generation_sha, prompt_sha, render
-from gpg_vl.eval.task import Doc, Score, Scorer, Task, stratum
+from gpg_vl.eval.task import Doc, Scorer, Task, scored, stratum
 from gpg_vl.types import Example
 
 EXACT = 1e-6  # a gold box that is written with finitely many digits is right all the same
@@ -235,11 +236,11 @@ def score_rows(
     return rows
 
 
-def _scored(name: str, scorer: Scorer, doc: Doc, prediction: Prediction) -> Score:
+def _scored(name: str, scorer: Scorer, doc: Doc, prediction: Prediction) -> Verdict:
     void = doc.refused.get(name) if prediction.error is None else prediction.error
     if void is None:
         return scorer(doc, prediction.response)
-    return Score(score=0.0, answered=False, parsed=None, notes=f"error: {void}")
+    return scored(doc, 0.0, None, note=f"error: {void}")
 
 
 def prepare(

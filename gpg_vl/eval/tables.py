@@ -22,6 +22,9 @@ def read_rows(
 
     Raises UserError for an unreadable file, a malformed line, or a required column that is missing, naming it.
     """
+    if file.suffix == ".json":
+        yield from _json_object(file, required, without)
+        return
     if file.suffix not in SUFFIXES:
         raise UserError(
             f"{file} is neither .parquet nor .jsonl. Give a file of one of these kinds, or the folder of the benchmark."
@@ -68,6 +71,26 @@ def _missing_column(file: Path, where: str, column: str, present: Sequence[str])
         f"{file}{where} has no column {column!r}; it has {', '.join(present) or 'none'}. Give the "
         "benchmark's own file, or add the column."
     )
+
+
+def _json_object(
+    file: Path, required: Sequence[str], without: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file that is one object of rows by their ids, in its order, or one list of rows."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} cannot be read: {error}. A JSON file is needed; fetch it again."
+        ) from None
+    rows = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file} is no object of rows by their ids. Give the benchmark's own file.")
+    for number, row in enumerate(rows):
+        for column in required:
+            if column not in row:
+                raise _missing_column(file, f", row {number},", column, list(row))
+        yield {name: cell for name, cell in row.items() if name not in without}
 
 
 def _parquet(

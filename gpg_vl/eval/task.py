@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from gpg_vl import prompting
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.statistics import Aggregate
@@ -44,29 +45,30 @@ class Doc:
     """Scorers that do not accept the doc's own gold answer, and how that came out. It scores 0 under these alone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """What a scorer makes of one response.
+Scorer = Callable[[Doc, Response], Verdict]
+"""A pure function of one doc and one response.
 
-    Example: `Score(score=1.0, answered=True, parsed="C")`
-    """
-
-    score: float
-    """In [0, 1]."""
-    answered: bool
-    """False if no answer could be read. Such a row scores 0 and stays in the denominator."""
-    parsed: str | None
-    """The answer that was read, for a person to compare with the gold."""
-    notes: str = ""
-    """What was odd about the response, such as `unclosed_think`."""
-    skipped: bool = False
-    """True if a published rule leaves such a row out of its denominator. Never under `strict`."""
-    parts: Mapping[str, float] = field(default_factory=dict)
-    """Numbers that an aggregate adds up by themselves, such as an intersection and a union."""
+Its verdict has no `parsed` if no answer could be read: such a row scores 0 and stays in the denominator. A score of NaN says
+that a published rule leaves the row out of its denominator; `strict` never does.
+"""
 
 
-Scorer = Callable[[Doc, Response], Score]
-"""A pure function of one doc and one response."""
+def scored(
+    doc: Doc,
+    score: float,
+    parsed: str | None,
+    *,
+    note: str = "",
+    parts: Mapping[str, float] | None = None,
+) -> Verdict:
+    """The verdict of a scorer on a response to the doc; 0 whatever the score where nothing could be read."""
+    return Verdict(
+        score=0.0 if parsed is None and score == score else score,
+        parsed=parsed,
+        gold=doc.gold,
+        note=note,
+        parts=parts or {},
+    )
 
 
 class Loader(Protocol):
@@ -152,7 +154,7 @@ class Task:
     needs_mask: Collection[str] = ()
     """Scorers of segmentations; they are taken by default only if the predictions have masks."""
     gold_label: Callable[[Doc], str] | None = None
-    """What `Score.parsed` is for a right answer, where there are few enough answers to count (option letters)."""
+    """What `Verdict.parsed` is for a right answer, where there are few enough answers to count (option letters)."""
     chance: Callable[[Doc], float]
     """Expected score of a blind guess."""
     right_from: float = 1.0

@@ -20,21 +20,13 @@ RewardFunction = (
     | Callable[[Sequence[Completion], Example], Sequence[float]]
 )
 
+_JUDGING = """
+choice classification counting detection geometry grounding grounding_giou grounding_hit math vqa vqa_anls vqa_relaxed
+"""
 BUILTIN = {
-    "choice": "gpg_vl.rewards.choice:choice",
-    "classification": "gpg_vl.rewards.classification:classification",
-    "counting": "gpg_vl.rewards.counting:counting",
-    "detection": "gpg_vl.rewards.detection:detection",
     "format": "gpg_vl.rewards.format:format",
-    "geometry": "gpg_vl.rewards.geometry:geometry",
-    "grounding": "gpg_vl.rewards.grounding:grounding",
-    "grounding_giou": "gpg_vl.rewards.grounding:grounding_giou",
-    "grounding_hit": "gpg_vl.rewards.grounding:grounding_hit",
     "length": "gpg_vl.rewards.length:length",
-    "math": "gpg_vl.rewards.mathematics:math",
-    "vqa": "gpg_vl.rewards.vqa:vqa",
-    "vqa_anls": "gpg_vl.rewards.vqa:vqa_anls",
-    "vqa_relaxed": "gpg_vl.rewards.vqa:vqa_relaxed",
+    **{name: f"gpg_vl.rewards.builtin:{name}" for name in _JUDGING.split()},
 }
 """The rewards of this package."""
 

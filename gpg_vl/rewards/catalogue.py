@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.rewards import BUILTIN, QUICK, rewards
-from gpg_vl.rewards.explain import Explanation, Sample
+from gpg_vl.rewards.samples import Sample
 from gpg_vl.rewards.scoring import Reward, call, load
 
 
@@ -32,7 +33,7 @@ class Shown:
 
     sample: Sample
     score: float
-    explanation: Explanation | None
+    verdict: Verdict | None
 
 
 def entries() -> list[Entry]:
@@ -70,7 +71,7 @@ def shown(reward: Reward) -> list[Shown]:
             Shown(
                 sample=sample,
                 score=score,
-                explanation=None if explain is None else explain(completion, example),
+                verdict=None if explain is None else explain(completion, example),
             )
         )
     return made

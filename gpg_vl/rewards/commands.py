@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.catalogue import documentation, entries, entry, shown
-from gpg_vl.rewards.explain import Explanation
-from gpg_vl.rewards.scoring import load
-from gpg_vl.rewards.trial import Trial, Tried, read_responses, try_reward
+from gpg_vl.rewards.scoring import Item, RewardFailure, load
+from gpg_vl.rewards.trial import Trial, read_responses, try_reward
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ time limit for each call.
 Exit code 1 if a gold answer does not get full marks, or a call fails: a policy could not be rewarded for being right."""
 
 _SHOWN_GOLD = 10
-_EXPLAINED = ("value", "step", "candidate", "read as", "gold", "note")
+_EXPLAINED = ("value", "response", "read as", "gold", "note")
 _UNEXPLAINED = ("value", "response", "gold")
 
 
@@ -124,10 +124,9 @@ def _show(arguments: argparse.Namespace) -> int:
     console.print(Text(documentation(reward) or "(no docstring)"))
     samples = shown(reward)
     if samples:
-        table = _table("response", *_EXPLAINED)
+        table = _table(*_EXPLAINED)
         for one in samples:
-            why = _why(one.sample.response, one.sample.answer, one.explanation)
-            _add(table, _short(one.sample.response), one.score, *why)
+            _add(table, one.score, one.sample.response, *_why(one.verdict, one.sample.answer))
         console.print("\nwhat it makes of these, now:", highlight=False)
         console.print(table)
         settings = {str(dict(one.sample.meta)) for one in samples if one.sample.meta}
@@ -173,18 +172,15 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -> None:
-    problems = trial.gold_problems
+    scores, problems = trial.scores, trial.gold_problems
     if trial.tried:
-        ordered = sorted(
-            trial.tried, key=lambda one: float("-inf") if one.score is None else one.score
-        )
+        ordered = sorted(trial.tried, key=lambda one: trial.score(one[1], failed=float("-inf")))
         console.print(_tried(ordered[:rows], explained=trial.explained))
         if len(ordered) > rows:
             console.print(
                 f"... and {len(ordered) - rows} more with the same or a greater value (--rows)",
                 highlight=False,
             )
-        scores = [one.score for one in trial.tried if one.score is not None]
         mean = sum(scores) / len(scores) if scores else float("nan")
         full = sum(score == trial.high for score in scores)
         console.print(
@@ -201,30 +197,33 @@ def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -
         console.print(_tried(problems[:_SHOWN_GOLD], explained=trial.explained))
         if len(problems) > _SHOWN_GOLD:
             console.print(f"... and {len(problems) - _SHOWN_GOLD} more", highlight=False)
-        _say_failures(problems[:_SHOWN_GOLD], console)
-    _say_failures([one for one in trial.tried if one.failure][:_SHOWN_GOLD], console)
+    _say_failures([*problems[:_SHOWN_GOLD], *trial.tried], console)
     if not trial.explained and (trial.tried or problems):
         console.print(
             f"\n{trial.name} does not say what it reads in a response. Decorate it with @explained of "
-            f"gpg_vl.rewards.explain, and it stands here beside each value.",
+            f"gpg_vl.rewards.samples, and it stands here beside each value.",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
 
 
-def _say_failures(tried: Sequence[Tried], console: "Console") -> None:
+def _say_failures(
+    outcomes: Sequence[tuple[Item, Verdict | RewardFailure]], console: "Console"
+) -> None:
     from rich.text import Text
 
-    for message in dict.fromkeys(one.failure for one in tried if one.failure):
+    failed = dict.fromkeys(str(one) for _, one in outcomes if isinstance(one, RewardFailure))
+    for message in list(failed)[: 2 * _SHOWN_GOLD]:
         console.print(Text(f"\n{message}"))
 
 
-def _tried(tried: Sequence[Tried], *, explained: bool) -> Any:
+def _tried(outcomes: Sequence[tuple[Item, Verdict | RewardFailure]], *, explained: bool) -> Any:
     table = _table("id", *(_EXPLAINED if explained else _UNEXPLAINED))
-    for one in tried:
-        why = _why(one.response, one.answer, one.explanation, one.failure) if explained else []
-        _add(table, one.id, one.score, *(why or (_short(one.response), _short(one.answer))))
+    for (example, (completion,)), outcome in outcomes:
+        score = None if isinstance(outcome, RewardFailure) else outcome.score
+        why = _why(outcome, example.answer) if explained else [example.answer]
+        _add(table, score, completion.response, *why, first=(example.id,))
     return table
 
 
@@ -237,22 +236,18 @@ def _table(*columns: str) -> Any:
     return table
 
 
-def _add(table: Any, first: str, score: float | None, *cells: str) -> None:
+def _add(table: Any, score: float | None, *cells: str, first: Sequence[str] = ()) -> None:
     from rich.text import Text
 
     value = "failed" if score is None else f"{score:.4g}"
-    table.add_row(*(Text(cell) for cell in (first, value, *cells)))
+    table.add_row(*(Text(_short(cell)) for cell in (*first, value, *cells)))
 
 
-def _why(
-    response: str, answer: str, explanation: Explanation | None, failure: str = ""
-) -> list[str]:
-    """The cells behind the value. A call that failed has no explanation, whatever the reward can tell."""
-    if explanation is None:
-        return ["-", _short(response), "-", _short(answer), _short(failure)]
-    candidate = "(none)" if explanation.candidate is None else _short(explanation.candidate)
-    read = "unparsed" if explanation.parsed is None else _short(explanation.parsed)
-    return [explanation.step, candidate, read, _short(explanation.gold), _short(explanation.note)]
+def _why(verdict: Verdict | RewardFailure | None, answer: str) -> list[str]:
+    """The cells behind the value. A call that failed has no verdict, whatever the reward can tell."""
+    if not isinstance(verdict, Verdict):
+        return ["-", answer, "" if verdict is None else str(verdict)]
+    return ["unparsed" if verdict.parsed is None else verdict.parsed, verdict.gold, verdict.note]
 
 
 def _short(text: str, width: int = 60) -> str:

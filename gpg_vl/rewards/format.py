@@ -1,6 +1,7 @@
 """The reward for the layout that the prompt asks for: first `<think>`, then `<answer>`, and nothing else."""
 
-from gpg_vl.rewards.explain import Explanation, Sample, explained
+from gpg_vl.answers.verdict import Verdict
+from gpg_vl.rewards.samples import Sample, explained
 from gpg_vl.types import Completion, Example
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -14,20 +15,18 @@ EXAMPLES = (
 )
 
 
-def explain(completion: Completion, example: Example) -> Explanation:
+def verdict(completion: Completion, example: Example) -> Verdict:
     """How `format` reads a completion."""
-    counts = ", ".join(f"{completion.response.count(tag)} {tag}" for tag in _TAGS)
     laid_out = has_layout(completion.response)
-    return Explanation(
-        candidate=None,
-        step="whole",
+    return Verdict(
+        score=float(laid_out),
         parsed="in layout" if laid_out else None,
         gold="1 of each, in order",
-        note=counts,
+        note=", ".join(f"{completion.response.count(tag)} {tag}" for tag in _TAGS),
     )
 
 
-@explained(explain, EXAMPLES)
+@explained(verdict, EXAMPLES)
 def format(completion: Completion, example: Example) -> float:
     """1.0 if the response is one `<think>...</think>`, then one `<answer>...</answer>` that is not empty, else 0.0.
 

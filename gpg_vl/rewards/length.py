@@ -6,9 +6,10 @@ arXiv:2503.14476, eq. 13). An answer that nears the limit is thereby told to be 
 
 from collections.abc import Callable
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.rewards import in_range
-from gpg_vl.rewards.explain import Explanation, Sample, explained
+from gpg_vl.rewards.samples import Sample, explained
 from gpg_vl.types import Completion, Example
 
 _META = {"length_limit": 100, "length_cache": 20}
@@ -19,19 +20,19 @@ EXAMPLES = (
 )
 
 
-def explain(completion: Completion, example: Example) -> Explanation:
+def verdict(completion: Completion, example: Example) -> Verdict:
     """How `length` reads a completion."""
     limit, cache = limits_of(example)
-    return Explanation(
-        candidate=None,
-        step="whole",
-        parsed=f"{len(completion.token_ids)} tokens",
+    tokens = len(completion.token_ids)
+    return Verdict(
+        score=overlong_penalty(tokens, limit=limit, cache=cache),
+        parsed=f"{tokens} tokens",
         gold=f"up to {limit - cache} tokens",
         note="cut off" if completion.finish_reason == "length" else "",
     )
 
 
-@explained(explain, EXAMPLES)
+@explained(verdict, EXAMPLES)
 @in_range(-1, 0)
 def length(completion: Completion, example: Example) -> float:
     """0.0 up to `length_limit - length_cache` tokens, falling to -1.0 at `length_limit`; the end token counts.
@@ -40,8 +41,7 @@ def length(completion: Completion, example: Example) -> float:
     the config: `from gpg_vl.rewards.length import soft_overlong` and `brief = soft_overlong(limit=1024, cache=256)`, as
     `my_rewards.py:brief`.
     """
-    limit, cache = limits_of(example)
-    return overlong_penalty(len(completion.token_ids), limit=limit, cache=cache)
+    return verdict(completion, example).score
 
 
 def soft_overlong(*, limit: int, cache: int) -> Callable[[Completion, Example], float]:

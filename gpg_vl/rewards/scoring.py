@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, NamedTuple, Protocol, cast
 
+from gpg_vl.answers.extract import gold_text
 from gpg_vl.errors import UserError
 from gpg_vl.rewards import QUICK, rewards
-from gpg_vl.rewards.parse import gold_text
 from gpg_vl.types import Completion, Example, Group
 
 FailureKind = Literal["timeout", "crash", "exception", "value"]

@@ -1,43 +1,25 @@
 """A reward tried on a data set: its gold answers first, then given completions, with a reason for every value.
 
 The rewards run in worker processes with a time limit, as in training. What a completion was read as is asked of the
-function that stands beside the reward (`gpg_vl.rewards.explain`); a reward of a user's own may do without.
+function that stands beside the reward (`gpg_vl.rewards.samples`); a reward of a user's own may do without.
 """
 
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpg_vl.answers.extract import extract_answer
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
-from gpg_vl.rewards.explain import Explanation
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.parse import extract_answer
 from gpg_vl.rewards.scoring import RANGE_SLACK, Item, RewardFailure, gold_completion, load
 from gpg_vl.types import Completion, Example
 
 MAX_LINE = 16_000_000
 """Characters of one line of a file of completions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """One completion with its value and the reason.
-
-    Example: `Tried(id="7", response="<answer>4 or 5</answer>", answer="4", score=0.0, explanation=Explanation(...))`
-    """
-
-    id: str
-    response: str
-    answer: str
-    """The gold answer as it stands in the data."""
-    score: float | None
-    """None if the reward failed."""
-    explanation: Explanation | None
-    """None if the reward has no explanation, or failed."""
-    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,36 +30,39 @@ class Trial:
     low: float
     high: float
     explained: bool
-    """The reward tells how it reads a completion (`@explained`)."""
-    gold: list[Tried]
+    """The reward tells its verdicts (`@explained`); else they hold its value and what was extracted."""
+    gold: list[tuple[Item, Verdict | RewardFailure]]
     """The gold answer of every example, in the order of the data."""
-    tried: list[Tried]
+    tried: list[tuple[Item, Verdict | RewardFailure]]
     """The completions, in the order of their file."""
     seconds: float
     """What scoring the completions took, starting the workers not included."""
 
+    @staticmethod
+    def score(outcome: Verdict | RewardFailure, *, failed: float) -> float:
+        """The value of an outcome, or what stands for a failure."""
+        return failed if isinstance(outcome, RewardFailure) else outcome.score
+
     @property
-    def gold_problems(self) -> list[Tried]:
+    def scores(self) -> list[float]:
+        """The values of the completions, failures left out."""
+        return [one.score for _, one in self.tried if isinstance(one, Verdict)]
+
+    @property
+    def gold_problems(self) -> list[tuple[Item, Verdict | RewardFailure]]:
         """The gold answers that did not get the greatest value."""
-        return [
-            one for one in self.gold if one.score is None or one.score < self.high - RANGE_SLACK
-        ]
+        least = self.high - RANGE_SLACK
+        return [one for one in self.gold if self.score(one[1], failed=float("-inf")) < least]
 
     @property
     def unparsed(self) -> int:
-        """Completions in which no answer could be read, by the explanation; by the extraction where there is none."""
-        return sum(_is_unparsed(one) for one in self.tried)
+        """Completions in which no answer could be read."""
+        return sum(isinstance(one, Verdict) and one.parsed is None for _, one in self.tried)
 
     @property
     def ok(self) -> bool:
         """True if every gold answer got full marks and no call failed."""
-        return not self.gold_problems and all(one.score is not None for one in self.tried)
-
-
-def _is_unparsed(one: Tried) -> bool:
-    if one.explanation is not None:
-        return one.explanation.parsed is None
-    return extract_answer(one.response).candidate is None
+        return not self.gold_problems and len(self.scores) == len(self.tried)
 
 
 def try_reward(
@@ -100,25 +85,24 @@ def try_reward(
         seconds = time.perf_counter() - began
     explain = getattr(load(name).function, "explain", None)
 
-    def tried(item: Item, outcome: Mapping[str, tuple[float, ...]] | RewardFailure) -> Tried:
-        (completion,) = item.completions
-        failed = isinstance(outcome, RewardFailure)
-        return Tried(
-            id=item.example.id,
-            response=completion.response,
-            answer=item.example.answer,
-            score=None if isinstance(outcome, RewardFailure) else outcome[name][0],
-            explanation=None if failed or explain is None else explain(completion, item.example),
-            failure=outcome.message if isinstance(outcome, RewardFailure) else "",
-        )
+    def outcome(
+        item: Item, scored: Mapping[str, tuple[float, ...]] | RewardFailure
+    ) -> Verdict | RewardFailure:
+        if isinstance(scored, RewardFailure):
+            return scored
+        if explain is None:
+            parsed = extract_answer(item.completions[0].response).candidate
+            return Verdict(score=scored[name][0], parsed=parsed, gold=item.example.answer)
+        told: Verdict = explain(item.completions[0], item.example)
+        return replace(told, score=scored[name][0])
 
     return Trial(
         name=name,
         low=low,
         high=high,
         explained=explain is not None,
-        gold=[tried(item, outcome) for item, outcome in zip(gold, of_gold, strict=True)],
-        tried=[tried(item, outcome) for item, outcome in zip(asked, of_asked, strict=True)],
+        gold=[(item, outcome(item, scored)) for item, scored in zip(gold, of_gold, strict=True)],
+        tried=[(item, outcome(item, scored)) for item, scored in zip(asked, of_asked, strict=True)],
         seconds=seconds,
     )
 

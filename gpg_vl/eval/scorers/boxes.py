@@ -1,4 +1,4 @@
-"""Boxes: our rule, the owner's metric, and how lmms-eval, VLMEvalKit and VLM-R1 read one. All scores are IoUs.
+"""Boxes: the owner's metric, and how lmms-eval, VLMEvalKit and VLM-R1 read one. All scores are IoUs.
 
 A doc has its gold box in pixels of the image file in the column `box`, and says in `coordinates` how answers write boxes.
 Legacy rules compare in fractions of the image. The parts of a score are the areas that a cumulative IoU adds up.
@@ -11,16 +11,15 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from gpg_vl.eval.coordinates import pixels_of, written
+from gpg_vl.answers.box import frame_of, parse_boxes, shown
+from gpg_vl.answers.extract import extract_answer
+from gpg_vl.answers.math.rectangles import UNIT, Box, Frame, convert, iou, overlap_parts
+from gpg_vl.answers.verdict import Verdict
+from gpg_vl.eval.coordinates import gold_box, pixels_of, written
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.scorers.strict import Mark, flags, judged
-from gpg_vl.eval.task import Doc, Score
-from gpg_vl.rewards.boxes import Box, Frame, convert, iou
-from gpg_vl.rewards.grounding import frame_of, parse_boxes, read_box, shown
-from gpg_vl.rewards.parse import extract_answer
+from gpg_vl.eval.task import Doc, scored
 
-UNIT = Frame("rel1", 1.0, 1.0)
 _N = r"[-+]?(?:\d++(?>(?:\.\d++)?)|\.\d++)(?>(?:[eE][-+]?\d++)?)"
 _SEP = r"(?:\s*+,\s*+|\s++)"
 _NUMBER = re.compile(_N)
@@ -37,37 +36,22 @@ _KEYS = ("bbox_2d", "bbox", "box", "coordinates", "coord", "location", "position
 # --- what scorers of boxes share --------------------------------------------------------------------------------------
 
 
-def gold_box(doc: Doc, column: str = "box") -> Box:
-    """The gold box in pixels of the image file."""
-    return Box(*(float(edge) for edge in doc.columns[column]))
-
-
 def relative(doc: Doc, column: str = "box") -> Box:
     """The gold box in fractions of the image."""
     return convert(gold_box(doc, column), pixels_of(doc), UNIT)
 
 
-def box_score(box: Box, gold: Box, parsed: str, *, slack: float = 0.0, notes: str = "") -> Score:
+def box_score(box: Box, gold: Box, parsed: str, *, slack: float = 0.0, note: str = "") -> Verdict:
     """The IoU of two boxes as they stand; corners that are not in order give 0. `slack` is added to the union."""
     parts = overlap_parts(box, gold)
     raw = (box.x2 - box.x1) * (box.y2 - box.y1)
     union = raw + gold.area - parts["intersection"] + slack
     score = parts["intersection"] / union if union > 0 else 0.0
-    return Score(score=min(1.0, score), answered=True, parsed=parsed, notes=notes, parts=parts)
+    return Verdict(score=min(1.0, score), parsed=parsed, gold=shown(gold), note=note, parts=parts)
 
 
-def overlap_parts(box: Box | None, gold: Box) -> dict[str, float]:
-    """Areas of intersection and union; without a box the union is the gold's area."""
-    if box is None:
-        return {"intersection": 0.0, "union": gold.area}
-    inside = Box(
-        max(box.x1, gold.x1), max(box.y1, gold.y1), min(box.x2, gold.x2), min(box.y2, gold.y2)
-    ).area
-    return {"intersection": inside, "union": box.area + gold.area - inside}
-
-
-def no_box(doc: Doc) -> Score:
-    return Score(score=0.0, answered=False, parsed=None, parts=overlap_parts(None, relative(doc)))
+def no_box(doc: Doc) -> Verdict:
+    return scored(doc, 0.0, None, parts=overlap_parts(None, relative(doc)))
 
 
 def gold_boxes(doc: Doc) -> tuple[Response, ...]:
@@ -92,24 +76,10 @@ def blind_iou(doc: Doc) -> float:
     return relative(doc).area
 
 
-# --- our rule and the owner's metric -----------------------------------------------------------------------------------
+# --- the owner's metric -----------------------------------------------------------------------------------------------
 
 
-def _strict_mark(doc: Doc, candidate: str) -> Mark:
-    frame = frame_of(doc.example)
-    box, why = read_box(candidate, frame)
-    if box is None:
-        return Mark(0.0, None, why)
-    mine, gold = convert(box, frame, UNIT), relative(doc)
-    return Mark(iou(mine, gold), shown(box), parts=overlap_parts(mine, gold))
-
-
-strict_box = judged(_strict_mark, unanswered=lambda doc: overlap_parts(None, relative(doc)))
-"""The one box of the answer, in the declared convention: the rule of the reward `grounding`. Two boxes, and a box that is
-inverted, flat or leaves the image, are no answer."""
-
-
-def last_box(doc: Doc, response: Response) -> Score:
+def last_box(doc: Doc, response: Response) -> Verdict:
     """The last box of the answer, its corners sorted and clipped to the image: the owners' metric, which leaves open how a
     box is read."""
     extracted = extract_answer(response.text, prefilled_think=response.prefilled_think)
@@ -119,8 +89,8 @@ def last_box(doc: Doc, response: Response) -> Score:
     frame = frame_of(doc.example)
     box = _clipped(convert(boxes[-1], frame, UNIT))
     several = f"{len(boxes)} boxes" if len(boxes) > 1 else ""
-    notes = ", ".join(filter(None, (several, flags(extracted))))
-    return box_score(box, relative(doc), shown(boxes[-1]), notes=notes)
+    note = ", ".join(filter(None, (several, *extracted.flags)))
+    return box_score(box, relative(doc), shown(boxes[-1]), note=note)
 
 
 def _clipped(box: Box) -> Box:
@@ -137,7 +107,7 @@ def _clipped(box: Box) -> Box:
 # --- published rules ---------------------------------------------------------------------------------------------------
 
 
-def lmms_rec(doc: Doc, response: Response) -> Score:
+def lmms_rec(doc: Doc, response: Response) -> Verdict:
     """lmms-eval's RefCOCO rule: the first `[x, y, x, y]`, read as fractions of the image whatever it holds; else zeros."""
     found = _LMMS_REC.search(strip_reasoning(response.text))
     if found is None:
@@ -145,7 +115,7 @@ def lmms_rec(doc: Doc, response: Response) -> Score:
     return box_score(Box(*map(float, found.groups())), relative(doc), found[0])
 
 
-def lmms_grounding(doc: Doc, response: Response) -> Score:
+def lmms_grounding(doc: Doc, response: Response) -> Verdict:
     """lmms-eval's grounding rule: of all boxes in the text, each as pixels and as thousandths, the best one.
 
     The best one is chosen with the gold box, so this is an oracle and no accuracy: a list of boxes all over the image
@@ -165,7 +135,7 @@ def lmms_grounding(doc: Doc, response: Response) -> Score:
     return replace(one, parts={**one.parts, "centre": float(inside), "rows": 1.0})
 
 
-def vlmevalkit_box(doc: Doc, response: Response) -> Score:
+def vlmevalkit_box(doc: Doc, response: Response) -> Verdict:
     """VLMEvalKit's rule: the first bracketed four numbers, else the first four numbers of the text, reasoning included.
 
     What they mean is guessed from the largest: up to 1.5 fractions, up to 1000 thousandths, else pixels. Pixels of an
@@ -189,7 +159,7 @@ def vlmevalkit_box(doc: Doc, response: Response) -> Score:
     return box_score(_clipped(convert(box, frame, UNIT)), relative(doc), shown(box))
 
 
-def vlm_r1(doc: Doc, response: Response) -> Score:
+def vlm_r1(doc: Doc, response: Response) -> Verdict:
     """VLM-R1's rule: in the first `<answer>`, the last whole-number box of the first line with one inside braces, in pixels
     of the resized image; else zeros. There a hit is an IoU above 0.5, here of at least 0.5, and there an overlap of one pixel
     is none.

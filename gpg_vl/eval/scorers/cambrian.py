@@ -2,12 +2,13 @@
 
 from string import ascii_uppercase
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.options import gold_index, option_texts
-from gpg_vl.eval.task import Doc, Score
+from gpg_vl.eval.task import Doc, scored
 
 
-def cambrian(doc: Doc, response: Response) -> Score:
+def cambrian(doc: Doc, response: Response) -> Verdict:
     """The first character after "answer is".
 
     Kept with its quirks, for comparison with published numbers: "answer is: b" leaves the colon, the article "a" is
@@ -25,5 +26,6 @@ def cambrian(doc: Doc, response: Response) -> Score:
     right = first != "" and (
         first == letters[gold] or (not flat and first == options[gold].lower())
     )
-    answered = right or (first != "" and first in letters)
-    return Score(score=float(right), answered=answered, parsed=first.upper() or None)
+    if right or (first != "" and first in letters):
+        return scored(doc, float(right), first.upper())
+    return scored(doc, 0.0, None, note=f"read {first.upper()!r}")

@@ -1,20 +1,26 @@
-"""Grade-school mathematics: the owner's `####`, the last number, and lmms-eval's phrase; compared as numbers."""
+"""Grade-school mathematics: the owner's `####`, and the two readings of lm-eval's `gsm8k-cot-llama`, which lmms-eval takes over.
+
+All three compare spellings, not values: "72.0" is not "72".
+"""
 
 import re
-from decimal import Decimal, InvalidOperation
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.task import Doc, Score
+from gpg_vl.eval.task import Doc, scored
 
 _MARKED = re.compile(r"#### (-?[0-9.,]++)")
-_NUMBER = re.compile(r"-?[0-9.,]++")
+_NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]++")
 _PHRASE = re.compile(r"The final answer is ((?:-?[$0-9.,]{2,})|(?:-?[0-9]++))")
+_IGNORED = re.compile(r",|\$|\.$")
 
 
-def official(doc: Doc, response: Response) -> Score:
-    """The last number behind `#### `, as the solutions of the data set are written."""
-    return _scored(doc, marked(response.text))
+def official(doc: Doc, response: Response) -> Verdict:
+    """What stands behind the first `#### `, without commas. A final point is not forgiven."""
+    found = marked(response.text)
+    value = found[0].strip().replace(",", "") if found else None
+    return scored(doc, float(value == doc.gold.replace(",", "")), value)
 
 
 def marked(text: str) -> list[str]:
@@ -22,29 +28,19 @@ def marked(text: str) -> list[str]:
     return _MARKED.findall(text)
 
 
-def flexible(doc: Doc, response: Response) -> Score:
-    """The last number of the text, whatever it belongs to."""
-    return _scored(
-        doc, [number for number in _NUMBER.findall(response.text) if number != "." and number]
-    )
+def flexible(doc: Doc, response: Response) -> Verdict:
+    """The last number of the text, whatever it belongs to; a comma or a point alone is none."""
+    return _last(doc, _NUMBER.findall(response.text))
 
 
-def lmms(doc: Doc, response: Response) -> Score:
-    """What stands behind "The final answer is", first occurrence."""
-    return _scored(doc, _PHRASE.findall(strip_reasoning(response.text))[:1])
+def lmms(doc: Doc, response: Response) -> Verdict:
+    """What stands behind the last "The final answer is"."""
+    return _last(doc, _PHRASE.findall(strip_reasoning(response.text)))
 
 
-def number_of(text: str) -> Decimal | None:
-    """The number without `$`, commas and a final point; None if it is none."""
-    try:
-        value = Decimal(text.replace("$", "").replace(",", "").removesuffix(".")[:100])
-    except InvalidOperation:
-        return None
-    return value if value.is_finite() else None
-
-
-def _scored(doc: Doc, found: list[str]) -> Score:
-    value = number_of(found[-1]) if found else None
-    if value is None:
-        return Score(score=0.0, answered=False, parsed=found[-1] if found else None)
-    return Score(score=float(value == number_of(doc.gold)), answered=True, parsed=found[-1])
+def _last(doc: Doc, found: list[str]) -> Verdict:
+    """Equal but for commas, dollars and a final point."""
+    if not found:
+        return scored(doc, 0.0, None)
+    same = _IGNORED.sub("", found[-1].strip()) == _IGNORED.sub("", doc.gold)
+    return scored(doc, float(same), found[-1])

@@ -4,11 +4,14 @@ Its extraction lives on in the package math_verify, which is used here: the pred
 first, the gold as the task says, five decimal places, and the best pair counts. Reasoning is not removed.
 """
 
+from typing import Any
+
 from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.mathverify import Config, parsed_math, same_math
-from gpg_vl.eval.task import Doc, Score, Scorer
+from gpg_vl.eval.task import Doc, Scorer, scored
 
 _PREDICTION: tuple[Config, ...] = (
     ExprExtractionConfig(),
@@ -19,13 +22,25 @@ EXPRESSION: tuple[Config, ...] = (ExprExtractionConfig(),)
 
 
 def lighteval(column: str, gold_configs: tuple[Config, ...]) -> Scorer:
-    """The scorer of a benchmark whose gold is in `column`, to be extracted by `gold_configs`."""
+    """The scorer of a benchmark whose gold is in `column`, to be extracted by `gold_configs`.
 
-    def scorer(doc: Doc, response: Response) -> Score:
-        parsed = parsed_math(response.text, _PREDICTION)
-        right = same_math(parsed_math(str(doc.columns[column]), gold_configs), parsed, precision=5)
-        return Score(
-            score=float(right), answered=bool(parsed), parsed=str(parsed[-1]) if parsed else None
-        )
+    A gold in which nothing is found counts as a text, and is compared with the text of what was found in the response. Of a
+    percentage the value counts: `198\\%` is not 198.
+    """
+
+    def scorer(doc: Doc, response: Response) -> Verdict:
+        gold = str(doc.columns[column])
+        golds = parsed_math(gold, gold_configs) or [gold]
+        parsed = [_valued(one) for one in parsed_math(response.text, _PREDICTION)]
+        right = same_math([_valued(one) for one in golds], parsed, precision=5)
+        return scored(doc, float(right), str(parsed[-1]) if parsed else None)
 
     return scorer
+
+
+def _valued(parsed: Any) -> Any:
+    """A percentage as its value; math_verify would also take the number before the sign."""
+    is_percentage = (
+        getattr(parsed, "is_Mul", False) and len(parsed.args) == 2 and parsed.args[1] * 100 == 1
+    )
+    return parsed.doit() if is_percentage else parsed

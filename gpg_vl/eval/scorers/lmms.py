@@ -5,10 +5,11 @@
 
 import re
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.options import picked
 from gpg_vl.eval.scorers.tags import first_block
-from gpg_vl.eval.task import Doc, Score
+from gpg_vl.eval.task import Doc
 
 _TAGS = (("<think>", "</think>"), ("<analysis>", "</analysis>"))
 _LETTER = re.compile(r"[\(\s]*([A-Z])", re.IGNORECASE)
@@ -71,7 +72,7 @@ def strip_reasoning(text: str) -> str:
     return text.strip()
 
 
-def lmms_letter(doc: Doc, response: Response) -> Score:
+def lmms_letter(doc: Doc, response: Response) -> Verdict:
     """The first letter of the text, behind parentheses and blanks, in either case.
 
     No word boundary is asked for, so any prose answers with the first letter of its first word ("The answer is (B)" is T),
@@ -81,7 +82,7 @@ def lmms_letter(doc: Doc, response: Response) -> Score:
     return picked(doc, found[1].upper() if found else None)
 
 
-def lmms_reasoning(doc: Doc, response: Response) -> Score:
+def lmms_reasoning(doc: Doc, response: Response) -> Verdict:
     """The letter inside of the first `<answer>`, else of the last box, else a number at the end of a line.
 
     A letter without a tag is therefore wrong. On a mismatch the original compares both texts by math_verify, which reads

@@ -5,15 +5,17 @@ knows the first polygon only. The mean score is LISA's gIoU (a mean of IoUs, not
 the parts its cIoU.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.eval.masks import Areas, Mask, decode, encode, overlap, polygon
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.task import Doc, Score
+from gpg_vl.eval.task import Doc, scored
 
 _GIOU_SLACK, _RFT_SLACK = 1e-5, 1e-6
 
@@ -33,7 +35,8 @@ def has_mask(doc: Doc) -> bool:
 
 def is_target(shape: Mapping[str, Any]) -> bool:
     """True for a polygon that is neither a flag nor to be ignored."""
-    return shape["label"] != "flag" and "ignore" not in shape["label"]
+    label = shape["label"].lower()
+    return "flag" not in label and "ignore" not in label
 
 
 def regions(doc: Doc) -> Regions:
@@ -53,7 +56,9 @@ def regions(doc: Doc) -> Regions:
         return Regions(mask, np.zeros_like(mask), mask)
     size = (int(doc.columns["width"]), int(doc.columns["height"]))
     drawn = [
-        (shape, polygon(shape["points"], size)) for shape in shapes if shape["label"] != "flag"
+        (shape, polygon(shape["points"], size))
+        for shape in shapes
+        if "flag" not in shape["label"].lower()
     ]
     target, ignored = np.zeros(size[::-1], dtype=bool), np.zeros(size[::-1], dtype=bool)
     for shape, area in sorted(drawn, key=lambda one: -int(one[1].sum())):
@@ -68,7 +73,7 @@ def gold_mask(doc: Doc) -> dict[str, Any]:
     return encode(regions(doc).target)
 
 
-def lisa_mask(doc: Doc, response: Response) -> Score:
+def lisa_mask(doc: Doc, response: Response) -> Verdict:
     """LISA's rule: I / (U + 1e-5) over the pixels that are not ignored; an empty union counts as 1."""
     target, ignored, _ = regions(doc)
     mine, why, _ = _predicted(response, target)
@@ -79,10 +84,10 @@ def lisa_mask(doc: Doc, response: Response) -> Score:
         if areas.union == areas.intersection
         else areas.intersection / (areas.union + _GIOU_SLACK)
     )
-    return _scored(score, areas, why)
+    return _scored(doc, score, areas, why)
 
 
-def segzero_mask(doc: Doc, response: Response) -> Score:
+def segzero_mask(doc: Doc, response: Response) -> Verdict:
     """Seg-Zero's rule: ignored pixels are target; a missing mask has the target's area as its union; 0 if U is 0.
 
     A mask that cannot be read or has another size raises there, behind the count of rows: it is left out.
@@ -90,12 +95,12 @@ def segzero_mask(doc: Doc, response: Response) -> Score:
     found = regions(doc)
     mine, why, _ = _predicted(response, found.target)
     if why and response.mask is not None:
-        return _left_out(why)
+        return _left_out(doc, why)
     areas = overlap(mine, found.target | found.ignored)
-    return _scored(areas.intersection / areas.union if areas.union else 0.0, areas, why)
+    return _scored(doc, areas.intersection / areas.union if areas.union else 0.0, areas, why)
 
 
-def visual_rft_mask(doc: Doc, response: Response) -> Score:
+def visual_rft_mask(doc: Doc, response: Response) -> Verdict:
     """Visual-RFT's rule: the first polygon alone, I / (U + 1e-6). A mask of another size is left out.
 
     Rows whose prediction failed never reach its file of masks; here they score 0.
@@ -103,24 +108,18 @@ def visual_rft_mask(doc: Doc, response: Response) -> Score:
     first = regions(doc).first
     mine, why, missized = _predicted(response, first)
     if missized:
-        return _left_out(why)
+        return _left_out(doc, why)
     areas = overlap(mine, first)
-    return _scored(areas.intersection / (areas.union + _RFT_SLACK), areas, why)
+    return _scored(doc, areas.intersection / (areas.union + _RFT_SLACK), areas, why)
 
 
-def _left_out(why: str) -> Score:
-    return Score(score=0.0, answered=False, parsed=None, notes=why, skipped=True)
+def _left_out(doc: Doc, why: str) -> Verdict:
+    return scored(doc, math.nan, None, note=why)
 
 
-def _scored(score: float, areas: Areas, why: str) -> Score:
+def _scored(doc: Doc, score: float, areas: Areas, why: str) -> Verdict:
     parts = {"intersection": areas.intersection, "union": areas.union}
-    return Score(
-        score=0.0 if why else score,
-        answered=not why,
-        parsed=None if why else "mask",
-        notes=why,
-        parts=parts,
-    )
+    return scored(doc, score, None if why else "mask", note=why, parts=parts)
 
 
 class _Predicted(NamedTuple):

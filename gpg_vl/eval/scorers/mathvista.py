@@ -1,70 +1,74 @@
 """MathVista: our rule, and the two harnesses without the language model that they extract answers with."""
 
 import ast
-from string import ascii_uppercase
+from collections.abc import Mapping
+from typing import Any
 
+from gpg_vl.answers import choice
+from gpg_vl.answers.expression import stated
+from gpg_vl.answers.text.metrics import levenshtein
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.scorers.options import choice_mark, gold_index, option_texts, picked
-from gpg_vl.eval.scorers.strict import Mark, judged
+from gpg_vl.eval.scorers.mmmu import is_open_answer
+from gpg_vl.eval.scorers.options import gold_index, option_texts, picked
+from gpg_vl.eval.scorers.strict import either
 from gpg_vl.eval.scorers.vlmevalkit import infer
-from gpg_vl.eval.task import Doc, Score
-from gpg_vl.rewards.geometry import match_geometry
-from gpg_vl.rewards.mathematics import match_math, stated
-from gpg_vl.rewards.vqa import levenshtein
+from gpg_vl.eval.task import Doc, scored
+from gpg_vl.types import Example
 
 _LONGEST = 500  # characters that edit distances are computed of
 
 
-def _strict_mark(doc: Doc, candidate: str) -> Mark:
-    if doc.example.choices:
-        return choice_mark(doc, candidate)
-    kind, gold = doc.columns["answer_type"], doc.gold
-    if kind in ("integer", "float"):
-        expression = stated(candidate)
-        value = None if expression is None else _rounded(expression, _places(doc))
-        if value is not None:
-            return Mark(float(value == _rounded(gold, _places(doc))), expression)
-        right = match_geometry(candidate, gold) or match_math(candidate, gold)
-        return Mark(float(right), candidate if right else expression)
+def judge_open(answer: str, example: Example) -> Verdict:
+    """A decimal number to the places that the question asks for; a list by value; all else as the same text or value."""
+    kind, gold = example.meta["answer_type"], example.answer
+    parsed: str | None = answer or None
     if kind == "list":
-        members = _listed(candidate)
-        return Mark(
-            float(members is not None and members == _listed(gold)),
-            None if members is None else str(members),
+        members = _listed(answer)
+        right, parsed = members is not None and members == _listed(gold), str(members or "") or None
+    else:
+        places = _places(example.meta)
+        value = _rounded(stated(answer) or "", places) if kind == "float" else None
+        right = is_open_answer(answer, gold) or (
+            value is not None and value == _rounded(gold, places)
         )
-    return Mark(float(_plain(candidate) == _plain(gold)), candidate)
+    return Verdict(score=float(right), parsed=parsed, gold=gold)
 
 
-strict = judged(_strict_mark)
-"""Options by the rule of the reward `choice`; numbers rounded to the places that the question asks for; lists by value."""
+strict = either(choice.judge, judge_open)
+"""Options by the rule of the reward `choice`; whole numbers exactly, others rounded to the places that the question asks for;
+lists by value."""
 
 
-def lmms(doc: Doc, response: Response) -> Score:
-    """The whole text as the answer: an option, a number, else nothing; nothing is then the option nearest in spelling.
+def lmms_no_model(doc: Doc, response: Response) -> Verdict:
+    """lmms-eval where its language model cannot be reached: nothing is extracted but a response that is the answer itself.
 
-    That option is chosen by edit distance whatever the distance is, so an empty answer can be right by luck.
+    The text of an option, or a number; a letter is neither. What is not extracted is "", and of options the one nearest to
+    it in spelling is taken, so that an unreadable answer may be right by luck. With its model lmms-eval reads prose; that
+    behaviour needs the network and is not offered.
     """
     text = strip_reasoning(response.text)
     if doc.example.choices:
         options = option_texts(doc)
-        letter = text.removeprefix("(").removesuffix(")").upper()
-        if len(letter) == 1 and letter in ascii_uppercase[: len(options)]:
-            index = ascii_uppercase.index(letter)
-        else:
-            said = text if text in options else ""
-            index = min(range(len(options)), key=lambda i: levenshtein(said, options[i][:_LONGEST]))
+        said = text if text in options else ""
+        index = min(range(len(options)), key=lambda i: levenshtein(said, options[i][:_LONGEST]))
         right = options[index] == options[gold_index(doc)]
-        return Score(score=float(right), answered=bool(text), parsed=options[index])
+        return scored(doc, float(right), options[index], note="" if said else "nothing extracted")
     kind = doc.columns["answer_type"]
-    if kind == "integer":
-        return _compared(_integer(text), doc.gold)
-    if kind == "float":
-        return _compared(_float_text(text, _places(doc)), doc.gold)
-    return _compared(text or None, doc.gold)
+    try:
+        if kind == "integer":
+            value = str(int(text[:100]))
+        elif kind == "float":
+            value = str(round(float(text[:100]), _places(doc.columns)))
+        else:
+            return scored(doc, 0.0, None)
+    except (ValueError, OverflowError):
+        return scored(doc, 0.0, None)
+    return scored(doc, float(value == doc.gold), value)
 
 
-def vlmevalkit(doc: Doc, response: Response) -> Score:
+def vlmevalkit(doc: Doc, response: Response) -> Verdict:
     """Options by VLMEvalKit's rule; numbers only if the whole response is one, without rounding: "12.0" is no integer."""
     if doc.example.choices:
         return picked(doc, infer(response.text, option_texts(doc)))
@@ -72,31 +76,13 @@ def vlmevalkit(doc: Doc, response: Response) -> Score:
     try:
         if kind == "integer":
             value, gold = int(response.text[:100]), int(doc.gold)
-            return Score(score=float(value == gold), answered=True, parsed=str(value))
+            return scored(doc, float(value == gold), str(value))
         if kind == "float":
             number = float(response.text[:100])
-            return Score(score=float(number == float(doc.gold)), answered=True, parsed=str(number))
+            return scored(doc, float(number == float(doc.gold)), str(number))
     except ValueError:
-        return Score(score=0.0, answered=False, parsed=None)
-    return _compared(response.text, doc.gold)
-
-
-def _compared(value: str | None, gold: str) -> Score:
-    return Score(score=float(value == gold), answered=value is not None, parsed=value)
-
-
-def _integer(text: str) -> str | None:
-    try:
-        return str(int(float(text[:100])))
-    except (ValueError, OverflowError):
-        return None
-
-
-def _float_text(text: str, places: int) -> str | None:
-    try:
-        return str(round(float(text[:100]), places))
-    except (ValueError, OverflowError):
-        return None
+        return scored(doc, 0.0, None)
+    return scored(doc, float(response.text == doc.gold), response.text or None)
 
 
 def _rounded(text: str, places: int) -> float | None:
@@ -106,12 +92,10 @@ def _rounded(text: str, places: int) -> float | None:
         return None
 
 
-def _places(doc: Doc) -> int:
+def _places(meta: Mapping[str, Any]) -> int:
     """The decimal places that the question asks for."""
-    precision = doc.columns.get("precision")
-    if doc.columns["answer_type"] == "integer" or not isinstance(precision, int | float):
-        return 0 if doc.columns["answer_type"] == "integer" else 6
-    return int(precision)
+    precision = meta.get("precision")
+    return int(precision) if isinstance(precision, int | float) else 6
 
 
 def _listed(text: str) -> list[object] | None:
@@ -127,7 +111,3 @@ def _listed(text: str) -> list[object] | None:
     return (
         [float(item) if isinstance(item, int | float) else item for item in value] if flat else None
     )
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).strip(" .").casefold()

@@ -1,17 +1,17 @@
-"""MMMU: our rule, and its owners' parser, which lmms-eval uses too. Where that draws a random option, there is no answer."""
+"""MMMU: our rule, its owners' parser, and lmms-eval's altered one. Where these draw a random option, there is no answer."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
+from gpg_vl.answers import choice, expression, quantity
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.scorers.options import choice_mark, option_texts, picked
-from gpg_vl.eval.scorers.strict import Mark, judged
+from gpg_vl.eval.scorers.options import option_texts, picked
+from gpg_vl.eval.scorers.strict import either
 from gpg_vl.eval.scorers.vlmevalkit import infer, vlmevalkit_choice
-from gpg_vl.eval.task import Doc, Score
-from gpg_vl.rewards.geometry import match_geometry
-from gpg_vl.rewards.mathematics import match_math
+from gpg_vl.eval.task import Doc, scored
+from gpg_vl.types import Example
 
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'")
 _OTHER = "Other Answers"
@@ -25,19 +25,24 @@ _NUMBERS = (
 )
 
 
-def _strict_mark(doc: Doc, candidate: str) -> Mark:
-    if doc.example.choices:
-        return choice_mark(doc, candidate)
-    right = any(
-        _plain(candidate) == _plain(gold)
-        or match_geometry(candidate, gold)
-        or match_math(candidate, gold)
-        for gold in doc.columns["golds"]
+def judge_open(answer: str, example: Example) -> Verdict:
+    """1.0 if any of the accepted answers is met."""
+    right = any(is_open_answer(answer, gold) for gold in example.meta["golds"])
+    return Verdict(
+        score=float(right), parsed=answer or None, gold=" | ".join(example.meta["golds"])
     )
-    return Mark(float(right), candidate)
 
 
-strict_mmmu = judged(_strict_mark)
+def is_open_answer(answer: str, gold: str) -> bool:
+    """True if an answer is the gold text but for case, or equal to it as in the rewards `geometry` or `math`."""
+    return bool(answer) and (
+        _plain(answer) == _plain(gold)
+        or quantity.matches(answer, gold)
+        or expression.matches(answer, gold)
+    )
+
+
+strict_mmmu = either(choice.judge, judge_open)
 """Options by the rule of the reward `choice`; open answers as the same text, or by value as in `geometry` or `math`."""
 
 
@@ -45,34 +50,35 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).strip(" .").casefold()
 
 
-def mmmu(doc: Doc, response: Response) -> Score:
-    """The owners' rule for the doc's type of question."""
-    return _choice(doc, response.text) if doc.example.choices else _open(doc, response.text)
+def mmmu(doc: Doc, response: Response) -> Verdict:
+    """The owners' rule for the doc's type of question; options as `(X)` or as ` X ` with a blank on both sides."""
+    forms = ("({})", " {} ")
+    return _choice(doc, response.text, forms) if doc.example.choices else _open(doc, response.text)
 
 
-def mmmu_lmms(doc: Doc, response: Response) -> Score:
-    """The owners' rule on what lmms-eval leaves of a response with reasoning."""
-    return mmmu(doc, replace(response, text=strip_reasoning(response.text)))
+def mmmu_lmms(doc: Doc, response: Response) -> Verdict:
+    """lmms-eval's: the reasoning is stripped first, and options are also read as `X ` behind any character and as `X.`."""
+    text = strip_reasoning(response.text)
+    forms = ("({})", "{} ", "{}.")
+    return _choice(doc, text, forms) if doc.example.choices else _open(doc, text)
 
 
-def mmmu_vlmevalkit(doc: Doc, response: Response) -> Score:
+def mmmu_vlmevalkit(doc: Doc, response: Response) -> Verdict:
     """VLMEvalKit's rule for options; an open answer is read as the option A with the gold's text, as it does."""
     if doc.example.choices:
         return vlmevalkit_choice(doc, response)
     found = infer(response.text, (doc.gold, _OTHER)) == "A"
-    return Score(
-        score=float(found), answered=bool(response.text.strip()), parsed=doc.gold if found else None
-    )
+    return scored(doc, float(found), doc.gold if found else response.text.strip() or None)
 
 
-def _choice(doc: Doc, text: str) -> Score:
-    """`(X)`, else `X ` after any character, else `X.`, else an option's text in an answer of more than five words; of
-    several the last. "Grade A " and "NASA " therefore name option A."""
+def _choice(doc: Doc, text: str, forms: Sequence[str]) -> Verdict:
+    """A letter in the first of the forms that occurs, else an option's text in an answer of more than five words; of several
+    the last. In lmms-eval "NASA " therefore names option A."""
     for mark in _TRIMMED:
         text = text.strip(mark)
     text = f" {text} "
     options = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", option_texts(doc), strict=False))
-    for form in ("({})", "{} ", "{}."):
+    for form in forms:
         found = [letter for letter in options if form.format(letter) in text]
         if found:
             # Of several, the one that stands last; without parentheses only free-standing letters have a place.
@@ -85,10 +91,10 @@ def _choice(doc: Doc, text: str) -> Score:
             return picked(
                 doc, max(found, key=lambda letter: lowered.rfind(options[letter].lower()))
             )
-    return Score(score=0.0, answered=False, parsed=None)
+    return scored(doc, 0.0, None)
 
 
-def _open(doc: Doc, text: str) -> Score:
+def _open(doc: Doc, text: str) -> Verdict:
     """A gold text inside of the piece behind a word such as "is" or "answer", or a number of it equal to two places."""
     golds = [
         form for gold in (doc.columns.get("golds") or [doc.gold]) for form in _normal(str(gold))
@@ -104,9 +110,7 @@ def _open(doc: Doc, text: str) -> Score:
         else form in golds
         for form in found
     )
-    return Score(
-        score=float(right), answered=bool(text.strip()), parsed=pieces[-1] if pieces else None
-    )
+    return scored(doc, float(right), pieces[-1] or None if text.strip() and pieces else None)
 
 
 def _key_pieces(text: str) -> Iterator[str]:
@@ -119,12 +123,15 @@ def _key_pieces(text: str) -> Iterator[str]:
     none = True
     for number, line in enumerate(lines):
         indicators = (*_INDICATORS, "=") if number == len(lines) - 1 else _INDICATORS
-        pieces = [
-            line.rpartition(indicator)[2].strip() for indicator in indicators if indicator in line
-        ]
-        if pieces and min(pieces, key=len) not in {":", ",", ".", "!", "?", ";", "'"}:
+        shortest = ""
+        for indicator in indicators:
+            if indicator in line:
+                piece = line.rpartition(indicator)[2].strip()
+                # An empty piece is kept until the next indicator, which then counts whatever its length.
+                shortest = piece if not shortest or len(piece) < len(shortest) else shortest
+        if shortest and shortest not in {":", ",", ".", "!", "?", ";", "'"}:
             none = False
-            yield min(pieces, key=len)
+            yield shortest
     if none:
         yield text
 

@@ -1,11 +1,10 @@
-"""Multiple choice: the options of a doc, its gold letter, our own rule, and the ways to write the right answer."""
+"""Multiple choice: the options of a doc, its gold letter, and the ways to write the right answer."""
 
 from string import ascii_uppercase
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.strict import Mark, judged
-from gpg_vl.eval.task import Doc, Score
-from gpg_vl.rewards.choice import match_choice
+from gpg_vl.eval.task import Doc, scored
 
 
 def option_texts(doc: Doc) -> tuple[str, ...]:
@@ -23,28 +22,11 @@ def gold_index(doc: Doc) -> int:
     return ascii_uppercase.index(gold_letter(doc))
 
 
-def choice_mark(doc: Doc, candidate: str) -> Mark:
-    """The option that a candidate names, by the rule of the reward `choice`."""
-    picked = match_choice(candidate, option_texts(doc))
-    return (
-        Mark(0.0, None)
-        if picked is None
-        else Mark(float(picked == gold_index(doc)), ascii_uppercase[picked])
-    )
-
-
-strict_choice = judged(choice_mark)
-"""The last answer after the reasoning, matched exactly and unambiguously: the rule that training rewards use."""
-
-
-def picked(doc: Doc, letter: str | None) -> Score:
-    """The score of a rule that reads a letter; a letter of no option is shown, and no answer."""
-    answered = letter is not None and letter in ascii_uppercase[: len(option_texts(doc))]
-    return Score(
-        score=float(answered and letter == gold_letter(doc)),
-        answered=answered,
-        parsed=letter or None,
-    )
+def picked(doc: Doc, letter: str | None) -> Verdict:
+    """The verdict of a rule that reads a letter; a letter of no option is noted, and no answer."""
+    if letter and letter in ascii_uppercase[: len(option_texts(doc))]:
+        return scored(doc, float(letter == gold_letter(doc)), letter)
+    return scored(doc, 0.0, None, note=f"read {letter!r}" if letter else "")
 
 
 def gold_choices(doc: Doc) -> tuple[Response, ...]:

@@ -2,14 +2,15 @@
 
 import re
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.mathverify import parsed_math, same_math
-from gpg_vl.eval.task import Doc, Score
+from gpg_vl.eval.task import Doc, scored
 
 _COUNT = re.compile(r"<answer>\s*(\d+)\s*</answer>")
 
 
-def r1v_math(doc: Doc, response: Response) -> Score:
+def r1v_math(doc: Doc, response: Response) -> Verdict:
     """The whole output and the raw gold through math_verify, the prediction in the place of the gold.
 
     Its defects are those of the published numbers: the reasoning counts as much as the answer; a number that touches `>` or
@@ -18,16 +19,12 @@ def r1v_math(doc: Doc, response: Response) -> Score:
     """
     parsed = parsed_math(response.text)
     right = same_math(parsed, parsed_math(doc.gold))
-    return Score(
-        score=float(right), answered=bool(parsed), parsed=str(parsed[-1]) if parsed else None
-    )
+    return scored(doc, float(right), str(parsed[-1]) if parsed else None)
 
 
-def r1v_count(doc: Doc, response: Response) -> Score:
+def r1v_count(doc: Doc, response: Response) -> Verdict:
     """The whole number that is all of the first such `<answer>`; anything else is no answer."""
     found = _COUNT.search(response.text)
     if found is None or len(found[1]) > 18:
-        return Score(score=0.0, answered=False, parsed=None)
-    return Score(
-        score=float(int(found[1]) == int(doc.gold)), answered=True, parsed=str(int(found[1]))
-    )
+        return scored(doc, 0.0, None)
+    return scored(doc, float(int(found[1]) == int(doc.gold)), str(int(found[1])))

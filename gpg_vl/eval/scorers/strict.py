@@ -1,55 +1,58 @@
-"""`strict`, the headline of every benchmark: one answer, taken after the reasoning, matched by the training reward's rule."""
+"""`strict`, the headline of every benchmark: the answer as the rewards find it, and the verdict of the same judge."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
-
+from gpg_vl.answers import box, choice, classes, count, expression, quantity, short_answer
+from gpg_vl.answers.math.rectangles import convert
+from gpg_vl.answers.verdict import Judge, Verdict, judged
+from gpg_vl.errors import UserError
+from gpg_vl.eval.coordinates import gold_box, pixels_of
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.task import Doc, Score, Scorer
-from gpg_vl.rewards.parse import Extracted, extract_answer
-
-_FLAGS = ("unclosed_think", "truncated", "several")
-_NO_PARTS: Mapping[str, float] = {}
+from gpg_vl.eval.task import Doc, Scorer, scored
+from gpg_vl.types import Example
 
 
-class Mark(NamedTuple):
-    """What a judge makes of the piece of a response that counts as its answer.
+def strict(judge: Judge) -> Scorer:
+    """The scorer that finds the answer after the reasoning, once, and has `judge` say what it is worth.
 
-    Example: `Mark(1.0, "4")`
+    Under a gold that cannot be read every answer scores 0; the proof of the gold answers names such a doc beforehand.
     """
 
-    score: float
-    parsed: str | None
-    """What was read; None if the answer cannot be read."""
-    note: str = ""
-    parts: Mapping[str, float] = _NO_PARTS
-
-
-def judged(
-    judge: Callable[[Doc, str], Mark],
-    *,
-    unanswered: Callable[[Doc], Mapping[str, float]] | None = None,
-) -> Scorer:
-    """A scorer that finds the answer as rewards do (`extract_answer`) and has `judge` mark it.
-
-    `unanswered`: the parts of a row without an answer, where an aggregate needs some.
-    """
-
-    def scorer(doc: Doc, response: Response) -> Score:
-        extracted = extract_answer(response.text, prefilled_think=response.prefilled_think)
-        mark = Mark(0.0, None) if extracted.candidate is None else judge(doc, extracted.candidate)
-        if mark.parsed is None and unanswered is not None:
-            mark = mark._replace(parts=unanswered(doc))
-        return Score(
-            score=0.0 if mark.parsed is None else mark.score,
-            answered=mark.parsed is not None,
-            parsed=mark.parsed,
-            notes=", ".join(filter(None, (mark.note, flags(extracted)))),
-            parts=mark.parts,
-        )
+    def scorer(doc: Doc, response: Response) -> Verdict:
+        try:
+            return judged(
+                judge, response.text, doc.example, prefilled_think=response.prefilled_think
+            )
+        except UserError as error:
+            return scored(doc, 0.0, None, note=str(error))
 
     return scorer
 
 
-def flags(extracted: Extracted) -> str:
-    """What was odd about the layout of a response: `truncated, several`."""
-    return ", ".join(flag for flag in _FLAGS if getattr(extracted, flag))
+def strict_box(doc: Doc, response: Response) -> Verdict:
+    """The one box of the answer in the declared convention, by the rule of the reward `grounding`.
+
+    The gold is the exact one in pixels. Two boxes, and a box that is inverted, flat or leaves the image, are no answer.
+    """
+    frame = box.frame_of(doc.example)
+    gold = convert(gold_box(doc), pixels_of(doc), frame)
+
+    def judge(answer: str, example: Example) -> Verdict:
+        return box.compared(answer, gold, frame)
+
+    return strict(judge)(doc, response)
+
+
+strict_choice = strict(choice.judge)
+strict_class = strict(classes.judge)
+strict_count = strict(count.judge)
+strict_quantity = strict(quantity.judge)
+strict_expression = strict(expression.judge)
+strict_vqa = strict(short_answer.judge_accuracy)
+strict_textvqa = strict(short_answer.judge_textvqa)
+strict_relaxed = strict(short_answer.judge_relaxed)
+strict_anls = strict(short_answer.judge_anls)
+
+
+def either(options: Judge, open_answer: Judge) -> Scorer:
+    """`strict` for a benchmark that has questions with options and without."""
+    with_options, without = strict(options), strict(open_answer)
+    return lambda doc, response: (with_options if doc.example.choices else without)(doc, response)

@@ -2,16 +2,17 @@
 
 import re
 
+from gpg_vl.answers.math.rectangles import Box, overlap_parts
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.boxes import box_score, overlap_parts, relative
+from gpg_vl.eval.scorers.boxes import box_score, relative
 from gpg_vl.eval.scorers.tags import first_block
-from gpg_vl.eval.task import Doc, Score
-from gpg_vl.rewards.boxes import Box
+from gpg_vl.eval.task import Doc, scored
 
 _BOX = re.compile(r"\(\s*+(\d++)\s*+,\s*+(\d++)\s*+\)\s*+,\s*+\(\s*+(\d++)\s*+,\s*+(\d++)\s*+\)")
 
 
-def visual_rft_class(doc: Doc, response: Response) -> Score:
+def visual_rft_class(doc: Doc, response: Response) -> Verdict:
     """The first `<answer>` of one line contains the class, or the class contains the answer; blanks, `_` and case aside.
 
     That is no classification accuracy: an empty answer is in every class name, "BMW" in every BMW, "2012" in every car of
@@ -19,16 +20,16 @@ def visual_rft_class(doc: Doc, response: Response) -> Score:
     """
     found = first_block(response.text, one_line=True)
     if found is None:
-        return Score(score=0.0, answered=False, parsed=None)
+        return scored(doc, 0.0, None)
     answer, gold = _squeezed(found), _squeezed(doc.gold)
-    return Score(score=float(gold in answer or answer in gold), answered=True, parsed=found)
+    return scored(doc, float(gold in answer or answer in gold), found)
 
 
 def _squeezed(text: str) -> str:
     return text.replace(" ", "").replace("_", "").lower()
 
 
-def visual_rft_box(doc: Doc, response: Response) -> Score:
+def visual_rft_box(doc: Doc, response: Response) -> Verdict:
     """IoU of the first `(x1,y1),(x2,y2)` of whole numbers anywhere, reasoning included, with the box of the first polygon.
 
     Numbers are thousandths whatever the model was taught; corners are not sorted, and nothing is clipped. Brackets,
@@ -37,6 +38,6 @@ def visual_rft_box(doc: Doc, response: Response) -> Score:
     found = _BOX.search(response.text)
     gold = relative(doc, "box_first")
     if found is None or max(map(len, found.groups())) > 18:
-        return Score(score=0.0, answered=False, parsed=None, parts=overlap_parts(None, gold))
+        return scored(doc, 0.0, None, parts=overlap_parts(None, gold))
     box = Box(*(int(number) / 1000 for number in found.groups()))
     return box_score(box, gold, found[0], slack=1e-6)

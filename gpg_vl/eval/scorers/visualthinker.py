@@ -1,20 +1,22 @@
 """Multiple choice as VisualThinker-R1-Zero reads it: the rule behind the CV-Bench rows of the GPG paper."""
 
+from dataclasses import replace
 from functools import lru_cache
 from string import ascii_uppercase
 
 from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.mathverify import Config, parsed_math, same_math
 from gpg_vl.eval.scorers.options import gold_index, gold_letter, option_texts, picked
 from gpg_vl.eval.scorers.tags import first_block
-from gpg_vl.eval.task import Doc, Score
+from gpg_vl.eval.task import Doc
 
 _LETTERS = "ABCDEF"
 
 
-def visualthinker(doc: Doc, response: Response) -> Score:
+def visualthinker(doc: Doc, response: Response) -> Verdict:
     """math_verify on the first `<answer>` of one line, else on the whole output, with letters and options as strings.
 
     Kept for parity: the article "a" is option A, an option's text in another case is missed, an answer block with a line
@@ -29,7 +31,9 @@ def visualthinker(doc: Doc, response: Response) -> Score:
     golds = [option.lower(), option, letter, letter.lower(), f"({letter.lower()})", f"({letter})"]
     if same_math(golds, parsed):
         return picked(doc, letter)
-    return picked(doc, _named(str(parsed[-1]), option_texts(doc)) if parsed else None)
+    other = _named(str(parsed[-1]), option_texts(doc)) if parsed else None
+    # `$Car$` is not the option "car" there, however it may be shown.
+    return replace(picked(doc, other), score=0.0)
 
 
 def _named(found: str, options: tuple[str, ...]) -> str:

@@ -7,9 +7,10 @@ neither is done here. Answer tags and reasoning are not looked at.
 import re
 from string import ascii_uppercase
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.options import option_texts, picked
-from gpg_vl.eval.task import Doc, Score
+from gpg_vl.eval.task import Doc
 
 REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -17,12 +18,13 @@ REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
+_FAILED = "Failed to obtain answer via API"
 _BLANKED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _PHRASE = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
 _LAST = 5  # a letter counts if it stands behind the fifth token from the end
 
 
-def vlmevalkit_choice(doc: Doc, response: Response) -> Score:
+def vlmevalkit_choice(doc: Doc, response: Response) -> Verdict:
     """A lone option letter among the last four words, else "answer is X", else the one option that the text contains.
 
     A refusal is wrong. Texts are contained as characters, not as words: "1" is in "11". An answer more than twice as long
@@ -37,13 +39,8 @@ def infer(text: str, options: tuple[str, ...]) -> str | None:
     if any(refusal in text for refusal in REFUSALS):
         return "Z"
     letters = ascii_uppercase[: len(options)]
-    tokens = text.translate(_BLANKED).split()
-    named = [letter for letter in letters if letter in tokens]
-    if len(named) == 1 and tokens.index(named[0]) > len(tokens) - _LAST:
-        return named[0]
-    phrase = _PHRASE.search(text)
-    if phrase:
-        return phrase[1].upper()
+    if _FAILED not in text and (letter := _option(text, letters)):
+        return letter
     lowered = text.lower()
     if len(lowered) > 2 * sum(map(len, options)):
         return None
@@ -51,3 +48,15 @@ def infer(text: str, options: tuple[str, ...]) -> str | None:
         letter for letter, option in zip(letters, options, strict=True) if option.lower() in lowered
     ]
     return inside[0] if len(inside) == 1 else None
+
+
+def _option(text: str, letters: str) -> str | None:
+    """The lone letter among the last words; a lone Z is a refusal; else the letter of "answer is X", if it is an option."""
+    tokens = text.translate(_BLANKED).split()
+    named = [letter for letter in letters if letter in tokens]
+    if len(named) == 1 and tokens.index(named[0]) > len(tokens) - _LAST:
+        return named[0]
+    if not named and "Z" in tokens:
+        return "Z"
+    phrase = _PHRASE.search(text)
+    return phrase[1].upper() if phrase and phrase[1].upper() in letters else None

@@ -22,7 +22,8 @@ from gpg_vl.eval.loading import (
 )
 from gpg_vl.eval.scorers.cambrian import cambrian
 from gpg_vl.eval.scorers.lmms import lmms_letter, lmms_reasoning
-from gpg_vl.eval.scorers.options import gold_choices, gold_letter, option_texts, strict_choice
+from gpg_vl.eval.scorers.options import gold_choices, gold_letter, option_texts
+from gpg_vl.eval.scorers.strict import strict_choice
 from gpg_vl.eval.scorers.visualthinker import visualthinker
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
 from gpg_vl.eval.statistics import Floats, Sample, mean_of

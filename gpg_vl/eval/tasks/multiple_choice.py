@@ -19,7 +19,8 @@ from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import lmms_letter
 from gpg_vl.eval.scorers.mmmu import mmmu as mmmu_rule
 from gpg_vl.eval.scorers.mmmu import mmmu_lmms, mmmu_vlmevalkit, strict_mmmu
-from gpg_vl.eval.scorers.options import gold_letter, gold_letters, option_texts, strict_choice
+from gpg_vl.eval.scorers.options import gold_letter, gold_letters, option_texts
+from gpg_vl.eval.scorers.strict import strict_choice
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
 from gpg_vl.eval.statistics import Floats, Sample, mean_of
 from gpg_vl.eval.task import Doc, Task, TaskPrompt

@@ -10,13 +10,14 @@ that is printed is higher, as it counts answers in the golds' own notation, whic
 
 from pathlib import Path
 
+from gpg_vl.answers.count import parse_count
+from gpg_vl.answers.quantity import parse_quantity
 from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, rows_of, tables, text_cell
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.quantities import count_strict, geometry_strict, written_forms
 from gpg_vl.eval.scorers.r1v import r1v_count, r1v_math
+from gpg_vl.eval.scorers.strict import strict_count, strict_quantity
 from gpg_vl.eval.statistics import Sample, mean_of
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
-from gpg_vl.rewards.counting import parse_count
 
 REQUIRED = ("image_path", "question", "ground_truth")
 FORMS = ("degree", "root", "pi", "other")
@@ -44,7 +45,7 @@ def geoqa() -> Task:
             "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="r1v",
-        scorers={"strict": geometry_strict, "official": r1v_math, "r1v": r1v_math},
+        scorers={"strict": strict_quantity, "official": r1v_math, "r1v": r1v_math},
         default_scorers=("strict", "official"),
         gold_responses=written_forms,
         flawed=("official", "r1v"),
@@ -78,7 +79,7 @@ def superclevr() -> Task:
             "plain": TaskPrompt(template="{prompt}", max_new_tokens=256),
         },
         default_prompt="r1v",
-        scorers={"strict": count_strict, "official": r1v_count, "r1v": r1v_count},
+        scorers={"strict": strict_count, "official": r1v_count, "r1v": r1v_count},
         default_scorers=("strict", "official"),
         gold_responses=lambda doc: (
             Response(text=doc.gold),
@@ -136,4 +137,18 @@ def gold_form(gold: str) -> str:
     signs = {"root": ("√", r"\sqrt"), "pi": ("π", r"\pi"), "degree": ("°", r"\circ")}
     return next(
         (form for form, marks in signs.items() if any(mark in gold for mark in marks)), "other"
+    )
+
+
+def written_forms(doc: Doc) -> tuple[Response, ...]:
+    """The gold quantity as the benchmark writes it, bare and in tags, and in LaTeX."""
+    quantity = parse_quantity(doc.gold)
+    latex = (
+        ()
+        if quantity is None
+        else (f"<think>so</think> <answer> ${quantity.expression}$ </answer>",)
+    )
+    return tuple(
+        Response(text=text)
+        for text in (doc.gold, f"<think>so</think> <answer> {doc.gold} </answer>", *latex)
     )

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from gpg_vl.answers.math.rectangles import Frame, convert
 from gpg_vl.errors import UserError
-from gpg_vl.eval.coordinates import pixels_of
+from gpg_vl.eval.coordinates import gold_box, pixels_of
 from gpg_vl.eval.loading import (
     Place,
     Row,
@@ -34,7 +35,7 @@ from gpg_vl.eval.loading import (
 )
 from gpg_vl.eval.masks import box_of, encode
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.boxes import blind_iou, gold_box, gold_boxes, strict_box
+from gpg_vl.eval.scorers.boxes import blind_iou, gold_boxes
 from gpg_vl.eval.scorers.masks import (
     gold_mask,
     has_mask,
@@ -44,11 +45,11 @@ from gpg_vl.eval.scorers.masks import (
     segzero_mask,
     visual_rft_mask,
 )
+from gpg_vl.eval.scorers.strict import strict_box
 from gpg_vl.eval.scorers.visual_rft import visual_rft_box
 from gpg_vl.eval.statistics import Sample, mean_of
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 from gpg_vl.eval.tasks.refcoco import THRESHOLDS, share
-from gpg_vl.rewards.boxes import Frame, convert
 
 _SYSTEM = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first "

@@ -28,10 +28,10 @@ from gpg_vl.eval.scorers.boxes import (
     lmms_grounding,
     lmms_rec,
     published_boxes,
-    strict_box,
     vlm_r1,
     vlmevalkit_box,
 )
+from gpg_vl.eval.scorers.strict import strict_box
 from gpg_vl.eval.statistics import Aggregate, Floats, Sample
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 

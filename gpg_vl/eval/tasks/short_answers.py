@@ -1,16 +1,20 @@
 """Short answers to charts, scene text, documents and photographs: ChartQA, TextVQA, DocVQA and VQAv2.
 
-`official` is the owners' metric on the whole response. `strict` is the same metric on the answer alone, so where annotators
-disagree no answer has 1 and the ceiling says how far one can come: see `gpg_vl.eval.scorers.vqa`.
+`official` is the owners' metric on the whole response. `strict` is the verdict of the training reward on the answer alone, but
+for VQA accuracy, where the reward is a share of what can be reached and `strict` is not: where annotators disagree no answer
+has 1, and the ceiling says how far one can come.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpg_vl.answers.short_answer import gold_answers
+from gpg_vl.answers.text.metrics import soft_accuracy
 from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, rows_of, tables, text_cell
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import vqa
+from gpg_vl.eval.scorers.strict import strict_anls, strict_relaxed, strict_textvqa, strict_vqa
 from gpg_vl.eval.statistics import Aggregate, Sample, mean_of
 from gpg_vl.eval.task import Doc, Scorer, Task, TaskPrompt
 
@@ -41,16 +45,15 @@ class _Set:
     scorers: Mapping[str, Scorer]
     tokens: int
     """The published limit; far too short for a model that reasons."""
-    best: Callable[[Doc], tuple[str, float]]
-    """The accepted answer that scores best, and its score."""
     suffix: str = _PHRASE
     folders: tuple[str, ...] = ("", "data")
 
 
 def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...] = ()) -> Task:
+    best = _best(one)
     return Task(
         name=one.name,
-        version="2",
+        version="3",
         description=one.title,
         source=f"https://huggingface.co/datasets/{one.source}",
         sizes={one.split: one.size},
@@ -66,8 +69,8 @@ def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...
         default_prompt="official",
         scorers=one.scorers,
         default_scorers=("strict", "official"),
-        gold_responses=lambda doc: _golds(one.best(doc)[0]),
-        full_marks=lambda doc: one.best(doc)[1],
+        gold_responses=lambda doc: _golds(best(doc)[0]),
+        full_marks=lambda doc: best(doc)[1],
         # VQA accuracy may like another accepted answer better than the one that strict does.
         flawed=tuple(name for name in one.scorers if name != "strict"),
         chance=lambda doc: 0.0,
@@ -88,8 +91,7 @@ def chartqa() -> Task:
         size=2500,
         metric="relaxed accuracy: numbers within 5 %",
         answers="answer",
-        scorers=vqa.scorers(vqa.relaxed, vqa.strict_relaxed),
-        best=_only,
+        scorers=vqa.scorers(vqa.relaxed, strict_relaxed),
         tokens=16,
         suffix="\nAnswer the question with a single word.",
     )
@@ -107,8 +109,7 @@ def textvqa() -> Task:
         size=5000,
         metric="VQA accuracy",
         answers="answers",
-        scorers=vqa.scorers(vqa.textvqa_accuracy, vqa.strict_textvqa),
-        best=_best_of(vqa.strict_textvqa_accuracy),
+        scorers=vqa.scorers(vqa.textvqa_accuracy, strict_textvqa),
         tokens=16,
     )
     return _task(one, {"micro": Sample.mean})
@@ -124,8 +125,7 @@ def docvqa() -> Task:
         size=5349,
         metric="ANLS: edit similarity, 0 below one half",
         answers="answers",
-        scorers=vqa.scorers(vqa.published_anls, vqa.strict_anls),
-        best=_only,
+        scorers=vqa.scorers(vqa.published_anls, strict_anls),
         tokens=32,
         folders=("", "DocVQA", "data"),
     )
@@ -142,30 +142,31 @@ def vqav2() -> Task:
         size=214354,
         metric="VQA accuracy",
         answers="answers",
-        scorers=vqa.scorers(vqa.vqa_accuracy, vqa.strict_soft),
-        best=_best_of(vqa.strict_vqa_accuracy),
+        scorers=vqa.scorers(soft_accuracy, strict_vqa),
         tokens=16,
     )
     return _task(one, {"micro": Sample.mean})
 
 
-def _only(doc: Doc) -> tuple[str, float]:
-    """The gold answer, where every accepted one has full marks."""
-    return doc.gold, 1.0
+def _best(one: _Set) -> Callable[[Doc], tuple[str, float]]:
+    """The accepted answer that `strict` likes best, and its score."""
+    strict = one.scorers["strict"]
 
-
-def _best_of(metric: vqa.Metric) -> Callable[[Doc], tuple[str, float]]:
     def best(doc: Doc) -> tuple[str, float]:
-        answers = vqa.golds(doc)
-        scores = {answer: metric(answer, answers) for answer in answers}
+        answers = dict.fromkeys(gold_answers(doc.example))
+        scores = {text: strict(doc, _tagged(text)).score for text in answers}
         return max(scores.items(), key=lambda one: one[1])
 
     return best
 
 
+def _tagged(text: str) -> Response:
+    return Response(text=f"<answer>{text}</answer>")
+
+
 def _golds(answer: str) -> tuple[Response, ...]:
     """The answer in tags and bare."""
-    return Response(text=f"<answer>{answer}</answer>"), Response(text=answer)
+    return _tagged(answer), Response(text=answer)
 
 
 def _loader(one: _Set) -> Callable[..., list[Doc]]:

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpg_vl.answers.extract import last_boxed
 from gpg_vl.eval.loading import Place, Row, make_doc, rows_of, tables, text_cell
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import gsm8k as gsm8k_rules
 from gpg_vl.eval.scorers.lighteval import EXPRESSION, LATEX, lighteval
 from gpg_vl.eval.scorers.mathverify import Config
-from gpg_vl.eval.scorers.quantities import boxed_gold, math_strict
+from gpg_vl.eval.scorers.strict import strict_expression
 from gpg_vl.eval.statistics import Sample, mean_of
 from gpg_vl.eval.task import Doc, Scorer, Task, TaskPrompt
-from gpg_vl.rewards.parse import last_boxed
 
 _OFFICIAL = (
     "Solve the following math problem efficiently and clearly.  The last line of your response should be of the following "
@@ -130,7 +130,7 @@ def _task(one: _Set, scorers: dict[str, Scorer]) -> Task:
         load=_loader(one),
         prompts=PROMPTS,
         default_prompt="official",
-        scorers={"strict": math_strict, **scorers},
+        scorers={"strict": strict_expression, **scorers},
         default_scorers=("strict", "official"),
         gold_responses=boxed_gold,
         # Where a gold is a word or a list, the published extraction may find nothing in it.
@@ -206,24 +206,62 @@ def _gsm8k_golds(doc: Doc) -> tuple[Response, ...]:
     )
 
 
+def boxed_gold(doc: Doc) -> tuple[Response, ...]:
+    r"""The gold expression in `\boxed{}`, as text mathematics asks for it, and after reasoning."""
+    box = rf"\boxed{{{doc.gold}}}"
+    return (
+        Response(text=f"Therefore, the final answer is: ${box}$. I hope it is correct"),
+        Response(text=f"<think>try $7$</think>\n${box}$"),
+    )
+
+
 def _loader(one: _Set) -> Callable[..., list[Doc]]:
     def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
         """The questions in order; there are no images. Raises UserError."""
         files = tables(path, name=one.name, split=one.split, folders=one.folders)
-        rows = rows_of(files, required=(one.question, one.gold), root=root)
+        gold = () if one.name == "olympiadbench" else (one.gold,)
+        rows = rows_of(files, required=(one.question, *gold), root=root)
         return [_doc(doc_id, row, place, one) for doc_id, (row, place) in enumerate(rows)]
 
     return load
 
 
 def _doc(doc_id: int, row: Row, place: Place, one: _Set) -> Doc:
-    cell = row[one.gold]
-    text = f"{cell:g}" if isinstance(cell, int | float) else text_cell(row, one.gold, place)
+    text = _gold_text(row, place, _gold_column(row, one))
     if one.name == "gsm8k":
         numbers = gsm8k_rules.marked(text)
         if not numbers:
-            raise place.wrong(one.gold, cell, 'a solution that ends in "#### " and a number')
+            raise place.wrong(one.gold, text, 'a solution that ends in "#### " and a number')
         gold = numbers[-1].replace(",", "")
     else:
         gold = (last_boxed(text) if one.gold == "solution" else "") or text.strip()
-    return make_doc(doc_id, row, place, prompt=text_cell(row, one.question, place), gold=gold)
+    more = {one.gold: text}
+    return make_doc(
+        doc_id,
+        row,
+        place,
+        prompt=text_cell(row, one.question, place),
+        gold=_without_dollars(gold),
+        more=more,
+    )
+
+
+def _gold_column(row: Row, one: _Set) -> str:
+    """The column of the gold; OlympiadBench's owners call it `final_answer`."""
+    return "final_answer" if one.gold == "answer" and "final_answer" in row else one.gold
+
+
+def _gold_text(row: Row, place: Place, column: str) -> str:
+    """A gold as a text: a number as it is written, the members of a list joined."""
+    cell = row[column]
+    if isinstance(cell, int | float):
+        return f"{cell:g}"
+    if isinstance(cell, list) and cell and all(isinstance(one, str) for one in cell):
+        return ", ".join(cell)
+    return text_cell(row, column, place)
+
+
+def _without_dollars(gold: str) -> str:
+    """A gold that is one formula between dollars, without them: they may not stand within a box."""
+    inner = gold.strip().removeprefix("$").removesuffix("$")
+    return inner.strip() if len(inner) == len(gold.strip()) - 2 and "$" not in inner else gold

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from gpg_vl.answers.classes import plain_name
+from gpg_vl.answers.extract import extract_answer
 from gpg_vl.errors import UserError
 from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, rows_of, tables, text_cell
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.classes import official_class, strict_class
+from gpg_vl.eval.scorers.classes import official_class
+from gpg_vl.eval.scorers.strict import strict_class
 from gpg_vl.eval.scorers.visual_rft import visual_rft_class
 from gpg_vl.eval.statistics import Sample
 from gpg_vl.eval.task import Doc, Loader, Task, TaskPrompt
-from gpg_vl.rewards.classification import plain_name
-from gpg_vl.rewards.parse import extract_answer
 
 _TEMPLATE = (
     "This is an image containing {thing}. Please identify the {question} based on the image.\nOutput the thinking process "

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpg_vl.answers import choice, quantity
 from gpg_vl.eval.loading import (
     Place,
     Row,
@@ -20,9 +21,8 @@ from gpg_vl.eval.loading import (
 )
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import mathvista as mathvista_rules
-from gpg_vl.eval.scorers.options import choice_mark, gold_letters, option_texts
-from gpg_vl.eval.scorers.quantities import geometry_mark, geometry_strict
-from gpg_vl.eval.scorers.strict import Mark, judged
+from gpg_vl.eval.scorers.options import gold_choices, gold_letters, option_texts
+from gpg_vl.eval.scorers.strict import either, strict_quantity
 from gpg_vl.eval.statistics import Sample, mean_of
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
@@ -71,17 +71,23 @@ def mathvista() -> Task:
         sizes={"testmini": 1000},
         metric="accuracy; the published one extracts answers with a language model",
         blind="1/options on multiple choice, 0 % elsewhere",
-        files=lambda path: tables(path, name="MathVista", split="testmini"),
+        files=lambda path: tables(
+            path,
+            name="MathVista",
+            split="testmini",
+            layouts=(("testmini.json",), ("data/testmini.json",)),  # as on GitHub
+        ),
         load=load_mathvista,
         prompts=PROMPTS,
         default_prompt="official",
         scorers={
             "strict": mathvista_rules.strict,
-            "lmms": mathvista_rules.lmms,
+            "lmms_no_model": mathvista_rules.lmms_no_model,
             "vlmevalkit": mathvista_rules.vlmevalkit,
         },
-        default_scorers=("strict", "lmms"),
+        default_scorers=("strict", "lmms_no_model"),
         gold_responses=lambda doc: (*_tagged(doc), *_bare(doc)),
+        flawed=("lmms_no_model",),  # without its model it reads no letters and no lists
         chance=_chance,
         aggregates={"micro": Sample.mean, **{task: mean_of("task", task) for task in TASKS}},
         groups=("task",),
@@ -91,13 +97,13 @@ def mathvista() -> Task:
 
 
 def _bare(doc: Doc) -> tuple[Response, ...]:
-    """The gold number by itself: what the harnesses read."""
-    return () if doc.example.choices else (Response(text=doc.gold),)
+    """The gold number, or the text of the option, by itself: what the harnesses read."""
+    return gold_choices(doc)[2:] if doc.example.choices else (Response(text=doc.gold),)
 
 
 def load_mathvista(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
     """The questions in order. Raises UserError; the test split, whose answers are hidden, is one."""
-    required = ("query", "answer", "question_type", "answer_type", "choices", "metadata")
+    required = ("question", "answer", "question_type", "answer_type", "choices", "metadata")
     pictures = ("decoded_image",)
     rows = rows_of(
         mathvista().files(path), required=required, without=() if images else pictures, root=root
@@ -119,7 +125,7 @@ def _mathvista_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
         doc_id,
         row,
         place,
-        prompt=text_cell(row, "query", place),
+        prompt=row.get("query") or _query(row, place, choices),
         gold=gold,
         images=(image_cell(row.get("decoded_image") or row.get("image"), "image", place),)
         if images
@@ -128,6 +134,31 @@ def _mathvista_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
         kind=str(metadata.get("task", "")),
         without=("decoded_image",),
         more={"task": str(metadata.get("task", ""))},
+    )
+
+
+_HINTS = {
+    "integer": "requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.",
+    "float": "requiring a floating-point number with {} and provide the final value, e.g., {}, at the end.",
+    "list": "requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4], at the end.",
+}
+_PLACES = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}
+
+
+def _query(row: Row, place: Place, choices: list[str] | None) -> str:
+    """The ready prompt, which the layout of GitHub leaves to a script."""
+    if choices:
+        hint = "and provide the correct option letter, e.g., A, B, C, D, at the end."
+    else:
+        hint = _HINTS.get(row["answer_type"], "at the end.")
+        hint = hint.format(*_PLACES.get(int(row.get("precision") or 2), _PLACES[2]))
+    unit = f" (Unit: {row['unit']})" if row.get("unit") else ""
+    listed = "".join(
+        f"\n({letter}) {text}" for letter, text in zip(LETTERS, choices or (), strict=False)
+    )
+    question = text_cell(row, "question", place)
+    return f"Hint: Please answer the question {hint}\nQuestion: {question}{unit}" + (
+        f"\nChoices:{listed}" if listed else ""
     )
 
 
@@ -151,7 +182,7 @@ def mathverse() -> Task:
         load=load_mathverse,
         prompts=PROMPTS,
         default_prompt="official",
-        scorers={"strict": _mathverse_strict},
+        scorers={"strict": either(choice.judge, quantity.judge)},
         default_scorers=("strict",),
         gold_responses=_tagged,
         chance=_chance,
@@ -164,13 +195,6 @@ def mathverse() -> Task:
         resample_within=(),
         cluster="problem_index",
     )
-
-
-def _mathverse_mark(doc: Doc, candidate: str) -> Mark:
-    return choice_mark(doc, candidate) if doc.example.choices else geometry_mark(doc, candidate)
-
-
-_mathverse_strict = judged(_mathverse_mark)
 
 
 def load_mathverse(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
@@ -237,7 +261,7 @@ def geometry3k() -> Task:
             "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="easyr1",
-        scorers={"strict": geometry_strict},
+        scorers={"strict": strict_quantity},
         default_scorers=("strict",),
         gold_responses=lambda doc: (
             Response(text=f"<think>so</think>\\boxed{{{doc.gold}}}"),

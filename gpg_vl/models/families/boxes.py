@@ -1,6 +1,6 @@
 """How families write boxes: what scoring an answer has to know of the model that gave it. It imports no torch.
 
-`gpg_vl.rewards.boxes` defines the conventions and computes with them.
+`gpg_vl.answers.math.rectangles` defines the conventions and computes with them.
 """
 
 import math
@@ -17,7 +17,7 @@ class Boxes:
     """
 
     coordinates: str
-    """One of `gpg_vl.rewards.boxes.COORDINATES`."""
+    """One of `gpg_vl.answers.math.rectangles.COORDINATES`."""
     image_side: Callable[[Mapping[str, Any]], int]
     """(content of config.json) -> side of an image token in pixels, of which the seen image has a whole number."""
 

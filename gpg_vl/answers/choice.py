@@ -1,20 +1,23 @@
-"""Multiple choice: which option an answer names, and the reward for naming the right one.
+"""Multiple choice: which option an answer names.
 
 An answer is credited only if it can be read in one way: as a whole letter, as the verbatim text of an option, by one
 distinct capital letter, or by one option text in whole words. Where these rules leave room, the reading that credits
 less is taken: an article is not option A, a list of all options is not an answer, "5-6" is not 5, and who says that it
-is not (A) has not answered (A). A letter that is struck out, or beside what is not seen, is no letter. All this is about the
-piece of a response that `parse` takes for the answer; what stands before a box, or before "answer is", is not looked at.
+is not (A) has not answered (A). A letter that is struck out, or beside what is not seen, is no letter, and neither is the
+C of "Vitamin C" where an option is "Vitamin D".
 """
 
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from gpg_vl.errors import UserError
-from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.numerals import (
+from gpg_vl.answers.count import parse_count
+from gpg_vl.answers.extract import gold_text
+from gpg_vl.answers.text.latex import unlatexed
+from gpg_vl.answers.text.numerals import (
+    CJK,
     denials,
     denied_places,
     is_bounded,
@@ -24,39 +27,40 @@ from gpg_vl.rewards.numerals import (
     word_spans,
     word_values,
 )
-from gpg_vl.rewards.parse import extract_answer, gold_text
-from gpg_vl.types import Completion, Example
+from gpg_vl.answers.verdict import Verdict
+from gpg_vl.errors import UserError
+from gpg_vl.types import Example
 
+MAX_CANDIDATE = 5_000
+"""Characters of an answer that are searched; a longer one can only be the text of an option."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-_WHOLE_LETTER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])[.)]?")
+_WHOLE_LETTER = re.compile(
+    r"(?:(?i:(?:the\s+)?(?:correct\s+)?(?:option|choice|letter|answer)\s*(?:is\b)?:?)\s*)?"
+    r"[\"'“”‘’]?(?:\(\s*([A-Za-z])\s*\)|\[([A-Za-z])\]|([A-Za-z])[.):]?)[.\"'“”‘’]*"
+)
+_LEADING = re.compile(r"(?:\(([A-Z])\)|([A-Z])(?=[.):,\-–—]))[.):,\-–—]*\s+")
 _ARTICLES = frozenset({"a", "a."})
 _FINAL_PUNCTUATION = ".,;:!?。，；：！？…"
-# CJK text has no blanks between words, so there a letter beside an ideograph stands alone.
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_CAPITAL = re.compile(rf"(?<![^\W_{_CJK}])([A-Z])(?![^\W_{_CJK}])")
+_CAPITAL = re.compile(rf"(?<![^\W_{CJK}\uac00-\ud7af])(?<![∠△])([A-Z])(?![^\W_{CJK}\uac00-\ud7af])")
+_LABELLED = re.compile(r"([^\W\d_]{2,})\s+[A-Z](?![^\W_])")
+_WORD_BEFORE = re.compile(r"([^\W\d_]{2,})\s+$")
 _NEXT_WORD = re.compile(r"[ \t]+[*_\"'“‘`]*([^\W_]+)")
 # No article stands before these, so "A or B" and "A is right, B is wrong" name two letters.
 _AFTER_A_LETTER = frozenset(
-    {
-        "and",
-        "or",
-        "nor",
-        "but",
-        "not",
-        "vs",
-        "versus",
-        "is",
-        "isn",
-        "was",
-        "are",
-        "than",
-        "because",
-        "since",
-        "as",
-        "if",
-        "over",
-    }
+    "and or nor but not vs versus is isn was are than because since as if over".split()  # noqa: SIM905
+)
+# Another letter that is spoken about, and not offered: "B. Note that A is a distractor."
+_SPOKEN_OF = re.compile(
+    r"[\s)\]*_\"'”’]*+(?:is|was|are|would|can|could|does|has|says|shows|puts|describes|refers|fails|lacks|means|gives)\b"
+)
+_HEDGE = re.compile(
+    r"\b(?:or|maybe|possibly|perhaps|either|also|alternatively|both)\b|\?", re.IGNORECASE
+)
+# What comes behind these is compared with the answer, or a reason for it: "more than the table", "since the table".
+_ASIDE = re.compile(
+    r"\b(?:(?<!other )(?<!rather )than|because|since|whereas|unlike|compared\s+(?:to|with)|while)\b",
+    re.IGNORECASE,
 )
 # "(A) is not it", "left isn't right", "A is wrong"; what only has a denial behind it may quote its option: "(B) not seen".
 _REFUTED = re.compile(
@@ -87,34 +91,15 @@ _EXPRESSION = re.compile(r"[√∛^×÷±π²³]|\\(?:[dt]?frac|sqrt|pi|times|cd
 _OPTION_EXPRESSION = re.compile(r"[√∛^×÷±π²³<>≤≥=+*/\\]")
 
 
-_SIDES = ("left", "right", "red, to the left")
-EXAMPLES = (
-    Sample(response="<think>it is near</think><answer>(B)</answer>", answer="(B)", choices=_SIDES),
-    Sample(response="The answer is right.", answer="(B)", choices=_SIDES),
-    Sample(response="<answer>B. right</answer>", answer="right", choices=_SIDES),
-    Sample(response="<answer>(A) or (B)</answer>", answer="(B)", choices=_SIDES),
-    Sample(response="<answer>a</answer>", answer="(A)", choices=_SIDES),
-    Sample(response="<think>so (B)</think><answer></answer>", answer="(B)", choices=_SIDES),
-)
-
-
-def explain(completion: Completion, example: Example) -> Explanation:
-    """How `choice` reads a completion."""
-    choices = example.choices or ()
-
-    def read(text: str) -> str | None:
-        index = match_choice(text, choices)
-        return None if index is None else _option(index, choices)
-
-    return explanation(completion, read, _option(gold_index(example), choices))
-
-
-@explained(explain, EXAMPLES)
-def choice(completion: Completion, example: Example) -> float:
-    """1.0 if the completion names the right option, else 0.0. Needs `example.choices`."""
-    gold = gold_index(example)
-    candidate = extract_answer(completion.response).candidate
-    return float(candidate is not None and match_choice(candidate, example.choices or ()) == gold)
+def judge(answer: str, example: Example) -> Verdict:
+    """1.0 if the answer names the right option. Needs `example.choices`."""
+    gold, choices = gold_index(example), example.choices or ()
+    named = match_choice(answer, choices)
+    return Verdict(
+        score=float(named == gold),
+        parsed=None if named is None else letter_of(named),
+        gold=letter_of(gold),
+    )
 
 
 def gold_index(example: Example) -> int:
@@ -141,25 +126,32 @@ def gold_index(example: Example) -> int:
 
 
 def _option(index: int, choices: Sequence[str]) -> str:
-    return f"({LETTERS[index] if index < len(LETTERS) else index + 1}) {choices[index]}"
+    return f"({letter_of(index)}) {choices[index]}"
+
+
+def letter_of(index: int) -> str:
+    """`B` for 1; a number from the 27th option on."""
+    return LETTERS[index] if index < len(LETTERS) else str(index + 1)
 
 
 def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     """The index of the one option that `candidate` names, or None. Total, and linear in the length of the candidate.
 
-    1. The whole candidate is a letter: `B`, `(B)`, `B.`, `B)`, in either case; but a bare `a` is the article.
+    1. The whole candidate is a letter: `B`, `(B)`, `B.`, `option b`; but a bare `a` is the article.
     2. The candidate is the text of exactly one option, but for case, outer blanks and final punctuation.
-    3. Exactly one distinct capital among the first n stands alone or in parentheses. `A` before a word is an article.
-    4. The text of exactly one option occurs in whole words; `three` is `3`, `3.0` is `3`, and `11` is not `1`.
+    3. It starts with a letter that is set off, as in `B. right`, and offers no other one behind it.
+    4. Exactly one distinct capital among the first n stands alone or in parentheses. `A` before a word is an article.
+    5. The text of exactly one option occurs in whole words; `three` is `3`, `3.0` is `3`, and `11` is not `1`. Of texts that
+       lie within each other the longest counts. "No cubes" is the option 0.
 
-    The verbatim text comes before the lone capital, so that "Vitamin C" is that option and not option C. Steps 3 and 4
-    refuse what is denied: behind a "not" in its clause, as in "not (A)" and "it did not turn left", or right before one,
-    as in "(A) is not it"; and a candidate that denies a letter names nothing else. The "no" of an option's own text
-    denies nothing. Nor is a number named that is bounded, or one of two: "more than 3", "3 or 4". From step 3 on nothing is
-    named beside a letter with an accent, a stroke or an invisible character, or in a text with characters that are not
-    seen, unless an option has them too.
+    The verbatim text comes before the lone capital, so that "Vitamin C" is that option and not option C. From step 3 on what
+    is denied is not named: behind a "not" in its clause, as in "not (A)" and "it did not turn left", or right before one,
+    as in "(A) is not it"; a text is not named either behind "than" or "because". The "no" of an option's own text denies
+    nothing. Nor is a number named that is bounded, or one of two: "more than 3", "3 or 4". Nothing is named beside a letter
+    with an accent, a stroke or an invisible character, or in a text with characters that are not seen, unless an option has
+    them too.
     """
-    candidate = candidate.strip()
+    candidate = unlatexed(candidate.strip())
     if candidate in _ARTICLES:
         return None
     letter = _whole_letter(candidate, len(choices))
@@ -168,15 +160,20 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     equal = _equal_options(candidate, choices)
     if equal:
         return equal[0] if len(equal) == 1 else None
-    if not set(_UNSEEN.findall(candidate)) <= set("".join(choices)):
+    if len(candidate) > MAX_CANDIDATE or not set(_UNSEEN.findall(candidate)) <= set(
+        "".join(choices)
+    ):
         return None
     words = _read(candidate, choices)
-    letters = _letters(candidate, choices)
-    if any(_is_marked(candidate, one) or words.is_denied(one.start, one.end) for one in letters):
+    letters = _letters(candidate, choices, words)
+    if any(_is_marked(candidate, one) for one in letters):
         return None
-    letter = _lone(letters)
+    stated = [one for one in letters if not words.is_denied(one.start, one.end)]
+    letter = _leading(candidate, stated, choices)
     if letter is None:
-        return _named_in_words(candidate, words)
+        letter = _lone(stated)
+    if letter is None:
+        return None if letters and not stated else _named_in_words(candidate, words, choices)
     return None if letter in words.denied_options() else letter
 
 
@@ -184,18 +181,35 @@ def _whole_letter(text: str, n: int) -> int | None:
     found = _WHOLE_LETTER.fullmatch(text)
     if found is None or text in _ARTICLES:
         return None
-    index = LETTERS.index((found[1] or found[2]).upper())
+    index = LETTERS.index((found[1] or found[2] or found[3]).upper())
     return index if index < n else None
+
+
+def _leading(candidate: str, letters: Sequence["_Letter"], choices: Sequence[str]) -> int | None:
+    """The option of a letter that leads the candidate and is set off, if nothing behind it offers another one."""
+    found = _LEADING.match(candidate)
+    if found is None or not letters or letters[0].end > found.end():
+        return None
+    first, rest = letters[0].option, candidate[found.end() :]
+    if _plain(rest) == _plain(choices[first]):
+        return first
+    others = [one for one in letters if one.option != first]
+    spoken_of = all(_SPOKEN_OF.match(candidate, one.end) for one in others)
+    return first if spoken_of and not (others and _HEDGE.search(rest)) else None
 
 
 def _equal_options(text: str, choices: Sequence[str]) -> list[int]:
     plain = _plain(text)
-    return [index for index, option in enumerate(choices) if plain and _plain(option) == plain]
+    return [
+        index
+        for index, option in enumerate(choices)
+        if plain and _plain(unlatexed(option)) == plain
+    ]
 
 
 def _plain(text: str) -> str:
     """Case-folded, without outer blanks and final punctuation; text that is nothing but punctuation stays."""
-    text = text.strip()
+    text = text.strip("\"'“”‘’ \t\r\n")
     return (text.rstrip(_FINAL_PUNCTUATION).rstrip() or text).casefold()
 
 
@@ -204,7 +218,7 @@ class _Words(NamedTuple):
 
     spans: Sequence[tuple[int, int]]
     options: Sequence[tuple[int, int, int]]
-    """(option, first word, word behind it) of every occurrence of an option's text."""
+    """(option, first word, word behind it) of every occurrence of an option's text that lies in no longer one."""
     is_denied: Callable[[int, int], bool]
     """Whether what stands from a character up to another is denied."""
 
@@ -240,12 +254,19 @@ def _occurrences(values: Sequence[str], choices: Sequence[str]) -> list[tuple[in
         )
         if phrase:
             phrases.setdefault(phrase[0], []).append((index, phrase))
-    return [
+    found = [
         (index, start, start + len(phrase))
         for start, value in enumerate(values)
         for index, phrase in phrases.get(value, ())
         if values[start : start + len(phrase)] == phrase
     ]
+    # Each within the one before it if within any: they are in the order of their first word.
+    outer, reached, began = [], 0, -1
+    for one in sorted(found, key=lambda one: (one[1], -one[2])):
+        if one[2] > reached or (one[1], one[2]) == (began, reached):
+            outer.append(one)
+            began, reached = one[1], one[2]
+    return outer
 
 
 class _Letter(NamedTuple):
@@ -258,12 +279,21 @@ class _Letter(NamedTuple):
     """It is no part of a list or of a compound."""
 
 
-def _letters(candidate: str, choices: Sequence[str]) -> list[_Letter]:
-    """Every option letter that the candidate mentions."""
-    letters = []
+def _letters(candidate: str, choices: Sequence[str], words: _Words) -> list[_Letter]:
+    """Every option letter that the candidate mentions, but for those in the texts of options, or in others like these."""
+    letters, labels = [], _labels(tuple(choices))
+    quoted = {
+        place
+        for option, first, end in words.options
+        if len(choices[option].strip()) > 1
+        for place in range(words.spans[first][0], words.spans[end - 1][1])
+    }
     for found in _CAPITAL.finditer(candidate):
         index = LETTERS.index(found[1])
-        if index >= len(choices):
+        if index >= len(choices) or found.start() in quoted:
+            continue
+        before = _WORD_BEFORE.search(candidate, max(0, found.start() - 40), found.start())
+        if before is not None and before[1].casefold() in labels:
             continue
         as_word = found[1] in "AI" and _reads_as_word(candidate, found, choices[index])
         if as_word == "word":
@@ -271,6 +301,12 @@ def _letters(candidate: str, choices: Sequence[str]) -> list[_Letter]:
         glued = is_glued(candidate, found.start(), -1) or is_glued(candidate, found.end() - 1, 1)
         letters.append(_Letter(index, *found.span(), alone=not as_word and not glued))
     return letters
+
+
+@lru_cache(maxsize=1024)
+def _labels(choices: tuple[str, ...]) -> frozenset[str]:
+    """The words that stand before a capital in the texts of options, such as "vitamin"."""
+    return frozenset(label.casefold() for option in choices for label in _LABELLED.findall(option))
 
 
 def _is_marked(candidate: str, letter: _Letter) -> bool:
@@ -311,15 +347,26 @@ def _reads_as_word(
     return "word"
 
 
-def _named_in_words(candidate: str, words: _Words) -> int | None:
-    """The only option whose text occurs in the candidate, if one of its occurrences stands free and none is denied."""
+def _named_in_words(candidate: str, words: _Words, choices: Sequence[str]) -> int | None:
+    """The only option whose text is stated, if one of its occurrences stands free."""
     if _EXPRESSION.search(candidate) or is_list_of_numbers(candidate, words.spans):
         return None
-    named = {index for index, _, _ in words.options}
+    if not words.options:
+        zeros = [index for index, option in enumerate(choices) if parse_count(option) == 0]
+        return zeros[0] if len(zeros) == 1 and parse_count(candidate) == 0 else None
+    aside = _ASIDE.search(candidate)
+    stated = [
+        (index, start, end)
+        for index, start, end in words.options
+        if not words.is_denied(words.spans[start][0], words.spans[end - 1][1])
+        and (aside is None or words.spans[start][0] < aside.start())
+    ]
+    named = {index for index, _, _ in stated}
     free = {
         index
-        for index, start, end in words.options
+        for index, start, end in stated
         if stands_free(candidate, words.spans, start, end)
         and not is_bounded(candidate, words.spans, start, end)
     }
-    return named.pop() if len(named) == 1 and named == free and not words.denied_options() else None
+    one = named.pop() if len(named) == 1 and named == free else None
+    return None if one in words.denied_options() else one

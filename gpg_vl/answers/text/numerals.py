@@ -7,6 +7,7 @@ other scripts, superscripts and fractions written as one character are not numer
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 # An accent, an invisible character or a control character belongs to its word: what looks like another word is another.
 _MARKS = (
@@ -14,53 +15,39 @@ _MARKS = (
     r"\u20d0-\u20ff\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
 )
 _MARK = re.compile(f"[{_MARKS}]")
-_LETTER = rf"[^\W_]|[{_MARKS}]"
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Scripts without blanks between words, as the inside of a class of characters: each character counts as a word."""
+# The sign of an angle or a triangle belongs to its letter.
+_LETTER = rf"[^\W_{CJK}]|[∠△]|[{_MARKS}]"
 _RUN = re.compile(
-    rf"(?:(?<![\w.])\.(?=[0-9]))?(?:{_LETTER})+(?:(?<=[0-9])[.,](?=[0-9])(?:{_LETTER})+)*"
+    rf"[{CJK}]|(?:(?<![\w.])\.(?=[0-9]))?(?:{_LETTER})+(?:(?<=[0-9])[.,](?=[0-9])(?:{_LETTER})+)*"
 )
 _NUMERAL = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(?:\.(?P<part>[0-9]+))?")
 _PART = re.compile(r"[^.,]+")
-_NUMBER_WORDS = {
-    word: str(value)
-    for value, word in enumerate(
-        (
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        )
-    )
+_UP_TO_TWENTY = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen twenty
+"""
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_UP_TO_TWENTY.split())}
+_TENS = {
+    word: 10 * value
+    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)  # noqa: SIM905
 }
-_NUMBER_PARTS = frozenset(
-    {
-        "thirty",
-        "forty",
-        "fifty",
-        "sixty",
-        "seventy",
-        "eighty",
-        "ninety",
-        "hundred",
-        "thousand",
-        "million",
-    }
+_SCALES = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+_NUMBER_PARTS = frozenset(_TENS) | frozenset(_SCALES)
+_SMALL = "|".join(sorted({*_NUMBER_WORDS, *_TENS}, key=len, reverse=True))
+_SCALE = "|".join(_SCALES)
+_SPELLED = re.compile(
+    rf"\b(?:(?:{_SMALL})\b|(?P<digits>[0-9]{{1,12}}(?:\.[0-9]{{1,12}})?)(?=[ -](?:{_SCALE})\b))"
+    rf"(?:(?:[ -]|[ ]and[ ])(?:{_SMALL}|{_SCALE})\b)*",
+    re.IGNORECASE,
 )
 _DENIAL_WORDS = """
 not no nor neither never none without except excluding unlike cannot isnt arent wasnt dont
@@ -72,15 +59,25 @@ _CLAUSE_END = re.compile(
     r"[;!?\r\n。，；！？…]|[.,](?![0-9])|\b(?:but|so|thus|hence|therefore|because|rather|instead|then)\b",
     re.IGNORECASE,
 )
-_BOUNDS = frozenset(
-    {"than", "least", "most", "more", "less", "fewer", "between", "range", "either"}
-)
+_BOUNDS = frozenset("than least most more less fewer between range either".split())  # noqa: SIM905
 _BOUNDS_BEFORE = _BOUNDS | {"over", "under", "above", "below", "exceeds"}
 _SUMS = frozenset({"add", "adds", "sum", "sums"})
-_MORE = frozenset(
-    {"more", "less", "fewer", "above", "over", "below", "under", "higher", "lower", "greater"}
-)
+_MORE = frozenset("more less fewer above over below under higher lower greater so".split())  # noqa: SIM905
 _LINKS = frozenset({"or", "and", "to", "through", "till", "until"})
+_REJECTED = re.compile(
+    r"\b(?:is|are|was|were|be)\s+(?:wrong|incorrect|false|impossible|mistaken)\b", re.IGNORECASE
+)
+# What makes another number of the one behind it, or before it: "minus 5", "the square root of 5", "5 squared".
+_CHANGES_BEHIND_IT = re.compile(
+    r"\b(?:minus|negative|twice|double|triple|half|times|plus|by|(?:root|log|logarithm|ln|sine|cosine|tangent|sin|cos|tan"
+    r"|square|cube|inverse|reciprocal|factorial|power|multiples?|opposite|percent|thirds?|quarters?|remainder)\s+of)\s+[^\w\s]*$",
+    re.IGNORECASE,
+)
+_CHANGES_BEFORE_IT = re.compile(
+    r"\s*(?:squared|cubed|factorial|tens|hundreds|thousands|millions|billions|dozens?|pairs|halves|thirds|quarters|percent\s+of"
+    r"|hundred|thousand|million|billion|trillion|minus|and\s+a\s+(?:half|quarter|third))\b",
+    re.IGNORECASE,
+)
 _GLUE = frozenset("-‐‑–−/'’&_")
 _DIGIT_GLUE = frozenset(":.,+*")
 
@@ -232,6 +229,51 @@ def denied_places(
 
 def is_qualified(text: str, spans: Sequence[tuple[int, int]]) -> bool:
     """True if a text denies or bounds a number instead of stating it: "not 4", "at least 4", "more than 4"."""
-    return is_denied(text, spans) or any(
-        text[start:end].casefold() in _BOUNDS for start, end in spans
+    return (
+        is_denied(text, spans)
+        or any(text[start:end].casefold() in _BOUNDS for start, end in spans)
+        or is_rejected(text)
     )
+
+
+def is_rejected(text: str) -> bool:
+    """True if a text says that something is wrong: "5 is wrong"."""
+    return _REJECTED.search(text) is not None
+
+
+def is_changed(text: str, start: int, end: int) -> bool:
+    """True if words beside a number make another one of it: "minus 5", "the square root of 5", "5 squared"."""
+    before = _CHANGES_BEHIND_IT.search(text, max(0, start - 40), start)
+    return before is not None or _CHANGES_BEFORE_IT.match(text, end) is not None
+
+
+def with_digits(text: str, *, words: bool = True) -> str:
+    """The text with the numbers that are spelled in English as digits: `21` for "twenty-one", `5000000` for "5 million".
+
+    `words`: also those that begin with a word.
+    """
+    if words:
+        return _SPELLED.sub(_digits, text)
+    return _SPELLED.sub(lambda found: _digits(found) if found["digits"] else found[0], text)
+
+
+def _digits(found: re.Match[str]) -> str:
+    """The digits of a run of number words, or the run itself if it is no one number, as "four five" is none."""
+    words = [word for word in re.split(r"[ -]", found[0].lower()) if word != "and"]
+    total, group, last = Fraction(0), Fraction(0), 10**18
+    for word in words:
+        if word in _SCALES:
+            scale = _SCALES[word]
+            if scale == 100 or scale == 12:
+                group = (group or Fraction(1)) * scale
+            else:
+                total, group = total + (group or Fraction(1)) * scale, Fraction(0)
+            last = scale
+            continue
+        value = Fraction(_TENS.get(word) or _NUMBER_WORDS.get(word) or word)
+        tens = group % 100
+        if value >= last or (tens and not (value < 10 and tens >= 20 and tens % 10 == 0)):
+            return found[0]
+        group, last = group + value, 10 if value >= 20 else 1
+    total += group
+    return str(total) if total.denominator == 1 else format(float(total), "g")

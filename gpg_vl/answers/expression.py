@@ -1,18 +1,33 @@
-"""Mathematics: whether an answer is the same number, expression, set, interval or equation as the gold answer.
+"""Expressions: whether an answer is the same number, expression, set, interval or equation as the gold answer.
 
-The reward is registered as `math`. What an answer states is found here; whether two statements are the same is decided
-in `expressions`, at last by math-verify.
+What an answer states is found here; whether two statements are the same is decided in `math.equality`, at last by
+math-verify.
 """
 
 import re
 
+from gpg_vl.answers.extract import gold_text, last_boxed
+from gpg_vl.answers.math.equality import (
+    equal,
+    first_of_approximations,
+    has_relation,
+    interval,
+    normalize,
+    readable,
+    right_side,
+)
+from gpg_vl.answers.text.numerals import (
+    CJK,
+    hides,
+    is_changed,
+    is_qualified,
+    with_digits,
+    word_spans,
+)
+from gpg_vl.answers.text.prose import is_factor, is_sentence, is_word, without_label, without_unit
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.expressions import equal, normalize, readable, right_side
-from gpg_vl.rewards.numerals import hides, is_qualified, word_spans
-from gpg_vl.rewards.parse import extract_answer, gold_text, last_boxed
-from gpg_vl.rewards.prose import is_factor, is_sentence, is_word, without_unit
-from gpg_vl.types import Completion, Example
+from gpg_vl.types import Example
 
 MAX_CANDIDATE = 2000
 """Characters of an answer that are looked at; an expression of 400 with a sentence around it is well below."""
@@ -26,44 +41,24 @@ _TEXT_COMMAND = re.compile(
     r"\\(?:begin|end|text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}"
 )
 _UNIT = re.compile(
-    r"(?<=[0-9}\s])\s*\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z][A-Za-z. /]*\}(?:\s*\^\s*\{?-?[1-4]\}?)?\s*$"
+    r"(?<=[0-9}\s])\s*\\(?:text|mathrm|mbox)\s*\{[\s~]*[A-Za-z][A-Za-z. /]*\}(?:\s*\^\s*\{?-?[1-4]\}?)?\s*$"
 )
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![A-Za-z])|\bdegrees?\b)\s*$")
 _NUMBER = re.compile(
     r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?|-?\.[0-9]+"
 )
 
-EXAMPLES = (
-    Sample(
-        response=r"<think>so</think>The answer is $\boxed{\dfrac{1}{2}}$.", answer=r"\frac{1}{2}"
-    ),
-    Sample(response="<answer>0.5</answer>", answer=r"\frac{1}{2}"),
-    Sample(response=r"<answer>$y = (x+1)^2$</answer>", answer="x^2+2x+1"),
-    Sample(response=r"<answer>-6 and 6</answer>", answer=r"\{6,-6\}"),
-    Sample(response=r"<answer>[1,2)</answer>", answer="(1,2]"),
-    Sample(response="<think>so</think>48 + 24 = 72\n#### 72", answer="72"),
-    Sample(response="<answer>1, 2, 3</answer>", answer="3"),
-    Sample(response=r"<answer>9^{9^{9}}</answer>", answer="3"),
-)
+_CHINESE = re.compile(f"[{CJK}，。]")
+_ONE_LETTER_UNIT = re.compile(r"(?<=[0-9}])\s+[mgshNCVWJKAFTLHΩ]$")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_PRIMES = re.compile(r"[0-9]\s*(?:'|’|\^\{?\\prime)")
 
 
-def explain(completion: Completion, example: Example) -> Explanation:
-    """How `math` reads a completion."""
-    return explanation(completion, stated, gold_expression(example))
-
-
-@explained(explain, EXAMPLES)
-def math(completion: Completion, example: Example) -> float:
-    """1.0 if the answer is mathematically the gold answer, else 0.0.
-
-    Numbers, fractions, roots, expressions with letters, sets, tuples, intervals, equations and matrices are compared as
-    math-verify does: `1/2` is `0.5`, `(x+1)^2` is `x^2+2x+1`, `\\{6,-6\\}` has no order, `x=5` is `5`. A list is not its
-    last member. A decimal must agree with an irrational or periodic gold to six places and a relative 2e-6. A unit behind a
-    number is passed over, `11 cm` is `11`, but `3 xy` is not `3`.
-    """
+def judge(answer: str, example: Example) -> Verdict:
+    """1.0 if the answer is mathematically the gold answer."""
     gold = gold_expression(example)
-    candidate = extract_answer(completion.response).candidate
-    return float(candidate is not None and _matches(candidate, gold))
+    mine = stated(answer) if answer else None
+    return Verdict(score=float(mine is not None and _matches(mine, gold)), parsed=mine, gold=gold)
 
 
 def gold_expression(example: Example) -> str:
@@ -77,38 +72,50 @@ def gold_expression(example: Example) -> str:
     return gold
 
 
-def match_math(candidate: str, gold: str) -> bool:
+def matches(answer: str, gold: str) -> bool:
     """True if the two answers mean the same. Total; what cannot be read, or would take long to compare, is not equal."""
-    right = stated(gold_text(gold))
-    return right is not None and _matches(candidate, right)
+    mine, right = stated(answer), stated(gold_text(gold))
+    return mine is not None and right is not None and _matches(mine, right)
 
 
-def _matches(candidate: str, gold: str) -> bool:
-    mine = stated(candidate)
-    if mine is None:
-        return False
+def _matches(mine: str, gold: str) -> bool:
+    """True if two statements mean the same: letters for a word, one side for an equation, intervals for inequalities."""
+    if _is_word(gold):
+        return _letters(mine) == _letters(gold)
+    if has_relation(mine) != has_relation(gold) or r"\in" in mine + gold:
+        mine, gold = interval(mine) or mine, interval(gold) or gold
+    left: str | None = mine
     if "=" in mine and "=" not in gold:
-        mine = right_side(mine)
+        left = right_side(mine)
     elif "=" in gold and "=" not in mine:
         gold = right_side(gold) or gold
-    if _is_word(gold):
-        return mine is not None and _letters(mine) == _letters(gold)
-    return mine is not None and equal(mine, gold)
+    if left is None:
+        return False
+    has_letters = re.search(r"[A-Za-z]", _COMMAND.sub("", gold)) is not None
+    unit = None if has_letters else _ONE_LETTER_UNIT.search(left)
+    left = left[: unit.start()] if unit else left
+    twice = left.removeprefix(r"\{").removesuffix(r"\}").split(",")
+    if len(twice) == 2 and "," not in gold and equal(twice[0].strip(), twice[1].strip()):
+        left = twice[0].strip()  # one value in two spellings
+    return equal(left, gold)
 
 
 def stated(candidate: str) -> str | None:
     """The expression that an answer states, normalised, without units; None if it states none or several.
 
-    What stands behind the last `####`, as the answers of GSM8K are written, or else all of it is looked at. A box in there
-    counts as the answer, then the only formula between dollar signs, then the whole text if it is a formula, then the only
-    number of a sentence. Letters are variables unless they spell words: `2xy + 1` is a formula.
+    A box counts as the answer, then the only formula between dollar signs, then the whole text if it is a formula, then the
+    only number of a sentence. Letters are variables unless they spell words: `2xy + 1` is a formula. Of an approximation,
+    `2\\sqrt{3} \\approx 3.46`, the exact side counts.
     """
-    marked = candidate.rpartition("####")[2]
+    marked = candidate.rpartition("####")[2]  # as the gold answers of GSM8K are written
     inner = last_boxed(marked) or marked
     if len(inner) > MAX_CANDIDATE or hides(inner):
         return None
-    formula = _formula(inner.strip().strip("*").strip())
-    return None if formula is None else normalize(_without_unit(formula)) or None
+    inner = without_label(inner.strip().strip("*`").strip())
+    formula = _formula(first_of_approximations(inner))
+    if formula is None or _PRIMES.search(formula):
+        return None
+    return normalize(_without_unit(first_of_approximations(formula))) or None
 
 
 def _formula(text: str) -> str | None:
@@ -117,12 +124,15 @@ def _formula(text: str) -> str | None:
     if spans:
         rest = _SPAN.sub("", text)
         if len(spans) > 1:
-            return ", ".join(spans) if _LIST_WORDS.fullmatch(rest.strip(" .")) else None
+            joint = " or " if re.search(r"\bor\b", rest) else ", "
+            return joint.join(spans) if _LIST_WORDS.fullmatch(rest.strip(" .")) else None
         qualified = any(character.isdigit() for character in rest) or is_qualified(
             rest, word_spans(rest)
         )
         return None if qualified else spans[0]
-    if not is_sentence(_without_unit(text)):
+    text = with_digits(text, words=not any(character.isdigit() for character in text))
+    chinese = _CHINESE.search(text) is not None
+    if not chinese and not is_sentence(_without_unit(text)):
         return text
     if not any(character.isdigit() for character in text):
         return text  # an answer in words
@@ -132,8 +142,10 @@ def _formula(text: str) -> str | None:
     numbers = {number[0].lstrip("$") for number in found}
     if (
         len(numbers) != 1
-        or re.search(r"[√π^\\=+*]", text)
-        or any(is_factor(text, number.end()) for number in found)
+        or re.search(r"[√π^\\+*]" if chinese else r"[√π^\\=+*]", text)
+        or any(
+            is_factor(text, number.end()) or is_changed(text, *number.span()) for number in found
+        )
     ):
         return None
     return numbers.pop()

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from gpg_vl.rewards.algebra import DIFFER, MAX_LENGTH, is_bounded, parsed, same
-from gpg_vl.rewards.arithmetic import Value, digits_in, evaluate
+from gpg_vl.answers.math.algebra import DIFFER, MAX_LENGTH, is_bounded, parsed, same
+from gpg_vl.answers.math.arithmetic import Value, digits_in, evaluate
 
 MAX_DEPTH = 20
 MAX_LINKS = 4
@@ -22,17 +22,32 @@ FEW_DIGITS = 9
 
 _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "✕": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
-    "÷": r"\div ", "π": r"\pi ", "²": "^{2}", "³": "^{3}", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
+    "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
     "⩾": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ",
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
     "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "∠": r"\angle ",
     "，": ",", "（": "(", "）": ")", "。": ".", "：": ":", "；": ";", "∶": ":", "△": r"\triangle ", "％": "%", "\xa0": " ",
+    "\u2007": " ", "\u2008": " ", "\u2009": " ", "\u200a": " ", "\u202f": " ", "`": " ",
 }  # fmt: skip
 _TABLE = str.maketrans(_SYMBOLS)
 _ROOT = re.compile(r"√\s*+(?:([0-9]++(?>(?:\.[0-9]++)?)|[A-Za-z])|(?=[{(]))")
 _ROOT_OF_PARENTHESES = re.compile(r"\\sqrt\s*+\(([^()]*+)\)")
+_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"
+_RAISED = re.compile(f"[{_SUPERSCRIPTS}]+")
+_FLAT = str.maketrans(_SUPERSCRIPTS, "0123456789-")
+_TIGHT = re.compile(r"\\!|(?<=,)\\[,;: ](?=[0-9]{3}(?![0-9]))")
 _SPACING = re.compile(
-    r"(?<!\\)\\[,;:!> ]|~|\\(?:left|right|displaystyle|quad|qquad|limits|big|Big|bigg|Bigg)(?![A-Za-z])"
+    r"(?<!\\)\\[,;:> ]|~|\\(?:left|right|displaystyle|quad|qquad|limits|big|Big|bigg|Bigg)(?![A-Za-z])"
+)
+_OTHER_NAMES = (
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
+    (re.compile(r"\\log_\{?e\}?(?![A-Za-z])"), r"\\ln"),
+    (re.compile(r"\\text\s*\{\s*(or|and)\s*\}"), r" \1 "),
+)
+# `\sin^2(x)` and `\sin^2 x`, which math-verify takes for a function with the name "sin^2".
+_POWER_OF_FUNCTION = re.compile(
+    r"\\(sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|log|ln)\s*\^\s*(?:\{([0-9]{1,2})\}|([0-9]))\s*"
+    r"(\([^()]*+\)|\{[^{}]*+\}|\\?[A-Za-z]+|[0-9]*[A-Za-z0-9])"
 )
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _DIGIT_FRACTION = re.compile(r"\\frac\s*+([0-9])\s*+([0-9])(?![0-9])")
@@ -57,6 +72,22 @@ _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|approx|sim|in|subset|ne)
 _BASE = re.compile(r"(?<=[0-9])_\s*+(?>(?:\{\s*+)?)([0-9]++)")
 _FREE_BLANKS = re.compile(r"(?<![0-9.])\s++|\s++(?![0-9.])")
 _LINES = re.compile(r"[ \t]*+[\r\n]\s*+")
+_WORD_OR = re.compile(r"\b(?:or|and)\b")
+_CURRENCY = re.compile(r"^\s*-?\s*(?:[€£¥]|USD\s|EUR\s)\s*(?=[0-9])|(?<=[0-9])\s*[€£¥]$")
+_APPROXIMATED = re.compile(
+    r"(.{1,200}?)(?:\\approx(?![A-Za-z])|≈|\\simeq(?![A-Za-z])"
+    r"|\(\s*(?:≈|\\approx|~|about|approximately|approx\.?|roughly|or\s+about))([^()≈]{1,60}?)\)?[\s.]*",
+    re.DOTALL,
+)
+ROUGHLY = 0.02
+_LESS_OR_EQUAL = frozenset({r"\le", r"\leq", "<="})
+_GREATER = r"\gt"
+_SIGN = r"<=|>=|<|>|\\leq?(?![A-Za-z])|\\geq?(?![A-Za-z])|\\[lg]t(?![A-Za-z])"
+_LESS = r"<=|<|\\leq?(?![A-Za-z])|\\lt(?![A-Za-z])"
+_BETWEEN = re.compile(rf"([^<>=]{{1,80}}?)\s*({_LESS})\s*[A-Za-z]\s*({_LESS})\s*([^<>=]{{1,80}})")
+_BOUND = re.compile(rf"[A-Za-z]\s*({_SIGN})\s*([^<>=]{{1,80}})")
+_MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+_UNION = re.compile(r"\bor\b|\\cup(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|,")
 _BEFORE, _BEHIND = " \t\r\n,;:", " \t\r\n.,;:"
 
 
@@ -68,10 +99,15 @@ def normalize(text: str) -> str | None:
     """
     if len(text) > MAX_LENGTH:
         return None
+    text = (
+        text if text.isascii() else _RAISED.sub(lambda one: f"^{{{one[0].translate(_FLAT)}}}", text)
+    )
     text = _ROOT.sub(
         lambda found: rf"\sqrt{{{found[1]}}}" if found[1] else r"\sqrt", text
     ).translate(_TABLE)
-    text = _SPACING.sub(" ", text.replace(r"\$", "").replace(r"\%", "%").replace("$", ""))
+    text = _SPACING.sub(
+        " ", _TIGHT.sub("", text).replace(r"\$", "").replace(r"\%", "%").replace("$", "")
+    )
     text = _DIGIT_FRACTION.sub(
         r"\\frac{\1}{\2}", _FRACTION.sub(r"\\frac", _BRACED_COMMA.sub(",", text))
     )
@@ -79,13 +115,72 @@ def normalize(text: str) -> str | None:
     text = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", _SPELLED.sub(r"\\\1", text))
     text = _ROOT_OF_PARENTHESES.sub(r"\\sqrt{\1}", text)
     text = _BARE_POWER.sub(r"^{\1}", _CARET_AS_POWER.sub("^", text))
+    for pattern, name in _OTHER_NAMES:
+        text = pattern.sub(name, text)
+    text = _POWER_OF_FUNCTION.sub(_raised_function, text)
     text = text.lstrip(_BEFORE).rstrip(_BEHIND)
     text = _LINES.sub(" " if r"\begin" in text else ", ", text)  # two lines are two statements
+    text = _CURRENCY.sub("", text)
     if _GROUPED.fullmatch(text.lstrip("-+ ").rstrip("% ").partition(".")[0]):
         text = text.replace(",", "").replace(" ", "")
+    text = _listed_in_words(text)
     if not text.isascii() and not all(_is_plain(character) for character in text):
         return None
     return text if depth_of(text) <= MAX_DEPTH else None
+
+
+def _raised_function(found: re.Match[str]) -> str:
+    argument = found[4].strip("(){}")
+    return rf"(\{found[1]}({argument}))^{{{found[2] or found[3]}}}"
+
+
+def _listed_in_words(text: str) -> str:
+    """`\\{1, 2\\}` for "1 or 2", whose order says nothing, and `1, 2` for "1 and 2"; equations and inequalities stay."""
+    if _WORD_OR.search(text) is None or "=" in text or has_relation(text):
+        return text
+    parts = [part.strip() for part in _LIST.split(text) if part.strip()]
+    alternatives = re.search(r"\bor\b", text) is not None
+    return rf"\{{{', '.join(parts)}\}}" if alternatives else ", ".join(parts)
+
+
+def first_of_approximations(text: str) -> str:
+    """The exact side of `2√3 ≈ 3.46` and of "2√3 (about 3.46)", if the other one is within 2 % of it; else the text."""
+    found = _APPROXIMATED.fullmatch(text)
+    if found is None:
+        return text
+    exact, rounded = (normalize(part.rpartition("=")[2]) for part in found.groups())
+    one, other = (part and evaluate(_percent(part)) for part in (exact, rounded))
+    if not one or not other or abs(one.number - other.number) > ROUGHLY * abs(one.number):
+        return text
+    return found[1].strip(" $")
+
+
+def _percent(text: str) -> str:
+    return rf"\frac{{{text[:-1]}}}{{100}}" if text.endswith("%") else text
+
+
+def interval(text: str) -> str | None:
+    """The interval, or union of intervals, that inequalities of one letter describe, `[1,2)` of `1 \\le x < 2`; without
+    `x \\in` if it is one already. None if the text is neither."""
+    text = text.strip()
+    if member := _MEMBER.match(text):
+        return text[member.end() :].strip()
+    parts = [part.strip(" ,") for part in _UNION.split(text)]
+    pieces = [_interval(part) for part in parts]
+    return r"\cup ".join(piece for piece in pieces if piece) if all(pieces) else None
+
+
+def _interval(text: str) -> str | None:
+    if between := _BETWEEN.fullmatch(text):
+        low, left, right, high = between.groups()
+        return f"{'[' if left in _LESS_OR_EQUAL else '('}{low.strip()},{high.strip()}{']' if right in _LESS_OR_EQUAL else ')'}"
+    bound = _BOUND.fullmatch(text)
+    if bound is None:
+        return None
+    sign, value = bound[1], bound[2].strip()
+    if sign.startswith((">", r"\g")):
+        return f"{'(' if sign in {'>', _GREATER} else '['}{value},\\infty)"
+    return f"(-\\infty,{value}{']' if sign in _LESS_OR_EQUAL else ')'}"
 
 
 def _is_plain(character: str) -> bool:
@@ -161,7 +256,8 @@ def right_side(text: str) -> str | None:
             len({piece and _SUBSCRIPT.sub("", piece[1]).strip() for piece in pieces}) == 1
             and len(pieces) > 1
         ):
-            return ", ".join(piece[2].strip() for piece in pieces if piece)
+            values = ", ".join(piece[2].strip() for piece in pieces if piece)
+            return rf"\{{{values}\}}" if re.search(r"\bor\b", text) else values
     if len(before) > MAX_LINKS:
         return None
     return last.strip() if all(_link_holds(part.strip(), last.strip()) for part in before) else None
@@ -227,19 +323,23 @@ def _listed(text: str) -> _Listed | None:
 
 
 def _lists_decided(mine: _Listed, right: _Listed) -> bool | None:
-    """Whether two lists are equal: in order between parentheses and brackets, as sets otherwise. None: not known."""
-    brackets = {mine.opening + mine.closing, right.opening + right.closing}
-    if len(brackets) == 1 and mine.opening in {"(", "["}:
-        return (
-            True
-            if mine.values == right.values
-            else None
-            if _near(mine.values, right.values)
-            else False
-        )
-    one, other = tuple(sorted(set(mine.values))), tuple(sorted(set(right.values)))
+    """Whether two lists are equal: in order if the gold is in parentheses or brackets, else as sets. None: not known.
+
+    A set is no tuple, and a tuple no set; a bare list may be either.
+    """
+    ordered = right.opening in {"(", "["}
+    if (
+        right.opening
+        and mine.opening
+        and (mine.opening, mine.closing) != (right.opening, right.closing)
+    ) or (mine.opening in {"(", "["} and not ordered and right.opening):
+        return False
+    if ordered:
+        one, other = mine.values, right.values
+    else:
+        one, other = tuple(sorted(set(mine.values))), tuple(sorted(set(right.values)))
     if one == other:
-        return True if brackets <= {"", r"\{\}"} else None
+        return True
     return None if _near(one, other) else False
 
 

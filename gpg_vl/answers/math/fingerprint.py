@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_NODES = 400
+TINY = 1e-9
+"""Below it two values are compared by their ratio alone, as 2^{-70} is not 2^{-71}."""
 INFINITY = complex(1e300)
 
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
@@ -70,6 +72,8 @@ def agree(one: list[complex], other: list[complex], tolerance: float) -> bool:
 
 
 def _near(one: complex, other: complex, tolerance: float) -> bool:
+    if one != 0 and other != 0 and max(abs(one), abs(other)) < TINY:
+        return abs(one - other) <= tolerance * max(abs(one), abs(other))
     return abs(one - other) <= tolerance * max(abs(one), abs(other)) + 1e-12
 
 

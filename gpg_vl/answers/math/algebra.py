@@ -11,7 +11,7 @@ import threading
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from gpg_vl.rewards.fingerprint import Undefined, Unknown, agree, fingerprint
+from gpg_vl.answers.math.fingerprint import TINY, Undefined, Unknown, agree, fingerprint
 
 MAX_LENGTH = 400
 DIFFER = 2e-6
@@ -107,7 +107,19 @@ def same(candidate: str, gold: str) -> bool:
     may_agree = _may_agree(mine[0], right[0])
     if may_agree is None:
         may_agree = _is_simple(candidate, gold)
-    return may_agree and bool(verify(right, mine, timeout_seconds=_time_limit()))
+    if not may_agree or not verify(right, mine, timeout_seconds=_time_limit()):
+        return False
+    return not _tiny_differ(mine[0], right[0])
+
+
+def _tiny_differ(mine: Any, right: Any) -> bool:
+    """True for two numbers near 0 that differ relatively: math-verify rounds to decimals, and all of them to 0."""
+    if not (getattr(mine, "is_number", False) and getattr(right, "is_number", False)):
+        return False
+    one, other = mine.evalf(15), right.evalf(15)
+    if not (one.is_Float and other.is_Float) or abs(other) > TINY:
+        return bool(one.is_Float and other.is_zero and abs(one) < TINY and not one.is_zero)
+    return bool(abs(one - other) > DIFFER * abs(other))
 
 
 def _may_agree(mine: Any, right: Any) -> bool | None:

@@ -1,7 +1,7 @@
-"""Geometry: the number or expression that an answer states, with its unit, and the reward for stating the gold one.
+"""Quantities: the number or expression that an answer states, with its unit.
 
 Units, degree signs and roots are written in many ways (`5cm`, `5 \\text{ cm}`, `5厘米`, `145°`, `145^\\circ`, `2√{15}米`).
-They are brought to one spelling here; whether two expressions are equal is decided in `expressions`. A gold answer may
+They are brought to one spelling here; whether two expressions are equal is decided in `math.equality`. A gold answer may
 hold Greek letters (`90°-α`), and it may name cases, `60°或120°`: then all of them, in any order, are the answer.
 """
 
@@ -9,37 +9,67 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+from gpg_vl.answers.extract import gold_text, last_boxed
+from gpg_vl.answers.math.equality import (
+    equal,
+    first_of_approximations,
+    has_relation,
+    normalize,
+    readable,
+    right_side,
+)
+from gpg_vl.answers.text.numerals import (
+    CJK,
+    hides,
+    is_changed,
+    is_qualified,
+    with_digits,
+    word_spans,
+)
+from gpg_vl.answers.text.prose import without_label
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.expressions import equal, has_relation, normalize, readable, right_side
-from gpg_vl.rewards.numerals import hides, is_qualified, word_spans
-from gpg_vl.rewards.parse import extract_answer, gold_text, last_boxed
-from gpg_vl.types import Completion, Example
+from gpg_vl.types import Example
 
 MAX_CANDIDATE = 500
+_UNITS = """
+deg: ° ^\\circ ^{\\circ} \\circ \\degree ^o ^{o} degrees degree deg 度
+rad: rad radians radian
+%: % \\% percent
+mm: mm 毫米 millimeters millimeter millimetres millimetre
+cm: cm 厘米 centimeters centimeter centimetres centimetre
+dm: dm 分米
+m: m 米 meters meter metres metre
+km: km 千米 公里 kilometers kilometer kilometres kilometre
+nmi: 海里 nautical_miles nautical_mile sea_miles sea_mile n_mile nmi
+inch: inches inch in
+foot: feet foot ft
+yard: yards yard yd
+mile: miles mile mi
+h: 小时 时 hours hour hrs h
+min: 分钟 minutes minute min
+s: 秒 seconds second s
+day: 天 日 days day
+kg: 千克 公斤 kilograms kilogram kg
+g: 克 grams gram g
+lb: pounds pound lbs lb
+l: 升 liters liter litres litre L
+yuan: 元 yuan
+mm^2: 平方毫米
+cm^2: 平方厘米 square_centimeters square_centimetres sq_cm
+m^2: 平方米 square_meters square_metres sq_m
+km^2: 平方千米 平方公里 square_kilometers square_kilometres
+cm^3: 立方厘米 cubic_centimeters cubic_centimetres
+m^3: 立方米 cubic_meters cubic_metres
+"""
 UNITS = {
-    "deg": ("°", "^\\circ", "^{\\circ}", "\\circ", "\\degree", "degrees", "degree", "度"),
-    "rad": ("rad", "radians", "radian"),
-    "%": ("%", "\\%", "percent"),
-    "mm": ("mm", "毫米", "millimeters", "millimeter", "millimetres", "millimetre"),
-    "cm": ("cm", "厘米", "centimeters", "centimeter", "centimetres", "centimetre"),
-    "dm": ("dm", "分米"),
-    "m": ("m", "米", "meters", "meter", "metres", "metre"),
-    "km": ("km", "千米", "公里", "kilometers", "kilometer", "kilometres", "kilometre"),
-    "nmi": ("海里", "nautical miles", "nautical mile", "sea miles", "sea mile", "n mile", "nmi"),
-    "h": ("小时", "hours", "hour", "h"),
-    "s": ("秒", "seconds", "second", "s"),
-    "mm^2": ("平方毫米",),
-    "cm^2": ("平方厘米", "square centimeters", "square centimetres", "sq cm"),
-    "m^2": ("平方米", "square meters", "square metres", "sq m"),
-    "km^2": ("平方千米", "平方公里", "square kilometers", "square kilometres"),
-    "cm^3": ("立方厘米", "cubic centimeters", "cubic centimetres"),
-    "m^3": ("立方米", "cubic meters", "cubic metres"),
-    "": ("units", "unit", "单位", "square units", "cubic units"),
-}
+    name: tuple(spelling.replace("_", " ") for spelling in spellings.split())
+    for name, spellings in (line.split(": ") for line in _UNITS.strip().splitlines())
+} | {"": ("units", "unit", "单位", "square units", "cubic units")}
 """The spellings of each unit; "units" says as much as no unit.
 
-A length may carry a square or a cube: `cm²`, `cm2`, `cm^2`, `cm^{2}`, `cm^2^`.
+A length may carry a square or a cube: `cm²`, `cm2`, `cm^2`, `cm^{2}`, `cm^2^`. Any other word behind a number is a unit of
+its own.
 """
 
 _CANONICAL = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings}
@@ -47,7 +77,7 @@ _SPELLINGS = "|".join(re.escape(spelling) for spelling in sorted(_CANONICAL, key
 _POWER = r"(?:²|³|\^\{([23])\}|\^([23])\^?|(?<=[a-z])([23]))"
 # A unit stands behind a digit, a brace, a root or a letter of another script, with blanks or as a text command.
 _UNIT = re.compile(
-    rf"\s*(?:\\(?:text|mathrm|mbox|rm)\s*\{{\s*(?P<text>{_SPELLINGS})\s*\}}|(?<![A-Za-z\\])(?P<bare>{_SPELLINGS}))"
+    rf"\s*(?:\\(?:text|mathrm|mbox|rm)\s*\{{[\s~]*(?P<text>{_SPELLINGS})\s*\}}|(?<![A-Za-z\\])(?P<bare>{_SPELLINGS}))"
     rf"(?P<power>{_POWER})?\s*$"
 )
 _SPAN = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$?([^$]+)\$\$?", re.DOTALL)
@@ -57,21 +87,20 @@ _MATH_RUN = re.compile(
     r"(?P<run>(?:\\[dt]?frac|\\sqrt|\\pi|\\circ|\\cdot|\\times|[0-9√π.,+\-−*/^{}()°²³%]|(?<=[0-9})°])\s(?=[√\\+\-−*/]))+)"
     rf"(?P<unit>\s*(?:{_SPELLINGS})(?:{_POWER})?(?![A-Za-z]))?"
 )
+_OTHER_UNIT = re.compile(
+    r"\s*(?:\\(?:text|mathrm|mbox|rm)\s*\{[\s~]*([A-Za-z][A-Za-z ]*)|([A-Za-z]{2,}))"
+)
+_NO_UNIT = """
+as and in at on by for is are was so because since which that from to of when if with the an or than then hence thus therefore
+here away long wide tall high each where but not it
+"""
+_NO_UNITS = frozenset(_NO_UNIT.split())
+"""Words behind a number that are no unit."""
 _CASES = re.compile("或")
 _JOINED = re.compile(r"或|和|[、，,;]|\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b")
-_GREEK = re.compile(r"[αβγθ]|\\(?:alpha|beta|gamma|theta)(?![A-Za-z])")
+_CHINESE = re.compile(f"[{CJK}]")
 _DEGREES = re.compile(r"(?<=[0-9}α-ω])\s*+(?:°|\^\s*+\{?+\s*+\\circ\s*+\}?+)")
 _RELATION = re.compile(r"[<>≤≥≠≈~∼]|\\(?:leq?|geq?|neq?|approx|sim)(?![A-Za-z])")
-
-EXAMPLES = (
-    Sample(response="<think>so 145</think><answer>145</answer>", answer="<answer> 145° </answer>"),
-    Sample(response="<answer>2\\sqrt{15} meters</answer>", answer="2√{15}米"),
-    Sample(response="<answer>The angle is 145 degrees.</answer>", answer="145°"),
-    Sample(response="<answer>5 m</answer>", answer="5cm"),
-    Sample(response="<answer>8</answer>", answer="8√{3}"),
-    Sample(response="<think>first 145, then 40</think><answer>40</answer>", answer="145°"),
-    Sample(response="<answer>40 or 145</answer>", answer="145°"),
-)
 
 
 class Quantity(NamedTuple):
@@ -91,23 +120,11 @@ Quantities: TypeAlias = tuple[Quantity, ...]
 """The one quantity of an answer, or all of its cases."""
 
 
-def explain(completion: Completion, example: Example) -> Explanation:
-    """How `geometry` reads a completion."""
+def judge(answer: str, example: Example) -> Verdict:
+    """1.0 if the answer is the gold quantity, or all cases of it; a unit may be left out, and another one is wrong."""
     gold = gold_quantities(example)
-    return explanation(completion, lambda text: shown(_read_like(text, gold)), str(shown(gold)))
-
-
-@explained(explain, EXAMPLES)
-def geometry(completion: Completion, example: Example) -> float:
-    """1.0 if the answer is the gold quantity, else 0.0.
-
-    Expressions are compared by value: `2√{3}` is `2\\sqrt{3}` and `\\frac{6}{\\sqrt{3}}`. The unit may be left out; another
-    unit than that of the gold answer is wrong, and nothing is converted. Of a sentence the only expression in it counts;
-    two numbers are no answer, unless the gold is two: of `60°或120°` both have to be stated.
-    """
-    gold = gold_quantities(example)
-    candidate = extract_answer(completion.response).candidate
-    return float(candidate is not None and _same(_read_like(candidate, gold), gold))
+    mine = _read_like(answer, gold) if answer else None
+    return Verdict(score=float(_same(mine, gold)), parsed=shown(mine), gold=str(shown(gold)))
 
 
 def gold_quantities(example: Example) -> Quantities:
@@ -122,15 +139,10 @@ def gold_quantities(example: Example) -> Quantities:
     return gold
 
 
-def match_geometry(candidate: str, gold: str) -> bool:
+def matches(answer: str, gold: str) -> bool:
     """True if both texts state the same quantity. Total; what cannot be read is not equal."""
     right = parse_cases(gold_text(gold))
-    return right is not None and _same(_read_like(candidate, right), right)
-
-
-def read_quantities(candidate: str, gold: str) -> Quantities | None:
-    """What a candidate states: one quantity, or several if the gold has cases; None if it cannot be read so."""
-    return _read_like(candidate, parse_cases(gold_text(gold)) or ())
+    return right is not None and _same(_read_like(answer, right), right)
 
 
 def shown(quantities: Quantities | None) -> str | None:
@@ -174,7 +186,8 @@ def parse_quantity(text: str) -> Quantity | None:
     """The one quantity that a text states; None if it states none or several, or hides something. Total."""
     if len(text) > MAX_CANDIDATE or hides(text):
         return None
-    text = (last_boxed(text) or text).strip().strip("*").strip(" .。,")
+    text = without_label((last_boxed(text) or text).strip().strip("*`").strip(" .。,"))
+    text = first_of_approximations(with_digits(text))
     spans = [next(filter(None, found.groups())) for found in _SPAN.finditer(text)]
     if len(spans) == 1:
         outside = _SPAN.sub(" ", text)
@@ -184,6 +197,7 @@ def parse_quantity(text: str) -> Quantity | None:
             return None
         unit = _UNIT.search(text[text.rindex("$") + 1 :] if "$" in text else "")
         text = spans[0] + (unit[0] if unit and not outside[: -len(unit[0])].strip() else "")
+        text = first_of_approximations(text)
     elif spans:
         return None
     return _quantity(text) or _of_sentence(text)
@@ -192,12 +206,18 @@ def parse_quantity(text: str) -> Quantity | None:
 def _quantity(text: str) -> Quantity | None:
     """A text that is nothing but an expression and a unit."""
     text, unit = _split_unit(text.strip(" .。,"))
-    if _GREEK.search(text) and (plain := _DEGREES.sub("", text)) != text:
+    if (plain := _DEGREES.sub("", text)) != text:
         text, unit = plain, unit or "deg"
     expression = normalize(text)
     if expression and "=" in expression:
         expression = None if is_qualified(text, word_spans(text)) else right_side(expression)
-    if not expression or _WORDS.search(expression) or "," in expression or has_relation(expression):
+    if (
+        not expression
+        or _WORDS.search(expression)
+        or "," in expression
+        or has_relation(expression)
+        or not (expression.isascii() or _CHINESE.search(expression) is None)
+    ):
         return None
     return (
         Quantity(expression, unit)
@@ -207,21 +227,32 @@ def _quantity(text: str) -> Quantity | None:
 
 
 def _of_sentence(text: str) -> Quantity | None:
-    """The only expression in a sentence, with the unit behind it."""
+    """The only expression in a sentence, with the unit behind it. The 2 of ∠2 is a name."""
     if is_qualified(text, word_spans(text)) or _RELATION.search(text):
         return None
     runs = [
         found
         for found in _MATH_RUN.finditer(text)
-        if any(c.isnumeric() or c == "π" for c in found["run"])
+        if any(c.isdecimal() or c == "π" for c in found["run"])
+        and not text[: found.start()].endswith(("∠", "angle "))
     ]
     if len(runs) != 1:
         return None
     (found,) = runs
-    before, behind = text[: found.start()], text[found.end() :]
-    if before[-1:].isalpha() or (found["unit"] is None and behind[:1].isalpha()):  # "x145", "145B"
+    before, behind = text[: found.start()][-1:], text[found.end() :]
+    letters = (before.isascii() and before.isalpha()) or (
+        found["unit"] is None and behind[:1].isascii() and behind[:1].isalpha()
+    )
+    if letters or is_changed(text, *found.span("run")):  # "x145", "145B", "minus 145"
         return None
-    return _quantity(found["run"].strip(" .,") + (found["unit"] or ""))
+    quantity = _quantity(found["run"].strip(" .,") + (found["unit"] or ""))
+    other = None if found["unit"] else _OTHER_UNIT.match(text, found.end())
+    word = (other[1] or other[2]).strip().casefold() if other else ""
+    return (
+        quantity._replace(unit=quantity.unit or word)
+        if quantity and word not in _NO_UNITS
+        else quantity
+    )
 
 
 def _split_unit(text: str) -> tuple[str, str]:

@@ -51,6 +51,9 @@ class Frame(NamedTuple):
         return 0 <= box.x1 < box.x2 <= self.width and 0 <= box.y1 < box.y2 <= self.height
 
 
+UNIT = Frame("rel1", 1.0, 1.0)
+
+
 def convert(box: Box, source: Frame, target: Frame) -> Box:
     """The same rectangle in another frame of the same image."""
     x, y = target.width / source.width, target.height / source.height
@@ -87,6 +90,14 @@ def _union_and_overlap(one: Box, other: Box) -> tuple[float, float]:
         max(one.x1, other.x1), max(one.y1, other.y1), min(one.x2, other.x2), min(one.y2, other.y2)
     ).area
     return one.area + other.area - overlap, overlap
+
+
+def overlap_parts(box: Box | None, gold: Box) -> dict[str, float]:
+    """Areas of intersection and union; without a box the union is the gold's area."""
+    if box is None:
+        return {"intersection": 0.0, "union": gold.area}
+    union, overlap = _union_and_overlap(box, gold)
+    return {"intersection": overlap, "union": union}
 
 
 def best_matching(gain: Sequence[Sequence[float]]) -> list[tuple[int, int]]:

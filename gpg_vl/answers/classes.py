@@ -1,4 +1,4 @@
-"""Classification: which class of a known list an answer names, and the reward for naming the right one.
+"""Classes: which class of a known list an answer names.
 
 The list is `example.choices`, or `example.meta["classes"]`. Names are compared without case, blanks, `_`, `-` and
 punctuation, as data sets write `american_bulldog` where people write "American Bulldog".
@@ -8,11 +8,12 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from gpg_vl.answers.extract import gold_text
+from gpg_vl.answers.text.latex import unlatexed
+from gpg_vl.answers.text.numerals import is_denied, is_glued, word_spans
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.explain import Explanation, Sample, explained, explanation
-from gpg_vl.rewards.numerals import is_denied, is_glued, word_spans
-from gpg_vl.rewards.parse import extract_answer, gold_text
-from gpg_vl.types import Completion, Example
+from gpg_vl.types import Example
 
 MAX_CANDIDATE = 5_000
 """Characters of an answer that are looked at; the names of classes are short."""
@@ -22,40 +23,25 @@ _BETWEEN = re.compile(
     r"(?<![0-9])[.,]|[.,](?![0-9])|[\s_\-‐‑–!\"#$%&'()*+/:;<=>?@\[\\\]^`{|}~。，；：！？…“”‘’]"
 )
 
-_FLOWERS = ("rose", "desert-rose", "tulip", "daisy")
-EXAMPLES = (
-    Sample(response="<think>petals</think><answer>Rose.</answer>", answer="rose", choices=_FLOWERS),
-    Sample(response="<answer>desert rose</answer>", answer="desert-rose", choices=_FLOWERS),
-    Sample(response="<answer>a tulip</answer>", answer="tulip", choices=_FLOWERS),
-    Sample(response="<answer>desert rose</answer>", answer="rose", choices=_FLOWERS),
-    Sample(response="<answer>rose, tulip, daisy</answer>", answer="rose", choices=_FLOWERS),
-    Sample(response="<answer></answer>", answer="rose", choices=_FLOWERS),
+# "This is a rose", "the flower in the image is a desert rose".
+_LEAD = re.compile(
+    r"(?:this|that|it|the\b[^.,;]{0,60}?)\s+(?:is|appears\s+to\s+be|looks\s+like)(?:\s*:\s*|\s+)(?:(?:most\s+likely|probably|an?|the)\s+)*(?=\S)",
+    re.IGNORECASE,
 )
 
 
-def explain(completion: Completion, example: Example) -> Explanation:
-    """How `classification` reads a completion."""
-    classes = classes_of(example)
+def judge(answer: str, example: Example) -> Verdict:
+    """1.0 if the answer names the right class, and no other.
 
-    def read(text: str) -> str | None:
-        index = named_class(text, classes)
-        return None if index is None else classes[index]
-
-    return explanation(completion, read, classes[gold_class(example)])
-
-
-@explained(explain, EXAMPLES)
-def classification(completion: Completion, example: Example) -> float:
-    """1.0 if the answer names the right class, and no other, else 0.0.
-
-    Needs the list of all classes, as `choices` or in the column `classes` of the data. The answer is the name of a class,
-    or a short text, at most twice as long, in which one class is named. A part of a name, a list of classes and "not a
-    rose" name none. A name inside of a longer name ("rose" in "desert rose") does not count.
+    Needs the list of all classes, as `choices` or in the column `classes` of the data.
     """
     classes = classes_of(example)
-    gold = classes[gold_class(example)]
-    candidate = extract_answer(completion.response).candidate
-    return float(candidate is not None and match_class(candidate, gold, classes))
+    gold, named = gold_class(example), named_class(answer, classes)
+    return Verdict(
+        score=float(named == gold),
+        parsed=None if named is None else classes[named],
+        gold=classes[gold],
+    )
 
 
 def classes_of(example: Example) -> tuple[str, ...]:
@@ -89,35 +75,34 @@ def gold_class(example: Example) -> int:
     return index
 
 
-def match_class(candidate: str, gold: str, classes: Sequence[str]) -> bool:
-    """True if `candidate` names the class `gold` of `classes`, by the rule of `named_class`."""
-    index = named_class(candidate, classes)
-    return index is not None and plain_name(classes[index]) == plain_name(gold_text(gold))
-
-
 def named_class(candidate: str, classes: Sequence[str]) -> int | None:
     """The index of the one class that a text names, or None. Linear in the length of the text, whatever it holds.
 
     1. The text is the name of exactly one class, but for case, blanks, `_`, `-` and punctuation.
     2. It is at most twice as long as one class that occurs in it in whole words, and no other class occurs in it, but for
-       those inside of that name; and it denies nothing.
+       those inside of that name; and it denies nothing. "This is a" does not count; a name with a number, such as `A320`,
+       may have one more word before it, its maker.
     """
     names = tuple(classes)
     by_name = _by_name(names)
+    candidate = unlatexed(candidate)
+    lead = _LEAD.match(candidate)
+    candidate = candidate[lead.end() :] if lead else candidate
     plain = plain_name(candidate) if len(candidate) <= MAX_CANDIDATE else ""
     if not plain:
         return None
     index = by_name.get(plain)
     if index is not None:
         return index if index >= 0 else None
-    if len(plain) > 2 * max(map(len, by_name)):
-        return None
-    spans = word_spans(candidate)
+    spans = word_spans(candidate) if len(plain) <= 2 * max(map(len, by_name)) + 20 else []
     found = set() if is_denied(candidate, spans) else _named_in_words(candidate, spans, by_name)
     if len(found) != 1:
         return None
     name = found.pop()
-    return by_name[name] if by_name[name] >= 0 and len(plain) <= 2 * len(name) else None
+    numbered = any(character.isdigit() for character in name) and plain.endswith(name)
+    is_made = numbered and plain == plain_name(candidate[slice(*spans[0])]) + name
+    fits = is_made or len(plain) <= 2 * len(name)
+    return by_name[name] if by_name[name] >= 0 and fits else None
 
 
 def plain_name(text: str) -> str:

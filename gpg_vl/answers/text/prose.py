@@ -56,7 +56,7 @@ _SHORT_UNITS = frozenset("m s g h K J W N V A C F T L".split())  # noqa: SIM905
 UNITS = frozenset(_LONG_UNITS.split())
 """Units of two letters and more. One letter alone is a variable, but may be a unit in a quotient such as `m/s`."""
 _NAME = "|".join(sorted(UNITS | _SHORT_UNITS, key=lambda unit: (-len(unit), unit)))
-_POWER = r"(?>(?:\^\{?-?[1-4]\}?)?)"
+_POWER = r"(?>(?:\^\{?-?[1-4]\}?|[²³])?)"
 _UNIT_BEHIND = re.compile(
     rf"(?<=[0-9}}])\s++(?P<first>{_NAME}){_POWER}(?P<more>(?:[/ ](?:{_NAME}){_POWER}){{0,3}})\s*+$"
 )
@@ -89,6 +89,17 @@ _BESIDE_A_NUMBER = (
         ]
     )
 )
+
+
+_OPTION_LABEL = re.compile(
+    r"(?:option\s+)?(?:\(?[A-H](?:\)[.:]?|[.:、])\s+(?=\S)|\([A-H]\)(?=[^\s\W]*[0-9\\]))",
+    re.IGNORECASE,
+)
+
+
+def without_label(text: str) -> str:
+    """The text without the letter of an option in front: `145°` of `(C) 145°`."""
+    return _OPTION_LABEL.sub("", text, count=1) if _OPTION_LABEL.match(text) else text
 
 
 def is_sentence(text: str) -> bool:

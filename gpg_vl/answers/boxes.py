@@ -1,0 +1,79 @@
+"""Boxes of every object of a kind, with confidences, and what finding them all and nothing else is worth."""
+
+from collections.abc import Sequence
+
+from gpg_vl.answers.box import Detection, frame_of, parse_detections, shown
+from gpg_vl.answers.extract import gold_text
+from gpg_vl.answers.math.rectangles import HIT, Box, Frame, best_matching, iou
+from gpg_vl.answers.verdict import Verdict
+from gpg_vl.errors import UserError
+from gpg_vl.types import Example
+
+
+def judge(answer: str, example: Example) -> Verdict:
+    """The score of `detection_score`; the whole text is worth nothing if one of its boxes is not in order."""
+    gold, found = (
+        gold_boxes(example),
+        read_detections(answer, frame_of(example)) if answer else None,
+    )
+    return Verdict(
+        score=0.0 if found is None else detection_score(found, gold),
+        parsed=None
+        if found is None
+        else ", ".join(f"{shown(d.box)} {d.confidence:g}" for d in found) or "no objects",
+        gold=", ".join(map(shown, gold)) or "no objects",
+    )
+
+
+def gold_boxes(example: Example) -> list[Box]:
+    """The gold boxes, perhaps none. Raises UserError that names the example if the gold answer cannot be read."""
+    frame = frame_of(example)
+    found = read_detections(gold_text(example.answer), frame)
+    if found is None:
+        raise UserError(
+            f"The gold answer {example.answer!r:.200} of example {example.id!r} is no list of boxes in {frame.coordinates} "
+            f"({frame.width:g} x {frame.height:g}). Boxes inside of the image with their corners in order, or "
+            f"'No Objects', are allowed. Correct the row or its `coordinates`."
+        )
+    return [detection.box for detection in found]
+
+
+def read_detections(text: str, frame: Frame) -> list[Detection] | None:
+    """The boxes that a text states in a frame, each stated once; None if it cannot be read, or a box is not in order."""
+    found = parse_detections(text)
+    if found is None or not all(frame.holds(detection.box) for detection in found):
+        return None
+    surest: dict[Box, float] = {}
+    for detection in found:
+        surest[detection.box] = max(detection.confidence, surest.get(detection.box, 0.0))
+    return [Detection(box, confidence) for box, confidence in surest.items()]
+
+
+def match_boxes(
+    found: Sequence[Detection], gold: Sequence[Box], threshold: float = HIT
+) -> list[tuple[int, int]]:
+    """The pairs (place in `found`, place in `gold`) with the greatest total of confidence * IoU, all IoUs >= threshold."""
+    if not found or not gold:
+        return []
+
+    def gain(one: Detection, other: Box) -> float:
+        overlap = iou(one.box, other)
+        return one.confidence * overlap if overlap >= threshold else 0.0
+
+    return best_matching([[gain(one, other) for other in gold] for one in found])
+
+
+def detection_score(
+    found: Sequence[Detection], gold: Sequence[Box], threshold: float = HIT
+) -> float:
+    """`sum(confidence * IoU) / (gold boxes + confidence of the boxes that match none)`, from 0 to 1.
+
+    Boxes are paired one to one, so that the total is greatest, where their IoU is at least `threshold`.
+    """
+    if not gold:
+        return float(not found)
+    pairs = match_boxes(found, gold, threshold)
+    matched = {place for place, _ in pairs}
+    right = sum(found[i].confidence * iou(found[i].box, gold[j]) for i, j in pairs)
+    wrong = sum(one.confidence for place, one in enumerate(found) if place not in matched)
+    return right / (len(gold) + wrong)

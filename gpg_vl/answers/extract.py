@@ -1,0 +1,400 @@
+r"""From the text of a response to the one piece of it that counts as the answer, by one rule.
+
+Reasoning is never read. Emphasis (`*`, `_`, headings, code fences) is peeled off. Then the latest marker wins, whichever
+its sort: a tag such as `<answer>`, a `\boxed{}`, a key `{"answer": ...}`, `[[X]]`, `#### 5`, or a phrase such as "the answer
+is", "correct option:", "Final Answer", 答案是, 故选. What it encloses is the answer, or what follows it to the end of its
+line, or else the next line that is not blank. Markers of one sort that "or" or "and" joins are one answer. Without a marker
+it is the only code fence, or else the whole text.
+
+Reasoning stands in `<think>`, `<thinking>`, `<analysis>` or `<reasoning>`, in any case: the four are one and the same tag, so
+that `<thinking>` may be closed by `</think>`. What is never closed is reasoning to the end, and only a complete tag can
+answer in it. A tag that is opened and never closed was cut off, and nothing but a complete one can answer. Time grows with
+the length of the text, whatever it holds.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+TRIES = 200
+"""How many places of a word are looked at, from the last one on, for one that introduces an answer."""
+
+Step = Literal["tag", "boxed", "phrase", "text", "none"]
+
+_OPENED = re.compile(r"<(?:think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
+_CLOSED = re.compile(r"</(?:think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
+_END_TOKEN = re.compile(r"(?:<\|[a-z_]{1,20}\|>|</s>)$")
+
+# --- emphasis ---------------------------------------------------------------------------------------------------------
+
+_STARS = re.compile(r"(?<![\w)\]}*\\])(\*{1,3})(?=[^\s*])([^*\n]{1,400}?)(?<=\S)\1(?![\w(\[{*\\])")
+_LINES_UNDER = re.compile(r"(?<![\w)\]}\\])(_{1,3})(?=[^\s_])([^_\n{}\\]{1,400}?)(?<=\S)\1(?!\w)")
+_HEADING = re.compile(
+    r"^[ \t]{0,3}(?:#{1,3}(?!#)|#{5,6}|####(?![ \t]*[^\s#]{0,60}[0-9\\]\S{0,60}[ \t]*$))[ \t]+",
+    re.MULTILINE,
+)
+_FENCE = re.compile(r"```[A-Za-z]*(?=\s)|`")
+_FENCED = re.compile(r"```[A-Za-z]*\s")
+
+# --- markers ----------------------------------------------------------------------------------------------------------
+
+_TAG = re.compile(
+    r"<(/?)(?:final[ _]?)?answer>|<\|(?:begin|(end))_of_box\|>", re.IGNORECASE | re.ASCII
+)
+_IS = (
+    r"(?:\s*(?:[:：=→]|->|[-–—]+(?=\s))|\s+(?:is|are|was|must\s+be|should\s+be|would\s+be|will\s+be|could\s+be)\b"
+    r"(?:\s*[:：])?)"
+)
+_NOT_OF_AN_ANSWER = (
+    r"(?!\s*(?:obtained|found|given|determined|based|not\s+(?:given|shown|listed|among|in))\b)"
+)
+_HEAD = r"[ \t]*(?=\r|\n|$)"
+_OPTION = (
+    r"(?:(?<=correct )|(?<=right )|(?<=best )|(?<=final )|(?<=chosen )|(?<=\bmy )|(?<=\bthe ))(?:option|choice|letter)"
+    r"(?:\s+is|\s+would\s+be|\s+should\s+be)?(?:\s*[:：]|(?<=is)\b|(?<=be)\b)"
+)
+_CORRECT = (
+    r"(?:option|choice|answer)\s+\(?(?P<letter>[A-Z])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
+)
+
+MARKERS: tuple[tuple[str, str], ...] = (
+    # English: "the answer is 5", "Answer: 5", "the answer to the question is 5", "**Final Answer**" above its line.
+    (
+        "answer",
+        rf"answers?(?:\s+(?:choice|option|letter))?(?:\s+(?:to|for)\s[^.:\n]{{1,80}}?)?{_IS}{_NOT_OF_AN_ANSWER}",
+    ),
+    ("answer", rf"answers?{_HEAD}"),
+    ("answer", _CORRECT),
+    ("option", _CORRECT),
+    ("option", _OPTION),
+    ("choice", _CORRECT),
+    ("choice", _OPTION),
+    # Chinese.
+    ("答案", r"答案(?:应该|应当|应|就)?(?:是|为|选)?\s*[:：]|答案(?:应该|应当|应|就)?(?:是|为|选)"),
+    ("答案", rf"答案{_HEAD}"),
+    ("选", r"(?<=[故此以应我该])选(?!项)择?(?:选项)?\s*[:：]?"),
+    ("选项", r"(?<=正确)选项(?:应该|应)?(?:是|为)?\s*[:：]?"),
+    # GSM8K, and what judges of pairs are asked for.
+    ("####", r"(?<!#)####[ \t]*(?=[^\s#]{0,60}[0-9\\]\S{0,60}[ \t]*(?:\r|\n|$))"),
+    ("[[", r"\[\[(?P<letter>[^\[\],\n]{1,80})\]\]"),
+)
+"""(word, pattern at the word): all phrases that introduce an answer, in either language, in any case."""
+
+_PATTERNS = tuple((word, re.compile(pattern, re.IGNORECASE)) for word, pattern in MARKERS)
+_HEADED = re.compile(
+    r"(?:^|\n)[^\w\n]*(?:(?:the|my|our|so|final|correct|best|最终|正确)\s*)*$", re.IGNORECASE
+)
+# "if the answer is 5", "I do not think the answer is 5".
+_VOID = re.compile(
+    r"(?:\b(?:if|whether|unless|suppose|assum[a-z]+)|(?:n['’]t|\bnot|\bnever)\s+(?:think|believe|say|true|certain|sure|clear|know))\b"
+    r"(?:(?!\b(?:so|thus|then|hence)\b)[^.,;:\n]){0,40}$",
+    re.IGNORECASE,
+)
+_JOINT = re.compile(
+    r"(?P<joint>\b(?:or|and)\b|[或和])[\s,:$(]*(?:(?:maybe|perhaps|possibly|the|my|also|final|correct|else)\s+)*$",
+    re.IGNORECASE,
+)
+_KEY = re.compile(r"""answer["']\s*:\s*""", re.IGNORECASE)
+_FILLERS = re.compile(
+    r"(?:(?:therefore|thus|clearly|simply|just|indeed|actually|hence)\b[\s,]*)+", re.IGNORECASE
+)
+_LINE_END = re.compile(r"[\r\n。]")
+_CLOSING = {"\\[": "\\]", "$$": "$$", "\\(": "\\)"}
+_MARKS = " \t\r\n✅✔☑✓👍🎉🎯\ufe0f"
+_JSON_LENGTH = 20_000
+
+# A box, a pair that is no brace, or a brace. `\\boxed` in doubled backslashes (JSON habits) is still a box.
+_BOX_TOKEN = re.compile(
+    r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]*(?P<start>\{|(?=[^\s{}$]))?|\\\\(?!boxed|fbox)|\\[{}]|[{}]"
+)
+_BARE = re.compile(r"[^\s{}$]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extracted:
+    """What a response answers, and how that was found.
+
+    Example: `<think>hm</think><answer>(B)</answer>` gives `Extracted(candidate="(B)", step="tag")`.
+    """
+
+    candidate: str | None
+    """The answer without outer blanks, never empty. None: unanswered."""
+    step: Step
+    """The sort of marker that decided; it may have enclosed nothing. `text`: there is none; `none`: nothing was left."""
+    unclosed_think: bool = False
+    """A reasoning block was opened and not closed. Then only a complete tag can answer."""
+    truncated: bool = False
+    """The last tag of an answer was opened and not closed."""
+    several: bool = False
+    """There is more than one complete tag of an answer after the reasoning; the last one counts."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What was odd about the layout of the response, in words."""
+        return tuple(
+            name for name in ("unclosed_think", "truncated", "several") if getattr(self, name)
+        )
+
+
+def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
+    """Find the answer in a response. Total: any text has a result, in time proportional to its length.
+
+    `prefilled_think` says that the prompt had opened the reasoning and that `text` lacks the tag; for a text that contains
+    it, such as `Completion.response`, the flag changes nothing.
+    """
+    if "◁" in text:  # as Kimi-VL writes it
+        text = text.replace("◁think▷", "<think>").replace("◁/think▷", "</think>")
+    reasoned = 0
+    for closed in _CLOSED.finditer(text):
+        reasoned = closed.end()
+    rest = text[reasoned:]
+    unclosed = _OPENED.search(rest) is not None or (prefilled_think and not reasoned)
+    blocks = _tags(rest)
+    if unclosed or blocks.unclosed:
+        content = None if blocks.last is None else _inside(_peeled(blocks.last.content))
+        return Extracted(
+            candidate=content or None,
+            step="none" if blocks.last is None and not blocks.unclosed else "tag",
+            unclosed_think=unclosed,
+            truncated=blocks.unclosed,
+            several=blocks.complete > 1,
+        )
+    found = _latest(_peeled(rest))
+    if found is None:
+        whole = _trimmed(_peeled(_only_fence(rest)))
+        return Extracted(candidate=whole or None, step="text" if whole else "none")
+    return Extracted(
+        candidate=_trimmed(found.content) or None, step=found.step, several=blocks.complete > 1
+    )
+
+
+def gold_text(answer: str) -> str:
+    """A gold answer without the `<answer>` block that some data sets write around it, and without outer blanks."""
+    blocks = _tags(answer)
+    one = blocks.complete == 1 and not blocks.unclosed and blocks.last is not None
+    return (blocks.last.content if one and blocks.last else answer).strip()
+
+
+# --- emphasis ---------------------------------------------------------------------------------------------------------
+
+
+def _peeled(text: str) -> str:
+    """The text without the marks of Markdown. A star or a line that may be mathematics stays."""
+    if "*" in text:
+        text = _STARS.sub(r"\2", text)
+    if "_" in text:
+        text = _LINES_UNDER.sub(r"\2", text)
+    if "#" in text:
+        text = _HEADING.sub("", text)
+    if "`" in text:
+        text = _FENCE.sub("", text)
+    return text
+
+
+def _only_fence(text: str) -> str:
+    """The content of the only fenced block of a text, else the text."""
+    if text.count("```") == 2 and (opening := _FENCED.search(text)) is not None:
+        closing = text.find("```", opening.end())
+        return text[opening.end() : closing] if closing >= 0 else text
+    return text
+
+
+def _trimmed(text: str) -> str:
+    """Without outer blanks, ticks, and the tokens that end a turn."""
+    text = text.strip().strip(_MARKS)
+    while end := _END_TOKEN.search(text, max(0, len(text) - 30)):
+        text = text[: end.start()].rstrip().rstrip(_MARKS)
+    return text.strip()
+
+
+# --- markers ----------------------------------------------------------------------------------------------------------
+
+
+class _Marked(NamedTuple):
+    """A marker, from where it starts, and the answer that it encloses or introduces."""
+
+    start: int
+    end: int
+    """Behind what it encloses; for a phrase, behind its answer."""
+    content: str
+    step: Step
+
+
+def _latest(text: str, *, tags: bool = True, joints: int = 3) -> _Marked | None:
+    """The latest marker of a text. What a tag or a box encloses is looked at again."""
+    tag = _tags(text).last if tags else None
+    box, phrase = _box(text), _phrase(text)
+    best = max(filter(None, (tag, box, phrase)), key=lambda one: one.start, default=None)
+    if best is None:
+        return None
+    around = [one for one in (tag, box) if one and one is not best and best.start < one.end]
+    if around:  # a marker within another one: it ends with that
+        outer = min(around, key=lambda one: one.start)
+        return outer._replace(content=_inside(outer.content))
+    return _joined(text, best, tags, joints) if joints else best
+
+
+def _inside(content: str) -> str:
+    """The answer in what a tag or a box encloses: behind the latest marker in there, else all of it."""
+    found = _latest(content, tags=False)
+    return _trimmed(content if found is None else found.content)
+
+
+def _joined(text: str, last: _Marked, tags: bool, joints: int) -> _Marked:
+    """The marker with those before it that "or" or "and" joins to it: "Answer: A or answer: B"."""
+    joint = _JOINT.search(text, max(0, last.start - 60), last.start)
+    if joint is None:
+        return last
+    before = text[: joint.start()]
+    other = _latest(before, tags=tags, joints=joints - 1)
+    if other is None or other.step != last.step or before[other.end :].strip(" ,.;$"):
+        return last
+    return last._replace(content=f"{other.content} {joint['joint']} {last.content}")
+
+
+class _Tags(NamedTuple):
+    complete: int
+    """How many."""
+    last: _Marked | None
+    unclosed: bool
+    """A tag is open at the end."""
+
+
+def _tags(text: str) -> _Tags:
+    """The tags around answers. One that opens within another is part of its content."""
+    count, last, opened = 0, None, None
+    for tag in _TAG.finditer(text) if "<" in text else ():
+        closes = tag[1] == "/" or tag[2] is not None
+        if not closes and opened is None:
+            opened = tag
+        elif closes and opened is not None:
+            content = text[opened.end() : tag.start()]
+            count, last = count + 1, _Marked(opened.start(), tag.end(), content.strip(), "tag")
+            opened = None
+    return _Tags(count, last, unclosed=opened is not None)
+
+
+def _phrase(text: str) -> _Marked | None:
+    """The last phrase that introduces an answer which is not blank."""
+    lowered = text.lower()
+    if len(lowered) != len(text):  # some letters are longer in lower case
+        lowered = "".join(one.lower() if one.isascii() else one for one in text)
+    best: _Marked | None = None
+    for word, pattern in _PATTERNS:
+        found = (_introduced(text, at, pattern) for at in _places(lowered, word, best))
+        best = next(filter(None, found), best)
+    if '"' in text or "'" in text:
+        found = (_value_of_key(text, at) for at in _places(lowered, "answer", best))
+        best = next(filter(None, found), best)
+    return best
+
+
+def _places(lowered: str, word: str, best: _Marked | None) -> Iterator[int]:
+    """Where a word is, the last place first, down to the best marker so far; `TRIES` places at most."""
+    at = len(lowered)
+    for _ in range(TRIES):
+        at = lowered.rfind(word, 0, at)
+        if at <= (best.start if best else -1):
+            return
+        yield at
+
+
+def _introduced(text: str, at: int, pattern: re.Pattern[str]) -> _Marked | None:
+    """The marker at a place, with what it introduces; None if the pattern, or what stands around it, makes it none."""
+    if at and text[at - 1].isalpha() and text[at].isascii() and text[at - 1].isascii():
+        return None
+    found = pattern.match(text, at)
+    if found is None or _VOID.search(text, max(0, at - 80), at):
+        return None
+    if pattern.groups:
+        return _Marked(at, found.end(), found["letter"], "phrase")
+    if pattern.pattern.endswith(_HEAD) and not _HEADED.search(text, max(0, at - 60), at):
+        return None
+    start, end = _line_behind(text, found.end())
+    filler = _FILLERS.match(text, start, end)
+    content = _balanced(text[filler.end() if filler else start : end].strip())
+    return _Marked(at, end, content, "phrase") if content.strip(" .:;,*_") else None
+
+
+def _line_behind(text: str, start: int) -> tuple[int, int]:
+    """From a place to the end of its line, or of the next one that is not blank; a display of mathematics or JSON whole."""
+    start = len(text) - len(text[start:].lstrip())
+    closing = _CLOSING.get(text[start : start + 2])
+    if closing and (end := text.find(closing, start + 2)) >= 0:
+        return start, end + 2
+    line_end = _LINE_END.search(text, start)
+    end = line_end.start() if line_end else len(text)
+    opens = text[start : start + 1]
+    if opens in {"{", "["} and text.count(opens, start, end) > text.count(
+        "]" if opens == "[" else "}", start, end
+    ):
+        return start, len(text)
+    return start, end
+
+
+def _balanced(text: str) -> str:
+    """Without a closing bracket at the end that nothing in the text opens: "(Answer: B)"."""
+    for opening, closing in ("()", "{}", "[]"):
+        bare = text.rstrip(". ")
+        if (
+            bare.endswith(closing)
+            and text.count(closing) > text.count(opening)
+            and not bare.endswith("\\" + closing)
+        ):
+            text = bare[:-1].rstrip()
+    return text
+
+
+def _value_of_key(text: str, at: int) -> _Marked | None:
+    """The value of a key "answer" in JSON, or in a dict of Python."""
+    found = _KEY.match(text, at)
+    if found is None:
+        return None
+    start = found.end()
+    if text[start : start + 1] == "'":
+        end = text.find("'", start + 1)
+        return _Marked(at, end + 1, text[start + 1 : end], "phrase") if end > 0 else None
+    try:
+        value, length = json.JSONDecoder().raw_decode(text[start : start + _JSON_LENGTH])
+    except (ValueError, RecursionError):
+        return None
+    content = value if isinstance(value, str) else text[start : start + length]
+    return _Marked(at, start + length, content.strip(), "phrase")
+
+
+def last_boxed(text: str) -> str:
+    r"""The content of the last `\boxed{...}` whose braces balance, or of a bare `\boxed 5`; "" if there is none."""
+    box = _box(text)
+    return box.content if box else ""
+
+
+def _box(text: str) -> _Marked | None:
+    """Of nested boxes the inner one is the last, as it starts later. Escaped braces do not count."""
+    first = text.find("box")
+    if first < 0:
+        return None
+    # For each open brace, where its box and the content of it start; None: not a box.
+    open_braces: list[tuple[int, int] | None] = []
+    best: tuple[int, int, int] = (-1, -1, -1)
+    for token in _BOX_TOKEN.finditer(text, max(0, first - 2)):
+        if token[0].startswith(("\\boxed", "\\fbox")):
+            if token["start"] == "{":
+                open_braces.append((token.start(), token.end()))
+            elif token["start"] is not None:
+                best = (token.start(), token.end(), -1)
+        elif token[0] == "{":
+            open_braces.append(None)
+        elif token[0] == "}" and open_braces:
+            opened = open_braces.pop()
+            if opened is not None and opened[0] > best[0]:
+                best = (*opened, token.start())
+    start, content, end = best
+    if start < 0:
+        return None
+    if end >= 0:
+        return _Marked(start, end + 1, text[content:end].strip(), "boxed")
+    bare = _BARE.match(text, content)
+    inside = bare[0].rstrip(".,;:!?") if bare else ""
+    return _Marked(start, content + len(inside), inside, "boxed")

@@ -1,0 +1,244 @@
+"""The rewards of this package that judge an answer: each is the score of a judge of `gpg_vl.answers`, in one line."""
+
+from gpg_vl.answers import (
+    box,
+    boxes,
+    classes,
+    count,
+    expression,
+    quantity,
+    short_answer,
+)
+from gpg_vl.answers import (
+    choice as choices,
+)
+from gpg_vl.answers.verdict import judged
+from gpg_vl.rewards.samples import Sample, by, explained
+from gpg_vl.types import Completion, Example
+
+_SIDES = ("left", "right", "red, to the left")
+_CHOICE = (
+    Sample(response="<think>it is near</think><answer>(B)</answer>", answer="(B)", choices=_SIDES),
+    Sample(response="The answer is right.", answer="(B)", choices=_SIDES),
+    Sample(response="<answer>B. right</answer>", answer="right", choices=_SIDES),
+    Sample(response="**Answer**: (B)", answer="(B)", choices=_SIDES),
+    Sample(response="<answer>(A) or (B)</answer>", answer="(B)", choices=_SIDES),
+    Sample(response="<answer>a</answer>", answer="(A)", choices=_SIDES),
+    Sample(response="<think>so (B)</think><answer></answer>", answer="(B)", choices=_SIDES),
+)
+
+
+@explained(by(choices.judge), _CHOICE)
+def choice(completion: Completion, example: Example) -> float:
+    """1.0 if the completion names the right option, else 0.0. Needs `example.choices`."""
+    return judged(choices.judge, completion.response, example).score
+
+
+_FLOWERS = ("rose", "desert-rose", "tulip", "daisy")
+_CLASSES = (
+    Sample(response="<think>petals</think><answer>Rose.</answer>", answer="rose", choices=_FLOWERS),
+    Sample(response="<answer>desert rose</answer>", answer="desert-rose", choices=_FLOWERS),
+    Sample(response="<answer>a tulip</answer>", answer="tulip", choices=_FLOWERS),
+    Sample(response="<answer>desert rose</answer>", answer="rose", choices=_FLOWERS),
+    Sample(response="<answer>rose, tulip, daisy</answer>", answer="rose", choices=_FLOWERS),
+    Sample(response="<answer></answer>", answer="rose", choices=_FLOWERS),
+)
+
+
+@explained(by(classes.judge), _CLASSES)
+def classification(completion: Completion, example: Example) -> float:
+    """1.0 if the answer names the right class, and no other, else 0.0.
+
+    Needs the list of all classes, as `choices` or in the column `classes` of the data. The answer is the name of a class,
+    or a short text, at most twice as long, in which one class is named. A part of a name, a list of classes and "not a
+    rose" name none. A name inside of a longer name ("rose" in "desert rose") does not count.
+    """
+    return judged(classes.judge, completion.response, example).score
+
+
+_COUNT = (
+    Sample(response="<think>3 red, 1 blue</think><answer>4</answer>", answer="4"),
+    Sample(response="<answer>There are four items.</answer>", answer="4"),
+    Sample(response="<answer> 4.0 </answer>", answer="4"),
+    Sample(response="<answer>4 or 5</answer>", answer="4"),
+    Sample(response="<answer>14</answer>", answer="4"),
+    Sample(response="<think>there are 4</think><answer></answer>", answer="4"),
+)
+
+
+@explained(by(count.judge), _COUNT)
+def counting(completion: Completion, example: Example) -> float:
+    """1.0 if the answer states the gold number, and no other, else 0.0.
+
+    `4`, `4.0`, `four`, `1,234`, `4个` and "There are 4 items." state one number, and "There are no items." states 0; "4 or 5",
+    "3 red and 1 blue", "-4", "4.5", "not 4" and "2+2" state none that could be credited. Digits of other scripts are not read.
+    """
+    return judged(count.judge, completion.response, example).score
+
+
+_GEOMETRY = (
+    Sample(response="<think>so 145</think><answer>145</answer>", answer="<answer> 145° </answer>"),
+    Sample(response="<answer>2\\sqrt{15} meters</answer>", answer="2√{15}米"),
+    Sample(response="<answer>The angle is 145 degrees.</answer>", answer="145°"),
+    Sample(response="<answer>5 m</answer>", answer="5cm"),
+    Sample(response="<answer>8</answer>", answer="8√{3}"),
+    Sample(response="<think>first 145, then 40</think><answer>40</answer>", answer="145°"),
+    Sample(response="<answer>40 or 145</answer>", answer="145°"),
+)
+
+
+@explained(by(quantity.judge), _GEOMETRY)
+def geometry(completion: Completion, example: Example) -> float:
+    """1.0 if the answer is the gold quantity, else 0.0.
+
+    Expressions are compared by value: `2√{3}` is `2\\sqrt{3}` and `\\frac{6}{\\sqrt{3}}`. The unit may be left out; another
+    unit than that of the gold answer, and any word that is no unit, is wrong, and nothing is converted. Of a sentence the only
+    expression in it counts; two numbers are no answer, unless the gold is two: of `60°或120°` both have to be stated.
+    """
+    return judged(quantity.judge, completion.response, example).score
+
+
+_MATH = (
+    Sample(
+        response=r"<think>so</think>The answer is $\boxed{\dfrac{1}{2}}$.", answer=r"\frac{1}{2}"
+    ),
+    Sample(response="<answer>0.5</answer>", answer=r"\frac{1}{2}"),
+    Sample(response=r"<answer>$y = (x+1)^2$</answer>", answer="x^2+2x+1"),
+    Sample(response=r"<answer>-6 and 6</answer>", answer=r"\{6,-6\}"),
+    Sample(response=r"<answer>[1,2)</answer>", answer="(1,2]"),
+    Sample(response="<think>so</think>48 + 24 = 72\n#### 72", answer="72"),
+    Sample(response="<answer>1, 2, 3</answer>", answer="3"),
+    Sample(response=r"<answer>9^{9^{9}}</answer>", answer="3"),
+)
+
+
+@explained(by(expression.judge), _MATH)
+def math(completion: Completion, example: Example) -> float:
+    """1.0 if the answer is mathematically the gold answer, else 0.0.
+
+    Numbers, fractions, roots, expressions with letters, sets, tuples, intervals, equations and matrices are compared as
+    math-verify does: `1/2` is `0.5`, `(x+1)^2` is `x^2+2x+1`, `\\{6,-6\\}` has no order, `x=5` is `5`. A list is not its
+    last member. A decimal must agree with an irrational or periodic gold to six places and a relative 2e-6. A unit behind a
+    number is passed over, `11 cm` is `11`, but `3 xy` is not `3`.
+    """
+    return judged(expression.judge, completion.response, example).score
+
+
+_META = {"coordinates": "rel1000"}
+_BOX = "(100,200),(300,400)"
+_BOXES = tuple(
+    Sample(response=f"<answer>{answer}</answer>", answer=_BOX, meta=_META)
+    for answer in (
+        "(100,200),(300,400)",
+        "[110, 200, 300, 400]",
+        '[{"bbox_2d": [100, 200, 300, 300], "label": "cup"}]',
+        "(600,600),(700,700)",
+        "(300,400),(100,200)",
+        "(100,200),(9000,9000)",
+        "(100,200),(300,400) or (1,1),(5,5)",
+    )
+)
+
+
+@explained(by(box.judge), _BOXES)
+def grounding(completion: Completion, example: Example) -> float:
+    """The IoU of the stated box with the gold box, 0.0 if no box, or more than one, can be read.
+
+    Needs `example.meta["coordinates"]`, one of rel1000, rel1, abs_resized, abs_orig; for the last two also the size of
+    the image in pixels as [width, height], in `input_size` or `image_size`. The gold answer is written in the same way
+    and in the same coordinates as the model is asked to answer in.
+    """
+    return judged(box.judge, completion.response, example).score
+
+
+@explained(by(box.judge_hit), _BOXES)
+def grounding_hit(completion: Completion, example: Example) -> float:
+    """1.0 if the stated box has an IoU of at least 0.5 with the gold box, else 0.0. Needs what `grounding` needs."""
+    return judged(box.judge_hit, completion.response, example).score
+
+
+@explained(by(box.judge_giou), _BOXES)
+def grounding_giou(completion: Completion, example: Example) -> float:
+    """(1 + generalised IoU) / 2 of the stated box with the gold box, 0.0 if no box, or more than one, can be read.
+
+    It tells boxes that miss apart by how far off they are, which `grounding` does not; in return any box earns something,
+    and the whole image at least 0.5. Use it where a model rarely hits at first. Needs what `grounding` needs.
+    """
+    return judged(box.judge_giou, completion.response, example).score
+
+
+_ONE = "{'Position': [0, 0, 100, 100], 'Confidence': 1.0}"
+_TWO = f"[{_ONE}, {{'Position': [500, 500, 600, 600], 'Confidence': 1}}]"
+_DETECTION = (
+    Sample(response=f"<answer>{_TWO}</answer>", answer=_TWO, meta=_META),
+    Sample(response=f"<answer>[{_ONE}]</answer>", answer=_TWO, meta=_META),
+    Sample(response=f"<answer>[{_ONE}, {_ONE}]</answer>", answer=_TWO, meta=_META),
+    Sample(response="<answer>No Objects</answer>", answer=_TWO, meta=_META),
+    Sample(response="<answer>No Objects</answer>", answer="No Objects", meta=_META),
+)
+
+
+@explained(by(boxes.judge), _DETECTION)
+def detection(completion: Completion, example: Example) -> float:
+    """Matched IoU, weighted with the confidence, over the gold boxes plus the confidence of the boxes that match none.
+
+    Boxes are paired one to one with the gold boxes, so that the total is greatest, where their IoU is at least 0.5. The
+    score is `sum(confidence * IoU) / (gold boxes + sum of the confidence of unmatched boxes)`: 1.0 for every gold box,
+    found exactly and with confidence 1, and nothing else. A box too many costs what it was sure of; a box without a
+    confidence counts as sure. `No Objects`, or `[]`, is worth 1.0 if there is no gold box. A text with a box that is
+    inverted or outside of the image is worth 0.0. Needs what `grounding` needs.
+    """
+    return judged(boxes.judge, completion.response, example).score
+
+
+_TEN = {"answers": ["red"] * 6 + ["dark red"] * 4}
+_VQA = (
+    Sample(response="<think>hm</think><answer>Red.</answer>", answer="red", meta=_TEN),
+    Sample(response="<answer>the dark red</answer>", answer="red", meta=_TEN),
+    Sample(response="<answer>red or dark red</answer>", answer="red", meta=_TEN),
+    Sample(response="<answer>the</answer>", answer="red", meta=_TEN),
+)
+_RELAXED = (
+    Sample(response="<answer>102</answer>", answer="100"),
+    Sample(response="<answer>1,020</answer>", answer="1000"),
+    Sample(response="<answer>12</answer>", answer="12%"),
+    Sample(response="<answer>106</answer>", answer="100"),
+    Sample(response="<answer>2008</answer>", answer="2010"),
+    Sample(response="<answer>95 to 105</answer>", answer="100"),
+)
+_ANLS = (
+    Sample(response="<answer>Grand  Total</answer>", answer="grand total"),
+    Sample(response="<answer>grand totals</answer>", answer="grand total"),
+    Sample(response="<answer>the grand total is the sum of all</answer>", answer="grand total"),
+)
+
+
+@explained(by(short_answer.judge_soft), _VQA)
+def vqa(completion: Completion, example: Example) -> float:
+    """Soft VQA accuracy of the answer, as a share of the best that any of the accepted answers has.
+
+    Without the share, a question on which ten people gave ten answers could not be answered with full marks, and the
+    rewards of its group would be closer together than those of an easy one. The evaluation takes no share. The answers are
+    in the column `answers`; without it there is one, the gold answer.
+    """
+    return judged(short_answer.judge_soft, completion.response, example).score
+
+
+@explained(by(short_answer.judge_relaxed), _RELAXED)
+def vqa_relaxed(completion: Completion, example: Example) -> float:
+    """1.0 if the answer is a number within 5 % of the gold number, or else the gold text but for case; else 0.0.
+
+    The published rule reads `12%` as 0.12 and does not know `$` or `1,234`, so that "12" for "12%" is wrong; here they
+    are read, and a percent sign may be left out. A gold that is a year must be met exactly. A range or a list is no number.
+    """
+    return judged(short_answer.judge_relaxed, completion.response, example).score
+
+
+@explained(by(short_answer.judge_anls), _ANLS)
+def vqa_anls(completion: Completion, example: Example) -> float:
+    """Normalised Levenshtein similarity to the nearest accepted answer; 0.0 below 0.5.
+
+    The published rule divides by the length with all blanks counted, so that a text padded with blanks resembles any
+    answer; here runs of blanks count as one.
+    """
+    return judged(short_answer.judge_anls, completion.response, example).score

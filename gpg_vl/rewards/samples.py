@@ -1,0 +1,60 @@
+"""What stands beside a reward for people: its verdict on a completion, and responses to show it by.
+
+A reward returns a number and nothing else. Beside it may stand a pure function that gives the whole `Verdict` on the same
+completion and example; `gpg-vl rewards show` and `gpg-vl rewards test` print it. It is never called in training.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from gpg_vl.answers.verdict import Judge, Verdict, judged
+from gpg_vl.types import Completion, Example
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A response to show a reward by, with the parts of its example that the reward looks at.
+
+    Example: `Sample(response="<answer>four</answer>", answer="4")`
+    """
+
+    response: str
+    answer: str
+    choices: tuple[str, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+    """The number of sampled tokens, for rewards that count them."""
+
+    def example(self) -> Example:
+        return Example(
+            id="sample", prompt="?", answer=self.answer, choices=self.choices, meta=self.meta
+        )
+
+    def completion(self) -> Completion:
+        return Completion(
+            token_ids=(0,) * self.tokens,
+            logprobs=(0.0,) * self.tokens,
+            text=self.response,
+            finish_reason="stop",
+        )
+
+
+Explain = Callable[[Completion, Example], Verdict]
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def explained(explain: Explain, examples: Sequence[Sample] = ()) -> Callable[[F], F]:
+    """Decorator: the reward is explained by the verdicts of `explain` and shown by `examples`."""
+
+    def attach(function: F) -> F:
+        function.explain = explain  # type: ignore[attr-defined]  # functions carry attributes
+        function.examples = tuple(examples)  # type: ignore[attr-defined]  # as above
+        return function
+
+    return attach
+
+
+def by(judge: Judge) -> Explain:
+    """The verdicts of a judge of `gpg_vl.answers` on completions."""
+    return lambda completion, example: judged(judge, completion.response, example)
