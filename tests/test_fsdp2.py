@@ -223,6 +223,7 @@ def offloaded(tiny_checkpoint: Path, folder: Path) -> dict[str, list[dict]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp2+optimizer", "fsdp2+all"])
 def test_moments_and_weights_may_wait_in_the_memory_of_the_cpu(
     offloaded: dict[str, list[dict]], two: list[dict], kind: str

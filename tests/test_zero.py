@@ -4,6 +4,7 @@ All cases of one stage and number of processes run in one start of torchrun (tes
 """
 
 import importlib.util
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,22 @@ HELD = {name: case for name, case in CASES.items() if not case.defer}
 GRADIENTS = [name for name, case in HELD.items() if not case.rate]
 WEIGHTS = [name for name, case in HELD.items() if case.rate]
 SAVED = "three steps"
-SAVED_FOR_TWO = (SAVED, "steps of bfloat16 weights")
-ON_TWO = [
-    *HELD,
-    *ROUNDED,
-    "held",
-    "broken",
-    "answered",
-    *(f"saved {name}" for name in SAVED_FOR_TWO),
+FAST = ("cut differently", "text on one process, in chunks", "frozen tower", "three steps")
+"""The cases that are always tested; the others are slow, as are three processes and what waits on the CPU."""
+SLOW = pytest.mark.slow
+ON_TWO = [*FAST, "broken", f"saved {SAVED}"]
+REST = [
+    *(name for name in {**HELD, **ROUNDED} if name not in FAST),
+    *("held", "answered", "saved steps of bfloat16 weights"),
 ]
 ON_THREE = ["cut differently", "text on one process, in chunks", "three steps of adapters"]
 OFFLOADED = ("zero2+optimizer", "zero3+optimizer", "zero3+all")
 IN_MEMORY_OF_THE_CPU = ["cut differently", "three steps", "broken", f"saved {SAVED}"]
+
+
+def marked(names: Iterable[str], always: Sequence[str] = FAST) -> list[Any]:
+    """Parameters of a test, those that are not always tested marked."""
+    return [name if name in always else pytest.param(name, marks=SLOW) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +53,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("zero")
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_checkpoint: Path) -> dict[str, dict]:
-    """The same cases by one process that holds everything."""
-    groups = make_groups(tiny_checkpoint)
-    found = {}
-    for name, case in {**HELD, **ROUNDED}.items():
+class Alone(dict[str, dict]):
+    """What one process that holds everything makes of a case, computed when it is asked for."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._groups = make_groups(checkpoint)
+
+    def __missing__(self, name: str) -> dict:
+        case = {**HELD, **ROUNDED}[name]
         sharding = make_sharding("none", 1, True, case)
-        found[name] = compute(case, tiny_checkpoint, groups_of(case, groups), sharding)
-    return found
+        groups = groups_of(case, self._groups)
+        return self.setdefault(name, compute(case, self._checkpoint, groups, sharding))
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_checkpoint: Path) -> Alone:
+    return Alone(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +77,21 @@ def two(tiny_checkpoint: Path, folder: Path) -> dict[str, list[dict]]:
     return {
         stage: start(2, tiny_checkpoint, folder / stage, ON_TWO, kind=stage) for stage in STAGES
     }
+
+
+@pytest.fixture(scope="module")
+def rest(tiny_checkpoint: Path, folder: Path) -> dict[str, list[dict]]:
+    return {
+        stage: start(2, tiny_checkpoint, folder / "rest" / stage, REST, kind=stage)
+        for stage in STAGES
+    }
+
+
+@pytest.fixture
+def found(request: pytest.FixtureRequest, stage: str, name: str) -> list[dict]:
+    """What each process has found of a case."""
+    of_stage: list[dict] = request.getfixturevalue("two" if name in ON_TWO else "rest")[stage]
+    return of_stage
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +113,13 @@ def offloaded(tiny_checkpoint: Path, folder: Path) -> dict[str, list[dict]]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", marked(GRADIENTS))
 def test_two_processes_have_the_gradient_of_one(
-    two: dict, alone: dict, stage: str, name: str
+    found: list[dict], alone: dict, stage: str, name: str
 ) -> None:
     expected = alone[name]["gradient"]
     assert expected.norm() > 1e-3, "the comparison of two zero gradients would prove nothing"
-    for rank in two[stage]:
+    for rank in found:
         assert relative(rank[name]["gradient"], expected) <= 1e-6
         assert rank[name]["losses"] == pytest.approx(alone[name]["losses"], rel=1e-5, abs=1e-9)
         # in float64, as here; what one process clips by is summed in float32, which is off by 1e-6
@@ -99,31 +127,33 @@ def test_two_processes_have_the_gradient_of_one(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", marked(WEIGHTS))
 def test_several_steps_come_to_the_same_weights(
-    two: dict, alone: dict, stage: str, name: str
+    found: list[dict], alone: dict, stage: str, name: str
 ) -> None:
-    for rank in two[stage]:
-        assert torch.equal(rank[name]["weights"], two[stage][0][name]["weights"])
+    for rank in found:
+        assert torch.equal(rank[name]["weights"], found[0][name]["weights"])
         assert relative(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
         assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=2e-6)
     assert alone["three steps"]["norms"][0] > 0.05, "nothing was clipped"
 
 
+@SLOW
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", [name for name, case in ROUNDED.items() if not case.rate])
 def test_under_bfloat16_they_are_about_as_near_to_float32_as_one_process(
-    tiny_checkpoint: Path, two: dict, alone: dict, stage: str, name: str
+    tiny_checkpoint: Path, found: list[dict], alone: dict, stage: str, name: str
 ) -> None:
     """DeepSpeed computes with norms and adapters in bfloat16 too, and what it adds up is float32."""
     exact = replace(ROUNDED[name], dtype="float32", weights=None)
     groups = groups_of(exact, make_groups(tiny_checkpoint))
-    found = compute(exact, tiny_checkpoint, groups, make_sharding("none", 1, True))
-    of_one = relative(alone[name]["gradient"], found["gradient"])
-    for rank in two[stage]:
-        assert 0.5 * of_one < relative(rank[name]["gradient"], found["gradient"]) < 2 * of_one
+    expected = compute(exact, tiny_checkpoint, groups, make_sharding("none", 1, True))["gradient"]
+    of_one = relative(alone[name]["gradient"], expected)
+    for rank in found:
+        assert 0.5 * of_one < relative(rank[name]["gradient"], expected) < 2 * of_one
 
 
+@SLOW
 @pytest.mark.parametrize("stage", STAGES)
 def test_three_processes_have_them_too(three: dict, alone: dict, stage: str) -> None:
     for rank in three[stage]:
@@ -133,6 +163,7 @@ def test_three_processes_have_them_too(three: dict, alone: dict, stage: str) -> 
         assert relative(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
 
 
+@SLOW
 @pytest.mark.parametrize("kind", OFFLOADED)
 def test_moments_and_weights_may_wait_in_the_memory_of_the_cpu(
     offloaded: dict, alone: dict, kind: str
@@ -144,25 +175,26 @@ def test_moments_and_weights_may_wait_in_the_memory_of_the_cpu(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", ["three steps", "three steps of adapters", "frozen tower"])
+@pytest.mark.parametrize("name", marked(["three steps", "three steps of adapters", "frozen tower"]))
 def test_whole_weights_have_the_names_of_an_ordinary_checkpoint(
-    two: dict, alone: dict, stage: str, name: str
+    found: list[dict], alone: dict, stage: str, name: str
 ) -> None:
     """In the same order, tied head and merged adapters included."""
-    for rank in two[stage]:
+    for rank in found:
         full, expected = rank[name]["full"], alone[name]["full"]
         assert list(full) == list(expected)
         for key, tensor in full.items():
             assert torch.allclose(tensor, expected[key], atol=1e-4), key
 
 
-def test_a_process_holds_its_part(two: dict) -> None:
+@SLOW
+def test_a_process_holds_its_part(rest: dict) -> None:
     """Of stage 3: norms and biases are held by all."""
-    for rank in two["zero3"]:
+    for rank in rest["zero3"]:
         part, everything = rank["held"]["zero3"][0], rank["held"]["none"][0]
         assert part < 0.55 * everything
     for stage in STAGES:
-        for rank in two[stage]:
+        for rank in rest[stage]:
             moments, all_moments = rank["held"][stage][1], rank["held"]["none"][1]
             assert moments == pytest.approx(all_moments / 2, rel=0.02)
 
@@ -170,19 +202,20 @@ def test_a_process_holds_its_part(two: dict) -> None:
 # ---- what must not happen
 
 
-@pytest.mark.parametrize("kind", [*STAGES, *OFFLOADED])
+@pytest.mark.parametrize("kind", marked([*STAGES, *OFFLOADED], always=STAGES))
 def test_a_step_that_is_not_finite_on_one_process_is_not_applied(
-    two: dict, offloaded: dict, kind: str
+    request: pytest.FixtureRequest, kind: str
 ) -> None:
-    for rank in (two | offloaded)[kind]:
+    for rank in request.getfixturevalue("two" if kind in STAGES else "offloaded")[kind]:
         assert rank["broken"]["raised"]
         assert rank["broken"]["untouched"]
         assert rank["broken"]["norm"] > 0, "the run could not go on"
 
 
+@SLOW
 @pytest.mark.parametrize("stage", STAGES)
-def test_answers_of_unequal_number_and_length_hang_nobody(two: dict, stage: str) -> None:
-    for rank in two[stage]:
+def test_answers_of_unequal_number_and_length_hang_nobody(rest: dict, stage: str) -> None:
+    for rank in rest[stage]:
         for mean, largest in rank["answered"]["gaps"]:
             assert mean < 1e-6
             assert largest < 1e-5
@@ -191,18 +224,28 @@ def test_answers_of_unequal_number_and_length_hang_nobody(two: dict, stage: str)
 # ---- what is saved
 
 
-@pytest.mark.parametrize("kind", [*STAGES, *OFFLOADED])
-def test_what_was_saved_goes_on_bit_for_bit(two: dict, offloaded: dict, kind: str) -> None:
-    """Weights in bfloat16 from their float32 masters."""
-    names = SAVED_FOR_TWO if kind in STAGES else [SAVED]
-    for name in names:
-        for rank in (two | offloaded)[kind]:
-            straight, norms = rank[f"saved {name}"]["straight"]
-            again, norms_again = rank[f"saved {name}"]["resumed"]
-            assert torch.equal(straight, again)
-            assert norms == norms_again
+@pytest.mark.parametrize("kind", marked([*STAGES, *OFFLOADED], always=STAGES))
+def test_what_was_saved_goes_on_bit_for_bit(request: pytest.FixtureRequest, kind: str) -> None:
+    saved = request.getfixturevalue("two" if kind in STAGES else "offloaded")[kind]
+    for rank in saved:
+        refuse_difference(rank[f"saved {SAVED}"])
 
 
+@SLOW
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_in_bfloat16_go_on_from_their_float32_masters(rest: dict, stage: str) -> None:
+    for rank in rest[stage]:
+        refuse_difference(rank["saved steps of bfloat16 weights"])
+
+
+def refuse_difference(ways: dict[str, Any]) -> None:
+    """Between steps that were never interrupted and those from what was saved."""
+    (straight, norms), (again, norms_again) = ways["straight"], ways["resumed"]
+    assert torch.equal(straight, again)
+    assert norms == norms_again
+
+
+@SLOW
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_two_have_saved_three_go_on_from(two: dict, three: dict, stage: str) -> None:
     straight, norms = two[stage][0][f"saved {SAVED}"]["straight"]
