@@ -1,6 +1,8 @@
 """Numbers that take less memory: what weights, gradients and moments are held in, and what that costs."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import gpg_vl, metrics, write_config
+from runs import environment, gpg_vl, metrics, write_config
 from safetensors.torch import load_file
 from test_learner import adamw, make_groups, make_learner, weights
 from test_phases import only, with_adapters
@@ -558,3 +560,20 @@ def test_a_run_goes_on_bit_for_bit(narrow_run: Path, tiny_checkpoint: Path, tmp_
     )
     assert a["model.embed_tokens.weight"].dtype == BF16
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_other_packages_say_nothing_between_our_lines() -> None:
+    """transformers and peft import torchao where it is there, which tells of kernels that do not load."""
+    code = (
+        "import gpg_vl.models.load; from gpg_vl.models.torchvision_shim import ensure_torchvision; "
+        "ensure_torchvision(); import peft, sys; print('torchao' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "True"
+    assert result.stderr == ""

@@ -6,7 +6,6 @@ to any number of processes, and their codes go with them.
 
 import importlib
 import importlib.util
-import logging
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -23,13 +22,12 @@ SMALLEST = 1e-12
 
 
 def refuse_without_package() -> None:
-    """Raises UserError if torchao is not installed. Called before others import it, who would let it say more than is wanted."""
+    """Raises UserError if torchao is not installed."""
     if importlib.util.find_spec("torchao") is None:
         raise UserError(
             "train.optimizer is adamw_8bit, which needs torchao, and it is not installed. Install it with: "
             "pip install 'gpg_vl[torchao]', or set train.optimizer to adamw."
         )
-    _torchao()
 
 
 def scale_shape(shape: torch.Size) -> tuple[int, int]:
@@ -67,12 +65,6 @@ def _table(signed: bool, device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
-@lru_cache(maxsize=1)
 def _torchao() -> Any:
-    """Its functions of quantization. It also looks for kernels that nothing here uses, and would say which do not load."""
-    was_disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        return importlib.import_module("torchao.optim.quant_utils")
-    finally:
-        logging.disable(was_disabled)
+    """Its functions of quantization."""
+    return importlib.import_module("torchao.optim.quant_utils")
