@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from transformers import Qwen2VLConfig
 
+from benchmarks.gpu import TEXT_2B
 from gpg_vl.config import load_config, make_algorithm
 from gpg_vl.models.families import family_of
 from gpg_vl.training.fit import USABLE, Choice, Fit
@@ -22,15 +23,6 @@ CONFIG = Path(__file__).parent.parent / "configs" / "cvbench_qwen2vl_2b.yaml"
 PROMPT, IMAGE = 600, 480
 GB = 2.0**30
 VISION = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4}
-TEXT_2B = {
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "vocab_size": 151_936,
-    "tie_word_embeddings": True,
-}
 TEXT_7B = {
     "hidden_size": 3584,
     "intermediate_size": 18_944,
@@ -40,7 +32,10 @@ TEXT_7B = {
     "vocab_size": 152_064,
     "tie_word_embeddings": False,
 }
-TEXTS = {"2B": TEXT_2B, "7B": TEXT_7B}
+TEXTS = {
+    "2B": {**TEXT_2B, "vocab_size": 151_936, "tie_word_embeddings": True},
+    "7B": TEXT_7B,
+}
 
 
 class Column(NamedTuple):

@@ -66,8 +66,8 @@ class ZeroStage:
         DeepSpeed computes in one dtype, and steps on a flat float32 copy of the weights whose moments a process holds. Of
         stage 3 the largest module and what is fetched ahead are whole for a while, and the gradient of the largest.
         """
-        widths = sizes.widths
-        each = 2.0 if 2.0 in (widths.trained, widths.frozen) else 4.0
+        widths, has_frozen = sizes.widths, sizes.parameters > sizes.trained
+        each = min(widths.trained, widths.frozen) if has_frozen else widths.trained
         held = {
             "weights": each * sizes.parameters,
             "gradients": 4.0 * sizes.trained / processes,
