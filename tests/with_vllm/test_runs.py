@@ -187,6 +187,18 @@ def test_other_ways_of_training_are_sampled_as_exactly(
     assert [row["rows"] for row in evaluated(run)] == [24, 24]
 
 
+def test_weights_in_bfloat16_are_sampled_to_their_rounding(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The engine rounds what it is given as the policy does, and adds up in another order."""
+    model = {"dtype": "bfloat16", "weights": "bfloat16"}
+    run = finish(write_run(tmp_path / "run", tiny_checkpoint, model=model))
+    assert_it_learns(run)
+    gaps = [row["logp_gap_mean"] for row in trained(run) if row["logp_gap_mean"] is not None]
+    assert gaps
+    assert 0 < max(gaps) < 0.01
+
+
 # ---- two processes
 
 UNEVEN: dict[str, dict[str, Any]] = {
