@@ -118,7 +118,6 @@ def lisa() -> Task:
         },
         groups=("query",),
         strata=("query",),
-        resample_within=(),
     )
 
 
