@@ -81,7 +81,7 @@ def convert(row: RawRow, *, box: str, coordinates: str) -> list[Example]:
 
 
 def polygon_box(row: RawRow, which: str) -> Box:
-    """The box of the first polygon, or around all that are targets: labels `flag` and `ignore...` are not."""
+    """The box of the first polygon, or around all that are targets: labels `flag` and `ignore...`, in any case, are not."""
     shapes = row.cell("shapes")
     if (
         not isinstance(shapes, list)
@@ -91,14 +91,16 @@ def polygon_box(row: RawRow, which: str) -> Box:
         raise BrokenRowError("The column 'shapes' is not a list of polygons with at least one.")
     if which == "first":
         return around(shapes[0])
-    targets = [
-        s for s in shapes if s.get("label") != "flag" and "ignore" not in str(s.get("label"))
-    ]
+    targets = [shape for shape in shapes if is_target(str(shape.get("label")).lower())]
     if not targets:
         raise BrokenRowError(
             f"None of the {len(shapes)} polygons is a target: {[s.get('label') for s in shapes]!r:.80}."
         )
     return union([around(shape) for shape in targets])
+
+
+def is_target(label: str) -> bool:
+    return label != "flag" and "ignore" not in label
 
 
 def around(shape: dict[str, Any]) -> Box:

@@ -3,8 +3,10 @@
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from benchmark_data import reasonseg as sets
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from gpg_vl.answers.math.rectangles import COORDINATES, Box
 from gpg_vl.errors import UserError
+from gpg_vl.eval.__main__ import main
 from gpg_vl.eval.coordinates import located, model_coordinates, written
 from gpg_vl.eval.display import results_notes
 from gpg_vl.eval.masks import box_of, decode, encode, overlap, polygon
@@ -400,6 +403,11 @@ def test_areas_by_hand():
     assert box_of(one) == (0, 0, 4, 2)
     assert box_of(np.zeros((2, 2), bool)) is None
     assert polygon([(1, 1), (2, 1), (2, 3), (1, 3)], (4, 4)).sum() == 6  # the outline is inside
+    assert (
+        polygon([(1.9, 1.9), (2.9, 1.9), (2.9, 3.9), (1.9, 3.9)], (4, 4)).sum() == 6
+    )  # cut, not rounded
+    assert polygon([(-9, -9), (9, -9), (9, 9), (-9, 9)], (4, 3)).shape == (3, 4)
+    assert polygon([(2, 1)], (4, 4)).sum() == 1
 
 
 @pytest.fixture
@@ -417,6 +425,103 @@ def test_lisa_draws_large_before_small_and_leaves_flags_out(folder):
     cut = regions(replace(doc, columns={**doc.columns, "shapes": shapes}))
     assert found.target.sum() - cut.target.sum() == 5 * 5
     assert cut.ignored.sum() == 11 * 11 + 5 * 5
+
+
+def labels_as_published(shapes, size):
+    """A map of labels, painted in place as LISA's data set does: 1 is target, 255 is not to be counted."""
+
+    def paint(onto, shape, value):
+        corners = np.array([shape["points"]], dtype=np.int32)
+        cv2.polylines(onto, corners, True, value, 1)
+        cv2.fillPoly(onto, corners, value)
+
+    known, areas = [shape for shape in shapes if shape["label"].lower() != "flag"], []
+    for shape in known:
+        alone = np.zeros(size[::-1], np.uint8)
+        paint(alone, shape, 1)
+        areas.append(alone.sum())
+    labels = np.zeros(size[::-1], np.uint8)
+    # Stable, where the owners leave the order of polygons of one size to NumPy, and so to the processor.
+    for number in np.argsort(areas, kind="stable")[::-1]:
+        paint(labels, known[number], 255 if "ignore" in known[number]["label"].lower() else 1)
+    return labels
+
+
+def shapes_of(label, *corners):
+    return {"label": label, "points": [list(corner) for corner in corners]}
+
+
+SHAPES = {
+    "a border of sloping lines": [shapes_of("target", (3.7, 2.2), (38.9, 7.5), (20.1, 27.8))],
+    "an outline that crosses itself": [
+        shapes_of("target", (2, 2), (30, 25), (2, 25), (30, 2), (35, 20))
+    ],
+    "a hole in a target, and a target in it": [
+        shapes_of("target", (12, 12), (18, 12), (18, 18), (12, 18)),
+        shapes_of("Ignored", (8, 8), (22, 8), (22, 22), (8, 22)),
+        shapes_of("Target", (2, 2), (35, 2), (35, 28), (2, 28)),
+    ],
+    "two of one size, of which the first lies on top": [
+        shapes_of("IGNORE", (2, 2), (20, 2), (20, 20), (2, 20)),
+        shapes_of("target", (10, 5), (28, 5), (28, 23), (10, 23)),
+    ],
+    "beyond the edges, and a flag over everything": [
+        shapes_of("target", (-8.5, -3.5), (50, 12), (15, 44)),
+        shapes_of("Flag", (0, 0), (39, 0), (39, 29), (0, 29)),
+        shapes_of("flagpole", (30, 2), (36, 2), (36, 28)),
+    ],
+}
+
+
+def doc_of_shapes(shapes, size):
+    doc = make_doc(size=size)
+    return replace(doc, columns={**doc.columns, "shapes": shapes})
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_regions_are_the_published_ones_pixel_by_pixel(shapes):
+    labels = labels_as_published(shapes, (40, 30))
+    found = regions(doc_of_shapes(shapes, (40, 30)))
+    assert (found.target == (labels == 1)).all()
+    assert (found.ignored == (labels == 255)).all()
+
+
+CORNER = st.tuples(st.floats(-10, 50), st.floats(-10, 40))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            lambda label, corners: shapes_of(label, *corners),
+            st.sampled_from(["target", "Target", "ignore", "Ignore", "flag", "FLAG", "flagpole"]),
+            st.lists(CORNER, min_size=1, max_size=8),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_regions_are_the_published_ones_whatever_is_drawn(shapes):
+    labels = labels_as_published(shapes, (40, 30))
+    found = regions(doc_of_shapes(shapes, (40, 30)))
+    assert (found.target == (labels == 1)).all()
+    assert (found.ignored == (labels == 255)).all()
+
+
+def test_without_opencv_boxes_are_scored_and_masks_name_the_extra(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    file = tmp_path / "p.jsonl"
+    rows = [
+        {"doc_id": n, "response": "(100,100),(500,900)", "mask": encode(sets.mask())}
+        for n in range(4)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ["lisa", "--predictions", str(file), "--data", str(folder), "--scorer"]
+    assert main([*arguments, "strict,visual_rft"]) == 0
+    assert main([*arguments, "strict,official"]) == 2
+    assert "pip install 'gpg_vl[masks]', or drop the scorers of masks" in capsys.readouterr().err
 
 
 def test_the_three_ground_truths_give_three_numbers(folder):

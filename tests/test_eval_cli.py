@@ -666,6 +666,40 @@ def test_a_score_that_was_reached_is_not_above_the_ceiling(tmp_path, here, name)
     assert "ceiling" not in done.stdout  # there is none to speak of
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "answers"),
+    [
+        (
+            "minerva",
+            [
+                {"problem": "How long?", "solution": r"It lasts \boxed{$3.5$ } s."},
+                {"problem": "How far?", "solution": r"As $x$ shows, \boxed{ $\frac{1}{2} c t$ }."},
+                {"problem": "How warm?", "solution": r"So \boxed{2 \cdot 10^{3}}."},
+            ],
+            [r"$\boxed{3.5}$", r"$\boxed{\frac{ct}{2}}$", r"$\boxed{2000}$"],
+        ),
+        (
+            "olympiadbench",
+            [
+                {"question": "How many?", "final_answer": ["2"]},
+                {"question": "What share?", "final_answer": [r"$\frac{1}{2}$"]},
+                {"question": "Which?", "final_answer": ["$1$", "$2$"]},
+            ],
+            [r"$\boxed{2}$", r"$\boxed{\frac12}$", r"$\boxed{1, 2}$"],
+        ),
+    ],
+)
+def test_golds_between_dollars_and_in_lists_are_scored(tmp_path, here, name, rows, answers):
+    data, out = write(tmp_path / "train.jsonl", rows), tmp_path / "out"
+    given = [{"doc_id": n, "response": text} for n, text in enumerate([*answers[:2], "no idea"])]
+    here(name, "--predictions", write(tmp_path / "p.jsonl", given), "--data", data)
+    given[2]["response"] = answers[2]
+    here(name, "--predictions", write(tmp_path / "q.jsonl", given), "--data", data, "--output", out)
+    numbers = json.loads((out / "results.json").read_text())["results"][name]
+    assert (numbers["n"], numbers["acc,strict"]) == (3, 1)
+    assert numbers["ceiling,official"] == 1
+
+
 def test_masks_bring_the_scorers_of_masks(tmp_path, here):
     from benchmark_data import reasonseg
 

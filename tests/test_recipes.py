@@ -541,6 +541,17 @@ def test_reasonseg_in_the_papers_way_takes_the_first_polygon_whatever_it_is(tmp_
     assert rows[0].meta["box"] == "first"
 
 
+def test_reasonseg_knows_its_labels_in_any_case(tmp_path: Path) -> None:
+    shapes = [
+        reasonseg.shape("Target", 20, 10, 100, 90),
+        reasonseg.shape("Ignore", 0, 0, 199, 99),
+        reasonseg.shape("Flag", 0, 0, 199, 99),
+    ]
+    source = reasonseg.write_folder(tmp_path / "source", r0={"shapes": shapes})
+    assert run("reasonseg", "--source", source, "--out", tmp_path / "out") == 0
+    assert examples(tmp_path / "out")[0].answer == "(100,100),(500,900)"
+
+
 def test_reasonseg_in_pixels_says_so(tmp_path: Path) -> None:
     row = made("reasonseg folder", tmp_path, "--coordinates", "abs_orig")[0]
     assert (row.answer, row.meta["coordinates"]) == ("(20,10),(100,90)", "abs_orig")

@@ -51,6 +51,11 @@ OPTIONAL = {  # extra of this package: (distributions that bring it, module, wha
         "train.sharding: zero2, or zero3",
     ),
     "torchao": (("torchao",), "torchao", "train.optimizer: adamw_8bit"),
+    "masks": (
+        ("opencv-python-headless", "opencv-python"),
+        "cv2",
+        "python -m gpg_vl.eval lisa, scored on masks",
+    ),
     "tensorboard": (("tensorboard",), "tensorboard", "output.trackers: [tensorboard]"),
     "wandb": (("wandb",), "wandb", "output.trackers: [wandb]"),
     "trackio": (("trackio",), "trackio", "output.trackers: [trackio]"),
@@ -91,7 +96,10 @@ def check_optional(extra: str, ranges: "Ranges") -> Finding:
     """Whether what an extra of `OPTIONAL` brings is there."""
     distributions, module, needed_for = OPTIONAL[extra]
     found = _look_up(
-        distributions, module, ranges.get((extra, extra)), remedy=f"pip install 'gpg_vl[{extra}]'"
+        distributions,
+        module,
+        ranges.get((distributions[0], extra)),
+        remedy=f"pip install 'gpg_vl[{extra}]'",
     )
     return replace(found, name=extra, needed_for=needed_for, required=False)
 

@@ -1,16 +1,17 @@
-"""Segmentations: COCO run lengths in and out, polygons as LISA draws them, and areas of overlap.
+"""Segmentations: COCO run lengths in and out, polygons as LISA draws them (by OpenCV), and areas of overlap.
 
 A mask is a bool array [height, width]. Run lengths count pixels down the columns, beginning with those outside; they come
 as a list of numbers, or as the string in which pycocotools packs them.
 """
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
+from gpg_vl.errors import UserError
 from gpg_vl.prompting import DEFAULT_LIMITS
 
 Mask = NDArray[np.bool_]
@@ -81,13 +82,29 @@ def _unpacked(text: str) -> list[int]:
     return runs
 
 
+def can_draw() -> bool:
+    """True if OpenCV is installed, by which polygons become masks."""
+    return importlib.util.find_spec("cv2") is not None
+
+
 def polygon(points: Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
-    """A filled polygon with its outline on an image of (width, height)."""
-    image = Image.new("1", size)
-    corners = [(float(x), float(y)) for x, y in points]
-    if len(corners) > 1:
-        ImageDraw.Draw(image).polygon(corners, fill=1, outline=1)
-    return np.array(image, dtype=bool)
+    """A filled polygon with its outline on an image of (width, height), pixel by pixel as LISA draws it.
+
+    Corners are cut to whole pixels, towards 0; where the outline crosses itself, what lies within an even number of turns is
+    outside. Raises UserError without OpenCV.
+    """
+    if not can_draw():
+        raise UserError(
+            "The masks of ReasonSeg are polygons, which are drawn by OpenCV, and it is not installed. Install it with: "
+            "pip install 'gpg_vl[masks]', or drop the scorers of masks."
+        )
+    import cv2
+
+    image = np.zeros(size[::-1], dtype=np.uint8)
+    corners = [np.array(points).astype(np.int32)]
+    cv2.polylines(image, corners, isClosed=True, color=1, thickness=1)
+    cv2.fillPoly(image, corners, color=1)
+    return image.astype(bool)
 
 
 def box_of(mask: Mask) -> tuple[float, float, float, float] | None:

@@ -172,6 +172,17 @@ class Task:
     """The column whose equal values the bootstrap draws together, such as the image of several questions."""
 
 
+THINK = (
+    "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+)
+"""What the prompt styles called `think` add to a question."""
+
+
+def one_of_options(doc: Doc) -> float:
+    """What a blind guess scores: one out of the options, 0 where the answer is open."""
+    return 1 / len(doc.example.choices) if doc.example.choices else 0.0
+
+
 def stratum(doc: Doc, columns: Sequence[str]) -> tuple[str, ...]:
     """The doc's values in these columns."""
     return tuple(str(doc.columns[column]) for column in columns)

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
-from gpg_vl.eval.masks import Areas, Mask, decode, encode, overlap, polygon
+from gpg_vl.eval.masks import Areas, Mask, can_draw, decode, encode, overlap, polygon
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.task import Doc, scored
 
@@ -33,17 +33,26 @@ def has_mask(doc: Doc) -> bool:
     return bool(doc.columns.get("shapes") or doc.columns.get("mask"))
 
 
+def has_drawn_mask(doc: Doc) -> bool:
+    """True if the doc's mask can be had here: it is given, or OpenCV can draw it."""
+    return has_mask(doc) and (can_draw() or not doc.columns.get("shapes"))
+
+
+def is_flag(shape: Mapping[str, Any]) -> bool:
+    """True for a polygon that marks nothing. As LISA has it: the word by itself, in any case."""
+    return bool(shape["label"].lower() == "flag")
+
+
 def is_target(shape: Mapping[str, Any]) -> bool:
-    """True for a polygon that is neither a flag nor to be ignored."""
-    label = shape["label"].lower()
-    return "flag" not in label and "ignore" not in label
+    """True for a polygon that is neither a flag nor to be ignored. `ignore` may be a part of the label, in any case."""
+    return not is_flag(shape) and "ignore" not in shape["label"].lower()
 
 
 def regions(doc: Doc) -> Regions:
     """The annotated regions: drawn from polygons as LISA does, or from a mask, which then is all of them.
 
-    Polygons are drawn from the largest to the smallest, flags left out; a later one overwrites, whether it is target or
-    ignored.
+    Polygons are drawn from the largest to the smallest, of equal ones the last first, flags left out; what is drawn later
+    overwrites, whether it is target or ignored.
     """
     if not has_mask(doc):
         raise UserError(
@@ -55,13 +64,9 @@ def regions(doc: Doc) -> Regions:
         mask = decode(doc.columns["mask"])
         return Regions(mask, np.zeros_like(mask), mask)
     size = (int(doc.columns["width"]), int(doc.columns["height"]))
-    drawn = [
-        (shape, polygon(shape["points"], size))
-        for shape in shapes
-        if "flag" not in shape["label"].lower()
-    ]
+    drawn = [(shape, polygon(shape["points"], size)) for shape in shapes if not is_flag(shape)]
     target, ignored = np.zeros(size[::-1], dtype=bool), np.zeros(size[::-1], dtype=bool)
-    for shape, area in sorted(drawn, key=lambda one: -int(one[1].sum())):
+    for shape, area in sorted(drawn, key=lambda one: int(one[1].sum()))[::-1]:
         into, out_of = (target, ignored) if is_target(shape) else (ignored, target)
         into |= area
         out_of &= ~area

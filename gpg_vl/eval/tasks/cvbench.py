@@ -22,12 +22,12 @@ from gpg_vl.eval.loading import (
 )
 from gpg_vl.eval.scorers.cambrian import cambrian
 from gpg_vl.eval.scorers.lmms import lmms_letter, lmms_reasoning
-from gpg_vl.eval.scorers.options import gold_choices, gold_letter, option_texts
+from gpg_vl.eval.scorers.options import gold_choices, gold_letter
 from gpg_vl.eval.scorers.strict import strict_choice
 from gpg_vl.eval.scorers.visualthinker import visualthinker
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
 from gpg_vl.eval.statistics import Floats, Sample, mean_of
-from gpg_vl.eval.task import Doc, Task, TaskPrompt
+from gpg_vl.eval.task import Doc, Task, TaskPrompt, one_of_options
 
 KINDS = ("2D", "3D")
 TASKS = ("Count", "Relation", "Depth", "Distance")
@@ -112,7 +112,7 @@ def cvbench() -> Task:
         default_scorers=("strict", "official"),
         gold_responses=gold_choices,
         gold_label=gold_letter,
-        chance=lambda doc: 1 / len(option_texts(doc)),
+        chance=one_of_options,
         aggregates={
             "official": official,
             "micro": Sample.mean,

@@ -19,16 +19,13 @@ from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import lmms_letter
 from gpg_vl.eval.scorers.mmmu import mmmu as mmmu_rule
 from gpg_vl.eval.scorers.mmmu import mmmu_lmms, mmmu_vlmevalkit, strict_mmmu
-from gpg_vl.eval.scorers.options import gold_letter, gold_letters, option_texts
+from gpg_vl.eval.scorers.options import gold_letter, gold_letters
 from gpg_vl.eval.scorers.strict import strict_choice
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
 from gpg_vl.eval.statistics import Floats, Sample, mean_of
-from gpg_vl.eval.task import Doc, Task, TaskPrompt
+from gpg_vl.eval.task import THINK, Doc, Task, TaskPrompt, one_of_options
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_THINK = (
-    "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
-)
 
 # --- MMMU -------------------------------------------------------------------------------------------------------------
 
@@ -75,7 +72,7 @@ def mmmu() -> Task:
         load=load_mmmu,
         prompts={
             "official": TaskPrompt(template="{prompt}\n\n{instruction}", max_new_tokens=1024),
-            "think": TaskPrompt(template="{prompt}" + _THINK, max_new_tokens=2048),
+            "think": TaskPrompt(template="{prompt}" + THINK, max_new_tokens=2048),
             "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="official",
@@ -90,7 +87,7 @@ def mmmu() -> Task:
         # What they extract of an open answer need not be what the gold is normalised to.
         flawed=("official", "lmms", "vlmevalkit"),
         gold_label=lambda doc: gold_letter(doc) if doc.example.choices else "open",
-        chance=_chance,
+        chance=one_of_options,
         aggregates={
             "micro": Sample.mean,
             **{domain: mean_of("domain", domain) for domain in DOMAINS},
@@ -103,10 +100,6 @@ def mmmu() -> Task:
 
 def _open_golds(doc: Doc) -> tuple[Response, ...]:
     return tuple(Response(text=f"<answer>{gold}</answer>") for gold in doc.columns["golds"])
-
-
-def _chance(doc: Doc) -> float:
-    return 1 / len(option_texts(doc)) if doc.example.choices else 0.0
 
 
 def load_mmmu(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
@@ -218,7 +211,7 @@ def blink() -> Task:
                 template="{prompt}\nAnswer with the option's letter from the given choices directly.",
                 max_new_tokens=1024,
             ),
-            "think": TaskPrompt(template="{prompt}" + _THINK, max_new_tokens=2048),
+            "think": TaskPrompt(template="{prompt}" + THINK, max_new_tokens=2048),
             "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="official",
@@ -226,7 +219,7 @@ def blink() -> Task:
         default_scorers=("strict", "lmms"),
         gold_responses=gold_letters,
         gold_label=gold_letter,
-        chance=_chance,
+        chance=one_of_options,
         aggregates={
             "macro": _macro,
             "micro": Sample.mean,

@@ -53,7 +53,6 @@ def geoqa() -> Task:
         aggregates={"micro": Sample.mean, **{form: mean_of("form", form) for form in FORMS}},
         groups=("form",),
         strata=("form",),
-        resample_within=(),
     )
 
 
@@ -88,9 +87,6 @@ def superclevr() -> Task:
         gold_label=lambda doc: doc.gold,
         chance=lambda doc: 1 / 8,
         aggregates={"micro": Sample.mean},
-        groups=(),
-        strata=(),
-        resample_within=(),
     )
 
 

@@ -5,8 +5,9 @@ mask); Visual-RFT's lisa_val.json and lisa_test.json, which have only the box of
 
 Boxes come from the answers' text. Masks come from a segmenter that was given those boxes (GPG: SAM ViT-H), as COCO run
 lengths in the column `mask` of the predictions; where they are given, `official` (LISA's gIoU and cIoU), `segzero` and
-`visual_rft_mask` are printed. The ground truths differ between them: see `gpg_vl.eval.scorers.masks`. The aggregate `mIoU`
-is LISA's gIoU where a scorer is of masks, and the mean box IoU of the GPG tables under `visual_rft`.
+`visual_rft_mask` are printed. LISA's polygons are drawn by OpenCV for that (the extra `masks`). The ground truths differ
+between them: see `gpg_vl.eval.scorers.masks`. The aggregate `mIoU` is LISA's gIoU where a scorer is of masks, and the mean
+box IoU of the GPG tables under `visual_rft`.
 """
 
 import json
@@ -38,7 +39,7 @@ from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.boxes import blind_iou, gold_boxes
 from gpg_vl.eval.scorers.masks import (
     gold_mask,
-    has_mask,
+    has_drawn_mask,
     is_target,
     lisa_mask,
     regions,
@@ -117,13 +118,12 @@ def lisa() -> Task:
         },
         groups=("query",),
         strata=("query",),
-        resample_within=(),
     )
 
 
 def _golds(doc: Doc) -> tuple[Response, ...]:
-    """The gold box as text, with the gold mask where there is one."""
-    mask = gold_mask(doc) if has_mask(doc) else None
+    """The gold box as text, with the gold mask where there is one that can be drawn."""
+    mask = gold_mask(doc) if has_drawn_mask(doc) else None
     return tuple(replace(gold, mask=mask) for gold in gold_boxes(doc))
 
 
@@ -131,7 +131,7 @@ def _published_golds(doc: Doc) -> tuple[Response, ...]:
     """What the other ground truths take for right: the box and the mask of the first polygon, and ignored pixels, too."""
     edges = convert(gold_box(doc, "box_first"), pixels_of(doc), Frame("rel1000", 1000.0, 1000.0))
     text = "({},{}),({},{})".format(*map(round, edges))
-    if not has_mask(doc):
+    if not has_drawn_mask(doc):
         return (Response(text=text),)
     found = regions(doc)
     return tuple(

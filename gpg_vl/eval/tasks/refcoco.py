@@ -123,7 +123,6 @@ def _task(name: str) -> Task:
         },
         groups=("split",),
         strata=("split",),
-        resample_within=(),
         cluster="picture",
     )
 

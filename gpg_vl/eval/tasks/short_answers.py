@@ -7,6 +7,7 @@ has 1, and the ceiling says how far one can come.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gpg_vl.answers.short_answer import gold_answers
@@ -16,12 +17,9 @@ from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import vqa
 from gpg_vl.eval.scorers.strict import strict_anls, strict_relaxed, strict_textvqa, strict_vqa
 from gpg_vl.eval.statistics import Aggregate, Sample, mean_of
-from gpg_vl.eval.task import Doc, Scorer, Task, TaskPrompt
+from gpg_vl.eval.task import THINK, Doc, Scorer, Task, TaskPrompt
 
 _PHRASE = "\nAnswer the question using a single word or phrase."
-_THINK = (
-    "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
-)
 _KINDS = {
     "human_test": "human",
     "augmented_test": "augmented",
@@ -49,6 +47,56 @@ class _Set:
     folders: tuple[str, ...] = ("", "data")
 
 
+SETS = {
+    "chartqa": _Set(
+        name="chartqa",
+        title="ChartQA: questions about charts, by people and by a program",
+        source="lmms-lab/ChartQA (GPL-3.0)",
+        split="test",
+        size=2500,
+        metric="relaxed accuracy: numbers within 5 %",
+        answers="answer",
+        scorers=vqa.scorers(vqa.relaxed, strict_relaxed),
+        tokens=16,
+        suffix="\nAnswer the question with a single word.",
+    ),
+    "textvqa": _Set(
+        name="textvqa",
+        title="TextVQA: questions about text in photographs, ten answers each",
+        source="lmms-lab/textvqa (CC BY 4.0)",
+        split="validation",
+        size=5000,
+        metric="VQA accuracy",
+        answers="answers",
+        scorers=vqa.scorers(vqa.textvqa_accuracy, strict_textvqa),
+        tokens=16,
+    ),
+    "docvqa": _Set(
+        name="docvqa",
+        title="DocVQA: questions about scanned documents",
+        source="lmms-lab/DocVQA (Apache-2.0)",
+        split="validation",
+        size=5349,
+        metric="ANLS: edit similarity, 0 below one half",
+        answers="answers",
+        scorers=vqa.scorers(vqa.published_anls, strict_anls),
+        tokens=32,
+        folders=("", "DocVQA", "data"),
+    ),
+    "vqav2": _Set(
+        name="vqav2",
+        title="VQAv2: questions about photographs, ten answers each",
+        source="lmms-lab/VQAv2 (CC BY 4.0)",
+        split="validation",
+        size=214354,
+        metric="VQA accuracy",
+        answers="answers",
+        scorers=vqa.scorers(soft_accuracy, strict_vqa),
+        tokens=16,
+    ),
+}
+
+
 def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...] = ()) -> Task:
     best = _best(one)
     return Task(
@@ -63,7 +111,7 @@ def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...
         load=_loader(one),
         prompts={
             "official": TaskPrompt(template="{prompt}" + one.suffix, max_new_tokens=one.tokens),
-            "think": TaskPrompt(template="{prompt}" + _THINK, max_new_tokens=1024),
+            "think": TaskPrompt(template="{prompt}" + THINK, max_new_tokens=1024),
             "plain": TaskPrompt(template="{prompt}", max_new_tokens=256),
         },
         default_prompt="official",
@@ -77,75 +125,19 @@ def _task(one: _Set, aggregates: Mapping[str, Aggregate], groups: tuple[str, ...
         aggregates=aggregates,
         groups=groups,
         strata=groups,
-        resample_within=(),
     )
 
 
 def chartqa() -> Task:
     """The task, for `python -m gpg_vl.eval chartqa`."""
-    one = _Set(
-        name="chartqa",
-        title="ChartQA: questions about charts, by people and by a program",
-        source="lmms-lab/ChartQA (GPL-3.0)",
-        split="test",
-        size=2500,
-        metric="relaxed accuracy: numbers within 5 %",
-        answers="answer",
-        scorers=vqa.scorers(vqa.relaxed, strict_relaxed),
-        tokens=16,
-        suffix="\nAnswer the question with a single word.",
-    )
     kinds = {kind: mean_of("kind", kind) for kind in ("human", "augmented")}
-    return _task(one, {"micro": Sample.mean, **kinds}, ("kind",))
+    return _task(SETS["chartqa"], {"micro": Sample.mean, **kinds}, ("kind",))
 
 
-def textvqa() -> Task:
-    """The task, for `python -m gpg_vl.eval textvqa`."""
-    one = _Set(
-        name="textvqa",
-        title="TextVQA: questions about text in photographs, ten answers each",
-        source="lmms-lab/textvqa (CC BY 4.0)",
-        split="validation",
-        size=5000,
-        metric="VQA accuracy",
-        answers="answers",
-        scorers=vqa.scorers(vqa.textvqa_accuracy, strict_textvqa),
-        tokens=16,
-    )
-    return _task(one, {"micro": Sample.mean})
-
-
-def docvqa() -> Task:
-    """The task, for `python -m gpg_vl.eval docvqa`."""
-    one = _Set(
-        name="docvqa",
-        title="DocVQA: questions about scanned documents",
-        source="lmms-lab/DocVQA (Apache-2.0)",
-        split="validation",
-        size=5349,
-        metric="ANLS: edit similarity, 0 below one half",
-        answers="answers",
-        scorers=vqa.scorers(vqa.published_anls, strict_anls),
-        tokens=32,
-        folders=("", "DocVQA", "data"),
-    )
-    return _task(one, {"micro": Sample.mean})
-
-
-def vqav2() -> Task:
-    """The task, for `python -m gpg_vl.eval vqav2`; give `--limit`: the whole is 214,354 questions."""
-    one = _Set(
-        name="vqav2",
-        title="VQAv2: questions about photographs, ten answers each",
-        source="lmms-lab/VQAv2 (CC BY 4.0)",
-        split="validation",
-        size=214354,
-        metric="VQA accuracy",
-        answers="answers",
-        scorers=vqa.scorers(soft_accuracy, strict_vqa),
-        tokens=16,
-    )
-    return _task(one, {"micro": Sample.mean})
+# Of VQAv2 take a part with `--limit`: the whole is 214,354 questions.
+textvqa, docvqa, vqav2 = (
+    partial(_task, SETS[name], {"micro": Sample.mean}) for name in ("textvqa", "docvqa", "vqav2")
+)
 
 
 def _best(one: _Set) -> Callable[[Doc], tuple[str, float]]:

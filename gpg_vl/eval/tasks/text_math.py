@@ -7,6 +7,7 @@ they are measured with `--repeats 8` or more. `lkevinzc/math-eval` has another A
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gpg_vl.answers.extract import last_boxed
@@ -36,84 +37,50 @@ _MARKED = 'Let\'s think step by step and output the final answer after "####".'
 _LEVELS = ("1", "2", "3", "4", "5")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Set:
-    """What differs between the data sets."""
+    """A row of the table: what differs between the data sets."""
 
     name: str
-    title: str
     hub: str
     split: str
     size: int
     question: str
+    """The column of the question."""
     gold: str
     """The column of the gold."""
-    configs: tuple[Config, ...] = ()
+    configs: tuple[Config, ...]
     """How lighteval extracts the gold."""
     folders: tuple[str, ...] = ("", "data")
 
 
 SETS = {
-    "math500": _Set(
-        name="math500",
-        title="MATH-500: competition mathematics in five levels",
-        hub="HuggingFaceH4/MATH-500",
-        split="test",
-        size=500,
-        question="problem",
-        gold="solution",
-        configs=LATEX,
-    ),
-    "aime24": _Set(
-        name="aime24",
-        title="AIME 2024: 30 problems with whole numbers from 0 to 999",
-        hub="HuggingFaceH4/aime_2024",
-        split="train",
-        size=30,
-        question="problem",
-        gold="answer",
-        configs=EXPRESSION,
-    ),
-    "amc23": _Set(
-        name="amc23",
-        title="AMC 2023: 40 problems",
-        hub="knoveleng/AMC-23",
-        split="train",
-        size=40,
-        question="problem",
-        gold="answer",
-        configs=EXPRESSION,
-    ),
-    "minerva": _Set(
-        name="minerva",
-        title="Minerva: quantitative questions of university courses (not lmms-eval's video benchmark of that name)",
-        hub="knoveleng/Minerva-Math",
-        split="train",
-        size=272,
-        question="problem",
-        gold="solution",
-        configs=LATEX,
-    ),
-    "olympiadbench": _Set(
-        name="olympiadbench",
-        title="OlympiadBench: problems of olympiads, the English open-ended text-only part",
-        hub="knoveleng/OlympiadBench",
-        split="train",
-        size=675,
-        question="question",
-        gold="answer",
-        configs=LATEX,
-    ),
-    "gsm8k": _Set(
-        name="gsm8k",
-        title="GSM8K: grade-school word problems",
-        hub="openai/gsm8k (MIT)",
-        split="test",
-        size=1319,
-        question="question",
-        gold="answer",
-        folders=("", "main", "data"),
-    ),
+    one.name: one
+    for one in (  # name, where, split, size, columns of question and gold, extraction, folders
+        _Set("math500", "HuggingFaceH4/MATH-500", "test", 500, "problem", "solution", LATEX),
+        _Set("aime24", "HuggingFaceH4/aime_2024", "train", 30, "problem", "answer", EXPRESSION),
+        _Set("amc23", "knoveleng/AMC-23", "train", 40, "problem", "answer", EXPRESSION),
+        _Set("minerva", "knoveleng/Minerva-Math", "train", 272, "problem", "solution", LATEX),
+        _Set("olympiadbench", "knoveleng/OlympiadBench", "train", 675, "question", "answer", LATEX),
+        _Set(
+            "gsm8k",
+            "openai/gsm8k (MIT)",
+            "test",
+            1319,
+            "question",
+            "answer",
+            (),
+            ("", "main", "data"),
+        ),
+    )
+}
+TITLES = {
+    "math500": "MATH-500: competition mathematics in five levels",
+    "aime24": "AIME 2024: 30 problems with whole numbers from 0 to 999",
+    "amc23": "AMC 2023: 40 problems",
+    "minerva": "Minerva: quantitative questions of university courses (not lmms-eval's video benchmark of that name)",
+    "olympiadbench": "OlympiadBench: problems of olympiads, the English open-ended text-only part",
+    "gsm8k": "GSM8K: grade-school word problems",
 }
 
 
@@ -121,7 +88,7 @@ def _task(one: _Set, scorers: dict[str, Scorer]) -> Task:
     return Task(
         name=one.name,
         version="1",
-        description=one.title,
+        description=TITLES[one.name],
         source=f"https://huggingface.co/datasets/{one.hub}",
         sizes={one.split: one.size},
         metric="accuracy; with --repeats K avg@K and pass@k",
@@ -137,15 +104,17 @@ def _task(one: _Set, scorers: dict[str, Scorer]) -> Task:
         flawed=tuple(scorers),
         chance=lambda doc: 0.0,
         aggregates={"micro": Sample.mean},
-        groups=(),
-        strata=(),
-        resample_within=(),
     )
 
 
 def _official(name: str) -> Task:
     one = SETS[name]
     return _task(one, {"official": lighteval(one.gold, one.configs)})
+
+
+aime24, amc23, minerva, olympiadbench = (
+    partial(_official, name) for name in ("aime24", "amc23", "minerva", "olympiadbench")
+)
 
 
 def math500() -> Task:
@@ -157,26 +126,6 @@ def math500() -> Task:
         groups=("level",),
         strata=("level",),
     )
-
-
-def aime24() -> Task:
-    """The task, for `python -m gpg_vl.eval aime24`."""
-    return _official("aime24")
-
-
-def amc23() -> Task:
-    """The task, for `python -m gpg_vl.eval amc23`."""
-    return _official("amc23")
-
-
-def minerva() -> Task:
-    """The task, for `python -m gpg_vl.eval minerva`."""
-    return _official("minerva")
-
-
-def olympiadbench() -> Task:
-    """The task, for `python -m gpg_vl.eval olympiadbench`."""
-    return _official("olympiadbench")
 
 
 def gsm8k() -> Task:

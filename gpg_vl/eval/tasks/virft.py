@@ -10,6 +10,7 @@ GPG's numbers are those of `visual_rft`, which is no classification accuracy: a 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,7 +23,7 @@ from gpg_vl.eval.scorers.classes import official_class
 from gpg_vl.eval.scorers.strict import strict_class
 from gpg_vl.eval.scorers.visual_rft import visual_rft_class
 from gpg_vl.eval.statistics import Sample
-from gpg_vl.eval.task import Doc, Loader, Task, TaskPrompt
+from gpg_vl.eval.task import Doc, Loader, Task, TaskPrompt, one_of_options
 
 _TEMPLATE = (
     "This is an image containing {thing}. Please identify the {question} based on the image.\nOutput the thinking process "
@@ -117,32 +118,12 @@ def _task(one: _Set) -> Task:
         },
         default_scorers=("strict", "official", "visual_rft"),
         gold_responses=_golds,
-        chance=lambda doc: 1 / len(doc.example.choices or ("",)),
+        chance=one_of_options,
         aggregates={"micro": Sample.mean},
-        groups=(),
-        strata=(),
-        resample_within=(),
     )
 
 
-def flowers102() -> Task:
-    """The task, for `python -m gpg_vl.eval flowers102`."""
-    return _task(SETS["flowers102"])
-
-
-def pets37() -> Task:
-    """The task, for `python -m gpg_vl.eval pets37`."""
-    return _task(SETS["pets37"])
-
-
-def fgvc() -> Task:
-    """The task, for `python -m gpg_vl.eval fgvc`."""
-    return _task(SETS["fgvc"])
-
-
-def cars196() -> Task:
-    """The task, for `python -m gpg_vl.eval cars196`."""
-    return _task(SETS["cars196"])
+flowers102, pets37, fgvc, cars196 = (partial(_task, one) for one in SETS.values())
 
 
 def digits() -> Task:

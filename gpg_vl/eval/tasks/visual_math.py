@@ -21,23 +21,16 @@ from gpg_vl.eval.loading import (
 )
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import mathvista as mathvista_rules
-from gpg_vl.eval.scorers.options import gold_choices, gold_letters, option_texts
+from gpg_vl.eval.scorers.options import gold_choices, gold_letters
 from gpg_vl.eval.scorers.strict import either, strict_quantity
 from gpg_vl.eval.statistics import Sample, mean_of
-from gpg_vl.eval.task import Doc, Task, TaskPrompt
+from gpg_vl.eval.task import THINK, Doc, Task, TaskPrompt, one_of_options
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_THINK = (
-    "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
-)
 PROMPTS = {
     "official": TaskPrompt(template="{prompt}", max_new_tokens=1024),
-    "think": TaskPrompt(template="{prompt}" + _THINK, max_new_tokens=2048),
+    "think": TaskPrompt(template="{prompt}" + THINK, max_new_tokens=2048),
 }
-
-
-def _chance(doc: Doc) -> float:
-    return 1 / len(option_texts(doc)) if doc.example.choices else 0.0
 
 
 def _tagged(doc: Doc) -> tuple[Response, ...]:
@@ -88,11 +81,10 @@ def mathvista() -> Task:
         default_scorers=("strict", "lmms_no_model"),
         gold_responses=lambda doc: (*_tagged(doc), *_bare(doc)),
         flawed=("lmms_no_model",),  # without its model it reads no letters and no lists
-        chance=_chance,
+        chance=one_of_options,
         aggregates={"micro": Sample.mean, **{task: mean_of("task", task) for task in TASKS}},
         groups=("task",),
         strata=("task",),
-        resample_within=(),
     )
 
 
@@ -185,14 +177,13 @@ def mathverse() -> Task:
         scorers={"strict": either(choice.judge, quantity.judge)},
         default_scorers=("strict",),
         gold_responses=_tagged,
-        chance=_chance,
+        chance=one_of_options,
         aggregates={
             "micro": Sample.mean,
             **{version: mean_of("problem_version", version) for version in VERSIONS},
         },
         groups=("problem_version",),
         strata=("problem_version",),
-        resample_within=(),
         cluster="problem_index",
     )
 
@@ -269,9 +260,6 @@ def geometry3k() -> Task:
         ),
         chance=lambda doc: 0.0,
         aggregates={"micro": Sample.mean},
-        groups=(),
-        strata=(),
-        resample_within=(),
     )
 
 
