@@ -1,6 +1,7 @@
 """Boxes of every object of a kind, with confidences, and what finding them all and nothing else is worth."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from gpg_vl.answers.box import Detection, frame_of, parse_detections, shown
 from gpg_vl.answers.extract import gold_text
@@ -28,14 +29,20 @@ def judge(answer: str, example: Example) -> Verdict:
 def gold_boxes(example: Example) -> list[Box]:
     """The gold boxes, perhaps none. Raises UserError that names the example if the gold answer cannot be read."""
     frame = frame_of(example)
-    found = read_detections(gold_text(example.answer), frame)
-    if found is None:
+    gold = _gold_boxes(example.answer, frame)
+    if gold is None:
         raise UserError(
             f"The gold answer {example.answer!r:.200} of example {example.id!r} is no list of boxes in {frame.coordinates} "
             f"({frame.width:g} x {frame.height:g}). Boxes inside of the image with their corners in order, or "
             f"'No Objects', are allowed. Correct the row or its `coordinates`."
         )
-    return [detection.box for detection in found]
+    return list(gold)
+
+
+@lru_cache(maxsize=1024)  # a gold answer is met once per completion
+def _gold_boxes(answer: str, frame: Frame) -> tuple[Box, ...] | None:
+    found = read_detections(gold_text(answer), frame)
+    return None if found is None else tuple(detection.box for detection in found)
 
 
 def read_detections(text: str, frame: Frame) -> list[Detection] | None:

@@ -113,16 +113,21 @@ def gold_index(example: Example) -> int:
             f"Example {example.id!r} has no choices, but the reward 'choice' scores multiple choice only. "
             f"Map a column to `choices`, or use another reward for this data set."
         )
-    letter = _whole_letter(gold, len(choices))
-    readings: set[int] = {*_equal_options(gold, choices), *(() if letter is None else (letter,))}
+    readings = _gold_readings(gold, tuple(choices))
     if len(readings) == 1:
-        return readings.pop()
+        return next(iter(readings))
     options = ", ".join(_option(index, choices) for index in range(len(choices)))
     raise UserError(
         f"The gold answer {example.answer!r} of example {example.id!r} names "
         f"{'no option' if not readings else f'{len(readings)} options'} of {options}. "
         f"Write it as a parenthesised letter, such as (A), or as the text of exactly one option."
     )
+
+
+@lru_cache(maxsize=1024)  # a gold answer is met once per completion
+def _gold_readings(gold: str, choices: tuple[str, ...]) -> frozenset[int]:
+    letter = _whole_letter(gold, len(choices))
+    return frozenset([*_equal_options(gold, choices), *(() if letter is None else (letter,))])
 
 
 def _option(index: int, choices: Sequence[str]) -> str:
@@ -202,9 +207,14 @@ def _equal_options(text: str, choices: Sequence[str]) -> list[int]:
     plain = _plain(text)
     return [
         index
-        for index, option in enumerate(choices)
-        if plain and _plain(unlatexed(option)) == plain
+        for index, option in enumerate(_plain_options(tuple(choices)))
+        if option == plain != ""
     ]
+
+
+@lru_cache(maxsize=1024)
+def _plain_options(choices: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_plain(unlatexed(option)) for option in choices)
 
 
 def _plain(text: str) -> str:
@@ -247,13 +257,7 @@ def _read(candidate: str, choices: Sequence[str]) -> _Words:
 
 def _occurrences(values: Sequence[str], choices: Sequence[str]) -> list[tuple[int, int, int]]:
     """(option, first word, word behind it) wherever the words spell the text of an option."""
-    phrases: dict[str, list[tuple[int, list[str]]]] = {}
-    for index, option in enumerate(choices):
-        phrase = (
-            [] if _OPTION_EXPRESSION.search(option) else word_values(option, word_spans(option))
-        )
-        if phrase:
-            phrases.setdefault(phrase[0], []).append((index, phrase))
+    phrases = _phrases(tuple(choices))
     found = [
         (index, start, start + len(phrase))
         for start, value in enumerate(values)
@@ -267,6 +271,19 @@ def _occurrences(values: Sequence[str], choices: Sequence[str]) -> list[tuple[in
             outer.append(one)
             began, reached = one[1], one[2]
     return outer
+
+
+@lru_cache(maxsize=1024)
+def _phrases(choices: tuple[str, ...]) -> dict[str, list[tuple[int, list[str]]]]:
+    """The options as words, each under its first word; what is mathematics is never looked for inside a text."""
+    phrases: dict[str, list[tuple[int, list[str]]]] = {}
+    for index, option in enumerate(choices):
+        phrase = (
+            [] if _OPTION_EXPRESSION.search(option) else word_values(option, word_spans(option))
+        )
+        if phrase:
+            phrases.setdefault(phrase[0], []).append((index, phrase))
+    return phrases
 
 
 class _Letter(NamedTuple):

@@ -1,6 +1,7 @@
 """Counts: the one whole number that an answer states."""
 
 import re
+from functools import lru_cache
 
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.math.arithmetic import evaluate
@@ -70,13 +71,18 @@ def judge(answer: str, example: Example) -> Verdict:
 
 def gold_count(example: Example) -> int:
     """The gold number. Raises UserError that names the example if the gold answer states none."""
-    count = parse_count(gold_text(example.answer))
+    count = _gold_count(example.answer)
     if count is None:
         raise UserError(
             f"The gold answer {example.answer!r} of example {example.id!r} is not a count. A whole number such as 4 is "
             f"allowed. Correct the row, or use the reward 'math' for other numbers."
         )
     return count
+
+
+@lru_cache(maxsize=1024)  # a gold answer is met once per completion
+def _gold_count(answer: str) -> int | None:
+    return parse_count(gold_text(answer))
 
 
 def parse_count(text: str) -> int | None:
@@ -87,6 +93,8 @@ def parse_count(text: str) -> int | None:
     """
     if len(text) > MAX_CANDIDATE:
         return None
+    if _WHOLE.fullmatch(text):
+        return int(text)
     text = _CHINESE_COUNT.sub(lambda one: str(_CHINESE[one[1]]), _DOLLARS.sub(r"\1", text))
     for reading in dict.fromkeys((_PRONOUN.sub("it", text), text)):
         reading = with_digits(reading)

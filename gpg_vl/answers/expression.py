@@ -5,6 +5,7 @@ math-verify.
 """
 
 import re
+from functools import lru_cache
 
 from gpg_vl.answers.extract import gold_text, last_boxed
 from gpg_vl.answers.math.equality import (
@@ -63,13 +64,19 @@ def judge(answer: str, example: Example) -> Verdict:
 
 def gold_expression(example: Example) -> str:
     """The gold expression, normalised. Raises UserError that names the example if it cannot be read."""
-    gold = stated(gold_text(example.answer))
-    if gold is None or not (readable(gold) or _is_word(gold)):
+    gold = _gold_stated(example.answer)
+    if gold is None:
         raise UserError(
             f"The gold answer {example.answer!r:.200} of example {example.id!r} cannot be read as mathematics. An expression "
             f"in LaTeX such as \\frac{{1}}{{2}}, or a text with one \\boxed{{}}, is allowed. Correct the row."
         )
     return gold
+
+
+@lru_cache(maxsize=1024)  # a gold answer is met once per completion
+def _gold_stated(answer: str) -> str | None:
+    gold = stated(gold_text(answer))
+    return gold if gold is not None and (readable(gold) or _is_word(gold)) else None
 
 
 def matches(answer: str, gold: str) -> bool:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from gpg_vl.answers.text.emphasis import only_fence, peeled
+
 TRIES = 200
 """How many places of a word are looked at, from the last one on, for one that introduces an answer."""
 
@@ -26,17 +28,6 @@ Step = Literal["tag", "boxed", "phrase", "text", "none"]
 _OPENED = re.compile(r"<(?:think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
 _CLOSED = re.compile(r"</(?:think|thinking|analysis|reasoning)>", re.IGNORECASE | re.ASCII)
 _END_TOKEN = re.compile(r"(?:<\|[a-z_]{1,20}\|>|</s>)$")
-
-# --- emphasis ---------------------------------------------------------------------------------------------------------
-
-_STARS = re.compile(r"(?<![\w)\]}*\\])(\*{1,3})(?=[^\s*])([^*\n]{1,400}?)(?<=\S)\1(?![\w(\[{*\\])")
-_LINES_UNDER = re.compile(r"(?<![\w)\]}\\])(_{1,3})(?=[^\s_])([^_\n{}\\]{1,400}?)(?<=\S)\1(?!\w)")
-_HEADING = re.compile(
-    r"^[ \t]{0,3}(?:#{1,3}(?!#)|#{5,6}|####(?![ \t]*[^\s#]{0,60}[0-9\\]\S{0,60}[ \t]*$))[ \t]+",
-    re.MULTILINE,
-)
-_FENCE = re.compile(r"```[A-Za-z]*(?=\s)|`")
-_FENCED = re.compile(r"```[A-Za-z]*\s")
 
 # --- markers ----------------------------------------------------------------------------------------------------------
 
@@ -82,7 +73,10 @@ MARKERS: tuple[tuple[str, str], ...] = (
 )
 """(word, pattern at the word): all phrases that introduce an answer, in either language, in any case."""
 
-_PATTERNS = tuple((word, re.compile(pattern, re.IGNORECASE)) for word, pattern in MARKERS)
+_PATTERNS = {
+    word: tuple(re.compile(pattern, re.IGNORECASE) for of, pattern in MARKERS if of == word)
+    for word in dict.fromkeys(word for word, _ in MARKERS)
+}
 _HEADED = re.compile(
     r"(?:^|\n)[^\w\n]*(?:(?:the|my|our|so|final|correct|best|最终|正确)\s*)*$", re.IGNORECASE
 )
@@ -96,6 +90,7 @@ _JOINT = re.compile(
     r"(?P<joint>\b(?:or|and)\b|[或和])[\s,:$(]*(?:(?:maybe|perhaps|possibly|the|my|also|final|correct|else)\s+)*$",
     re.IGNORECASE,
 )
+_JOINTS = ("or", "and", "或", "和")
 _KEY = re.compile(r"""answer["']\s*:\s*""", re.IGNORECASE)
 _FILLERS = re.compile(
     r"(?:(?:therefore|thus|clearly|simply|just|indeed|actually|hence)\b[\s,]*)+", re.IGNORECASE
@@ -147,13 +142,14 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
     if "◁" in text:  # as Kimi-VL writes it
         text = text.replace("◁think▷", "<think>").replace("◁/think▷", "</think>")
     reasoned = 0
-    for closed in _CLOSED.finditer(text):
+    for closed in _CLOSED.finditer(text) if "<" in text else ():
         reasoned = closed.end()
     rest = text[reasoned:]
-    unclosed = _OPENED.search(rest) is not None or (prefilled_think and not reasoned)
+    opened = "<" in rest and _OPENED.search(rest) is not None
+    unclosed = opened or (prefilled_think and not reasoned)
     blocks = _tags(rest)
     if unclosed or blocks.unclosed:
-        content = None if blocks.last is None else _inside(_peeled(blocks.last.content))
+        content = None if blocks.last is None else _inside(peeled(blocks.last.content))
         return Extracted(
             candidate=content or None,
             step="none" if blocks.last is None and not blocks.unclosed else "tag",
@@ -161,9 +157,10 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
             truncated=blocks.unclosed,
             several=blocks.complete > 1,
         )
-    found = _latest(_peeled(rest))
+    plain = peeled(rest)
+    found = _latest(plain, blocks if plain == rest else _tags(plain))
     if found is None:
-        whole = _trimmed(_peeled(_only_fence(rest)))
+        whole = _trimmed(peeled(only_fence(rest)))
         return Extracted(candidate=whole or None, step="text" if whole else "none")
     return Extracted(
         candidate=_trimmed(found.content) or None, step=found.step, several=blocks.complete > 1
@@ -177,34 +174,10 @@ def gold_text(answer: str) -> str:
     return (blocks.last.content if one and blocks.last else answer).strip()
 
 
-# --- emphasis ---------------------------------------------------------------------------------------------------------
-
-
-def _peeled(text: str) -> str:
-    """The text without the marks of Markdown. A star or a line that may be mathematics stays."""
-    if "*" in text:
-        text = _STARS.sub(r"\2", text)
-    if "_" in text:
-        text = _LINES_UNDER.sub(r"\2", text)
-    if "#" in text:
-        text = _HEADING.sub("", text)
-    if "`" in text:
-        text = _FENCE.sub("", text)
-    return text
-
-
-def _only_fence(text: str) -> str:
-    """The content of the only fenced block of a text, else the text."""
-    if text.count("```") == 2 and (opening := _FENCED.search(text)) is not None:
-        closing = text.find("```", opening.end())
-        return text[opening.end() : closing] if closing >= 0 else text
-    return text
-
-
 def _trimmed(text: str) -> str:
     """Without outer blanks, ticks, and the tokens that end a turn."""
     text = text.strip().strip(_MARKS)
-    while end := _END_TOKEN.search(text, max(0, len(text) - 30)):
+    while text.endswith(">") and (end := _END_TOKEN.search(text, max(0, len(text) - 30))):
         text = text[: end.start()].rstrip().rstrip(_MARKS)
     return text.strip()
 
@@ -222,14 +195,14 @@ class _Marked(NamedTuple):
     step: Step
 
 
-def _latest(text: str, *, tags: bool = True, joints: int = 3) -> _Marked | None:
-    """The latest marker of a text. What a tag or a box encloses is looked at again."""
-    tag = _tags(text).last if tags else None
-    box, phrase = _box(text), _phrase(text)
-    best = max(filter(None, (tag, box, phrase)), key=lambda one: one.start, default=None)
+def _latest(text: str, tags: "_Tags | None", joints: int = 3) -> _Marked | None:
+    """The latest marker of a text with these tags, None where none counts. What a tag or a box encloses is looked at again."""
+    enclosing = [one for one in (tags and tags.last, _box(text)) if one]
+    best = max(enclosing, key=lambda one: one.start, default=None)
+    best = _phrase(text, best) or best
     if best is None:
         return None
-    around = [one for one in (tag, box) if one and one is not best and best.start < one.end]
+    around = [one for one in enclosing if one is not best and best.start < one.end]
     if around:  # a marker within another one: it ends with that
         outer = min(around, key=lambda one: one.start)
         return outer._replace(content=_inside(outer.content))
@@ -238,17 +211,19 @@ def _latest(text: str, *, tags: bool = True, joints: int = 3) -> _Marked | None:
 
 def _inside(content: str) -> str:
     """The answer in what a tag or a box encloses: behind the latest marker in there, else all of it."""
-    found = _latest(content, tags=False)
+    found = _latest(content, None)
     return _trimmed(content if found is None else found.content)
 
 
-def _joined(text: str, last: _Marked, tags: bool, joints: int) -> _Marked:
+def _joined(text: str, last: _Marked, tags: "_Tags | None", joints: int) -> _Marked:
     """The marker with those before it that "or" or "and" joins to it: "Answer: A or answer: B"."""
-    joint = _JOINT.search(text, max(0, last.start - 60), last.start)
+    near = text[max(0, last.start - 60) : last.start].lower()
+    may_join = any(joint in near for joint in _JOINTS)
+    joint = _JOINT.search(text, max(0, last.start - 60), last.start) if may_join else None
     if joint is None:
         return last
     before = text[: joint.start()]
-    other = _latest(before, tags=tags, joints=joints - 1)
+    other = _latest(before, None if tags is None else _tags(before), joints - 1)
     if other is None or other.step != last.step or before[other.end :].strip(" ,.;$"):
         return last
     return last._replace(content=f"{other.content} {joint['joint']} {last.content}")
@@ -276,27 +251,38 @@ def _tags(text: str) -> _Tags:
     return _Tags(count, last, unclosed=opened is not None)
 
 
-def _phrase(text: str) -> _Marked | None:
-    """The last phrase that introduces an answer which is not blank."""
-    lowered = text.lower()
-    if len(lowered) != len(text):  # some letters are longer in lower case
-        lowered = "".join(one.lower() if one.isascii() else one for one in text)
+def _phrase(text: str, after: _Marked | None) -> _Marked | None:
+    """The last phrase that introduces an answer which is not blank, if it starts after another marker."""
     best: _Marked | None = None
-    for word, pattern in _PATTERNS:
-        found = (_introduced(text, at, pattern) for at in _places(lowered, word, best))
-        best = next(filter(None, found), best)
-    if '"' in text or "'" in text:
-        found = (_value_of_key(text, at) for at in _places(lowered, "answer", best))
-        best = next(filter(None, found), best)
+    start = after.start + 1 if after else 0
+    lowered = _lowered(text[start:]).replace("answer>", "<a tag>")  # its name introduces nothing
+    for word, patterns in _PATTERNS.items():
+        if word not in lowered:  # of most texts that is all that is looked at
+            continue
+        for pattern in patterns:
+            places = _places(lowered, word, best.start - start if best else -1)
+            found = (_introduced(text, start + at, pattern) for at in places)
+            best = next(filter(None, found), best)
+    if "answer" in lowered and ('"' in lowered or "'" in lowered):
+        places = _places(lowered, "answer", best.start - start if best else -1)
+        best = next(filter(None, (_value_of_key(text, start + at) for at in places)), best)
     return best
 
 
-def _places(lowered: str, word: str, best: _Marked | None) -> Iterator[int]:
-    """Where a word is, the last place first, down to the best marker so far; `TRIES` places at most."""
+def _lowered(text: str) -> str:
+    """In lower case, and of the same length: some letters are longer in lower case, and stay."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(one.lower() if one.isascii() else one for one in text)
+
+
+def _places(lowered: str, word: str, last: int) -> Iterator[int]:
+    """Where a word is, the last place first, down to behind `last`; `TRIES` places at most."""
     at = len(lowered)
     for _ in range(TRIES):
         at = lowered.rfind(word, 0, at)
-        if at <= (best.start if best else -1):
+        if at <= last:
             return
         yield at
 

@@ -7,6 +7,7 @@ hold Greek letters (`90°-α`), and it may name cases, `60°或120°`: then all 
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from gpg_vl.answers.extract import gold_text, last_boxed
@@ -129,14 +130,20 @@ def judge(answer: str, example: Example) -> Verdict:
 
 def gold_quantities(example: Example) -> Quantities:
     """The gold quantity, or all of its cases. Raises UserError that names the example if it cannot be read."""
-    gold = parse_cases(gold_text(example.answer))
-    if gold is None or not all(readable(quantity.expression) for quantity in gold):
+    gold = _gold_cases(example.answer)
+    if gold is None:
         raise UserError(
             f"The gold answer {example.answer!r:.200} of example {example.id!r} cannot be read as a quantity. A number or "
             f"expression with or without a unit, such as 145°, 5cm or 2√{{3}}, is allowed. Correct the row, or use the "
             f"reward 'math' for other expressions."
         )
     return gold
+
+
+@lru_cache(maxsize=1024)  # a gold answer is met once per completion
+def _gold_cases(answer: str) -> Quantities | None:
+    gold = parse_cases(gold_text(answer))
+    return gold if gold and all(readable(quantity.expression) for quantity in gold) else None
 
 
 def matches(answer: str, gold: str) -> bool:

@@ -137,7 +137,7 @@ def match_relaxed(candidate: str, gold: str) -> bool:
 
     A year must be met exactly.
     """
-    mine, right = _amount(candidate), _amount(gold)
+    mine, right = _amount(candidate), _gold_amount(gold)
     if mine is None or right is None:
         plain = _plain(candidate)
         return bool(plain) and plain == _plain(gold)
@@ -168,6 +168,11 @@ def _amount(text: str) -> _Amount | None:
     if _GROUPED.fullmatch(text):
         text = text.replace(",", "").replace(" ", "")
     return _Amount(Fraction(text), percent is not None) if FLOAT.fullmatch(text) else None
+
+
+@lru_cache(maxsize=1024)  # a gold answer is met once per completion
+def _gold_amount(gold: str) -> _Amount | None:
+    return _amount(gold)
 
 
 def _plain(text: str) -> str:

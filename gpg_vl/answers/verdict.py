@@ -39,5 +39,6 @@ def judged(
     """The verdict on a whole response: its answer is found by `extract_answer` and judged; odd layouts are noted."""
     extracted = extract_answer(response, prefilled_think=prefilled_think)
     verdict = judge(extracted.candidate or "", example)
-    note = ", ".join(filter(None, (verdict.note, *extracted.flags)))
-    return replace(verdict, note=note) if note != verdict.note else verdict
+    if not extracted.flags:
+        return verdict
+    return replace(verdict, note=", ".join(filter(None, (verdict.note, *extracted.flags))))

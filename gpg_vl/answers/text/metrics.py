@@ -43,7 +43,7 @@ def normalize_vqa(text: str, *, textvqa: bool = False) -> str:
         text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()
     result, grouped = text, bool(_DIGIT_COMMA.search(text))
-    for mark in _PUNCTUATION:
+    for mark in filter(text.__contains__, _PUNCTUATION):
         touches = f"{mark} " in text or f" {mark}" in text
         result = result.replace(mark, "" if touches or grouped else " ")
     words = (_NUMBER_WORDS.get(word, word) for word in _FREE_PERIOD.sub("", result).lower().split())

@@ -49,6 +49,7 @@ _SPELLED = re.compile(
     rf"(?:(?:[ -]|[ ]and[ ])(?:{_SMALL}|{_SCALE})\b)*",
     re.IGNORECASE,
 )
+_LETTER_OF_WORDS = re.compile(r"[A-Za-z]")
 _DENIAL_WORDS = """
 not no nor neither never none without except excluding unlike cannot isnt arent wasnt dont
 """
@@ -252,6 +253,8 @@ def with_digits(text: str, *, words: bool = True) -> str:
 
     `words`: also those that begin with a word.
     """
+    if not _LETTER_OF_WORDS.search(text):
+        return text
     if words:
         return _SPELLED.sub(_digits, text)
     return _SPELLED.sub(lambda found: _digits(found) if found["digits"] else found[0], text)
