@@ -75,7 +75,8 @@ class ZeroStage:
             "reduction": 4.0 * min(BUCKET_ELEMENTS, sizes.trained),
         }
         if self.holds_whole:
-            return held
+            # what a backward has just reduced stands beside the sum of those before it
+            return held | {"gradients": 2.0 * held["gradients"]}
 
         kept_whole = 0 if sizes.trained_vision else sizes.vision
         spread = sizes.parameters - kept_whole
