@@ -70,13 +70,13 @@ class ZeroStage:
         each = min(widths.trained, widths.frozen) if has_frozen else widths.trained
         held = {
             "weights": each * sizes.parameters,
-            "gradients": 4.0 * sizes.trained / processes,
+            # the sum so far, and what is reduced into it; in the step, the flat copy that is stepped on
+            "gradients": 8.0 * sizes.trained / processes,
             "optimizer": (moment_bytes(sizes) + 4.0 * sizes.trained) / processes,
             "reduction": 4.0 * min(BUCKET_ELEMENTS, sizes.trained),
         }
         if self.holds_whole:
-            # what a backward has just reduced stands beside the sum of those before it
-            return held | {"gradients": 2.0 * held["gradients"]}
+            return held
 
         kept_whole = 0 if sizes.trained_vision else sizes.vision
         spread = sizes.parameters - kept_whole
