@@ -301,7 +301,7 @@ def test_what_two_have_saved_three_go_on_from(
     for rank in three:
         again, norms_again = rank[f"saved {name}"]["resumed"]
         assert relative(again, straight) <= (1e-5 if name in EIGHT_BIT else OF_WEIGHTS)
-        assert norms_again == pytest.approx(norms, rel=1e-6)
+        assert norms_again == pytest.approx(norms, rel=OF_WEIGHTS)
 
 
 def test_nothing_that_is_saved_could_hold_code(two: list[dict], folder: Path) -> None:
