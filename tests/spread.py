@@ -302,9 +302,17 @@ def groups_of(case: Case, groups: Sequence[Group]) -> list[Group]:
 
 
 def compute(case: Case, checkpoint: Path, mine: Sequence[Group], sharding: Watched) -> dict:
-    """What a case comes to: gradient of the first update, weights after the last, what was reported."""
-    trainer = make_trainer(checkpoint, case, sharding)
-    reports = train(trainer, case, mine)
+    """What a case comes to: gradient of the first update, weights after the last, what was reported.
+
+    On one thread, whoever asks: how many there are decides the last digits, and AdamW's first steps make more of them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trainer = make_trainer(checkpoint, case, sharding)
+        reports = train(trainer, case, mine)
+    finally:
+        torch.set_num_threads(threads)
     return {
         "gradient": torch.cat([g.flatten() for g in sharding.gradients[0]]),
         "weights": torch.cat([p.flatten() for p in sharding.weights()]),
