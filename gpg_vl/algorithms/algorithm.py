@@ -98,5 +98,5 @@ def select(inputs: Inputs, index: Tensor | slice) -> Inputs:
 
 def to_dtype(inputs: Inputs, like: Tensor) -> Inputs:
     """The inputs on the device of `like`, and those that are not whole numbers in its dtype."""
-    moved = (x.to(like) if x.is_floating_point() else x.to(like.device) for x in inputs)  # type: ignore[attr-defined]
+    moved = (x.to(like) if x.is_floating_point() else x.to(like.device) for x in inputs)  # type: ignore[attr-defined]  # as above
     return type(inputs)(*moved)
