@@ -183,19 +183,35 @@ def around(alphabet):
     )
 
 
-@pytest.mark.parametrize(
-    "task", [vqav2(), textvqa(), chartqa(), docvqa()], ids=lambda task: task.name
-)
-@given(text=around("ab1., %-"), golds=st.lists(around("ab1.,%-"), min_size=1, max_size=10))
+TEXTS = around("ab1., %-")
+GOLDS = st.lists(around("ab1.,%-"), min_size=1, max_size=10)
+
+
+def strict_and_official(task, text, golds):
+    """What an answer in tags gets by the strict rule, and the same answer alone by the published one."""
+    text = " ".join(text.split())
+    tagged = f"<think>hm {golds[0]}</think> <answer> {text} </answer>"
+    scorers = task.scorers
+    return judge(scorers["strict"], tagged, golds), judge(scorers["official"], text, golds)
+
+
+@pytest.mark.parametrize("task", [vqav2(), textvqa(), docvqa()], ids=lambda task: task.name)
+@given(text=TEXTS, golds=GOLDS)
 @example_of(text="a b", golds=["b"])
 def test_strict_is_the_official_metric_on_the_answer(task, text, golds):
     """Found in tags, an answer scores what it scores alone; the exceptions are where the metric would credit nothing."""
-    text = " ".join(text.split())
     assert all(map(normalize_vqa, [text, *golds]))
-    tagged = f"<think>hm {golds[0]}</think> <answer> {text} </answer>"
-    assert judge(task.scorers["strict"], tagged, golds) == pytest.approx(
-        judge(task.scorers["official"], text, golds)
-    )
+    strict, official = strict_and_official(task, text, golds)
+    assert strict == pytest.approx(official)
+
+
+@given(text=TEXTS, golds=GOLDS)
+@example_of(text="1", golds=["1%"])
+@example_of(text="b1", golds=["b1."])
+def test_strict_credits_what_chartqa_credits(text, golds):
+    """It forgives more: a percent sign, commas in a number, a final point (test_relaxed names them)."""
+    strict, official = strict_and_official(chartqa(), text, golds)
+    assert strict >= official
 
 
 def test_textvqa_has_its_own_normal_form_under_both_rules():
