@@ -8,7 +8,7 @@ PEERS := .venv-peers
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow test-vllm lint quickstart exactness growth bench-peers bench-engines bench-gpu bench-memory clean
+.PHONY: help install test test-slow test-vllm lint quickstart exactness growth bench-peers bench-engines bench-gpu bench-memory soak clean
 
 help:
 	@echo "make quickstart   train a tiny vision-language model and see it improve (offline, CPU, minutes; SEED=0 FOLDER=runs/...)"
@@ -21,6 +21,7 @@ help:
 	@echo "make growth       how seconds and memory grow with group and image, as a picture (CPU, ten minutes)"
 	@echo "make bench-engines  the native engine beside vLLM on this machine (CPU, minutes)"
 	@echo "make bench-memory what processes of training hold beside what the plan says (up to 6 GB, a quarter of an hour on a CPU)"
+	@echo "make soak         60 kills at random moments and a full disk at every write (CPU, twenty minutes; vLLM where it is installed)"
 	@echo "make bench-gpu    the shape of Qwen2-VL-2B with random weights on the GPU that is there"
 	@echo "make bench-peers  one training step beside TRL's, in an environment of its own (Linux, CPU, half an hour; ARGS=--quick: minutes)"
 
@@ -57,6 +58,11 @@ $(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
 # One process: every engine takes a gigabyte, and starting one is most of the time.
 test-vllm: $(VLLM)/.installed
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(VLLM)/bin/python -m pytest -n 0 tests/with_vllm
+
+# vLLM lives in an environment of its own: its row is made where that is there.
+soak: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.soak $(ARGS)
+	if [ -e $(VLLM)/.installed ]; then HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m benchmarks.soak --only vllm $(ARGS); fi
 
 bench-engines: $(VLLM)/.installed
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(VLLM)/bin/python -m benchmarks.engines $(ARGS)
