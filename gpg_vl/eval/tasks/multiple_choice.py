@@ -1,12 +1,12 @@
 """MMMU and BLINK: multiple choice over one or several pictures."""
 
-import ast
 from dataclasses import replace
 from functools import partial
 from string import ascii_uppercase as LETTERS
 
 import numpy as np
 
+from gpg_vl.answers.text.literal import python_literal
 from gpg_vl.eval.loading import Entry, loader, tables
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import lmms_letter
@@ -92,23 +92,17 @@ def _mmmu_doc(entry: Entry) -> Doc:
 def _golds(answer: object) -> list[str]:
     """The accepted answers of an open question: a text, or the text of a list of them."""
     text = str(answer)
-    try:
-        value = ast.literal_eval(text) if text.startswith("[") else text
-    except (ValueError, SyntaxError):
-        value = text
+    value = python_literal(text) if text.startswith("[") else None
     return [str(one) for one in value] if isinstance(value, list) and value else [text]
 
 
-def _literal(entry: Entry) -> object:
+def _literal(entry: Entry) -> list[object]:
     cell = entry["options"]
-    if isinstance(cell, str) and len(cell) < 20_000:
-        try:
-            return ast.literal_eval(cell)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            pass
-    if isinstance(cell, list):
-        return cell
-    raise entry.wrong("options", "a list, or the text of one")
+    short = isinstance(cell, str) and len(cell) < 20_000
+    value = python_literal(cell) if short else cell
+    if not isinstance(value, list):
+        raise entry.wrong("options", "a list, or the text of one")
+    return value
 
 
 def _mmmu_responses(doc: Doc) -> tuple[Response, ...]:
