@@ -57,16 +57,13 @@ def match_boxes(
     found: Sequence[Detection], gold: Sequence[Box], threshold: float = HIT
 ) -> list[tuple[int, int]]:
     """The pairs (place in `found`, place in `gold`) with the greatest total of confidence * IoU, all IoUs >= threshold."""
-    return best_matching(_gains(found, gold, threshold))
-
-
-def _gains(found: Sequence[Detection], gold: Sequence[Box], threshold: float) -> list[list[float]]:
-    """confidence * IoU of each box that was found with each gold box, 0 where the IoU is below the threshold."""
     overlaps = [[iou(box, other) for other in gold] for box, _ in found]
-    return [
-        [one.confidence * overlap if overlap >= threshold else 0.0 for overlap in row]
-        for one, row in zip(found, overlaps, strict=True)
-    ]
+    return best_matching(
+        [
+            [one.confidence * overlap if overlap >= threshold else 0.0 for overlap in row]
+            for one, row in zip(found, overlaps, strict=True)
+        ]
+    )
 
 
 def detection_score(
@@ -78,9 +75,8 @@ def detection_score(
     """
     if not gold:
         return float(not found)
-    gains = _gains(found, gold, threshold)
-    pairs = best_matching(gains)
+    pairs = match_boxes(found, gold, threshold)
     matched = {place for place, _ in pairs}
-    right = sum(gains[i][j] for i, j in pairs)
+    right = sum(found[i].confidence * iou(found[i].box, gold[j]) for i, j in pairs)
     wrong = sum(one.confidence for place, one in enumerate(found) if place not in matched)
     return right / (len(gold) + wrong)

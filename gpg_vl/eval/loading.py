@@ -12,8 +12,9 @@ from string import ascii_uppercase
 from typing import Any
 
 from gpg_vl.data.images import ImageError, image_size
+from gpg_vl.data.rows import collect_meta
 from gpg_vl.errors import UserError
-from gpg_vl.eval.tables import SUFFIXES, json_columns, read_rows
+from gpg_vl.eval.tables import SUFFIXES, read_rows
 from gpg_vl.eval.task import Doc, Loader
 from gpg_vl.types import Example
 
@@ -252,7 +253,7 @@ class Entry:
     ) -> Doc:
         """The doc, whose columns are those of the row that JSON can hold but for `without`, and `more`."""
         kept = {name: value for name, value in self.row.items() if name not in without}
-        columns = {**json_columns(kept), **(more or {})}
+        columns = {**collect_meta(kept, {}), **(more or {})}
         example = Example(
             id=str(self.doc_id),
             images=images,

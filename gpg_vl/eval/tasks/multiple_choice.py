@@ -25,29 +25,21 @@ PROMPTS = {
 
 # --- MMMU -------------------------------------------------------------------------------------------------------------
 
-DOMAINS = {
-    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
-    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
-    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Health and Medicine": (
-        "Basic_Medical_Science",
-        "Clinical_Medicine",
-        "Diagnostics_and_Laboratory_Medicine",
-        "Pharmacy",
-        "Public_Health",
-    ),
-    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
-    "Tech and Engineering": (
-        "Agriculture",
-        "Architecture_and_Engineering",
-        "Computer_Science",
-        "Electronics",
-        "Energy_and_Power",
-        "Materials",
-        "Mechanical_Engineering",
-    ),
+_SUBJECTS = """
+Art and Design: Art Art_Theory Design Music
+Business: Accounting Economics Finance Manage Marketing
+Science: Biology Chemistry Geography Math Physics
+Health and Medicine: Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health
+Humanities and Social Science: History Literature Sociology Psychology
+Tech and Engineering: Agriculture Architecture_and_Engineering Computer_Science Electronics Energy_and_Power Materials
+Tech and Engineering: Mechanical_Engineering
+"""
+_DOMAIN = {
+    subject: domain
+    for domain, subjects in (line.split(": ") for line in _SUBJECTS.strip().splitlines())
+    for subject in subjects.split()
 }
-_DOMAIN = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects}
+DOMAINS = tuple(dict.fromkeys(_DOMAIN.values()))
 _INSTRUCTIONS = {
     "multiple-choice": "Answer with the option's letter from the given choices directly.",
     "open": "Answer the question using a single word or phrase.",
@@ -150,24 +142,11 @@ def mmmu() -> Task:
 
 # --- BLINK ------------------------------------------------------------------------------------------------------------
 
-SUBTASKS = (
-    "Art_Style",
-    "Counting",
-    "Forensic_Detection",
-    "Functional_Correspondence",
-    "IQ_Test",
-    "Jigsaw",
-    "Multi-view_Reasoning",
-    "Object_Localization",
-    "Relative_Depth",
-    "Relative_Reflectance",
-    "Semantic_Correspondence",
-    "Spatial_Relation",
-    "Visual_Correspondence",
-    "Visual_Similarity",
-)
-
-
+_SUBTASKS = """
+Art_Style Counting Forensic_Detection Functional_Correspondence IQ_Test Jigsaw Multi-view_Reasoning Object_Localization
+Relative_Depth Relative_Reflectance Semantic_Correspondence Spatial_Relation Visual_Correspondence Visual_Similarity
+"""
+SUBTASKS = tuple(_SUBTASKS.split())
 _BLINK_PICTURES = ("image_1", "image_2", "image_3", "image_4")
 
 
