@@ -1,5 +1,7 @@
 """Several boxes with confidences, scored by hand and against the order of what is better."""
 
+import warnings
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -142,3 +144,21 @@ def test_gold_that_cannot_be_read_is_refused_by_example():
 def test_the_explanation():
     told = detection.explain(completion("<answer>[[0,0,100,100]]</answer>"), example("No Objects"))
     assert (told.parsed, told.gold) == ("(0,0),(100,100) 1", "no objects")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [r"a\d", r"50\% off", r"\400"],  # each is a slip of which Python warns
+)
+@pytest.mark.parametrize("shown", ["always", "ignore", "error"])
+def test_a_label_with_a_stray_backslash_is_read_alike_however_warnings_are_treated(label, shown):
+    text = "[{'Position': (0, 0, 100, 100), 'label': '" + label + "'}]"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter(shown)
+        assert read_detections(text, FRAME) == [Detection(A, 1.0)]
+    assert seen == []
+
+
+def test_a_box_under_any_of_its_keys_is_read_outside_of_json_too():
+    assert read_detections("box_2d: [0, 0, 100, 100]", FRAME) == [Detection(A, 1.0)]
+    assert read_detections("bbox_2d: [0, 0, 100, 100]", FRAME) == [Detection(A, 1.0)]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Failed, Response
-from gpg_vl.eval.runner import evaluate, evaluate_responder, select
+from gpg_vl.eval.runner import Answerer, evaluate, evaluate_responder, select
 from gpg_vl.eval.settings import (
     generation_sha,
     model_revision,
@@ -89,6 +89,9 @@ class Model:
             )
 
 
+NOBODY = Answerer(make=lambda: pytest.fail("a model was made"), settings=SETTINGS, model_sha="x")
+
+
 def run(docs, log, model, settings=SETTINGS, sha="weights", **options):
     made = []
 
@@ -97,7 +100,8 @@ def run(docs, log, model, settings=SETTINGS, sha="weights", **options):
         return model
 
     scorers = {"strict": TASK.scorers["strict"]}
-    results = evaluate(TASK, docs, make, settings, scorers, log=log, model_sha=sha, **options)
+    answerer = Answerer(make=make, settings=settings, model_sha=sha)
+    results = evaluate(TASK, docs, answerer, scorers, log=log, **options)
     assert len(made) <= 1
     return results
 
@@ -220,11 +224,9 @@ def test_a_damaged_image_stops_the_run_by_name_or_is_an_error_row(tmp_path, cont
         evaluate(
             TASK,
             docs,
-            lambda: pytest.fail("a model was made"),
-            SETTINGS,
+            NOBODY,
             {},
             log=log,
-            model_sha="x",
         )
     assert not log.exists()
     results = run(docs, log, Model(), allow_errors=True)
@@ -445,11 +447,9 @@ def test_the_gold_answers_are_proved_before_a_model_is_made(tmp_path):
         evaluate(
             TASK,
             [doc],
-            lambda: pytest.fail("a model was made"),
-            SETTINGS,
+            NOBODY,
             {},
             log=tmp_path / "p.jsonl",
-            model_sha="x",
         )
 
 

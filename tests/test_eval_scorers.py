@@ -195,6 +195,13 @@ def test_lmms_reasoning_would_compare_mathematics_on_a_mismatch_but_a_letter_is_
         (CHAIR, "the chair, because it is near", None),  # more than twice as long as the options
         (CHAIR, "Sorry, I can't help with images of people yet. B", "Z"),
         (CHAIR, "<answer>B</answer>", None),  # `<` is not blanked, so no word is B
+        # Where the answer could not be had, neither letters nor refusals are looked for.
+        (CHAIR, "Failed to obtain answer via API. B", None),
+        (CHAIR, "Failed to obtain answer via API. I can't process this file.", None),
+        (CHAIR, "Cannot determine the answer. Failed to obtain answer via API, chair", None),
+        (COUNT, "Failed to obtain answer via API", None),
+        (CHAIR, "Z", "Z"),
+        (CHAIR, "Z or B", "B"),  # a lone letter comes first
         (COUNT, "11", None),  # contains 1 and 11
         (COUNT, "0", "D"),  # 0 is in 10 as an option, but the text holds only 0
         (SIX, "F", "F"),
@@ -411,6 +418,12 @@ def test_lighteval_compares_five_decimal_places():
         ("72 apples, 3 more than 69", 0, 0, 0, 0),  # the last number is 69
         ("The final answer is 72.00", 0, 0, 0, 1),
         ("The final answer is $72", 0, 1, 1, 1),
+        # Commas and dollars go first, and a final point is what is the last one then.
+        ("The final answer is $72.$", 0, 1, 1, 1),
+        ("The final answer is 72.,", 0, 1, 1, 1),
+        ("The final answer is 72..", 0, 0, 0, 1),  # one point alone
+        ("#### 7,2", 1, 1, 0, 0),
+        ("#### 72,", 1, 1, 0, 1),
         ("<think>#### 72</think>#### 71", 1, 0, 0, 0),
         ("", 0, 0, 0, 0),
     ],
@@ -477,6 +490,23 @@ def test_mmmu_open_answers(gold, text, official, strict):
     doc = make_doc(gold, golds=[gold])
     assert score(mmmu.mmmu, doc, text) == official
     assert score(mmmu.strict_mmmu, doc, text) == strict
+
+
+@pytest.mark.parametrize(
+    ("gold", "text", "official"),
+    [
+        # Behind "is " the line has nothing. So the next indicator counts, whatever its length: "is" behind "answer ".
+        ("is", "The answer is \nfive", 1),
+        ("five", "The answer is \nfive", 0),  # the second line has no indicator and is no piece
+        ("it is", "So it is\nfive", 1),  # no blank behind "is", so the piece is that behind "so "
+        ("five", "So it is\nfive", 0),
+        ("five", "It =\nfive", 1),  # "=" counts on the last line alone: no piece, so the whole text
+        ("it", "It = five", 0),
+        ("two", "is .\ntwo", 1),  # a piece that is a point is none, so the whole text counts
+    ],
+)
+def test_mmmu_takes_the_piece_behind_an_indicator_of_each_line(gold, text, official):
+    assert score(mmmu.mmmu, make_doc(gold, golds=[gold]), text) == official
 
 
 def test_mmmu_reads_an_open_answer_as_vlmevalkit_does():

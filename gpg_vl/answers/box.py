@@ -6,9 +6,7 @@ write around boxes and labels. Its numbers are in the coordinates that the examp
 reaches out of the image is no box, and neither are two boxes where one is asked for.
 """
 
-import ast
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -26,6 +24,7 @@ from gpg_vl.answers.math.rectangles import (
     iou,
     overlap_parts,
 )
+from gpg_vl.answers.text.literal import python_literal
 from gpg_vl.answers.text.numerals import denials, hides, is_rejected, word_spans
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
@@ -36,11 +35,10 @@ MAX_BOXES = 100
 MAX_LENGTH = 20_000
 """Characters of an answer that are read, and below, how deep its brackets may be nested."""
 MAX_DEPTH = 6
-BOX_KEYS = (
-    *("bbox_2d", "bbox", "box", "box_2d", "bounding_box", "boundingBox"),
-    *("Position", "position", "coordinates", "coords"),
+BOX_KEYS = frozenset(
+    "bbox_2d bbox box box_2d bounding_box boundingBox Position position coordinates coords".split()  # noqa: SIM905
 )
-CONFIDENCE_KEYS = ("Confidence", "confidence", "score")
+CONFIDENCE_KEYS = frozenset({"Confidence", "confidence", "score"})
 CORNER_KEYS = (
     ("x1", "y1", "x2", "y2"),
     ("xmin", "ymin", "xmax", "ymax"),
@@ -57,7 +55,7 @@ _BOX = re.compile(
 )
 _BARE_SEPARATOR = r"(?:,\s*+|(?<=\s))"
 _FOUR = re.compile(rf"{_N}{_BARE_SEPARATOR}{_N}{_BARE_SEPARATOR}{_N}{_BARE_SEPARATOR}{_N}\.?")
-_KEY = re.compile("|".join(BOX_KEYS))
+_KEY = re.compile("|".join(sorted(BOX_KEYS, key=len, reverse=True)))
 _FENCE = re.compile(r"```(?>(?:json|JSON)?)")
 _NOTHING = re.compile(r"no objects?(?: (?:found|detected|present|visible))?|none", re.IGNORECASE)
 # What names the object: tokens of Qwen, InternVL and DeepSeek, a string in JSON that is cut off, "car 1:".
@@ -74,6 +72,7 @@ _CONFIDENCE = re.compile(
 )
 _CORNER = re.compile(r"\b[xy]_?(?:1|2|min|max)\s*[=:]\s*(?=-?[0-9])")
 _TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
+_BRACKET = re.compile(r"[\[\]{}]")
 _OBJECTS_IN_A_ROW = re.compile(r"\}\s*,?\s*\{")
 _SIGNS = str.maketrans("，（）［］：\u202f\u2009\xa0", ",()[]:   ")
 
@@ -250,22 +249,24 @@ def _data(text: str) -> Any:
     slips = _TRAILING_COMMA.sub("", text)
     row = f"[{_OBJECTS_IN_A_ROW.sub('},{', slips)}]" if text.startswith("{") else slips
     readings: list[tuple[Callable[[str], Any], str]] = [
-        (json.loads, slips),
-        (ast.literal_eval, slips),
-        (json.loads, row),
-        (json.loads, slips.replace("'", '"')),
+        (_json, slips),
+        (python_literal, slips),
+        (_json, row),
+        (_json, slips.replace("'", '"')),
     ]
-    if (
-        '"' not in slips and "\\" not in slips
-    ):  # then the last one says the same as Python, and is quick
+    # Without quotes of the other sort and escapes the last one says the same as Python, and is quick.
+    if '"' not in slips and "\\" not in slips:
         readings.insert(1, readings.pop())
-    for read, spelling in readings:
-        try:
-            value: Any = read(spelling)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        return value
-    return None
+    values = (read(spelling) for read, spelling in readings)
+    return next((value for value in values if value is not None), None)
+
+
+def _json(text: str) -> Any:
+    """The value of JSON, None for any other text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _detections(value: Any) -> Iterator[Detection | None]:
@@ -286,16 +287,14 @@ def _detections(value: Any) -> Iterator[Detection | None]:
 
 def _in_object(value: dict[Any, Any]) -> Iterator[Detection | None]:
     """The box of an object, or those in the only list or object that it holds, such as {"objects": [...]}."""
-    boxes = [value[key] for key in BOX_KEYS if key in value]
-    corners = next((keys for keys in CORNER_KEYS if all(key in value for key in keys)), None)
-    if corners is not None:
-        boxes.append([value[key] for key in corners])
-    within = [one for one in value.values() if isinstance(one, list | dict)]
-    if (
-        not boxes
-        and len(within) == 1
-        and (within[0] == [] or not _is_numbers(within[0]) or _box(within[0]))
-    ):
+    boxes = [value[key] for key in value if key in BOX_KEYS]
+    for keys in CORNER_KEYS:
+        if all(key in value for key in keys):
+            boxes.append([value[key] for key in keys])
+            break
+
+    within = () if boxes else [one for one in value.values() if isinstance(one, list | dict)]
+    if len(within) == 1 and (within[0] == [] or not _is_numbers(within[0]) or _box(within[0])):
         yield from _detections(within[0])
         return
     if len(boxes) == 1 and isinstance(boxes[0], dict):
@@ -303,7 +302,8 @@ def _in_object(value: dict[Any, Any]) -> Iterator[Detection | None]:
     elif len(boxes) == 1 and isinstance(boxes[0], list) and boxes[0] and all(map(_box, boxes[0])):
         yield from _detections(boxes[0])  # several boxes under one label
         return
-    stated = [value[key] for key in CONFIDENCE_KEYS if key in value]
+
+    stated = [value[key] for key in value if key in CONFIDENCE_KEYS]
     confidence = stated[0] if stated else 1.0
     box = _box(boxes[0]) if len(boxes) == 1 and len(stated) < 2 else None
     valid = box is not None and _is_number(confidence) and 0 <= confidence <= 1
@@ -322,12 +322,7 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and -1e9 < value < 1e9
-        and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
 def _is_deep(text: str) -> bool:
@@ -335,8 +330,8 @@ def _is_deep(text: str) -> bool:
     deepest = depth = 0
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
-    for character in text:
-        depth += (character in "[{") - (character in "]}")
+    for bracket in _BRACKET.findall(text):
+        depth += 1 if bracket in "[{" else -1
         deepest = max(deepest, depth)
     return deepest > MAX_DEPTH
 

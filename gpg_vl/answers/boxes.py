@@ -13,17 +13,14 @@ from gpg_vl.types import Example
 
 def judge(answer: str, example: Example) -> Verdict:
     """The score of `detection_score`; the whole text is worth nothing if one of its boxes is not in order."""
-    gold, found = (
-        gold_boxes(example),
-        read_detections(answer, frame_of(example)) if answer else None,
-    )
-    return Verdict(
-        score=0.0 if found is None else detection_score(found, gold),
-        parsed=None
-        if found is None
-        else ", ".join(f"{shown(d.box)} {d.confidence:g}" for d in found) or "no objects",
-        gold=", ".join(map(shown, gold)) or "no objects",
-    )
+    gold = gold_boxes(example)
+    found = read_detections(answer, frame_of(example)) if answer else None
+    text = ", ".join(map(shown, gold)) or "no objects"
+    if found is None:
+        return Verdict(score=0.0, parsed=None, gold=text)
+
+    parsed = ", ".join(f"{shown(box)} {confidence:g}" for box, confidence in found)
+    return Verdict(score=detection_score(found, gold), parsed=parsed or "no objects", gold=text)
 
 
 def gold_boxes(example: Example) -> list[Box]:
@@ -60,14 +57,13 @@ def match_boxes(
     found: Sequence[Detection], gold: Sequence[Box], threshold: float = HIT
 ) -> list[tuple[int, int]]:
     """The pairs (place in `found`, place in `gold`) with the greatest total of confidence * IoU, all IoUs >= threshold."""
-    if not found or not gold:
-        return []
-
-    def gain(one: Detection, other: Box) -> float:
-        overlap = iou(one.box, other)
-        return one.confidence * overlap if overlap >= threshold else 0.0
-
-    return best_matching([[gain(one, other) for other in gold] for one in found])
+    overlaps = [[iou(box, other) for other in gold] for box, _ in found]
+    return best_matching(
+        [
+            [one.confidence * overlap if overlap >= threshold else 0.0 for overlap in row]
+            for one, row in zip(found, overlaps, strict=True)
+        ]
+    )
 
 
 def detection_score(

@@ -42,20 +42,7 @@ _PRONOUN = re.compile(
     re.IGNORECASE,
 )
 _MEASURES = "个個只条张辆本位名人头件块支把朵棵匹座栋架艘间种"
-_CHINESE = {
-    "零": 0,
-    "一": 1,
-    "二": 2,
-    "两": 2,
-    "三": 3,
-    "四": 4,
-    "五": 5,
-    "六": 6,
-    "七": 7,
-    "八": 8,
-    "九": 9,
-    "十": 10,
-}
+_CHINESE = {sign: value for value, sign in enumerate("零一二三四五六七八九十")} | {"两": 2}
 _CHINESE_COUNT = re.compile(
     rf"(?<![第{''.join(_CHINESE)}])([{''.join(_CHINESE)}])(?=[{_MEASURES}])"
 )

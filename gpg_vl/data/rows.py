@@ -104,7 +104,7 @@ def parse_row(
             answer=answer,
             choices=choices,
             task="" if task is None else parse_text(task, "task"),
-            meta=_collect_meta(cells, mapping),
+            meta=collect_meta(cells, mapping),
         )
     except CellError as error:
         return RowProblem(row=row, id=name, source=source, kind=error.kind, message=error.message)
@@ -333,7 +333,8 @@ def _require_cell(
     )
 
 
-def _collect_meta(cells: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
+def collect_meta(cells: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
+    """The cells that JSON can hold, but for those of mapped columns; NaN and infinities are null."""
     meta = {}
     for key, cell in cells.items():
         if key in mapping.values():

@@ -25,7 +25,7 @@ from gpg_vl.eval.listing import print_list
 from gpg_vl.eval.predictions import Prediction, Responder, read_predictions
 from gpg_vl.eval.records import read_docs
 from gpg_vl.eval.results import Results, results_json, sample_records, write_results
-from gpg_vl.eval.runner import evaluate, proved, score, score_rows, select
+from gpg_vl.eval.runner import Answerer, evaluate, proved, score, score_rows, select
 from gpg_vl.eval.settings import (
     FIXED,
     EvalSettings,
@@ -272,11 +272,9 @@ def _generated(
     results = evaluate(
         job.task,
         job.docs,
-        make_responder,
-        job.settings,
+        Answerer(make=make_responder, settings=job.settings, model_sha=digest),
         scorers,
         log=output / "predictions.jsonl",
-        model_sha=digest,
         allow_errors=arguments.allow_errors,
         console=Console(stderr=True),
     )

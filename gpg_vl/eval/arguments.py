@@ -48,134 +48,79 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("task", nargs="?", metavar="TASK", help="the benchmark, such as cvbench, or my.py:function")
-    add(
-        "--list",
-        action="store_true",
-        help="list the benchmarks, or what TASK has to choose from, and stop",
-    )
-    add(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="the benchmark's data: a .parquet or .jsonl file, or its folder",
-    )
-    add(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="where image paths start (default: the folder of the table)",
-    )
+    listing = "list the benchmarks, or what TASK has to choose from, and stop"
+    add("--list", action="store_true", help=listing)
+
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", type=Path, metavar="DIR", help="answer with this checkpoint")
-    what.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="score these responses; no model is loaded"
-    )
-    add(
-        "--scorer",
-        default=None,
-        metavar="A,B",
-        help="scorers, or all (default: strict and the benchmark owner's)",
-    )
-    add("--prompt", metavar="NAME", help="how the question is put; a name that --list shows")
-    add(
-        "--limit",
-        type=_limit,
-        metavar="N",
-        help="this many rows, or this fraction (0.1), drawn in proportion from every stratum",
-    )
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="draws the rows of --limit, the answers and the bootstrap",
-    )
-    add(
-        "--repeats",
-        type=int,
-        default=1,
-        metavar="K",
-        help="answers per row: prints avg@K and pass@k (default 1)",
-    )
-    add(
-        "--coordinates",
-        choices=COORDINATES,
-        help="how boxes are written (default: as the model's family does, or as the prompt says; rel1000 for a file)",
-    )
-    add(
-        "--allow-errors",
-        action="store_true",
-        help="score rows that cannot be asked 0 instead of stopping at the first",
-    )
-    add(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="where predictions, samples and results go (with --model default: "
-        "runs/eval-TASK-MODEL-DIGEST; with --predictions: only printed)",
-    )
-    add(
-        "--compare",
-        type=Path,
-        metavar="FILE",
-        help="another predictions file on the same rows: print the difference",
-    )
-    add(
-        "--intersect",
-        action="store_true",
-        help="with --compare: measure only the rows that both have an answer to",
-    )
-    _add_generation(parser)
+    scored = "score these responses; no model is loaded"
+    what.add_argument("--predictions", type=Path, metavar="FILE", help=scored)
+
+    _add_data(parser.add_argument_group("the questions"))
+    _add_scoring(parser.add_argument_group("the scores"))
+    _add_generation(parser.add_argument_group("with --model"))
     return parser
 
 
-def _add_generation(parser: argparse.ArgumentParser) -> None:
-    only = parser.add_argument_group("with --model")
-    only.add_argument(
-        "--max-new-tokens",
-        type=int,
-        metavar="N",
-        help="longest answer (default: what the prompt was published with)",
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    data = "the benchmark's data: a .parquet or .jsonl file, or its folder"
+    group.add_argument("--data", type=Path, metavar="PATH", help=data)
+    images = "where image paths start (default: the folder of the table)"
+    group.add_argument("--images", type=Path, metavar="DIR", help=images)
+
+    prompt = "how the question is put; a name that --list shows"
+    group.add_argument("--prompt", metavar="NAME", help=prompt)
+    coordinates = "how boxes are written (default: as the model's family does, or as the prompt says; rel1000 for a file)"
+    group.add_argument("--coordinates", choices=COORDINATES, help=coordinates)
+
+    limit = "this many rows, or this fraction (0.1), drawn in proportion from every stratum"
+    group.add_argument("--limit", type=_limit, metavar="N", help=limit)
+    repeats = "answers per row: prints avg@K and pass@k (default 1)"
+    group.add_argument("--repeats", type=int, default=1, metavar="K", help=repeats)
+    seed = "draws the rows of --limit, the answers and the bootstrap"
+    group.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
+
+
+def _add_scoring(group: argparse._ArgumentGroup) -> None:
+    scorer = "scorers, or all (default: strict and the benchmark owner's)"
+    group.add_argument("--scorer", metavar="A,B", help=scorer)
+    errors = "score rows that cannot be asked 0 instead of stopping at the first"
+    group.add_argument("--allow-errors", action="store_true", help=errors)
+
+    compare = "another predictions file on the same rows: print the difference"
+    group.add_argument("--compare", type=Path, metavar="FILE", help=compare)
+    intersect = "with --compare: measure only the rows that both have an answer to"
+    group.add_argument("--intersect", action="store_true", help=intersect)
+
+    output = (
+        "where predictions, samples and results go (with --model default: runs/eval-TASK-MODEL-DIGEST; "
+        "with --predictions: only printed)"
     )
-    only.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 0)")
-    only.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="draw from the likeliest tokens of this mass (default 1)",
-    )
-    only.add_argument(
-        "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens (default 0: all)"
-    )
-    only.add_argument(
-        "--batch-size", type=int, metavar="N", help="prompts answered together (default 16)"
-    )
-    only.add_argument(
-        "--min-pixels",
-        type=int,
-        metavar="N",
-        help=f"smaller images are enlarged to this (default {DEFAULT_LIMITS.min_pixels})",
-    )
-    only.add_argument(
-        "--max-pixels",
-        type=int,
-        metavar="N",
-        help=f"larger images are shrunk to this (default {DEFAULT_LIMITS.max_pixels})",
-    )
-    only.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="numbers of the forward pass (default float32)",
-    )
-    only.add_argument(
-        "--engine", metavar="NAME", help=f"what answers, as in training (default {DEFAULT_ENGINE})"
-    )
-    only.add_argument(
-        "--servers",
-        nargs="+",
-        metavar="URL",
-        help="addresses of gpg-vl serve, for --engine vllm_server",
-    )
+    group.add_argument("--output", type=Path, metavar="DIR", help=output)
+
+
+def _add_generation(group: argparse._ArgumentGroup) -> None:
+    tokens = "longest answer (default: what the prompt was published with)"
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help=tokens)
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 0)")
+    top_p = "draw from the likeliest tokens of this mass (default 1)"
+    group.add_argument("--top-p", type=float, metavar="P", help=top_p)
+    top_k = "draw from the K likeliest tokens (default 0: all)"
+    group.add_argument("--top-k", type=int, metavar="K", help=top_k)
+
+    smallest = f"smaller images are enlarged to this (default {DEFAULT_LIMITS.min_pixels})"
+    group.add_argument("--min-pixels", type=int, metavar="N", help=smallest)
+    largest = f"larger images are shrunk to this (default {DEFAULT_LIMITS.max_pixels})"
+    group.add_argument("--max-pixels", type=int, metavar="N", help=largest)
+
+    batch = "prompts answered together (default 16)"
+    group.add_argument("--batch-size", type=int, metavar="N", help=batch)
+    dtype = "numbers of the forward pass (default float32)"
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype)
+    engine = f"what answers, as in training (default {DEFAULT_ENGINE})"
+    group.add_argument("--engine", metavar="NAME", help=engine)
+    servers = "addresses of gpg-vl serve, for --engine vllm_server"
+    group.add_argument("--servers", nargs="+", metavar="URL", help=servers)
 
 
 def _limit(text: str) -> int | float:

@@ -5,15 +5,17 @@ path, or a path below the image root.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from string import ascii_uppercase
 from typing import Any
 
 from gpg_vl.data.images import ImageError, image_size
+from gpg_vl.data.rows import collect_meta
 from gpg_vl.errors import UserError
-from gpg_vl.eval.tables import SUFFIXES, json_columns, read_rows
-from gpg_vl.eval.task import Doc
+from gpg_vl.eval.tables import SUFFIXES, read_rows
+from gpg_vl.eval.task import Doc, Loader
 from gpg_vl.types import Example
 
 Row = Mapping[str, Any]
@@ -129,24 +131,6 @@ def rows_of(
         )
 
 
-def text_cell(row: Row, column: str, place: Place) -> str:
-    """The text of a cell, not empty. Raises UserError that names the place."""
-    value = row.get(column)
-    if not (isinstance(value, str) and value.strip()):
-        raise place.wrong(column, value, "a text")
-    return value
-
-
-def option_cell(row: Row, column: str, place: Place) -> list[str]:
-    """The options of a multiple-choice question. Raises UserError unless they are 2 to 26 texts."""
-    options = row.get(column)
-    if not isinstance(options, list) or not 2 <= len(options) <= 26:
-        raise place.wrong(column, options, "a list of 2 to 26 option texts")
-    if not all(isinstance(text, str) and text.strip() for text in options):
-        raise place.wrong(column, options, "a list of 2 to 26 option texts")
-    return options
-
-
 def image_cell(cell: object, column: str, place: Place) -> str | bytes:
     """The encoded image, or its path below the image root. Whether it can be read is found out when it is needed."""
     if isinstance(cell, Mapping):
@@ -194,31 +178,115 @@ def with_columns(doc: Doc, **more: Any) -> Doc:
     return replace(doc, columns=columns, example=replace(doc.example, meta=columns))
 
 
-def make_doc(
-    doc_id: int,
-    row: Row,
-    place: Place,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A row that is to become a doc. Its methods check a cell, and raise UserError that names the place.
+
+    Example: `Entry(doc_id=7, row={"question": "How many?", "answer": "4"}, place=Place(...), images=True)`
+    """
+
+    doc_id: int
+    row: Row
+    place: Place
+    images: bool
+    """Whether its images are wanted; without, `pictures` looks at none."""
+
+    def __getitem__(self, column: str) -> Any:
+        return self.row[column]
+
+    def get(self, column: str) -> Any:
+        """The cell, None if there is no such column."""
+        return self.row.get(column)
+
+    def wrong(self, column: str, allowed: str) -> UserError:
+        """The error for a cell that is not what is allowed there."""
+        return self.place.wrong(column, self.row.get(column), allowed)
+
+    def text(self, column: str) -> str:
+        """The text of a cell, not empty."""
+        value = self.row.get(column)
+        if not (isinstance(value, str) and value.strip()):
+            raise self.wrong(column, "a text")
+        return value
+
+    def one_of(self, column: str, allowed: Collection[str]) -> str:
+        """The cell, which must be among the texts that are allowed."""
+        value = self.row[column]
+        if not (isinstance(value, str) and value in allowed):
+            raise self.wrong(column, ", ".join(allowed))
+        return value
+
+    def options(self, column: str) -> list[str]:
+        """The options of a multiple-choice question: 2 to 26 texts."""
+        options = self.row.get(column)
+        if (
+            not isinstance(options, list)
+            or not 2 <= len(options) <= len(ascii_uppercase)
+            or not all(isinstance(text, str) and text.strip() for text in options)
+        ):
+            raise self.wrong(column, "a list of 2 to 26 option texts")
+        return options
+
+    def pictures(self, *columns: str) -> tuple[str | bytes, ...]:
+        """The images of these columns, of which each holds one or a list of them; none if they are not wanted."""
+        if not self.images:
+            return ()
+        cells = [
+            (column, cell)
+            for column in columns
+            for cell in (
+                self.row[column] if isinstance(self.get(column), list) else [self.get(column)]
+            )
+        ]
+        return tuple(image_cell(cell, column, self.place) for column, cell in cells)
+
+    def doc(
+        self,
+        *,
+        prompt: str,
+        gold: str,
+        images: tuple[str | bytes, ...] = (),
+        choices: Sequence[str] | None = None,
+        kind: str = "",
+        without: Sequence[str] = ("image", "images"),
+        more: Mapping[str, Any] | None = None,
+    ) -> Doc:
+        """The doc, whose columns are those of the row that JSON can hold but for `without`, and `more`."""
+        kept = {name: value for name, value in self.row.items() if name not in without}
+        columns = {**collect_meta(kept, {}), **(more or {})}
+        example = Example(
+            id=str(self.doc_id),
+            images=images,
+            prompt=prompt,
+            answer=gold,
+            choices=None if choices is None else tuple(choices),
+            task=kind,
+            meta=columns,
+        )
+        return Doc(
+            doc_id=self.doc_id, example=example, gold=gold, columns=columns, root=self.place.root
+        )
+
+
+def loader(
+    files: Callable[[Path], Sequence[Path]],
+    make: Callable[[Entry], Doc],
     *,
-    prompt: str,
-    gold: str,
-    images: tuple[str | bytes, ...] = (),
-    choices: Sequence[str] | None = None,
-    kind: str = "",
-    without: Sequence[str] = ("image", "images"),
-    more: Mapping[str, Any] | None = None,
-) -> Doc:
-    """A doc whose columns are those of the row that JSON can hold, and `more`."""
-    columns = {
-        **json_columns({name: value for name, value in row.items() if name not in without}),
-        **(more or {}),
-    }
-    example = Example(
-        id=str(doc_id),
-        images=images,
-        prompt=prompt,
-        answer=gold,
-        choices=None if choices is None else tuple(choices),
-        task=kind,
-        meta=columns,
-    )
-    return Doc(doc_id=doc_id, example=example, gold=gold, columns=columns, root=place.root)
+    required: Sequence[str] = (),
+    pictures: Sequence[str] = ("image",),
+) -> Loader:
+    """The loader of a benchmark with a doc per row: `make` makes it, and docs are numbered in the order of the rows.
+
+    `required`: the columns that every row must have. `pictures`: those that are not read where no images are wanted.
+    """
+
+    def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
+        rows = rows_of(
+            files(path), required=required, without=() if images else pictures, root=root
+        )
+        return [
+            make(Entry(doc_id=number, row=row, place=place, images=images))
+            for number, (row, place) in enumerate(rows)
+        ]
+
+    return load

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example, FinishReason
 
-_SYNC_EVERY = (
-    1.0  # seconds; every record is flushed to the system, and the disk is waited for this often
-)
+_SYNC_EVERY = 1.0
+"""Seconds. Every record is flushed to the system, and the disk is waited for this often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,10 +124,8 @@ def read_log(file: Path) -> dict[Key, Prediction]:
     """
     if not file.exists():
         return {}
-    return {
-        _key(file, line, row): _prediction(file, line, row, prefill="")
-        for line, row in json_rows(file, torn_end=True)
-    }
+    lines = (_Line(file, *numbered) for numbered in json_rows(file, torn_end=True))
+    return {_key(line): _prediction(line, prefill="") for line in lines}
 
 
 @contextmanager
@@ -172,25 +169,24 @@ def read_predictions(
     unknown, doubled or missing doc or sample, or another task. With `partial` a needed doc may be missing, and is left out
     if one of its samples is; not all of them may.
     """
-    found: dict[tuple[int, int], tuple[int, Key | None, Prediction]] = {}
-    for line, row in json_rows(file, torn_end=False):
-        if row.get("task", task) != task:
-            raise UserError(
-                f"{file}, line {line}: the row is of the task {row['task']!r}, but {task!r} is evaluated. "
-                f"Give a file of {task}."
+    found: dict[tuple[int, int], _Found] = {}
+    for line in (_Line(file, *numbered) for numbered in json_rows(file, torn_end=False)):
+        if line.row.get("task", task) != task:
+            raise line.wrong(
+                f"the row is of the task {line.row['task']!r}, but {task!r} is evaluated. Give a file of {task}."
             )
-        key = _key(file, line, row) if "gen_sha" in row else None
-        for prediction in _answers(file, line, row, prefill):
+        key = _key(line) if "gen_sha" in line.row else None
+        for prediction in _answers(line, prefill):
+            _check_place(line, prediction, known, repeats)
             place = prediction.doc_id, prediction.sample
-            _check_place(file, line, prediction, known, repeats)
-            if place in found and not _replaces(key, *found[place][1:]):
+            if place in found and not _replaces(key, found[place]):
                 why = "" if key is None else " with another prompt, checkpoint or setting"
-                raise UserError(
-                    f"{file}, line {line}: {_name(*place, repeats)} was answered in line {found[place][0]} "
-                    f"already{why}. One response per doc is allowed, or --repeats of them with their number as "
-                    f"'sample'. Remove one of the two."
+                raise line.wrong(
+                    f"{_name(*place, repeats)} was answered in line {found[place].line} already{why}. One response per "
+                    "doc is allowed, or --repeats of them with their number as 'sample'. Remove one of the two."
                 )
-            found[place] = (line, key, prediction)
+            found[place] = _Found(line.number, key, prediction)
+
     wanted = [(doc_id, sample) for doc_id in needed for sample in range(repeats)]
     missing = sorted(set(wanted) - found.keys())
     if partial:
@@ -204,7 +200,8 @@ def read_predictions(
             "score those that are there, at most N, with --limit N."
         )
     return {
-        doc_id: tuple(found[doc_id, sample][2] for sample in range(repeats)) for doc_id in needed
+        doc_id: tuple(found[doc_id, sample].prediction for sample in range(repeats))
+        for doc_id in needed
     }
 
 
@@ -212,39 +209,72 @@ def _name(doc_id: int, sample: int, repeats: int) -> str:
     return f"doc_id {doc_id}" if repeats == 1 else f"sample {sample} of doc_id {doc_id}"
 
 
-def _check_place(
-    file: Path, line: int, prediction: Prediction, known: Collection[int], repeats: int
-) -> None:
+_REQUIRED = object()
+
+
+class _Line(NamedTuple):
+    """A row of a file, for messages that name the line."""
+
+    file: Path
+    number: int
+    row: Mapping[str, Any]
+
+    def wrong(self, what: str) -> UserError:
+        return UserError(f"{self.file}, line {self.number}: {what}")
+
+    def field(self, name: str, *kinds: type, default: object = _REQUIRED) -> Any:
+        """The value of a field, of one of these kinds. Raises UserError that names file, line and field."""
+        value = self.row.get(name, default)
+        allowed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        if value is _REQUIRED:
+            raise self.wrong(
+                f"there is no {name!r} in {sorted(self.row)}. It must be there, as {allowed}. Add it."
+            )
+        # True is an int to Python, but it is no row number.
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise self.wrong(f"{name!r} is {value!r:.60}. Allowed is {allowed}. Correct it.")
+        return value
+
+
+class _Found(NamedTuple):
+    """A prediction with the number of its line, and its key if the line is of a log."""
+
+    line: int
+    key: Key | None
+    prediction: Prediction
+
+
+def _replaces(key: Key | None, earlier: _Found) -> bool:
+    """True if a second record for a doc is a log's way of asking again, and not a second answer."""
+    return key is not None and (key == earlier.key or earlier.prediction.error is not None)
+
+
+def _check_place(line: _Line, prediction: Prediction, known: Collection[int], repeats: int) -> None:
     """Raises UserError for a doc that does not exist or a sample that nobody asked for."""
     if prediction.doc_id not in known:
-        raise UserError(
-            f"{file}, line {line}: there is no doc_id {prediction.doc_id} in the data, which has {len(known)} "
-            "docs with row numbers from 0. Give the data that the predictions were made for."
+        raise line.wrong(
+            f"there is no doc_id {prediction.doc_id} in the data, which has {len(known)} docs with row numbers from 0. "
+            "Give the data that the predictions were made for."
         )
     if not 0 <= prediction.sample < repeats:
-        raise UserError(
-            f"{file}, line {line}: the row is sample {prediction.sample} of doc_id {prediction.doc_id}, but --repeats "
-            f"is {repeats}, so samples are numbered 0 to {repeats - 1}. Give --repeats the number of answers per doc."
+        raise line.wrong(
+            f"the row is sample {prediction.sample} of doc_id {prediction.doc_id}, but --repeats is {repeats}, so samples "
+            f"are numbered 0 to {repeats - 1}. Give --repeats the number of answers per doc."
         )
 
 
-def _answers(file: Path, line: int, row: Mapping[str, Any], prefill: str) -> list[Prediction]:
+def _answers(line: _Line, prefill: str) -> list[Prediction]:
     """The predictions of a row: one, or as many as lmms-eval's `resps` holds."""
-    if "resps" not in row or "response" in row:
-        return [_prediction(file, line, row, prefill)]
-    texts = row["resps"]
+    if "resps" not in line.row or "response" in line.row:
+        return [_prediction(line, prefill)]
+    texts = line.row["resps"]
     while isinstance(texts, list) and len(texts) == 1 and isinstance(texts[0], list):
         texts = texts[0]
     texts = [
         text[0] if isinstance(text, list) and len(text) == 1 else text for text in texts or [None]
     ]
-    rows = ({**row, "response": text, "sample": sample} for sample, text in enumerate(texts))
-    return [_prediction(file, line, one, prefill) for one in rows]
-
-
-def _replaces(key: Key | None, earlier_key: Key | None, earlier: Prediction) -> bool:
-    """True if a second record for a doc is a log's way of asking again, and not a second answer."""
-    return key is not None and (key == earlier_key or earlier.error is not None)
+    rows = ({**line.row, "response": text, "sample": sample} for sample, text in enumerate(texts))
+    return [_prediction(line._replace(row=row), prefill) for row in rows]
 
 
 def json_rows(file: Path, *, torn_end: bool) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -272,75 +302,43 @@ def _parsed(line: bytes) -> object:
     """The JSON value of a line, None if it has none."""
     try:
         return json.loads(line)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # ValueError: no JSON, no UTF-8, or a number of absurd length
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of absurd length
         return None
 
 
-def _prediction(file: Path, line: int, row: Mapping[str, Any], prefill: str) -> Prediction:
-    error = _field(file, line, row, "error", (str, type(None)), None)
-    text = "" if error is not None else _field(file, line, row, "response", (str,))
-    finish = _field(file, line, row, "finish_reason", (str, type(None)), None)
+def _prediction(line: _Line, prefill: str) -> Prediction:
+    null = type(None)
+    error = line.field("error", str, null, default=None)
+    finish = line.field("finish_reason", str, null, default=None)
     if finish not in ("stop", "length", "error", None):
-        raise UserError(
-            f"{file}, line {line}: finish_reason is {finish!r}. Allowed are 'stop', 'length' and null "
-            "(unknown). Correct it or leave it out."
+        raise line.wrong(
+            f"finish_reason is {finish!r}. Allowed are 'stop', 'length' and null (unknown). Correct it or leave it out."
         )
     if finish == "error" and error is None:
         error = "no reason was recorded"
+
     response = Response(
-        text=text,
+        text="" if line.row.get("error") is not None else line.field("response", str),
         finish_reason=None if finish == "error" else finish,
-        n_tokens=_field(file, line, row, "n_tokens", (int, type(None)), None),
-        prefill=_field(file, line, row, "prefill", (str,), prefill),
-        mask=_field(file, line, row, "mask", (dict, type(None)), None),
+        n_tokens=line.field("n_tokens", int, null, default=None),
+        prefill=line.field("prefill", str, default=prefill),
+        mask=line.field("mask", dict, null, default=None),
     )
-    doc_id, sample = (
-        _field(file, line, row, "doc_id", (int,)),
-        _field(file, line, row, "sample", (int,), 0),
+    return Prediction(
+        doc_id=line.field("doc_id", int),
+        sample=line.field("sample", int, default=0),
+        response=response,
+        error=error,
     )
-    return Prediction(doc_id=doc_id, sample=sample, response=response, error=error)
 
 
-def _key(file: Path, line: int, row: Mapping[str, Any]) -> Key:
-    task, prompt, generation = (
-        _field(file, line, row, name, (str,)) for name in ("task", "prompt_sha", "gen_sha")
-    )
+def _key(line: _Line) -> Key:
     return Key(
-        task=task,
-        doc_id=_field(file, line, row, "doc_id", (int,)),
-        prompt_sha=prompt,
-        gen_sha=generation,
+        task=line.field("task", str),
+        doc_id=line.field("doc_id", int),
+        prompt_sha=line.field("prompt_sha", str),
+        gen_sha=line.field("gen_sha", str),
     )
-
-
-_REQUIRED = object()
-
-
-def _field(
-    file: Path,
-    line: int,
-    row: Mapping[str, Any],
-    name: str,
-    kinds: tuple[type, ...],
-    default: object = _REQUIRED,
-) -> Any:
-    """The value of a field, checked. Raises UserError that names file, line and field."""
-    value = row.get(name, default)
-    allowed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-    if value is _REQUIRED:
-        raise UserError(
-            f"{file}, line {line}: there is no {name!r} in {sorted(row)}. It must be there, as {allowed}. Add it."
-        )
-    if not isinstance(value, kinds) or isinstance(
-        value, bool
-    ):  # True is an int to Python, but it is no row number
-        raise UserError(
-            f"{file}, line {line}: {name!r} is {value!r:.60}. Allowed is {allowed}. Correct it."
-        )
-    return value
 
 
 def _cut_torn_end(file: Path) -> None:

@@ -129,8 +129,11 @@ def summarise(
     ceilings: Mapping[str, float] | None = None,
 ) -> Results:
     """Every aggregate of every scorer with its interval. Pure; deterministic in the rows and the seed."""
-    columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
     scorers = list(rows[0].scores)
+    verdicts = {scorer: [row.scores[scorer] for row in rows] for scorer in scorers}
+
+    # Every scorer and every aggregate sees the same draws.
+    columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
     estimates = {
         scorer: {
             name: bootstrap(
@@ -141,26 +144,26 @@ def summarise(
         for scorer in scorers
     }
     chance_N = np.array([0.0 if row.doc.problem else task.chance(row.doc) for row in rows])
+    chance = {name: point(one, chance_N, columns) for name, one in task.aggregates.items()}
+
+    # How the answers ended, of those that say so, and what could be read in them.
     reasons = [row.prediction.response.finish_reason for row in rows]
     finished = [reason for reason in reasons if reason is not None]
+    answered = {
+        scorer: sum(one.parsed is not None for one in of) / len(of)
+        for scorer, of in verdicts.items()
+    }
+    skipped = {scorer: sum(math.isnan(one.score) for one in of) for scorer, of in verdicts.items()}
+
     docs = len({row.doc.doc_id for row in rows})
     return Results(
         task=task.name,
         estimates=estimates,
         labels=_labels(task, rows, scorers),
-        chance={
-            name: point(aggregate, chance_N, columns) for name, aggregate in task.aggregates.items()
-        },
+        chance=chance,
         mean_chance=float(chance_N.mean()),
-        answered={
-            scorer: sum(row.scores[scorer].parsed is not None for row in rows) / len(rows)
-            for scorer in scorers
-        },
-        skipped={
-            scorer: count
-            for scorer in scorers
-            if (count := sum(math.isnan(row.scores[scorer].score) for row in rows))
-        },
+        answered=answered,
+        skipped={scorer: count for scorer, count in skipped.items() if count},
         truncated=finished.count("length") / len(finished) if finished else None,
         errors=sum(row.error is not None for row in rows),
         docs=docs,

@@ -7,7 +7,7 @@ repeating a finished run load no model.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -146,15 +146,24 @@ def evaluate_responder(
     return score(task, docs, predictions, scorers, seed=settings.seed)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answerer:
+    """Who answers, and how it is asked."""
+
+    make: Callable[[], Responder]
+    """Makes the responder; called only if something is left to ask."""
+    settings: EvalSettings
+    model_sha: str
+    """Digest of the weights: an answer of other weights is no answer of this one."""
+
+
 def evaluate(
     task: Task,
     docs: Sequence[Doc],
-    make_responder: Callable[[], Responder],
-    settings: EvalSettings,
+    answerer: Answerer,
     scorers: Mapping[str, Scorer],
     *,
     log: Path,
-    model_sha: str,
     allow_errors: bool = False,
     console: Console | None = None,
 ) -> Results:
@@ -165,27 +174,45 @@ def evaluate(
     the log are asked again. Raises UserError.
     """
     docs, ceilings = proved(task, docs, scorers, allow_errors=allow_errors)
-    ready, void = prepare(docs, settings)
-    keys = _keys(task, ready, void, settings, model_sha)
+    predictions = _ask(task, docs, answerer, log=log, allow_errors=allow_errors, console=console)
+    return score(task, docs, predictions, scorers, seed=answerer.settings.seed, ceilings=ceilings)
+
+
+def _ask(
+    task: Task,
+    docs: Sequence[Doc],
+    answerer: Answerer,
+    *,
+    log: Path,
+    allow_errors: bool,
+    console: Console | None,
+) -> dict[int, tuple[Prediction, ...]]:
+    """The predictions of all docs: those of the log, and those that are asked now and appended to it."""
+    ready, void = prepare(docs, answerer.settings)
+    keys = _keys(task, ready, void, answerer)
+
     known = read_log(log)
     done = {
-        doc_id: tuple(known[key] for key in keys[doc_id])
-        for doc_id in keys
-        if all(key in known and known[key].error is None for key in keys[doc_id])
+        doc_id: tuple(known[key] for key in of_doc)
+        for doc_id, of_doc in keys.items()
+        if all(key in known and known[key].error is None for key in of_doc)
     }
+
+    # Pictures of what was answered before are not decoded again.
     todo = {doc_id: example for doc_id, example in ready.items() if doc_id not in done}
-    void |= _undecodable(todo, settings)
+    void |= _undecodable(todo, answerer.settings)
     if not allow_errors:
         _refuse_errors(task, void)
     todo = {doc_id: example for doc_id, example in todo.items() if doc_id not in void}
+
     by_id = {doc.doc_id: doc for doc in docs}
     with appending(log) as append, _progress(console, task.name, len(docs), len(done)) as advance:
 
         def keep(doc_id: int, answers: Answers) -> None:
+            """Append what the log does not have, or has as an error that is now answered."""
             kept = []
-            for key, new in zip(
-                keys[doc_id], predictions_of(doc_id, answers, settings.repeats), strict=True
-            ):
+            predictions = predictions_of(doc_id, answers, answerer.settings.repeats)
+            for key, new in zip(keys[doc_id], predictions, strict=True):
                 old = known.get(key)
                 if old is None or (old.error is not None and new.error is None):
                     append(to_record(key, new, doc_record(by_id[doc_id])))
@@ -196,12 +223,12 @@ def evaluate(
 
         for doc_id, reason in void.items():
             keep(doc_id, Failed(reason=reason))
-        responses = make_responder()(list(todo.values())) if todo else iter(())
+        responses = answerer.make()(list(todo.values())) if todo else iter(())
         for doc_id, answers in zip(todo, responses, strict=True):
             if isinstance(answers, Failed) and not allow_errors:
                 _refuse_errors(task, {doc_id: answers.reason})
             keep(doc_id, answers)
-    return score(task, docs, done, scorers, seed=settings.seed, ceilings=ceilings)
+    return done
 
 
 def score(
@@ -279,19 +306,19 @@ def _refuse_errors(task: Task, void: Mapping[int, str]) -> None:
         doc_id, reason = next(iter(void.items()))
         more = f" So are {len(void) - 1} more docs." if len(void) > 1 else ""
         raise UserError(
-            f"Doc {doc_id} of {task.name} cannot be asked: {reason}{more} Mend the data, or give --allow-errors to "
+            f"Doc {doc_id} of {task.name} cannot be asked: {reason}{more} Correct the data, or give --allow-errors to "
             "score such rows 0."
         )
 
 
 def _keys(
-    task: Task,
-    ready: Mapping[int, Example],
-    void: Mapping[int, str],
-    settings: EvalSettings,
-    model_sha: str,
+    task: Task, ready: Mapping[int, Example], void: Mapping[int, str], answerer: Answerer
 ) -> dict[int, tuple[Key, ...]]:
-    generation = [generation_sha(settings, model_sha, sample) for sample in range(settings.repeats)]
+    """The keys of every doc, one for each of the repeated answers to it."""
+    settings = answerer.settings
+    generation = [
+        generation_sha(settings, answerer.model_sha, sample) for sample in range(settings.repeats)
+    ]
     shas = dict.fromkeys(void, "no image")
     for doc_id, example in ready.items():
         digests = [

@@ -6,7 +6,7 @@ itself (one row of ones) and its thousand resamples are the same code, and every
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +72,11 @@ Aggregate = Callable[[Sample], Floats]
 def mean_of(column: str, value: str) -> Aggregate:
     """The mean score of the rows whose `column` has this value."""
     return lambda sample: sample.mean(**{column: value})
+
+
+def micro_and(column: str, values: Iterable[str]) -> dict[str, Aggregate]:
+    """`micro`, the mean score of all rows, and for each value of the column that of its rows."""
+    return {"micro": Sample.mean, **{value: mean_of(column, value) for value in values}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

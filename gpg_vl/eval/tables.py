@@ -1,8 +1,7 @@
 """Rows of a local Parquet or JSONL file, with the columns that a benchmark cannot do without."""
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +39,6 @@ def read_rows(
         raise UserError(
             f"{file} cannot be read: {error}. A complete {file.suffix} file is needed; fetch it again."
         ) from None
-
-
-def json_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that JSON can hold: bytes and dates stay out, NaN and infinities become null."""
-    kept = {}
-    for name, value in row.items():
-        try:
-            kept[name] = _json_value(value)
-        except TypeError:
-            continue
-    return kept
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_json_value(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _json_value(item) for key, item in value.items()}
-    if value is None or isinstance(value, str | int):
-        return value
-    raise TypeError(type(value).__name__)
 
 
 def _missing_column(file: Path, where: str, column: str, present: Sequence[str]) -> UserError:

@@ -13,7 +13,7 @@ from gpg_vl import prompting
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.statistics import Aggregate
+from gpg_vl.eval.statistics import Aggregate, Sample
 from gpg_vl.prompting import DEFAULT_STYLE
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
@@ -113,12 +113,17 @@ class TaskPrompt:
         )
 
 
+def one_of_options(doc: Doc) -> float:
+    """What a blind guess scores: one out of the options, 0 where the answer is open."""
+    return 1 / len(doc.example.choices) if doc.example.choices else 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A benchmark. `gpg_vl.eval.tasks.cvbench` is the one to copy."""
 
     name: str
-    version: str
+    version: str = "1"
     """Raised whenever a score could change for the same responses."""
     description: str
     """One line for `--list`."""
@@ -139,7 +144,7 @@ class Task:
 
     scorers: Mapping[str, Scorer]
     """By name; `strict` must be among them."""
-    default_scorers: tuple[str, ...]
+    default_scorers: tuple[str, ...] = ("strict", "official")
     gold_responses: Callable[[Doc], Sequence[Response]]
     """Ways to write the right answer. `strict` must give each of them full marks, every other scorer at least one."""
     full_marks: Callable[[Doc], float] = lambda doc: 1.0
@@ -155,12 +160,12 @@ class Task:
     """Scorers of segmentations; they are taken by default only if the predictions have masks."""
     gold_label: Callable[[Doc], str] | None = None
     """What `Verdict.parsed` is for a right answer, where there are few enough answers to count (option letters)."""
-    chance: Callable[[Doc], float]
+    chance: Callable[[Doc], float] = one_of_options
     """Expected score of a blind guess."""
     right_from: float = 1.0
     """The score from which a row counts as right, in pass@k and McNemar's test."""
 
-    aggregates: Mapping[str, Aggregate]
+    aggregates: Mapping[str, Aggregate] = field(default_factory=lambda: {"micro": Sample.mean})
     """By name, in the order of the printed table; the first is the headline."""
     groups: tuple[str, ...] = ()
     """Columns that the aggregates choose docs by."""
@@ -176,11 +181,6 @@ THINK = (
     "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
 )
 """What the prompt styles called `think` add to a question."""
-
-
-def one_of_options(doc: Doc) -> float:
-    """What a blind guess scores: one out of the options, 0 where the answer is open."""
-    return 1 / len(doc.example.choices) if doc.example.choices else 0.0
 
 
 def stratum(doc: Doc, columns: Sequence[str]) -> tuple[str, ...]:

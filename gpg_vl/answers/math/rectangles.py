@@ -33,7 +33,8 @@ class Box(NamedTuple):
     @property
     def area(self) -> float:
         """0 for a box that is inverted or flat."""
-        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+        width, height = self.x2 - self.x1, self.y2 - self.y1
+        return width * height if width > 0 and height > 0 else 0.0
 
 
 class Frame(NamedTuple):
@@ -63,7 +64,7 @@ def convert(box: Box, source: Frame, target: Frame) -> Box:
 def iou(one: Box, other: Box) -> float:
     """Intersection over union, from 0 to 1; 0 if either box is inverted or flat."""
     union, overlap = _union_and_overlap(one, other)
-    return overlap / union if one.area > 0 and other.area > 0 else 0.0
+    return overlap / union if overlap > 0 else 0.0
 
 
 def generalized_iou(one: Box, other: Box) -> float:

@@ -25,26 +25,7 @@ _VOWELS = frozenset("aeiouyAEIOUY")
 _CONNECTIVES = frozenset({"and", "or"})
 _SHORT_WORDS = frozenset("is it to of so we no tvs cds dvds".split())  # noqa: SIM905
 _WORDS_IN_FORMULAS = frozenset(
-    [
-        "the",
-        "and",
-        "are",
-        "not",
-        "but",
-        "for",
-        "has",
-        "was",
-        "its",
-        "any",
-        "all",
-        "get",
-        "one",
-        "two",
-        "six",
-        "ten",
-        "yes",
-        "let",
-    ]
+    "the and are not but for has was its any all get one two six ten yes let".split()  # noqa: SIM905
 )
 
 _LONG_UNITS = """
@@ -65,31 +46,9 @@ _NUMERIC = re.compile(
     r"(?>(?:[-+0-9.,/{}^ ]|\\(?:times|cdot|[dt]?frac)(?![A-Za-z])|[eE](?=[-+]?[0-9]))+)"
 )
 _LETTERS_BEHIND = re.compile(r"\s*+([A-Za-z]++)")
-_BESIDE_A_NUMBER = (
-    UNITS
-    | _SHORT_UNITS
-    | frozenset(
-        [
-            "a",
-            "A",
-            "I",
-            "an",
-            "at",
-            "by",
-            "on",
-            "as",
-            "am",
-            "pm",
-            "th",
-            "st",
-            "nd",
-            "rd",
-            "degree",
-            "degrees",
-        ]
-    )
-)
-
+_OTHER_ENDINGS = "a A I an at by on as am pm th st nd rd degree degrees"
+_BESIDE_A_NUMBER = UNITS | _SHORT_UNITS | frozenset(_OTHER_ENDINGS.split())
+"""Letters right behind a number that are no factor of it: "5 at", "5th", "5 pm"."""
 
 _OPTION_LABEL = re.compile(
     r"(?:option\s+)?(?:\(?[A-H](?:\)[.:]?|[.:、])\s+(?=\S)|\([A-H]\)(?=[^\s\W]*[0-9\\]))",

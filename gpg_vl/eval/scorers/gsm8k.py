@@ -1,6 +1,7 @@
 """Grade-school mathematics: the owner's `####`, and the two readings of lm-eval's `gsm8k-cot-llama`, which lmms-eval takes over.
 
-All three compare spellings, not values: "72.0" is not "72".
+All three compare spellings, not values: "72.0" is not "72". The two readings are those of the task's version 3.0, which is
+lmms-eval's; lm-eval's 4.0 forgives a second final point.
 """
 
 import re
@@ -13,7 +14,6 @@ from gpg_vl.eval.task import Doc, scored
 _MARKED = re.compile(r"#### (-?[0-9.,]++)")
 _NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]++")
 _PHRASE = re.compile(r"The final answer is ((?:-?[$0-9.,]{2,})|(?:-?[0-9]++))")
-_IGNORED = re.compile(r",|\$|\.$")
 
 
 def official(doc: Doc, response: Response) -> Verdict:
@@ -39,8 +39,11 @@ def lmms(doc: Doc, response: Response) -> Verdict:
 
 
 def _last(doc: Doc, found: list[str]) -> Verdict:
-    """Equal but for commas, dollars and a final point."""
     if not found:
         return scored(doc, 0.0, None)
-    same = _IGNORED.sub("", found[-1].strip()) == _IGNORED.sub("", doc.gold)
-    return scored(doc, float(same), found[-1])
+    return scored(doc, float(_bare(found[-1]) == _bare(doc.gold)), found[-1])
+
+
+def _bare(number: str) -> str:
+    """Without commas and dollars, and then without a final point: `5.$` is `5`."""
+    return number.replace(",", "").replace("$", "").removesuffix(".")

@@ -17,41 +17,13 @@ _END_NUMBER = re.compile(r"\b\d++(?>(?:\.\d++)?)$")
 _NUMBER_LENGTH = 100  # characters of a line's end that may be its number
 _LETTERS = "ABCDEFGH"
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'", '"')
-_PHRASES = (
-    *(
-        "the answer is",
-        "answer is",
-        "the correct answer is",
-        "correct answer is",
-        "the answer",
-        "answer",
-    ),
-    *(
-        "correct answer",
-        "the correct answer",
-        "the best answer is",
-        "best answer is",
-        "the best answer",
-        "best answer",
-    ),
-    *(
-        "the option is",
-        "option is",
-        "the correct option is",
-        "correct option is",
-        "the choice is",
-        "choice is",
-    ),
-    *(
-        "the correct choice is",
-        "correct choice is",
-        "i choose",
-        "i select",
-        "i pick",
-        "my answer is",
-        "my choice is",
-    ),
-)
+_PHRASES = """
+the answer is; answer is; the correct answer is; correct answer is; the answer; answer; correct answer; the correct answer;
+the best answer is; best answer is; the best answer; best answer; the option is; option is; the correct option is;
+correct option is; the choice is; choice is; the correct choice is; correct choice is; i choose; i select; i pick;
+my answer is; my choice is
+"""
+_PHRASE_LIST = tuple(phrase.strip() for phrase in _PHRASES.split(";"))
 _SUFFIXES = ((".", 5), (":", 4), (")", 3), (" ", 2), ("-", 1), ("_", 1), ("=", 1))
 
 
@@ -114,7 +86,7 @@ def option_letter(text: str) -> str:
     padded = f" {text} "
     found: list[tuple[int, int, str]] = []  # priority, minus position, letter
     lowered = padded.lower()
-    starts = [lowered.find(phrase) for phrase in _PHRASES if phrase in lowered]
+    starts = [lowered.find(phrase) for phrase in _PHRASE_LIST if phrase in lowered]
     for number, letter in enumerate(_LETTERS, 1):
         places = [(priority, padded.rfind(letter + suffix)) for suffix, priority in _SUFFIXES]
         places += [(6, padded.rfind(f"({letter})")), (8, padded.rfind(f"{number}. {letter}"))]

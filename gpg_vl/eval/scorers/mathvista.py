@@ -1,11 +1,11 @@
 """MathVista: our rule, and the two harnesses without the language model that they extract answers with."""
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
 from gpg_vl.answers import choice
 from gpg_vl.answers.expression import stated
+from gpg_vl.answers.text.literal import python_literal
 from gpg_vl.answers.text.metrics import levenshtein
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
@@ -103,10 +103,7 @@ def _listed(text: str) -> list[object] | None:
     start, end = text.find("["), text.rfind("]")
     if not 0 <= start < end or end - start > 1000:
         return None
-    try:
-        value = ast.literal_eval(text[start : end + 1])
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+    value = python_literal(text[start : end + 1])
     flat = isinstance(value, list) and all(isinstance(item, int | float | str) for item in value)
     return (
         [float(item) if isinstance(item, int | float) else item for item in value] if flat else None

@@ -1,5 +1,8 @@
 """Rules of VLMEvalKit with its judge model off, restated with their quirks.
 
+They are those of version 0.2rc1 at commit e8e78f0 (August 2026). The phrase "answer is X" counts since June 2026, so that
+tables of earlier versions read fewer letters.
+
 With the judge on, what these rules cannot read goes to a language model, and where that fails a random option is drawn;
 neither is done here. Answer tags and reasoning are not looked at.
 """
@@ -36,8 +39,6 @@ def vlmevalkit_choice(doc: Doc, response: Response) -> Verdict:
 
 def infer(text: str, options: tuple[str, ...]) -> str | None:
     """The letter that the text names by these rules; Z for a refusal; None if they find none."""
-    if any(refusal in text for refusal in REFUSALS):
-        return "Z"
     letters = ascii_uppercase[: len(options)]
     if _FAILED not in text and (letter := _option(text, letters)):
         return letter
@@ -51,7 +52,9 @@ def infer(text: str, options: tuple[str, ...]) -> str | None:
 
 
 def _option(text: str, letters: str) -> str | None:
-    """The lone letter among the last words; a lone Z is a refusal; else the letter of "answer is X", if it is an option."""
+    """The lone letter among the last words, else the letter of "answer is X", if it is an option; Z for a refusal."""
+    if any(refusal in text for refusal in REFUSALS):
+        return "Z"
     tokens = text.translate(_BLANKED).split()
     named = [letter for letter in letters if letter in tokens]
     if len(named) == 1 and tokens.index(named[0]) > len(tokens) - _LAST:

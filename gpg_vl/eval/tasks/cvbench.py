@@ -7,19 +7,10 @@ Cambrian-1 paper, arXiv:2406.16860. Two single numbers are in use, and neither m
 - `micro`, right answers over all rows, which GPG, VisualThinker and lmms-eval print as the total.
 """
 
-from pathlib import Path
+from functools import partial
 from string import ascii_uppercase
 
-from gpg_vl.eval.loading import (
-    Place,
-    Row,
-    image_cell,
-    make_doc,
-    option_cell,
-    rows_of,
-    tables,
-    text_cell,
-)
+from gpg_vl.eval.loading import Entry, loader, tables
 from gpg_vl.eval.scorers.cambrian import cambrian
 from gpg_vl.eval.scorers.lmms import lmms_letter, lmms_reasoning
 from gpg_vl.eval.scorers.options import gold_choices, gold_letter
@@ -27,7 +18,7 @@ from gpg_vl.eval.scorers.strict import strict_choice
 from gpg_vl.eval.scorers.visualthinker import visualthinker
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
 from gpg_vl.eval.statistics import Floats, Sample, mean_of
-from gpg_vl.eval.task import Doc, Task, TaskPrompt, one_of_options
+from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
 KINDS = ("2D", "3D")
 TASKS = ("Count", "Relation", "Depth", "Distance")
@@ -85,47 +76,15 @@ PROMPTS = {
 }
 
 
-def cvbench() -> Task:
-    """The task, for `python -m gpg_vl.eval cvbench`."""
-    return Task(
-        name="cvbench",
-        version="1",
-        sizes={"test": 2638},
-        metric="accuracy; `official` weighs 2D and 3D equally, `micro` every row",
-        blind="1/options: 50 % on Relation, Depth and Distance, 17 to 25 % on Count",
-        description="CV-Bench: 2D counting and relations, 3D depth and distance; multiple choice with 2 to 6 options",
-        source="https://huggingface.co/datasets/nyu-visionx/CV-Bench (Apache-2.0)",
-        files=data_files,
-        load=load,
-        # The benchmark owner's question. Models trained to reason are asked with `visualthinker` or their own style.
-        prompts=PROMPTS,
-        default_prompt="official",
-        scorers={
-            "strict": strict_choice,
-            "official": cambrian,
-            "cambrian": cambrian,
-            "lmms": lmms_letter,
-            "lmms_reasoning": lmms_reasoning,
-            "vlmevalkit": vlmevalkit_choice,
-            "visualthinker": visualthinker,
-        },
-        default_scorers=("strict", "official"),
-        gold_responses=gold_choices,
-        gold_label=gold_letter,
-        chance=one_of_options,
-        aggregates={
-            "official": official,
-            "micro": Sample.mean,
-            "2D": two_d,
-            "3D": three_d,
-            **{name: mean_of("task", name) for name in TASKS},
-            **{name: mean_of("source", name) for name in SOURCES},
-        },
-        groups=("type", "task", "source"),
-        strata=("source", "task"),
-        resample_within=("source",),
-    )
-
+SCORERS = {
+    "strict": strict_choice,
+    "official": cambrian,
+    "cambrian": cambrian,
+    "lmms": lmms_letter,
+    "lmms_reasoning": lmms_reasoning,
+    "vlmevalkit": vlmevalkit_choice,
+    "visualthinker": visualthinker,
+}
 
 # --- aggregates: accuracies in [0, 1], one per resample -------------------------------------------------------------
 
@@ -144,45 +103,64 @@ def official(sample: Sample) -> Floats:
     return (two_d(sample) + three_d(sample)) / 2
 
 
+AGGREGATES = {
+    "official": official,
+    "micro": Sample.mean,
+    "2D": two_d,
+    "3D": three_d,
+    **{name: mean_of("task", name) for name in TASKS},
+    **{name: mean_of("source", name) for name in SOURCES},
+}
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def data_files(path: Path) -> tuple[Path, ...]:
-    """The tables at `path`: the file itself, or what a folder holds in either layout. Raises UserError."""
-    return tables(path, name="CV-Bench", split="test", layouts=LAYOUTS)
+def _doc(entry: Entry) -> Doc:
+    for column, allowed in (("type", KINDS), ("task", TASKS), ("source", SOURCES)):
+        entry.one_of(column, allowed)
 
-
-def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-    """The rows at `path` in order, numbered from 0; 2D before 3D. Raises UserError that names file, row and column.
-
-    Images are the bytes of the `image` column, or files below the folder of the table (`image` as a path, else
-    `filename`).
-    """
-    rows = rows_of(
-        data_files(path), required=REQUIRED, without=() if images else ("image",), root=root
-    )
-    return [_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
-
-
-def _doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
-    choices = option_cell(row, "choices", place)
-    golds = tuple(f"({letter})" for letter in ascii_uppercase[: len(choices)])
-    for column, allowed in (
-        ("type", KINDS),
-        ("task", TASKS),
-        ("source", SOURCES),
-        ("answer", golds),
-    ):
-        if row[column] not in allowed:
-            raise place.wrong(column, row[column], ", ".join(allowed))
-    cell = ("image", row["image"]) if row.get("image") else ("filename", row.get("filename"))
-    return make_doc(
-        doc_id,
-        row,
-        place,
-        prompt=text_cell(row, "prompt", place),
-        gold=row["answer"],
-        images=(image_cell(cell[1], cell[0], place),) if images else (),
+    # An image is a picture in the column `image`, or the name of a file, there or in `filename`.
+    choices = entry.options("choices")
+    return entry.doc(
+        prompt=entry.text("prompt"),
+        gold=entry.one_of("answer", [f"({letter})" for letter in ascii_uppercase[: len(choices)]]),
+        images=entry.pictures("image" if entry.get("image") else "filename"),
         choices=choices,
-        kind=row["task"],
+        kind=entry["task"],
+    )
+
+
+data_files = partial(tables, name="CV-Bench", split="test", layouts=LAYOUTS)
+load = loader(data_files, _doc, required=REQUIRED)
+"""2D before 3D."""
+
+
+# --- the task -------------------------------------------------------------------------------------------------------
+
+
+def cvbench() -> Task:
+    """The task, for `python -m gpg_vl.eval cvbench`.
+
+    The benchmark owner's question is the default; models that were trained to reason are asked with `visualthinker` or
+    their own style.
+    """
+    return Task(
+        name="cvbench",
+        description="CV-Bench: 2D counting and relations, 3D depth and distance; multiple choice with 2 to 6 options",
+        source="https://huggingface.co/datasets/nyu-visionx/CV-Bench (Apache-2.0)",
+        sizes={"test": 2638},
+        metric="accuracy; `official` weighs 2D and 3D equally, `micro` every row",
+        blind="1/options: 50 % on Relation, Depth and Distance, 17 to 25 % on Count",
+        files=data_files,
+        load=load,
+        prompts=PROMPTS,
+        default_prompt="official",
+        scorers=SCORERS,
+        gold_responses=gold_choices,
+        gold_label=gold_letter,
+        aggregates=AGGREGATES,
+        groups=("type", "task", "source"),
+        strata=("source", "task"),
+        resample_within=("source",),
     )

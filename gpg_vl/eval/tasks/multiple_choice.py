@@ -1,20 +1,13 @@
 """MMMU and BLINK: multiple choice over one or several pictures."""
 
-import ast
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
+from string import ascii_uppercase as LETTERS
 
 import numpy as np
 
-from gpg_vl.eval.loading import (
-    Place,
-    Row,
-    image_cell,
-    make_doc,
-    option_cell,
-    rows_of,
-    tables,
-    text_cell,
-)
+from gpg_vl.answers.text.literal import python_literal
+from gpg_vl.eval.loading import Entry, loader, tables
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import lmms_letter
 from gpg_vl.eval.scorers.mmmu import mmmu as mmmu_rule
@@ -22,133 +15,68 @@ from gpg_vl.eval.scorers.mmmu import mmmu_lmms, mmmu_vlmevalkit, strict_mmmu
 from gpg_vl.eval.scorers.options import gold_letter, gold_letters
 from gpg_vl.eval.scorers.strict import strict_choice
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
-from gpg_vl.eval.statistics import Floats, Sample, mean_of
-from gpg_vl.eval.task import THINK, Doc, Task, TaskPrompt, one_of_options
+from gpg_vl.eval.statistics import Floats, Sample, micro_and
+from gpg_vl.eval.task import THINK, Doc, Task, TaskPrompt
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PROMPTS = {
+    "think": TaskPrompt(template="{prompt}" + THINK, max_new_tokens=2048),
+    "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
+}
 
 # --- MMMU -------------------------------------------------------------------------------------------------------------
 
-DOMAINS = {
-    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
-    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
-    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Health and Medicine": (
-        "Basic_Medical_Science",
-        "Clinical_Medicine",
-        "Diagnostics_and_Laboratory_Medicine",
-        "Pharmacy",
-        "Public_Health",
-    ),
-    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
-    "Tech and Engineering": (
-        "Agriculture",
-        "Architecture_and_Engineering",
-        "Computer_Science",
-        "Electronics",
-        "Energy_and_Power",
-        "Materials",
-        "Mechanical_Engineering",
-    ),
+_SUBJECTS = """
+Art and Design: Art Art_Theory Design Music
+Business: Accounting Economics Finance Manage Marketing
+Science: Biology Chemistry Geography Math Physics
+Health and Medicine: Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health
+Humanities and Social Science: History Literature Sociology Psychology
+Tech and Engineering: Agriculture Architecture_and_Engineering Computer_Science Electronics Energy_and_Power Materials
+Tech and Engineering: Mechanical_Engineering
+"""
+_DOMAIN = {
+    subject: domain
+    for domain, subjects in (line.split(": ") for line in _SUBJECTS.strip().splitlines())
+    for subject in subjects.split()
 }
-_DOMAIN = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects}
+DOMAINS = tuple(dict.fromkeys(_DOMAIN.values()))
 _INSTRUCTIONS = {
     "multiple-choice": "Answer with the option's letter from the given choices directly.",
     "open": "Answer the question using a single word or phrase.",
 }
 
 
-def mmmu() -> Task:
-    """The task, for `python -m gpg_vl.eval mmmu`. The images stand in front, and the text names them `<image 1>`."""
-    return Task(
-        name="mmmu",
-        version="1",
-        description="MMMU: questions of 30 university subjects; options, and a few open ones",
-        source="https://huggingface.co/datasets/lmms-lab/MMMU (Apache-2.0)",
-        sizes={"validation": 900, "dev": 150},
-        metric="accuracy",
-        blind="1/options, about 25 %; 0 % on the open ones",
-        files=lambda path: tables(path, name="MMMU", split="validation"),
-        load=load_mmmu,
-        prompts={
-            "official": TaskPrompt(template="{prompt}\n\n{instruction}", max_new_tokens=1024),
-            "think": TaskPrompt(template="{prompt}" + THINK, max_new_tokens=2048),
-            "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
-        },
-        default_prompt="official",
-        scorers={
-            "strict": strict_mmmu,
-            "official": mmmu_rule,
-            "lmms": mmmu_lmms,
-            "vlmevalkit": mmmu_vlmevalkit,
-        },
-        default_scorers=("strict", "official"),
-        gold_responses=lambda doc: gold_letters(doc) if doc.example.choices else _open_golds(doc),
-        # What they extract of an open answer need not be what the gold is normalised to.
-        flawed=("official", "lmms", "vlmevalkit"),
-        gold_label=lambda doc: gold_letter(doc) if doc.example.choices else "open",
-        chance=one_of_options,
-        aggregates={
-            "micro": Sample.mean,
-            **{domain: mean_of("domain", domain) for domain in DOMAINS},
-        },
-        groups=("domain",),
-        strata=("subject",),
-        resample_within=("domain",),
-    )
+_PICTURES = tuple(f"image_{number}" for number in range(1, 8))
 
 
-def _open_golds(doc: Doc) -> tuple[Response, ...]:
-    return tuple(Response(text=f"<answer>{gold}</answer>") for gold in doc.columns["golds"])
-
-
-def load_mmmu(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-    """The questions in order, with the columns `subject` and `domain`. Raises UserError."""
-    pictures = tuple(f"image_{number}" for number in range(1, 8))
-    rows = rows_of(
-        mmmu().files(path),
-        required=("id", "question", "options", "answer", "question_type"),
-        without=() if images else pictures,
-        root=root,
-    )
-    return [
-        _mmmu_doc(doc_id, row, place, images, pictures) for doc_id, (row, place) in enumerate(rows)
-    ]
-
-
-def _mmmu_doc(doc_id: int, row: Row, place: Place, images: bool, pictures: tuple[str, ...]) -> Doc:
-    if row["question_type"] not in _INSTRUCTIONS:
-        raise place.wrong("question_type", row["question_type"], ", ".join(_INSTRUCTIONS))
+def _mmmu_doc(entry: Entry) -> Doc:
+    """A question with the columns `subject` and `domain`. Its images are those that the text names, `<image 1>`."""
+    kind = entry.one_of("question_type", _INSTRUCTIONS)
     # The options are a list, but written as the text of one.
-    options = _literal(row["options"], "options", place)
-    subject = str(row["id"]).partition("_")[2].rpartition("_")[0]
-    prompt, choices = text_cell(row, "question", place), None
-    if row["question_type"] == "multiple-choice":
-        choices = option_cell({"options": options}, "options", place)
-        if row["answer"] not in LETTERS[: len(choices)]:
-            raise place.wrong("answer", row["answer"], ", ".join(LETTERS[: len(choices)]))
-        prompt += "\n" + "\n".join(
-            f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)
-        )
-        golds = [row["answer"]]
-    else:
-        golds = _golds(row["answer"])
-    shown = [name for name in pictures if f"<{name.replace('_', ' ')}>" in prompt]
-    return make_doc(
-        doc_id,
-        row,
-        place,
+    entry = replace(entry, row={**entry.row, "options": _literal(entry)})
+    subject = str(entry["id"]).partition("_")[2].rpartition("_")[0]
+
+    prompt, choices, golds = entry.text("question"), None, _golds(entry["answer"])
+    if kind == "multiple-choice":
+        choices = entry.options("options")
+        golds = [entry.one_of("answer", tuple(LETTERS[: len(choices)]))]
+        lines = (f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))
+        prompt = "\n".join((prompt, *lines))
+
+    return entry.doc(
         prompt=prompt,
         gold=golds[0],
-        images=tuple(image_cell(row.get(name), name, place) for name in shown) if images else (),
+        images=entry.pictures(
+            *(name for name in _PICTURES if f"<{name.replace('_', ' ')}>" in prompt)
+        ),
         choices=choices,
         kind=subject,
-        without=pictures,
+        without=_PICTURES,
         more={
             "subject": subject,
             "domain": _DOMAIN.get(subject, "other"),
             "golds": golds,
-            "instruction": _INSTRUCTIONS[row["question_type"]],
+            "instruction": _INSTRUCTIONS[kind],
         },
     )
 
@@ -156,79 +84,92 @@ def _mmmu_doc(doc_id: int, row: Row, place: Place, images: bool, pictures: tuple
 def _golds(answer: object) -> list[str]:
     """The accepted answers of an open question: a text, or the text of a list of them."""
     text = str(answer)
-    try:
-        value = ast.literal_eval(text) if text.startswith("[") else text
-    except (ValueError, SyntaxError):
-        value = text
+    value = python_literal(text) if text.startswith("[") else None
     return [str(one) for one in value] if isinstance(value, list) and value else [text]
 
 
-def _literal(cell: object, column: str, place: Place) -> object:
-    if isinstance(cell, str) and len(cell) < 20_000:
-        try:
-            return ast.literal_eval(cell)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            pass
-    if isinstance(cell, list):
-        return cell
-    raise place.wrong(column, cell, "a list, or the text of one")
+def _literal(entry: Entry) -> list[object]:
+    cell = entry["options"]
+    short = isinstance(cell, str) and len(cell) < 20_000
+    value = python_literal(cell) if short else cell
+    if not isinstance(value, list):
+        raise entry.wrong("options", "a list, or the text of one")
+    return value
+
+
+def _mmmu_responses(doc: Doc) -> tuple[Response, ...]:
+    """The gold letter, or every accepted answer of an open question in tags."""
+    if doc.example.choices:
+        return gold_letters(doc)
+    return tuple(Response(text=f"<answer>{gold}</answer>") for gold in doc.columns["golds"])
+
+
+mmmu_files = partial(tables, name="MMMU", split="validation")
+load_mmmu = loader(
+    mmmu_files,
+    _mmmu_doc,
+    required=("id", "question", "options", "answer", "question_type"),
+    pictures=_PICTURES,
+)
+
+
+def mmmu() -> Task:
+    """The task, for `python -m gpg_vl.eval mmmu`. The images stand in front, and the text names them `<image 1>`."""
+    asked = TaskPrompt(template="{prompt}\n\n{instruction}", max_new_tokens=1024)
+    # What the published rules extract of an open answer need not be what the gold is normalised to.
+    published = {"official": mmmu_rule, "lmms": mmmu_lmms, "vlmevalkit": mmmu_vlmevalkit}
+    return Task(
+        name="mmmu",
+        description="MMMU: questions of 30 university subjects; options, and a few open ones",
+        source="https://huggingface.co/datasets/lmms-lab/MMMU (Apache-2.0)",
+        sizes={"validation": 900, "dev": 150},
+        metric="accuracy",
+        blind="1/options, about 25 %; 0 % on the open ones",
+        files=mmmu_files,
+        load=load_mmmu,
+        prompts={"official": asked, **PROMPTS},
+        default_prompt="official",
+        scorers={"strict": strict_mmmu, **published},
+        gold_responses=_mmmu_responses,
+        flawed=tuple(published),
+        gold_label=lambda doc: gold_letter(doc) if doc.example.choices else "open",
+        aggregates=micro_and("domain", DOMAINS),
+        groups=("domain",),
+        strata=("subject",),
+        resample_within=("domain",),
+    )
 
 
 # --- BLINK ------------------------------------------------------------------------------------------------------------
 
-SUBTASKS = (
-    "Art_Style",
-    "Counting",
-    "Forensic_Detection",
-    "Functional_Correspondence",
-    "IQ_Test",
-    "Jigsaw",
-    "Multi-view_Reasoning",
-    "Object_Localization",
-    "Relative_Depth",
-    "Relative_Reflectance",
-    "Semantic_Correspondence",
-    "Spatial_Relation",
-    "Visual_Correspondence",
-    "Visual_Similarity",
-)
+_SUBTASKS = """
+Art_Style Counting Forensic_Detection Functional_Correspondence IQ_Test Jigsaw Multi-view_Reasoning Object_Localization
+Relative_Depth Relative_Reflectance Semantic_Correspondence Spatial_Relation Visual_Correspondence Visual_Similarity
+"""
+SUBTASKS = tuple(_SUBTASKS.split())
+_BLINK_PICTURES = ("image_1", "image_2", "image_3", "image_4")
 
 
-def blink() -> Task:
-    """The task, for `python -m gpg_vl.eval blink`. The headline is the mean of the 14 subtasks."""
-    return Task(
-        name="blink",
-        version="1",
-        description="BLINK: 14 perception tasks over one to four pictures, as multiple choice",
-        source="https://huggingface.co/datasets/BLINK-Benchmark/BLINK (Apache-2.0)",
-        sizes={"val": 1901},
-        metric="accuracy, mean over subtasks",
-        blind="1/options: 25 to 50 % by subtask",
-        files=lambda path: tables(path, name="BLINK", split="val", folders=("", "data", *SUBTASKS)),
-        load=load_blink,
-        prompts={
-            "official": TaskPrompt(
-                template="{prompt}\nAnswer with the option's letter from the given choices directly.",
-                max_new_tokens=1024,
-            ),
-            "think": TaskPrompt(template="{prompt}" + THINK, max_new_tokens=2048),
-            "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
-        },
-        default_prompt="official",
-        scorers={"strict": strict_choice, "lmms": lmms_letter, "vlmevalkit": vlmevalkit_choice},
-        default_scorers=("strict", "lmms"),
-        gold_responses=gold_letters,
-        gold_label=gold_letter,
-        chance=one_of_options,
-        aggregates={
-            "macro": _macro,
-            "micro": Sample.mean,
-            **{name: mean_of("sub_task", name) for name in SUBTASKS},
-        },
-        groups=("sub_task",),
-        strata=("sub_task",),
-        resample_within=("sub_task",),
+def _blink_doc(entry: Entry) -> Doc:
+    choices = entry.options("choices")
+    return entry.doc(
+        prompt=entry.text("prompt"),
+        # In the test split, whose answers are hidden, it is none of these.
+        gold=entry.one_of("answer", [f"({letter})" for letter in LETTERS[: len(choices)]]),
+        images=entry.pictures(*(name for name in _BLINK_PICTURES if entry.get(name))),
+        choices=choices,
+        kind=entry.one_of("sub_task", SUBTASKS),
+        without=_BLINK_PICTURES,
     )
+
+
+blink_files = partial(tables, name="BLINK", split="val", folders=("", "data", *SUBTASKS))
+load_blink = loader(
+    blink_files,
+    _blink_doc,
+    required=("sub_task", "prompt", "choices", "answer"),
+    pictures=_BLINK_PICTURES,
+)
 
 
 def _macro(sample: Sample) -> Floats:
@@ -238,35 +179,26 @@ def _macro(sample: Sample) -> Floats:
     return mean_R
 
 
-def load_blink(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-    """The questions in order, subtask by subtask. Raises UserError; the test split, whose answers are hidden, is one."""
-    pictures = ("image_1", "image_2", "image_3", "image_4")
-    rows = rows_of(
-        blink().files(path),
-        required=("sub_task", "prompt", "choices", "answer"),
-        without=() if images else pictures,
-        root=root,
-    )
-    return [
-        _blink_doc(doc_id, row, place, images, pictures) for doc_id, (row, place) in enumerate(rows)
-    ]
-
-
-def _blink_doc(doc_id: int, row: Row, place: Place, images: bool, pictures: tuple[str, ...]) -> Doc:
-    choices = option_cell(row, "choices", place)
-    golds = tuple(f"({letter})" for letter in LETTERS[: len(choices)])
-    for column, allowed in (("answer", golds), ("sub_task", SUBTASKS)):
-        if row[column] not in allowed:
-            raise place.wrong(column, row[column], ", ".join(allowed))
-    there = [name for name in pictures if row.get(name)]
-    return make_doc(
-        doc_id,
-        row,
-        place,
-        prompt=text_cell(row, "prompt", place),
-        gold=row["answer"],
-        images=tuple(image_cell(row[name], name, place) for name in there) if images else (),
-        choices=choices,
-        kind=row["sub_task"],
-        without=pictures,
+def blink() -> Task:
+    """The task, for `python -m gpg_vl.eval blink`. The headline is the mean of the 14 subtasks."""
+    asked = "{prompt}\nAnswer with the option's letter from the given choices directly."
+    return Task(
+        name="blink",
+        description="BLINK: 14 perception tasks over one to four pictures, as multiple choice",
+        source="https://huggingface.co/datasets/BLINK-Benchmark/BLINK (Apache-2.0)",
+        sizes={"val": 1901},
+        metric="accuracy, mean over subtasks",
+        blind="1/options: 25 to 50 % by subtask",
+        files=blink_files,
+        load=load_blink,
+        prompts={"official": TaskPrompt(template=asked, max_new_tokens=1024), **PROMPTS},
+        default_prompt="official",
+        scorers={"strict": strict_choice, "lmms": lmms_letter, "vlmevalkit": vlmevalkit_choice},
+        default_scorers=("strict", "lmms"),
+        gold_responses=gold_letters,
+        gold_label=gold_letter,
+        aggregates={"macro": _macro, **micro_and("sub_task", SUBTASKS)},
+        groups=("sub_task",),
+        strata=("sub_task",),
+        resample_within=("sub_task",),
     )

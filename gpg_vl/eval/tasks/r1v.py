@@ -8,15 +8,15 @@ nothing and are never right, 60 to their bare coefficient. A model that answers 
 that is printed is higher, as it counts answers in the golds' own notation, which the rule misreads as it misreads the gold.
 """
 
-from pathlib import Path
+from functools import partial
 
 from gpg_vl.answers.count import parse_count
 from gpg_vl.answers.quantity import parse_quantity
-from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, rows_of, tables, text_cell
+from gpg_vl.eval.loading import Entry, loader, tables
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.r1v import r1v_count, r1v_math
 from gpg_vl.eval.scorers.strict import strict_count, strict_quantity
-from gpg_vl.eval.statistics import Sample, mean_of
+from gpg_vl.eval.statistics import micro_and
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
 REQUIRED = ("image_path", "question", "ground_truth")
@@ -24,108 +24,25 @@ FORMS = ("degree", "root", "pi", "other")
 _THINK = "Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
 
 
-def geoqa() -> Task:
-    """The task, for `python -m gpg_vl.eval geoqa`."""
-    return Task(
-        name="geoqa",
-        version="1",
-        description="GEOQA: geometry problems with a figure; numbers, degrees, lengths and expressions",
-        source="https://github.com/Deep-Agent/R1-V, geoqa_test_prompts.jsonl; images of Luckyjhg/Geo170K (no licence stated)",
-        sizes={"test": 754},
-        metric="accuracy",
-        blind="0 %: answers are open",
-        files=lambda path: tables(
-            path, name="GEOQA", split="test", layouts=(("geoqa_test_prompts.jsonl",),)
-        ),
-        load=load_geoqa,
-        prompts={
-            # One blank before the instruction; the training prompt has two.
-            "r1v": TaskPrompt(template="{prompt} " + _THINK, max_new_tokens=1024),
-            "r1v_train": TaskPrompt(template="{prompt}  " + _THINK, max_new_tokens=1024),
-            "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
-        },
-        default_prompt="r1v",
-        scorers={"strict": strict_quantity, "official": r1v_math, "r1v": r1v_math},
-        default_scorers=("strict", "official"),
-        gold_responses=written_forms,
-        flawed=("official", "r1v"),
-        chance=lambda doc: 0.0,
-        aggregates={"micro": Sample.mean, **{form: mean_of("form", form) for form in FORMS}},
-        groups=("form",),
-        strata=("form",),
-    )
+def _geoqa_doc(entry: Entry) -> Doc:
+    return _doc(entry, entry.text("ground_truth"))
 
 
-def superclevr() -> Task:
-    """The task, for `python -m gpg_vl.eval superclevr`."""
-    return Task(
-        name="superclevr",
-        version="1",
-        description="SuperCLEVR-200: how many items are in the picture",
-        source="https://github.com/Deep-Agent/R1-V, superclevr_test200_counting_problems.jsonl (no licence stated)",
-        sizes={"test": 200},
-        metric="accuracy",
-        blind="12.5 %: counts are 3 to 10",
-        files=lambda path: tables(
-            path,
-            name="SuperCLEVR",
-            split="test",
-            layouts=(("superclevr_test200_counting_problems.jsonl",),),
-        ),
-        load=load_superclevr,
-        prompts={
-            "r1v": TaskPrompt(template="{prompt} First o" + _THINK[1:], max_new_tokens=256),
-            "plain": TaskPrompt(template="{prompt}", max_new_tokens=256),
-        },
-        default_prompt="r1v",
-        scorers={"strict": strict_count, "official": r1v_count, "r1v": r1v_count},
-        default_scorers=("strict", "official"),
-        gold_responses=lambda doc: (
-            Response(text=doc.gold),
-            Response(text=f"<think>1, 2</think><answer>{doc.gold}</answer>"),
-        ),
-        gold_label=lambda doc: doc.gold,
-        chance=lambda doc: 1 / 8,
-        aggregates={"micro": Sample.mean},
-    )
+def _superclevr_doc(entry: Entry) -> Doc:
+    count = parse_count(str(entry["ground_truth"]))
+    if count is None:
+        raise entry.wrong("ground_truth", "a whole number")
+    return _doc(entry, str(count))
 
 
-def load_geoqa(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-    """The questions in order, with the column `form`, what the gold is made of. Raises UserError."""
-    rows = rows_of(geoqa().files(path), required=REQUIRED, root=root)
-    return [
-        _doc(doc_id, row, place, images, text_cell(row, "ground_truth", place))
-        for doc_id, (row, place) in enumerate(rows)
-    ]
-
-
-def load_superclevr(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-    """The questions in order. Raises UserError."""
-    return [
-        _doc(doc_id, row, place, images, _count_cell(row, place))
-        for doc_id, (row, place) in enumerate(
-            rows_of(superclevr().files(path), required=REQUIRED, root=root)
-        )
-    ]
-
-
-def _doc(doc_id: int, row: Row, place: Place, images: bool, gold: str) -> Doc:
-    return make_doc(
-        doc_id,
-        row,
-        place,
-        prompt=text_cell(row, "question", place),
+def _doc(entry: Entry, gold: str) -> Doc:
+    """A question with the column `form`, what its gold is made of."""
+    return entry.doc(
+        prompt=entry.text("question"),
         gold=gold,
-        images=(image_cell(row["image_path"], "image_path", place),) if images else (),
+        images=entry.pictures("image_path"),
         more={"form": gold_form(gold)},
     )
-
-
-def _count_cell(row: Row, place: Place) -> str:
-    count = parse_count(str(row["ground_truth"]))
-    if count is None:
-        raise place.wrong("ground_truth", row["ground_truth"], "a whole number")
-    return str(count)
 
 
 def gold_form(gold: str) -> str:
@@ -147,4 +64,66 @@ def written_forms(doc: Doc) -> tuple[Response, ...]:
     return tuple(
         Response(text=text)
         for text in (doc.gold, f"<think>so</think> <answer> {doc.gold} </answer>", *latex)
+    )
+
+
+geoqa_files = partial(tables, name="GEOQA", split="test", layouts=(("geoqa_test_prompts.jsonl",),))
+superclevr_files = partial(
+    tables,
+    name="SuperCLEVR",
+    split="test",
+    layouts=(("superclevr_test200_counting_problems.jsonl",),),
+)
+
+
+def geoqa() -> Task:
+    """The task, for `python -m gpg_vl.eval geoqa`."""
+    return Task(
+        name="geoqa",
+        description="GEOQA: geometry problems with a figure; numbers, degrees, lengths and expressions",
+        source="https://github.com/Deep-Agent/R1-V, geoqa_test_prompts.jsonl; images of Luckyjhg/Geo170K (no licence stated)",
+        sizes={"test": 754},
+        metric="accuracy",
+        blind="0 %: answers are open",
+        files=geoqa_files,
+        load=loader(geoqa_files, _geoqa_doc, required=REQUIRED),
+        prompts={
+            # One blank before the instruction; the training prompt has two.
+            "r1v": TaskPrompt(template="{prompt} " + _THINK, max_new_tokens=1024),
+            "r1v_train": TaskPrompt(template="{prompt}  " + _THINK, max_new_tokens=1024),
+            "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
+        },
+        default_prompt="r1v",
+        scorers={"strict": strict_quantity, "official": r1v_math, "r1v": r1v_math},
+        gold_responses=written_forms,
+        flawed=("official", "r1v"),
+        aggregates=micro_and("form", FORMS),
+        groups=("form",),
+        strata=("form",),
+    )
+
+
+def superclevr() -> Task:
+    """The task, for `python -m gpg_vl.eval superclevr`."""
+    return Task(
+        name="superclevr",
+        description="SuperCLEVR-200: how many items are in the picture",
+        source="https://github.com/Deep-Agent/R1-V, superclevr_test200_counting_problems.jsonl (no licence stated)",
+        sizes={"test": 200},
+        metric="accuracy",
+        blind="12.5 %: counts are 3 to 10",
+        files=superclevr_files,
+        load=loader(superclevr_files, _superclevr_doc, required=REQUIRED),
+        prompts={
+            "r1v": TaskPrompt(template="{prompt} First o" + _THINK[1:], max_new_tokens=256),
+            "plain": TaskPrompt(template="{prompt}", max_new_tokens=256),
+        },
+        default_prompt="r1v",
+        scorers={"strict": strict_count, "official": r1v_count, "r1v": r1v_count},
+        gold_responses=lambda doc: (
+            Response(text=doc.gold),
+            Response(text=f"<think>1, 2</think><answer>{doc.gold}</answer>"),
+        ),
+        gold_label=lambda doc: doc.gold,
+        chance=lambda doc: 1 / 8,
     )

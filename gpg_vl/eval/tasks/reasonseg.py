@@ -24,11 +24,11 @@ from gpg_vl.answers.math.rectangles import Frame, convert
 from gpg_vl.errors import UserError
 from gpg_vl.eval.coordinates import gold_box, pixels_of
 from gpg_vl.eval.loading import (
+    Entry,
     Place,
     Row,
     box_cell,
     image_cell,
-    make_doc,
     rows_of,
     sized,
     tables,
@@ -48,7 +48,7 @@ from gpg_vl.eval.scorers.masks import (
 )
 from gpg_vl.eval.scorers.strict import strict_box
 from gpg_vl.eval.scorers.visual_rft import visual_rft_box
-from gpg_vl.eval.statistics import Sample, mean_of
+from gpg_vl.eval.statistics import Aggregate, Sample, mean_of
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 from gpg_vl.eval.tasks.refcoco import THRESHOLDS, share
 
@@ -66,6 +66,28 @@ _VISUAL_RFT = (
 _PICTURES = (".jpg", ".jpeg", ".png")
 
 
+PROMPTS = {
+    # 128 tokens are published; they cut long reasoning off, which the share of truncated answers shows.
+    "visual_rft": TaskPrompt(
+        template=_VISUAL_RFT, system=_SYSTEM, max_new_tokens=128, coordinates="rel1000"
+    ),
+    "visual_rft_train": TaskPrompt(
+        template=_VISUAL_RFT.replace("{prompt}.", "{prompt}"),
+        max_new_tokens=256,
+        coordinates="rel1000",
+    ),
+    "plain": TaskPrompt(template="Output the bounding box of: {prompt}", max_new_tokens=128),
+}
+OF_MASKS = {"official": lisa_mask, "segzero": segzero_mask, "visual_rft_mask": visual_rft_mask}
+AGGREGATES: dict[str, Aggregate] = {
+    "mIoU": Sample.mean,
+    "cIoU": lambda sample: sample.ratio("intersection", "union"),
+    **{f"@{threshold}": share(threshold) for threshold in THRESHOLDS},
+    "phrase": mean_of("query", "phrase"),
+    "sentence": mean_of("query", "sentence"),
+}
+
+
 def lisa() -> Task:
     """The task, for `python -m gpg_vl.eval lisa`."""
     return Task(
@@ -78,30 +100,11 @@ def lisa() -> Task:
         blind="the whole image as the box",
         files=_files,
         load=load,
-        prompts={
-            # 128 tokens are published; they cut long reasoning off, which the share of truncated answers shows.
-            "visual_rft": TaskPrompt(
-                template=_VISUAL_RFT, system=_SYSTEM, max_new_tokens=128, coordinates="rel1000"
-            ),
-            "visual_rft_train": TaskPrompt(
-                template=_VISUAL_RFT.replace("{prompt}.", "{prompt}"),
-                max_new_tokens=256,
-                coordinates="rel1000",
-            ),
-            "plain": TaskPrompt(
-                template="Output the bounding box of: {prompt}", max_new_tokens=128
-            ),
-        },
+        prompts=PROMPTS,
         default_prompt="visual_rft",
-        scorers={
-            "strict": strict_box,
-            "visual_rft": visual_rft_box,
-            "official": lisa_mask,
-            "segzero": segzero_mask,
-            "visual_rft_mask": visual_rft_mask,
-        },
+        scorers={"strict": strict_box, "visual_rft": visual_rft_box, **OF_MASKS},
         default_scorers=("strict", "visual_rft"),
-        needs_mask=("official", "segzero", "visual_rft_mask"),
+        needs_mask=tuple(OF_MASKS),
         gold_responses=_golds,
         published_golds=_published_golds,
         # They measure against other regions than the whole target.
@@ -109,13 +112,7 @@ def lisa() -> Task:
         boxes=True,
         chance=blind_iou,
         right_from=0.5,
-        aggregates={
-            "mIoU": Sample.mean,
-            "cIoU": lambda sample: sample.ratio("intersection", "union"),
-            **{f"@{threshold}": share(threshold) for threshold in THRESHOLDS},
-            "phrase": mean_of("query", "phrase"),
-            "sentence": mean_of("query", "sentence"),
-        },
+        aggregates=AGGREGATES,
         groups=("query",),
         strata=("query",),
     )
@@ -169,26 +166,31 @@ def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[D
     """A doc per image with its first instruction. Images are opened for their size. Raises UserError."""
     files = _files(path)
     rows = _json_rows(files, root) if files[0].suffix == ".json" else _table_rows(files, root)
-    docs = [_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
+    docs = [
+        _doc(Entry(doc_id=number, row=row, place=place, images=images))
+        for number, (row, place) in enumerate(rows)
+    ]
     if not docs:
         raise UserError(f"{path} has no rows. Give the right file, or fetch it again.")
     return docs
 
 
-def _doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
-    text = row.get("text") or row.get("instruction")
+def _doc(entry: Entry) -> Doc:
+    """A picture with the first instruction for it, and the column `query`, whether that is a sentence or a phrase."""
+    text = entry.get("text") or entry.get("instruction")
     prompt = text[0] if isinstance(text, list) and text else text
     if not (isinstance(prompt, str) and prompt.strip()):
-        raise place.wrong("text", text, "an instruction, or a list of them")
-    more = {"query": "sentence" if row.get("is_sentence") else "phrase"}
-    doc = make_doc(doc_id, row, place, prompt=prompt, gold="", more=more)
-    doc = sized(doc, image_cell(row["image"], "image", place), keep=images)
+        raise entry.place.wrong("text", text, "an instruction, or a list of them")
+    query = "sentence" if entry.get("is_sentence") else "phrase"
+    doc = entry.doc(prompt=prompt, gold="", more={"query": query})
+
+    doc = sized(doc, image_cell(entry["image"], "image", entry.place), keep=entry.images)
     if doc.problem is not None:
         return doc
-    whole, first, column = _boxes(row, place)
-    box = box_cell(whole, doc, column, place)
+    whole, first, column = _boxes(entry.row, entry.place)
+    box = box_cell(whole, doc, column, entry.place)
+    doc = with_columns(doc, box=box, box_first=box_cell(first, doc, column, entry.place))
     gold = str([round(edge, 2) for edge in box])
-    doc = with_columns(doc, box=box, box_first=box_cell(first, doc, column, place))
     return replace(doc, gold=gold, example=replace(doc.example, answer=gold))
 
 

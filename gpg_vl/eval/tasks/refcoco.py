@@ -6,21 +6,11 @@ RefCOCO+ and test of RefCOCOg are the standard ones. Published tables give every
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from gpg_vl.eval.loading import (
-    Place,
-    Row,
-    box_cell,
-    image_cell,
-    make_doc,
-    rows_of,
-    sized,
-    tables,
-    with_columns,
-)
+from gpg_vl.eval.loading import Entry, box_cell, image_cell, rows_of, sized, tables, with_columns
 from gpg_vl.eval.scorers.boxes import (
     blind_iou,
     gold_boxes,
@@ -33,7 +23,7 @@ from gpg_vl.eval.scorers.boxes import (
 )
 from gpg_vl.eval.scorers.strict import strict_box
 from gpg_vl.eval.statistics import Aggregate, Floats, Sample
-from gpg_vl.eval.task import Doc, Task, TaskPrompt
+from gpg_vl.eval.task import Doc, Loader, Task, TaskPrompt
 
 SPLITS = ("val", "testA", "testB", "test")
 THRESHOLDS = (0.5, 0.3, 0.7, 0.9)
@@ -86,6 +76,22 @@ def centre(sample: Sample) -> Floats:
     return sample.ratio("centre", "rows")
 
 
+SCORERS = {
+    "strict": strict_box,
+    "official": last_box,
+    "lmms": lmms_rec,
+    "lmms_grounding": lmms_grounding,
+    "vlmevalkit": vlmevalkit_box,
+    "vlm_r1": vlm_r1,
+}
+AGGREGATES: dict[str, Aggregate] = {
+    **{f"@{threshold}": share(threshold) for threshold in THRESHOLDS},
+    "mIoU": Sample.mean,
+    "centre": centre,
+    **{split: share(0.5, split=split) for split in SPLITS},
+}
+
+
 def _task(name: str) -> Task:
     return Task(
         name=name,
@@ -95,19 +101,11 @@ def _task(name: str) -> Task:
         sizes=SIZES[name],
         metric="Acc@0.5 per expression",
         blind="the whole image as the box",
-        files=lambda path: _files(path, name),
+        files=partial(_files, name=name),
         load=_loader(name),
         prompts=PROMPTS,
         default_prompt="qwen",
-        scorers={
-            "strict": strict_box,
-            "official": last_box,
-            "lmms": lmms_rec,
-            "lmms_grounding": lmms_grounding,
-            "vlmevalkit": vlmevalkit_box,
-            "vlm_r1": vlm_r1,
-        },
-        default_scorers=("strict", "official"),
+        scorers=SCORERS,
         gold_responses=gold_boxes,
         published_golds=published_boxes,
         # Each of them reads one convention and one notation, and the gold is written in the notation of Qwen2-VL.
@@ -115,31 +113,14 @@ def _task(name: str) -> Task:
         boxes=True,
         chance=blind_iou,
         right_from=0.5,
-        aggregates={
-            **{f"@{threshold}": share(threshold) for threshold in THRESHOLDS},
-            "mIoU": Sample.mean,
-            "centre": centre,
-            **{split: share(0.5, split=split) for split in SPLITS},
-        },
+        aggregates=AGGREGATES,
         groups=("split",),
         strata=("split",),
         cluster="picture",
     )
 
 
-def refcoco() -> Task:
-    """The task, for `python -m gpg_vl.eval refcoco`."""
-    return _task("refcoco")
-
-
-def refcoco_plus() -> Task:
-    """The task, for `python -m gpg_vl.eval refcoco+`."""
-    return _task("refcoco+")
-
-
-def refcocog() -> Task:
-    """The task, for `python -m gpg_vl.eval refcocog`."""
-    return _task("refcocog")
+refcoco, refcoco_plus, refcocog = (partial(_task, name) for name in SIZES)
 
 
 def _files(path: Path, name: str) -> tuple[Path, ...]:
@@ -158,52 +139,47 @@ def _files(path: Path, name: str) -> tuple[Path, ...]:
     return tables(path, name=name, split="val")
 
 
-def _loader(name: str) -> Callable[..., list[Doc]]:
+def _loader(name: str) -> Loader:
     def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
         """A doc per expression, in the order of the rows. Images are opened for their size. Raises UserError."""
         docs: list[Doc] = []
         for row, place in rows_of(_files(path, name), required=REQUIRED, root=root):
-            docs += _docs(len(docs), row, place, images)
+            docs += _docs(Entry(doc_id=len(docs), row=row, place=place, images=images))
         return docs
 
     return load
 
 
-def _docs(first: int, row: Row, place: Place, images: bool) -> list[Doc]:
-    expressions = row["answer"]
+def _docs(entry: Entry) -> list[Doc]:
+    """The docs of an object, one for each of its expressions."""
+    expressions, edges = entry["answer"], entry["bbox"]
     if not (
         isinstance(expressions, list)
         and expressions
         and all(isinstance(one, str) for one in expressions)
     ):
-        raise place.wrong("answer", expressions, "a list of expressions")
-    edges = row["bbox"]
+        raise entry.wrong("answer", "a list of expressions")
     if not (isinstance(edges, list) and len(edges) == 4):
-        raise place.wrong("bbox", edges, "[left, top, width, height]")
-    left, top, width, height = edges
-    image = image_cell(row["image"], "image", place)
-    more = {
-        "split": next(
-            (split for split in SPLITS if place.file.name.startswith((f"{split}-", f"{split}."))),
-            "val",
-        ),
-        "picture": _OBJECT.sub(r"\1", str(row.get("file_name") or row["question_id"])),
-    }
-    one = make_doc(
-        first,
-        row,
-        place,
+        raise entry.wrong("bbox", "[left, top, width, height]")
+
+    file = entry.place.file.name
+    split = next((one for one in SPLITS if file.startswith((f"{one}-", f"{one}."))), "val")
+    picture = _OBJECT.sub(r"\1", str(entry.get("file_name") or entry["question_id"]))
+    doc = entry.doc(
         prompt=expressions[0],
         gold="",
         without=("image", "segmentation", "question"),
-        more=more,
+        more={"split": split, "picture": picture},
     )
-    one = sized(one, image, keep=images)
-    if one.problem is None:
-        one = with_columns(
-            one, box=box_cell([left, top, left + width, top + height], one, "bbox", place)
-        )
-    return [_expression(first + number, one, text) for number, text in enumerate(expressions)]
+
+    doc = sized(doc, image_cell(entry["image"], "image", entry.place), keep=entry.images)
+    if doc.problem is None:
+        left, top, width, height = edges
+        corners = [left, top, left + width, top + height]
+        doc = with_columns(doc, box=box_cell(corners, doc, "bbox", entry.place))
+    return [
+        _expression(entry.doc_id + number, doc, text) for number, text in enumerate(expressions)
+    ]
 
 
 def _expression(doc_id: int, doc: Doc, text: str) -> Doc:

@@ -5,13 +5,11 @@ last `\boxed{}`. AIME and AMC are so small (30 and 40 questions, a half-width of
 they are measured with `--repeats 8` or more. `lkevinzc/math-eval` has another AMC with 83 questions: do not mix.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from gpg_vl.answers.extract import last_boxed
-from gpg_vl.eval.loading import Place, Row, make_doc, rows_of, tables, text_cell
+from gpg_vl.eval.loading import Entry, loader, tables
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import gsm8k as gsm8k_rules
 from gpg_vl.eval.scorers.lighteval import EXPRESSION, LATEX, lighteval
@@ -53,6 +51,11 @@ class _Set:
     """How lighteval extracts the gold."""
     folders: tuple[str, ...] = ("", "data")
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns of every row; that of OlympiadBench's gold has two names."""
+        return (self.question,) if self.name == "olympiadbench" else (self.question, self.gold)
+
 
 SETS = {
     one.name: one
@@ -85,25 +88,22 @@ TITLES = {
 
 
 def _task(one: _Set, scorers: dict[str, Scorer]) -> Task:
+    files = partial(tables, name=one.name, split=one.split, folders=one.folders)
     return Task(
         name=one.name,
-        version="1",
         description=TITLES[one.name],
         source=f"https://huggingface.co/datasets/{one.hub}",
         sizes={one.split: one.size},
         metric="accuracy; with --repeats K avg@K and pass@k",
         blind="0 %: answers are open",
-        files=lambda path: tables(path, name=one.name, split=one.split, folders=one.folders),
-        load=_loader(one),
+        files=files,
+        load=loader(files, partial(_doc, one), required=one.required),
         prompts=PROMPTS,
         default_prompt="official",
         scorers={"strict": strict_expression, **scorers},
-        default_scorers=("strict", "official"),
         gold_responses=boxed_gold,
         # Where a gold is a word or a list, the published extraction may find nothing in it.
         flawed=tuple(scorers),
-        chance=lambda doc: 0.0,
-        aggregates={"micro": Sample.mean},
     )
 
 
@@ -164,50 +164,30 @@ def boxed_gold(doc: Doc) -> tuple[Response, ...]:
     )
 
 
-def _loader(one: _Set) -> Callable[..., list[Doc]]:
-    def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-        """The questions in order; there are no images. Raises UserError."""
-        files = tables(path, name=one.name, split=one.split, folders=one.folders)
-        gold = () if one.name == "olympiadbench" else (one.gold,)
-        rows = rows_of(files, required=(one.question, *gold), root=root)
-        return [_doc(doc_id, row, place, one) for doc_id, (row, place) in enumerate(rows)]
-
-    return load
-
-
-def _doc(doc_id: int, row: Row, place: Place, one: _Set) -> Doc:
-    text = _gold_text(row, place, _gold_column(row, one))
+def _doc(one: _Set, entry: Entry) -> Doc:
+    # OlympiadBench's owners call the column of the gold `final_answer`.
+    column = "final_answer" if one.gold == "answer" and "final_answer" in entry.row else one.gold
+    text = _gold_text(entry, column)
     if one.name == "gsm8k":
         numbers = gsm8k_rules.marked(text)
         if not numbers:
-            raise place.wrong(one.gold, text, 'a solution that ends in "#### " and a number')
+            raise entry.wrong(column, 'a solution that ends in "#### " and a number')
         gold = numbers[-1].replace(",", "")
     else:
         gold = (last_boxed(text) if one.gold == "solution" else "") or text.strip()
-    more = {one.gold: text}
-    return make_doc(
-        doc_id,
-        row,
-        place,
-        prompt=text_cell(row, one.question, place),
-        gold=_without_dollars(gold),
-        more=more,
+    return entry.doc(
+        prompt=entry.text(one.question), gold=_without_dollars(gold), more={one.gold: text}
     )
 
 
-def _gold_column(row: Row, one: _Set) -> str:
-    """The column of the gold; OlympiadBench's owners call it `final_answer`."""
-    return "final_answer" if one.gold == "answer" and "final_answer" in row else one.gold
-
-
-def _gold_text(row: Row, place: Place, column: str) -> str:
+def _gold_text(entry: Entry, column: str) -> str:
     """A gold as a text: a number as it is written, the members of a list joined."""
-    cell = row[column]
+    cell = entry.get(column)
     if isinstance(cell, int | float):
         return f"{cell:g}"
     if isinstance(cell, list) and cell and all(isinstance(one, str) for one in cell):
         return ", ".join(cell)
-    return text_cell(row, column, place)
+    return entry.text(column)
 
 
 def _without_dollars(gold: str) -> str:

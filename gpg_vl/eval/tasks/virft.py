@@ -17,13 +17,12 @@ from typing import Any
 from gpg_vl.answers.classes import plain_name
 from gpg_vl.answers.extract import extract_answer
 from gpg_vl.errors import UserError
-from gpg_vl.eval.loading import Place, Row, image_cell, make_doc, rows_of, tables, text_cell
+from gpg_vl.eval.loading import Entry, Place, Row, rows_of, tables
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.classes import official_class
 from gpg_vl.eval.scorers.strict import strict_class
 from gpg_vl.eval.scorers.visual_rft import visual_rft_class
-from gpg_vl.eval.statistics import Sample
-from gpg_vl.eval.task import Doc, Loader, Task, TaskPrompt, one_of_options
+from gpg_vl.eval.task import Doc, Loader, Task, TaskPrompt
 
 _TEMPLATE = (
     "This is an image containing {thing}. Please identify the {question} based on the image.\nOutput the thinking process "
@@ -96,7 +95,6 @@ def _task(one: _Set) -> Task:
     asked = _TEMPLATE.replace("{thing}", one.thing).replace("{question}", one.question)
     return Task(
         name=one.name,
-        version="1",
         description=f"{one.title}, as Visual-RFT tests few-shot classification",
         source=f"https://github.com/Liuziyu77/Visual-RFT, classification/val_data/{one.lists}.pth and .txt (CC-BY-NC-4.0)",
         sizes={"test": one.size},
@@ -118,8 +116,6 @@ def _task(one: _Set) -> Task:
         },
         default_scorers=("strict", "official", "visual_rft"),
         gold_responses=_golds,
-        chance=one_of_options,
-        aggregates={"micro": Sample.mean},
     )
 
 
@@ -149,7 +145,6 @@ def digits() -> Task:
             "plain": TaskPrompt(template="Which digit is this?", max_new_tokens=64),
         },
         default_prompt="own",
-        aggregates={"micro": Sample.mean},
     )
 
 
@@ -178,32 +173,29 @@ def _loader(one: _Set) -> Loader:
         rows = list(_listed(files[0], files[1], one, root) if listed else _tabled(files, root))
         classes = _classes(files, [gold for _, _, gold in rows], [row for row, _, _ in rows])
         return [
-            make_doc(
-                doc_id,
-                row,
-                place,
-                prompt=row.get("prompt") or row.get("problem") or one.title,
-                gold=gold,
-                images=_images(row, place) if images else (),
-                choices=classes,
-                without=("image", "images", "classes"),
-            )
-            for doc_id, (row, place, gold) in enumerate(rows)
+            _doc(Entry(doc_id=number, row=row, place=place, images=images), gold, one, classes)
+            for number, (row, place, gold) in enumerate(rows)
         ]
 
     return load
 
 
-def _images(row: Row, place: Place) -> tuple[str | bytes, ...]:
-    cells = row.get("images") or [row.get("image")]
-    return tuple(image_cell(cell, "image", place) for cell in cells)
+def _doc(entry: Entry, gold: str, one: _Set, classes: Sequence[str]) -> Doc:
+    return entry.doc(
+        prompt=entry.get("prompt") or entry.get("problem") or one.title,
+        gold=gold,
+        images=entry.pictures("images" if entry.get("images") else "image"),
+        choices=classes,
+        without=("image", "images", "classes"),
+    )
 
 
 def _tabled(files: Sequence[Path], root: Path | None) -> Iterator[tuple[Row, Place, str]]:
     """Rows with the gold in `solution`, tags or not, or in `answer`."""
     for row, place in rows_of(files, required=(), root=root):
         column = "solution" if "solution" in row else "answer"
-        yield row, place, extract_answer(text_cell(row, column, place)).candidate or ""
+        solution = Entry(doc_id=place.number, row=row, place=place, images=False).text(column)
+        yield row, place, extract_answer(solution).candidate or ""
 
 
 def _classes(files: Sequence[Path], golds: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...]:

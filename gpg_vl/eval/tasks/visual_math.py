@@ -6,27 +6,18 @@ so these numbers are a lower bound of theirs for models that answer in prose.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
+from string import ascii_uppercase as LETTERS
 
 from gpg_vl.answers import choice, quantity
-from gpg_vl.eval.loading import (
-    Place,
-    Row,
-    image_cell,
-    make_doc,
-    option_cell,
-    rows_of,
-    tables,
-    text_cell,
-)
+from gpg_vl.eval.loading import Entry, loader, tables
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers import mathvista as mathvista_rules
 from gpg_vl.eval.scorers.options import gold_choices, gold_letters
 from gpg_vl.eval.scorers.strict import either, strict_quantity
-from gpg_vl.eval.statistics import Sample, mean_of
-from gpg_vl.eval.task import THINK, Doc, Task, TaskPrompt, one_of_options
+from gpg_vl.eval.statistics import micro_and
+from gpg_vl.eval.task import THINK, Doc, Task, TaskPrompt
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROMPTS = {
     "official": TaskPrompt(template="{prompt}", max_new_tokens=1024),
     "think": TaskPrompt(template="{prompt}" + THINK, max_new_tokens=2048),
@@ -54,78 +45,26 @@ TASKS = (
 )
 
 
-def mathvista() -> Task:
-    """The task, for `python -m gpg_vl.eval mathvista`; its `query` column is the ready prompt."""
-    return Task(
-        name="mathvista",
-        version="1",
-        description="MathVista testmini: figures, geometry, word problems; options, numbers, texts and lists",
-        source="https://huggingface.co/datasets/AI4Math/MathVista (CC BY-SA 4.0)",
-        sizes={"testmini": 1000},
-        metric="accuracy; the published one extracts answers with a language model",
-        blind="1/options on multiple choice, 0 % elsewhere",
-        files=lambda path: tables(
-            path,
-            name="MathVista",
-            split="testmini",
-            layouts=(("testmini.json",), ("data/testmini.json",)),  # as on GitHub
-        ),
-        load=load_mathvista,
-        prompts=PROMPTS,
-        default_prompt="official",
-        scorers={
-            "strict": mathvista_rules.strict,
-            "lmms_no_model": mathvista_rules.lmms_no_model,
-            "vlmevalkit": mathvista_rules.vlmevalkit,
-        },
-        default_scorers=("strict", "lmms_no_model"),
-        gold_responses=lambda doc: (*_tagged(doc), *_bare(doc)),
-        flawed=("lmms_no_model",),  # without its model it reads no letters and no lists
-        chance=one_of_options,
-        aggregates={"micro": Sample.mean, **{task: mean_of("task", task) for task in TASKS}},
-        groups=("task",),
-        strata=("task",),
-    )
-
-
-def _bare(doc: Doc) -> tuple[Response, ...]:
-    """The gold number, or the text of the option, by itself: what the harnesses read."""
-    return gold_choices(doc)[2:] if doc.example.choices else (Response(text=doc.gold),)
-
-
-def load_mathvista(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-    """The questions in order. Raises UserError; the test split, whose answers are hidden, is one."""
-    required = ("question", "answer", "question_type", "answer_type", "choices", "metadata")
-    pictures = ("decoded_image",)
-    rows = rows_of(
-        mathvista().files(path), required=required, without=() if images else pictures, root=root
-    )
-    return [_mathvista_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
-
-
-def _mathvista_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
-    if row["answer_type"] not in ANSWER_TYPES:
-        raise place.wrong("answer_type", row["answer_type"], ", ".join(ANSWER_TYPES))
-    gold, choices = text_cell(row, "answer", place), None
-    if row["question_type"] == "multi_choice":
-        choices = option_cell(row, "choices", place)
+def _mathvista_doc(entry: Entry) -> Doc:
+    """A question with the column `task`. In the test split the answers are hidden, and none of the choices."""
+    entry.one_of("answer_type", ANSWER_TYPES)
+    gold, choices = entry.text("answer"), None
+    if entry["question_type"] == "multi_choice":
+        choices = entry.options("choices")
         if gold not in choices:
-            raise place.wrong("answer", gold, "one of the choices")
+            raise entry.wrong("answer", "one of the choices")
         gold = f"({LETTERS[choices.index(gold)]})"
-    metadata = row["metadata"] if isinstance(row["metadata"], Mapping) else {}
-    return make_doc(
-        doc_id,
-        row,
-        place,
-        prompt=row.get("query") or _query(row, place, choices),
+
+    metadata = entry["metadata"] if isinstance(entry["metadata"], Mapping) else {}
+    task = str(metadata.get("task", ""))
+    return entry.doc(
+        prompt=entry.get("query") or _query(entry, choices),
         gold=gold,
-        images=(image_cell(row.get("decoded_image") or row.get("image"), "image", place),)
-        if images
-        else (),
+        images=entry.pictures("decoded_image" if entry.get("decoded_image") else "image"),
         choices=choices,
-        kind=str(metadata.get("task", "")),
+        kind=task,
         without=("decoded_image",),
-        more={"task": str(metadata.get("task", ""))},
+        more={"task": task},
     )
 
 
@@ -137,20 +76,63 @@ _HINTS = {
 _PLACES = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}
 
 
-def _query(row: Row, place: Place, choices: list[str] | None) -> str:
+def _query(entry: Entry, choices: list[str] | None) -> str:
     """The ready prompt, which the layout of GitHub leaves to a script."""
     if choices:
         hint = "and provide the correct option letter, e.g., A, B, C, D, at the end."
     else:
-        hint = _HINTS.get(row["answer_type"], "at the end.")
-        hint = hint.format(*_PLACES.get(int(row.get("precision") or 2), _PLACES[2]))
-    unit = f" (Unit: {row['unit']})" if row.get("unit") else ""
-    listed = "".join(
-        f"\n({letter}) {text}" for letter, text in zip(LETTERS, choices or (), strict=False)
-    )
-    question = text_cell(row, "question", place)
-    return f"Hint: Please answer the question {hint}\nQuestion: {question}{unit}" + (
-        f"\nChoices:{listed}" if listed else ""
+        hint = _HINTS.get(entry["answer_type"], "at the end.")
+        hint = hint.format(*_PLACES.get(int(entry.get("precision") or 2), _PLACES[2]))
+    unit = f" (Unit: {entry['unit']})" if entry.get("unit") else ""
+    query = f"Hint: Please answer the question {hint}\nQuestion: {entry.text('question')}{unit}"
+
+    listed = (f"({letter}) {text}" for letter, text in zip(LETTERS, choices or (), strict=False))
+    return "\n".join((query, "Choices:", *listed)) if choices else query
+
+
+mathvista_files = partial(
+    tables,
+    name="MathVista",
+    split="testmini",
+    layouts=(("testmini.json",), ("data/testmini.json",)),  # as on GitHub
+)
+load_mathvista = loader(
+    mathvista_files,
+    _mathvista_doc,
+    required=("question", "answer", "question_type", "answer_type", "choices", "metadata"),
+    pictures=("decoded_image",),
+)
+
+
+def _bare(doc: Doc) -> tuple[Response, ...]:
+    """The gold number, or the text of the option, by itself: what the harnesses read."""
+    return gold_choices(doc)[2:] if doc.example.choices else (Response(text=doc.gold),)
+
+
+def mathvista() -> Task:
+    """The task, for `python -m gpg_vl.eval mathvista`; its `query` column is the ready prompt."""
+    return Task(
+        name="mathvista",
+        description="MathVista testmini: figures, geometry, word problems; options, numbers, texts and lists",
+        source="https://huggingface.co/datasets/AI4Math/MathVista (CC BY-SA 4.0)",
+        sizes={"testmini": 1000},
+        metric="accuracy; the published one extracts answers with a language model",
+        blind="1/options on multiple choice, 0 % elsewhere",
+        files=mathvista_files,
+        load=load_mathvista,
+        prompts=PROMPTS,
+        default_prompt="official",
+        scorers={
+            "strict": mathvista_rules.strict,
+            "lmms_no_model": mathvista_rules.lmms_no_model,
+            "vlmevalkit": mathvista_rules.vlmevalkit,
+        },
+        default_scorers=("strict", "lmms_no_model"),
+        gold_responses=lambda doc: (*_tagged(doc), *_bare(doc)),
+        flawed=("lmms_no_model",),  # without its model it reads no letters and no lists
+        aggregates=micro_and("task", TASKS),
+        groups=("task",),
+        strata=("task",),
     )
 
 
@@ -160,61 +142,21 @@ VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant",
 _CHOICE = re.compile(r"^\s*\(?([A-H])\s*[:.)]\s*(\S.*?)\s*$", re.MULTILINE)
 
 
-def mathverse() -> Task:
-    """The task, for `python -m gpg_vl.eval mathverse`. A problem comes in five versions, and the bootstrap draws problems."""
-    return Task(
-        name="mathverse",
-        version="1",
-        description="MathVerse testmini: 788 geometry and function problems, each told in five versions from text to picture",
-        source="https://huggingface.co/datasets/AI4Math/MathVerse (MIT)",
-        sizes={"testmini": 3940},
-        metric="accuracy; the published one is judged by a language model",
-        blind="1/options on multiple choice, 0 % elsewhere",
-        files=lambda path: tables(path, name="MathVerse", split="testmini"),
-        load=load_mathverse,
-        prompts=PROMPTS,
-        default_prompt="official",
-        scorers={"strict": either(choice.judge, quantity.judge)},
-        default_scorers=("strict",),
-        gold_responses=_tagged,
-        chance=one_of_options,
-        aggregates={
-            "micro": Sample.mean,
-            **{version: mean_of("problem_version", version) for version in VERSIONS},
-        },
-        groups=("problem_version",),
-        strata=("problem_version",),
-        cluster="problem_index",
-    )
-
-
-def load_mathverse(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-    """The questions in order. Raises UserError."""
-    required = ("problem_index", "problem_version", "question", "answer", "question_type")
-    rows = rows_of(
-        mathverse().files(path), required=required, without=() if images else ("image",), root=root
-    )
-    return [_mathverse_doc(doc_id, row, place, images) for doc_id, (row, place) in enumerate(rows)]
-
-
-def _mathverse_doc(doc_id: int, row: Row, place: Place, images: bool) -> Doc:
-    gold, choices = text_cell(row, "answer", place), None
+def _mathverse_doc(entry: Entry) -> Doc:
     # Where the question stands in the picture, only the ready prompt has text.
-    prompt = text_cell({"prompt": row.get("query_wo") or row["question"]}, "prompt", place)
-    if row["question_type"] == "multi-choice":
+    prompt = entry.text("query_wo" if entry.get("query_wo") else "question")
+    gold, choices = entry.text("answer"), None
+    if entry["question_type"] == "multi-choice":
         if not re.fullmatch("[A-H]", gold):
-            raise place.wrong("answer", gold, "the letter of an option")
-        choices = _listed_choices(str(row.get("question_for_eval") or prompt), gold)
+            raise entry.wrong("answer", "the letter of an option")
+        choices = _listed_choices(str(entry.get("question_for_eval") or prompt), gold)
         gold = f"({gold})"
-    return make_doc(
-        doc_id,
-        row,
-        place,
+    return entry.doc(
         prompt=prompt,
         gold=gold,
-        images=(image_cell(row["image"], "image", place),) if images else (),
+        images=entry.pictures("image"),
         choices=choices,
-        kind=row["problem_version"],
+        kind=entry["problem_version"],
     )
 
 
@@ -227,28 +169,74 @@ def _listed_choices(question: str, gold: str) -> list[str]:
     return list(LETTERS[: max(4, LETTERS.index(gold) + 1)])
 
 
+mathverse_files = partial(tables, name="MathVerse", split="testmini")
+load_mathverse = loader(
+    mathverse_files,
+    _mathverse_doc,
+    required=("problem_index", "problem_version", "question", "answer", "question_type"),
+)
+
+
+def mathverse() -> Task:
+    """The task, for `python -m gpg_vl.eval mathverse`. A problem comes in five versions, and the bootstrap draws problems."""
+    return Task(
+        name="mathverse",
+        description="MathVerse testmini: 788 geometry and function problems, each told in five versions from text to picture",
+        source="https://huggingface.co/datasets/AI4Math/MathVerse (MIT)",
+        sizes={"testmini": 3940},
+        metric="accuracy; the published one is judged by a language model",
+        blind="1/options on multiple choice, 0 % elsewhere",
+        files=mathverse_files,
+        load=load_mathverse,
+        prompts=PROMPTS,
+        default_prompt="official",
+        scorers={"strict": either(choice.judge, quantity.judge)},
+        default_scorers=("strict",),
+        gold_responses=_tagged,
+        aggregates=micro_and("problem_version", VERSIONS),
+        groups=("problem_version",),
+        strata=("problem_version",),
+        cluster="problem_index",
+    )
+
+
 # --- Geometry3K -------------------------------------------------------------------------------------------------------
+
+_EASY_R1 = (
+    "{prompt} You FIRST think about the reasoning process as an internal monologue and then provide the final answer. The "
+    "reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in \\boxed{}."
+)
+
+
+def _geometry3k_doc(entry: Entry) -> Doc:
+    """A question; `<image>` in a problem stands for its figure."""
+    return entry.doc(
+        prompt=entry.text("problem"), gold=entry.text("answer"), images=entry.pictures("images")
+    )
+
+
+geometry3k_files = partial(tables, name="Geometry3K", split="test")
+load_geometry3k = loader(
+    geometry3k_files,
+    _geometry3k_doc,
+    required=("images", "problem", "answer"),
+    pictures=("images",),
+)
 
 
 def geometry3k() -> Task:
     """The task, for `python -m gpg_vl.eval geometry3k` (lmms-eval's task of that name is a remix with four choices)."""
     return Task(
         name="geometry3k",
-        version="1",
         description="Geometry3K: find a length, an angle or an area in a figure",
         source="https://huggingface.co/datasets/hiyouga/geometry3k (MIT)",
         sizes={"test": 601, "validation": 300},
         metric="accuracy",
         blind="0 %: answers are open",
-        files=lambda path: tables(path, name="Geometry3K", split="test"),
+        files=geometry3k_files,
         load=load_geometry3k,
         prompts={
-            "easyr1": TaskPrompt(
-                template="{prompt} You FIRST think about the reasoning process as an internal monologue and then provide the "
-                "final answer. The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE "
-                "put in \\boxed{}.",
-                max_new_tokens=2048,
-            ),
+            "easyr1": TaskPrompt(template=_EASY_R1, max_new_tokens=2048),
             "plain": TaskPrompt(template="{prompt}", max_new_tokens=1024),
         },
         default_prompt="easyr1",
@@ -258,29 +246,4 @@ def geometry3k() -> Task:
             Response(text=f"<think>so</think>\\boxed{{{doc.gold}}}"),
             Response(text=f"<answer>{doc.gold}</answer>"),
         ),
-        chance=lambda doc: 0.0,
-        aggregates={"micro": Sample.mean},
     )
-
-
-def load_geometry3k(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:
-    """The questions in order; `<image>` in a problem stands for its figure. Raises UserError."""
-    rows = rows_of(
-        geometry3k().files(path),
-        required=("images", "problem", "answer"),
-        without=() if images else ("images",),
-        root=root,
-    )
-    return [
-        make_doc(
-            doc_id,
-            row,
-            place,
-            prompt=text_cell(row, "problem", place),
-            gold=text_cell(row, "answer", place),
-            images=tuple(image_cell(cell, "images", place) for cell in row["images"])
-            if images
-            else (),
-        )
-        for doc_id, (row, place) in enumerate(rows)
-    ]
