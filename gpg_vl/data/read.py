@@ -58,8 +58,9 @@ def read_rows(
 ) -> Iterator[Row]:
     """Every row of a source, or its first `limit` rows, in order, as an Example or a RowProblem.
 
-    `source` is a `.jsonl` or `.parquet` file, a folder of these (in the order of their names), a
-    folder written by `datasets.save_to_disk`, or `datasets:NAME_OR_PATH[:SPLIT]`. `columns` maps
+    `source` is a `.jsonl`, `.json` or `.parquet` file, a folder of these (in the order of their
+    names) or a pattern such as `folder/train-*`, a folder written by `datasets.save_to_disk`, or
+    `datasets:NAME_OR_PATH[:SPLIT]`. JSON may be gzipped. `columns` maps
     our fields (id, images, prompt, answer, choices, task) to the columns of the source, with dots
     to reach into structs (`answer: reward_model.ground_truth`); what it leaves out is found by the
     names in `COMMON_NAMES`. Rows without an id are called by their number.
@@ -75,10 +76,27 @@ def read_rows(
 
 def _all_rows(source: str, declared: Mapping[str, str]) -> Iterator[Row]:
     number = 0
-    for table in tables(source):
-        for row in _parse_table(table, declared, first=number):
+    empty: list[str] = []
+    for table in tables(source, _names_of_rows(declared)):
+        first = number
+        for row in _parse_table(table, declared, first=first):
             yield row
             number += 1
+        if number == first and table.columns is None:
+            empty.append(table.name)
+
+    # programs write Parquet files without rows; an empty file of text was not written to its end
+    for name in empty if number else ():
+        message = "The file holds no rows. A file of rows is needed. Fetch or write it again, or remove it."
+        yield RowProblem(row=number, source=name, kind="source", message=message)
+
+
+def _names_of_rows(declared: Mapping[str, str]) -> frozenset[str]:
+    """The columns by which rows are known: those of the question and of its answer."""
+    names: set[str] = set()
+    for field in REQUIRED:
+        names |= {declared[field].split(".")[0]} if field in declared else set(COMMON_NAMES[field])
+    return frozenset(names)
 
 
 def _parse_table(table: Table, declared: Mapping[str, str], *, first: int) -> Iterator[Row]:

@@ -7,13 +7,13 @@ wrong with it; a row is never dropped.
 
 import base64
 import binascii
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gpg_vl.data.numbers import likely_written, write_number
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example, Message
@@ -35,6 +35,10 @@ Kind = Literal[
 ]
 _ROLES = ("system", "user", "assistant")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_PICTURE_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkq", "TU0AK")
+"""How JPEG, PNG, GIF, WEBP and TIFF begin."""
+_SHORTEST_BASE64, _LONGEST_PATH = 40, 400
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
@@ -94,7 +98,7 @@ def parse_row(
         name = str(row) if given in (None, "") else parse_text(given, "id")
         images = parse_images(_find_cell(cells, mapping, "images"))
         prompt = parse_prompt(_require_cell(cells, mapping, "prompt"), images=len(images))
-        answer = parse_text(_require_cell(cells, mapping, "answer"), "answer")
+        answer = parse_answer(_require_cell(cells, mapping, "answer"))
         choices = parse_choices(_find_cell(cells, mapping, "choices"))
         task = _find_cell(cells, mapping, "task")
         return Example(
@@ -105,6 +109,7 @@ def parse_row(
             choices=choices,
             task="" if task is None else parse_text(task, "task"),
             meta=_collect_meta(cells, mapping),
+            place=source,
         )
     except CellError as error:
         return RowProblem(row=row, id=name, source=source, kind=error.kind, message=error.message)
@@ -117,19 +122,39 @@ def parse_row(
 
 
 def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
-    """A string as it stands; a number or a truth value as JSON writes it (`7`, `0.5`, `true`).
+    """A string as it stands; a number as a person writes it (`7`, `0.5`, `3` for 3.0); `true` or
+    `false`.
 
     Raises CellError.
     """
     if isinstance(cell, str):
         return _refuse_surrogates(cell, kind)
     if isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell)):
-        return json.dumps(cell)
+        try:
+            return write_number(cell)
+        except ValueError as error:
+            raise CellError(
+                kind,
+                f"The {what or kind} is {cell!r}, and {error}. Numbers of that length are allowed as "
+                f"strings. Write it as a string, from the data it came from.",
+            ) from error
     raise CellError(
         kind,
-        f"The {what or kind} is {_quote(cell)}. A string, a finite number or true/false is allowed. "
+        f"The {what or kind} is {quote(cell)}. A string, a finite number or true/false is allowed. "
         f"Write it as a string.",
     )
+
+
+def parse_answer(cell: object) -> str:
+    """The gold answer as text. Raises CellError, also for a number that no person wrote."""
+    text = parse_text(cell, "answer")
+    if meant := likely_written(text):
+        raise CellError(
+            "answer",
+            f"The answer is {text!r}, whose digits no person wrote: it is {meant} after rounding by a computer, and "
+            f"{meant} would be no right answer to it. The number that was meant is allowed. Write {meant}, as a string.",
+        )
+    return text
 
 
 def parse_images(cell: object) -> tuple[str | bytes, ...]:
@@ -151,7 +176,15 @@ def parse_images(cell: object) -> tuple[str | bytes, ...]:
 
 def _parse_picture(cell: object, name: str) -> str | bytes:
     # empty bytes are reported as such only where there is no path
+    given = cell
     if isinstance(cell, dict):
+        if not {"bytes", "path"} & cell.keys():
+            raise CellError(
+                "image",
+                f"{name} is the struct {quote(cell)}, which has neither bytes nor path. A path, encoded bytes, a "
+                f"{{bytes, path}} struct, a base64 data URI, or a list of these is allowed. Rename its key to path or "
+                f"bytes, or write the path alone.",
+            )
         cell = cell.get("bytes") or cell.get("path") or cell.get("bytes")
 
     if isinstance(cell, bytes):
@@ -159,7 +192,7 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
     if not isinstance(cell, str) or not cell:
         raise CellError(
             "image",
-            f"{name} is {_quote(cell)}. A path, encoded bytes, a {{bytes, path}} struct, a "
+            f"{name} is {quote(given)}. A path, encoded bytes, a {{bytes, path}} struct, a "
             f"base64 data URI, or a list of these is allowed. Correct the cell; write null for a "
             f"row without images.",
         )
@@ -173,14 +206,30 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
                 f"{name} is a data URI whose base64 is broken: {error}. Complete base64 is "
                 f"needed. Export the row again.",
             ) from error
+    if _is_base64(cell):
+        raise CellError(
+            "image",
+            f"{name} is {quote(cell)}, {len(cell)} characters that look like base64. Paths, bytes and base64 behind "
+            f"data:image/...;base64, are allowed. Write data:image/png;base64, (or jpeg, webp ...) in front of it.",
+        )
     if _URL.match(cell):
         raise CellError(
             "image",
-            f"{name} is the address {_quote(cell)}. Paths, bytes and data:image/...;base64 are "
+            f"{name} is the address {quote(cell)}. Paths, bytes and data:image/...;base64 are "
             f"allowed; nothing is fetched from the network. Download the picture and write its "
             f"path.",
         )
     return _refuse_surrogates(cell, "image")
+
+
+def _is_base64(text: str) -> bool:
+    """Whether a text is an encoded picture and no path: by its first bytes, or by its length.
+
+    A path of such a length without a single point is hardly a path.
+    """
+    if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(text):
+        return False
+    return text.startswith(_PICTURE_BASE64) or len(text) > _LONGEST_PATH
 
 
 def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
@@ -196,7 +245,7 @@ def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
     else:
         raise CellError(
             "prompt",
-            f"The prompt is {_quote(cell)}. A string or a non-empty list of {{role, content}} "
+            f"The prompt is {quote(cell)}. A string or a non-empty list of {{role, content}} "
             f"messages is allowed. Correct the cell.",
         )
 
@@ -245,13 +294,13 @@ def _parse_message(cell: object, name: str) -> Message:
     if not isinstance(cell, dict) or not {"role", "content"} <= cell.keys():
         raise CellError(
             "prompt",
-            f"{name} is {_quote(cell)}. A message has a role and a content. Write it as "
+            f"{name} is {quote(cell)}. A message has a role and a content. Write it as "
             f'{{"role": "user", "content": "..."}}.',
         )
     if cell["role"] not in _ROLES:
         raise CellError(
             "prompt",
-            f"{name} has the role {_quote(cell['role'])}. The roles are {', '.join(_ROLES)}. Rename or remove it.",
+            f"{name} has the role {quote(cell['role'])}. The roles are {', '.join(_ROLES)}. Rename or remove it.",
         )
 
     content = cell["content"]
@@ -273,7 +322,7 @@ def _parse_content_part(cell: object, name: str) -> str:
         return _refuse_surrogates(cell["text"], "prompt")
     raise CellError(
         "prompt",
-        f"{name} has the content {_quote(cell)}. A string, or a list of {{type: text, text: "
+        f"{name} has the content {quote(cell)}. A string, or a list of {{type: text, text: "
         f"...}} and {{type: image}} parts, is allowed. Put the pictures themselves into the "
         f"images column.",
     )
@@ -286,7 +335,7 @@ def parse_choices(cell: object) -> tuple[str, ...] | None:
     if not isinstance(cell, list):
         raise CellError(
             "choices",
-            f"The choices are {_quote(cell)}. A list of option texts, or null, is allowed. "
+            f"The choices are {quote(cell)}. A list of option texts, or null, is allowed. "
             f"Write them as a list in the order of the letters.",
         )
 
@@ -376,7 +425,7 @@ def _refuse_surrogates(text: str, kind: Kind) -> str:
     return text
 
 
-def _quote(cell: object) -> str:
+def quote(cell: object) -> str:
     """A cell for a message, cut to a line."""
     text = "null" if cell is None else repr(cell)
     return text if len(text) <= 80 else text[:77] + "..."
