@@ -53,6 +53,7 @@ def problem(row: object) -> RowProblem:
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
     lambda text: "<image>" not in text
 )
+seen = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 words = texts.filter(lambda text: bool(text.strip()))
 paths = st.from_regex(r"[a-z]{1,6}(/[a-z0-9]{1,6})?\.png", fullmatch=True)
 json_values = st.recursive(
@@ -96,7 +97,7 @@ def examples(draw: st.DrawFn) -> Example:
         id=draw(words),
         images=images,
         prompt=draw(marked(len(images))),
-        answer=draw(texts),
+        answer=draw(seen),
         choices=draw(st.none() | st.lists(texts, min_size=1, max_size=4).map(tuple)),
         task=draw(texts),
         meta={"note": draw(texts), "rank": draw(st.integers(-9, 9))},

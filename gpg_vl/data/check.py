@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Kind, Row, RowProblem
+from gpg_vl.data.text_damage import find_damage
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
@@ -26,6 +27,7 @@ _LETTER = re.compile(r"\(?([A-Z])[).:]*(?:\s+(.*))?", re.IGNORECASE | re.DOTALL)
 _BINS = 10
 _SHOWN_PROBLEMS = 20
 _SHOWN_SIZES = 10
+_SHOWN_GOLDS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class PromptCounts:
     image_tokens: int
     image_sizes: tuple[tuple[int, int], ...]
     """Width and height in pixels of each image, as the model sees it."""
+    images_with_frames: int = 0
+    """Images whose files hold more pictures behind the first, which alone is shown."""
 
 
 Count = Callable[[Example], PromptCounts]
@@ -86,6 +90,11 @@ class DataReport:
     """Number of rows of each task, among those that could be read."""
     problems: tuple[RowProblem, ...]
     max_prompt_tokens: int | None
+    notes: tuple[str, ...] = ()
+    """What does not keep anybody from training and should be known: files that are not read, texts
+    that look damaged."""
+    golds: tuple[Example, ...] = ()
+    """A few examples with different answers, without their pictures, to show what the answers are."""
 
     @property
     def ok(self) -> bool:
@@ -101,6 +110,8 @@ class DataReport:
         """Print the statistics, and the first problems with their number by kind."""
         statistics = Group(*_render_statistics(self))
         console.print(Panel(statistics, title=Text(f"data: {self.source}"), expand=False))
+        for note in self.notes:
+            console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
         if self.problems:
             console.print(Group(*_render_problems(self.problems)), soft_wrap=True)
 
@@ -124,6 +135,8 @@ class DataReport:
             "image_sizes": sizes,
             "tasks": dict(self.tasks),
             "max_prompt_tokens": self.max_prompt_tokens,
+            "notes": list(self.notes),
+            "golds": [{"id": one.id, "answer": one.answer} for one in self.golds],
             "problems": [asdict(problem) for problem in self.problems],
         }
         return json.dumps(report, indent=2)
@@ -137,15 +150,18 @@ def check(
     source: str = "",
     console: Console | None = None,
     total: int | None = None,
+    notes: Iterable[str] = (),
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console.
+    there is a console. `notes`: what is known of the source beside its rows; it is asked for once
+    they are read.
     """
     rows_read = 0
-    first_row: dict[str, int] = {}  # of each id
+    first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
+    seen = _Seen()
     prompts: list[PromptCounts] = []
     tasks: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -159,13 +175,15 @@ def check(
 
         rows_read += 1
         tasks[row.task] += 1
-        first = first_row.setdefault(row.id, number)
+        first = first_row.setdefault(row.id, (number, row.place))
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
+        seen.add(row, counts, f"row {number}" + (f", {row.place}" if row.place else ""))
         for kind, text in found:
-            problems.append(RowProblem(row=number, id=row.id, source="", kind=kind, message=text))
+            problem = RowProblem(row=number, id=row.id, source=row.place, kind=kind, message=text)
+            problems.append(problem)
 
     if not rows_read and not problems:
         text = (
@@ -185,7 +203,35 @@ def check(
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
         max_prompt_tokens=max_prompt_tokens,
+        notes=(*(notes if rows_read else ()), *seen.notes()),
+        golds=tuple(seen.golds.values()),
     )
+
+
+class _Seen:
+    """What is remembered of the rows beside their problems: a few golds, and how many rows have a doubtful sign."""
+
+    def __init__(self) -> None:
+        self.golds: dict[str, Example] = {}
+        self._signs: dict[str, tuple[int, str]] = {}
+        """By what is said of it: the number of rows, and where the first one is."""
+
+    def add(self, example: Example, counts: PromptCounts | None, place: str) -> None:
+        if len(self.golds) < _SHOWN_GOLDS and example.answer not in self.golds:
+            self.golds[example.answer] = replace(example, images=())
+
+        signs = list(find_damage(example))
+        if counts and counts.images_with_frames:
+            signs.append(
+                "have a picture with several frames or pages, of which the first alone is used"
+            )
+        for sign in signs:
+            rows, first = self._signs.get(sign, (0, place))
+            self._signs[sign] = rows + 1, first
+
+    def notes(self) -> Iterator[str]:
+        for sign, (rows, first) in self._signs.items():
+            yield f"{rows} row(s), the first of them {first}, {sign}."
 
 
 def _read_to_end(rows: Iterable[Row], source: str) -> Iterator[Row]:
@@ -215,13 +261,15 @@ def _show_progress(
 
 
 def _check_example(
-    example: Example, count: Count, limit: int | None, first_row: int, row: int
+    example: Example, count: Count, limit: int | None, first: tuple[int, str], row: int
 ) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
     """The counts of one example, None if it cannot be encoded, and all that is wrong with it."""
     found: list[tuple[Kind, str]] = [*answer_problems(example)]
+    first_row, place = first
     if first_row != row:
+        where = f" ({place})" if place else ""
         text = (
-            f"The id {example.id!r} already belongs to row {first_row}. Each id is allowed once, because "
+            f"The id {example.id!r} already belongs to row {first_row}{where}. Each id is allowed once, because "
             f"predictions and logs are found by it. Rename one, or remove the repetition."
         )
         found.append(("id", text))

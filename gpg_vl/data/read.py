@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from gpg_vl.data.rows import CellError, Row, RowProblem, parse_row
-from gpg_vl.data.sources import Table, tables
+from gpg_vl.data.sources import Table, choose_files, tables
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
@@ -72,6 +72,15 @@ def read_rows(
     """
     declared = _check_mapping(columns or {})
     yield from islice(_all_rows(str(source), declared), limit)
+
+
+def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """What is to be said of a source beside its rows: which of its files are not read.
+
+    Raises UserError as `read_rows` does.
+    """
+    declared = _check_mapping(columns or {})
+    return choose_files(str(source), _names_of_rows(declared)).notes
 
 
 def _all_rows(source: str, declared: Mapping[str, str]) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpg_vl.data.numbers import likely_written, write_number
+from gpg_vl.data.text_damage import find_control
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example, Message
@@ -148,6 +149,12 @@ def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
 def parse_answer(cell: object) -> str:
     """The gold answer as text. Raises CellError, also for a number that no person wrote."""
     text = parse_text(cell, "answer")
+    if control := find_control(text):
+        raise CellError(
+            "answer",
+            f"The answer {quote(text)} holds the control character {control}. Text that can be seen is allowed. Write it "
+            f"anew; where a backslash command such as \\frac was meant, write the backslash twice.",
+        )
     if meant := likely_written(text):
         raise CellError(
             "answer",

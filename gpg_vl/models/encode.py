@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gpg_vl.data.check import PromptCounts
-from gpg_vl.data.images import load_image
+from gpg_vl.data.images import examine_image, load_image
 from gpg_vl.data.rows import IMAGE_MARK, count_marks
 from gpg_vl.errors import UserError
 from gpg_vl.models.families.family import Patches
@@ -56,13 +56,19 @@ class Encoder:
 
         Raises UserError.
         """
-        sizes = [self._size(image, example) for image in self._images(example)]
+        self._refuse_images_of_text_model(example)
+        examined = [
+            examine_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
+            for image in example.images
+        ]
+        sizes = [self._size((image.width, image.height), example) for image in examined]
         per_image = [self.processing.family.image_tokens(width, height) for width, height in sizes]
         marks = self._token_ids(self.render(example))
         return PromptCounts(
             tokens=len(marks) - len(sizes) + sum(per_image),
             image_tokens=sum(per_image),
             image_sizes=tuple(sizes),
+            images_with_frames=sum(image.has_frames for image in examined),
         )
 
     def encode(self, example: Example) -> Prompt:
@@ -127,22 +133,25 @@ class Encoder:
 
     # ---- images
 
-    def _images(self, example: Example) -> list[Image.Image]:
+    def _refuse_images_of_text_model(self, example: Example) -> None:
         if example.images and not self.processing.family.has_vision:
             raise UserError(
                 f"Example {example.id} has {len(example.images)} image(s), but {self.processing.family.model_type} "
                 f"reads text only. Use a vision-language checkpoint or data without images."
             )
+
+    def _images(self, example: Example) -> list[Image.Image]:
+        self._refuse_images_of_text_model(example)
         return [
             load_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
             for image in example.images
         ]
 
-    def _size(self, image: Image.Image, example: Example) -> tuple[int, int]:
+    def _size(self, size: tuple[int, int], example: Example) -> tuple[int, int]:
         """(width, height) that the model sees. Raises UserError that names the example."""
         try:
             return self.processing.family.image_size(
-                *image.size, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
+                *size, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
             )
         except UserError as error:
             raise UserError(f"Example {example.id}: {error}") from None
@@ -155,7 +164,7 @@ class Encoder:
         # what cannot be shown is refused in words that name the example, before a library
         # asserts it
         for image in images:
-            self._size(image, example)
+            self._size(image.size, example)
 
         assert self.processing.image_processor is not None, "a family without vision has no images"
         return self.processing.family.patches(
