@@ -32,7 +32,7 @@ DAMAGE = (
     ),
     (
         _EATEN,
-        "hold a control character where a command such as \\frac or \\times stood. Write its backslash twice where the data is made",
+        "hold a control character where a command such as \\frac stood. Write its backslash twice where the data is made",
     ),
     (_CONTROL, "hold control characters, which nobody sees. Remove them where the data is made"),
 )
