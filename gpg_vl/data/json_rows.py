@@ -24,6 +24,7 @@ MAX_LINE = 256 << 20
 """Bytes of one line, unpacked."""
 _CHUNK = 1 << 20
 _LONGEST_ELEMENT = 64 << 20
+_HEAD = 64
 _GZIP = b"\x1f\x8b"
 
 # What files begin with that are called .jsonl or .parquet and hold something else.
@@ -52,6 +53,15 @@ _OTHER_CONTENT = (
         "Fetch it again",
     ),
 )
+
+
+class NameTwiceError(CellError):
+    """An object that gives a value twice under one name."""
+
+    def __init__(self, message: str, names: frozenset[str]) -> None:
+        super().__init__("json", message)
+        self.names = names
+        """All its names."""
 
 
 def jsonl_rows(file: Path, *, name: str | None = None) -> Iterator[PlacedCells]:
@@ -106,16 +116,20 @@ def first_keys(file: Path) -> frozenset[str]:
     rows = json_or_jsonl_rows(file)
     try:
         for _, cells in rows:
+            if isinstance(cells, NameTwiceError):
+                return cells.names
             return frozenset() if isinstance(cells, CellError) else frozenset(cells)
     finally:
         cast(Any, rows).close()
     return frozenset()
 
 
-def refuse_other_content(file: Path, wanted: str) -> None:
-    """Raise UserError if the first bytes of a file say that it holds something else."""
+def refuse_no_parquet(file: Path, wanted: str) -> None:
+    """Raise UserError if the first bytes of what should be a Parquet file say that it is something else."""
     with file.open("rb") as stream:
-        _refuse_other_head(file, stream.read(64), wanted)
+        head = stream.read(_HEAD)
+    if not head.startswith(b"PAR1"):
+        _refuse_other_head(file, head, wanted)
 
 
 def _refuse_other_head(file: Path, head: bytes, wanted: str) -> None:
@@ -129,7 +143,7 @@ def _open_text(file: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked where it is gzipped, whatever its name says. Raises UserError."""
     try:
         with file.open("rb") as raw:
-            head = raw.read(64)
+            head = raw.read(_HEAD)
             _refuse_other_head(file, head, "JSON in UTF-8")
             raw.seek(0)
             if not head.startswith(_GZIP):
@@ -192,10 +206,10 @@ def _parse_line(line: bytes, decode: "_Decoder") -> Cells | CellError:
 def _check_object(value: object, twice: list[str], what: str) -> Cells | CellError:
     """What was decoded, if it is an object with every name once."""
     if twice:
-        return CellError(
-            "json",
+        return NameTwiceError(
             f"The {what} gives the name {quote(twice[0])} twice in one object. Each name is allowed once, because nothing "
             f"says which value is meant. Remove one.",
+            frozenset(value if isinstance(value, dict) else ()),
         )
     if isinstance(value, dict):
         return value

@@ -22,7 +22,7 @@ from gpg_vl.data.json_rows import (
     PlacedCells,
     json_or_jsonl_rows,
     jsonl_rows,
-    refuse_other_content,
+    refuse_no_parquet,
 )
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
@@ -120,7 +120,7 @@ def _open_parquet(file: Path) -> Table:
     try:
         schema = pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        refuse_other_content(file, "a complete Parquet file")
+        refuse_no_parquet(file, "a complete Parquet file")
         raise _make_error(str(file), "a complete Parquet file", error) from error
 
     # of two columns with one name a row could hold only one
