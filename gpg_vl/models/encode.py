@@ -18,7 +18,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import image_key
 from gpg_vl.models.load import Processing
-from gpg_vl.prompting import PixelLimits, PromptStyle
+from gpg_vl.prompting import CHOICES_PLACE, PROMPT_PLACE, PixelLimits, PromptStyle
 from gpg_vl.types import Example, Message, Prompt
 
 
@@ -202,8 +202,8 @@ def _apply_style(example: Example, style: PromptStyle) -> tuple[Message, ...]:
         content = turn.content
         if i == of_user[-1]:
             # the prompt goes in last: what looks like a place of the template in it is left alone
-            template = style.template.replace("{choices}", _list_choices(example.choices or ()))
-            content = template.replace("{prompt}", content)
+            template = style.template.replace(CHOICES_PLACE, _list_choices(example.choices or ()))
+            content = template.replace(PROMPT_PLACE, content)
         if i == of_user[0] and marks == 0:
             content = IMAGE_MARK * len(example.images) + content
         messages.append(Message(role=turn.role, content=content))
