@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpg_vl.data.check import PromptCounts
 from gpg_vl.data.images import load_image
-from gpg_vl.data.rows import IMAGE_MARK, count_marks
+from gpg_vl.data.prompts import IMAGE_MARK, count_marks
 from gpg_vl.errors import UserError
 from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import image_key
