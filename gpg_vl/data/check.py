@@ -41,6 +41,8 @@ class PromptCounts:
     image_tokens: int
     image_sizes: tuple[tuple[int, int], ...]
     """Width and height in pixels of each image, as the model sees it."""
+    notes: tuple[tuple[str, str], ...] = ()
+    """(kind, text) of what is odd about the prompt, though it can be used."""
 
 
 Count = Callable[[Example], PromptCounts]
