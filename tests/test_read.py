@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpg_vl.data.prompts import count_marks
 from gpg_vl.data.read import load_examples, read_rows, resolve_columns
 from gpg_vl.data.rows import (
     CellError,
     RowProblem,
-    count_marks,
     parse_choices,
     parse_images,
     parse_prompt,

@@ -5,7 +5,6 @@ repaired on the way. How tokens are counted is the caller's affair, so this modu
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +16,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gpg_vl.answers.extract import gold_text
+from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Kind, Row, RowProblem
 from gpg_vl.data.text_damage import find_damage
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
-_LETTER = re.compile(r"\(?([A-Z])[).:]*(?:\s+(.*))?", re.IGNORECASE | re.DOTALL)
 _BINS = 10
 _SHOWN_PROBLEMS = 20
 _SHOWN_SIZES = 10
@@ -43,8 +43,8 @@ class PromptCounts:
     image_tokens: int
     image_sizes: tuple[tuple[int, int], ...]
     """Width and height in pixels of each image, as the model sees it."""
-    images_with_frames: int = 0
-    """Images whose files hold more pictures behind the first, which alone is shown."""
+    notes: tuple[tuple[str, str], ...] = ()
+    """(kind, text) of what is odd about the prompt, though it can be used."""
 
 
 Count = Callable[[Example], PromptCounts]
@@ -209,29 +209,24 @@ def check(
 
 
 class _Seen:
-    """What is remembered of the rows beside their problems: a few golds, and how many rows have a doubtful sign."""
+    """What is remembered of the rows beside their problems: a few golds, and what is odd, by kind."""
 
     def __init__(self) -> None:
         self.golds: dict[str, Example] = {}
-        self._signs: dict[str, tuple[int, str]] = {}
-        """By what is said of it: the number of rows, and where the first one is."""
+        self._odd: dict[str, tuple[int, str]] = {}
+        """By kind: the number of rows, and the first of them with what is said of it."""
 
     def add(self, example: Example, counts: PromptCounts | None, place: str) -> None:
         if len(self.golds) < _SHOWN_GOLDS and example.answer not in self.golds:
             self.golds[example.answer] = replace(example, images=())
 
-        signs = list(find_damage(example))
-        if counts and counts.images_with_frames:
-            signs.append(
-                "have a picture with several frames or pages, of which the first alone is used"
-            )
-        for sign in signs:
-            rows, first = self._signs.get(sign, (0, place))
-            self._signs[sign] = rows + 1, first
+        for kind, said in (*find_damage(example), *(counts.notes if counts else ())):
+            rows, first = self._odd.get(kind, (0, f"{place}: {said}"))
+            self._odd[kind] = rows + 1, first
 
     def notes(self) -> Iterator[str]:
-        for sign, (rows, first) in self._signs.items():
-            yield f"{rows} row(s), the first of them {first}, {sign}."
+        for rows, first in self._odd.values():
+            yield f"{rows} row(s), the first of them {first}."
 
 
 def _read_to_end(rows: Iterable[Row], source: str) -> Iterator[Row]:
@@ -300,41 +295,43 @@ def _describe_length(counts: PromptCounts, limit: int) -> str:
 
 
 def answer_problems(example: Example) -> Iterator[tuple[Kind, str]]:
-    """What is wrong with the gold answer: it is empty, or it names none of the choices.
+    """What is wrong with the gold answer: it is empty, names none of the choices, or one that is
+    there twice.
 
     An answer names a choice by its text, by its letter (`B`, `(b)`, `B.`), or by both (`(B) cube`);
-    case and outer blanks do not matter.
+    case and outer blanks do not matter, and neither does an `<answer>` block around it. The rewards
+    read it alike.
     """
-    answer = example.answer.strip()
-    if not answer:
+    if not gold_text(example.answer):
         yield (
             "answer",
             "The answer is empty. Every row needs a gold answer. Fill it in or remove the row.",
         )
-    elif example.choices is not None and not _names_choice(answer, example.choices):
-        last = chr(ord("A") + min(len(example.choices), 26) - 1)
-        yield (
-            "choices",
-            (
-                f"The answer {example.answer!r} is none of the {len(example.choices)} choices "
-                f"{', '.join(map(repr, example.choices))}. A letter from A to {last} or the text of an "
-                f"option is allowed. Correct the answer or the choices."
-            ),
+    elif example.choices is not None:
+        yield from _choice_problems(example.answer, example.choices)
+
+
+def _choice_problems(answer: str, choices: tuple[str, ...]) -> Iterator[tuple[Kind, str]]:
+    listed = ", ".join(map(repr, choices))
+    named = gold_readings(answer, choices)
+    if not named:
+        last = chr(ord("A") + min(len(choices), 26) - 1)
+        text = (
+            f"The answer {answer!r} is none of the {len(choices)} choices {listed}. A letter from A to "
+            f"{last} or the text of an option is allowed. Correct the answer or the choices."
         )
+        yield "choices", text
 
-
-def _names_choice(answer: str, choices: Sequence[str]) -> bool:
-    texts = [choice.strip().casefold() for choice in choices]
-    if answer.casefold() in texts:
-        return True
-
-    match = _LETTER.fullmatch(answer)
-    if match is None:
-        return False
-
-    # the text behind a letter must be that of its option: `(B) cube` where B is a ball is a mistake
-    place = ord(match[1].upper()) - ord("A")
-    return place < len(texts) and (not match[2] or match[2].strip().casefold() == texts[place])
+    # an option that only looks alike, such as Cu and cu, may be another one
+    texts = unlettered(choices)
+    for first, second in equal_options(choices):
+        if texts[first].strip() == texts[second].strip() and named & {first, second}:
+            text = (
+                f"The options {letter_of(first)} and {letter_of(second)} of {listed} have one text, and the "
+                f"answer {answer!r} is one of the two. Different options are needed, or a right answer could "
+                f"count as wrong. Correct the choices or remove the row."
+            )
+            yield "choices", text
 
 
 def summarise(values: Sequence[int]) -> Summary | None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from gpg_vl.data.rows import CellError, quote
+from gpg_vl.data.cells import CellError, quote
 from gpg_vl.errors import UserError
 
 Cells = dict[str, Any]

@@ -21,26 +21,32 @@ _EATEN = re.compile(
 _PLAIN = re.compile(r"[\n\x20-\x7e]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
-DAMAGE = (
+_SIGNS = (
     (
+        "lost",
         _LOST,
-        "hold U+FFFD, which stands for a character that was lost. Convert the data again from its own encoding",
+        "the text holds U+FFFD, which stands for a character that was lost. Convert the data again from its own encoding",
     ),
     (
+        "encoding",
         _TWICE_ENCODED,
-        "look like UTF-8 that was read in another encoding, such as 'Ã©' for 'é'. Convert the data again",
+        "the text looks like UTF-8 that was read in another encoding, such as 'Ã©' for 'é'. Convert the data again",
     ),
     (
+        "escape",
         _EATEN,
-        "hold a control character where a command such as \\frac stood. Write its backslash twice where the data is made",
+        "the text holds a control character where a command such as \\frac stood. Write its backslash twice",
     ),
-    (_CONTROL, "hold control characters, which nobody sees. Remove them where the data is made"),
+    (
+        "control",
+        _CONTROL,
+        "the text holds control characters, which nobody sees. Remove them where the data is made",
+    ),
 )
-"""What to look for in a text, and what to say of the rows that have it."""
 
 
-def find_damage(example: Example) -> Iterator[str]:
-    """What is to be said of the texts of an example: the words of `DAMAGE`, each once."""
+def find_damage(example: Example) -> Iterator[tuple[str, str]]:
+    """(kind, text) of what looks damaged in the texts of an example."""
     prompt = example.prompt
     turns = (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
     text = "\n".join((*turns, example.answer, *(example.choices or ())))
@@ -48,9 +54,9 @@ def find_damage(example: Example) -> Iterator[str]:
     # nearly every text is plain, and that is quickly known
     if _PLAIN.fullmatch(text):
         return
-    for pattern, words in DAMAGE:
+    for kind, pattern, said in _SIGNS:
         if pattern.search(text):
-            yield words
+            yield kind, said
 
 
 def find_control(text: str) -> str | None:
