@@ -9,6 +9,10 @@ from typing import Literal
 
 Chat = Literal["auto", "template", "plain"]
 """`template`: the tokenizer's chat template. `plain`: the bare text. `auto`: whichever is there."""
+PROMPT_PLACE = "{prompt}"
+"""Where a template has the example's own prompt."""
+CHOICES_PLACE = "{choices}"
+"""Where a template has the example's options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +22,7 @@ class PromptStyle:
     Example: `PromptStyle(template="{prompt} Answer with a letter.", prefill="<think>")`
     """
 
-    template: str = "{prompt}"
+    template: str = PROMPT_PLACE
     """The user's turn, with marks such as `{prompt}` where the example's own texts go."""
     system: str | None = None
     """A system turn in front; None leaves it to the chat template."""

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_images import CASES, bare_png, encoded, gradient
 
+from gpg_vl.answers.options import gold_index
 from gpg_vl.data.check import DataReport, PromptCounts, answer_problems, check, histogram, summarise
 from gpg_vl.data.images import load_image
 from gpg_vl.data.read import read_rows
 from gpg_vl.data.rows import Row, RowProblem
 from gpg_vl.errors import UserError
 from gpg_vl.quickstart import scenes
-from gpg_vl.types import Example
+from gpg_vl.rewards.builtin import choice
+from gpg_vl.types import Completion, Example
 
 CELL = 28 * 28
 
@@ -261,6 +263,64 @@ def test_a_gold_answer_names_a_choice_by_letter_text_or_both(answer: str, good: 
     assert all("from A to C" in message for _, message in found)
 
 
+@pytest.mark.parametrize(
+    "answer, choices",
+    [
+        ("<answer>A</answer>", ("ball", "cube")),
+        ("<answer>\ncube </answer>", ("ball", "cube")),
+        ("<ANSWER>(b)</ANSWER>", ("ball", "cube")),
+        ("ball", ("(A) ball", "(B) cube")),
+        ("B", ("A. ball", "B. cube")),
+        ("(B) cube", ("(A) ball", "(B) cube")),
+        ("a", ("ball", "cube")),
+    ],
+)
+def test_a_gold_answer_is_read_as_the_reward_reads_it(
+    answer: str, choices: tuple[str, ...]
+) -> None:
+    row = example(answer=answer, choices=choices)
+    assert list(answer_problems(row)) == []
+    right = "ball" if gold_index(row) == 0 else "cube"
+    completion = Completion(token_ids=(), logprobs=(), text=right, finish_reason="stop")
+    assert choice(completion, row) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer, choices, said",
+    [
+        (
+            "A",
+            ("ball", "ball", "cube"),
+            "The options A and B of 'ball', 'ball', 'cube' have one text",
+        ),
+        ("ball", ("ball", " ball ", "cube"), "A and B"),
+        ("C", ("ball", "cube", "cube"), "B and C"),
+        ("B", ("(A) ball", "(B) ball"), "A and B"),
+        ("<answer></answer>", ("ball", "cube"), "is empty"),
+        ("<answer>D</answer>", ("ball", "cube"), "none of the 2 choices"),
+    ],
+)
+def test_options_that_a_right_answer_could_be_mistaken_for(
+    answer: str, choices: tuple[str, ...], said: str
+) -> None:
+    (found,) = answer_problems(example(answer=answer, choices=choices))
+    assert said in found[1]
+
+
+@pytest.mark.parametrize(
+    "answer, choices",
+    [
+        ("C", ("ball", "ball", "cube")),
+        ("Cu", ("cu", "Cu", "Fe")),
+        ("A", ("pH", "PH")),
+    ],
+)
+def test_options_that_no_right_answer_could_be_mistaken_for(
+    answer: str, choices: tuple[str, ...]
+) -> None:
+    assert list(answer_problems(example(answer=answer, choices=choices))) == []
+
+
 def test_an_open_question_takes_any_answer() -> None:
     assert list(answer_problems(example(answer="anything", choices=None))) == []
 
@@ -352,6 +412,8 @@ def test_the_json_report_holds_everything() -> None:
         "rows": 3,
         "images": 1,
         "max_prompt_tokens": 100,
+        "notes": [],
+        "golds": [{"id": "0", "answer": "4"}, {"id": "1", "answer": ""}],
         "tasks": {"Count": 2},
         "tokens": {"total": 6, "min": 2, "median": 2, "p95": 4, "max": 4},
         "image_tokens": {"total": 2, "min": 0, "median": 0, "p95": 2, "max": 2},

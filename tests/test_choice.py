@@ -25,7 +25,32 @@ def example(answer, choices, identity="7"):
     return Example(id=identity, prompt="Which?", answer=answer, choices=choices)
 
 
+LETTERED = ("(A) ball", "(B) cube")
+COPPER = ("cu", "Cu")
+
 CASES = [
+    # options that carry their letters
+    ("ball", LETTERED, 0),
+    ("cube", LETTERED, 1),
+    ("(B) cube", LETTERED, 1),
+    ("(B)", LETTERED, 1),
+    ("The cube.", LETTERED, 1),
+    ("ball", ("A. ball", "B. cube"), 0),
+    ("5cm", ("A.3cm", "B.5cm"), 1),
+    ("cube", ("a) ball", "b) cube"), 1),
+    ("b) cube", ("a) ball", "b) cube"), 1),
+    ("cube", ("[A] ball", "[B] cube"), 1),
+    ("方块", ("A、球", "B、方块"), 1),
+    ("B、方块", ("A、球", "B、方块"), 1),
+    ("cube", ("（A）ball", "（B）cube"), 1),
+    ("ball", ("(B) ball", "(A) cube"), None),
+    ("Smith", ("A. Smith", "Jones"), None),
+    ("ball", ("(A) ball",), None),
+    ("(A)", ("(A)", "(B)"), 0),
+    # texts that differ in case alone are told apart where an answer is verbatim one of them
+    ("Cu", COPPER, 1),
+    ("cu", COPPER, 0),
+    ("CU", COPPER, None),
     # a whole letter
     ("B", SIDES, 1),
     ("(B)", SIDES, 1),
@@ -546,6 +571,16 @@ def test_work_is_proportional_to_the_length(name):
         ("a", ("a", "the"), 0),
         ("(B)", ("B", "A"), 1),
         ("A", ("A", "B"), 0),
+        ("a", SIDES, 0),
+        ("(B) right", SIDES, 1),
+        ("b. Right", SIDES, 1),
+        ("<answer>A</answer>", SIDES, 0),
+        ("<answer> right </answer>", SIDES, 1),
+        ("A", LETTERED, 0),
+        ("cube", LETTERED, 1),
+        ("(B) cube", LETTERED, 1),
+        ("Cu", COPPER, 1),
+        ("A", ("Ball", "ball", "cube"), 0),
     ],
 )
 def test_gold_is_a_letter_or_the_text_of_an_option(answer, choices, index):
@@ -559,6 +594,9 @@ def test_gold_is_a_letter_or_the_text_of_an_option(answer, choices, index):
         ("up", SIDES, "names no option"),
         ("", SIDES, "names no option"),
         ("it is left", SIDES, "names no option"),
+        ("(A) right", SIDES, "names no option"),
+        ("(A) cube", LETTERED, "names no option"),
+        ("CU", COPPER, "names 2 options"),
         ("B", ("B", "A"), "names 2 options"),
         ("3", ("3", "3"), "names 2 options"),
         ("left", None, "'7' has no choices"),

@@ -250,6 +250,43 @@ def test_dropout_is_refused_with_its_reason() -> None:
     assert parse_config(tree(model={"lora_dropout": 0.0}), "run.yaml").model.lora_dropout == 0.0
 
 
+@pytest.mark.parametrize(
+    "template, advice",
+    [
+        ("{Question} First think, then answer.", "Write {prompt} instead of {Question}"),
+        ("{problem}", "Write {prompt} instead of {problem}"),
+        ("{{question}}", "Write {prompt} instead of {question}"),
+        ("{Prompt}", "Write {prompt} instead of {Prompt}"),
+        ("{ prompt }", "Put it in"),
+        ("{}", "Write {prompt} instead of {}"),
+        ("Answer in JSON.", "Put it in"),
+        ("", "Put it in"),
+        ("{choices}", "Write {prompt} instead of {choices}"),
+    ],
+)
+def test_a_template_that_asks_no_question_is_refused(template: str, advice: str) -> None:
+    refused(
+        "prompt",
+        "the question of a row would never be shown",
+        advice,
+        prompt={"template": template},
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{prompt}",
+        "{prompt} Answer with {choices}.",
+        'Answer as {"answer": ...}: {prompt}',
+        "{{prompt}}",
+        r"{prompt} Put it in \boxed{answer}.",
+    ],
+)
+def test_a_template_with_the_question_is_taken(template: str) -> None:
+    assert parse_config(tree(prompt={"template": template}), "run.yaml").prompt.template == template
+
+
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant", "group"])
 def test_age_token_goes_with_the_token_mean_only(aggregation: str) -> None:
     algorithm = {"age": "token", "aggregation": aggregation}

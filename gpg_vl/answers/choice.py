@@ -14,7 +14,16 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from gpg_vl.answers.count import parse_count
-from gpg_vl.answers.extract import gold_text
+from gpg_vl.answers.options import (
+    ARTICLES,
+    LETTERS,
+    gold_index,
+    letter_of,
+    options_of_text,
+    plain,
+    unlettered,
+    whole_letter,
+)
 from gpg_vl.answers.text.latex import unlatexed
 from gpg_vl.answers.text.numerals import (
     CJK,
@@ -28,20 +37,12 @@ from gpg_vl.answers.text.numerals import (
     word_values,
 )
 from gpg_vl.answers.verdict import Verdict
-from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
 MAX_CANDIDATE = 5_000
 """Characters of an answer that are searched; a longer one can only be the text of an option."""
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-_WHOLE_LETTER = re.compile(
-    r"(?:(?i:(?:the\s+)?(?:correct\s+)?(?:option|choice|letter|answer)\s*(?:is\b)?:?)\s*)?"
-    r"[\"'“”‘’]?(?:\(\s*([A-Za-z])\s*\)|\[([A-Za-z])\]|([A-Za-z])[.):]?)[.\"'“”‘’]*"
-)
 _LEADING = re.compile(r"(?:\(([A-Z])\)|([A-Z])(?=[.):,\-–—]))[.):,\-–—]*\s+")
-_ARTICLES = frozenset({"a", "a."})
-_FINAL_PUNCTUATION = ".,;:!?。，；：！？…"
 _CAPITAL = re.compile(rf"(?<![^\W_{CJK}\uac00-\ud7af])(?<![∠△])([A-Z])(?![^\W_{CJK}\uac00-\ud7af])")
 _LABELLED = re.compile(r"([^\W\d_]{2,})\s+[A-Z](?![^\W_])")
 _WORD_BEFORE = re.compile(r"([^\W\d_]{2,})\s+$")
@@ -102,48 +103,12 @@ def judge(answer: str, example: Example) -> Verdict:
     )
 
 
-def gold_index(example: Example) -> int:
-    """The index of the right option, from a gold answer that is `(B)`, `B` or the text of an option.
-
-    Raises UserError (a ValueError) that names the example if the gold names no option, or could mean two.
-    """
-    choices, gold = example.choices, gold_text(example.answer)
-    if not choices:
-        raise UserError(
-            f"Example {example.id!r} has no choices, but the reward 'choice' scores multiple choice only. "
-            f"Map a column to `choices`, or use another reward for this data set."
-        )
-    readings = _gold_readings(gold, tuple(choices))
-    if len(readings) == 1:
-        return next(iter(readings))
-    options = ", ".join(_option(index, choices) for index in range(len(choices)))
-    raise UserError(
-        f"The gold answer {example.answer!r} of example {example.id!r} names "
-        f"{'no option' if not readings else f'{len(readings)} options'} of {options}. "
-        f"Write it as a parenthesised letter, such as (A), or as the text of exactly one option."
-    )
-
-
-@lru_cache(maxsize=1024)  # a gold answer is met once per completion
-def _gold_readings(gold: str, choices: tuple[str, ...]) -> frozenset[int]:
-    letter = _whole_letter(gold, len(choices))
-    return frozenset([*_equal_options(gold, choices), *(() if letter is None else (letter,))])
-
-
-def _option(index: int, choices: Sequence[str]) -> str:
-    return f"({letter_of(index)}) {choices[index]}"
-
-
-def letter_of(index: int) -> str:
-    """`B` for 1; a number from the 27th option on."""
-    return LETTERS[index] if index < len(LETTERS) else str(index + 1)
-
-
 def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     """The index of the one option that `candidate` names, or None. Total, and linear in the length of the candidate.
 
     1. The whole candidate is a letter: `B`, `(B)`, `B.`, `option b`; but a bare `a` is the article.
-    2. The candidate is the text of exactly one option, but for case, outer blanks and final punctuation.
+    2. The candidate is the text of exactly one option, verbatim or else but for case, outer blanks and final punctuation.
+       Letters that all options carry, as in `(A) ball`, are not of their text.
     3. It starts with a letter that is set off, as in `B. right`, and offers no other one behind it.
     4. Exactly one distinct capital among the first n stands alone or in parentheses. `A` before a word is an article.
     5. The text of exactly one option occurs in whole words; `three` is `3`, `3.0` is `3`, and `11` is not `1`. Of texts that
@@ -156,13 +121,14 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     with an accent, a stroke or an invisible character, or in a text with characters that are not seen, unless an option has
     them too.
     """
-    candidate = unlatexed(candidate.strip())
-    if candidate in _ARTICLES:
+    candidate, given = unlatexed(candidate.strip()), tuple(choices)
+    choices = unlettered(given)
+    if candidate in ARTICLES:
         return None
-    letter = _whole_letter(candidate, len(choices))
+    letter = whole_letter(candidate, len(choices))
     if letter is not None:
         return letter
-    equal = _equal_options(candidate, choices)
+    equal = options_of_text(candidate, choices) or options_of_text(candidate, given)
     if equal:
         return equal[0] if len(equal) == 1 else None
     if len(candidate) > MAX_CANDIDATE or not set(_UNSEEN.findall(candidate)) <= set(
@@ -182,45 +148,17 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     return None if letter in words.denied_options() else letter
 
 
-def _whole_letter(text: str, n: int) -> int | None:
-    found = _WHOLE_LETTER.fullmatch(text)
-    if found is None or text in _ARTICLES:
-        return None
-    index = LETTERS.index((found[1] or found[2] or found[3]).upper())
-    return index if index < n else None
-
-
 def _leading(candidate: str, letters: Sequence["_Letter"], choices: Sequence[str]) -> int | None:
     """The option of a letter that leads the candidate and is set off, if nothing behind it offers another one."""
     found = _LEADING.match(candidate)
     if found is None or not letters or letters[0].end > found.end():
         return None
     first, rest = letters[0].option, candidate[found.end() :]
-    if _plain(rest) == _plain(choices[first]):
+    if plain(rest) == plain(choices[first]):
         return first
     others = [one for one in letters if one.option != first]
     spoken_of = all(_SPOKEN_OF.match(candidate, one.end) for one in others)
     return first if spoken_of and not (others and _HEDGE.search(rest)) else None
-
-
-def _equal_options(text: str, choices: Sequence[str]) -> list[int]:
-    plain = _plain(text)
-    return [
-        index
-        for index, option in enumerate(_plain_options(tuple(choices)))
-        if option == plain != ""
-    ]
-
-
-@lru_cache(maxsize=1024)
-def _plain_options(choices: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_plain(unlatexed(option)) for option in choices)
-
-
-def _plain(text: str) -> str:
-    """Case-folded, without outer blanks and final punctuation; text that is nothing but punctuation stays."""
-    text = text.strip("\"'“”‘’ \t\r\n")
-    return (text.rstrip(_FINAL_PUNCTUATION).rstrip() or text).casefold()
 
 
 class _Words(NamedTuple):

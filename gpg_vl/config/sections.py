@@ -1,12 +1,13 @@
 """The sections of a config: every key, its type, its default and what it means."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from gpg_vl.config.algorithm import AnyAlgorithm, GpgConfig, why_not_reusable
 from gpg_vl.config.declaration import Section
-from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE
+from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, PROMPT_PLACE
 
 Part = Literal["vision", "merger", "language"]
 """The vision tower, the merger behind it, the language model."""
@@ -101,13 +102,26 @@ class PromptConfig(Section):
     """How an example becomes the text the model reads."""
 
     template: str = DEFAULT_STYLE.template
-    """The user's turn. `{prompt}` is the example's prompt; `{choices}` its options as `a, b or c`."""
+    """The user's turn. `{prompt}` is the example's prompt and must be in it; `{choices}` its options as `a, b or c`."""
     system: str | None = DEFAULT_STYLE.system
     """A system turn in front. None leaves it to the chat template."""
     chat: Literal["auto", "template", "plain"] = DEFAULT_STYLE.chat
     """`template`: the tokenizer's chat template. `plain`: the bare text, for base models. `auto`: whichever is there."""
     prefill: str = DEFAULT_STYLE.prefill
     """Text that already begins the answer, such as `<think>`."""
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> "PromptConfig":
+        if PROMPT_PLACE in self.template:
+            return self
+
+        # other programs have other names for the place of the question
+        places = re.findall(r"\{\w*\}", self.template)
+        instead = f"Write {PROMPT_PLACE} instead of {places[0]}" if places else "Put it in"
+        raise ValueError(
+            f"template is {self.template!r}, without {PROMPT_PLACE}: the question of a row would never be shown, and all "
+            f"prompts would be equal. {PROMPT_PLACE} is where the row's prompt goes. {instead}."
+        )
 
 
 class RolloutConfig(Section):

@@ -5,10 +5,9 @@ repaired on the way. How tokens are counted is the caller's affair, so this modu
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -17,15 +16,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gpg_vl.answers.extract import gold_text
+from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Kind, Row, RowProblem
+from gpg_vl.data.text_damage import find_damage
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
-_LETTER = re.compile(r"\(?([A-Z])[).:]*(?:\s+(.*))?", re.IGNORECASE | re.DOTALL)
 _BINS = 10
 _SHOWN_PROBLEMS = 20
 _SHOWN_SIZES = 10
+_SHOWN_GOLDS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class PromptCounts:
     image_tokens: int
     image_sizes: tuple[tuple[int, int], ...]
     """Width and height in pixels of each image, as the model sees it."""
+    notes: tuple[tuple[str, str], ...] = ()
+    """(kind, text) of what is odd about the prompt, though it can be used."""
 
 
 Count = Callable[[Example], PromptCounts]
@@ -86,6 +90,11 @@ class DataReport:
     """Number of rows of each task, among those that could be read."""
     problems: tuple[RowProblem, ...]
     max_prompt_tokens: int | None
+    notes: tuple[str, ...] = ()
+    """What does not keep anybody from training and should be known: files that are not read, texts
+    that look damaged."""
+    golds: tuple[Example, ...] = ()
+    """A few examples with different answers, without their pictures, to show what the answers are."""
 
     @property
     def ok(self) -> bool:
@@ -101,6 +110,8 @@ class DataReport:
         """Print the statistics, and the first problems with their number by kind."""
         statistics = Group(*_render_statistics(self))
         console.print(Panel(statistics, title=Text(f"data: {self.source}"), expand=False))
+        for note in self.notes:
+            console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
         if self.problems:
             console.print(Group(*_render_problems(self.problems)), soft_wrap=True)
 
@@ -124,6 +135,8 @@ class DataReport:
             "image_sizes": sizes,
             "tasks": dict(self.tasks),
             "max_prompt_tokens": self.max_prompt_tokens,
+            "notes": list(self.notes),
+            "golds": [{"id": one.id, "answer": one.answer} for one in self.golds],
             "problems": [asdict(problem) for problem in self.problems],
         }
         return json.dumps(report, indent=2)
@@ -137,15 +150,18 @@ def check(
     source: str = "",
     console: Console | None = None,
     total: int | None = None,
+    notes: Iterable[str] = (),
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console.
+    there is a console. `notes`: what is known of the source beside its rows; it is asked for once
+    they are read.
     """
     rows_read = 0
-    first_row: dict[str, int] = {}  # of each id
+    first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
+    seen = _Seen()
     prompts: list[PromptCounts] = []
     tasks: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -159,13 +175,15 @@ def check(
 
         rows_read += 1
         tasks[row.task] += 1
-        first = first_row.setdefault(row.id, number)
+        first = first_row.setdefault(row.id, (number, row.place))
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
+        seen.add(row, counts, f"row {number}" + (f", {row.place}" if row.place else ""))
         for kind, text in found:
-            problems.append(RowProblem(row=number, id=row.id, source="", kind=kind, message=text))
+            problem = RowProblem(row=number, id=row.id, source=row.place, kind=kind, message=text)
+            problems.append(problem)
 
     if not rows_read and not problems:
         text = (
@@ -185,7 +203,30 @@ def check(
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
         max_prompt_tokens=max_prompt_tokens,
+        notes=(*(notes if rows_read else ()), *seen.notes()),
+        golds=tuple(seen.golds.values()),
     )
+
+
+class _Seen:
+    """What is remembered of the rows beside their problems: a few golds, and what is odd, by kind."""
+
+    def __init__(self) -> None:
+        self.golds: dict[str, Example] = {}
+        self._odd: dict[str, tuple[int, str]] = {}
+        """By kind: the number of rows, and the first of them with what is said of it."""
+
+    def add(self, example: Example, counts: PromptCounts | None, place: str) -> None:
+        if len(self.golds) < _SHOWN_GOLDS and example.answer not in self.golds:
+            self.golds[example.answer] = replace(example, images=())
+
+        for kind, said in (*find_damage(example), *(counts.notes if counts else ())):
+            rows, first = self._odd.get(kind, (0, f"{place}: {said}"))
+            self._odd[kind] = rows + 1, first
+
+    def notes(self) -> Iterator[str]:
+        for rows, first in self._odd.values():
+            yield f"{rows} row(s), the first of them {first}."
 
 
 def _read_to_end(rows: Iterable[Row], source: str) -> Iterator[Row]:
@@ -215,13 +256,15 @@ def _show_progress(
 
 
 def _check_example(
-    example: Example, count: Count, limit: int | None, first_row: int, row: int
+    example: Example, count: Count, limit: int | None, first: tuple[int, str], row: int
 ) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
     """The counts of one example, None if it cannot be encoded, and all that is wrong with it."""
     found: list[tuple[Kind, str]] = [*answer_problems(example)]
+    first_row, place = first
     if first_row != row:
+        where = f" ({place})" if place else ""
         text = (
-            f"The id {example.id!r} already belongs to row {first_row}. Each id is allowed once, because "
+            f"The id {example.id!r} already belongs to row {first_row}{where}. Each id is allowed once, because "
             f"predictions and logs are found by it. Rename one, or remove the repetition."
         )
         found.append(("id", text))
@@ -252,41 +295,43 @@ def _describe_length(counts: PromptCounts, limit: int) -> str:
 
 
 def answer_problems(example: Example) -> Iterator[tuple[Kind, str]]:
-    """What is wrong with the gold answer: it is empty, or it names none of the choices.
+    """What is wrong with the gold answer: it is empty, names none of the choices, or one that is
+    there twice.
 
     An answer names a choice by its text, by its letter (`B`, `(b)`, `B.`), or by both (`(B) cube`);
-    case and outer blanks do not matter.
+    case and outer blanks do not matter, and neither does an `<answer>` block around it. The rewards
+    read it alike.
     """
-    answer = example.answer.strip()
-    if not answer:
+    if not gold_text(example.answer):
         yield (
             "answer",
             "The answer is empty. Every row needs a gold answer. Fill it in or remove the row.",
         )
-    elif example.choices is not None and not _names_choice(answer, example.choices):
-        last = chr(ord("A") + min(len(example.choices), 26) - 1)
-        yield (
-            "choices",
-            (
-                f"The answer {example.answer!r} is none of the {len(example.choices)} choices "
-                f"{', '.join(map(repr, example.choices))}. A letter from A to {last} or the text of an "
-                f"option is allowed. Correct the answer or the choices."
-            ),
+    elif example.choices is not None:
+        yield from _choice_problems(example.answer, example.choices)
+
+
+def _choice_problems(answer: str, choices: tuple[str, ...]) -> Iterator[tuple[Kind, str]]:
+    listed = ", ".join(map(repr, choices))
+    named = gold_readings(answer, choices)
+    if not named:
+        last = chr(ord("A") + min(len(choices), 26) - 1)
+        text = (
+            f"The answer {answer!r} is none of the {len(choices)} choices {listed}. A letter from A to "
+            f"{last} or the text of an option is allowed. Correct the answer or the choices."
         )
+        yield "choices", text
 
-
-def _names_choice(answer: str, choices: Sequence[str]) -> bool:
-    texts = [choice.strip().casefold() for choice in choices]
-    if answer.casefold() in texts:
-        return True
-
-    match = _LETTER.fullmatch(answer)
-    if match is None:
-        return False
-
-    # the text behind a letter must be that of its option: `(B) cube` where B is a ball is a mistake
-    place = ord(match[1].upper()) - ord("A")
-    return place < len(texts) and (not match[2] or match[2].strip().casefold() == texts[place])
+    # an option that only looks alike, such as Cu and cu, may be another one
+    texts = unlettered(choices)
+    for first, second in equal_options(choices):
+        if texts[first].strip() == texts[second].strip() and named & {first, second}:
+            text = (
+                f"The options {letter_of(first)} and {letter_of(second)} of {listed} have one text, and the "
+                f"answer {answer!r} is one of the two. Different options are needed, or a right answer could "
+                f"count as wrong. Correct the choices or remove the row."
+            )
+            yield "choices", text
 
 
 def summarise(values: Sequence[int]) -> Summary | None:

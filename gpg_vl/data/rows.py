@@ -7,34 +7,24 @@ wrong with it; a row is never dropped.
 
 import base64
 import binascii
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpg_vl.errors import UserError
+from gpg_vl.data.cells import CellError, Kind, quote, refuse_surrogates
+from gpg_vl.data.numbers import likely_written, write_number
+from gpg_vl.data.prompts import parse_prompt, pictures_in_messages
+from gpg_vl.data.text_damage import find_control
 from gpg_vl.registry import did_you_mean
-from gpg_vl.types import Example, Message
+from gpg_vl.types import Example
 
-IMAGE_MARK = "<image>"
-Kind = Literal[
-    "source",
-    "json",
-    "column",
-    "id",
-    "image",
-    "prompt",
-    "marks",
-    "answer",
-    "choices",
-    "task",
-    "length",
-    "encode",
-]
-_ROLES = ("system", "user", "assistant")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_PICTURE_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkq", "TU0AK")
+"""How JPEG, PNG, GIF, WEBP and TIFF begin."""
+_SHORTEST_BASE64, _LONGEST_PATH = 40, 400
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
@@ -66,18 +56,6 @@ class RowProblem:
 Row = Example | RowProblem
 
 
-class CellError(UserError):
-    """A cell that cannot be understood. It becomes a `RowProblem` before it leaves the reader."""
-
-    def __init__(self, kind: Kind, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-
 def parse_row(
     cells: Mapping[str, Any], mapping: Mapping[str, str], *, row: int, source: str
 ) -> Row:
@@ -92,9 +70,10 @@ def parse_row(
     try:
         given = _find_cell(cells, mapping, "id")
         name = str(row) if given in (None, "") else parse_text(given, "id")
-        images = parse_images(_find_cell(cells, mapping, "images"))
-        prompt = parse_prompt(_require_cell(cells, mapping, "prompt"), images=len(images))
-        answer = parse_text(_require_cell(cells, mapping, "answer"), "answer")
+        asked = _require_cell(cells, mapping, "prompt")
+        images = _join_images(_find_cell(cells, mapping, "images"), pictures_in_messages(asked))
+        prompt = parse_prompt(asked, images=len(images))
+        answer = parse_answer(_require_cell(cells, mapping, "answer"))
         choices = parse_choices(_find_cell(cells, mapping, "choices"))
         task = _find_cell(cells, mapping, "task")
         return Example(
@@ -105,6 +84,7 @@ def parse_row(
             choices=choices,
             task="" if task is None else parse_text(task, "task"),
             meta=collect_meta(cells, mapping),
+            place=source,
         )
     except CellError as error:
         return RowProblem(row=row, id=name, source=source, kind=error.kind, message=error.message)
@@ -117,19 +97,45 @@ def parse_row(
 
 
 def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
-    """A string as it stands; a number or a truth value as JSON writes it (`7`, `0.5`, `true`).
+    """A string as it stands; a number as a person writes it (`7`, `0.5`, `3` for 3.0); `true` or
+    `false`.
 
     Raises CellError.
     """
     if isinstance(cell, str):
-        return _refuse_surrogates(cell, kind)
+        return refuse_surrogates(cell, kind)
     if isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell)):
-        return json.dumps(cell)
+        try:
+            return write_number(cell)
+        except ValueError as error:
+            raise CellError(
+                kind,
+                f"The {what or kind} is {cell!r}, and {error}. Numbers of that length are allowed as "
+                f"strings. Write it as a string, from the data it came from.",
+            ) from error
     raise CellError(
         kind,
-        f"The {what or kind} is {_quote(cell)}. A string, a finite number or true/false is allowed. "
+        f"The {what or kind} is {quote(cell)}. A string, a finite number or true/false is allowed. "
         f"Write it as a string.",
     )
+
+
+def parse_answer(cell: object) -> str:
+    """The gold answer as text. Raises CellError, also for a number that no person wrote."""
+    text = parse_text(cell, "answer")
+    if control := find_control(text):
+        raise CellError(
+            "answer",
+            f"The answer {quote(text)} holds the control character {control}. Text that can be seen is allowed. Write it "
+            f"anew; where a backslash command such as \\frac was meant, write the backslash twice.",
+        )
+    if meant := likely_written(text):
+        raise CellError(
+            "answer",
+            f"The answer is {text!r}, whose digits no person wrote: it is {meant} after rounding by a computer, and "
+            f"{meant} would be no right answer to it. The number that was meant is allowed. Write {meant}, as a string.",
+        )
+    return text
 
 
 def parse_images(cell: object) -> tuple[str | bytes, ...]:
@@ -149,9 +155,36 @@ def parse_images(cell: object) -> tuple[str | bytes, ...]:
     return tuple(parsed)
 
 
+def _join_images(cell: object, in_messages: Sequence[object]) -> tuple[str | bytes, ...]:
+    """The pictures of a row, which may stand in the images column or in its messages. Raises
+    CellError if they stand in both and are not the same.
+    """
+    images = parse_images(cell)
+    if not in_messages:
+        return images
+
+    of_messages = parse_images(list(in_messages))
+    if images and images != of_messages:
+        raise CellError(
+            "image",
+            f"The images column has {len(images)} image(s), and the messages bring {len(of_messages)} "
+            f"others. Pictures are allowed in one of the two places. Write them into the images "
+            f"column, and {{type: image}} without a picture into the messages.",
+        )
+    return of_messages
+
+
 def _parse_picture(cell: object, name: str) -> str | bytes:
     # empty bytes are reported as such only where there is no path
+    given = cell
     if isinstance(cell, dict):
+        if not {"bytes", "path"} & cell.keys():
+            raise CellError(
+                "image",
+                f"{name} is the struct {quote(cell)}, which has neither bytes nor path. A path, encoded bytes, a "
+                f"{{bytes, path}} struct, a base64 data URI, or a list of these is allowed. Rename its key to path or "
+                f"bytes, or write the path alone.",
+            )
         cell = cell.get("bytes") or cell.get("path") or cell.get("bytes")
 
     if isinstance(cell, bytes):
@@ -159,7 +192,7 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
     if not isinstance(cell, str) or not cell:
         raise CellError(
             "image",
-            f"{name} is {_quote(cell)}. A path, encoded bytes, a {{bytes, path}} struct, a "
+            f"{name} is {quote(given)}. A path, encoded bytes, a {{bytes, path}} struct, a "
             f"base64 data URI, or a list of these is allowed. Correct the cell; write null for a "
             f"row without images.",
         )
@@ -173,110 +206,30 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
                 f"{name} is a data URI whose base64 is broken: {error}. Complete base64 is "
                 f"needed. Export the row again.",
             ) from error
+    if _is_base64(cell):
+        raise CellError(
+            "image",
+            f"{name} is {quote(cell)}, {len(cell)} characters that look like base64. Paths, bytes and base64 behind "
+            f"data:image/...;base64, are allowed. Write data:image/png;base64, (or jpeg, webp ...) in front of it.",
+        )
     if _URL.match(cell):
         raise CellError(
             "image",
-            f"{name} is the address {_quote(cell)}. Paths, bytes and data:image/...;base64 are "
+            f"{name} is the address {quote(cell)}. Paths, bytes and data:image/...;base64 are "
             f"allowed; nothing is fetched from the network. Download the picture and write its "
             f"path.",
         )
-    return _refuse_surrogates(cell, "image")
+    return refuse_surrogates(cell, "image")
 
 
-def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
-    """Text, or a conversation whose last turn is the user's. Raises CellError.
+def _is_base64(text: str) -> bool:
+    """Whether a text is an encoded picture and no path: by its first bytes, or by its length.
 
-    The `<image>` marks of all turns together must be as many as there are images, or none: the
-    images then go in front of the first user text, where the prompt is encoded.
+    A path of such a length without a single point is hardly a path.
     """
-    if isinstance(cell, str):
-        prompt: str | tuple[Message, ...] = _refuse_surrogates(cell, "prompt")
-    elif isinstance(cell, list) and cell:
-        prompt = _parse_conversation(cell)
-    else:
-        raise CellError(
-            "prompt",
-            f"The prompt is {_quote(cell)}. A string or a non-empty list of {{role, content}} "
-            f"messages is allowed. Correct the cell.",
-        )
-
-    marks = count_marks(prompt)
-    if marks not in (0, images):
-        raise CellError(
-            "marks",
-            f"The prompt has {marks} {IMAGE_MARK} mark(s) and the row has {images} image(s). One "
-            f"mark for each image, or no mark at all, is allowed. Add or remove marks or images "
-            f"until both numbers are equal.",
-        )
-
-    if not images and not any(text.strip() for text in _list_texts(prompt)):
-        raise CellError(
-            "prompt",
-            "The prompt is empty and there is no image. A question is needed. Write one, or remove the row.",
-        )
-    return prompt
-
-
-def count_marks(prompt: str | tuple[Message, ...]) -> int:
-    """The number of `<image>` marks in all turns."""
-    return sum(text.count(IMAGE_MARK) for text in _list_texts(prompt))
-
-
-def _list_texts(prompt: str | tuple[Message, ...]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
-
-
-def _parse_conversation(cells: Sequence[object]) -> tuple[Message, ...]:
-    messages = []
-    for number, cell in enumerate(cells, 1):
-        messages.append(_parse_message(cell, f"Message {number} of {len(cells)}"))
-
-    if messages[-1].role != "user":
-        raise CellError(
-            "prompt",
-            f"The conversation ends with a turn of the {messages[-1].role}. The last turn "
-            f"must be the user's, because the model writes the next one. Remove the turns "
-            f"after it.",
-        )
-    return tuple(messages)
-
-
-def _parse_message(cell: object, name: str) -> Message:
-    if not isinstance(cell, dict) or not {"role", "content"} <= cell.keys():
-        raise CellError(
-            "prompt",
-            f"{name} is {_quote(cell)}. A message has a role and a content. Write it as "
-            f'{{"role": "user", "content": "..."}}.',
-        )
-    if cell["role"] not in _ROLES:
-        raise CellError(
-            "prompt",
-            f"{name} has the role {_quote(cell['role'])}. The roles are {', '.join(_ROLES)}. Rename or remove it.",
-        )
-
-    content = cell["content"]
-    parts = content if isinstance(content, list) else [content]
-    text = "".join(_parse_content_part(part, name) for part in parts)
-    return Message(role=cell["role"], content=text)
-
-
-def _parse_content_part(cell: object, name: str) -> str:
-    """The text of one content part, with a picture as its mark.
-
-    Which picture it is, the images column says.
-    """
-    if isinstance(cell, str):
-        return _refuse_surrogates(cell, "prompt")
-    if isinstance(cell, dict) and cell.get("type") == "image":
-        return IMAGE_MARK
-    if isinstance(cell, dict) and cell.get("type") == "text" and isinstance(cell.get("text"), str):
-        return _refuse_surrogates(cell["text"], "prompt")
-    raise CellError(
-        "prompt",
-        f"{name} has the content {_quote(cell)}. A string, or a list of {{type: text, text: "
-        f"...}} and {{type: image}} parts, is allowed. Put the pictures themselves into the "
-        f"images column.",
-    )
+    if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(text):
+        return False
+    return text.startswith(_PICTURE_BASE64) or len(text) > _LONGEST_PATH
 
 
 def parse_choices(cell: object) -> tuple[str, ...] | None:
@@ -286,7 +239,7 @@ def parse_choices(cell: object) -> tuple[str, ...] | None:
     if not isinstance(cell, list):
         raise CellError(
             "choices",
-            f"The choices are {_quote(cell)}. A list of option texts, or null, is allowed. "
+            f"The choices are {quote(cell)}. A list of option texts, or null, is allowed. "
             f"Write them as a list in the order of the letters.",
         )
 
@@ -360,24 +313,3 @@ def _to_json_value(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     raise TypeError(type(value).__name__)
-
-
-def _refuse_surrogates(text: str, kind: Kind) -> str:
-    """`text` itself, if UTF-8 can hold it: JSON can smuggle in half a surrogate pair, which
-    tokenizers refuse later.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise CellError(
-            kind,
-            f"The {kind} text holds half a surrogate pair at character {error.start}. Unicode text "
-            f"is allowed. Remove the character or export the row again.",
-        ) from error
-    return text
-
-
-def _quote(cell: object) -> str:
-    """A cell for a message, cut to a line."""
-    text = "null" if cell is None else repr(cell)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -2,8 +2,11 @@
 training alike.
 """
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from gpg_vl.data.check import PromptCounts
-from gpg_vl.data.images import load_image
-from gpg_vl.data.rows import IMAGE_MARK, count_marks
+from gpg_vl.data.images import Examined, examine_image, load_image
+from gpg_vl.data.prompts import IMAGE_MARK
 from gpg_vl.errors import UserError
 from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import image_key
 from gpg_vl.models.load import Processing
+from gpg_vl.models.turns import apply_style, notes_on, refuse_loss, split_content, texts_of_row
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.types import Example, Message, Prompt
 
@@ -34,21 +38,19 @@ class Encoder:
 
     def render(self, example: Example) -> str:
         """The prompt as text, one image mark of the model per image. Raises UserError."""
-        messages = _apply_style(example, self.style)
-        for message in messages:
-            if token := self._find_control_token(message.content):
-                raise UserError(
-                    f"Example {example.id}: the prompt contains the control token {token}. Only {IMAGE_MARK} may stand "
-                    f"for an image; remove the token from the text."
-                )
+        messages = apply_style(example, self.style)
+        self._refuse_control_tokens(example, messages)
 
         template = self.processing.chat_template
         if self.style.chat == "template" and template is None:
             raise UserError(
                 "prompt.chat is 'template', but the checkpoint has no chat template. Use 'plain' for a base model."
             )
-        is_plain = self.style.chat == "plain" or template is None
-        text = self._join_plainly(messages) if is_plain else self._fill_template(messages)
+        if self.style.chat == "plain" or template is None:
+            return self._join_plainly(messages) + self.style.prefill
+
+        text = self._fill_template(messages)
+        refuse_loss(example, messages, text, self.processing.family.image_token)
         return text + self.style.prefill
 
     def count(self, example: Example) -> PromptCounts:
@@ -56,13 +58,28 @@ class Encoder:
 
         Raises UserError.
         """
-        sizes = [self._size(image, example) for image in self._images(example)]
+        self._refuse_images_of_text_model(example)
+        examined = [
+            examine_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
+            for image in example.images
+        ]
+        sizes = [self._size((image.width, image.height), example) for image in examined]
         per_image = [self.processing.family.image_tokens(width, height) for width, height in sizes]
-        marks = self._token_ids(self.render(example))
+        text = self.render(example)
+        marks = self._token_ids(text)
+        _refuse_other_images(marks, self.processing.tokens.image, len(sizes), example.id)
+
+        tokens = len(marks) - len(sizes) + sum(per_image)
+        self._refuse_beyond_context(tokens, example.id)
         return PromptCounts(
-            tokens=len(marks) - len(sizes) + sum(per_image),
+            tokens=tokens,
             image_tokens=sum(per_image),
             image_sizes=tuple(sizes),
+            notes=(
+                *notes_on(example, self.style),
+                *self._notes_on_tokens(text, marks),
+                *_notes_on_images(examined),
+            ),
         )
 
     def encode(self, example: Example) -> Prompt:
@@ -79,6 +96,7 @@ class Encoder:
         image_id = self.processing.tokens.image
         ids = _repeat_image_ids(self._token_ids(text), image_id, per_image, example.id)
         ids_T = torch.tensor(ids, dtype=torch.long)
+        self._refuse_beyond_context(len(ids), example.id)
         image_mask_T = ids_T == (-1 if image_id is None else image_id)
         image_tokens = int(image_mask_T.sum())
         assert image_tokens == sum(per_image), (example.id, image_tokens, per_image)
@@ -99,18 +117,31 @@ class Encoder:
 
     # ---- text
 
-    def _find_control_token(self, text: str) -> str | None:
-        for token in self.processing.family.control_tokens:
-            if token in text:
-                return token
-        return None
+    def _refuse_control_tokens(self, example: Example, messages: tuple[Message, ...]) -> None:
+        """Raises UserError if a text has what the tokenizer reads as a token of its own kind: in a row any of them, in the
+        style, whose author may mean it, those that would open a turn, end it, or stand for an image.
+        """
+        of_turns, all_of_them = (
+            self.processing.family.control_tokens,
+            self.processing.tokens.special,
+        )
+        texts = [(message.content, of_turns) for message in messages]
+        texts += [(self.style.prefill, of_turns)]
+        texts += [(text, all_of_them) for text in texts_of_row(example)]
+
+        for text, tokens in texts:
+            if tokens and (token := _any_of(tokens).search(text)):
+                raise UserError(
+                    f"Example {example.id}: the prompt contains the control token {token[0]}. Only {IMAGE_MARK} may stand "
+                    f"for an image; remove the token from the text."
+                )
 
     def _fill_template(self, messages: tuple[Message, ...]) -> str:
         turns: list[dict[str, Any]] = []
         for message in messages:
             content: Any = message.content
             if self.processing.family.has_vision:
-                content = _split_content(message.content)
+                content = split_content(message.content)
             turns.append({"role": message.role, "content": content})
 
         text = self.processing.tokenizer.apply_chat_template(
@@ -125,24 +156,49 @@ class Encoder:
     def _token_ids(self, text: str) -> list[int]:
         return list(self.processing.tokenizer(text, add_special_tokens=False).input_ids)
 
+    def _refuse_beyond_context(self, tokens: int, example_id: str) -> None:
+        """Raises UserError for a prompt that has positions the model was never trained on."""
+        most = self.processing.tokens.context
+        if most is not None and tokens > most:
+            raise UserError(
+                f"Example {example_id}: the prompt has {tokens} tokens, more than the {most} that the checkpoint reads "
+                f"(max_position_embeddings in its config.json). Shorten the text, shrink the images (max_pixels), or remove "
+                f"the row."
+            )
+
+    def _notes_on_tokens(self, text: str, ids: list[int]) -> Iterator[tuple[str, str]]:
+        """Says so where the tokens do not spell the text, composed and decomposed letters apart."""
+        read = self.processing.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", text):
+            differ = (place for place, (a, b) in enumerate(zip(read, text, strict=False)) if a != b)
+            place = next(differ, min(len(read), len(text)))
+            said = (
+                f"the tokenizer changes the text: {text[place : place + 30]!r} is read as "
+                f"{read[place : place + 30]!r}. Use the checkpoint's own tokenizer, or correct the text"
+            )
+            yield "tokenizer", said
+
     # ---- images
 
-    def _images(self, example: Example) -> list[Image.Image]:
+    def _refuse_images_of_text_model(self, example: Example) -> None:
         if example.images and not self.processing.family.has_vision:
             raise UserError(
                 f"Example {example.id} has {len(example.images)} image(s), but {self.processing.family.model_type} "
                 f"reads text only. Use a vision-language checkpoint or data without images."
             )
+
+    def _images(self, example: Example) -> list[Image.Image]:
+        self._refuse_images_of_text_model(example)
         return [
             load_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
             for image in example.images
         ]
 
-    def _size(self, image: Image.Image, example: Example) -> tuple[int, int]:
+    def _size(self, size: tuple[int, int], example: Example) -> tuple[int, int]:
         """(width, height) that the model sees. Raises UserError that names the example."""
         try:
             return self.processing.family.image_size(
-                *image.size, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
+                *size, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
             )
         except UserError as error:
             raise UserError(f"Example {example.id}: {error}") from None
@@ -155,7 +211,7 @@ class Encoder:
         # what cannot be shown is refused in words that name the example, before a library
         # asserts it
         for image in images:
-            self._size(image, example)
+            self._size(image.size, example)
 
         assert self.processing.image_processor is not None, "a family without vision has no images"
         return self.processing.family.patches(
@@ -166,6 +222,17 @@ class Encoder:
         )
 
 
+@lru_cache(maxsize=16)
+def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tokens)))
+
+
+def _notes_on_images(examined: Sequence[Examined]) -> Iterator[tuple[str, str]]:
+    """(kind, text) of what is odd about the images of a prompt."""
+    if any(image.has_frames for image in examined):
+        yield "frames", "a picture has several frames or pages, and the first alone is used"
+
+
 def _make_image_keys(pixel_values_N: Tensor | None, grid_thw_I_3: Tensor | None) -> tuple[str, ...]:
     if pixel_values_N is None or grid_thw_I_3 is None:
         return ()
@@ -173,74 +240,25 @@ def _make_image_keys(pixel_values_N: Tensor | None, grid_thw_I_3: Tensor | None)
     return tuple(image_key(one, grid) for one, grid in zip(patches, grid_thw_I_3, strict=True))
 
 
-def _apply_style(example: Example, style: PromptStyle) -> tuple[Message, ...]:
-    """The conversation with the style's template on its last user turn, its system turn, and a mark
-    for every image.
-    """
-    if isinstance(example.prompt, str):
-        turns: tuple[Message, ...] = (Message(role="user", content=example.prompt),)
-    else:
-        turns = example.prompt
-
-    marks = count_marks(example.prompt)
-    if marks not in (0, len(example.images)):
-        raise UserError(
-            f"Example {example.id}: the prompt has {marks} {IMAGE_MARK} mark(s) for {len(example.images)} image(s). Write one "
-            f"mark per image, or none to put the images in front."
-        )
-
-    of_user = [i for i, turn in enumerate(turns) if turn.role == "user"]
-    if not of_user:
-        raise UserError(
-            f"Example {example.id}: the prompt has no user turn. Add a message with role 'user'."
-        )
-
-    messages = []
-    if style.system is not None:
-        messages.append(Message(role="system", content=style.system))
-    for i, turn in enumerate(turns):
-        content = turn.content
-        if i == of_user[-1]:
-            # the prompt goes in last: what looks like a place of the template in it is left alone
-            template = style.template.replace("{choices}", _list_choices(example.choices or ()))
-            content = template.replace("{prompt}", content)
-        if i == of_user[0] and marks == 0:
-            content = IMAGE_MARK * len(example.images) + content
-        messages.append(Message(role=turn.role, content=content))
-    return tuple(messages)
-
-
-def _list_choices(choices: Sequence[str]) -> str:
-    """`a, b or c`, as SAT's prompts write options."""
-    if len(choices) < 2:
-        return "".join(choices)
-    return " or ".join([", ".join(choices[:-1]), choices[-1]])
-
-
-def _split_content(content: str) -> list[dict[str, str]]:
-    """Text with marks as the content parts that chat templates of vision models read."""
-    parts: list[dict[str, str]] = []
-    for i, text in enumerate(content.split(IMAGE_MARK)):
-        if i:
-            parts.append({"type": "image"})
-        if text:
-            parts.append({"type": "text", "text": text})
-    return parts
-
-
 def _repeat_image_ids(
     ids: list[int], image_id: int | None, per_image: list[int], example_id: str
 ) -> list[int]:
     """Each image id repeated as often as the vision tower will produce features for its image."""
-    found = ids.count(image_id) if image_id is not None else 0
-    if found != len(per_image):
-        raise UserError(
-            f"Example {example_id}: the rendered prompt holds {found} image token(s) for {len(per_image)} image(s). The chat "
-            f"template must write one per image."
-        )
-
+    _refuse_other_images(ids, image_id, len(per_image), example_id)
     counts = iter(per_image)
     repeated: list[int] = []
     for token_id in ids:
         repeated += [token_id] * (next(counts) if token_id == image_id else 1)
     return repeated
+
+
+def _refuse_other_images(
+    ids: list[int], image_id: int | None, images: int, example_id: str
+) -> None:
+    """Raises UserError unless there is one image token for each image."""
+    found = ids.count(image_id) if image_id is not None else 0
+    if found != images:
+        raise UserError(
+            f"Example {example_id}: the rendered prompt holds {found} image token(s) for {images} image(s). The chat "
+            f"template must write one per image."
+        )

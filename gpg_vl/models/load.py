@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from gpg_vl.data.prompts import IMAGE_MARK
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import Family, family_of
 from gpg_vl.models.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_ANSWER_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""Instructions name them, and some checkpoints have tokens for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,10 @@ class Tokens:
     """The id that image features are put in place of."""
     never_sampled: tuple[int, ...]
     """Vision ids: a sampled one would stand for an image that does not exist."""
+    special: tuple[str, ...] = ()
+    """Texts that the tokenizer reads as one token of its own kind, and that no row may hold."""
+    context: int | None = None
+    """Most tokens that the model was made to read, prompt and answer together; None if its config says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +169,17 @@ def _find_tokens(
         pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
         image=_find_image_id(path, config, vocabulary, family),
         never_sampled=vision,
+        special=_find_special(tokenizer, family),
+        context=getattr(text_config, "max_position_embeddings", None),
     )
+
+
+def _find_special(tokenizer: Any, family: Family) -> tuple[str, ...]:
+    """The tokenizer's special tokens, but for those that prompts hold on purpose: marks of objects, tags of an answer."""
+    added = tokenizer.added_tokens_decoder.values()
+    texts = [token.content for token in added if token.special] + list(tokenizer.all_special_tokens)
+    allowed = {*family.text_tokens, *_ANSWER_TAGS, IMAGE_MARK}
+    return tuple(text for text in dict.fromkeys(texts) if text.strip() and text not in allowed)
 
 
 def _find_image_id(

@@ -3,7 +3,7 @@
 It ends in a plan.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from math import ceil
@@ -16,7 +16,7 @@ from gpg_vl.activity import doing
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config, make_algorithm
 from gpg_vl.data.check import DataReport, check
-from gpg_vl.data.read import load_examples, read_rows
+from gpg_vl.data.read import load_examples, notes_of, read_rows
 from gpg_vl.errors import UserError
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing, load_processing
@@ -92,7 +92,13 @@ def check_data(config: Config, encoder: Encoder, console: Console | None) -> Dat
         max_prompt_tokens=config.data.max_prompt_tokens,
         console=console,
         source=config.data.train,
+        notes=_notes_of_source(config),
     )
+
+
+def _notes_of_source(config: Config) -> Iterator[str]:
+    """Asked for once the rows are read, so that a source which cannot be read is one problem, not an error twice."""
+    yield from notes_of(config.data.train, config.data.columns)
 
 
 def prepare(

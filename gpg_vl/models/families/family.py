@@ -91,6 +91,8 @@ class Family:
 
     control_tokens: tuple[str, ...]
     """Never stand in the text of a user: they would open a turn or stand for an image."""
+    text_tokens: tuple[str, ...] = ()
+    """Special tokens that the text of a user may hold all the same: the family was taught to point with them."""
     vision_tokens: tuple[str, ...] = ()
     """Never sampled: a completion that held one would need an image that does not exist."""
     image_token: str | None = None

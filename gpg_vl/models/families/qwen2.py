@@ -17,6 +17,10 @@ VISION_TOKENS = (
     "<|video_pad|>",
 )
 """They stand in the vocabulary of text-only checkpoints too."""
+POINTING_TOKENS = tuple(
+    f"<|{what}_{end}|>" for what in ("object_ref", "box", "quad") for end in ("start", "end")
+)
+"""Around the name of an object and its place, in questions and in answers."""
 TURN_START, TURN_END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -275,6 +275,7 @@ QWEN2_VL = Family(
     model_class="Qwen2VLForConditionalGeneration",
     has_vision=True,
     control_tokens=qwen2.QWEN2.control_tokens,
+    text_tokens=qwen2.POINTING_TOKENS,
     vision_tokens=qwen2.VISION_TOKENS,
     image_token=IMAGE_TOKEN,
     image_markup=_IMAGE,

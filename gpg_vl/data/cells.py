@@ -1,0 +1,53 @@
+"""A cell that cannot be understood: what it raises on its way out of the reader, and how messages show it."""
+
+from typing import Literal
+
+from gpg_vl.errors import UserError
+
+Kind = Literal[
+    "source",
+    "json",
+    "column",
+    "id",
+    "image",
+    "prompt",
+    "marks",
+    "answer",
+    "choices",
+    "task",
+    "length",
+    "encode",
+]
+
+
+class CellError(UserError):
+    """A cell that cannot be understood. It becomes a `RowProblem` before it leaves the reader."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def refuse_surrogates(text: str, kind: Kind) -> str:
+    """`text` itself, if UTF-8 can hold it: JSON can smuggle in half a surrogate pair, which
+    tokenizers refuse later.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CellError(
+            kind,
+            f"The {kind} text holds half a surrogate pair at character {error.start}. Unicode text "
+            f"is allowed. Remove the character or export the row again.",
+        ) from error
+    return text
+
+
+def quote(cell: object) -> str:
+    """A cell for a message, cut to a line."""
+    text = "null" if cell is None else repr(cell)
+    return text if len(text) <= 80 else text[:77] + "..."

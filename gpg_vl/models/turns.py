@@ -1,0 +1,159 @@
+"""An example and a style become turns, and what the model then reads is compared with what the row says."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from gpg_vl.data.prompts import IMAGE_MARK, count_marks
+from gpg_vl.errors import UserError
+from gpg_vl.prompting import CHOICES_PLACE, PROMPT_PLACE, PromptStyle
+from gpg_vl.types import Example, Message
+
+# places that templates of other programs have
+_OTHER_PLACE = re.compile(
+    r"(?<!\\boxed)(?<!\\text)\{(?:question|problem|query|instruction|input|options?|image|images)\}",
+    re.IGNORECASE,
+)
+_REASONING = "</think>"
+
+
+def apply_style(example: Example, style: PromptStyle) -> tuple[Message, ...]:
+    """The conversation with the style's template on its last user turn, its system turn, and a mark
+    for every image. Raises UserError.
+    """
+    turns = _turns_of(example)
+    marks = count_marks(example.prompt)
+    if marks not in (0, len(example.images)):
+        raise UserError(
+            f"Example {example.id}: the prompt has {marks} {IMAGE_MARK} mark(s) for {len(example.images)} image(s). Write one "
+            f"mark per image, or none to put the images in front."
+        )
+
+    of_user = [i for i, turn in enumerate(turns) if turn.role == "user"]
+    if not of_user:
+        raise UserError(
+            f"Example {example.id}: the prompt has no user turn. Add a message with role 'user'."
+        )
+
+    messages = []
+    if style.system is not None:
+        _refuse_second_system(example.id, turns)
+        messages.append(Message(role="system", content=style.system))
+    for i, turn in enumerate(turns):
+        content = turn.content
+        if i == of_user[-1]:
+            # the prompt goes in last: what looks like a place of the template in it is left alone
+            template = style.template.replace(CHOICES_PLACE, _list_choices(example.choices or ()))
+            content = template.replace(PROMPT_PLACE, content)
+        if i == of_user[0] and marks == 0:
+            content = IMAGE_MARK * len(example.images) + content
+        messages.append(Message(role=turn.role, content=content))
+
+    _refuse_other_marks(example, style, messages)
+    return tuple(messages)
+
+
+def _turns_of(example: Example) -> tuple[Message, ...]:
+    if isinstance(example.prompt, str):
+        return (Message(role="user", content=example.prompt),)
+    return example.prompt
+
+
+def _refuse_second_system(example_id: str, turns: Sequence[Message]) -> None:
+    if any(turn.role == "system" for turn in turns):
+        raise UserError(
+            f"Example {example_id}: the row has a system turn, and prompt.system would be a second one. One of them is "
+            f"allowed. Remove prompt.system from the config, or the system turns from the data."
+        )
+
+
+def _refuse_other_marks(example: Example, style: PromptStyle, messages: Sequence[Message]) -> None:
+    """Raises UserError if the style or the options bring marks of images that the row does not have."""
+    marks = sum(message.content.count(IMAGE_MARK) for message in messages)
+    if marks == len(example.images):
+        return
+
+    texts = {
+        "prompt.template": style.template,
+        "prompt.system": style.system or "",
+        "the choices": " ".join(example.choices or ()),
+    }
+    sources = [name for name, text in texts.items() if IMAGE_MARK in text]
+    raise UserError(
+        f"Example {example.id}: the prompt renders {marks} {IMAGE_MARK} mark(s) for {len(example.images)} image(s), because "
+        f"{' and '.join(sources) or 'the template'} brings some. The marks of a row's own prompt are allowed; without any, its "
+        f"images go in front. Remove {IMAGE_MARK} there."
+    )
+
+
+def _list_choices(choices: Sequence[str]) -> str:
+    """`a, b or c`, as SAT's prompts write options."""
+    if len(choices) < 2:
+        return "".join(choices)
+    return " or ".join([", ".join(choices[:-1]), choices[-1]])
+
+
+def split_content(content: str) -> list[dict[str, str]]:
+    """Text with marks as the content parts that chat templates of vision models read."""
+    parts: list[dict[str, str]] = []
+    for i, text in enumerate(content.split(IMAGE_MARK)):
+        if i:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return parts
+
+
+# ---- what the model reads, and what the row says
+
+
+def texts_of_row(example: Example) -> Iterator[str]:
+    """The texts of the row itself that may become part of the prompt."""
+    yield from (turn.content for turn in _turns_of(example))
+    yield from example.choices or ()
+
+
+def refuse_loss(
+    example: Example, messages: Sequence[Message], rendered: str, image_token: str | None
+) -> None:
+    """Raises UserError unless a rendered chat has the text of every turn, and every image, in their order.
+
+    image_token: what a template writes for an image; None for a model without a vision tower, which is given marks as text.
+    """
+    at = 0
+    for number, message in enumerate(messages, 1):
+        # templates of reasoning models leave out the reasoning of earlier turns
+        spoken = message.content
+        if message.role == "assistant":
+            spoken = spoken.rpartition(_REASONING)[2]
+
+        pieces = spoken.split(IMAGE_MARK) if image_token is not None else [spoken]
+        for place, piece in enumerate(pieces):
+            wanted = [piece.strip()] if place == 0 else [image_token or "", piece.strip()]
+            for one in wanted:
+                found = rendered.find(one, at)
+                if found < 0:
+                    _raise_loss(example.id, number, message, one)
+                at = found + len(one)
+
+
+def _raise_loss(example_id: str, number: int, message: Message, missing: str) -> None:
+    shown = missing if len(missing) <= 80 else missing[:77] + "..."
+    raise UserError(
+        f"Example {example_id}: the chat template of the checkpoint leaves out or moves {shown!r} of turn {number} "
+        f"({message.role}). Every turn of the prompt is to be read as the row says it. Use the checkpoint's original chat "
+        f"template, a prompt without such a turn, or prompt.chat: plain."
+    )
+
+
+def notes_on(example: Example, style: PromptStyle) -> Iterator[tuple[str, str]]:
+    """(kind, text) of what is odd about the question as the model is asked it."""
+    asked = _turns_of(example)[-1].content.replace(IMAGE_MARK, "")
+    if not asked.strip() and style.template.strip() == PROMPT_PLACE:
+        said = "the question is empty, and the model is shown images alone. Write one, or ask it in prompt.template"
+        yield "question", said
+    if place := _OTHER_PLACE.search(style.template):
+        said = (
+            f"prompt.template has {place[0]}, which stays as it is: the places are {PROMPT_PLACE} and {CHOICES_PLACE}. "
+            f"Use these, or write it in other words"
+        )
+        yield "template", said
