@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from runs import gpg_vl, launched, rows_of, warm_launcher, write_config
 
 from gpg_vl.errors import UserError
 from gpg_vl.training import lock
@@ -129,3 +130,21 @@ def test_a_file_system_without_locks_is_told(
     with hold_folder(tmp_path, accelerator(), Console(file=shown, width=1000)):
         pass
     assert "has no locks (No locks available): a second run" in shown.getvalue()
+
+
+def test_a_second_run_is_refused_on_the_command_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """With --resume and without; what the first one has written stays as it is."""
+    config = write_config(tmp_path, tiny_checkpoint, train={"steps": 100000})
+    run = tmp_path / "run"
+    with launched(tmp_path, [*warm_launcher(1), "-m", "gpg_vl", "train", str(config)]) as [first]:
+        while rows_of(run) < 1:
+            assert first.is_running(), first.log.read_text()
+            time.sleep(0.1)
+        written = (run / "config.yaml").read_bytes()
+        for options in ((), ("--resume",)):
+            result = gpg_vl("train", config, "train.steps=7", *options)
+            assert result.returncode == 2
+            assert f"Another run is using the folder {run}" in result.stderr
+            assert "Traceback" not in result.stderr
+        assert first.is_running()
+        assert (run / "config.yaml").read_bytes() == written

@@ -61,12 +61,13 @@ def find_start(
         starts.append(_look(folder, identity, examples, console))
 
     on_main(accelerator, look)
-    start, manifest = gathered(accelerator, starts[0] if starts else None)[0]
+    found: tuple[Start, Manifest | None] = gathered(accelerator, starts[0] if starts else None)[0]
+    start, manifest = found
     if start.checkpoint is not None and manifest is not None:
         with doing("the check of the checkpoint"):
             sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-            found = digest_together(accelerator, start.checkpoint, sizes)
-        refuse_damage(start.checkpoint, find_damaged(manifest, found))
+            files = digest_together(accelerator, start.checkpoint, sizes)
+        refuse_damage(start.checkpoint, find_damaged(manifest, files))
     return start
 
 

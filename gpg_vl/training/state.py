@@ -63,10 +63,16 @@ def read_state(file: Path) -> SavedState:
     due = said.get("evaluation_due", False)
     if not isinstance(sharding, str) or not isinstance(due, bool) or counts["processes"] < 1:
         raise ValueError(f"{file.name} has no whole counters")
-    processes = counts.pop("processes")
+    state = RunState(
+        step=counts["step"],
+        position=counts["position"],
+        skipped_steps=counts["skipped_steps"],
+        completions=counts["completions"],
+        evaluation_due=due,
+    )
     return SavedState(
-        state=RunState(**counts, evaluation_due=due),
-        processes=processes,
+        state=state,
+        processes=counts["processes"],
         sharding=sharding,
         data=data if isinstance(data, str) else None,
     )

@@ -17,12 +17,12 @@ Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 def layout_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Layout:
     """What this run's AdamW keeps of a weight once it has stepped; of one that is spread, shapes of the whole."""
-    layout = {STEP: ((), torch.float32)}
+    layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {STEP: ((), torch.float32)}
     shape = tuple(parameter.shape)
-    is_narrow = isinstance(optimizer, NarrowAdamW)
-    as_codes = is_narrow and optimizer.keeps_codes and takes_codes(parameter)
+    dtype, as_codes = parameter.dtype, False
+    if isinstance(optimizer, NarrowAdamW):
+        dtype, as_codes = torch.float32, optimizer.keeps_codes and takes_codes(parameter)
     for name in MOMENTS:
-        dtype = torch.float32 if is_narrow else parameter.dtype
         layout[name] = (shape, torch.uint8 if as_codes else dtype)
         if as_codes:
             layout[name + SCALE] = (eight_bit.scale_shape(parameter.shape), torch.float32)
