@@ -32,6 +32,14 @@ class Encoder:
     root: Path | None
     """Image paths are relative to this folder and may not leave it."""
 
+    def __post_init__(self) -> None:
+        smallest, largest = self.limits.min_pixels, self.limits.max_pixels
+        if largest < smallest:
+            raise UserError(
+                f"max_pixels is {largest}, below min_pixels, {smallest}: no image could have an allowed size. "
+                f"Raise max_pixels, or lower min_pixels."
+            )
+
     def render(self, example: Example) -> str:
         """The prompt as text, one image mark of the model per image. Raises UserError."""
         messages = _apply_style(example, self.style)

@@ -44,6 +44,8 @@ class Processing:
     """None for text-only families."""
     chat_template: str | None
     tokens: Tokens
+    video_settings: Mapping[str, Any] | None = None
+    """Of the checkpoint's video processor. Nothing here reads them: they go into the checkpoints of a run as they are."""
 
 
 def read_config(path: str, revision: str | None = None) -> Any:
@@ -131,7 +133,16 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
         image_processor=images,
         chat_template=tokenizer.chat_template,
         tokens=_find_tokens(path, revision, config, tokenizer, family),
+        video_settings=_video_settings(path, revision) if family.has_vision else None,
     )
+
+
+def _video_settings(path: str, revision: str | None) -> Mapping[str, Any] | None:
+    """From where transformers takes them, in its order: older checkpoints have one file for images and videos."""
+    nested: Mapping[str, Any] | None
+    nested = _read_json(path, revision, "processor_config.json").get("video_processor")
+    own = nested or _read_json(path, revision, "video_preprocessor_config.json")
+    return own or _read_json(path, revision, "preprocessor_config.json") or None
 
 
 def _find_tokens(
@@ -195,11 +206,16 @@ def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
     if not file:
         return {}
     try:
-        content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
             f"{name} of {path} is not JSON: {error}. Copy the file from the original checkpoint."
         ) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{name} of {path} holds {type(content).__name__}, not an object of settings. Copy the file from the "
+            f"original checkpoint."
+        )
     return content
 
 
