@@ -18,6 +18,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import image_key
 from gpg_vl.models.load import Processing
+from gpg_vl.models.template import TEMPLATE_ERRORS
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.types import Example, Message, Prompt
 
@@ -121,9 +122,16 @@ class Encoder:
                 content = _split_content(message.content)
             turns.append({"role": message.role, "content": content})
 
-        text = self.processing.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = self.processing.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        except TEMPLATE_ERRORS as error:
+            raise UserError(
+                f"The checkpoint's chat template refuses a conversation of {', '.join(m.role for m in messages)}: "
+                f"{type(error).__name__}: {error}. Change its turns (prompt.system adds one), correct the template, or set "
+                f"prompt.chat to plain."
+            ) from error
         return str(text)
 
     def _join_plainly(self, messages: tuple[Message, ...]) -> str:
