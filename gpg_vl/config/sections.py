@@ -97,6 +97,15 @@ class DataConfig(Section):
     max_image_pixels: int = Field(DEFAULT_LIMITS.max_image_pixels, ge=1)
     """An image file that declares more pixels than this is not decoded (decompression bomb)."""
 
+    @model_validator(mode="after")
+    def _some_size_is_allowed(self) -> "DataConfig":
+        if self.max_pixels < self.min_pixels:
+            raise ValueError(
+                f"max_pixels is {self.max_pixels}, below min_pixels, {self.min_pixels}: no image could have an allowed "
+                f"size. Raise data.max_pixels, or lower data.min_pixels."
+            )
+        return self
+
 
 class PromptConfig(Section):
     """How an example becomes the text the model reads."""

@@ -44,6 +44,14 @@ def save_adapters(
     tensors = {_saved_name(name): w.detach().cpu().contiguous() for name, w in weights.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
+    save_adapter_config(model, folder, base=base, revision=revision)
+
+
+def save_adapter_config(
+    model: Any, folder: Path, *, base: str, revision: str | None = None
+) -> None:
+    """Write adapter_config.json of a model that has adapters; see `save_adapters`."""
+    folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = model.peft_config[ADAPTER].to_dict()
     alpha = settings["lora_alpha"]
     settings |= {

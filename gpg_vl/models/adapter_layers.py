@@ -27,6 +27,7 @@ def choose_layers(
 
     layers = _linear_layers(model, family)
     for target in targets or ():
+        _refuse_unadaptable(target, model, layers)
         _refuse_unknown(target, layers, parts)
 
     chosen: list[str] = []
@@ -50,6 +51,21 @@ def _linear_layers(model: nn.Module, family: Family) -> Mapping[str, list[str]]:
         if isinstance(module, nn.Linear) and module is not head:
             layers[family.part_of(name + ".weight")].append(name)
     return layers
+
+
+def _refuse_unadaptable(target: str, model: nn.Module, layers: Mapping[str, list[str]]) -> None:
+    """A name that stands for modules alone which no adapter is put on: the head, embeddings, norms, convolutions, blocks."""
+    adaptable = {name for names in layers.values() for name in names}
+    called = [name for name, _ in model.named_modules() if name and _is_called(name, [target])]
+    if not called or adaptable & set(called):
+        return
+
+    kind = type(model.get_submodule(called[0])).__name__
+    raise UserError(
+        f"model.lora_targets names {target!r}, the {kind} {called[0]}, on which gpg_vl puts no adapters: they go on linear "
+        f"layers other than the head, each by its own name. Known: {_known(n for names in layers.values() for n in names)}. "
+        f"Take {target!r} out of model.lora_targets; to train it, train all weights (model.lora_rank 0)."
+    )
 
 
 def _refuse_unknown(target: str, layers: Mapping[str, list[str]], parts: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import image_key
 from gpg_vl.models.load import Processing
+from gpg_vl.models.template import TEMPLATE_ERRORS
 from gpg_vl.models.turns import apply_style, notes_on, refuse_loss, split_content, texts_of_row
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.types import Example, Message, Prompt
@@ -35,6 +36,14 @@ class Encoder:
     limits: PixelLimits
     root: Path | None
     """Image paths are relative to this folder and may not leave it."""
+
+    def __post_init__(self) -> None:
+        smallest, largest = self.limits.min_pixels, self.limits.max_pixels
+        if largest < smallest:
+            raise UserError(
+                f"max_pixels is {largest}, below min_pixels, {smallest}: no image could have an allowed size. "
+                f"Raise max_pixels, or lower min_pixels."
+            )
 
     def render(self, example: Example) -> str:
         """The prompt as text, one image mark of the model per image. Raises UserError."""
@@ -144,9 +153,16 @@ class Encoder:
                 content = split_content(message.content)
             turns.append({"role": message.role, "content": content})
 
-        text = self.processing.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = self.processing.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        except TEMPLATE_ERRORS as error:
+            raise UserError(
+                f"The checkpoint's chat template refuses a conversation of {', '.join(m.role for m in messages)}: "
+                f"{type(error).__name__}: {error}. Change its turns (prompt.system adds one), correct the template, or set "
+                f"prompt.chat to plain."
+            ) from error
         return str(text)
 
     def _join_plainly(self, messages: tuple[Message, ...]) -> str:

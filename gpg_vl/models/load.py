@@ -6,16 +6,19 @@ Every way in which a folder can be wrong is said in words.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from gpg_vl.data.prompts import IMAGE_MARK
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import Family, family_of
+from gpg_vl.models.refusal import refuse_foreign_parts
+from gpg_vl.models.template import try_template
 from gpg_vl.models.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ class Tokens:
     """Texts that the tokenizer reads as one token of its own kind, and that no row may hold."""
     context: int | None = None
     """Most tokens that the model was made to read, prompt and answer together; None if its config says nothing."""
+    turn_end: int | None = None
+    """The special token that the chat template puts behind an answer. It should be one of `ends`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,8 @@ class Processing:
     """None for text-only families."""
     chat_template: str | None
     tokens: Tokens
+    video_settings: Mapping[str, Any] | None = None
+    """Of the checkpoint's video processor. Nothing here reads them: they go into the checkpoints of a run as they are."""
 
 
 def read_config(path: str, revision: str | None = None) -> Any:
@@ -71,11 +78,23 @@ def read_config(path: str, revision: str | None = None) -> Any:
             f"Give a folder written by save_pretrained, or a hub name."
         )
     try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        written = _read_json(path, revision, "config.json")
+        refuse_foreign_parts(written, path)
+        return AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=False, attn_implementation="sdpa"
+        )
+    except UserError:
+        raise
+    # what a value of the wrong kind makes of the class that checks it
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"The checkpoint {path} cannot be read: {_first_line(error)} Give a folder written by save_pretrained, "
             f"or a hub name of a supported family."
+        ) from None
+    except StrictDataclassError as error:
+        raise UserError(
+            f"config.json of {path} cannot be read: {' '.join(str(error).split())}. Copy the file from the original "
+            f"checkpoint."
         ) from None
 
 
@@ -133,13 +152,68 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
         content = _read_json(path, revision, "chat_template.json")
         tokenizer.chat_template = content.get("chat_template")
 
+    template = _default_template(tokenizer, path)
+    tokens = _find_tokens(path, revision, config, tokenizer, family)
+    if template is not None:
+        names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        behind = try_template(template, names, has_vision=family.has_vision, where=path)
+        tokens = replace(tokens, turn_end=_first_special(tokenizer, behind or ""))
     return Processing(
         family=family,
         tokenizer=tokenizer,
         image_processor=images,
-        chat_template=tokenizer.chat_template,
-        tokens=_find_tokens(path, revision, config, tokenizer, family),
+        chat_template=template,
+        tokens=tokens,
+        video_settings=_video_settings(path, revision) if family.has_vision else None,
     )
+
+
+def _video_settings(path: str, revision: str | None) -> Mapping[str, Any] | None:
+    """From where transformers takes them, in its order: older checkpoints have one file for images and videos."""
+    nested: Mapping[str, Any] | None
+    nested = _read_json(path, revision, "processor_config.json").get("video_processor")
+    own = nested or _read_json(path, revision, "video_preprocessor_config.json")
+    return own or _read_json(path, revision, "preprocessor_config.json") or None
+
+
+def _default_template(tokenizer: Any, path: str) -> str | None:
+    """The chat template that conversations without tools are rendered with; a checkpoint may have several, by name."""
+    templates = tokenizer.chat_template
+    template = templates.get("default") if isinstance(templates, dict) else templates
+    if template is None and templates:
+        raise UserError(
+            f"The chat templates of {path} are called {', '.join(map(repr, templates))}; one must be called 'default'. "
+            f"Rename the one that conversations are to be rendered with."
+        )
+    if template is not None and not isinstance(template, str):
+        raise UserError(
+            f"The chat template of {path} is {template!r:.80}; a text is wanted. Copy the file from the original checkpoint."
+        )
+    return template
+
+
+def _first_special(tokenizer: Any, text: str) -> int | None:
+    """The first token of `text` that is no ordinary piece of text."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return next((i for i in ids if i in tokenizer.added_tokens_decoder), None)
+
+
+def read_generation_config(path: str, revision: str | None = None) -> Any | None:
+    """What transformers makes of the checkpoint's generation_config.json; None if it has none.
+
+    Raises UserError if transformers would not load a model with it.
+    """
+    from transformers import GenerationConfig
+
+    if not _read_json(path, revision, "generation_config.json"):
+        return None
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"generation_config.json of {path} cannot be used: {_first_line(error)} Training reads its eos_token_id alone: "
+            f"correct the setting, or remove it."
+        ) from None
 
 
 def _find_tokens(
@@ -153,10 +227,13 @@ def _find_tokens(
 
     ends: list[int] = []
     for ids in (listed, getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id):
-        if isinstance(ids, list):
-            ends += ids
-        elif ids is not None:
-            ends.append(ids)
+        if ids is not None:
+            ends += ids if isinstance(ids, list) else [ids]
+    if wrong := [i for i in ends if not isinstance(i, int) or isinstance(i, bool)]:
+        raise UserError(
+            f"The checkpoint {path} names {wrong[0]!r} as an end-of-sequence token; whole numbers are wanted. Correct "
+            f"eos_token_id in its generation_config.json and config.json."
+        )
     if not ends:
         raise UserError(
             f"The checkpoint {path} names no end-of-sequence token. Set eos_token_id in its config.json."
@@ -213,11 +290,16 @@ def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
     if not file:
         return {}
     try:
-        content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"{name} of {path} is not JSON: {error}. Copy the file from the original checkpoint."
+            f"{name} of {path} cannot be read, it is not JSON: {error}. Copy the file from the original checkpoint."
         ) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{name} of {path} holds {type(content).__name__}, not an object of settings. Copy the file from the "
+            f"original checkpoint."
+        )
     return content
 
 

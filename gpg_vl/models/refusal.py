@@ -1,10 +1,54 @@
 """Checkpoints that gpg_vl cannot train exactly are refused, each with its reason and remedy."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from gpg_vl.errors import UserError
+
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""That a config may name: they are parts of transformers, and gpg_vl computes attention itself whatever it says."""
+_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_KERNEL_KEYS = ("use_kernels", "kernel_config", "experts_implementation")
+
+
+def refuse_foreign_parts(written: Mapping[str, Any], path: str) -> None:
+    """What a checkpoint's config.json may not ask for: quantised weights, and kernels that would be fetched from the hub.
+
+    written: the content of the file. Raises UserError.
+    """
+    for where, settings in _sections(written):
+        if quantised := settings.get("quantization_config"):
+            method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+            raise UserError(
+                f"The checkpoint {path} is quantised ({method or 'by an unnamed method'}, {where}quantization_config in its "
+                f"config.json); gpg_vl trains plain float32, bfloat16 and float16 weights. Use the checkpoint that it was "
+                f"made of. To save memory see model.dtype, model.weights and model.lora_rank."
+            )
+        for key in _ATTENTION_KEYS:
+            if (named := settings.get(key)) not in (None, *ATTENTIONS):
+                _refuse_kernel(path, f"{where}{key}", named)
+        for key in _KERNEL_KEYS:
+            if named := settings.get(key):
+                _refuse_kernel(path, f"{where}{key}", named)
+
+
+def _refuse_kernel(path: str, key: str, named: object) -> None:
+    raise UserError(
+        f"config.json of {path} says {key}: {named!r:.80}, which may stand for code that is fetched from the hub; gpg_vl runs "
+        f"none. Known: {', '.join(ATTENTIONS)}. Remove the key: attention is computed by gpg_vl (train.attention)."
+    )
+
+
+def _sections(
+    written: Mapping[str, Any], where: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A config and the configs of its parts, each with its name in front of its keys."""
+    yield where, written
+    for name, part in written.items():
+        if isinstance(part, Mapping) and name != "quantization_config":
+            yield from _sections(part, f"{where}{name}.")
 
 
 def refuse_unsupported(model: Any) -> None:

@@ -2,6 +2,8 @@
 
 Files, names and bytes are those that transformers itself would write. Each tensor is written in the dtype that it is held in,
 so that reading it back loses nothing; the config names the widest of them, which a reader that wants one for all must take.
+
+The small files beside the weights say how the model was trained: the processor makes the image tokens of the run.
 """
 
 import json
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 from gpg_vl.models.adapters import merged_dtypes, plain_weights
+from gpg_vl.models.load import Processing
+from gpg_vl.prompting import PixelLimits
 
 LARGEST_FILE = "50GB"
 """As transformers has it."""
@@ -32,19 +36,61 @@ def save_model(model: Any, weights: Iterable[tuple[str, Tensor]], folder: Path) 
     model: says what there is, under which names; it may have adapters, or hold parts of its tensors only.
     weights: whole tensors under the names of the plain model, see `adapters.merged_weights`.
     """
+    save_model_configs(model, folder)
+    places = _lay_out(model, folder)
+    for name, tensor in weights:
+        if (place := places.pop(name, None)) is not None:
+            place.write(tensor)
+    assert not places, f"no weights came for {sorted(places)[:3]} and others, {len(places)} in all"
+
+
+def save_model_configs(model: Any, folder: Path) -> None:
+    """Write config.json and generation_config.json of a transformers model, without its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     widest = reduce(torch.promote_types, merged_dtypes(model).values())
     model.config.dtype = str(widest).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if model.can_generate():
-        model.generation_config.save_pretrained(folder)
+        _save_generation_config(model.generation_config, folder)
 
-    places = _lay_out(model, folder)
-    for name, tensor in weights:
-        if (place := places.pop(name, None)) is not None:
-            place.write(tensor)
-    assert not places, f"no weights came for {sorted(places)[:3]} and others, {len(places)} in all"
+
+def _save_generation_config(settings: Any, folder: Path) -> None:
+    """As it is, also where transformers would refuse to write what it has read, such as a temperature of greedy answers.
+
+    Training reads none of its sampling settings, and other engines read some that transformers ignores: none is left out.
+    """
+    try:
+        settings.save_pretrained(folder)
+    except ValueError:
+        text = settings.to_json_string()
+        (folder / "generation_config.json").write_text(text, encoding="utf-8")
+
+
+def save_processing(processing: Processing, limits: PixelLimits, folder: Path) -> None:
+    """Write tokenizer, chat template and processors, so that `AutoProcessor.from_pretrained` makes the image tokens of training.
+
+    limits: those that images were resized under; the checkpoint that was trained may have had others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    processing.tokenizer.save_pretrained(folder)
+    if processing.image_processor is None:
+        return
+
+    processing.image_processor.save_pretrained(folder)
+    file = folder / "preprocessor_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings |= processing.family.processor_settings(limits.min_pixels, limits.max_pixels)
+    _write_json(file, settings)
+
+    # without a file of its own, the settings of images would be taken for those of videos
+    if processing.video_settings is not None:
+        _write_json(folder / "video_preprocessor_config.json", processing.video_settings)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    file.write_text(text, encoding="utf-8")
 
 
 class Place(NamedTuple):

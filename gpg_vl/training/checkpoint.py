@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.model import Model
 from gpg_vl.models.adapter_folder import FOLDER, save_adapters
-from gpg_vl.models.save import save_model
+from gpg_vl.models.save import save_model, save_processing
 from gpg_vl.training.finite import checked
 from gpg_vl.training.identity import Identity
 from gpg_vl.training.manifest import (
@@ -186,11 +186,8 @@ class Checkpoints:
             for _ in weights:
                 pass
             return
-        processing = self._model.processing
         save_model(self._model.policy.model, weights, folder)
-        processing.tokenizer.save_pretrained(folder)
-        if processing.image_processor is not None:
-            processing.image_processor.save_pretrained(folder)
+        save_processing(self._model.processing, self._source.encoder.limits, folder)
 
     def _save_adapters(self, folder: Path) -> None:
         """A folder that peft loads onto the model that the run began with."""

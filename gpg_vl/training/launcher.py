@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +17,14 @@ PLAIN_LAUNCHES = ("NO", "MULTI_CPU", "MULTI_GPU")
 """What a launch may ask of accelerate: processes, and nothing that wraps a model."""
 GRACE = timedelta(minutes=1)
 """By which torch waits longer than a run does: what it says names no process, and with NCCL it ends this one."""
+ASKED_FOR = (
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+"""Where launchers write how many processes they start: torchrun, the kinds of mpirun, srun."""
 WRAPPERS = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
@@ -56,6 +64,31 @@ def make_accelerator(config: Config) -> Accelerator:
     if accelerator.distributed_type.value not in PLAIN_LAUNCHES:
         _refuse_wrapper(accelerator.distributed_type.value)
     return accelerator
+
+
+def describe_missing_processes(environment: Mapping[str, str], processes: int) -> str:
+    """What to say where the environment asks for several processes and this run has one; "" where it does not.
+
+    `accelerate launch --cpu` starts one whatever it is asked for; its wish is seen by the address where they were to meet.
+    mpirun and srun start several, which know nothing of each other unless the environment says so in torch's words.
+    """
+    if processes > 1:
+        return ""
+    asked = max((_number(environment.get(name)) for name in ASKED_FOR), default=0)
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
+    if asked < 2 and not (by_accelerate and "RANK" not in environment):
+        return ""
+
+    number = str(asked) if asked > 1 else "several"
+    return (
+        f"the launcher was asked for {number} processes, but this run has one (accelerate launch starts one on a CPU, whatever "
+        f"--num_processes says; mpirun and srun start runs that do not meet). Start them with: "
+        f"torchrun --nproc-per-node {asked if asked > 1 else 'N'} -m gpg_vl train CONFIG"
+    )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
 
 
 def memory_of_device() -> float | None:

@@ -32,6 +32,7 @@ from gpg_vl.training.memory import (
     compute_dtype,
     widths,
 )
+from gpg_vl.training.outline import make_outline
 from gpg_vl.training.sharding import shardings
 
 
@@ -68,30 +69,13 @@ class Plan:
     first_prompt: str
     fits: tuple[Fit, ...] = ()
     """What other settings would take, where the size of a device is known."""
+    warnings: tuple[str, ...] = ()
+    """What is allowed and probably not meant."""
 
 
 def count_parameters(config: Config, family: Family) -> Sizes:
     """The sizes of the model that is trained, from the checkpoint's config alone: nothing is read, nothing allocated."""
-    import transformers
-
-    from gpg_vl.models.adapters import add_adapters
-    from gpg_vl.training.optimizer import freeze
-
-    with torch.device("meta"):
-        checkpoint = read_config(config.model.path, config.model.revision)
-        model = getattr(transformers, family.model_class)(checkpoint)
-        if config.model.lora_rank:
-            add_adapters(
-                model,
-                family,
-                rank=config.model.lora_rank,
-                alpha=config.model.lora_alpha,
-                parts=config.model.lora_on,
-                targets=config.model.lora_targets,
-                seed=0,
-            )
-    freeze(model, family, config.model.freeze)
-
+    model = make_outline(config, family)
     tower = family.vision_tower(model)
     trained_vision = _count(tower, trained=True) if tower else 0
     blocks = family.vision_blocks(model) if trained_vision else []
@@ -130,6 +114,7 @@ def make_plan(
     first_prompt: str,
     device_bytes: float | None = None,
     devices: int | None = None,
+    warnings: Sequence[str] = (),
 ) -> Plan:
     """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example.
 
@@ -202,6 +187,7 @@ def make_plan(
         fits=fit_choices(config, estimate, device_bytes, _offered_shardings(devices))
         if device_bytes
         else (),
+        warnings=tuple(warnings),
     )
 
 
@@ -324,6 +310,7 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
         "work": _describe_work(plan),
         "memory": _describe_memory(plan),
         "output": str(Path(config.output.folder)),
+        **({"warning": "\n".join(plan.warnings)} if plan.warnings else {}),
     }
 
 

@@ -3,6 +3,7 @@
 It ends in a plan.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
@@ -27,9 +28,11 @@ from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.training.agreement import refuse_other_data
 from gpg_vl.training.eight_bit import refuse_without_package
+from gpg_vl.training.launcher import describe_missing_processes
 from gpg_vl.training.plan import Plan, count_parameters, make_plan
 from gpg_vl.training.row_digests import RowDigests, digest_rows
 from gpg_vl.training.sharding import refuse_sharding
+from gpg_vl.training.trial_save import refuse_unsavable
 from gpg_vl.types import Example
 
 OncePerNode = Callable[[Callable[[], Any]], list[Any]]
@@ -153,6 +156,14 @@ def prepare(
         first_prompt=encoder.render(examples[0]),
         device_bytes=device_bytes,
         devices=devices,
+        warnings=[
+            text
+            for text in (
+                describe_missing_processes(os.environ, processes),
+                describe_unknown_end(encoder),
+            )
+            if text
+        ],
     )
     return Prepared(
         config=config,
@@ -166,10 +177,26 @@ def prepare(
     )
 
 
+def describe_unknown_end(encoder: Encoder) -> str:
+    """What to say of a chat template that ends answers with a token which ends no answer here; "" if it does not."""
+    tokens = encoder.processing.tokens
+    if encoder.style.chat == "plain" or tokens.turn_end in (None, *tokens.ends):
+        return ""
+
+    write = encoder.processing.tokenizer.convert_ids_to_tokens
+    return (
+        f"the chat template ends an answer with {write(tokens.turn_end)} ({tokens.turn_end}), but the end tokens of this "
+        f"checkpoint are {', '.join(f'{write(end)} ({end})' for end in tokens.ends)}: an answer that ends as the template has "
+        f"it goes on to rollout.max_new_tokens. If the model was taught this template, add {tokens.turn_end} to eos_token_id "
+        f"in its generation_config.json"
+    )
+
+
 def _check(
     config: Config, encoder: Encoder, console: Console | None
 ) -> tuple[DataReport, RowDigests, str]:
-    """All that takes a look at every row. The report, and what tells this data, and what is made of it, from others."""
+    """All that is looked at once on a node, every row too. The report, and what tells this data, and what is made of it, from others."""
+    refuse_unsavable(config, encoder)
     report = check_data(config, encoder, console)
     if not report.ok:
         if console:

@@ -106,6 +106,9 @@ class Family:
     image_tokens: Callable[[int, int], int] = no_image
     """(width, height) that the model sees -> number of image tokens. Looks at no pixel."""
     patches: Preparation = no_image
+    processor_settings: Callable[[int, int], Mapping[str, Any]] = no_image
+    """(min_pixels, max_pixels) -> what preprocessor_config.json must say for the checkpoint's own processor to make the image
+    tokens of `image_size`."""
     blank_image: Callable[[Any], Patches] = no_image
     """transformers config -> the smallest image there is, all zeros."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import qwen2
-from gpg_vl.models.families.boxes import PUBLISHED
+from gpg_vl.models.families.boxes import PUBLISHED, resized
 from gpg_vl.models.families.family import Family, Patches
 from gpg_vl.models.shape import Kept, Shape
 
@@ -38,25 +38,22 @@ _CHAT_TEMPLATE = (
 def image_size(width: int, height: int, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """(width, height) that the model sees: multiples of the side of an image token, area in the limits.
 
+    The rule of the checkpoint's own processor, so that whoever loads what was trained with it sees the same image tokens.
     Raises UserError if the image is too long for its width, or thinner than one image token once it is shrunk.
     """
-    from qwen_vl_utils.vision_process import smart_resize
-
-    # in words and before the library, which would raise without saying what to do
+    # in words, before a library raises without saying what to do
     if max(width, height) > LONGEST_ASPECT * min(width, height):
         raise UserError(
             f"an image of {width}x{height} pixels is more than {LONGEST_ASPECT} times as long as wide. Crop or pad it."
         )
 
-    seen_height, seen_width = smart_resize(
-        height, width, factor=SIDE, min_pixels=min_pixels, max_pixels=max_pixels
-    )
-    if min(seen_height, seen_width) < SIDE:
+    seen = resized(width, height, min_pixels, max_pixels, side=SIDE)
+    if min(seen) == SIDE and seen[0] * seen[1] > max_pixels:
         raise UserError(
             f"an image of {width}x{height} pixels is thinner than one image token once it is shrunk to {max_pixels} "
             f"pixels. Crop it or raise data.max_pixels."
         )
-    return seen_width, seen_height
+    return seen
 
 
 def image_tokens(width: int, height: int) -> int:
@@ -68,17 +65,31 @@ def patches(
     image_processor: Any, images: Sequence[Image.Image], *, min_pixels: int, max_pixels: int
 ) -> Patches:
     """Patches of the images, each resized as `image_size` says."""
-    from qwen_vl_utils.vision_process import fetch_image
+    from qwen_vl_utils.vision_process import to_rgb
 
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    resized = [
-        fetch_image({"image": image, **limits}, image_patch_size=PATCH_SIZE) for image in images
+    sizes = [
+        image_size(*image.size, min_pixels=min_pixels, max_pixels=max_pixels) for image in images
+    ]
+    seen = [
+        to_rgb(image).resize(size, Image.Resampling.BICUBIC)
+        for image, size in zip(images, sizes, strict=True)
     ]
 
-    features = image_processor(images=resized, do_resize=False, return_tensors="pt")
+    features = image_processor(images=seen, do_resize=False, return_tensors="pt")
     grid = features["image_grid_thw"].long()
     tokens = (grid.prod(dim=1) // MERGE_SIZE**2).tolist()
     return Patches(features["pixel_values"].float(), grid, tokens)
+
+
+def processor_settings(min_pixels: int, max_pixels: int) -> dict[str, Any]:
+    """What makes a processor resize as `patches` does. The limits come twice: older readers know the second pair alone."""
+    return {
+        "do_resize": True,
+        "resample": int(Image.Resampling.BICUBIC),
+        "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+    }
 
 
 def blank_image(config: Any) -> Patches:
@@ -282,6 +293,7 @@ QWEN2_VL = Family(
     image_size=image_size,
     image_tokens=image_tokens,
     patches=patches,
+    processor_settings=processor_settings,
     blank_image=blank_image,
     positions=mrope_positions,
     tower_positions=_all_axes,

@@ -1,0 +1,67 @@
+"""The small files of a checkpoint, written once before anything is trained: what cannot be saved is found now, not at the end."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpg_vl.config import Config
+from gpg_vl.errors import UserError
+from gpg_vl.models.adapter_folder import FOLDER, save_adapter_config
+from gpg_vl.models.encode import Encoder
+from gpg_vl.models.load import load_processing, read_generation_config
+from gpg_vl.models.save import save_model_configs, save_processing
+from gpg_vl.training.outline import make_outline
+
+
+def refuse_unsavable(config: Config, encoder: Encoder) -> None:
+    """Write config, generation config, tokenizer, processor and adapter config into a temporary folder, and read them back.
+
+    Raises UserError for what the libraries read but refuse to write, and for what would be read back as something else.
+    """
+    path, revision = config.model.path, config.model.revision
+    model = make_outline(config, encoder.processing.family)
+    if (settings := read_generation_config(path, revision)) is not None:
+        model.generation_config = settings
+
+    with tempfile.TemporaryDirectory(prefix="gpg_vl_trial_") as name:
+        folder = Path(name)
+        _try("config", path, partial(save_model_configs, model, folder))
+        _try(
+            "tokenizer or processor",
+            path,
+            partial(save_processing, encoder.processing, encoder.limits, folder),
+        )
+        if config.model.lora_rank:
+            adapter = partial(
+                save_adapter_config, model, folder / FOLDER, base=path, revision=revision
+            )
+            _try("adapter config", path, adapter)
+        _refuse_other_reading(encoder, folder, path)
+
+
+def _try(what: str, path: str, write: Callable[[], Any]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise UserError(
+            f"The {what} of {path} cannot be written into a temporary folder: {error}. Make room there, or set TMPDIR."
+        ) from None
+    # each library refuses in its own way
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"The {what} of {path} can be read but not saved, so a run would lose what it has trained: "
+            f"{type(error).__name__}: {error}. Correct the setting in the checkpoint's files."
+        ) from error
+
+
+def _refuse_other_reading(encoder: Encoder, folder: Path, path: str) -> None:
+    """A checkpoint that is read back with other tokens or another chat template would not be the one that was trained."""
+    before, after = encoder.processing, load_processing(str(folder))
+    if (before.tokens, before.chat_template) != (after.tokens, after.chat_template):
+        raise UserError(
+            f"The tokenizer of {path} is read back otherwise once it is saved: {before.tokens} became {after.tokens}, or its "
+            f"chat template changed. Write it anew with save_pretrained of the transformers that is installed, and look what "
+            f"changes."
+        )
