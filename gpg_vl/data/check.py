@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gpg_vl.console import plain, text_column
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Kind, Row, RowProblem
 from gpg_vl.errors import UserError
@@ -100,7 +101,7 @@ class DataReport:
     def render(self, console: Console) -> None:
         """Print the statistics, and the first problems with their number by kind."""
         statistics = Group(*_render_statistics(self))
-        console.print(Panel(statistics, title=Text(f"data: {self.source}"), expand=False))
+        console.print(Panel(statistics, title=plain(f"data: {self.source}"), expand=False))
         if self.problems:
             console.print(Group(*_render_problems(self.problems)), soft_wrap=True)
 
@@ -210,7 +211,8 @@ def _show_progress(
         yield from rows
         return
 
-    with Progress(console=console, transient=True) as progress:
+    columns = (text_column("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         yield from progress.track(rows, total=total, description="checking rows")
 
 
@@ -332,7 +334,7 @@ def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
     limit = "no limit"
     if report.max_prompt_tokens is not None:
         limit = f"at most {report.max_prompt_tokens} tokens allowed"
-    yield Text(
+    yield plain(
         f"{report.rows} rows, {report.images} images, {len(report.problems)} problems; {limit}"
     )
     if not report.tokens:
@@ -345,7 +347,7 @@ def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
 
     tasks = Table("task", "rows", box=None)
     for task, rows in report.tasks.items():
-        tasks.add_row(Text(task or "(none)"), str(rows))
+        tasks.add_row(plain(task or "(none)"), str(rows))
     yield tasks
 
 
@@ -382,11 +384,11 @@ def _render_problems(problems: Sequence[RowProblem]) -> Iterator[Text]:
     """Plain text, because a message may hold what looks like markup."""
     kinds = Counter(problem.kind for problem in problems)
     by_kind = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common())
-    yield Text(f"{len(problems)} problems: {by_kind}", style="bold")
+    yield plain(f"{len(problems)} problems: {by_kind}", style="bold")
 
     for problem in problems[:_SHOWN_PROBLEMS]:
-        yield Text(f"  {problem}")
+        yield plain(f"  {problem}")
     if len(problems) > _SHOWN_PROBLEMS:
-        yield Text(
+        yield plain(
             f"  ... and {len(problems) - _SHOWN_PROBLEMS} more; the JSON report lists all of them."
         )

@@ -1,12 +1,12 @@
 """`gpg-vl rewards list | show | test`: the arguments, what is run, and how it is printed."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpg_vl.answers.verdict import Verdict
+from gpg_vl.console import make_console, plain
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.catalogue import documentation, entries, entry, shown
 from gpg_vl.rewards.scoring import Item, RewardFailure, load
@@ -91,49 +91,40 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     test.set_defaults(run=_test)
 
 
-def _console() -> "Console":
-    from rich.console import Console  # late: --help must be quick
-
-    return Console(width=None if sys.stdout.isatty() else 140)
-
-
 def _list(_: argparse.Namespace) -> int:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("name", "range", "from", "meaning", box=None)
     for one in entries():
         batched = " batched" if one.batched else ""
         table.add_row(
-            one.name, f"{one.low:g} to {one.high:g}{batched}", Text(one.source), Text(one.meaning)
+            one.name, f"{one.low:g} to {one.high:g}{batched}", plain(one.source), plain(one.meaning)
         )
-    _console().print(table)
+    make_console().print(table)
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from rich.text import Text
-
-    reward, about, console = load(arguments.name), entry(arguments.name), _console()
+    reward, about, console = load(arguments.name), entry(arguments.name), make_console()
     console.print(
-        Text(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold"
+        plain(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold"
     )
     console.print(
         f"given {'all completions of an example at once' if about.batched else 'one completion at a time'}\n"
     )
-    console.print(Text(documentation(reward) or "(no docstring)"))
+    console.print(plain(documentation(reward) or "(no docstring)"))
     samples = shown(reward)
     if samples:
         table = _table(*_EXPLAINED)
         for one in samples:
             _add(table, one.score, one.sample.response, *_why(one.verdict, one.sample.answer))
-        console.print("\nwhat it makes of these, now:", highlight=False)
+        console.print("\nwhat it makes of these, now:")
         console.print(table)
         settings = {str(dict(one.sample.meta)) for one in samples if one.sample.meta}
         choices = {str(list(one.sample.choices)) for one in samples if one.sample.choices}
         for what, values in (("columns of the example", settings), ("choices", choices)):
             if values:
-                console.print(Text(f"{what}: {'; '.join(sorted(values))}"))
+                console.print(plain(f"{what}: {'; '.join(sorted(values))}"))
     return 0
 
 
@@ -155,7 +146,7 @@ def _test(arguments: argparse.Namespace) -> int:
         time_limit=arguments.time_limit,
         workers=arguments.workers,
     )
-    _print_trial(trial, _console(), rows=arguments.rows, workers=arguments.workers)
+    _print_trial(trial, make_console(), rows=arguments.rows, workers=arguments.workers)
     return 0 if trial.ok else 1
 
 
@@ -179,14 +170,12 @@ def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -
         if len(ordered) > rows:
             console.print(
                 f"... and {len(ordered) - rows} more with the same or a greater value (--rows)",
-                highlight=False,
             )
         mean = sum(scores) / len(scores) if scores else float("nan")
         full = sum(score == trial.high for score in scores)
         console.print(
             f"\ncompletions {len(trial.tried)}: mean {mean:.4f}, full marks {full}, unparsed {trial.unparsed}, "
             f"failed {len(trial.tried) - len(scores)}; {trial.seconds:.2f} s with {workers} processes",
-            highlight=False,
         )
     console.print(
         f"gold answers {len(trial.gold)}: {len(trial.gold) - len(problems)} get full marks ({trial.high:g})"
@@ -196,14 +185,12 @@ def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -
     if problems:
         console.print(_tried(problems[:_SHOWN_GOLD], explained=trial.explained))
         if len(problems) > _SHOWN_GOLD:
-            console.print(f"... and {len(problems) - _SHOWN_GOLD} more", highlight=False)
+            console.print(f"... and {len(problems) - _SHOWN_GOLD} more")
     _say_failures([*problems[:_SHOWN_GOLD], *trial.tried], console)
     if not trial.explained and (trial.tried or problems):
         console.print(
             f"\n{trial.name} does not say what it reads in a response. Decorate it with @explained of "
             f"gpg_vl.rewards.samples, and it stands here beside each value.",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
 
@@ -211,11 +198,9 @@ def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -
 def _say_failures(
     outcomes: Sequence[tuple[Item, Verdict | RewardFailure]], console: "Console"
 ) -> None:
-    from rich.text import Text
-
     failed = dict.fromkeys(str(one) for _, one in outcomes if isinstance(one, RewardFailure))
     for message in list(failed)[: 2 * _SHOWN_GOLD]:
-        console.print(Text(f"\n{message}"))
+        console.print(plain(f"\n{message}"))
 
 
 def _tried(outcomes: Sequence[tuple[Item, Verdict | RewardFailure]], *, explained: bool) -> Any:
@@ -237,10 +222,8 @@ def _table(*columns: str) -> Any:
 
 
 def _add(table: Any, score: float | None, *cells: str, first: Sequence[str] = ()) -> None:
-    from rich.text import Text
-
     value = "failed" if score is None else f"{score:.4g}"
-    table.add_row(*(Text(_short(cell)) for cell in (*first, value, *cells)))
+    table.add_row(*(plain(_short(cell)) for cell in (*first, value, *cells)))
 
 
 def _why(verdict: Verdict | RewardFailure | None, answer: str) -> list[str]:

@@ -30,6 +30,7 @@ from torch import distributed
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch lists no names
 
 from gpg_vl.activity import MeetingBrokenError, current
+from gpg_vl.console import say, show_cursor
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.training.lateness import Sighting, explain_gone, explain_late, explain_unknown
 
@@ -231,9 +232,7 @@ class Lookout:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 child.kill()
-        if sys.stdout.isatty():
-            sys.stdout.write("\x1b[?25h")  # the display has hidden the cursor
-        sys.stdout.flush()
+        show_cursor()
         sys.stderr.flush()
         os._exit(code)
 
@@ -314,4 +313,4 @@ def _leave_it_to_the_lookout(number: int, frame: FrameType | None) -> None:
 
 
 def _print(message: str) -> None:
-    print(f"gpg-vl: {message}", file=sys.stderr, flush=True)
+    say(f"gpg-vl: {message}", error=True)

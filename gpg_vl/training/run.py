@@ -117,7 +117,7 @@ def launch(
 
     message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
     if message and is_main:
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
+        console.print(message, soft_wrap=True)
     return final.step == steps
 
 
