@@ -138,12 +138,13 @@ def check(
     source: str = "",
     console: Console | None = None,
     total: int | None = None,
+    answers: bool = True,
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console.
+    there is a console. `answers` tells whether every row needs a gold answer.
     """
     rows_read = 0
     first_row: dict[str, int] = {}  # of each id
@@ -162,6 +163,8 @@ def check(
         tasks[row.task] += 1
         first = first_row.setdefault(row.id, number)
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
+        if answers or row.answer.strip():
+            found = [*answer_problems(row), *found]
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
@@ -220,7 +223,7 @@ def _check_example(
     example: Example, count: Count, limit: int | None, first_row: int, row: int
 ) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
     """The counts of one example, None if it cannot be encoded, and all that is wrong with it."""
-    found: list[tuple[Kind, str]] = [*answer_problems(example)]
+    found: list[tuple[Kind, str]] = []
     if first_row != row:
         text = (
             f"The id {example.id!r} already belongs to row {first_row}. Each id is allowed once, because "

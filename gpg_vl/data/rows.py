@@ -79,7 +79,12 @@ class CellError(UserError):
 
 
 def parse_row(
-    cells: Mapping[str, Any], mapping: Mapping[str, str], *, row: int, source: str
+    cells: Mapping[str, Any],
+    mapping: Mapping[str, str],
+    *,
+    row: int,
+    source: str,
+    answers: bool = True,
 ) -> Row:
     """The row as an Example, or the first thing that is wrong with it.
 
@@ -87,6 +92,8 @@ def parse_row(
     (`gpg_vl.data.read.resolve_columns`); a dotted name reaches into a struct. A row without an id
     is called by its number. Columns that are mapped to no field go to `meta` if JSON can hold them;
     pictures, other bytes and dates cannot be held and stay out.
+
+    answers: whether a row needs a gold answer; False: without one it has the answer "".
     """
     name = ""
     try:
@@ -94,7 +101,8 @@ def parse_row(
         name = str(row) if given in (None, "") else parse_text(given, "id")
         images = parse_images(_find_cell(cells, mapping, "images"))
         prompt = parse_prompt(_require_cell(cells, mapping, "prompt"), images=len(images))
-        answer = parse_text(_require_cell(cells, mapping, "answer"), "answer")
+        gold = (_require_cell if answers else _find_cell)(cells, mapping, "answer")
+        answer = "" if gold is None else parse_text(gold, "answer")
         choices = parse_choices(_find_cell(cells, mapping, "choices"))
         task = _find_cell(cells, mapping, "task")
         return Example(

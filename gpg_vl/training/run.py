@@ -21,7 +21,6 @@ from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.families import Family
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import make_reference
-from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.agreement import refuse_folder_of_its_own
@@ -36,7 +35,7 @@ from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.loop import Hooks, Intervals, train
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
-from gpg_vl.training.prepare import Prepared, engine_options
+from gpg_vl.training.prepare import Prepared, engine_options, make_pool
 from gpg_vl.training.ranks import on_main
 from gpg_vl.training.record import Record, truncate_metrics
 from gpg_vl.training.sharding import shardings
@@ -95,7 +94,7 @@ def launch(
     # worker processes, the display and the handling of Ctrl-C end with the run, however it ends
     is_main, steps = accelerator.is_main_process, prepared.plan.steps
     with (
-        _make_rewarder(config) as rewarder,
+        make_pool(config) as rewarder,
         Display(console, steps=steps, done=state.step, enabled=is_main) as display,
         StopRequest(console if is_main else None) as stop,
     ):
@@ -332,14 +331,6 @@ def _make_intervals(config: Config, steps: int) -> Intervals:
         eval_every=config.eval.every,
         checkpoint_every=config.output.checkpoint_every,
         samples_every=config.output.samples_every,
-    )
-
-
-def _make_rewarder(config: Config) -> RewardPool:
-    return RewardPool(
-        config.rewards.weights,
-        time_limit=config.rewards.time_limit,
-        workers=config.rewards.workers,
     )
 
 
