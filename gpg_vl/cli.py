@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpg_vl.parent  # noqa: F401  it looks at what is there when the program begins
+from gpg_vl.console import escaped_errors, guard, make_console, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.rewards.commands import add_commands as add_rewards_commands
@@ -20,7 +21,6 @@ from gpg_vl.rollout.vllm.command import add_command as add_serve_command
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from rich.console import Console
 
     from gpg_vl.config import Config
 
@@ -47,25 +47,27 @@ def _main(argv: Sequence[str] | None) -> int:
     # spinning threads make a shared machine several times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    guard()
 
     # argparse would take an option in front, as in `eval --list`, for one of ours
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["eval"]:
         return _eval(words[1:])
 
-    arguments = _parse(words)
+    with escaped_errors():
+        arguments = _parse(words)
     try:
         return int(arguments.run(arguments))
     except UserError as error:
-        print(f"gpg-vl: {error}", file=sys.stderr)
+        say(f"gpg-vl: {error}", error=True)
         return 2
     except RunError as error:
-        print(f"gpg-vl: {error}", file=sys.stderr)
+        say(f"gpg-vl: {error}", error=True)
         return 1
     except KeyboardInterrupt:
-        print(
+        say(
             "gpg-vl: stopped. What was checkpointed is complete; go on with --resume.",
-            file=sys.stderr,
+            error=True,
         )
         return 130
 
@@ -235,12 +237,6 @@ def _add_quickstart(commands: "_Commands") -> None:
 # ---- what the commands do; heavy modules are imported late, because --help must be quick
 
 
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 140)
-
-
 def _train(arguments: argparse.Namespace) -> int:
     from gpg_vl.config import load_config
 
@@ -270,7 +266,7 @@ def _train_together(
     from gpg_vl.training.run import launch
 
     refuse_other_settings(accelerator, config)
-    console, is_main = _console(), accelerator.is_main_process
+    console, is_main = make_console(), accelerator.is_main_process
     once = partial(once_per_node, accelerator)
     device_bytes = (
         memory_of_device() if arguments.device_gb is None else arguments.device_gb * 2**30
@@ -296,7 +292,7 @@ def _train_together(
         prepared, accelerator, resume=arguments.resume, console=console, evaluation=evaluation
     )
     if is_main and not arguments.dry_run:
-        console.print(f"run folder: {config.output.folder}", highlight=False)
+        console.print(f"run folder: {config.output.folder}", soft_wrap=True)
 
     # a process that leaves early would break off the last word of another
     wait_for_all(accelerator)
@@ -318,7 +314,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
     from gpg_vl.rewards.golds import render_golds
     from gpg_vl.training.prepare import check_data, make_encoder
 
-    console = _console()
+    console = make_console()
     report = check_data(config, make_encoder(config), console)
     report.render(console)
     render_golds(config.rewards.weights, report.golds, console)
@@ -337,9 +333,9 @@ def _config(arguments: argparse.Namespace) -> int:
     from gpg_vl.config import describe_keys, dump_config, load_config
 
     if arguments.config is not None:
-        print(dump_config(load_config(arguments.config, arguments.overrides)), end="")
+        say(dump_config(load_config(arguments.config, arguments.overrides)), end="")
     else:
-        print(describe_keys())
+        say(describe_keys())
     return 0
 
 
@@ -347,7 +343,7 @@ def _doctor(_: argparse.Namespace) -> int:
     from gpg_vl.doctor.examine import examine
     from gpg_vl.doctor.findings import render
 
-    return render(examine(), _console())
+    return render(examine(), make_console())
 
 
 def _quickstart(arguments: argparse.Namespace) -> int:
@@ -355,7 +351,7 @@ def _quickstart(arguments: argparse.Namespace) -> int:
 
     rows = {"train_rows": arguments.train_rows, "test_rows": arguments.test_rows}
     if arguments.prepare_only:
-        print(f"wrote {prepare(arguments.folder, arguments.seed, **rows)}")
+        say(f"wrote {prepare(arguments.folder, arguments.seed, **rows)}")
         return 0
     if not arguments.config.is_file():
         raise UserError(
@@ -366,7 +362,7 @@ def _quickstart(arguments: argparse.Namespace) -> int:
         arguments.folder,
         arguments.seed,
         arguments.config,
-        _console(),
+        make_console(),
         started=arguments.since or time.time(),
         **rows,
     )

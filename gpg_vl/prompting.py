@@ -48,3 +48,6 @@ class PixelLimits:
 
 DEFAULT_STYLE = PromptStyle()
 DEFAULT_LIMITS = PixelLimits()
+
+GOLD_FORM = "<think>\n\n</think>\n<answer>{answer}</answer>"
+"""How a gold answer is written as a response where neither the config nor a reward says otherwise."""

@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -135,12 +136,19 @@ class Registry(Generic[T]):
 
 
 def _module_from(file: Path) -> ModuleType:
-    """Import a file as a module of its own, once per process.
+    """Import a file as a module, once per process.
 
     Its folder can be imported from, behind everything that is installed, so that files which lie together can share code
-    however the program was started.
+    however the program was started. Where `import NAME` finds this very file it is that module, which other processes
+    find as well: a pool that a reward makes can be sent its functions. Else it is one of a name of its own.
     """
-    module_name = f"gpg_vl_user_{abs(hash(str(file))):x}"
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+        importlib.invalidate_caches()
+    if _is_importable(file):
+        return import_module(file.stem)
+
+    module_name = f"gpg_vl_user_{sha256(str(file).encode()).hexdigest()[:16]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, file)
@@ -148,11 +156,20 @@ def _module_from(file: Path) -> ModuleType:
     assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[module_name]
         raise
     return module
+
+
+def _is_importable(file: Path) -> bool:
+    """Whether its name alone leads to this file, and not to an installed package or a file of that name elsewhere."""
+    if not file.stem.isidentifier():
+        return False
+    try:
+        spec = importlib.util.find_spec(file.stem)
+    except ValueError:  # a module that was put into sys.modules by hand
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file

@@ -41,7 +41,7 @@ DOCUMENTS = (
     "eval/README.md",
 )
 ROOMS = (
-    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes", "parent"),
+    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes", "console", "parent"),
     ("algorithms",),
     ("config",),
     ("answers",),
@@ -521,6 +521,77 @@ def test_checkpoints_are_only_read_with_remote_code_off() -> None:
                 if "trust_remote_code" not in keywords:
                     wrong.append(at(file, node.lineno))
     assert not wrong, f"from_pretrained without trust_remote_code=False: {wrong}"
+
+
+# ---- the terminal
+
+
+def past_the_console(source: str) -> Iterator[tuple[int, str]]:
+    """(line, what is wrong) of everything that would reach a terminal other than through gpg_vl.console."""
+    makers = {
+        "Console",
+        "Text",
+        "TextColumn",
+        "from_markup",
+        "rprint",
+        "print_exc",
+        "StreamHandler",
+    }
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("rich.markup", "rich"):
+            yield node.lineno, f"imports from {node.module}: use console.plain"
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        last = name.rpartition(".")[2]
+        if name == "print" or name.startswith(("sys.stdout.write", "sys.stderr.write")):
+            yield node.lineno, f"calls {name}: use console.say"
+        elif name == "os.write" and ast.unparse(node.args[0]) in ("1", "2"):
+            yield node.lineno, "writes to a stream of the terminal: use console.say"
+        elif last in makers:
+            yield node.lineno, f"calls {last}: use console.make_console, plain or text_column"
+        elif last in ("Progress", "track") and not node.args:
+            yield node.lineno, "has rich's own columns, which read markup: use console.text_column"
+        elif last == "Panel":
+            titles = [k.value for k in node.keywords if k.arg in ("title", "subtitle")]
+            if not all(isinstance(t, ast.Constant) or "plain(" in ast.unparse(t) for t in titles):
+                yield node.lineno, "has a title in which markup is read: use console.plain"
+
+
+def test_only_the_console_prints() -> None:
+    """What comes from outside is escaped in one place, and nothing gets to a terminal past it."""
+    wrong = [
+        f"{at(file, line)} {what}"
+        for file in FILES
+        if file != PACKAGE / "console.py"
+        for line, what in past_the_console(file.read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "source, is_wrong",
+    [
+        ("print(row)", True),
+        ("import sys\nsys.stderr.write(row)", True),
+        ("import os\nos.write(2, row)", True),
+        ("os.write(self._waker, row)", False),
+        ("console = rich.console.Console()", True),
+        ("from rich.text import Text\nText(row)", True),
+        ("from rich import print", True),
+        ("from rich.console import Console", False),  # to annotate with
+        ("Panel(table, title=f'data: {source}')", True),
+        ("Panel(table, title=title)", True),
+        ("Panel(table, title='plan')", False),
+        ("Panel(table, title=plain(source))", False),
+        ("Progress(console=console)", True),
+        ("Progress(text_column('{task.description}'), console=console)", False),
+        ("traceback.print_exc()", True),
+        ("console.print(table)", False),
+    ],
+)
+def test_what_counts_as_printing_past_the_console(source: str, is_wrong: bool) -> None:
+    assert bool(list(past_the_console(source))) == is_wrong
 
 
 # ---- configs

@@ -208,3 +208,21 @@ def test_declarations_stay_with_the_function():
 def test_a_range_must_be_finite_and_not_empty(low, high):
     with pytest.raises(ValueError, match="is not a range"):
         in_range(low, high)
+
+
+def test_a_file_is_the_module_that_its_name_finds(registry, tmp_path, monkeypatch):
+    """Other processes find its functions then; but a file never stands for an installed module of its name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for folder, name in (("a", "corner_rules"), ("b", "corner_rules"), ("a", "json")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.py").write_text(f"def f(): return {folder!r}\n")
+
+    first = registry.get(f"{tmp_path}/a/corner_rules.py:f")
+    second = registry.get(f"{tmp_path}/b/corner_rules.py:f")
+    third = registry.get(f"{tmp_path}/a/json.py:f")
+
+    assert (first(), second(), third()) == ("a", "b", "a")
+    assert first.__module__ == "corner_rules"
+    assert second.__module__.startswith("gpg_vl_user_")
+    assert third.__module__.startswith("gpg_vl_user_")
+    assert registry.get(f"{tmp_path}/a/corner_rules.py:f") is first

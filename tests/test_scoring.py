@@ -17,16 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
+from gpg_vl.rewards.gold import gold_completion
 from gpg_vl.rewards.scoring import (
     Reward,
-    RewardFailure,
     RewardValueError,
     call,
-    check_gold,
     check_signature,
     checked_value,
     checked_weights,
-    gold_completion,
     load,
     totals,
     with_rewards,
@@ -252,90 +250,6 @@ def test_load_reads_the_declarations(tmp_path):
     with pytest.raises(UserError, match="the completion comes first"):
         load(f"{tmp_path}/mine.py:bad")
     assert load("choice").name == "choice"
-
-
-def row(identity, answer, choices=("ball", "cube")):
-    return Example(id=identity, prompt="Which?", answer=answer, choices=choices)
-
-
-def test_good_gold_has_no_problems():
-    rows = [row("1", "(B)"), row("2", "A"), row("3", "cube"), row("4", "2", ("3", "2", "1"))]
-    assert check_gold({"choice": 1.0, "format": 0.2}, rows) == []
-
-
-def test_every_bad_gold_is_reported_with_what_the_reward_saw():
-    rows = [
-        row("good", "(B)"),
-        row("range", "(C)"),
-        row("bare", "left", None),
-        row("empty", "", ("", "x")),
-        row("tagged", "<answer>B</answer>"),  # as some data sets write it: no problem
-    ]
-    problems = check_gold({"choice": 1.0, "format": 0.2}, rows)
-    assert [(p.reward, p.example_id, p.score, p.best) for p in problems] == [
-        ("choice", "range", None, 1.0),
-        ("choice", "bare", None, 1.0),
-        ("choice", "empty", None, 1.0),
-        ("format", "empty", 0.0, 1.0),
-    ]
-    assert problems[0].saw.startswith("<think>\n\n</think>\n<answer>(C)</answer>\n")
-    assert "names no option" in problems[0].saw
-    assert problems[3].saw == "<think>\n\n</think>\n<answer></answer>"
-    assert "'format' gives 0 instead of 1 to the gold answer of example 'empty'" in str(problems[3])
-    assert "'choice' fails on the gold answer of example 'range'" in str(problems[0])
-
-
-def test_gold_that_the_scorer_never_credits_is_reported():
-    # "a" is the text of option (A), but a bare "a" is an article to the scorer.
-    problems = check_gold(
-        {"choice": 1.0}, [row("text", "a", ("a", "the")), row("letter", "(A)", ("a", "the"))]
-    )
-    assert [(p.example_id, p.score) for p in problems] == [("text", 0.0)]
-
-
-class FakePool:
-    """Stands for a RewardPool whose reward `mine.py:f` gives what is asked for."""
-
-    def __init__(self, **scores):
-        self.scores = scores
-
-    def ranges(self):
-        return {"mine.py:f": (-1.0, 2.0)}
-
-    def evaluate(self, items, names):
-        assert names == ["mine.py:f"]
-        for item in items:
-            score = self.scores[item.example.id]
-            yield score if isinstance(score, RewardFailure) else {"mine.py:f": (score,)}
-
-
-def test_user_rewards_are_checked_in_the_pool_only():
-    with pytest.raises(ValueError, match=r"'mine.py:f' is not known to be quick.*pool=RewardPool"):
-        check_gold({"mine.py:f": 1.0}, [row("1", "A")])
-    broke = RewardFailure(
-        kind="crash", reward="mine.py:f", example_id="3", member=0, message="it died"
-    )
-    pool = FakePool(**{"1": 2.0, "2": 1.0, "3": broke, "4": 2.0 - 1e-12})
-    problems = check_gold(
-        {"mine.py:f": 0.5, "choice": 1.0}, [row(str(i), "A") for i in range(1, 5)], pool=pool
-    )
-    assert [(p.reward, p.example_id, p.score, p.best) for p in problems] == [
-        ("mine.py:f", "2", 1.0, 2.0),
-        ("mine.py:f", "3", None, 2.0),
-    ]
-    assert problems[1].saw.endswith("\nit died")
-
-
-def test_a_penalty_is_best_at_its_minimum():
-    problems = check_gold(
-        {"mine.py:f": -1.0}, [row("1", "A"), row("2", "A")], pool=FakePool(**{"1": -1.0, "2": 2.0})
-    )
-    assert [(p.example_id, p.score, p.best) for p in problems] == [("2", 2.0, -1.0)]
-
-
-def test_gold_of_a_large_data_set_is_checked_in_process():
-    rows = [row(str(i), "(B)") for i in range(20_000)] + [row("last", "(C)")]
-    assert [p.example_id for p in check_gold({"choice": 1.0, "format": 0.2}, rows)] == ["last"]
 
 
 def test_the_reward_of_the_readme_accepts_the_row_of_the_readme(tmp_path: Path) -> None:

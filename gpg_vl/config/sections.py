@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from gpg_vl.config.algorithm import AnyAlgorithm, GpgConfig, why_not_reusable
 from gpg_vl.config.declaration import Section
-from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, PROMPT_PLACE
+from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, GOLD_FORM, PROMPT_PLACE
 
 Part = Literal["vision", "merger", "language"]
 """The vision tower, the merger behind it, the language model."""
@@ -177,6 +177,9 @@ class RewardsConfig(Section):
     """Seconds that one completion may take."""
     workers: int = Field(1, ge=1)
     """Processes that compute rewards."""
+    gold: str = GOLD_FORM
+    """How a gold answer is written as a response, with `{answer}` in its place, for the proof that it gets full marks. A
+    reward that declares its own form (`@gold_form`) is proved in that."""
     on_error: Literal["stop", "drop_group"] = "stop"
     """What a reward that hangs, crashes or returns no number does: stop the run, or lose its group (reported, counted)."""
 
@@ -185,6 +188,12 @@ class RewardsConfig(Section):
         if not self.weights or not any(self.weights.values()):
             raise ValueError(
                 "weights names no reward with a weight other than 0. Name at least one: weights: {choice: 1.0}."
+            )
+        if "{answer}" not in self.gold:
+            raise ValueError(
+                f"gold is {self.gold!r}, which has no {{answer}}: every gold answer would be written alike. Write "
+                f"{{answer}} where the answer stands, as in '<answer>{{answer}}</answer>'. A reward that needs no gold "
+                f"answer declares that itself: @gold_form(None)."
             )
         return self
 

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
+from gpg_vl.console import plain, text_column
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Kind, Row, RowProblem
 from gpg_vl.data.text_damage import find_damage
@@ -109,9 +110,9 @@ class DataReport:
     def render(self, console: Console) -> None:
         """Print the statistics, and the first problems with their number by kind."""
         statistics = Group(*_render_statistics(self))
-        console.print(Panel(statistics, title=Text(f"data: {self.source}"), expand=False))
+        console.print(Panel(statistics, title=plain(f"data: {self.source}"), expand=False))
         for note in self.notes:
-            console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
+            console.print(plain(f"note: {note}", style="yellow"), soft_wrap=True)
         if self.problems:
             console.print(Group(*_render_problems(self.problems)), soft_wrap=True)
 
@@ -151,13 +152,14 @@ def check(
     console: Console | None = None,
     total: int | None = None,
     notes: Iterable[str] = (),
+    answers: bool = True,
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
     there is a console. `notes`: what is known of the source beside its rows; it is asked for once
-    they are read.
+    they are read. `answers` tells whether every row needs a gold answer.
     """
     rows_read = 0
     first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
@@ -177,6 +179,8 @@ def check(
         tasks[row.task] += 1
         first = first_row.setdefault(row.id, (number, row.place))
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
+        if answers or row.answer.strip():
+            found = [*answer_problems(row), *found]
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
@@ -251,7 +255,8 @@ def _show_progress(
         yield from rows
         return
 
-    with Progress(console=console, transient=True) as progress:
+    columns = (text_column("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         yield from progress.track(rows, total=total, description="checking rows")
 
 
@@ -259,7 +264,7 @@ def _check_example(
     example: Example, count: Count, limit: int | None, first: tuple[int, str], row: int
 ) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
     """The counts of one example, None if it cannot be encoded, and all that is wrong with it."""
-    found: list[tuple[Kind, str]] = [*answer_problems(example)]
+    found: list[tuple[Kind, str]] = []
     first_row, place = first
     if first_row != row:
         where = f" ({place})" if place else ""
@@ -377,7 +382,7 @@ def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
     limit = "no limit"
     if report.max_prompt_tokens is not None:
         limit = f"at most {report.max_prompt_tokens} tokens allowed"
-    yield Text(
+    yield plain(
         f"{report.rows} rows, {report.images} images, {len(report.problems)} problems; {limit}"
     )
     if not report.tokens:
@@ -390,7 +395,7 @@ def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
 
     tasks = Table("task", "rows", box=None)
     for task, rows in report.tasks.items():
-        tasks.add_row(Text(task or "(none)"), str(rows))
+        tasks.add_row(plain(task or "(none)"), str(rows))
     yield tasks
 
 
@@ -427,11 +432,11 @@ def _render_problems(problems: Sequence[RowProblem]) -> Iterator[Text]:
     """Plain text, because a message may hold what looks like markup."""
     kinds = Counter(problem.kind for problem in problems)
     by_kind = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common())
-    yield Text(f"{len(problems)} problems: {by_kind}", style="bold")
+    yield plain(f"{len(problems)} problems: {by_kind}", style="bold")
 
     for problem in problems[:_SHOWN_PROBLEMS]:
-        yield Text(f"  {problem}")
+        yield plain(f"  {problem}")
     if len(problems) > _SHOWN_PROBLEMS:
-        yield Text(
+        yield plain(
             f"  ... and {len(problems) - _SHOWN_PROBLEMS} more; the JSON report lists all of them."
         )

@@ -28,15 +28,21 @@ REQUIRED = ("prompt", "answer")
 
 
 def load_examples(
-    source: str | Path, columns: Mapping[str, str] | None = None, *, limit: int | None = None
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    limit: int | None = None,
+    answers: bool = True,
 ) -> list[Example]:
     """Every example of a source, or of its first `limit` rows; or none, if one is broken.
+
+    answers: see `read_rows`.
 
     Raises:
         UserError: if the source cannot be read, holds no row, or holds a broken row: the first ten
             and their number.
     """
-    rows = list(read_rows(source, columns, limit=limit))
+    rows = list(read_rows(source, columns, limit=limit, answers=answers))
     problems = [row for row in rows if isinstance(row, RowProblem)]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems[:10])
@@ -54,7 +60,11 @@ def load_examples(
 
 
 def read_rows(
-    source: str | Path, columns: Mapping[str, str] | None = None, *, limit: int | None = None
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    limit: int | None = None,
+    answers: bool = True,
 ) -> Iterator[Row]:
     """Every row of a source, or its first `limit` rows, in order, as an Example or a RowProblem.
 
@@ -65,13 +75,15 @@ def read_rows(
     to reach into structs (`answer: reward_model.ground_truth`); what it leaves out is found by the
     names in `COMMON_NAMES`. Rows without an id are called by their number.
 
+    answers: whether each row needs a gold answer; False: a row without one has the answer "".
+
     Raises:
         UserError: when the first row is asked for, if the source cannot be read or its columns
             cannot be told apart; later, if a file breaks off, or if a JSONL file ends without any
             row that has a needed column.
     """
     declared = _check_mapping(columns or {})
-    yield from islice(_all_rows(str(source), declared), limit)
+    yield from islice(_all_rows(str(source), declared, answers=answers), limit)
 
 
 def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -83,12 +95,12 @@ def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tu
     return choose_files(str(source), _names_of_rows(declared)).notes
 
 
-def _all_rows(source: str, declared: Mapping[str, str]) -> Iterator[Row]:
+def _all_rows(source: str, declared: Mapping[str, str], *, answers: bool) -> Iterator[Row]:
     number = 0
     empty: list[str] = []
     for table in tables(source, _names_of_rows(declared)):
         first = number
-        for row in _parse_table(table, declared, first=first):
+        for row in _parse_table(table, declared, first=first, answers=answers):
             yield row
             number += 1
         if number == first and table.columns is None:
@@ -108,9 +120,12 @@ def _names_of_rows(declared: Mapping[str, str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _parse_table(table: Table, declared: Mapping[str, str], *, first: int) -> Iterator[Row]:
+def _parse_table(
+    table: Table, declared: Mapping[str, str], *, first: int, answers: bool
+) -> Iterator[Row]:
+    required = [field for field in REQUIRED if answers or field != "answer"]
     if table.columns is not None:
-        _require(table.columns, declared, where=table.name)
+        _require(table.columns, declared, required, where=table.name)
 
     # most rows have the columns of the one before; those of all rows are kept in order
     columns: dict[str, None] = {}
@@ -124,11 +139,11 @@ def _parse_table(table: Table, declared: Mapping[str, str], *, first: int) -> It
         if names not in mappings:
             mappings[names] = resolve_columns(names, declared, where=place)
             columns |= dict.fromkeys(names)
-        yield parse_row(cells, mappings[names], row=number, source=place)
+        yield parse_row(cells, mappings[names], row=number, source=place, answers=answers)
 
     # the rows of a JSONL file may lack a column one by one, but one that all lack is a wrong name
     if columns:
-        _require(columns, declared, where=table.name)
+        _require(columns, declared, required, where=table.name)
 
 
 def resolve_columns(
@@ -156,6 +171,14 @@ def resolve_columns(
     return mapping
 
 
+def folder_of(source: str | Path) -> Path | None:
+    """The folder that paths of pictures start from if nothing else is said; None of `datasets:` and what it names."""
+    if str(source).startswith("datasets:"):
+        return None
+    path = Path(source)
+    return path if path.is_dir() else path.parent
+
+
 def _check_mapping(columns: Mapping[str, str]) -> dict[str, str]:
     for field, column in columns.items():
         if field not in COMMON_NAMES:
@@ -172,12 +195,18 @@ def _check_mapping(columns: Mapping[str, str]) -> dict[str, str]:
     return dict(columns)
 
 
-def _require(available: Collection[str], declared: Mapping[str, str], *, where: str) -> None:
+def _require(
+    available: Collection[str],
+    declared: Mapping[str, str],
+    required: Collection[str],
+    *,
+    where: str,
+) -> None:
     """Raise UserError if a declared column, or any column for a required field, is missing."""
     for field, common_names in COMMON_NAMES.items():
         if field in declared:
             names: tuple[str, ...] = (declared[field],)
-        elif field in REQUIRED:
+        elif field in required:
             names = common_names
         else:
             continue

@@ -57,7 +57,12 @@ Row = Example | RowProblem
 
 
 def parse_row(
-    cells: Mapping[str, Any], mapping: Mapping[str, str], *, row: int, source: str
+    cells: Mapping[str, Any],
+    mapping: Mapping[str, str],
+    *,
+    row: int,
+    source: str,
+    answers: bool = True,
 ) -> Row:
     """The row as an Example, or the first thing that is wrong with it.
 
@@ -65,6 +70,8 @@ def parse_row(
     (`gpg_vl.data.read.resolve_columns`); a dotted name reaches into a struct. A row without an id
     is called by its number. Columns that are mapped to no field go to `meta` if JSON can hold them;
     pictures, other bytes and dates cannot be held and stay out.
+
+    answers: whether a row needs a gold answer; False: without one it has the answer "".
     """
     name = ""
     try:
@@ -73,7 +80,8 @@ def parse_row(
         asked = _require_cell(cells, mapping, "prompt")
         images = _join_images(_find_cell(cells, mapping, "images"), pictures_in_messages(asked))
         prompt = parse_prompt(asked, images=len(images))
-        answer = parse_answer(_require_cell(cells, mapping, "answer"))
+        gold = (_require_cell if answers else _find_cell)(cells, mapping, "answer")
+        answer = "" if gold is None else parse_answer(gold)
         choices = parse_choices(_find_cell(cells, mapping, "choices"))
         task = _find_cell(cells, mapping, "task")
         return Example(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gpg_vl.console import plain
+
 if TYPE_CHECKING:  # the doctor must start where half of the packages are missing
     from rich.console import Console
 
@@ -51,26 +53,25 @@ def render(report: Report, console: "Console") -> int:
     Returns 0 if everything required is there and works, else 1.
     """
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in report.findings:
         style = "green" if finding.status == "ok" else "bold red" if finding.required else "yellow"
         purpose = f"for {finding.needed_for}" if finding.needed_for else ""
-        mark = Text(finding.status, style=style)
-        table.add_row(mark, Text(finding.name), Text(finding.detail), Text(purpose, style="dim"))
+        mark = plain(finding.status, style=style)
+        table.add_row(mark, plain(finding.name), plain(finding.detail), plain(purpose, style="dim"))
     console.print(table)
     for title, required in (("To do:", True), ("If you need it:", False)):
         open_ends = [
             f for f in report.findings if f.status != "ok" and f.remedy and f.required is required
         ]
         if open_ends:
-            console.print(Text(f"\n{title}", style="bold"))
+            console.print(plain(f"\n{title}", style="bold"))
         for finding in open_ends:
-            console.print(Text(f"  {finding.name}: {finding.remedy}"), soft_wrap=True)
+            console.print(plain(f"  {finding.name}: {finding.remedy}"), soft_wrap=True)
     failed = [f.name for f in report.findings if f.required and f.status != "ok"]
     console.print(
-        Text(f"\nnot ready: {', '.join(failed)}" if failed else "\nready", style="bold"),
+        plain(f"\nnot ready: {', '.join(failed)}" if failed else "\nready", style="bold"),
         soft_wrap=True,
     )
     return 1 if failed else 0

@@ -8,8 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from gpg_vl.console import escaped_errors, guard, make_console, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.eval.arguments import GENERATION, PIXELS, make_parser
 from gpg_vl.eval.compare import Comparison, compare, comparison_json
@@ -59,31 +58,29 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m gpg_vl.eval")
 
 
 def _main(argv: Sequence[str] | None, prog: str) -> int:
-    arguments = make_parser(prog).parse_args(argv)
+    guard()
+    with escaped_errors():
+        arguments = make_parser(prog).parse_args(argv)
     try:
         if arguments.list:
-            print_list(arguments.task, _console())
+            print_list(arguments.task, make_console(width=160))
             return 0
         return _run(arguments)
     except (UserError, UnknownNameError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except RunError as error:
-        print(
+        say(
             f"stopped: {error} The responses so far are kept; the same command goes on from there.",
-            file=sys.stderr,
+            error=True,
         )
         return 1
     except KeyboardInterrupt:
-        print(
+        say(
             "stopped. The responses so far are kept; the same command goes on from there.",
-            file=sys.stderr,
+            error=True,
         )
         return 130
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _write(arguments, job, results, comparison, output, origin)
     _print(arguments, job, results, comparison)
     if output:
-        print(f"results: {output / 'results.json'}")
+        say(f"results: {output / 'results.json'}")
     return 1 if results.errors and not arguments.allow_errors else 0
 
 
@@ -168,9 +165,9 @@ def _job(arguments: argparse.Namespace) -> _Job:
     changes = {name: getattr(arguments, name) for name in names} | {"limits": _limits(arguments)}
     settings = settings_for(task, arguments.prompt, seed=arguments.seed, **changes)
     if arguments.coordinates and not task.boxes:
-        print(
+        say(
             f"note: --coordinates has no effect on {task.name}, where no boxes are answered.",
-            file=sys.stderr,
+            error=True,
         )
     if arguments.data:
         loaded = task.load(
@@ -276,7 +273,7 @@ def _generated(
         scorers,
         log=output / "predictions.jsonl",
         allow_errors=arguments.allow_errors,
-        console=Console(stderr=True),
+        console=make_console(error=True),
     )
     origin = {
         "model": str(model),
@@ -293,9 +290,9 @@ def _scored(
     without_effect = GENERATION if job.task.boxes else GENERATION | PIXELS
     for name, flag in without_effect.items():
         if getattr(arguments, name) is not None:
-            print(
+            say(
                 f"note: {flag} has no effect with --predictions, where nothing is generated.",
-                file=sys.stderr,
+                error=True,
             )
     docs, ceilings = proved(job.task, job.docs, scorers, allow_errors=arguments.allow_errors)
     results = score(job.task, docs, given, scorers, seed=job.seed, ceilings=ceilings)
@@ -348,30 +345,30 @@ def _print(
     comparison: Mapping[str, Comparison] | None,
 ) -> None:
     prompt = job.settings.prompt if arguments.model or arguments.prompt else "not given"
-    console = _console()
+    console = make_console(width=160)
     coordinates = f"   coordinates: {_coordinates(job)}" if job.task.boxes else ""
-    print(
+    say(
         f"{job.task.name}   {arguments.model or arguments.predictions}   prompt: {prompt}{coordinates}"
     )
     console.print(results_table(results))
-    print(*results_notes(results, prompt=prompt), sep="\n")
+    say("\n".join(results_notes(results, prompt=prompt)))
     if (disagreement := disagreement_table(results.rows)) is not None:
         console.print(disagreement)
     if comparison is not None:
-        print(f"\nminus {arguments.compare}, on the same {results.docs} rows")
+        say(f"\nminus {arguments.compare}, on the same {results.docs} rows")
         console.print(comparison_table(comparison))
     if results.docs < job.asked:
         where = "are in both" if arguments.intersect else "have an answer"
-        print(f"note: {results.docs} of {job.asked} rows {where}; the others are left out.")
+        say(f"note: {results.docs} of {job.asked} rows {where}; the others are left out.")
     elif results.docs < len(job.loaded):
-        print(
+        say(
             f"note: {results.docs} of {len(job.loaded)} rows, drawn by --limit and --seed {arguments.seed}."
         )
     if note := size_note(job.task, len(job.loaded)):
-        print(note)
+        say(note)
     if results.errors:
         first = next(row for row in results.rows if row.error is not None)
-        print(
+        say(
             f"warning: {results.errors} rows have errors and count as wrong; the first is doc_id {first.doc.doc_id}: "
             f"{first.error}"
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from gpg_vl.console import plain
 from gpg_vl.eval.compare import Comparison
 from gpg_vl.eval.results import Results, ScoredRow
 from gpg_vl.eval.statistics import DRAWS, Estimate
@@ -103,7 +104,7 @@ def disagreement_table(rows: Sequence[ScoredRow]) -> Table | None:
         example = (
             f"doc {one.doc.doc_id}, gold {one.doc.gold!r}: {one.prediction.response.text[-200:]!r}"
         )
-        table.add_row(str(len(members)), *(f"{score:g}" for score in scores), _plain(example))
+        table.add_row(str(len(members)), *(f"{score:g}" for score in scores), plain(example))
     if len(ordered) > _PATTERNS:
         rest = sum(len(members) for _, members in ordered[_PATTERNS:])
         table.add_row(
@@ -146,8 +147,3 @@ def interval_cell(estimate: Estimate, sign: str = "", *, brief: bool = False) ->
 
 def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.2f}"
-
-
-def _plain(text: str) -> str:
-    """Brackets would be markup to the table."""
-    return text.replace("[", r"\[")

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from gpg_vl.console import say
 from gpg_vl.eval.task import Task
 from gpg_vl.eval.tasks import tasks
 
@@ -10,7 +11,7 @@ from gpg_vl.eval.tasks import tasks
 def print_list(name: str | None, console: Console) -> None:
     """One row per benchmark; with a name, everything about that one."""
     if name is not None:
-        print("\n".join(task_lines(tasks.get(name)())))
+        say("\n".join(task_lines(tasks.get(name)())))
         return
     table = Table(
         title="Benchmarks. `python -m gpg_vl.eval TASK --list` shows prompts and scorers.",

@@ -12,9 +12,10 @@ from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from gpg_vl.answers.verdict import Verdict
+from gpg_vl.console import text_column
 from gpg_vl.data.images import ImageError, load_image, read_image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.predictions import (
@@ -358,7 +359,7 @@ def _progress(
         yield lambda: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

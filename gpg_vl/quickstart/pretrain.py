@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from gpg_vl.algorithms.gpg import Inputs, gpg
+from gpg_vl.console import say
 from gpg_vl.model import Model
 from gpg_vl.models import tiny
 from gpg_vl.models.encode import Encoder
@@ -237,7 +238,7 @@ def pretrain(
             if step % save_every == 0 or i + 1 == stage.steps:
                 scores = accuracy(policy, processing, encoder)
                 seconds = time.perf_counter() - began
-                print(_describe_progress(stage, step, chances, scores, seconds), flush=True)
+                say(_describe_progress(stage, step, chances, scores, seconds))
                 chances = {}
                 processor = tiny.tiny_processor(processing.tokenizer)
                 tiny.save_checkpoint(policy.model, processor, output / f"step-{step}")

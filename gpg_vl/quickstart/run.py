@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from gpg_vl.console import plain, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.quickstart import scenes
 
@@ -107,11 +108,11 @@ def quickstart(
     before = json.loads((folder / "eval-base" / "results.json").read_text())
     after = json.loads((folder / "eval-trained" / "results.json").read_text())
     console.print(summary_table(before, after))
-    console.print(what_next(folder / "run", trained), highlight=False, soft_wrap=True)
+    console.print(what_next(folder / "run", trained), soft_wrap=True)
 
     # the last line is for scripts: nothing may follow it
     line = last_line(before, after, time.time() - started, folder / "run")
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(line, soft_wrap=True)
     return 0
 
 
@@ -189,12 +190,12 @@ def _format_share(value: float, interval: Sequence[float], sign: str = "") -> st
 
 
 def _say(console: Console, step: str, text: str) -> None:
-    console.print(f"[bold]{step}[/bold] {text}", highlight=False)
+    console.print(plain(step, "bold"), plain(text))
 
 
 def _run(command: Sequence[str]) -> None:
     words = ["python" if word == sys.executable else word for word in command]
-    print("$ " + " ".join(words), flush=True)
+    say("$ " + " ".join(words))
 
     code = subprocess.run(command, check=False).returncode
     if code:

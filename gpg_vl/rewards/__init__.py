@@ -1,17 +1,19 @@
 """Rewards: plain functions that score a completion, found by name.
 
 A reward is `def my_reward(completion: Completion, example: Example) -> float` with values from 0 to 1. It may declare
-another range (`@in_range(0, 2)`), or that it scores the completions of one example together (`@batched`). An answer
-that cannot be parsed is worth 0.0; an exception is a bug of the reward and costs the group its place in the batch.
+another range (`@in_range(0, 2)`), that it scores the completions of one example together (`@batched`), or how a right answer is
+written for it (`@gold_form('{"answer": "{answer}"}')`). An answer that cannot be parsed is worth 0.0; an exception is a
+bug of the reward and costs the group its place in the batch.
 
 Nothing in this package imports torch: reward workers must start in a blink.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from gpg_vl.errors import UserError
+from gpg_vl.prompting import GOLD_FORM as GOLD_FORM
 from gpg_vl.registry import Registry
 from gpg_vl.types import Completion, Example
 
@@ -40,15 +42,21 @@ rewards: Registry[RewardFunction] = Registry(
     "reward", builtin=BUILTIN, entry_point_group="gpg_vl.rewards"
 )
 
+GoldForm = str | Callable[[Example], str] | None
+"""A template, a function of the example, or None: no response is known to get full marks. See `gold_form`."""
+
 F = TypeVar("F", bound=RewardFunction)
 
 
-def reward(name: str) -> Callable[[F], F]:
-    """Decorator: make a function available as the reward `name`. Raises ValueError if the name has another owner."""
+def reward(name: str, *, gold: GoldForm | Literal["default"] = "default") -> Callable[[F], F]:
+    """Decorator: make a function available as the reward `name`.
+
+    gold: as in `gold_form`; "default" declares nothing. Raises ValueError if the name has another owner.
+    """
 
     def keep(function: F) -> F:
         rewards.register(name)(function)
-        return function
+        return function if gold == "default" else gold_form(gold)(function)
 
     return keep
 
@@ -57,6 +65,29 @@ def batched(function: F) -> F:
     """Decorator: the reward takes the list of all completions of an example and returns a list of as many numbers."""
     function.is_batched = True  # type: ignore[union-attr]  # functions carry attributes
     return function
+
+
+def gold_form(form: GoldForm) -> Callable[[F], F]:
+    """Decorator: how a right answer is written as a response, for the proof that the data's gold answers get full marks.
+
+    form: a template with `{answer}`, such as `"{answer}"` for a bare answer; a function of the example that returns the
+        whole response, such as `lambda example: json.dumps({"answer": example.answer})`; a text without `{answer}` that
+        gets full marks whatever the answer, such as a layout; or None for a reward that cannot be proved, because no
+        response is known to get full marks. The last two need no gold answers.
+
+    What a reward declares goes before `rewards.gold` of the config. Raises UserError for anything else.
+    """
+    if form is not None and not isinstance(form, str) and not callable(form):
+        raise UserError(
+            f"@gold_form was given {form!r}. A template such as '<answer>{{answer}}</answer>', a function of the example, "
+            f"or None, where no answer can get full marks, is allowed."
+        )
+
+    def declare(function: F) -> F:
+        function.gold_form = form  # type: ignore[union-attr]  # functions carry attributes
+        return function
+
+    return declare
 
 
 def in_range(low: float, high: float) -> Callable[[F], F]:

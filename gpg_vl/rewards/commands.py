@@ -1,14 +1,16 @@
 """`gpg-vl rewards list | show | test`: the arguments, what is run, and how it is printed."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpg_vl.answers.verdict import Verdict
+from gpg_vl.console import make_console, plain
 from gpg_vl.errors import UserError
+from gpg_vl.prompting import GOLD_FORM
 from gpg_vl.rewards.catalogue import documentation, entries, entry, shown
+from gpg_vl.rewards.gold import SAME_FAILURES, ways_on
 from gpg_vl.rewards.scoring import Item, RewardFailure, load
 from gpg_vl.rewards.trial import Trial, read_responses, try_reward
 
@@ -87,60 +89,68 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     test.add_argument(
         "--time-limit", type=float, default=10.0, help="seconds for one call (default %(default)g)"
     )
+    test.add_argument(
+        "--gold",
+        default=GOLD_FORM,
+        metavar="TEMPLATE",
+        help="how a gold answer is written, with {answer} in its place, as rewards.gold in a config; a reward that "
+        "declares its own form is tried in that",
+    )
+    test.add_argument(
+        "--root",
+        type=Path,
+        help="the folder that paths of images start from (default: that of the data)",
+    )
     test.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
     test.set_defaults(run=_test)
 
 
-def _console() -> "Console":
-    from rich.console import Console  # late: --help must be quick
-
-    return Console(width=None if sys.stdout.isatty() else 140)
-
-
 def _list(_: argparse.Namespace) -> int:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("name", "range", "from", "meaning", box=None)
     for one in entries():
         batched = " batched" if one.batched else ""
         table.add_row(
-            one.name, f"{one.low:g} to {one.high:g}{batched}", Text(one.source), Text(one.meaning)
+            one.name, f"{one.low:g} to {one.high:g}{batched}", plain(one.source), plain(one.meaning)
         )
-    _console().print(table)
+    make_console().print(table)
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from rich.text import Text
-
-    reward, about, console = load(arguments.name), entry(arguments.name), _console()
+    reward, about, console = load(arguments.name), entry(arguments.name), make_console()
     console.print(
-        Text(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold"
+        plain(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold"
     )
     console.print(
         f"given {'all completions of an example at once' if about.batched else 'one completion at a time'}\n"
     )
-    console.print(Text(documentation(reward) or "(no docstring)"))
+    console.print(plain(documentation(reward) or "(no docstring)"))
     samples = shown(reward)
     if samples:
         table = _table(*_EXPLAINED)
         for one in samples:
             _add(table, one.score, one.sample.response, *_why(one.verdict, one.sample.answer))
-        console.print("\nwhat it makes of these, now:", highlight=False)
+        console.print("\nwhat it makes of these, now:")
         console.print(table)
         settings = {str(dict(one.sample.meta)) for one in samples if one.sample.meta}
         choices = {str(list(one.sample.choices)) for one in samples if one.sample.choices}
         for what, values in (("columns of the example", settings), ("choices", choices)):
             if values:
-                console.print(Text(f"{what}: {'; '.join(sorted(values))}"))
+                console.print(plain(f"{what}: {'; '.join(sorted(values))}"))
     return 0
 
 
 def _test(arguments: argparse.Namespace) -> int:
-    from gpg_vl.data.read import load_examples
+    from gpg_vl.data.read import folder_of, load_examples
 
-    examples = load_examples(arguments.data, _columns(arguments.columns))
+    if "{answer}" not in arguments.gold:
+        raise UserError(
+            f"--gold is {arguments.gold!r}, which has no {{answer}}. Write {{answer}} where the gold answer stands, as in "
+            f"'<answer>{{answer}}</answer>'."
+        )
+    examples = load_examples(arguments.data, _columns(arguments.columns), answers=False)
     ids = [example.id for example in examples]
     if len(set(ids)) < len(ids):
         twice = next(key for place, key in enumerate(ids) if key in ids[:place])
@@ -154,8 +164,10 @@ def _test(arguments: argparse.Namespace) -> int:
         responses,
         time_limit=arguments.time_limit,
         workers=arguments.workers,
+        gold=arguments.gold,
+        root=arguments.root or folder_of(arguments.data),
     )
-    _print_trial(trial, _console(), rows=arguments.rows, workers=arguments.workers)
+    _print_trial(trial, make_console(), arguments)
     return 0 if trial.ok else 1
 
 
@@ -171,51 +183,59 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def _print_trial(trial: Trial, console: "Console", *, rows: int, workers: int) -> None:
-    scores, problems = trial.scores, trial.gold_problems
+def _print_trial(trial: Trial, console: "Console", arguments: argparse.Namespace) -> None:
+    scores, problems, rows = trial.scores, trial.gold_problems, arguments.rows
     if trial.tried:
         ordered = sorted(trial.tried, key=lambda one: trial.score(one[1], failed=float("-inf")))
         console.print(_tried(ordered[:rows], explained=trial.explained))
         if len(ordered) > rows:
             console.print(
                 f"... and {len(ordered) - rows} more with the same or a greater value (--rows)",
-                highlight=False,
             )
         mean = sum(scores) / len(scores) if scores else float("nan")
         full = sum(score == trial.high for score in scores)
         console.print(
             f"\ncompletions {len(trial.tried)}: mean {mean:.4f}, full marks {full}, unparsed {trial.unparsed}, "
-            f"failed {len(trial.tried) - len(scores)}; {trial.seconds:.2f} s with {workers} processes",
-            highlight=False,
+            f"failed {len(trial.tried) - len(scores)}; {trial.seconds:.2f} s with {arguments.workers} processes",
         )
-    console.print(
-        f"gold answers {len(trial.gold)}: {len(trial.gold) - len(problems)} get full marks ({trial.high:g})"
-        f"{'' if not problems else f', {len(problems)} do not:'}",
-        highlight=False,
-    )
+    console.print(_gold_line(trial))
     if problems:
         console.print(_tried(problems[:_SHOWN_GOLD], explained=trial.explained))
         if len(problems) > _SHOWN_GOLD:
-            console.print(f"... and {len(problems) - _SHOWN_GOLD} more", highlight=False)
+            console.print(f"... and {len(problems) - _SHOWN_GOLD} more")
     _say_failures([*problems[:_SHOWN_GOLD], *trial.tried], console)
+    if any(isinstance(outcome, Verdict) for _, outcome in problems):
+        console.print(f"\n{ways_on(arguments.gold)}", soft_wrap=True)
     if not trial.explained and (trial.tried or problems):
         console.print(
             f"\n{trial.name} does not say what it reads in a response. Decorate it with @explained of "
             f"gpg_vl.rewards.samples, and it stands here beside each value.",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
+
+
+def _gold_line(trial: Trial) -> str:
+    problems, number = len(trial.gold_problems), len(trial.gold)
+    if not trial.proved:
+        return (
+            f"gold answers {trial.rows}: not tried, as {trial.name} declares that none can get full marks "
+            f"(@gold_form(None))"
+        )
+    line = f"gold answers {number}: {number - problems} get full marks ({trial.high:g})"
+    if number < trial.rows:
+        line += (
+            f"; the other {trial.rows - number} were not tried, because the reward failed {SAME_FAILURES} times for the "
+            f"same cause"
+        )
+    return f"{line}, {problems} do not:" if problems else line
 
 
 def _say_failures(
     outcomes: Sequence[tuple[Item, Verdict | RewardFailure]], console: "Console"
 ) -> None:
-    from rich.text import Text
-
     failed = dict.fromkeys(str(one) for _, one in outcomes if isinstance(one, RewardFailure))
     for message in list(failed)[: 2 * _SHOWN_GOLD]:
-        console.print(Text(f"\n{message}"))
+        console.print(plain(f"\n{message}"))
 
 
 def _tried(outcomes: Sequence[tuple[Item, Verdict | RewardFailure]], *, explained: bool) -> Any:
@@ -237,10 +257,8 @@ def _table(*columns: str) -> Any:
 
 
 def _add(table: Any, score: float | None, *cells: str, first: Sequence[str] = ()) -> None:
-    from rich.text import Text
-
     value = "failed" if score is None else f"{score:.4g}"
-    table.add_row(*(Text(_short(cell)) for cell in (*first, value, *cells)))
+    table.add_row(*(plain(_short(cell)) for cell in (*first, value, *cells)))
 
 
 def _why(verdict: Verdict | RewardFailure | None, answer: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The reward for the layout that the prompt asks for: first `<think>`, then `<answer>`, and nothing else."""
 
 from gpg_vl.answers.verdict import Verdict
+from gpg_vl.rewards import gold_form
 from gpg_vl.rewards.samples import Sample, explained
 from gpg_vl.types import Completion, Example
 
@@ -27,6 +28,7 @@ def verdict(completion: Completion, example: Example) -> Verdict:
 
 
 @explained(verdict, EXAMPLES)
+@gold_form("<think></think><answer>any</answer>")
 def format(completion: Completion, example: Example) -> float:
     """1.0 if the response is one `<think>...</think>`, then one `<answer>...</answer>` that is not empty, else 0.0.
 

@@ -7,112 +7,34 @@ together. A worker that is late is killed and replaced, and what it had not deli
 Workers are spawned, so they inherit no threads and no device; they import the rewards, but not torch.
 """
 
+import atexit
 import signal
-import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Any, Self, cast
 
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.registry import did_you_mean
-from gpg_vl.rewards import rewards
-from gpg_vl.rewards.scoring import Item, RewardFailure, Scored, checked_weights, with_rewards
-from gpg_vl.rewards.worker import Chunk, Outcome, Place, Ready, Refused, serve, where
-from gpg_vl.types import Group
+from gpg_vl.rewards import GOLD_FORM, rewards
+from gpg_vl.rewards.gold import SAME_FAILURES, GoldOutcome
+from gpg_vl.rewards.output import Printed
+from gpg_vl.rewards.process import START_LIMIT, Worker
+from gpg_vl.rewards.scoring import Item, Parts, RewardFailure, Scored, checked_weights, with_rewards
+from gpg_vl.rewards.worker import Chunk, Outcome, Ready, Refused, Setting, where
+from gpg_vl.types import Example, Group
 
-START_LIMIT = 120.0
-"""Seconds that a worker may take to import the rewards, or to read a chunk."""
 CHUNKS_PER_WORKER = 4
 """Small enough that one slow chunk at the end does not leave the other workers idle."""
 MAX_CHUNK = 64
 """Items in a chunk: examples may carry their images."""
 MAX_STILLBORN = 3
 """Workers in a row that may die outside of any reward before the pool gives up."""
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep the start of a process from running the parent's main script again.
-
-    Spawning imports the parent's `__main__` in the child: for a training script that means torch in every worker, and
-    for one without an `if __name__ == "__main__"` the training itself.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-class _Worker:
-    """A worker process as the parent sees it."""
-
-    def __init__(self, names: Sequence[str], folder: str, time_limit: float) -> None:
-        context = get_context("spawn")
-        memory = context.RawArray("d", (0.0, -1.0, -1.0, -1.0))
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(
-            target=serve,
-            args=(theirs, memory, tuple(names), folder, time_limit),
-            daemon=True,
-            name="gpg_vl reward worker",
-        )
-        with _without_main():
-            self.process.start()
-        theirs.close()
-        self.place = Place(memory)
-        self.ready = False
-        self.pending: list[int] = []
-        """The items that it was given and has not delivered."""
-        self._waiting_since = time.monotonic()
-        """When it was started, or given its chunk."""
-        self._time_limit = time_limit
-
-    @property
-    def deadline(self) -> float:
-        """When it has to be given up, in the time of `time.monotonic`."""
-        if self.ready and not self.pending:
-            return float("inf")
-        if self.pending and self.place.since >= self._waiting_since:
-            return self.place.since + self._time_limit
-        return self._waiting_since + START_LIMIT
-
-    def give(self, chunk: Chunk) -> None:
-        self.pending = [index for index, _ in chunk.items]
-        self._waiting_since = time.monotonic()
-        with suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # it died while idle; the next look at it will tell
-            self.pipe.send(chunk)
-
-    def messages(self) -> Iterator[Any]:
-        """What it has sent. Raises EOFError after the last one if it is dead."""
-        alive = (
-            self.process.is_alive()
-        )  # asked first: what it sent before it died is then in the pipe
-        try:
-            while self.pipe.poll():
-                yield self.pipe.recv()
-        except ConnectionResetError as error:
-            raise EOFError from error
-        if not alive:
-            raise EOFError
-
-    def end(self, *, patience: float) -> int | None:
-        """Close the pipe, which ends an idle worker; kill it if it is there `patience` seconds later. The exit code."""
-        self.pipe.close()
-        self.process.join(patience)
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join(10.0)
-        return self.process.exitcode
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,6 +46,25 @@ class _Job:
     queue: deque[list[int]]
     """Chunks that no worker has, as places in `items`."""
     outcomes: dict[int, Outcome]
+    gold: bool = False
+    """The items are gold answers, which the worker writes."""
+
+    causes: Counter[str] = field(default_factory=Counter)
+    """How often calls have failed, by cause."""
+
+    def keep(self, outcomes: Mapping[int, Outcome]) -> None:
+        self.outcomes.update(outcomes)
+        failed = [one for one in outcomes.values() if isinstance(one, RewardFailure)]
+        self.causes.update(one.cause for one in failed if one.cause)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """True for gold answers on which the reward has failed too often for one cause."""
+        return self.gold and max(self.causes.values(), default=0) >= SAME_FAILURES
+
+    @property
+    def is_over(self) -> bool:
+        return len(self.outcomes) == len(self.items) or self.is_hopeless
 
 
 class RewardPool:
@@ -131,13 +72,21 @@ class RewardPool:
 
     The workers start at the first call, or with `start`. `time_limit` is in seconds, for one call of a reward: one
     completion, or all of an example if it is batched. A relative `file.py:function` is found from the present folder.
+    `gold` is how gold answers are written for rewards that do not declare it. `root` is the folder that paths of images
+    start from: rewards are given absolute ones.
 
     Example:
         `with RewardPool({"choice": 1.0, "format": 0.2}) as pool: scored = pool.score(groups)`
     """
 
     def __init__(
-        self, weights: Mapping[str, float], *, time_limit: float = 10.0, workers: int = 2
+        self,
+        weights: Mapping[str, float],
+        *,
+        time_limit: float = 10.0,
+        workers: int = 2,
+        gold: str = GOLD_FORM,
+        root: str | Path | None = None,
     ) -> None:
         self.weights = checked_weights(weights)
         if not 0.0 < time_limit < float("inf"):
@@ -156,11 +105,17 @@ class RewardPool:
                     f"There is no reward called {name!r}. {did_you_mean(name, known)} "
                     f"A function of your own is named as path/to/file.py:function."
                 )
-        self._time_limit = time_limit
         self._size = workers
-        self._folder = str(Path.cwd())
-        self._workers: list[_Worker] = []
-        self._ranges: dict[str, tuple[float, float]] = {}
+        self._setting = Setting(
+            names=tuple(self.weights),
+            folder=str(Path.cwd()),
+            time_limit=time_limit,
+            gold=gold,
+            root=None if root is None else str(Path(root).absolute()),
+        )
+        self._printed = Printed()
+        self._workers: list[Worker] = []
+        self._declared: Ready | None = None
         self._stillborn = 0
 
     def __enter__(self) -> Self:
@@ -177,14 +132,26 @@ class RewardPool:
     def start(self) -> None:
         """Start the workers and wait until one has loaded the rewards. Raises UserError if they cannot be loaded."""
         self._fill()
+        self._declarations()
+
+    def _declarations(self) -> Ready:
         nothing = _Job(items=(), names=(), queue=deque(), outcomes={})
-        while not self._ranges:
+        while self._declared is None:
+            self._fill()
             self._advance(nothing)
+        return self._declared
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """The least and the greatest value that each reward declares. Starts the workers."""
-        self.start()
-        return dict(self._ranges)
+        return dict(self._declarations().ranges)
+
+    def unproved(self) -> frozenset[str]:
+        """The rewards that declare to have no gold form. Starts the workers."""
+        return self._declarations().unproved
+
+    def need_answers(self) -> frozenset[str]:
+        """The rewards for which every row needs a gold answer. Starts the workers."""
+        return self._declarations().need_answers
 
     def score(self, groups: Sequence[Group]) -> Scored:
         """The groups with their rewards. A group in which a call fails is left out, and its first failure reported.
@@ -202,30 +169,42 @@ class RewardPool:
             failures=[outcome for outcome in outcomes if isinstance(outcome, RewardFailure)],
         )
 
-    def evaluate(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Outcome]:
+    def evaluate(
+        self, items: Sequence[Item], names: Sequence[str] | None = None
+    ) -> list[Parts | RewardFailure]:
         """The values of the named rewards (default: all) for every item, or why there are none; in the order given."""
+        job = self._job(items, tuple(self.weights if names is None else names))
+        self._run(job)
+        return [cast(Parts | RewardFailure, job.outcomes[index]) for index in range(len(items))]
+
+    def prove(self, examples: Sequence[Example], name: str) -> list[GoldOutcome]:
+        """What a reward gives to the gold answer of every example, in the order given.
+
+        Once it has failed for one cause `SAME_FAILURES` times, examples that were not tried by then have None.
+        """
+        job = self._job([Item(example, ()) for example in examples], (name,), gold=True)
+        self._run(job)
+        return [cast(GoldOutcome, job.outcomes.get(index)) for index in range(len(examples))]
+
+    def _job(self, items: Sequence[Item], names: tuple[str, ...], *, gold: bool = False) -> _Job:
         size = min(MAX_CHUNK, max(1, -(-len(items) // (self._size * CHUNKS_PER_WORKER))))
         queue = deque(
             list(range(start, min(start + size, len(items))))
             for start in range(0, len(items), size)
         )
-        job = _Job(
-            items=items,
-            names=tuple(self.weights if names is None else names),
-            queue=queue,
-            outcomes={},
-        )
-        finished = not items
+        return _Job(items=items, names=names, queue=queue, outcomes={}, gold=gold)
+
+    def _run(self, job: _Job) -> None:
+        self._printed.renew()
         try:
-            while not finished:
+            while not job.is_over:
                 self._fill()
                 self._hand_out(job)
                 self._advance(job)
-                finished = len(job.outcomes) == len(items)
         finally:
-            if not finished:  # workers in the middle of something must not answer the next call
+            # workers in the middle of something must not answer the next call
+            if len(job.outcomes) < len(job.items):
                 self.close(patience=0.0)
-        return [job.outcomes[index] for index in range(len(items))]
 
     def close(self, *, patience: float = 2.0) -> None:
         """End the workers; those that are busy are killed after `patience` seconds. A later call starts new ones."""
@@ -234,23 +213,25 @@ class RewardPool:
         for worker in self._workers:
             worker.end(patience=patience)
         self._workers = []
+        atexit.unregister(self.close)
 
     def _fill(self) -> None:
+        if not self._workers:  # at its end, this process would wait for them before they are closed
+            atexit.register(self.close)
         while len(self._workers) < self._size:
-            self._workers.append(_Worker(tuple(self.weights), self._folder, self._time_limit))
+            self._workers.append(Worker(self._setting, self._printed))
 
     def _hand_out(self, job: _Job) -> None:
         for worker in self._workers:
             if job.queue and worker.ready and not worker.pending:
-                worker.give(
-                    Chunk(job.names, [(index, job.items[index]) for index in job.queue.popleft()])
-                )
+                items = [(index, job.items[index]) for index in job.queue.popleft()]
+                worker.give(Chunk(job.names, items, job.gold))
 
     def _advance(self, job: _Job) -> None:
         """Wait until something happens, and deal with it: results, a death, a deadline."""
         timeout = min(worker.deadline for worker in self._workers) - time.monotonic()
         timeout = min(
-            max(timeout, 0.0), self._time_limit
+            max(timeout, 0.0), self._setting.time_limit
         )  # a call that begins from now on is not late before that
         sentinels = [worker.process.sentinel for worker in self._workers]
         connection.wait([*(worker.pipe for worker in self._workers), *sentinels], timeout)
@@ -264,18 +245,18 @@ class RewardPool:
                 if time.monotonic() >= worker.deadline:
                     self._lose(worker, job, late=True)
 
-    def _take(self, worker: _Worker, message: Any, job: _Job) -> None:
+    def _take(self, worker: Worker, message: Any, job: _Job) -> None:
         if isinstance(message, Refused):
             self.close(patience=0.0)
             raise UserError(_refusal(message))
         if isinstance(message, Ready):
-            worker.ready, self._ranges = True, message.ranges
+            worker.ready, self._declared = True, message
             return
-        job.outcomes.update(message)
+        job.keep(dict(message))
         worker.pending = [index for index in worker.pending if index not in job.outcomes]
         self._stillborn = 0
 
-    def _lose(self, worker: _Worker, job: _Job, *, late: bool) -> None:
+    def _lose(self, worker: Worker, job: _Job, *, late: bool) -> None:
         """A worker is dead or too late. Charge the group whose call it was in, and give out the rest again."""
         entered = worker.place.since
         self._workers.remove(worker)
@@ -295,13 +276,9 @@ class RewardPool:
         ):  # else it came through at the last moment and was in another
             self._stillborn = 0
             index, number, member = place
-            job.outcomes[index] = _fatal(
-                job.names[number],
-                job.items[index],
-                None if member < 0 else member,
-                how,
-                limit=self._time_limit if late else None,
-            )
+            at = None if member < 0 else member
+            limit = self._setting.time_limit if late else None
+            job.keep({index: _fatal(job.names[number], job.items[index], at, how, limit=limit)})
         rest = [index for index in worker.pending if index not in job.outcomes]
         if rest:
             job.queue.appendleft(rest)
@@ -327,6 +304,7 @@ def _fatal(
         example_id=item.example.id,
         member=member,
         message=message,
+        cause=how if limit is None else "timeout",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
-from gpg_vl.rewards import in_range
+from gpg_vl.rewards import gold_form, in_range
 from gpg_vl.rewards.samples import Sample, explained
 from gpg_vl.types import Completion, Example
 
@@ -33,6 +33,7 @@ def verdict(completion: Completion, example: Example) -> Verdict:
 
 
 @explained(verdict, EXAMPLES)
+@gold_form("")
 @in_range(-1, 0)
 def length(completion: Completion, example: Example) -> float:
     """0.0 up to `length_limit - length_cache` tokens, falling to -1.0 at `length_limit`; the end token counts.
@@ -48,6 +49,7 @@ def soft_overlong(*, limit: int, cache: int) -> Callable[[Completion, Example], 
     """The reward `length` for one limit. Raises UserError unless 0 < cache <= limit."""
     _check(limit, cache, "soft_overlong")
 
+    @gold_form("")
     @in_range(-1, 0)
     def brief(completion: Completion, example: Example) -> float:
         """0.0 up to `limit - cache` tokens, falling to -1.0 at `limit`."""

@@ -1,4 +1,4 @@
-"""What a reward is, what it may return, how rewards add up, and the check of a data set's own gold answers.
+"""What a reward is, what it may return, and how rewards add up.
 
 Everything here is a pure function of its arguments; `isolation` runs it in worker processes. User code is called in
 `call` only, and nothing is caught here: the caller decides what an exception means.
@@ -7,14 +7,13 @@ Everything here is a pure function of its arguments; `isolation` runs it in work
 import inspect
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, cast
 
-from gpg_vl.answers.extract import gold_text
 from gpg_vl.errors import UserError
-from gpg_vl.rewards import QUICK, rewards
+from gpg_vl.rewards import GOLD_FORM, GoldForm, rewards
 from gpg_vl.types import Completion, Example, Group
 
 FailureKind = Literal["timeout", "crash", "exception", "value"]
@@ -41,6 +40,8 @@ class RewardFailure:
     """The completion in the group, from 0; None if the reward is batched and was given all of them."""
     message: str
     """What was given, what is allowed and what to do; for an exception, with its traceback."""
+    cause: str = ""
+    """Equal for failures that are one bug, such as `KeyError at r.py:7`. "" if the example is at fault."""
 
     def __str__(self) -> str:
         return self.message
@@ -67,6 +68,8 @@ class Reward:
     low: float
     """The least and the greatest value that it declares to return."""
     high: float
+    gold: GoldForm = GOLD_FORM
+    """How a gold answer is written for it; None: none can get full marks."""
 
 
 class Item(NamedTuple):
@@ -80,13 +83,23 @@ class RewardValueError(ValueError):
     """A reward returned something that is not a finite number in its range."""
 
 
-def load(name: str) -> Reward:
-    """Find a reward by name, importing its module. Raises what the registry raises, or UserError for its signature."""
+def load(name: str, gold: str = GOLD_FORM) -> Reward:
+    """Find a reward by name, importing its module. Raises what the registry raises, or UserError for its signature.
+
+    gold: how gold answers are written for a reward that does not declare it.
+    """
     function = rewards.get(name)
     is_batched = bool(getattr(function, "is_batched", False))
     check_signature(name, function, is_batched=is_batched)
     low, high = getattr(function, "declared_range", (0.0, 1.0))
-    return Reward(name=name, function=function, batched=is_batched, low=low, high=high)
+    return Reward(
+        name=name,
+        function=function,
+        batched=is_batched,
+        low=low,
+        high=high,
+        gold=getattr(function, "gold_form", gold),
+    )
 
 
 def check_signature(name: str, function: Callable[..., object], *, is_batched: bool) -> None:
@@ -188,98 +201,3 @@ def totals(parts: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -
 def with_rewards(group: Group, parts: Parts, weights: Mapping[str, float]) -> Group:
     """The group with the rewards of its completions."""
     return replace(group, rewards=totals(parts, weights), reward_parts=parts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoldProblem:
-    """A gold answer that its own reward does not fully accept: a wrong row, a wrong mapping, or the wrong reward.
-
-    Example: `GoldProblem(reward="choice", example_id="7", score=0.0, best=1.0, saw="<think>...<answer>2</answer>")`
-    """
-
-    reward: str
-    example_id: str
-    score: float | None
-    """What the reward gave; None if it gave no valid number."""
-    best: float
-    """What it should have given: its declared maximum, or its minimum if its weight is negative."""
-    saw: str
-    """The response that was scored, followed by the failure if there was one."""
-
-    def __str__(self) -> str:
-        gave = (
-            "fails on"
-            if self.score is None
-            else f"gives {self.score:g} instead of {self.best:g} to"
-        )
-        return f"The reward {self.reward!r} {gave} the gold answer of example {self.example_id!r}. It saw: {self.saw}"
-
-
-class Isolated(Protocol):
-    """What `check_gold` needs of a `RewardPool`."""
-
-    def ranges(self) -> Mapping[str, tuple[float, float]]: ...
-
-    def evaluate(
-        self, items: Sequence[Item], names: Sequence[str]
-    ) -> Sequence[Parts | RewardFailure]: ...
-
-
-def gold_completion(example: Example) -> Completion:
-    """The response that a perfect policy would give to an example, with an empty reasoning block."""
-    text = f"<think>\n\n</think>\n<answer>{gold_text(example.answer)}</answer>"
-    return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
-
-
-def check_gold(
-    weights: Mapping[str, float],
-    examples: Iterable[Example],
-    *,
-    pool: Isolated | None = None,
-) -> list[GoldProblem]:
-    """Every (reward, example) whose reward is not the best one on the example's own gold answer, reward by reward.
-
-    Rewards that are quick on any text (`QUICK`) run in this process, which takes seconds for 100,000 examples. Others are
-    user code, or compute, and run in `pool`; without one they are a ValueError.
-    """
-    items = [Item(example, (gold_completion(example),)) for example in examples]
-    problems: list[GoldProblem] = []
-    for name, weight in checked_weights(weights).items():
-        if name in QUICK:
-            reward = load(name)
-            low, high = reward.low, reward.high
-            outcomes: Iterable[float | str] = (_gold_score(reward, item) for item in items)
-        elif pool is None:
-            raise ValueError(
-                f"The reward {name!r} is not known to be quick on any text, so it must not run in this process. "
-                f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(sorted(QUICK))}."
-            )
-        else:
-            low, high = pool.ranges()[name]
-            outcomes = (
-                outcome.message if isinstance(outcome, RewardFailure) else outcome[name][0]
-                for outcome in pool.evaluate(items, [name])
-            )
-        best = low if weight < 0 else high
-        for item, outcome in zip(items, outcomes, strict=True):
-            if isinstance(outcome, str) or abs(outcome - best) > RANGE_SLACK:
-                score, why = (None, f"\n{outcome}") if isinstance(outcome, str) else (outcome, "")
-                problems.append(
-                    GoldProblem(
-                        reward=name,
-                        example_id=item.example.id,
-                        score=score,
-                        best=best,
-                        saw=item.completions[0].response + why,
-                    )
-                )
-    return problems
-
-
-def _gold_score(reward: Reward, item: Item) -> float | str:
-    """The reward of the gold response, or why there is none: a built-in reward raises ValueError on impossible rows."""
-    given = list(item.completions) if reward.batched else item.completions[0]
-    try:
-        return call(reward, given, item.example)[0]
-    except ValueError as error:
-        return str(error)

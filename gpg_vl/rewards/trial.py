@@ -13,9 +13,11 @@ from pathlib import Path
 from gpg_vl.answers.extract import extract_answer
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
+from gpg_vl.prompting import GOLD_FORM
 from gpg_vl.registry import did_you_mean
+from gpg_vl.rewards.gold import GoldScore, gold_completion
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.scoring import RANGE_SLACK, Item, RewardFailure, gold_completion, load
+from gpg_vl.rewards.scoring import RANGE_SLACK, Item, RewardFailure, load
 from gpg_vl.types import Completion, Example
 
 MAX_LINE = 16_000_000
@@ -32,7 +34,13 @@ class Trial:
     explained: bool
     """The reward tells its verdicts (`@explained`); else they hold its value and what was extracted."""
     gold: list[tuple[Item, Verdict | RewardFailure]]
-    """The gold answer of every example, in the order of the data."""
+    """The gold answer of every example that was proved, in the order of the data: all of them, unless the reward failed too
+    often for one cause, or declares that it has no gold form.
+    """
+    rows: int
+    """Examples of the data."""
+    proved: bool
+    """False if the reward declares that it has no gold form."""
     tried: list[tuple[Item, Verdict | RewardFailure]]
     """The completions, in the order of their file."""
     seconds: float
@@ -61,7 +69,7 @@ class Trial:
 
     @property
     def ok(self) -> bool:
-        """True if every gold answer got full marks and no call failed."""
+        """True if every gold answer got full marks, where there is to be a proof, and no call failed."""
         return not self.gold_problems and len(self.scores) == len(self.tried)
 
 
@@ -72,39 +80,70 @@ def try_reward(
     *,
     time_limit: float = 10.0,
     workers: int = 2,
+    gold: str = GOLD_FORM,
+    root: Path | None = None,
 ) -> Trial:
-    """Score the gold answers of `examples`, then `responses` by example id. Raises UserError if that cannot begin."""
+    """Score the gold answers of `examples`, then `responses` by example id. Raises UserError if that cannot begin.
+
+    gold: how gold answers are written, if the reward does not declare it. root: where paths of images start.
+    """
     by_id = {example.id: example for example in examples}
     asked = [Item(by_id[key], (_completion(text),)) for key, text in responses.items()]
-    gold = [Item(example, (gold_completion(example),)) for example in examples]
-    with RewardPool({name: 1.0}, time_limit=time_limit, workers=workers) as pool:
+    with RewardPool(
+        {name: 1.0}, time_limit=time_limit, workers=workers, gold=gold, root=root
+    ) as pool:
         low, high = pool.ranges()[name]
-        of_gold = pool.evaluate(gold)
+        is_proved = name not in pool.unproved()
+        of_gold = pool.prove(examples, name) if is_proved else []
         began = time.perf_counter()
         of_asked = pool.evaluate(asked)
         seconds = time.perf_counter() - began
     explain = getattr(load(name).function, "explain", None)
 
-    def outcome(
-        item: Item, scored: Mapping[str, tuple[float, ...]] | RewardFailure
-    ) -> Verdict | RewardFailure:
+    def outcome(item: Item, scored: float | RewardFailure) -> Verdict | RewardFailure:
         if isinstance(scored, RewardFailure):
             return scored
         if explain is None:
             parsed = extract_answer(item.completions[0].response).candidate
-            return Verdict(score=scored[name][0], parsed=parsed, gold=item.example.answer)
+            return Verdict(score=scored, parsed=parsed, gold=item.example.answer)
         told: Verdict = explain(item.completions[0], item.example)
-        return replace(told, score=scored[name][0])
+        return replace(told, score=scored)
+
+    tried = [
+        (item, outcome(item, _value(one, name))) for item, one in zip(asked, of_asked, strict=True)
+    ]
+    proofs = []
+    for example, scored in zip(examples, of_gold, strict=is_proved):
+        if scored is not None:
+            item = Item(example, (_gold_seen(example, scored, gold),))
+            proofs.append((item, outcome(item, _value(scored, name))))
 
     return Trial(
         name=name,
         low=low,
         high=high,
         explained=explain is not None,
-        gold=[(item, outcome(item, scored)) for item, scored in zip(gold, of_gold, strict=True)],
-        tried=[(item, outcome(item, scored)) for item, scored in zip(asked, of_asked, strict=True)],
+        gold=proofs,
+        rows=len(examples),
+        proved=is_proved,
+        tried=tried,
         seconds=seconds,
     )
+
+
+def _value(
+    scored: GoldScore | Mapping[str, tuple[float, ...]] | RewardFailure, name: str
+) -> float | RewardFailure:
+    if isinstance(scored, RewardFailure):
+        return scored
+    return scored.value if isinstance(scored, GoldScore) else scored[name][0]
+
+
+def _gold_seen(example: Example, scored: GoldScore | RewardFailure, gold: str) -> Completion:
+    """The response that was scored; of a call that failed, the form of the config."""
+    if isinstance(scored, RewardFailure):
+        return gold_completion(example, gold)
+    return _completion(scored.response)
 
 
 def _completion(text: str) -> Completion:

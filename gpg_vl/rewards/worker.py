@@ -12,14 +12,17 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from gpg_vl.errors import UserError
 from gpg_vl.registry import UnknownNameError
+from gpg_vl.rewards.gold import GoldScore, needs_answer, score_gold
 from gpg_vl.rewards.scoring import Item, Parts, Reward, RewardFailure, RewardValueError, call, load
+from gpg_vl.types import Example
 
-Outcome = Parts | RewardFailure
+Outcome = Parts | GoldScore | RewardFailure
 
 FLUSH_INTERVAL = 0.05
 """Seconds after which a worker delivers what it has: no more than that is done again if it is killed."""
@@ -27,17 +30,35 @@ ORPHAN_GRACE = 5.0
 """Seconds beyond the time limit after which a worker ends itself, because there is no parent to do it."""
 
 
+class Setting(NamedTuple):
+    """What a worker is started with."""
+
+    names: tuple[str, ...]
+    folder: str
+    """Where it works: a relative file.py:function is found from here."""
+    time_limit: float
+    gold: str
+    """How gold answers are written for rewards that do not declare it."""
+    root: str | None
+    """The folder that paths of images start from."""
+
+
 class Chunk(NamedTuple):
     """A message to a worker: the rewards to run, and the items by their place in the caller's list."""
 
     names: tuple[str, ...]
     items: list[tuple[int, Item]]
+    gold: bool = False
+    """The items have no completions: the one reward that is named writes the gold answer and scores it."""
 
 
 class Ready(NamedTuple):
-    """A worker's first message: the declared range of every reward."""
+    """A worker's first message: the declared range of every reward, and those without a gold form."""
 
     ranges: dict[str, tuple[float, float]]
+    unproved: frozenset[str]
+    need_answers: frozenset[str]
+    """Those that are proved on gold answers."""
 
 
 class Refused(NamedTuple):
@@ -73,65 +94,80 @@ class Place:
         return None if index < 0 else (int(index), int(reward), int(member))
 
 
-def serve(
-    pipe: Connection, memory: Any, names: Sequence[str], folder: str, time_limit: float
-) -> None:
+def serve(pipe: Connection, output: Connection, memory: Any, setting: Setting) -> None:
     """The worker's life, which ends when the parent closes the pipe or is gone."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for the parent, which then closes the pipe
     with suppress(PermissionError):  # it leads a group already
         os.setsid()  # a SIGTERM to the whole group is for the parent too: it finishes its step and writes a checkpoint
-    with suppress(OSError):
-        os.dup2(
-            2, 1
-        )  # what a reward prints belongs to the log: standard output may be somebody's data
+    # what a reward prints is passed on by the parent, which escapes and limits it
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    output.close()
     sys.stdout = sys.stderr
-    os.chdir(folder)  # a relative file.py:function means the folder in which the pool was made
+    os.chdir(setting.folder)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _load_and_score(pipe, Place(memory), names, time_limit)
-    os._exit(0)  # threads that a reward has left behind must not keep the process
+        _load_and_score(pipe, Place(memory), setting)
+    _end_group()
 
 
-def _load_and_score(
-    pipe: Connection, place: Place, names: Sequence[str], time_limit: float
-) -> None:
+def _end_group() -> NoReturn:
+    """End this process and all that rewards have started: threads and processes must not outlive the pool."""
+    sys.stderr.flush()
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def _load_and_score(pipe: Connection, place: Place, setting: Setting) -> None:
     parent = os.getppid()
     rewards: dict[str, Reward] = {}
-    for name in names:
-        reward, error = _caught(load, name)
+    for name in setting.names:
+        reward, error = _caught(load, name, setting.gold)
         if error is not None:
             pipe.send(_refused(name, error))
             return
         rewards[name] = reward
-    pipe.send(Ready({name: (reward.low, reward.high) for name, reward in rewards.items()}))
-    desk = _Desk(pipe, place, time_limit)
+    pipe.send(
+        Ready(
+            ranges={name: (reward.low, reward.high) for name, reward in rewards.items()},
+            unproved=frozenset(name for name, one in rewards.items() if one.gold is None),
+            need_answers=frozenset(name for name, one in rewards.items() if needs_answer(one.gold)),
+        )
+    )
+    desk = _Desk(pipe, place, setting)
     while (
         os.getppid() == parent
     ):  # asked beside the pipe's end, which a fork of the parent may keep open
         if pipe.poll(2.0):
             chunk = pipe.recv()
-            desk.score([rewards[name] for name in chunk.names], chunk.items)
+            desk.score([rewards[name] for name in chunk.names], chunk)
 
 
 class _Desk:
     """Where a worker scores: its pipe, its place, and the clock that ends it if its parent cannot."""
 
-    def __init__(self, pipe: Connection, place: Place, time_limit: float) -> None:
+    def __init__(self, pipe: Connection, place: Place, setting: Setting) -> None:
         self._pipe = pipe
         self._place = place
-        self._end_after = time_limit + ORPHAN_GRACE
+        self._root = setting.root
+        self._end_after = setting.time_limit + ORPHAN_GRACE
         self._armed = float("-inf")
 
-    def score(self, rewards: Sequence[Reward], items: Sequence[tuple[int, Item]]) -> None:
+    def score(self, rewards: Sequence[Reward], chunk: Chunk) -> None:
         done: list[tuple[int, Outcome]] = []
         flushed = time.monotonic()
-        for index, item in items:
+        for index, item in chunk.items:
             now = time.monotonic()
             if done and now - flushed > FLUSH_INTERVAL:
                 self._pipe.send(done)
                 done, flushed = [], now
-            done.append((index, self._score_item(rewards, index, item)))
+            item = Item(located(item.example, self._root), item.completions)
+            if chunk.gold:
+                done.append((index, self._score_gold(rewards[0], index, item)))
+            else:
+                done.append((index, self._score_item(rewards, index, item)))
         self._place.leave()
         faulthandler.cancel_dump_traceback_later()
         self._armed = float("-inf")
@@ -154,6 +190,11 @@ class _Desk:
             parts[reward.name] = tuple(values)
         return parts
 
+    def _score_gold(self, reward: Reward, index: int, item: Item) -> Outcome:
+        self._enter(index, 0, None)
+        got, error = _caught(score_gold, reward, item.example)
+        return got if error is None else _failure(reward.name, item, None, error)
+
     def _enter(self, index: int, number: int, member: int | None) -> None:
         now = self._place.enter(index, number, -1 if member is None else member)
         if now - self._armed > 1.0:  # not before every call, as it starts a thread
@@ -164,6 +205,8 @@ class _Desk:
 
 def where(item: Item, member: int | None) -> str:
     """`completion 3 of example '7' ('<think>...')`, for messages."""
+    if not item.completions:
+        return f"the gold answer of example {item.example.id!r}"
     if member is None:
         return f"the completions of example {item.example.id!r}"
     return f"completion {member} of example {item.example.id!r} ({_short.repr(item.completions[member].response)})"
@@ -181,6 +224,7 @@ def _failure(name: str, item: Item, member: int | None, error: Exception) -> Rew
             example_id=item.example.id,
             member=member,
             message=f"{error} It was given {where(item, member)}.",
+            cause="value",
         )
     if isinstance(error, UserError):  # the example is at fault, and the message says how
         return RewardFailure(
@@ -197,7 +241,27 @@ def _failure(name: str, item: Item, member: int | None, error: Exception) -> Rew
         member=member,
         message=f"The reward {name!r} must return 0.0 for what it cannot parse, but it raised an "
         f"exception on {where(item, member)}:\n{_traceback(error)}",
+        cause=_cause(error),
     )
+
+
+def _cause(error: Exception) -> str:
+    """`KeyError at r.py:7`: the same for the same bug, whatever example brings it up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    place = f" at {last.filename}:{last.lineno}" if last else ""
+    return f"{type(error).__name__}{place}"
+
+
+def located(example: Example, root: str | None) -> Example:
+    """The example as a reward is given it: with absolute paths of its images, where they are paths."""
+    if root is None or all(isinstance(image, bytes) for image in example.images):
+        return example
+    images = tuple(
+        image if isinstance(image, bytes) else os.path.join(root, image)  # noqa: PTH118  ten times as fast
+        for image in example.images
+    )
+    return replace(example, images=images)
 
 
 def _refused(name: str, error: Exception) -> Refused:

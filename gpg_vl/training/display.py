@@ -12,9 +12,10 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
-    TextColumn,
     TimeRemainingColumn,
 )
+
+from gpg_vl.console import text_column
 
 
 def no_signal(*, steps: int, skipped: int, folder: Path) -> str | None:
@@ -51,12 +52,12 @@ class Display:
         self._started, self._first = time.perf_counter(), done
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("step"),
+            text_column("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=16),
-            TextColumn("{task.description}"),
+            text_column("{task.description}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("left"),
+            text_column("left"),
             console=console,
             disable=not (enabled and console.is_terminal),
             speed_estimate_period=120,
@@ -77,7 +78,7 @@ class Display:
         if "reward" not in metrics:
             shares = [f"{k} {100 * v:.1f}" for k, v in metrics.items() if isinstance(v, float)]
             line = f"step {step:>5}  evaluation  {'  '.join(shares)}"
-            self._console.print(line, highlight=False)
+            self._console.print(line)
             return
 
         line = _describe_step(metrics, seconds)
@@ -88,7 +89,6 @@ class Display:
             left = round(pace * (self._steps - step))
             self._console.print(
                 f"step {step:>5}/{self._steps}  {line}  {left // 60}:{left % 60:02d} left",
-                highlight=False,
             )
 
     def phase(self, phase: str, done: int, of: int) -> None:

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from gpg_vl.config import Config
+from gpg_vl.console import plain
 
 USABLE = 0.9
 """Of a device: the rest goes to the CUDA context, to kernels, and to gaps between tensors."""
@@ -146,7 +147,7 @@ def render_fits(
     )
     if devices > 1:
         title = f"{title}; {devices} of them, train.sharding {' | '.join(names)}"
-    console.print(Panel(table, title=title, title_align="left", expand=False))
+    console.print(Panel(table, title=plain(title), title_align="left", expand=False))
 
 
 def _cell(fit: Fit | None) -> str:

@@ -72,8 +72,6 @@ def _take(folder: Path, console: Console) -> IO[str]:
             raise
         console.print(
             f"The file system of {folder} has no locks ({error.strerror}): a second run in this folder would not be noticed.",
-            highlight=False,
-            markup=False,
         )
 
     file.truncate(0)

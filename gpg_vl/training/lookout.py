@@ -32,6 +32,7 @@ from torch import distributed
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch lists no names
 
 from gpg_vl.activity import MeetingBrokenError, current
+from gpg_vl.console import say, show_cursor
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.parent import IS_LAUNCHED, has_lost_launcher
 from gpg_vl.training.lateness import Sighting, explain_gone, explain_late, explain_unknown
@@ -322,9 +323,7 @@ def _end_now(code: int) -> None:
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
-    if sys.stdout.isatty():
-        sys.stdout.write("\x1b[?25h")  # the display has hidden the cursor
-    sys.stdout.flush()
+    show_cursor()
     sys.stderr.flush()
     os._exit(code)
 
@@ -352,4 +351,4 @@ def _leave_it_to_the_lookout(number: int, frame: FrameType | None) -> None:
 
 
 def _print(message: str) -> None:
-    print(f"gpg-vl: {message}", file=sys.stderr, flush=True)
+    say(f"gpg-vl: {message}", error=True)

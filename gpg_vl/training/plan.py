@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config
+from gpg_vl.console import plain
 from gpg_vl.models.adapter_layers import PARTS
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
@@ -282,12 +282,11 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
     table.add_column(style="bold")
     table.add_column()
     for name, value in _describe(plan, config).items():
-        table.add_row(name, value)
+        table.add_row(name, plain(value))
     console.print(Panel(table, title="plan", title_align="left"))
 
-    prompt = Text(plan.first_prompt)
-    title = "prompt of row 0, as the model reads it"
-    console.print(Panel(prompt, title=title, title_align="left"))
+    prompt = plain(plan.first_prompt)
+    console.print(Panel(prompt, title="prompt of row 0, as the model reads it", title_align="left"))
 
 
 def _describe(plan: Plan, config: Config) -> dict[str, str]:

@@ -15,15 +15,17 @@ from rich.console import Console
 
 from gpg_vl.activity import doing
 from gpg_vl.algorithms.algorithm import Algorithm
-from gpg_vl.config import Config, make_algorithm
+from gpg_vl.config import Config, SampledConfig, make_algorithm
 from gpg_vl.data.check import DataReport, check
-from gpg_vl.data.read import load_examples, notes_of, read_rows
+from gpg_vl.data.read import folder_of, load_examples, notes_of, read_rows
 from gpg_vl.errors import UserError
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing, load_processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
+from gpg_vl.rewards import BUILTIN
+from gpg_vl.rewards.gold import check_gold, explain, needs_answer
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.scoring import check_gold
+from gpg_vl.rewards.scoring import load
 from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.training.agreement import refuse_other_data
@@ -64,10 +66,9 @@ def make_encoder(config: Config) -> Encoder:
 
     Loads the tokenizer, no weights.
     """
-    root = Path(config.data.root) if config.data.root else _folder_of(config.data.train)
     return Encoder(
         processing=load_processing(config.model.path, config.model.revision),
-        root=root,
+        root=picture_root(config),
         style=PromptStyle(
             template=config.prompt.template,
             system=config.prompt.system,
@@ -82,6 +83,39 @@ def make_encoder(config: Config) -> Encoder:
     )
 
 
+def picture_root(config: Config) -> Path | None:
+    """The folder that paths of pictures start from; None where pictures are bytes."""
+    return Path(config.data.root) if config.data.root else folder_of(config.data.train)
+
+
+def make_pool(config: Config) -> RewardPool:
+    """The worker processes of the config's rewards."""
+    return RewardPool(
+        config.rewards.weights,
+        time_limit=config.rewards.time_limit,
+        workers=config.rewards.workers,
+        gold=config.rewards.gold,
+        root=picture_root(config),
+    )
+
+
+def needs_answers(config: Config) -> bool:
+    """Whether every row needs a gold answer: to learn it, or for a reward. Imports rewards of your own in a worker."""
+    if not isinstance(config.algorithm, SampledConfig):
+        return True
+
+    own = [name for name in config.rewards.weights if name not in BUILTIN]
+    built_in = [
+        load(name, config.rewards.gold) for name in config.rewards.weights if name in BUILTIN
+    ]
+    if any(needs_answer(reward.gold) for reward in built_in):
+        return True
+    if not own:
+        return False
+    with make_pool(config) as pool:
+        return bool(pool.need_answers())
+
+
 def engine_options(config: Config) -> EngineOptions:
     """What the config's rollout section says to engines."""
     names = {field.name for field in fields(EngineOptions)}
@@ -90,9 +124,13 @@ def engine_options(config: Config) -> EngineOptions:
 
 def check_data(config: Config, encoder: Encoder, console: Console | None) -> DataReport:
     """Read and check every row of the training data."""
-    rows = read_rows(config.data.train, config.data.columns, limit=config.data.limit)
+    answers = needs_answers(config)
+    rows = read_rows(
+        config.data.train, config.data.columns, limit=config.data.limit, answers=answers
+    )
     return check(
         rows,
+        answers=answers,
         count=encoder.count,
         max_prompt_tokens=config.data.max_prompt_tokens,
         console=console,
@@ -143,7 +181,7 @@ def prepare(
         digests = [rows.whole + sizes for _, rows, sizes in checked]
         refuse_other_data(digests, config.data.train)
         report, rows, _ = checked[0]
-        examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
+        examples = load_data(config)
 
     plan = make_plan(
         config,
@@ -195,7 +233,10 @@ def describe_unknown_end(encoder: Encoder) -> str:
 def _check(
     config: Config, encoder: Encoder, console: Console | None
 ) -> tuple[DataReport, RowDigests, str]:
-    """All that is looked at once on a node, every row too. The report, and what tells this data, and what is made of it, from others."""
+    """All that is looked at once on a node, every row too.
+
+    Returns the report, and what tells this data, and what is made of it, from other data.
+    """
     refuse_unsavable(config, encoder)
     report = check_data(config, encoder, console)
     if not report.ok:
@@ -206,10 +247,16 @@ def _check(
             f"nothing is dropped silently."
         )
 
-    examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
+    examples = load_data(config)
     _refuse_bad_rewards(config, examples)
     sizes = sha256(repr((report.tokens, report.image_sizes)).encode()).hexdigest()
     return report, digest_rows(examples, encoder.root), sizes
+
+
+def load_data(config: Config) -> list[Example]:
+    """The examples of a config whose rows were checked: one without an answer may do without."""
+    data = config.data
+    return load_examples(data.train, data.columns, limit=data.limit, answers=False)
 
 
 def _count_steps(config: Config, examples: int) -> int:
@@ -219,22 +266,8 @@ def _count_steps(config: Config, examples: int) -> int:
 
 
 def _refuse_bad_rewards(config: Config, examples: Sequence[Example]) -> None:
-    with RewardPool(
-        config.rewards.weights, time_limit=config.rewards.time_limit, workers=config.rewards.workers
-    ) as pool:
-        problems = check_gold(config.rewards.weights, examples, pool=pool)
-
+    gold = config.rewards.gold
+    with make_pool(config) as pool:
+        problems = check_gold(config.rewards.weights, examples, pool=pool, gold=gold)
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise UserError(
-            f"{len(problems)} gold answer(s) do not get full marks from their own reward:\n{shown}{more}\n"
-            f"Mend the data or the reward: a policy could not be rewarded for the right answer."
-        )
-
-
-def _folder_of(source: str) -> Path | None:
-    if source.startswith("datasets:"):
-        return None
-    path = Path(source)
-    return path if path.is_dir() else path.parent
+        raise UserError(explain(problems, gold))

@@ -214,4 +214,4 @@ def _refuse_metrics(metrics: Path, step: int, where: str) -> None:
 
 
 def _say(console: Console, message: str) -> None:
-    console.print(message, highlight=False, markup=False, soft_wrap=True)
+    console.print(message, soft_wrap=True)

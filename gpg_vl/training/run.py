@@ -21,7 +21,6 @@ from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.families import Family
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import make_reference
-from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.agreement import refuse_folder_of_its_own
@@ -38,7 +37,7 @@ from gpg_vl.training.lock import hold_folder
 from gpg_vl.training.loop import Hooks, Intervals, train
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
-from gpg_vl.training.prepare import Prepared, engine_options
+from gpg_vl.training.prepare import Prepared, engine_options, make_pool
 from gpg_vl.training.ranks import on_main
 from gpg_vl.training.record import Record
 from gpg_vl.training.resume import Start, cut_metrics, find_start
@@ -117,7 +116,7 @@ def _launch(
     # worker processes, the display and the handling of Ctrl-C end with the run, however it ends
     is_main, steps = accelerator.is_main_process, prepared.plan.steps
     with (
-        _make_rewarder(config) as rewarder,
+        make_pool(config) as rewarder,
         Display(console, steps=steps, done=state.step, enabled=is_main) as display,
         StopRequest(console if is_main else None) as stop,
     ):
@@ -139,7 +138,7 @@ def _launch(
 
     message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
     if message and is_main:
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
+        console.print(message, soft_wrap=True)
     return final.step == steps and not final.evaluation_due
 
 
@@ -166,7 +165,6 @@ def _resume(
         console.print(
             f"resuming from {start.checkpoint or 'the beginning (no complete checkpoint)'}; "
             f"{dropped} later metric row(s) will be computed again",
-            markup=False,
         )
     return state
 
@@ -365,14 +363,6 @@ def _make_intervals(config: Config, steps: int) -> Intervals:
         eval_every=config.eval.every,
         checkpoint_every=config.output.checkpoint_every,
         samples_every=config.output.samples_every,
-    )
-
-
-def _make_rewarder(config: Config) -> RewardPool:
-    return RewardPool(
-        config.rewards.weights,
-        time_limit=config.rewards.time_limit,
-        workers=config.rewards.workers,
     )
 
 

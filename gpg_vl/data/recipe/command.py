@@ -6,13 +6,11 @@ folder cannot be written. 130: Ctrl-C. After any stop the same command goes on w
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from gpg_vl.console import escaped_errors, guard, make_console, say
 from gpg_vl.data.recipe.convert import Made, make
 from gpg_vl.data.recipe.recipe import Option, Recipe, Request
 from gpg_vl.errors import RunError, UserError
@@ -24,23 +22,23 @@ _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 def main(recipe: Recipe | Mapping[str, Recipe], argv: Sequence[str] | None = None) -> int:
     """Run a recipe, or the one of several that the first argument names. Returns the exit code."""
-    arguments = _parser(recipe).parse_args(argv)
+    guard()
+    with escaped_errors():
+        arguments = _parser(recipe).parse_args(argv)
     chosen: Recipe = arguments.recipe
-    console = Console(stderr=True)
+    console = make_console(error=True)
     try:
         made = make(chosen, _request(chosen, arguments), console if console.is_terminal else None)
-        print(_summary(chosen, made))
+        say(_summary(chosen, made))
         _refuse(made, arguments.allow_broken)
     except UserError as error:
-        print(f"{chosen.name}: {error}", file=sys.stderr)
+        say(f"{chosen.name}: {error}", error=True)
         return 2
     except RunError as error:
-        print(f"{chosen.name}: {error}", file=sys.stderr)
+        say(f"{chosen.name}: {error}", error=True)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"{chosen.name}: stopped. The same command goes on where this one was.", file=sys.stderr
-        )
+        say(f"{chosen.name}: stopped. The same command goes on where this one was.", error=True)
         return 130
     return 0
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from gpg_vl.console import text_column
 from gpg_vl.data.check import DataReport, PromptCounts, answer_problems, check
 from gpg_vl.data.images import ImageError, Picture, load_image
 from gpg_vl.data.read import COMMON_NAMES, read_rows
@@ -102,7 +103,7 @@ def _sources(recipe: Recipe, request: Request) -> list[Source]:
 
 def _progress(console: Console | None) -> Progress:
     columns = (
-        TextColumn("{task.description}"),
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -1,11 +1,11 @@
 """A trainer meets its servers: whether they are there, and whether they hold what the trainer thinks they hold."""
 
-import sys
 import time
 from collections.abc import Sequence
 
 import torch
 
+from gpg_vl.console import say
 from gpg_vl.errors import UserError
 from gpg_vl.models.load import read_config
 from gpg_vl.rollout.engine import EngineLostError, EngineOptions, EngineSetup
@@ -50,9 +50,9 @@ def wait_for(server: Server, seconds: float) -> None:
 
         if waited > SILENT_SECONDS and not told:
             told = True
-            print(
+            say(
                 f"waiting for the server {server.url}, {seconds:.0f} seconds at most (rollout.server_wait)",
-                file=sys.stderr,
+                error=True,
             )
         time.sleep(POLL_SECONDS)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from gpg_vl.console import say
 from gpg_vl.errors import UserError
 from gpg_vl.models.load import load_processing
 from gpg_vl.rollout.engine import EngineOptions
@@ -44,7 +45,7 @@ def serve(
         "vllm.entrypoints.launchers.api_server.entry",
         *to_flags({**arguments, **server_arguments(host, port, data_parallel)}),
     ]
-    print(describe_start(path, host, port, data_parallel, options), flush=True)
+    say(describe_start(path, host, port, data_parallel, options))
     os.execve(sys.executable, command, {**os.environ, **server_environment()})
 
 

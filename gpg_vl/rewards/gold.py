@@ -1,0 +1,221 @@
+"""The proof that the gold answers of a data set get full marks from the rewards that are trained on.
+
+A gold answer is written as a response in the form that the reward declares (`@gold_form`), or else in that of the config
+(`rewards.gold`). What does not get full marks is a wrong row, a wrong mapping of columns, the wrong reward, or a reward
+that reads another form; `explain` says which ways there are.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from gpg_vl.answers.extract import gold_text
+from gpg_vl.rewards import GOLD_FORM, QUICK, GoldForm
+from gpg_vl.rewards.scoring import (
+    RANGE_SLACK,
+    Reward,
+    RewardFailure,
+    RewardValueError,
+    call,
+    checked_weights,
+    load,
+)
+from gpg_vl.types import Completion, Example
+
+SAME_FAILURES = 3
+"""A reward that fails so often for one cause is broken: the proof ends there, and does not say so once per row."""
+_SHOWN = 5
+"""Rows that are named of each reward."""
+
+
+class GoldScore(NamedTuple):
+    """What a reward gives to a gold answer, and the response that was scored."""
+
+    value: float
+    response: str
+
+
+GoldOutcome = GoldScore | RewardFailure | None
+"""None: the proof had ended before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldProblem:
+    """A gold answer that its own reward does not fully accept.
+
+    Example: `GoldProblem(reward="choice", example_id="7", score=0.0, best=1.0, saw="<think>...<answer>2</answer>")`
+    """
+
+    reward: str
+    example_id: str
+    score: float | None
+    """What the reward gave; None if it gave no valid number."""
+    best: float
+    """What it should have given: its declared maximum, or its minimum if its weight is negative."""
+    saw: str
+    """The response that was scored, followed by the failure if there was one."""
+    ends: bool = False
+    """The reward has failed for this cause `SAME_FAILURES` times, and the proof of it ended: rows were not tried."""
+
+    def __str__(self) -> str:
+        gave = (
+            "fails on"
+            if self.score is None
+            else f"gives {self.score:g} instead of {self.best:g} to"
+        )
+        return f"The reward {self.reward!r} {gave} the gold answer of example {self.example_id!r}. It saw: {self.saw}"
+
+
+class Isolated(Protocol):
+    """What `check_gold` needs of a `RewardPool`."""
+
+    def ranges(self) -> Mapping[str, tuple[float, float]]: ...
+
+    def unproved(self) -> frozenset[str]: ...
+
+    def prove(self, examples: Sequence[Example], name: str) -> Sequence[GoldOutcome]: ...
+
+
+def gold_completion(example: Example, form: GoldForm = GOLD_FORM) -> Completion:
+    """The response that a perfect policy would give to an example. Raises RewardValueError if the form makes no text."""
+    assert form is not None, "a reward without a gold form is not proved"
+    if isinstance(form, str):
+        text: object = form.replace("{answer}", gold_text(example.answer))
+    else:
+        text = form(example)
+    if not isinstance(text, str):
+        raise RewardValueError(
+            f"The gold form of a reward returned {text!r:.200} for example {example.id!r}. It must return the text of a "
+            f"whole response."
+        )
+    return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
+
+
+def needs_answer(form: GoldForm) -> bool:
+    """Whether a reward with this form is proved on gold answers, so that every row needs one."""
+    return form is not None and (not isinstance(form, str) or "{answer}" in form)
+
+
+def score_gold(reward: Reward, example: Example) -> GoldScore:
+    """Write the gold answer of an example and score it. Raises what the reward raises."""
+    completion = gold_completion(example, reward.gold)
+    given = [completion] if reward.batched else completion
+    return GoldScore(call(reward, given, example)[0], completion.response)
+
+
+def check_gold(
+    weights: Mapping[str, float],
+    examples: Iterable[Example],
+    *,
+    pool: Isolated | None = None,
+    gold: str = GOLD_FORM,
+) -> list[GoldProblem]:
+    """Every (reward, example) whose reward is not the best one on the example's own gold answer, reward by reward.
+
+    Rewards that are quick on any text (`QUICK`) run in this process, which takes seconds for 100,000 examples. Others are
+    user code, or compute, and run in `pool`; without one they are a ValueError. Those without a gold form are left out.
+
+    gold: how gold answers are written for rewards that do not declare it. A pool has its own.
+    """
+    rows = list(examples)
+    problems: list[GoldProblem] = []
+    for name, weight in checked_weights(weights).items():
+        if name in QUICK:
+            reward = load(name, gold)
+            low, high = reward.low, reward.high
+            outcomes: Sequence[GoldOutcome] = [_scored_here(reward, row) for row in rows]
+        elif pool is None:
+            raise ValueError(
+                f"The reward {name!r} is not known to be quick on any text, so it must not run in this process. "
+                f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(sorted(QUICK))}."
+            )
+        elif name in pool.unproved():
+            continue
+        else:
+            low, high = pool.ranges()[name]
+            outcomes = pool.prove(rows, name)
+        problems += _problems(name, rows, outcomes, best=low if weight < 0 else high)
+    return problems
+
+
+def _scored_here(reward: Reward, example: Example) -> GoldOutcome:
+    """In this process; a built-in reward raises ValueError on impossible rows."""
+    try:
+        return score_gold(reward, example)
+    except ValueError as error:
+        return RewardFailure(
+            kind="exception",
+            reward=reward.name,
+            example_id=example.id,
+            member=0,
+            message=f"{gold_completion(example, reward.gold).response}\n{error}",
+        )
+
+
+def _problems(
+    name: str, examples: Sequence[Example], outcomes: Sequence[GoldOutcome], *, best: float
+) -> list[GoldProblem]:
+    """Those of one reward, in the order of the rows. Failures of one cause are listed up to the end of the proof."""
+    problems: list[GoldProblem] = []
+    times: dict[str, int] = {}
+    for example, outcome in zip(examples, outcomes, strict=True):
+        if outcome is None:
+            continue
+        score, saw, ends = None, "", False
+        if isinstance(outcome, RewardFailure):
+            saw = outcome.message
+            if outcome.cause:
+                times[outcome.cause] = times.get(outcome.cause, 0) + 1
+                if times[outcome.cause] > SAME_FAILURES:
+                    continue
+                ends = times[outcome.cause] == SAME_FAILURES
+        elif abs(outcome.value - best) <= RANGE_SLACK:
+            continue
+        else:
+            score, saw = outcome.value, outcome.response
+        problems.append(
+            GoldProblem(
+                reward=name, example_id=example.id, score=score, best=best, saw=saw, ends=ends
+            )
+        )
+    return problems
+
+
+def explain(problems: Sequence[GoldProblem], gold: str = GOLD_FORM) -> str:
+    """What is wrong, reward by reward, and every way on. gold: the form of the config."""
+    by_reward: dict[str, list[GoldProblem]] = {}
+    for problem in problems:
+        by_reward.setdefault(problem.reward, []).append(problem)
+    listed = "\n".join(_explain_reward(found) for found in by_reward.values())
+    return (
+        f"{len(problems)} gold answer(s) do not get full marks from their own reward:\n{listed}\n{ways_on(gold)}\n"
+        f"`gpg-vl rewards test REWARD --data FILE` shows what each gold answer gets."
+    )
+
+
+def ways_on(gold: str) -> str:
+    """What to do about gold answers without full marks. gold: the form of the config."""
+    return (
+        f"A policy could not be rewarded for the right answer. Correct the rows, the mapping of columns, or the reward. If "
+        f"all three are as meant:\n"
+        f"  - A reward that reads answers in another form than {gold!r} needs gold answers in that form. Set rewards.gold "
+        f"to it, such as rewards.gold='{{answer}}' for bare answers; or declare it on the reward: "
+        f"@gold_form('{{answer}}') (from gpg_vl.rewards import gold_form), or a function of the example.\n"
+        f"  - A reward that no gold answer can max, such as one of the length or the layout, declares @gold_form(None). "
+        f"It is then not proved, and rows without a gold answer are allowed where no other reward needs them."
+    )
+
+
+def _explain_reward(problems: Sequence[GoldProblem]) -> str:
+    """The first problems of one reward; one message where it ends its proof by failing in the same way again and again."""
+    end = next((problem for problem in problems if problem.ends), None)
+    if end is None:
+        shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
+        more = len(problems) - _SHOWN
+        return f"{shown}\n  and {more} more of {problems[0].reward!r}" if more > 0 else shown
+    others = [repr(problem.example_id) for problem in problems if problem is not end]
+    return (
+        f"  The reward {end.reward!r} failed {SAME_FAILURES} times for the same cause, and its proof ended there. Correct "
+        f"the reward. It failed on the gold answers of examples {', '.join(others[:_SHOWN])} and {end.example_id!r}; the "
+        f"last time: {end.saw}"
+    )
