@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
 
 from gpg_vl.rewards import QUICK
 from gpg_vl.rewards.scoring import load
@@ -57,7 +57,7 @@ def render_golds(names: Iterable[str], examples: Sequence[Example], console: Con
     )
     for one in read:
         cells = (one.example.id, one.example.answer, *one.readings.values())
-        table.add_row(*(Text(_shorten(cell)) for cell in cells))
+        table.add_row(*(plain(_shorten(cell)) for cell in cells))
     console.print(table)
 
 
