@@ -132,6 +132,18 @@ def test_a_file_system_without_locks_is_told(
     assert "has no locks (No locks available): a second run" in shown.getvalue()
 
 
+def test_a_full_disk_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lock.os, "pwrite", full)
+    with (
+        pytest.raises(UserError, match=r"cannot be written: .*No space left.*Make room"),
+        hold_folder(tmp_path, accelerator(), console()),
+    ):
+        pass
+
+
 def test_a_second_run_is_refused_on_the_command_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """With --resume and without; what the first one has written stays as it is."""
     config = write_config(tmp_path, tiny_checkpoint, train={"steps": 100000})

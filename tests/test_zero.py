@@ -377,9 +377,9 @@ def test_a_damaged_file_is_told(two: dict, folder: Path, tmp_path: Path) -> None
     for changes, message in (
         ({key: tensors[key].T.contiguous()}, "exp_avg_sq of .* of shape"),
         ({key: tensors[key].half()}, "is F16, not F32"),
-        ({f"moment/max_exp_avg_sq/{name}": tensors[key]}, "state has .*max_exp_avg_sq"),
+        ({f"moment/max_exp_avg_sq/{name}": tensors[key].clone()}, "state has .*max_exp_avg_sq"),
         ({f"weight/{name}": tensors[key].T.contiguous()}, "the saved .* is torch.float32"),
-        ({"moment/exp_avg/nothing": tensors[key]}, "of nothing that this run trains"),
+        ({"moment/exp_avg/nothing": tensors[key].clone()}, "of nothing that this run trains"),
     ):
         save_file(tensors | changes, damaged)
         with pytest.raises(DamagedFileError, match=message):

@@ -152,7 +152,7 @@ class Checkpoints:
             self._refuse_others(checkpoint, saved)
             self._sharding.load(checkpoint)
             carry = self._restore_rank(checkpoint, saved)
-        except UserError:
+        except (UserError, RunError):  # said already, or another process that has ended
             raise
         except Exception as error:
             if not _is_unreadable(error):

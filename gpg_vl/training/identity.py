@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "model.gradient_checkpointing",
     "rewards.workers",
     "rewards.time_limit",
+    "rewards.on_error",
     "rollout.prompts_per_batch",
     "rollout.slots",
     "rollout.servers",

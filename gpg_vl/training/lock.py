@@ -69,16 +69,31 @@ def _take(folder: Path, console: Console) -> IO[str]:
         fcntl.lockf(file, fcntl.LOCK_UN, 0, 1)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise
+            file.close()
+            raise UserError(
+                f"The run folder {folder} cannot be locked: {error}. Choose another output.folder."
+            ) from None
         console.print(
             f"The file system of {folder} has no locks ({error.strerror}): a second run in this folder would not be noticed.",
         )
 
-    file.truncate(0)
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    file.write(f"{socket.gethostname()}, process id {os.getpid()}, since {started}\n")
-    file.flush()
+    _sign(folder, file)
     return file
+
+
+def _sign(folder: Path, file: IO[str]) -> None:
+    """Who holds the lock, for the message of whoever does not get it."""
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    name = f"{socket.gethostname()}, process id {os.getpid()}, since {started}\n"
+    try:
+        # unbuffered: a full disk would be met again when the file is closed
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), name.encode(), 0)
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"The run folder {folder} cannot be written: {error}. Make room, or choose another output.folder."
+        ) from None
 
 
 def _join(folder: Path, process: int) -> IO[str]:

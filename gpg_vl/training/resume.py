@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from gpg_vl.activity import doing
-from gpg_vl.errors import UserError
+from gpg_vl.errors import RunError, UserError
 from gpg_vl.training.checkpoint import ROWS, STATE, digest_together, latest, step_of
 from gpg_vl.training.folder import CHECKPOINTS, METRICS
 from gpg_vl.training.identity import Identity, changed_rewards, refuse_other_identity
@@ -72,14 +72,22 @@ def find_start(
 
 
 def cut_metrics(file: Path, start: Start) -> int:
-    """Drop the rows of metrics.jsonl that will be computed again, and a torn last line. Returns how many went."""
+    """Drop the rows of metrics.jsonl that will be computed again, and a torn last line. Returns how many went.
+
+    Raises RunError if the file cannot be written.
+    """
     if not file.exists():
         return 0
-    content = file.read_bytes()
-    kept, dropped = content[: start.metrics_bytes], content[start.metrics_bytes :]
     partial = file.with_suffix(".partial")
-    partial.write_bytes(kept)
-    partial.replace(file)
+    try:
+        content = file.read_bytes()
+        kept, dropped = content[: start.metrics_bytes], content[start.metrics_bytes :]
+        partial.write_bytes(kept)
+        partial.replace(file)
+    except OSError as error:
+        raise RunError(
+            f"{file} cannot be written: {error}. Make room and go on with --resume."
+        ) from error
     return len(dropped.splitlines())
 
 

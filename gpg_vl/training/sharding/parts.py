@@ -56,10 +56,9 @@ def load_parts(
     reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
     refuse_other_weights(saved, parameters, folder)
+    _refuse_gaps(saved)
     _refuse_other_layout(saved, parameters, optimizer)
-
     tensors = {key: _room_for(key, saved[key], parameters) for key in saved}
-    _refuse_gaps(saved, tensors)
     try:
         load(tensors, storage_reader=reader)
     except CheckpointException as error:
@@ -103,9 +102,11 @@ def refuse_other_parts(saved: Layout, weights: Layout, moments: Mapping[str, Lay
     """
     for name, layout in weights.items():
         if saved[f"{WEIGHT}/{name}"] != layout:
-            old, new = saved[f"{WEIGHT}/{name}"], layout
+            old_shape, old_dtype = saved[f"{WEIGHT}/{name}"]
+            shape, dtype = layout
             raise DamagedFileError(
-                f"the saved {name} is {old[1]} of {old[0]}, not {new[1]} of {new[0]}"
+                f"the saved {name} is {old_dtype} of shape {list(old_shape)}, not {dtype} of {list(shape)}; files are "
+                f"missing, or of another model"
             )
 
     kept: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]] = {}
@@ -142,13 +143,13 @@ def _room_like(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tenso
     )
 
 
-def _refuse_gaps(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _refuse_gaps(saved: Mapping[str, Any]) -> None:
     """A file that is not there is no error to torch, if its parts are not the last ones: numbers would stay as they were."""
-    for key, tensor in tensors.items():
-        held = sum(chunk.sizes.numel() for chunk in saved[key].chunks)
-        if saved[key].size != tensor.shape or held != tensor.numel():
-            raise ValueError(
-                f"{held} of {tensor.numel()} numbers of {key} are there; files are missing, or of another model"
+    for key, one in saved.items():
+        held = sum(chunk.sizes.numel() for chunk in one.chunks)
+        if held != one.size.numel():
+            raise DamagedFileError(
+                f"{held} of {one.size.numel()} numbers of {key} are there; files are missing, or of another model"
             )
 
 
