@@ -489,6 +489,18 @@ def test_keys_have_two_levels_and_there_are_not_too_many() -> None:
     assert len({key for key in keys if key.startswith("algorithm.")}) <= 15
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_pixels": 784}, {"min_pixels": 500_000}, {"min_pixels": 5000, "max_pixels": 4999}],
+)
+def test_limits_that_no_picture_fits(limits: dict[str, int]) -> None:
+    """One mistake that names both keys, whichever of them was given."""
+    given = {"min_pixels": 3136, "max_pixels": 401408, **limits}
+    told = rf"data: max_pixels is {given['max_pixels']}, below min_pixels, {given['min_pixels']}: .*data\.min_pixels"
+    with pytest.raises(UserError, match=told):
+        parse_config(tree(data={"train": "d.jsonl", **limits}), "run.yaml")
+
+
 def test_choices_are_listed() -> None:
     assert allowed_values("algorithm.f_norm") == ("one", "group_std", "batch_std")
     assert allowed_values("train.schedule") == ("constant", "linear", "cosine")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate import DistributedType
-from runs import gpg_vl, write_config
+from runs import gpg_vl, run_python, write_config
 
 from gpg_vl.config import parse_config
 from gpg_vl.errors import UserError
@@ -54,3 +54,54 @@ def test_a_wish_that_accelerate_forgets_is_refused_too(
     assert result.returncode == 2
     assert f"The launcher asks for {name}, which would wrap the model" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# ---- processes that were asked for and are not there
+
+
+@pytest.mark.parametrize(
+    ("environment", "number"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "several"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "4"),
+        ({"PMI_SIZE": "2"}, "2"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "8"),
+        ({"WORLD_SIZE": "2"}, "2"),
+    ],
+)
+def test_processes_that_do_not_meet_are_missed(environment: dict[str, str], number: str) -> None:
+    said = launcher.describe_missing_processes(environment, 1)
+    assert f"asked for {number} processes, but this run has one" in said
+    assert "torchrun --nproc-per-node" in said
+    assert launcher.describe_missing_processes(environment, 2) == ""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"ACCELERATE_MIXED_PRECISION": "no"},
+        {"MASTER_ADDR": "127.0.0.1"},
+        {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1"},
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_STEP_NUM_TASKS": "1(x2)"},
+    ],
+)
+def test_a_process_that_was_meant_to_be_alone_is_not_remarked_on(
+    environment: dict[str, str],
+) -> None:
+    assert launcher.describe_missing_processes(environment, 1) == ""
+
+
+def test_the_plan_says_that_accelerate_has_started_one_process(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """By the launcher itself, whose doing it is."""
+    config = write_config(tmp_path, tiny_checkpoint, model={"lora_targets": ["q_proj"]})
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    result = run_python(*launch, "-m", "gpg_vl", "train", config, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    said = " ".join(result.stdout.replace("│", " ").split())
+    assert "on 1 process(es)" in said
+    assert "the launcher was asked for several processes, but this run has one" in said
+    assert "model.lora_targets has no effect: model.lora_rank is 0" in said

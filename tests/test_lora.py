@@ -134,7 +134,6 @@ def test_a_name_of_two_parts_stands_for_the_chosen_ones(newer_checkpoint: Path) 
             ["q_proj", "v_porj"],
             r"names 'v_porj', but no linear layer of the language model is called so\. Did you mean 'v_proj'\? Known: d",
         ),
-        (("language",), ["lm_head"], r"names 'lm_head', but no linear layer of the language model"),
         (
             ("language",),
             ["proj"],
@@ -157,6 +156,28 @@ def test_names_that_stand_for_nothing(
 ) -> None:
     with pytest.raises(UserError, match=told):
         chosen(tiny_checkpoint, "qwen2_vl", parts, targets)
+
+
+@pytest.mark.parametrize(
+    ("target", "module"),
+    [
+        ("lm_head", "Linear lm_head"),
+        ("embed_tokens", "Embedding model.language_model.embed_tokens"),
+        ("norm", "model.language_model.norm"),
+        ("input_layernorm", "model.language_model.layers.0.input_layernorm"),
+        ("patch_embed.proj", "Conv3d model.visual.patch_embed.proj"),
+        ("self_attn", "model.language_model.layers.0.self_attn"),
+        ("layers.0.mlp", "model.language_model.layers.0.mlp"),
+        ("visual", "model.visual"),
+    ],
+)
+@pytest.mark.parametrize("parts", [("language",), EVERYWHERE])
+def test_names_of_what_no_adapter_is_put_on(
+    tiny_checkpoint: Path, parts: tuple[str, ...], target: str, module: str
+) -> None:
+    told = rf"names '{re.escape(target)}', the .*{re.escape(module)}, on which gpg_vl puts no adapters.*Known: "
+    with pytest.raises(UserError, match=told):
+        chosen(tiny_checkpoint, "qwen2_vl", parts, ["q_proj", target])
 
 
 def test_a_text_model_has_no_vision_to_adapt(text_checkpoint: Path) -> None:

@@ -194,14 +194,7 @@ def prepare(
         first_prompt=encoder.render(examples[0]),
         device_bytes=device_bytes,
         devices=devices,
-        warnings=[
-            text
-            for text in (
-                describe_missing_processes(os.environ, processes),
-                describe_unknown_end(encoder),
-            )
-            if text
-        ],
+        warnings=_warnings(config, encoder, processes),
     )
     return Prepared(
         config=config,
@@ -213,6 +206,17 @@ def prepare(
         rows=rows,
         plan=plan,
     )
+
+
+def _warnings(config: Config, encoder: Encoder, processes: int) -> list[str]:
+    """What is allowed and probably not meant."""
+    texts = [describe_missing_processes(os.environ, processes), describe_unknown_end(encoder)]
+    if config.model.lora_targets and not config.model.lora_rank:
+        texts.append(
+            "model.lora_targets has no effect: model.lora_rank is 0, so all weights are trained. Set model.lora_rank, or "
+            "leave model.lora_targets out"
+        )
+    return [text for text in texts if text]
 
 
 def describe_unknown_end(encoder: Encoder) -> str:
