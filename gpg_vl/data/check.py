@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.progress import Progress
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -20,13 +19,18 @@ from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Kind, Row, RowProblem
+from gpg_vl.data.summary import (
+    histogram,
+    render_histogram,
+    render_image_sizes,
+    render_lengths,
+    summarise,
+)
 from gpg_vl.data.text_damage import find_damage
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
-_BINS = 10
 _SHOWN_PROBLEMS = 20
-_SHOWN_SIZES = 10
 _SHOWN_GOLDS = 6
 
 
@@ -50,21 +54,6 @@ class PromptCounts:
 Count = Callable[[Example], PromptCounts]
 """Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot
 be encoded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """A distribution in five numbers; the median and the 95th percentile are values that occur
-    (nearest rank).
-
-    Example: of 1, 2, 3, 10: `Summary(total=16, min=1, median=2, p95=10, max=10)`
-    """
-
-    total: int
-    min: int
-    median: int
-    p95: int
-    max: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,40 +323,6 @@ def _choice_problems(answer: str, choices: tuple[str, ...]) -> Iterator[tuple[Ki
             yield "choices", text
 
 
-def summarise(values: Sequence[int]) -> Summary | None:
-    """Five numbers about the values, or None if there are none."""
-    if not values:
-        return None
-
-    ordered = sorted(values)
-    return Summary(
-        total=sum(ordered),
-        min=ordered[0],
-        median=ordered[_nearest_rank(len(ordered), 50)],
-        p95=ordered[_nearest_rank(len(ordered), 95)],
-        max=ordered[-1],
-    )
-
-
-def _nearest_rank(number: int, percent: int) -> int:
-    """The index of the smallest value that at least `percent` of all values do not exceed."""
-    return -(-percent * number // 100) - 1
-
-
-def histogram(values: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """(from, to, number of values), both ends included, in at most ten intervals of equal width."""
-    if not values:
-        return ()
-
-    low, high = min(values), max(values)
-    width = (high - low) // _BINS + 1
-    numbers = Counter((value - low) // width for value in values)
-    bins = []
-    for start in range(low, high + 1, width):
-        bins.append((start, start + width - 1, numbers[(start - low) // width]))
-    return tuple(bins)
-
-
 def _summary_object(values: Sequence[int]) -> dict[str, int] | None:
     summary = summarise(values)
     return None if summary is None else asdict(summary)
@@ -383,44 +338,15 @@ def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
     if not report.tokens:
         return
 
-    yield _render_lengths(report)
-    yield _render_histogram(report.tokens)
+    yield render_lengths({"prompt tokens": report.tokens, "image tokens": report.image_tokens})
+    yield render_histogram(report.tokens)
     if report.image_sizes:
-        yield _render_image_sizes(report.image_sizes)
+        yield render_image_sizes(report.image_sizes)
 
     tasks = Table("task", "rows", box=None)
     for task, rows in report.tasks.items():
         tasks.add_row(Text(task or "(none)"), str(rows))
     yield tasks
-
-
-def _render_lengths(report: DataReport) -> Table:
-    table = Table("", *Summary.__slots__, box=None)
-    for name, values in (("prompt tokens", report.tokens), ("image tokens", report.image_tokens)):
-        summary = summarise(values)
-        assert summary is not None, name
-        table.add_row(name, *(str(getattr(summary, column)) for column in Summary.__slots__))
-    return table
-
-
-def _render_histogram(tokens: Sequence[int]) -> Table:
-    bins = histogram(tokens)
-    most = max(rows for _, _, rows in bins)
-    table = Table("prompt tokens", "rows", "", box=None)
-    for low, high, rows in bins:
-        bar = ProgressBar(total=most, completed=rows, width=30)
-        table.add_row(f"{low}-{high}", str(rows), bar)
-    return table
-
-
-def _render_image_sizes(image_sizes: Mapping[tuple[int, int], int]) -> Table:
-    table = Table("image size (seen by the model)", "images", box=None)
-    sizes = list(image_sizes.items())
-    for (width, height), images in sizes[:_SHOWN_SIZES]:
-        table.add_row(f"{width}x{height}", str(images))
-    if rest := sizes[_SHOWN_SIZES:]:
-        table.add_row(f"{len(rest)} other sizes", str(sum(images for _, images in rest)))
-    return table
 
 
 def _render_problems(problems: Sequence[RowProblem]) -> Iterator[Text]:
