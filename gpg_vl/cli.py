@@ -312,10 +312,12 @@ def _data_check(arguments: argparse.Namespace) -> int:
 
     # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
+    from gpg_vl.rewards.golds import read_golds
     from gpg_vl.training.prepare import check_data, make_encoder
 
     console = _console()
-    report = check_data(config, make_encoder(config), console)
+    read_gold = read_golds(config.rewards.weights)
+    report = check_data(config, make_encoder(config), console, read_gold=read_gold)
     report.render(console)
 
     if arguments.json:

@@ -20,10 +20,11 @@ from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Kind, Row, RowProblem
+from gpg_vl.data.summary import Summary, histogram, summarise
+from gpg_vl.data.survey import Survey
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
-_BINS = 10
 _SHOWN_PROBLEMS = 20
 _SHOWN_SIZES = 10
 
@@ -48,21 +49,8 @@ class PromptCounts:
 Count = Callable[[Example], PromptCounts]
 """Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot
 be encoded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """A distribution in five numbers; the median and the 95th percentile are values that occur
-    (nearest rank).
-
-    Example: of 1, 2, 3, 10: `Summary(total=16, min=1, median=2, p95=10, max=10)`
-    """
-
-    total: int
-    min: int
-    median: int
-    p95: int
-    max: int
+ReadGold = Callable[[Example], object]
+"""Reads the gold answer of an example as a reward does. Raises UserError where it cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +76,9 @@ class DataReport:
     """Number of rows of each task, among those that could be read."""
     problems: tuple[RowProblem, ...]
     max_prompt_tokens: int | None
+    notes: tuple[str, ...] = ()
+    """What does not keep anybody from training and should be known: columns that are not used, rows
+    that look wrong, rows that contradict each other."""
 
     @property
     def ok(self) -> bool:
@@ -103,6 +94,8 @@ class DataReport:
         """Print the statistics, and the first problems with their number by kind."""
         statistics = Group(*_render_statistics(self))
         console.print(Panel(statistics, title=Text(f"data: {self.source}"), expand=False))
+        for note in self.notes:
+            console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
         if self.problems:
             console.print(Group(*_render_problems(self.problems)), soft_wrap=True)
 
@@ -126,6 +119,7 @@ class DataReport:
             "image_sizes": sizes,
             "tasks": dict(self.tasks),
             "max_prompt_tokens": self.max_prompt_tokens,
+            "notes": list(self.notes),
             "problems": [asdict(problem) for problem in self.problems],
         }
         return json.dumps(report, indent=2)
@@ -139,12 +133,15 @@ def check(
     source: str = "",
     console: Console | None = None,
     total: int | None = None,
+    survey: Survey | None = None,
+    read_gold: ReadGold | None = None,
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console.
+    there is a console. `survey` is shown every example that could be encoded, and its notes are those
+    of the report. `read_gold` finds gold answers that a reward of the run cannot read.
     """
     rows_read = 0
     first_row: dict[str, int] = {}  # of each id
@@ -163,9 +160,14 @@ def check(
         tasks[row.task] += 1
         first = first_row.setdefault(row.id, number)
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
+        if read_gold is not None and not found:
+            found += _read_gold(row, read_gold)
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
+            if survey is not None:
+                place = f"row {number}, id {row.id!r}"
+                survey.add(number, row, place, tokens=counts.tokens, notes=counts.notes)
         for kind, text in found:
             problems.append(RowProblem(row=number, id=row.id, source="", kind=kind, message=text))
 
@@ -187,6 +189,7 @@ def check(
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
         max_prompt_tokens=max_prompt_tokens,
+        notes=() if survey is None else tuple(survey.notes()),
     )
 
 
@@ -237,6 +240,13 @@ def _check_example(
     if limit is not None and counts.tokens > limit:
         found.append(("length", _describe_length(counts, limit)))
     return counts, found
+
+
+def _read_gold(example: Example, read: ReadGold) -> Iterator[tuple[Kind, str]]:
+    try:
+        read(example)
+    except UserError as error:
+        yield "answer", str(error)
 
 
 def _describe_length(counts: PromptCounts, limit: int) -> str:
@@ -291,40 +301,6 @@ def _choice_problems(answer: str, choices: tuple[str, ...]) -> Iterator[tuple[Ki
                 f"count as wrong. Correct the choices or remove the row."
             )
             yield "choices", text
-
-
-def summarise(values: Sequence[int]) -> Summary | None:
-    """Five numbers about the values, or None if there are none."""
-    if not values:
-        return None
-
-    ordered = sorted(values)
-    return Summary(
-        total=sum(ordered),
-        min=ordered[0],
-        median=ordered[_nearest_rank(len(ordered), 50)],
-        p95=ordered[_nearest_rank(len(ordered), 95)],
-        max=ordered[-1],
-    )
-
-
-def _nearest_rank(number: int, percent: int) -> int:
-    """The index of the smallest value that at least `percent` of all values do not exceed."""
-    return -(-percent * number // 100) - 1
-
-
-def histogram(values: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """(from, to, number of values), both ends included, in at most ten intervals of equal width."""
-    if not values:
-        return ()
-
-    low, high = min(values), max(values)
-    width = (high - low) // _BINS + 1
-    numbers = Counter((value - low) // width for value in values)
-    bins = []
-    for start in range(low, high + 1, width):
-        bins.append((start, start + width - 1, numbers[(start - low) // width]))
-    return tuple(bins)
 
 
 def _summary_object(values: Sequence[int]) -> dict[str, int] | None:
