@@ -26,7 +26,7 @@ from gpg_vl.data.summary import (
     render_lengths,
     summarise,
 )
-from gpg_vl.data.text_damage import find_damage
+from gpg_vl.data.survey import Survey
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
@@ -54,6 +54,8 @@ class PromptCounts:
 Count = Callable[[Example], PromptCounts]
 """Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot
 be encoded."""
+ReadGold = Callable[[Example], object]
+"""Reads the gold answer of an example as a reward does. Raises UserError where it cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +82,8 @@ class DataReport:
     problems: tuple[RowProblem, ...]
     max_prompt_tokens: int | None
     notes: tuple[str, ...] = ()
-    """What does not keep anybody from training and should be known: files that are not read, texts
-    that look damaged."""
+    """What does not keep anybody from training and should be known: files that are not read, columns
+    that are not used, rows that look wrong, rows that contradict each other."""
     golds: tuple[Example, ...] = ()
     """A few examples with different answers, without their pictures, to show what the answers are."""
 
@@ -139,18 +141,21 @@ def check(
     source: str = "",
     console: Console | None = None,
     total: int | None = None,
+    survey: Survey | None = None,
+    read_gold: ReadGold | None = None,
     notes: Iterable[str] = (),
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console. `notes`: what is known of the source beside its rows; it is asked for once
-    they are read.
+    there is a console. `survey` is shown every example that could be encoded, and its notes are those
+    of the report. `read_gold` finds gold answers that a reward of the run cannot read.
+    `notes`: what is known of the source beside its rows; it is asked for once they are read.
     """
     rows_read = 0
     first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
-    seen = _Seen()
+    golds: dict[str, Example] = {}
     prompts: list[PromptCounts] = []
     tasks: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -166,10 +171,17 @@ def check(
         tasks[row.task] += 1
         first = first_row.setdefault(row.id, (number, row.place))
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
+        if read_gold is not None and not found:
+            found += _read_gold(row, read_gold)
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
-        seen.add(row, counts, f"row {number}" + (f", {row.place}" if row.place else ""))
+            if survey is not None:
+                known = (f"row {number}", f"id {row.id!r}", row.place)
+                place = ", ".join(filter(None, known))
+                survey.add(number, row, place, tokens=counts.tokens, notes=counts.notes)
+        if len(golds) < _SHOWN_GOLDS and row.answer not in golds:
+            golds[row.answer] = replace(row, images=())
         for kind, text in found:
             problem = RowProblem(row=number, id=row.id, source=row.place, kind=kind, message=text)
             problems.append(problem)
@@ -192,30 +204,9 @@ def check(
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
         max_prompt_tokens=max_prompt_tokens,
-        notes=(*(notes if rows_read else ()), *seen.notes()),
-        golds=tuple(seen.golds.values()),
+        notes=(*(notes if rows_read else ()), *(survey.notes() if survey else ())),
+        golds=tuple(golds.values()),
     )
-
-
-class _Seen:
-    """What is remembered of the rows beside their problems: a few golds, and what is odd, by kind."""
-
-    def __init__(self) -> None:
-        self.golds: dict[str, Example] = {}
-        self._odd: dict[str, tuple[int, str]] = {}
-        """By kind: the number of rows, and the first of them with what is said of it."""
-
-    def add(self, example: Example, counts: PromptCounts | None, place: str) -> None:
-        if len(self.golds) < _SHOWN_GOLDS and example.answer not in self.golds:
-            self.golds[example.answer] = replace(example, images=())
-
-        for kind, said in (*find_damage(example), *(counts.notes if counts else ())):
-            rows, first = self._odd.get(kind, (0, f"{place}: {said}"))
-            self._odd[kind] = rows + 1, first
-
-    def notes(self) -> Iterator[str]:
-        for rows, first in self._odd.values():
-            yield f"{rows} row(s), the first of them {first}."
 
 
 def _read_to_end(rows: Iterable[Row], source: str) -> Iterator[Row]:
@@ -267,6 +258,13 @@ def _check_example(
     if limit is not None and counts.tokens > limit:
         found.append(("length", _describe_length(counts, limit)))
     return counts, found
+
+
+def _read_gold(example: Example, read: ReadGold) -> Iterator[tuple[Kind, str]]:
+    try:
+        read(example)
+    except UserError as error:
+        yield "answer", str(error)
 
 
 def _describe_length(counts: PromptCounts, limit: int) -> str:

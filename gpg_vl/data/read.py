@@ -5,9 +5,10 @@ A source that cannot be read at all (no such file, not Parquet, no column for th
 caller sees every row exactly once.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from gpg_vl.data.rows import CellError, Row, RowProblem, parse_row
 from gpg_vl.data.sources import Table, choose_files, tables
@@ -25,6 +26,8 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """The fields of an example, and the column names that are taken for them where none is declared."""
 REQUIRED = ("prompt", "answer")
+Look = Callable[[Mapping[str, Any], Example, Collection[str]], None]
+"""Called with the cells of a row, the example they became, and the columns that its fields took."""
 
 
 def load_examples(
@@ -54,7 +57,11 @@ def load_examples(
 
 
 def read_rows(
-    source: str | Path, columns: Mapping[str, str] | None = None, *, limit: int | None = None
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    limit: int | None = None,
+    look: Look | None = None,
 ) -> Iterator[Row]:
     """Every row of a source, or its first `limit` rows, in order, as an Example or a RowProblem.
 
@@ -63,7 +70,8 @@ def read_rows(
     `datasets:NAME_OR_PATH[:SPLIT]`. JSON may be gzipped. `columns` maps
     our fields (id, images, prompt, answer, choices, task) to the columns of the source, with dots
     to reach into structs (`answer: reward_model.ground_truth`); what it leaves out is found by the
-    names in `COMMON_NAMES`. Rows without an id are called by their number.
+    names in `COMMON_NAMES`. Rows without an id are called by their number. `look` is shown each
+    example with the cells it was made of.
 
     Raises:
         UserError: when the first row is asked for, if the source cannot be read or its columns
@@ -71,7 +79,7 @@ def read_rows(
             row that has a needed column.
     """
     declared = _check_mapping(columns or {})
-    yield from islice(_all_rows(str(source), declared), limit)
+    yield from islice(_all_rows(str(source), declared, look), limit)
 
 
 def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -83,12 +91,12 @@ def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tu
     return choose_files(str(source), _names_of_rows(declared)).notes
 
 
-def _all_rows(source: str, declared: Mapping[str, str]) -> Iterator[Row]:
+def _all_rows(source: str, declared: Mapping[str, str], look: Look | None) -> Iterator[Row]:
     number = 0
     empty: list[str] = []
     for table in tables(source, _names_of_rows(declared)):
         first = number
-        for row in _parse_table(table, declared, first=first):
+        for row in _parse_table(table, declared, look, first=first):
             yield row
             number += 1
         if number == first and table.columns is None:
@@ -108,7 +116,9 @@ def _names_of_rows(declared: Mapping[str, str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _parse_table(table: Table, declared: Mapping[str, str], *, first: int) -> Iterator[Row]:
+def _parse_table(
+    table: Table, declared: Mapping[str, str], look: Look | None, *, first: int
+) -> Iterator[Row]:
     if table.columns is not None:
         _require(table.columns, declared, where=table.name)
 
@@ -124,7 +134,10 @@ def _parse_table(table: Table, declared: Mapping[str, str], *, first: int) -> It
         if names not in mappings:
             mappings[names] = resolve_columns(names, declared, where=place)
             columns |= dict.fromkeys(names)
-        yield parse_row(cells, mappings[names], row=number, source=place)
+        row = parse_row(cells, mappings[names], row=number, source=place)
+        if look is not None and isinstance(row, Example):
+            look(cells, row, mappings[names].values())
+        yield row
 
     # the rows of a JSONL file may lack a column one by one, but one that all lack is a wrong name
     if columns:

@@ -15,9 +15,13 @@ from rich.console import Console
 from gpg_vl.activity import doing
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config, make_algorithm
-from gpg_vl.data.check import DataReport, check
+from gpg_vl.data.check import DataReport, ReadGold, check
+from gpg_vl.data.columns import UnusedPictures
+from gpg_vl.data.held_out import HeldOut
 from gpg_vl.data.read import load_examples, notes_of, read_rows
+from gpg_vl.data.survey import Reader, Survey
 from gpg_vl.errors import UserError
+from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing, load_processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
@@ -83,9 +87,25 @@ def engine_options(config: Config) -> EngineOptions:
     return EngineOptions(**config.rollout.model_dump(include=names))
 
 
-def check_data(config: Config, encoder: Encoder, console: Console | None) -> DataReport:
-    """Read and check every row of the training data."""
-    rows = read_rows(config.data.train, config.data.columns, limit=config.data.limit)
+def check_data(
+    config: Config,
+    encoder: Encoder,
+    console: Console | None,
+    *,
+    read_gold: ReadGold | None = None,
+) -> DataReport:
+    """Read and check every row of the training data. `read_gold`: see `check`; the gold proof of a
+    run says more.
+    """
+    columns = UnusedPictures(encoder.root)
+    reader = Reader(
+        sees_images=encoder.processing.family.has_vision,
+        context=encoder.processing.tokens.context,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+    rows = read_rows(
+        config.data.train, config.data.columns, limit=config.data.limit, look=columns.look
+    )
     return check(
         rows,
         count=encoder.count,
@@ -93,7 +113,17 @@ def check_data(config: Config, encoder: Encoder, console: Console | None) -> Dat
         console=console,
         source=config.data.train,
         notes=_notes_of_source(config),
+        survey=Survey(reader, columns, _held_out(config, encoder.root)),
+        read_gold=read_gold,
     )
+
+
+def _held_out(config: Config, root: Path | None) -> HeldOut | None:
+    """What the evaluation of the run shows, which training should not; None if it has none."""
+    if config.eval.task is None or config.eval.data is None:
+        return None
+    docs = tasks.get(config.eval.task)().load(Path(config.eval.data))
+    return HeldOut(((doc.example, doc.root) for doc in docs), root=root)
 
 
 def _notes_of_source(config: Config) -> Iterator[str]:

@@ -1,0 +1,75 @@
+"""A handful of gold answers as the rewards read them.
+
+The proof of the gold answers compares each with itself, so a number of a class where its name was
+meant passes it. A person sees it at once.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gpg_vl.rewards import QUICK
+from gpg_vl.rewards.scoring import load
+from gpg_vl.types import Completion, Example
+
+_WIDTH = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldReading:
+    """What rewards read in one gold answer.
+
+    Example: `GoldReading(example=..., readings={"counting": "4"})`
+    """
+
+    example: Example
+    readings: Mapping[str, str]
+    """By reward: the gold answer of its verdict, or why it cannot be read."""
+
+
+def explain_golds(names: Iterable[str], examples: Sequence[Example]) -> list[GoldReading]:
+    """The gold answers as those rewards read them that can say so and may run in this process.
+
+    names: of rewards. One of a user's own is not imported here, because it could do anything.
+    """
+    judges = {name: load(name).function for name in names if name in QUICK}
+    found = {name: getattr(judge, "explain", None) for name, judge in judges.items()}
+    explains = {name: explain for name, explain in found.items() if explain is not None}
+
+    read = []
+    for example in examples:
+        readings = {name: _read_gold(explain, example) for name, explain in explains.items()}
+        read.append(GoldReading(example=example, readings=readings))
+    return read
+
+
+def render_golds(names: Iterable[str], examples: Sequence[Example], console: Console) -> None:
+    """Print the golds, each beside what the rewards read in it."""
+    read = explain_golds(names, examples)
+    if not read:
+        return
+
+    table = Table(
+        "id", "gold answer", *(f"as {name} reads it" for name in read[0].readings), box=None
+    )
+    for one in read:
+        cells = (one.example.id, one.example.answer, *one.readings.values())
+        table.add_row(*(Text(_shorten(cell)) for cell in cells))
+    console.print(table)
+
+
+def _read_gold(explain: Any, example: Example) -> str:
+    nothing = Completion(token_ids=(), logprobs=(), text="", finish_reason="stop")
+    try:
+        return str(explain(nothing, example).gold)
+    except ValueError as error:
+        return f"cannot be read: {error}"
+
+
+def _shorten(text: str) -> str:
+    text = repr(text)[1:-1]
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
