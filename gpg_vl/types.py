@@ -55,6 +55,8 @@ class Example:
     """A name to group metrics by."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Every other mapped column, JSON values only."""
+    place: str = field(default="", compare=False, repr=False)
+    """Where its row was read, for messages: `file.jsonl:LINE` or `file.parquet[ROW]`. Not a part of what it says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,16 +164,17 @@ def float_tiff() -> bytes:
 PNG = encoded(gradient())
 CASES = {
     "empty": (b"", "is empty (0 bytes)", "again"),
-    "text": (b"<html>404</html>", "no picture that can be read", "convert it to PNG"),
+    "text": (b"404 not found", "no picture that can be read", "convert it to PNG"),
+    "page": (b"<html>404</html>", "is a web page or XML", "Fetch the picture again"),
     "other format": (
         encoded(gradient(), "PPM"),
-        "of another format",
+        "is a PPM, PGM, PBM, PAM or PFM picture. Pictures of another format",
         "PNG, JPEG, WEBP, GIF, BMP, TIFF",
     ),
     "postscript": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        "of another format",
-        "convert it to PNG",
+        "is a PostScript file, which is a program",
+        "Export it as PNG",
     ),
     "no pixels": (bare_png(0, 3), "has no pixels", "remove the row"),
     "truncated jpeg": (

@@ -53,6 +53,7 @@ def problem(row: object) -> RowProblem:
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
     lambda text: "<image>" not in text
 )
+seen = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 words = texts.filter(lambda text: bool(text.strip()))
 paths = st.from_regex(r"[a-z]{1,6}(/[a-z0-9]{1,6})?\.png", fullmatch=True)
 json_values = st.recursive(
@@ -96,7 +97,7 @@ def examples(draw: st.DrawFn) -> Example:
         id=draw(words),
         images=images,
         prompt=draw(marked(len(images))),
-        answer=draw(texts),
+        answer=draw(seen),
         choices=draw(st.none() | st.lists(texts, min_size=1, max_size=4).map(tuple)),
         task=draw(texts),
         meta={"note": draw(texts), "rank": draw(st.integers(-9, 9))},
@@ -464,7 +465,21 @@ def test_pictures_come_in_every_shape_that_data_sets_use(
 
 
 @pytest.mark.parametrize(
-    "cell, text", [("x", "x"), ("", ""), (7, "7"), (0.5, "0.5"), (True, "true"), (False, "false")]
+    "cell, text",
+    [
+        ("x", "x"),
+        ("", ""),
+        (7, "7"),
+        (0.5, "0.5"),
+        (True, "true"),
+        (False, "false"),
+        (3.0, "3"),
+        (-2.0, "-2"),
+        (1e-05, "0.00001"),
+        (1e20, "100000000000000000000"),
+        (2**80, "1208925819614629174706176"),
+        ("3.0", "3.0"),
+    ],
 )
 def test_answers_are_texts_numbers_or_truth_values(cell: object, text: str) -> None:
     assert parse_text(cell, "answer") == text
@@ -503,8 +518,14 @@ BROKEN = [
     (
         {"images": {"bytes": None, "path": None}},
         "image",
-        "Image 1 of 1 is null",
+        "Image 1 of 1 is {'bytes': None, 'path': None}",
         "Correct the cell",
+    ),
+    (
+        {"images": [{"image": "a.png"}]},
+        "image",
+        "Image 1 of 1 is the struct {'image': 'a.png'}",
+        "Rename its key to path",
     ),
     (
         {"prompt": "<image><image>?", "images": "a.png"},
@@ -665,7 +686,7 @@ def test_the_first_ten_problems_and_their_number_are_shown(tmp_path: Path) -> No
         (
             "nothing/at/all.jsonl",
             None,
-            "does not exist. A .jsonl or .parquet file",
+            "does not exist. A .jsonl, .json or .parquet file",
             "Correct the path",
         ),
         ("data.csv", b"a,b\n", "ends in '.csv'", "Convert it"),
@@ -703,7 +724,9 @@ def test_a_file_that_may_not_be_read_is_a_user_error(
 
 
 def test_an_empty_folder_and_a_damaged_saved_folder_are_user_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no \.jsonl and no \.parquet file.*Give the folder"):
+    with pytest.raises(
+        UserError, match=r"holds no \.jsonl, \.json or \.parquet file of rows.*Give the folder"
+    ):
         load_examples(tmp_path)
     folder = saved(tmp_path / "saved", {"": [GOOD]})
     next(folder.glob("*.arrow")).write_bytes(b"junk")

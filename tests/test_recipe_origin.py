@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import IMAGE, picture, struct, write_json, write_jsonl, write_parquet
 
-from gpg_vl.data.recipe.origin import _elements, json_rows, open_source, split_files
+from gpg_vl.data.json_rows import _elements, json_rows
+from gpg_vl.data.recipe.origin import open_source, split_files
 from gpg_vl.data.recipe.row import Source
 from gpg_vl.data.rows import CellError
 from gpg_vl.errors import UserError

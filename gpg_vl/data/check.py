@@ -7,12 +7,11 @@ repaired on the way. How tokens are counted is the caller's affair, so this modu
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.progress import Progress
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -20,13 +19,19 @@ from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Kind, Row, RowProblem
-from gpg_vl.data.summary import Summary, histogram, summarise
-from gpg_vl.data.survey import Survey
+from gpg_vl.data.summary import (
+    histogram,
+    render_histogram,
+    render_image_sizes,
+    render_lengths,
+    summarise,
+)
+from gpg_vl.data.survey import Reader, Survey
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
 _SHOWN_PROBLEMS = 20
-_SHOWN_SIZES = 10
+_SHOWN_GOLDS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +82,10 @@ class DataReport:
     problems: tuple[RowProblem, ...]
     max_prompt_tokens: int | None
     notes: tuple[str, ...] = ()
-    """What does not keep anybody from training and should be known: columns that are not used, rows
-    that look wrong, rows that contradict each other."""
+    """What does not keep anybody from training and should be known: files and columns that are not
+    read, texts that look damaged, rows that contradict each other."""
+    golds: tuple[Example, ...] = ()
+    """A few examples with different answers, without their pictures, to show what the answers are."""
 
     @property
     def ok(self) -> bool:
@@ -120,6 +127,7 @@ class DataReport:
             "tasks": dict(self.tasks),
             "max_prompt_tokens": self.max_prompt_tokens,
             "notes": list(self.notes),
+            "golds": [{"id": one.id, "answer": one.answer} for one in self.golds],
             "problems": [asdict(problem) for problem in self.problems],
         }
         return json.dumps(report, indent=2)
@@ -135,16 +143,20 @@ def check(
     total: int | None = None,
     survey: Survey | None = None,
     read_gold: ReadGold | None = None,
+    notes: Iterable[str] = (),
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console. `survey` is shown every example that could be encoded, and its notes are those
-    of the report. `read_gold` finds gold answers that a reward of the run cannot read.
+    there is a console. `survey` is shown every example; without one, it is a survey of what is said
+    of any data. `read_gold` finds gold answers that a reward of the run cannot read. `notes`: what is
+    known of the source beside its rows; it is asked for once they are read.
     """
     rows_read = 0
-    first_row: dict[str, int] = {}  # of each id
+    first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
+    golds: dict[str, Example] = {}  # by answer
+    survey = survey or Survey(Reader())
     prompts: list[PromptCounts] = []
     tasks: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -158,18 +170,26 @@ def check(
 
         rows_read += 1
         tasks[row.task] += 1
-        first = first_row.setdefault(row.id, number)
+        first = first_row.setdefault(row.id, (number, row.place))
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
         if read_gold is not None and not found:
             found += _read_gold(row, read_gold)
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
-            if survey is not None:
-                place = f"row {number}, id {row.id!r}"
-                survey.add(number, row, place, tokens=counts.tokens, notes=counts.notes)
+        place = f"row {number}" + (f", {row.place}" if row.place else "")
+        survey.add(
+            number,
+            row,
+            place,
+            tokens=counts and counts.tokens,
+            notes=counts.notes if counts else (),
+        )
+        if len(golds) < _SHOWN_GOLDS:
+            golds.setdefault(row.answer, replace(row, images=()))
         for kind, text in found:
-            problems.append(RowProblem(row=number, id=row.id, source="", kind=kind, message=text))
+            problem = RowProblem(row=number, id=row.id, source=row.place, kind=kind, message=text)
+            problems.append(problem)
 
     if not rows_read and not problems:
         text = (
@@ -189,7 +209,8 @@ def check(
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
         max_prompt_tokens=max_prompt_tokens,
-        notes=() if survey is None else tuple(survey.notes()),
+        notes=(*(notes if rows_read else ()), *survey.notes()),
+        golds=tuple(golds.values()),
     )
 
 
@@ -220,13 +241,15 @@ def _show_progress(
 
 
 def _check_example(
-    example: Example, count: Count, limit: int | None, first_row: int, row: int
+    example: Example, count: Count, limit: int | None, first: tuple[int, str], row: int
 ) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
     """The counts of one example, None if it cannot be encoded, and all that is wrong with it."""
     found: list[tuple[Kind, str]] = [*answer_problems(example)]
+    first_row, place = first
     if first_row != row:
+        where = f" ({place})" if place else ""
         text = (
-            f"The id {example.id!r} already belongs to row {first_row}. Each id is allowed once, because "
+            f"The id {example.id!r} already belongs to row {first_row}{where}. Each id is allowed once, because "
             f"predictions and logs are found by it. Rename one, or remove the repetition."
         )
         found.append(("id", text))
@@ -318,44 +341,15 @@ def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
     if not report.tokens:
         return
 
-    yield _render_lengths(report)
-    yield _render_histogram(report.tokens)
+    yield render_lengths({"prompt tokens": report.tokens, "image tokens": report.image_tokens})
+    yield render_histogram(report.tokens)
     if report.image_sizes:
-        yield _render_image_sizes(report.image_sizes)
+        yield render_image_sizes(report.image_sizes)
 
     tasks = Table("task", "rows", box=None)
     for task, rows in report.tasks.items():
         tasks.add_row(Text(task or "(none)"), str(rows))
     yield tasks
-
-
-def _render_lengths(report: DataReport) -> Table:
-    table = Table("", *Summary.__slots__, box=None)
-    for name, values in (("prompt tokens", report.tokens), ("image tokens", report.image_tokens)):
-        summary = summarise(values)
-        assert summary is not None, name
-        table.add_row(name, *(str(getattr(summary, column)) for column in Summary.__slots__))
-    return table
-
-
-def _render_histogram(tokens: Sequence[int]) -> Table:
-    bins = histogram(tokens)
-    most = max(rows for _, _, rows in bins)
-    table = Table("prompt tokens", "rows", "", box=None)
-    for low, high, rows in bins:
-        bar = ProgressBar(total=most, completed=rows, width=30)
-        table.add_row(f"{low}-{high}", str(rows), bar)
-    return table
-
-
-def _render_image_sizes(image_sizes: Mapping[tuple[int, int], int]) -> Table:
-    table = Table("image size (seen by the model)", "images", box=None)
-    sizes = list(image_sizes.items())
-    for (width, height), images in sizes[:_SHOWN_SIZES]:
-        table.add_row(f"{width}x{height}", str(images))
-    if rest := sizes[_SHOWN_SIZES:]:
-        table.add_row(f"{len(rest)} other sizes", str(sum(images for _, images in rest)))
-    return table
 
 
 def _render_problems(problems: Sequence[RowProblem]) -> Iterator[Text]:

@@ -5,19 +5,26 @@ half a download. Every such picture is an `ImageError` that says what to do; not
 before its declared size has been accepted, and nothing is ever fetched from the network.
 
 How each kind of picture becomes RGB: the EXIF orientation is applied; transparency is laid over
-white; a palette is looked up; 16-bit grey keeps its upper 8 bits; CMYK is converted by Pillow
-without a colour profile; of an animation or a multi-page file the first picture counts. 32-bit
-integer and floating-point pictures have no agreed black and white and are refused.
+white; a palette is looked up; grey of more than 8 bits keeps its upper 8; CMYK is converted by
+Pillow without a colour profile; of an animation or a multi-page file the first picture counts.
+32-bit integer and floating-point pictures have no agreed black and white and are refused.
+
+Other formats are named and not read, though Pillow can decode some of them: which ones depends on
+how it was built, and a data set should be good on every machine or on none.
 """
 
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from PIL import Image, ImageFile, ImageOps
 
+from gpg_vl.data.picture_content import find_darkness, find_loss
+from gpg_vl.data.picture_format import HEAD_BYTES, name_content
 from gpg_vl.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -63,6 +70,20 @@ class Picture:
     height: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """What the check of a data set wants to know of a picture.
+
+    Example: `Examined(width=112, height=84, has_frames=False)`
+    """
+
+    width: int
+    """In pixels, as the picture is shown."""
+    height: int
+    has_frames: bool
+    """More pictures follow the first one, which alone is shown: an animation, or pages."""
+
+
 def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Image.Image:
     """The picture as RGB, decoded completely; no file stays open.
 
@@ -73,6 +94,31 @@ def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Ima
     Raises:
         ImageError: for every picture that cannot be used.
     """
+    with _decoded(image, root, max_pixels) as (_, shown, _):
+        return shown
+
+
+def examine_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Examined:
+    """What a picture is, once it has been decoded completely. The arguments are those of
+    `load_image`.
+
+    Raises:
+        ImageError: for every picture that cannot be used, and for one that can be shown and whose
+            content is lost on the way to 8 bits per channel or to a white ground.
+    """
+    with _decoded(image, root, max_pixels) as (stored, shown, bits):
+        _refuse_loss(stored, shown, bits, describe(image))
+        width, height = shown.size
+        return Examined(width=width, height=height, has_frames=_has_frames(stored))
+
+
+@contextmanager
+def _decoded(
+    image: str | bytes, root: Path | None, max_pixels: int
+) -> Iterator[tuple[ImageFile.ImageFile, Image.Image, int]]:
+    """The picture as its file holds it and as RGB, and the bits per channel of the file. Raises
+    ImageError.
+    """
     name = describe(image)
     with _open_file(image, root) as file, _open_picture(file, name) as opened:
         _refuse_bomb(opened.size, name, max_pixels)
@@ -81,14 +127,49 @@ def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Ima
                 f"{name} has 32-bit pixels (mode {opened.mode}), which have no agreed black and "
                 f"white. 8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel."
             )
+
+        # decoding forgets how many bits a file has
+        bits = _find_bits(opened)
         try:
-            return _convert_to_rgb(ImageOps.exif_transpose(opened))
+            shown = _convert_to_rgb(ImageOps.exif_transpose(opened), bits)
         except _DAMAGE as error:
             raise ImageError(
                 f"{name} is damaged or incomplete: {_find_reason(error)}. A {opened.format} file "
                 f"that decodes to its last pixel is needed. Fetch or export it again, or remove the "
                 f"row."
             ) from error
+        yield opened, shown, bits
+
+
+def _find_bits(opened: ImageFile.ImageFile) -> int:
+    """Bits per channel of a file whose header was read: 12, 16, or 8 for any that is not more."""
+    layout = str([tile.args for tile in opened.tile])
+    if ";12" in layout:
+        return 12
+    return 16 if ";16" in layout or opened.mode in _SIXTEEN_BIT else 8
+
+
+def _refuse_loss(stored: Image.Image, shown: Image.Image, bits: int, name: str) -> None:
+    """Raise ImageError if a picture of many levels has few left, or a drawing is white on white."""
+    loss = find_loss(stored, shown)
+    if loss is None and bits == 16 and stored.mode not in _SIXTEEN_BIT:
+        loss = find_darkness(stored)
+    if loss:
+        raise ImageError(
+            f"{name} loses its content: it has {loss}. A picture whose content can be seen in 8 bits, on white, is "
+            f"needed. Stretch its levels to the full range or lay it over another colour, and save it as 8-bit RGB."
+        )
+
+
+def _has_frames(stored: ImageFile.ImageFile) -> bool:
+    # a photo with a second one for other screens is no animation
+    if stored.format not in ("GIF", "PNG", "WEBP", "TIFF"):
+        return False
+    try:
+        return bool(getattr(stored, "is_animated", False))
+    except _DAMAGE:
+        # what follows the first picture is damaged, and it is not shown
+        return True
 
 
 def read_picture(image: str | bytes, *, root: Path | None, max_pixels: int) -> Picture:
@@ -225,11 +306,24 @@ def _open_picture(file: io.BytesIO | io.BufferedReader, name: str) -> ImageFile.
             f"remove the row."
         ) from error
     except _DAMAGE as error:
+        _refuse_other_content(file, name)
         raise ImageError(
             f"{name} is no picture that can be read: it is damaged, has no pixels, or is of another "
             f"format. {', '.join(FORMATS)} files are allowed. Fetch it again, convert it to PNG, or "
             f"remove the row."
         ) from error
+
+
+def _refuse_other_content(file: io.BytesIO | io.BufferedReader, name: str) -> None:
+    """Raise ImageError if the first bytes say what a file is instead."""
+    file.seek(0)
+    known = name_content(file.read(HEAD_BYTES))
+    if known:
+        what, remedy = known
+        raise ImageError(
+            f"{name} is {what}. Pictures of another format than {', '.join(FORMATS)} are not read. {remedy}, or remove the "
+            f"row."
+        )
 
 
 def _refuse_bomb(size: tuple[int, int], name: str, max_pixels: int) -> None:
@@ -251,10 +345,11 @@ def _pillow_limit() -> str:
     return f"At most PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS} are decoded, whatever else is allowed."
 
 
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image, bits: int) -> Image.Image:
     # Pillow's own conversion would clip every value above 255 to white
     if image.mode in _SIXTEEN_BIT:
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+        steps = 1 << (bits - 8)
+        return image.convert("I").point(lambda value: value / steps).convert("L").convert("RGB")
 
     if image.has_transparency_data:
         ink = image.convert("RGBA")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpg_vl.data.rows import CellError, Row, RowProblem, parse_row
-from gpg_vl.data.sources import Table, tables
+from gpg_vl.data.sources import Table, choose_files, tables
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
@@ -65,8 +65,9 @@ def read_rows(
 ) -> Iterator[Row]:
     """Every row of a source, or its first `limit` rows, in order, as an Example or a RowProblem.
 
-    `source` is a `.jsonl` or `.parquet` file, a folder of these (in the order of their names), a
-    folder written by `datasets.save_to_disk`, or `datasets:NAME_OR_PATH[:SPLIT]`. `columns` maps
+    `source` is a `.jsonl`, `.json` or `.parquet` file, a folder of these (in the order of their
+    names) or a pattern such as `folder/train-*`, a folder written by `datasets.save_to_disk`, or
+    `datasets:NAME_OR_PATH[:SPLIT]`. JSON may be gzipped. `columns` maps
     our fields (id, images, prompt, answer, choices, task) to the columns of the source, with dots
     to reach into structs (`answer: reward_model.ground_truth`); what it leaves out is found by the
     names in `COMMON_NAMES`. Rows without an id are called by their number. `look` is shown each
@@ -81,12 +82,38 @@ def read_rows(
     yield from islice(_all_rows(str(source), declared, look), limit)
 
 
+def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """What is to be said of a source beside its rows: which of its files are not read.
+
+    Raises UserError as `read_rows` does.
+    """
+    declared = _check_mapping(columns or {})
+    return choose_files(str(source), _names_of_rows(declared)).notes
+
+
 def _all_rows(source: str, declared: Mapping[str, str], look: Look | None) -> Iterator[Row]:
     number = 0
-    for table in tables(source):
-        for row in _parse_table(table, declared, look, first=number):
+    empty: list[str] = []
+    for table in tables(source, _names_of_rows(declared)):
+        first = number
+        for row in _parse_table(table, declared, look, first=first):
             yield row
             number += 1
+        if number == first and table.columns is None:
+            empty.append(table.name)
+
+    # programs write Parquet files without rows; an empty file of text was not written to its end
+    for name in empty if number else ():
+        message = "The file holds no rows. A file of rows is needed. Fetch or write it again, or remove it."
+        yield RowProblem(row=number, source=name, kind="source", message=message)
+
+
+def _names_of_rows(declared: Mapping[str, str]) -> frozenset[str]:
+    """The columns by which rows are known: those of the question and of its answer."""
+    names: set[str] = set()
+    for field in REQUIRED:
+        names |= {declared[field].split(".")[0]} if field in declared else set(COMMON_NAMES[field])
+    return frozenset(names)
 
 
 def _parse_table(

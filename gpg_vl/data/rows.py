@@ -7,7 +7,6 @@ wrong with it; a row is never dropped.
 
 import base64
 import binascii
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpg_vl.data.cells import CellError, Kind, quote, refuse_surrogates
+from gpg_vl.data.numbers import likely_written, write_number
 from gpg_vl.data.prompts import parse_prompt, pictures_in_messages
+from gpg_vl.data.text_damage import find_control
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_PICTURE_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkq", "TU0AK")
+"""How JPEG, PNG, GIF, WEBP and TIFF begin."""
+_SHORTEST_BASE64, _LONGEST_PATH = 40, 400
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
@@ -68,7 +73,7 @@ def parse_row(
         asked = _require_cell(cells, mapping, "prompt")
         images = _join_images(_find_cell(cells, mapping, "images"), pictures_in_messages(asked))
         prompt = parse_prompt(asked, images=len(images))
-        answer = parse_text(_require_cell(cells, mapping, "answer"), "answer")
+        answer = parse_answer(_require_cell(cells, mapping, "answer"))
         choices = parse_choices(_find_cell(cells, mapping, "choices"))
         task = _find_cell(cells, mapping, "task")
         return Example(
@@ -79,6 +84,7 @@ def parse_row(
             choices=choices,
             task="" if task is None else parse_text(task, "task"),
             meta=_collect_meta(cells, mapping),
+            place=source,
         )
     except CellError as error:
         return RowProblem(row=row, id=name, source=source, kind=error.kind, message=error.message)
@@ -91,19 +97,45 @@ def parse_row(
 
 
 def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
-    """A string as it stands; a number or a truth value as JSON writes it (`7`, `0.5`, `true`).
+    """A string as it stands; a number as a person writes it (`7`, `0.5`, `3` for 3.0); `true` or
+    `false`.
 
     Raises CellError.
     """
     if isinstance(cell, str):
         return refuse_surrogates(cell, kind)
     if isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell)):
-        return json.dumps(cell)
+        try:
+            return write_number(cell)
+        except ValueError as error:
+            raise CellError(
+                kind,
+                f"The {what or kind} is {cell!r}, and {error}. Numbers of that length are allowed as "
+                f"strings. Write it as a string, from the data it came from.",
+            ) from error
     raise CellError(
         kind,
         f"The {what or kind} is {quote(cell)}. A string, a finite number or true/false is allowed. "
         f"Write it as a string.",
     )
+
+
+def parse_answer(cell: object) -> str:
+    """The gold answer as text. Raises CellError, also for a number that no person wrote."""
+    text = parse_text(cell, "answer")
+    if control := find_control(text):
+        raise CellError(
+            "answer",
+            f"The answer {quote(text)} holds the control character {control}. Text that can be seen is allowed. Write it "
+            f"anew; where a backslash command such as \\frac was meant, write the backslash twice.",
+        )
+    if meant := likely_written(text):
+        raise CellError(
+            "answer",
+            f"The answer is {text!r}, whose digits no person wrote: it is {meant} after rounding by a computer, and "
+            f"{meant} would be no right answer to it. The number that was meant is allowed. Write {meant}, as a string.",
+        )
+    return text
 
 
 def parse_images(cell: object) -> tuple[str | bytes, ...]:
@@ -144,7 +176,15 @@ def _join_images(cell: object, in_messages: Sequence[object]) -> tuple[str | byt
 
 def _parse_picture(cell: object, name: str) -> str | bytes:
     # empty bytes are reported as such only where there is no path
+    given = cell
     if isinstance(cell, dict):
+        if not {"bytes", "path"} & cell.keys():
+            raise CellError(
+                "image",
+                f"{name} is the struct {quote(cell)}, which has neither bytes nor path. A path, encoded bytes, a "
+                f"{{bytes, path}} struct, a base64 data URI, or a list of these is allowed. Rename its key to path or "
+                f"bytes, or write the path alone.",
+            )
         cell = cell.get("bytes") or cell.get("path") or cell.get("bytes")
 
     if isinstance(cell, bytes):
@@ -152,7 +192,7 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
     if not isinstance(cell, str) or not cell:
         raise CellError(
             "image",
-            f"{name} is {quote(cell)}. A path, encoded bytes, a {{bytes, path}} struct, a "
+            f"{name} is {quote(given)}. A path, encoded bytes, a {{bytes, path}} struct, a "
             f"base64 data URI, or a list of these is allowed. Correct the cell; write null for a "
             f"row without images.",
         )
@@ -166,6 +206,12 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
                 f"{name} is a data URI whose base64 is broken: {error}. Complete base64 is "
                 f"needed. Export the row again.",
             ) from error
+    if _is_base64(cell):
+        raise CellError(
+            "image",
+            f"{name} is {quote(cell)}, {len(cell)} characters that look like base64. Paths, bytes and base64 behind "
+            f"data:image/...;base64, are allowed. Write data:image/png;base64, (or jpeg, webp ...) in front of it.",
+        )
     if _URL.match(cell):
         raise CellError(
             "image",
@@ -174,6 +220,16 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
             f"path.",
         )
     return refuse_surrogates(cell, "image")
+
+
+def _is_base64(text: str) -> bool:
+    """Whether a text is an encoded picture and no path: by its first bytes, or by its length.
+
+    A path of such a length without a single point is hardly a path.
+    """
+    if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(text):
+        return False
+    return text.startswith(_PICTURE_BASE64) or len(text) > _LONGEST_PATH
 
 
 def parse_choices(cell: object) -> tuple[str, ...] | None:

@@ -7,24 +7,29 @@ the place of its cells.
 """
 
 import difflib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpg_vl.data.rows import CellError
+from gpg_vl.data.arrow_cells import ReadCell, make_readers, stored_features
+from gpg_vl.data.folder import ALLOWED, Selection, kind_of, refuse_splits, select_files
+from gpg_vl.data.json_rows import Cells as Cells
+from gpg_vl.data.json_rows import (
+    PlacedCells,
+    json_or_jsonl_rows,
+    jsonl_rows,
+    refuse_no_parquet,
+)
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Cells = dict[str, Any]
-SUFFIXES = (".jsonl", ".parquet")
 _HUB = "datasets:"
 _BATCH_ROWS = 32
 _BUFFER_BYTES = 1 << 20
@@ -42,45 +47,67 @@ class Table:
     """What messages call it."""
     columns: Sequence[str] | None
     """The columns of every row; None where each row brings its own."""
-    rows: Iterator[tuple[str, Cells | CellError]]
+    rows: Iterator[PlacedCells]
     """The place of each row, for messages, and its cells, or why they cannot be read."""
 
 
-def tables(source: str) -> Iterator[Table]:
-    """The tables of a source, files in the order of their names. Raises UserError."""
+def tables(source: str, fields: Collection[str]) -> Iterator[Table]:
+    """The tables of a source, files in the order of their names.
+
+    fields: the names of columns by which the objects of a .json file in a folder are known to be
+    rows. Raises UserError.
+    """
     if source.startswith(_HUB):
         yield _open_hub(source)
         return
-
-    path = Path(source)
-    if not path.exists():
-        raise UserError(
-            f"The data source {source!r} does not exist.{_suggest_name(path)} A .jsonl or .parquet file, a "
-            f"folder of these, or {_HUB}NAME[:SPLIT] is allowed. Correct the path."
-        )
-    if _is_saved_dataset(path):
-        yield _make_table(source, _load_saved(source, path, split=None))
+    if _is_saved_dataset(Path(source)):
+        yield _make_table(source, _load_saved(source, Path(source), split=None))
         return
 
-    files = [path]
+    for file in choose_files(source, fields).files:
+        yield _open_file(file)
+
+
+def choose_files(source: str, fields: Collection[str]) -> Selection:
+    """The files of a source, and what is to be said of those that are not read. None where the
+    `datasets` library reads it.
+
+    Raises UserError.
+    """
+    path = Path(source)
+    if source.startswith(_HUB) or _is_saved_dataset(path):
+        return Selection(files=())
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+        return select_files(path, fields)
+
+    files = [path] if path.exists() else _match_pattern(path)
     if not files:
         raise UserError(
-            f"The folder {source!r} holds no .jsonl and no .parquet file. Files in the folder itself are "
-            f"read, not those in its subfolders. Give the folder that holds them."
+            f"The data source {source!r} does not exist.{_suggest_name(path)} A .jsonl, .json or .parquet file, a folder of "
+            f"these, a pattern such as 'folder/train-*', or {_HUB}NAME[:SPLIT] is allowed. Correct the path."
         )
-
     for file in files:
-        if file.suffix == ".jsonl":
-            yield Table(name=str(file), columns=None, rows=jsonl_rows(file))
-        elif file.suffix == ".parquet":
-            yield _open_parquet(file)
-        else:
+        if kind_of(file) is None:
             raise UserError(
-                f"The data file {source!r} ends in {file.suffix!r}. {' and '.join(SUFFIXES)} are allowed. "
-                f"Convert it, or give it the right name."
+                f"The data file {str(file)!r} ends in {file.suffix!r}. {ALLOWED} are allowed. Convert it, or give it the "
+                f"right name."
             )
+    refuse_splits(path.parent, files)
+    return Selection(files=tuple(files))
+
+
+def _match_pattern(path: Path) -> list[Path]:
+    """The files that a pattern in the last part of a path stands for."""
+    if not any(sign in path.name for sign in "*?["):
+        return []
+    return sorted(file for file in path.parent.glob(path.name) if file.is_file())
+
+
+def _open_file(file: Path) -> Table:
+    if kind_of(file) == ".parquet":
+        return _open_parquet(file)
+    rows = jsonl_rows if kind_of(file) == ".jsonl" else json_or_jsonl_rows
+    return Table(name=str(file), columns=None, rows=rows(file))
 
 
 def _suggest_name(path: Path) -> str:
@@ -89,48 +116,32 @@ def _suggest_name(path: Path) -> str:
     return f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 
-def jsonl_rows(file: Path, *, name: str | None = None) -> Iterator[tuple[str, Cells | CellError]]:
-    """The place and cells of each line; blank lines do not count as rows.
-
-    `name` is what places call the file.
-    """
-    name = name or str(file)
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{name}:{number}", _parse_json(line)
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be read: {error.strerror}. A readable file is needed. Check its permissions and its disk."
-        ) from error
-
-
-def _parse_json(line: bytes) -> Cells | CellError:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return CellError(
-            "json",
-            f"The line is not JSON: {error}. One JSON object per line, in UTF-8, is allowed. "
-            f"Correct the line; where the last line is cut, the file was not written completely.",
-        )
-
-    if not isinstance(value, dict):
-        return CellError(
-            "json",
-            f"The line is JSON of type {type(value).__name__}. One object with named columns per "
-            f"line is allowed. Write it as {{'prompt': ..., 'answer': ...}} in JSON.",
-        )
-    return value
-
-
 def _open_parquet(file: Path) -> Table:
     try:
-        names = pq.read_schema(file).names
+        schema = pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
+        refuse_no_parquet(file, "a complete Parquet file")
         raise _make_error(str(file), "a complete Parquet file", error) from error
-    return Table(name=str(file), columns=names, rows=parquet_rows(file))
+
+    # of two columns with one name a row could hold only one
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise UserError(
+            f"{file} has the column {twice[0]!r} more than once. Each name is allowed once. Rename or remove one."
+        )
+    readers = make_readers(schema, stored_features(schema))
+    return Table(
+        name=str(file), columns=schema.names, rows=_apply_readers(parquet_rows(file), readers)
+    )
+
+
+def _apply_readers(
+    rows: Iterator[tuple[str, Cells]], readers: Mapping[str, ReadCell]
+) -> Iterator[PlacedCells]:
+    """The rows with the cells of some columns read anew."""
+    for place, cells in rows:
+        for name, read in readers.items():
+            cells[name] = read(cells[name])
+        yield place, cells
 
 
 def parquet_rows(
@@ -240,36 +251,19 @@ def _choose_split(
 
 
 def _make_table(source: str, dataset: "Dataset") -> Table:
-    return Table(name=source, columns=dataset.column_names, rows=_read_dataset(source, dataset))
+    """Arrow keeps pictures encoded, however deep they lie."""
+    schema = dataset.features.arrow_schema
+    readers = make_readers(schema, dataset.features.to_dict())
+    rows = _apply_readers(_read_dataset(source, dataset), readers)
+    return Table(name=source, columns=dataset.column_names, rows=rows)
 
 
 def _read_dataset(source: str, dataset: "Dataset") -> Iterator[tuple[str, Cells]]:
-    """Arrow keeps pictures encoded, however deep they lie.
-
-    Class labels are given by name, not by number.
-    """
-    import datasets
-
-    labels = {
-        key: kind.names
-        for key, kind in dataset.features.items()
-        if isinstance(kind, datasets.ClassLabel)
-    }
-
     number = 0
     try:
         for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
             for cells in table.to_pylist():
-                for key, names in labels.items():
-                    cells[key] = _name_label(names, cells[key])
                 yield f"{source}[{number}]", cells
                 number += 1
     except (pa.ArrowException, OSError) as error:
         raise _make_error(source, "a complete data set", error) from error
-
-
-def _name_label(names: Sequence[str], number: int | None) -> str | None:
-    """The name of a class; null for the -1 that `datasets` writes where a label is unknown."""
-    if number is None or not 0 <= number < len(names):
-        return None
-    return names[number]

@@ -4,7 +4,7 @@ training alike.
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from gpg_vl.data.check import PromptCounts
-from gpg_vl.data.images import load_image
+from gpg_vl.data.images import Examined, examine_image, load_image
 from gpg_vl.data.prompts import IMAGE_MARK
 from gpg_vl.errors import UserError
 from gpg_vl.models.families.family import Patches
@@ -58,7 +58,12 @@ class Encoder:
 
         Raises UserError.
         """
-        sizes = [self._size(image, example) for image in self._images(example)]
+        self._refuse_images_of_text_model(example)
+        examined = [
+            examine_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
+            for image in example.images
+        ]
+        sizes = [self._size((image.width, image.height), example) for image in examined]
         per_image = [self.processing.family.image_tokens(width, height) for width, height in sizes]
         text = self.render(example)
         marks = self._token_ids(text)
@@ -70,7 +75,11 @@ class Encoder:
             tokens=tokens,
             image_tokens=sum(per_image),
             image_sizes=tuple(sizes),
-            notes=(*notes_on(example, self.style), *self._notes_on_tokens(text, marks)),
+            notes=(
+                *notes_on(example, self.style),
+                *self._notes_on_tokens(text, marks),
+                *_notes_on_images(examined),
+            ),
         )
 
     def encode(self, example: Example) -> Prompt:
@@ -171,22 +180,25 @@ class Encoder:
 
     # ---- images
 
-    def _images(self, example: Example) -> list[Image.Image]:
+    def _refuse_images_of_text_model(self, example: Example) -> None:
         if example.images and not self.processing.family.has_vision:
             raise UserError(
                 f"Example {example.id} has {len(example.images)} image(s), but {self.processing.family.model_type} "
                 f"reads text only. Use a vision-language checkpoint or data without images."
             )
+
+    def _images(self, example: Example) -> list[Image.Image]:
+        self._refuse_images_of_text_model(example)
         return [
             load_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
             for image in example.images
         ]
 
-    def _size(self, image: Image.Image, example: Example) -> tuple[int, int]:
+    def _size(self, size: tuple[int, int], example: Example) -> tuple[int, int]:
         """(width, height) that the model sees. Raises UserError that names the example."""
         try:
             return self.processing.family.image_size(
-                *image.size, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
+                *size, min_pixels=self.limits.min_pixels, max_pixels=self.limits.max_pixels
             )
         except UserError as error:
             raise UserError(f"Example {example.id}: {error}") from None
@@ -199,7 +211,7 @@ class Encoder:
         # what cannot be shown is refused in words that name the example, before a library
         # asserts it
         for image in images:
-            self._size(image, example)
+            self._size(image.size, example)
 
         assert self.processing.image_processor is not None, "a family without vision has no images"
         return self.processing.family.patches(
@@ -213,6 +225,12 @@ class Encoder:
 @lru_cache(maxsize=16)
 def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, tokens)))
+
+
+def _notes_on_images(examined: Sequence[Examined]) -> Iterator[tuple[str, str]]:
+    """(kind, text) of what is odd about the images of a prompt."""
+    if any(image.has_frames for image in examined):
+        yield "frames", "a picture has several frames or pages, and the first alone is used"
 
 
 def _make_image_keys(pixel_values_N: Tensor | None, grid_thw_I_3: Tensor | None) -> tuple[str, ...]:

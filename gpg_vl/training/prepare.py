@@ -3,7 +3,7 @@
 It ends in a plan.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from math import ceil
@@ -18,7 +18,7 @@ from gpg_vl.config import Config, make_algorithm
 from gpg_vl.data.check import DataReport, ReadGold, check
 from gpg_vl.data.columns import UnusedPictures
 from gpg_vl.data.held_out import HeldOut
-from gpg_vl.data.read import load_examples, read_rows
+from gpg_vl.data.read import load_examples, notes_of, read_rows
 from gpg_vl.data.survey import Reader, Survey
 from gpg_vl.errors import UserError
 from gpg_vl.eval.tasks import tasks
@@ -114,6 +114,7 @@ def check_data(
         source=config.data.train,
         survey=Survey(reader, columns, _held_out(config, encoder.root)),
         read_gold=read_gold,
+        notes=_notes_of_source(config),
     )
 
 
@@ -123,6 +124,11 @@ def _held_out(config: Config, root: Path | None) -> HeldOut | None:
         return None
     docs = tasks.get(config.eval.task)().load(Path(config.eval.data))
     return HeldOut(((doc.example, doc.root) for doc in docs), root=root)
+
+
+def _notes_of_source(config: Config) -> Iterator[str]:
+    """Asked for once the rows are read, so that a source which cannot be read is one problem, not an error twice."""
+    yield from notes_of(config.data.train, config.data.columns)
 
 
 def prepare(

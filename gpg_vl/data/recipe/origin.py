@@ -6,7 +6,6 @@ Pickles are refused: opening one runs what its author wrote.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpg_vl.data.json_rows import PlacedCells, json_rows, jsonl_rows
 from gpg_vl.data.recipe.hub import hub_source
-from gpg_vl.data.recipe.row import Source, shown
-from gpg_vl.data.rows import CellError
-from gpg_vl.data.sources import Cells, jsonl_rows, parquet_rows
+from gpg_vl.data.recipe.row import Source
+from gpg_vl.data.sources import parquet_rows
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
 
@@ -35,8 +34,6 @@ LAYOUT = (
 )
 """Where the files of a split lie in a folder, unless a recipe knows better."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_CHUNK = 1 << 20
-_LONGEST_ELEMENT = 64 << 20
 
 
 def open_source(
@@ -146,7 +143,7 @@ def _local_source(
     names = {file: file.relative_to(base).as_posix() for file in files}
     lengths = [_length(file) for file in files]
 
-    def read(start: int) -> Iterator[tuple[str, Cells | CellError]]:
+    def read(start: int) -> Iterator[PlacedCells]:
         for file, length in zip(files, lengths, strict=True):
             if length is not None:
                 if start < length:
@@ -213,71 +210,3 @@ def _parquet(file: Path, read: Callable[[], Any]) -> Any:
         raise UserError(
             f"{file} cannot be read: {words}. A complete Parquet file is needed. Fetch it again."
         ) from error
-
-
-def json_rows(file: Path, *, name: str) -> Iterator[tuple[str, Cells | CellError]]:
-    """The elements of a JSON file that is one list of objects, a megabyte at a time; or its only object.
-
-    Raises:
-        UserError: if the file breaks off or is not JSON; an element that is no object is a CellError in its place.
-    """
-    with file.open(encoding="utf-8-sig") as stream:
-        try:
-            yield from (
-                (f"{name}[{number}]", cells) for number, cells in enumerate(_elements(stream.read))
-            )
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{file} is not JSON: {error}. A list of objects, in UTF-8, is allowed. Fetch or export it again."
-            ) from error
-
-
-def _elements(read: Callable[[int], str]) -> Iterator[Cells | CellError]:
-    """The elements of a list, each as soon as the comma or bracket behind it is there."""
-    decode = json.JSONDecoder().raw_decode
-    text, first, ended = read(_CHUNK), True, False
-    at = _blanks(text, 0)
-    if not text.startswith("[", at):
-        yield _object(json.loads(text + read(_LONGEST_ELEMENT)))
-        return
-    at += 1
-    while True:
-        at = _blanks(text, at)
-        if first and text.startswith("]", at):
-            break
-        try:
-            value, end = decode(text, at)
-            end = _blanks(text, end)
-            if text[end : end + 1] not in (
-                ",",
-                "]",
-            ):  # cut here, or a number goes on in the next piece
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
-        except json.JSONDecodeError:
-            if ended or len(text) - at > _LONGEST_ELEMENT:
-                raise
-            more = read(_CHUNK)
-            text, at, ended = text[at:] + more, 0, not more
-            continue
-        yield _object(value)
-        first, at = False, end + 1
-        if text[end] == "]":
-            break
-    rest = text[at + first :] + read(_CHUNK)
-    if rest.strip():
-        raise json.JSONDecodeError("Something stands behind the list", rest, 0)
-
-
-def _blanks(text: str, at: int) -> int:
-    """Where the blanks from a place on end."""
-    while text[at : at + 1] in (" ", "\t", "\r", "\n"):
-        at += 1
-    return at
-
-
-def _object(value: object) -> Cells | CellError:
-    if isinstance(value, dict):
-        return value
-    return CellError(
-        "json", f"The element is {shown(value)}. An object with named columns is allowed."
-    )

@@ -1,0 +1,127 @@
+"""What Arrow's types say of a cell that the Python value alone does not.
+
+A class label is a number whose names stand in the schema's metadata, and a 32-bit number, widened,
+gets digits that nobody wrote: 3.14 becomes 3.140000104904175. `make_reader` looks at the type once
+and gives a function of cells.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+ReadCell = Callable[[Any], Any]
+_LISTS = ("Sequence", "List", "LargeList")
+
+
+def stored_features(schema: pa.Schema) -> Mapping[str, Any]:
+    """What the `datasets` library noted of each column in a file's metadata; empty if it wrote none."""
+    noted = (schema.metadata or {}).get(b"huggingface")
+    if noted is None:
+        return {}
+
+    # anybody may have written there; what is not as the library writes it says nothing
+    try:
+        info = json.loads(noted)
+    except (ValueError, RecursionError):
+        return {}
+    for key in ("info", "features"):
+        info = info.get(key) if isinstance(info, dict) else None
+    return info if isinstance(info, dict) else {}
+
+
+def make_readers(schema: pa.Schema, features: Mapping[str, Any]) -> dict[str, ReadCell]:
+    """How cells are to be read, by column; columns that are read as they are have no entry.
+
+    `features`: what `stored_features` gives, or `datasets.Features.to_dict`.
+    """
+    readers = {
+        name: make_reader(schema.field(name).type, features.get(name)) for name in schema.names
+    }
+    return {name: reader for name, reader in readers.items() if reader is not None}
+
+
+def make_reader(kind: pa.DataType, feature: object) -> ReadCell | None:
+    """How cells of an Arrow type are to be read, however deep they lie; None: as they are.
+
+    A class label becomes its name, and null where it has none; a 16- or 32-bit number the shortest
+    one of its type; a decimal a whole number, or a float, or text where a float cannot hold it.
+    """
+    if (names := _label_names(feature)) and pa.types.is_integer(kind):
+        return partial(_name_label, names)
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        return _skip_null(partial(_shorten, kind.to_pandas_dtype()))
+    if pa.types.is_decimal(kind):
+        return _skip_null(_read_decimal)
+
+    if pa.types.is_dictionary(kind):
+        return make_reader(kind.value_type, feature)
+    if pa.types.is_struct(kind):
+        fields = {
+            field.name: make_reader(field.type, _child(feature, field.name)) for field in kind
+        }
+        known = {name: reader for name, reader in fields.items() if reader is not None}
+        return _skip_null(partial(_read_struct, known)) if known else None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        reader = make_reader(kind.value_type, _element(feature))
+        return _skip_null(partial(_read_list, reader)) if reader else None
+    return None
+
+
+def _label_names(feature: object) -> Sequence[str]:
+    is_label = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    names = feature.get("names") if is_label and isinstance(feature, dict) else None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list and names is not None else ()
+
+
+def _child(feature: object, name: str) -> object:
+    """What is noted of a field of a struct. A list of structs may be stored as a struct of lists."""
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") in _LISTS:
+        inner = _child(feature.get("feature"), name)
+        return None if inner is None else {"_type": "List", "feature": inner}
+    return feature.get(name)
+
+
+def _element(feature: object) -> object:
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    if isinstance(feature, dict) and feature.get("_type") in _LISTS:
+        return feature.get("feature")
+    return None
+
+
+def _skip_null(read: ReadCell) -> ReadCell:
+    return lambda cell: None if cell is None else read(cell)
+
+
+def _name_label(names: Sequence[str], number: int | None) -> str | None:
+    """The name of a class; null for the -1 that `datasets` writes where a label is unknown."""
+    if number is None or not 0 <= number < len(names):
+        return None
+    return names[number]
+
+
+def _shorten(kind: Callable[[float], np.floating], number: float) -> float:
+    return float(str(kind(number)))
+
+
+def _read_decimal(number: Decimal) -> int | float | str:
+    if number == number.to_integral_value():
+        return int(number)
+    short = number.normalize()
+    return float(short) if Decimal(repr(float(short))) == short else str(short)
+
+
+def _read_struct(readers: Mapping[str, ReadCell], cell: dict[str, Any]) -> dict[str, Any]:
+    return cell | {name: read(cell[name]) for name, read in readers.items()}
+
+
+def _read_list(read: ReadCell, cell: list[Any]) -> list[Any]:
+    return [read(item) for item in cell]
