@@ -258,7 +258,7 @@ def _train_together(
 ) -> int:
     from functools import partial
 
-    from gpg_vl.rewards.shown_golds import render_golds
+    from gpg_vl.rewards.golds import render_golds
     from gpg_vl.training.agreement import refuse_other_settings
     from gpg_vl.training.evaluation import make_evaluation
     from gpg_vl.training.fit import render_fits
@@ -314,12 +314,11 @@ def _data_check(arguments: argparse.Namespace) -> int:
 
     # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
-    from gpg_vl.rewards.golds import read_golds
-    from gpg_vl.rewards.shown_golds import render_golds
+    from gpg_vl.rewards.golds import read_gold_of, render_golds
     from gpg_vl.training.prepare import check_data, make_encoder
 
     console = _console()
-    read_gold = read_golds(config.rewards.weights)
+    read_gold = read_gold_of(config.rewards.weights)
     report = check_data(config, make_encoder(config), console, read_gold=read_gold)
     report.render(console)
     render_golds(config.rewards.weights, report.golds, console)

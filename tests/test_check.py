@@ -407,13 +407,14 @@ def test_the_json_report_holds_everything() -> None:
         },
     ]
     del got["problems"]
+    (note,) = got.pop("notes")
+    assert note.startswith("1 of the 2 rows have no image, and 1 have one.")
     assert got == {
         "source": "data",
         "ok": False,
         "rows": 3,
         "images": 1,
         "max_prompt_tokens": 100,
-        "notes": [],
         "golds": [{"id": "0", "answer": "4"}, {"id": "1", "answer": ""}],
         "tasks": {"Count": 2},
         "tokens": {"total": 6, "min": 2, "median": 2, "p95": 4, "max": 4},

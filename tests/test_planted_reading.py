@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -322,8 +323,8 @@ ODD: dict[str, tuple[Write, Sequence[str]]] = {
     "rows in a subfolder": (both(rows(), rows(name="more/e.jsonl")), ["in subfolders", "'more/e.jsonl'"]),
     "a folder called .parquet": (both(rows(), rows(name="e.parquet/part.parquet")), ["'e.parquet/part.parquet'"]),
     "a lost character": (cells(prompt="Which caf\ufffd?"), ["1 row(s)", "d.jsonl:2", "U+FFFD"]),
-    "UTF-8 encoded twice": (cells(prompt="Which café?".encode().decode("latin-1")), ["d.jsonl:2", "look like UTF-8"]),
-    "UTF-8 as Windows-1252": (cells(prompt="It’s red?".encode().decode("cp1252")), ["d.jsonl:2", "look like UTF-8"]),
+    "UTF-8 encoded twice": (cells(prompt="Which café?".encode().decode("latin-1")), ["d.jsonl:2", "looks like UTF-8"]),
+    "UTF-8 as Windows-1252": (cells(prompt="It’s red?".encode().decode("cp1252")), ["d.jsonl:2", "looks like UTF-8"]),
     "an escape in a prompt": (cells(prompt="What is 3 \times 4?"), ["d.jsonl:2", "Write its backslash twice"]),
     "a control character in a prompt": (cells(prompt="Which\x07?"), ["d.jsonl:2", "control characters"]),
     "an animation": (picture(RED, format="GIF", save_all=True, append_images=[GREY]), ["d.jsonl:2", "several frames or pages"]),
@@ -412,6 +413,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "rows"
 
 
+def of_reading(report: DataReport) -> list[str]:
+    """The notes but for those on what the rows say: few of the rows here have a picture, and all ask the same."""
+    of_rows = re.compile(
+        r"None of the \d+ rows has an image|rows have no image|ask the same|repeats an earlier row|asks what"
+    )
+    return [note for note in report.notes if not of_rows.search(note)]
+
+
 def checked(folder: Path, encoder: Encoder, config: Path) -> tuple[DataReport, str]:
     """The report on a folder, and the words in which it is printed."""
     settings = [f"data.train={folder}", "data.columns={}"]
@@ -447,7 +456,7 @@ def test_what_is_odd_is_said_and_refuses_nothing(
     write(folder)
     report, printed = checked(folder, encoder, config)
     assert report.ok, report.problems
-    assert any(all(words in note for words in said) for note in report.notes)
+    assert len(of_reading(report)) == 1
     for words in said:
         assert words.casefold() in printed.casefold()
 
@@ -460,8 +469,7 @@ def test_what_only_looks_odd_is_read_without_a_word(
     write(folder)
     report, _ = checked(folder, encoder, config)
     assert report.ok, report.problems
-    # of so few rows, alike and mostly without pictures, something else may well be said
-    assert not [note for note in report.notes if any(words in note for words in OF_READING)]
+    assert of_reading(report) == []
     assert [example.answer for example in load_examples(folder)] == answers
 
 

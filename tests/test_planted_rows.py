@@ -318,7 +318,7 @@ QUESTIONS = [
         row(
             turns(("user", "Hi."), ("assistant", "Hi."), ("system", "Be X."), ("user", "How many?"))
         ),
-        "have their system turn behind another one",
+        "it has its system turn behind another one",
         row(turns(("system", "Be X."), ("user", "How many?"))),
     ),
     note(
@@ -330,7 +330,7 @@ QUESTIONS = [
     note(
         "the assistant first",
         row(turns(("assistant", "Hello."), ("user", "How many?"))),
-        "begin with a turn of the assistant",
+        "it begins with a turn of the assistant",
         row(turns(("user", "How many?"))),
     ),
     note("an empty question", row("<image>"), "the question is empty", row("<image>?")),
@@ -376,7 +376,7 @@ QUESTIONS = [
     note(
         "no room for the answer",
         row(),
-        "leave less than rollout.max_new_tokens=2040 of the 2048",
+        "leaves less than rollout.max_new_tokens=2040 of the 2048",
         row(),
         config={"rollout": {"max_new_tokens": 2040}},
         good_config={"rollout": {"max_new_tokens": 1500}},
@@ -384,7 +384,7 @@ QUESTIONS = [
     note(
         "the path of a picture as the question",
         row("a.png"),
-        "the path of a picture as their question",
+        "the path of a picture as its question",
         row("Is it a.png?"),
     ),
     note(
@@ -473,44 +473,46 @@ ANSWERS = [
     note(
         "a list as text",
         row(answer='["4", "four"]'),
-        "have a list as their answer",
+        "it has a list as its answer",
         row(answer="[1, 2)"),
     ),
     note(
         "an answer that was never filled in",
         row(answer="nan"),
-        "have the answer 'nan', as if the cell had been empty",
+        "it has the answer 'nan', as if the cell had been empty",
         row(answer="None"),
     ),
-    note("an answer to be done", row(answer="TODO"), "have the answer 'TODO'", row(answer="to do")),
+    note(
+        "an answer to be done", row(answer="TODO"), "it has the answer 'TODO'", row(answer="to do")
+    ),
     note(
         "the path of a picture as the answer",
         row(answer="images/7.jpg"),
-        "the path of a picture as their answer",
+        "the path of a picture as its answer",
         row(answer="jpg"),
     ),
     note(
         "the question as the answer",
         row(answer="How many balls are there?"),
-        "have their question as their answer",
+        "it has its question as its answer",
         row(),
     ),
     note(
         "the answer in the question",
         row("How many? Answer: 4"),
-        "state their answer in the question ('4')",
+        "it states its answer in the question ('4')",
         row("How many? Answer: 40 or less."),
     ),
     note(
         "the answer in tags in the question",
         row("How many?\n<answer>4</answer>"),
-        "state their answer",
+        "it states its answer",
         row("Write <answer>your answer</answer>."),
     ),
     note(
         "the answer in a box in the question",
         row("How many? \\boxed{4}"),
-        "state their answer",
+        "it states its answer",
         row("Write \\boxed{answer}. How many of 4?"),
     ),
     note(
@@ -528,7 +530,7 @@ ANSWERS = [
     note(
         "the same row twice",
         [row(), row(answer=" 4 ")],
-        "repeat an earlier row",
+        "it repeats an earlier row",
         [row(), row("How many cubes are there?")],
     ),
     problem(
@@ -552,7 +554,7 @@ ANSWERS = [
     note(
         "one answer for all",
         [row(f"Is {n} red?", "yes") for n in range(20)],
-        "All 20 rows have the answer 'yes'",
+        "All 20 rows it has the answer 'yes'",
         [row(f"Is {n} red?", ("yes", "no")[n % 2]) for n in range(20)],
     ),
     problem(
@@ -627,7 +629,7 @@ CHOICES = [
         "1 row(s) have no choices, and 1 have some",
         [pick(task="Relation"), row("How many?", task="Count")],
     ),
-    note("one choice", pick("A", ["ball"]), "have one option alone", pick("A", ["ball", "cube"])),
+    note("one choice", pick("A", ["ball"]), "it has one option alone", pick("A", ["ball", "cube"])),
     problem(
         "two equal options",
         pick("A", ["ball", "ball", "cube"]),
@@ -638,31 +640,31 @@ CHOICES = [
     note(
         "two equal options beside the gold",
         pick("C", ["ball", "ball", "cube"]),
-        "have options with one text",
+        "it has options with one text",
         pick("C", ["ball", "cone", "cube"]),
     ),
     note(
         "options that differ in case",
         pick("A", ["Ball", "ball", "cube"]),
-        "have options with one text, but for case",
+        "it has options with one text, but for case",
         pick("A", ["(A) ball", "(B) cube"]),
     ),
     note(
         "options that differ in blanks",
         pick("C", ["ball", " ball", "cube"]),
-        "have options with one text",
+        "it has options with one text",
         pick("C", ["a ball", "ball", "cube"]),
     ),
     note(
         "an option without text",
         pick("A", ["ball", "cube", ""]),
-        "have an option without text",
+        "it has an option without text",
         pick("A", ["ball", "cube", "0"]),
     ),
     note(
         "an option that was never filled in",
         pick("A", ["ball", "nan"]),
-        "have an option such as 'nan'",
+        "it has an option such as 'nan'",
         pick("A", ["ball", "None"]),
     ),
     problem(
@@ -686,13 +688,13 @@ CHOICES = [
     note(
         "options that the prompt does not show",
         pick("B", prompt="Which is red?"),
-        "of which the options are not in it",
+        "the options are not in its prompt",
         pick("cube", prompt="Which is red?"),
     ),
     note(
         "options that the prompt does not show, and the template does",
         pick("B", prompt="Which is red?"),
-        "of which the options are not in it",
+        "the options are not in its prompt",
         pick("B", prompt="Which is red?"),
         good_config=asks("{prompt} {choices}"),
     ),
@@ -737,7 +739,7 @@ BOXES = [
     note(
         "fractions where thousandths are declared",
         box("[0.1, 0.2, 0.3, 0.4]"),
-        "boxes from 0 to 1 though their coordinates are rel1000",
+        "boxes from 0 to 1 though its coordinates are rel1000",
         box("[0.1, 0.2, 0.3, 0.4]", "rel1"),
         config=GROUND,
     ),
@@ -770,7 +772,7 @@ BOXES = [
     note(
         "an unknown convention",
         box(coordinates="pixels"),
-        "have the coordinates 'pixels'",
+        "it has the coordinates 'pixels'",
         row(answer="4", coordinates="48.2 N"),
     ),
     problem(
@@ -804,7 +806,7 @@ BOXES = [
     note(
         "declared coordinates and no box",
         box("the ball"),
-        "their answer is no box",
+        "its answer is no box",
         box("[[1, 2, 3, 4]]"),
     ),
 ]

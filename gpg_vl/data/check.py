@@ -17,8 +17,9 @@ from rich.text import Text
 
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
+from gpg_vl.data.cells import Kind
 from gpg_vl.data.images import ImageError
-from gpg_vl.data.rows import Kind, Row, RowProblem
+from gpg_vl.data.rows import Row, RowProblem
 from gpg_vl.data.summary import (
     histogram,
     render_histogram,
@@ -26,7 +27,7 @@ from gpg_vl.data.summary import (
     render_lengths,
     summarise,
 )
-from gpg_vl.data.survey import Survey
+from gpg_vl.data.survey import Reader, Survey
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
@@ -82,8 +83,8 @@ class DataReport:
     problems: tuple[RowProblem, ...]
     max_prompt_tokens: int | None
     notes: tuple[str, ...] = ()
-    """What does not keep anybody from training and should be known: files that are not read, columns
-    that are not used, rows that look wrong, rows that contradict each other."""
+    """What does not keep anybody from training and should be known: files and columns that are not
+    read, texts that look damaged, rows that contradict each other."""
     golds: tuple[Example, ...] = ()
     """A few examples with different answers, without their pictures, to show what the answers are."""
 
@@ -149,13 +150,14 @@ def check(
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console. `survey` is shown every example that could be encoded, and its notes are those
-    of the report. `read_gold` finds gold answers that a reward of the run cannot read.
-    `notes`: what is known of the source beside its rows; it is asked for once they are read.
+    there is a console. `survey` is shown every example; without one, it is a survey of what is said
+    of any data. `read_gold` finds gold answers that a reward of the run cannot read. `notes`: what is
+    known of the source beside its rows; it is asked for once they are read.
     """
     rows_read = 0
     first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
-    golds: dict[str, Example] = {}
+    golds: dict[str, Example] = {}  # by answer
+    survey = survey or Survey(Reader())
     prompts: list[PromptCounts] = []
     tasks: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -176,12 +178,16 @@ def check(
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
-            if survey is not None:
-                known = (f"row {number}", f"id {row.id!r}", row.place)
-                place = ", ".join(filter(None, known))
-                survey.add(number, row, place, tokens=counts.tokens, notes=counts.notes)
-        if len(golds) < _SHOWN_GOLDS and row.answer not in golds:
-            golds[row.answer] = replace(row, images=())
+        place = f"row {number}" + (f", {row.place}" if row.place else "")
+        survey.add(
+            number,
+            row,
+            place,
+            tokens=counts and counts.tokens,
+            notes=counts.notes if counts else (),
+        )
+        if len(golds) < _SHOWN_GOLDS:
+            golds.setdefault(row.answer, replace(row, images=()))
         for kind, text in found:
             problem = RowProblem(row=number, id=row.id, source=row.place, kind=kind, message=text)
             problems.append(problem)
@@ -204,7 +210,7 @@ def check(
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
         max_prompt_tokens=max_prompt_tokens,
-        notes=(*(notes if rows_read else ()), *(survey.notes() if survey else ())),
+        notes=(*(notes if rows_read else ()), *survey.notes()),
         golds=tuple(golds.values()),
     )
 

@@ -1,6 +1,6 @@
 """What is doubtful about one example, though it can be trained on: a person may have meant it, so it is said and not refused.
 
-Each doubt is a kind, to count rows by, and words that follow "3 row(s), the first of them row 7, ...".
+Each doubt is a kind, to count rows by, and words that follow "3 row(s), the first of them row 7: ...".
 """
 
 import re
@@ -41,7 +41,7 @@ _SIGNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
         "{found!a}, which changes the direction in which a text is shown. Remove it where the data is made",
     ),
     (
-        "escape",
+        "raw escape",
         re.compile(r"\\n(?=[A-Z0-9(\s]|$)|\\u[0-9a-fA-F]{4}"),
         "{found!r}, an escape that was never read: a line end or a letter is meant. Decode the texts once more",
     ),
@@ -75,7 +75,7 @@ _SIGNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
         "a picture as text ({found!r}), which is read letter by letter. Move it into the images column",
     ),
 )
-"""(kind, what to look for, what is said of it behind "hold "). Damaged encodings are `text_damage`'s."""
+"""(kind, what to look for, what is said of it behind "it holds "). Damaged encodings are `text_damage`'s."""
 _QUICK = re.compile(
     "[&<{\\[\\\\\u00ad\u200b\u2060\ufeff\u202a-\u202e\U000e0000-\U000e007f]|data:|iVBORw|/9j/|USER:|ASSISTANT:|Assistant:|Response:"
 )
@@ -101,7 +101,7 @@ def doubts_of(example: Example) -> Iterator[Doubt]:
     if is_media_path(asked):
         yield (
             "question",
-            f"have the path of a picture as their question ({shown(asked)}). Map the column of the question",
+            f"it has the path of a picture as its question ({shown(asked)}). Map the column of the question",
         )
     yield from _of_answer(example, asked)
     if example.choices is not None:
@@ -131,18 +131,21 @@ def _of_texts(text: str) -> Iterator[Doubt]:
         return
     for kind, pattern, words in _SIGNS:
         if found := pattern.search(text):
-            yield kind, "hold " + words.format(found=found[0].strip()[:60])
+            yield kind, "it holds " + words.format(found=found[0].strip()[:60])
 
 
 def _of_turns(turns: tuple[Message, ...]) -> Iterator[Doubt]:
     if any(turn.role == "system" for turn in turns[1:]):
-        yield "turns", "have their system turn behind another one. Put it first"
+        yield "turns", "it has its system turn behind another one. Put it first"
     if turns[0].role == "assistant":
-        yield "turns", "begin with a turn of the assistant. Begin with the system's or the user's"
+        yield (
+            "turns",
+            "it begins with a turn of the assistant. Begin with the system's or the user's",
+        )
     if any(one.role == other.role for one, other in pairwise(turns)):
         yield (
             "turns",
-            "have two turns of one role behind each other. Join them, or add the turn between them",
+            "it has two turns of one role behind each other. Join them, or add the turn between them",
         )
 
 
@@ -151,27 +154,27 @@ def _of_answer(example: Example, asked: str) -> Iterator[Doubt]:
     if gold.casefold() in _NOT_FILLED:
         yield (
             "answer",
-            f"have the answer {gold!r}, as if the cell had been empty. Fill it in or remove the rows",
+            f"it has the answer {gold!r}, as if the cell had been empty. Fill it in or remove the row",
         )
     if _LIST_OF_TEXTS.fullmatch(gold):
         yield (
             "answer list",
-            f"have a list as their answer ({shown(gold)}), which no response repeats. Store one text",
+            f"it has a list as its answer ({shown(gold)}), which no response repeats. Store one text",
         )
     if is_media_path(gold):
         yield (
             "answer",
-            f"have the path of a picture as their answer ({shown(gold)}). Map the column of the answer",
+            f"it has the path of a picture as its answer ({shown(gold)}). Map the column of the answer",
         )
     if gold and gold.casefold() == asked.casefold():
         yield (
             "answer",
-            f"have their question as their answer ({shown(gold)}). Map the columns of both",
+            f"it has its question as its answer ({shown(gold)}). Map the columns of both",
         )
     elif gold and _is_stated(gold, asked):
         yield (
             "leak",
-            f"state their answer in the question ({shown(gold)}). Remove it there, or a model learns to copy",
+            f"it states its answer in the question ({shown(gold)}). Remove it there, or a model learns to copy",
         )
 
 
@@ -192,14 +195,14 @@ def _of_choices(answer: str, choices: tuple[str, ...]) -> Iterator[Doubt]:
     if len(choices) == 1:
         yield (
             "one option",
-            "have one option alone, which every answer would name. Add the others, or set the choices to null",
+            "it has one option alone, which every answer would name. Add the others, or set the choices to null",
         )
     if any(not option.strip() for option in choices):
-        yield "blank option", "have an option without text. Remove it, or fill it in"
+        yield "blank option", "it has an option without text. Remove it, or fill it in"
     if any(option.strip().casefold() in _EMPTY_CELLS for option in choices):
         yield (
             "blank option",
-            "have an option such as 'nan', as if the cell had been empty. Remove it, or fill it in",
+            "it has an option such as 'nan', as if the cell had been empty. Remove it, or fill it in",
         )
 
     named = gold_readings(answer, choices)
@@ -207,13 +210,13 @@ def _of_choices(answer: str, choices: tuple[str, ...]) -> Iterator[Doubt]:
         letters = " or ".join(letter_of(index) for index in sorted(named))
         yield (
             "two readings",
-            f"have an answer that could be option {letters} ({shown(answer)}). Write it as a letter, (A)",
+            f"it has an answer that could be option {letters} ({shown(answer)}). Write it as a letter, (A)",
         )
     for first, second in equal_options(choices):
         pair = f"{shown(choices[first])} and {shown(choices[second])}"
         yield (
             "equal options",
-            f"have options with one text, but for case and blanks ({pair}). Make them different",
+            f"it has options with one text, but for case and blanks ({pair}). Make them different",
         )
         break
 
@@ -229,17 +232,17 @@ def _of_boxes(answer: str, meta: Mapping[str, Any]) -> Iterator[Doubt]:
         if boxes:
             yield (
                 "box",
-                f"have the coordinates {shown(coordinates)}. One of {', '.join(COORDINATES)} is known",
+                f"it has the coordinates {shown(coordinates)}. One of {', '.join(COORDINATES)} is known",
             )
     elif boxes is None:
         yield (
             "box",
-            f"declare coordinates, and their answer is no box ({shown(answer)}). Write it as [x1, y1, x2, y2]",
+            f"it declares coordinates, and its answer is no box ({shown(answer)}). Write it as [x1, y1, x2, y2]",
         )
     else:
         said = next(filter(None, (_of_box(box, coordinates, meta) for box in boxes)), None)
         if said:
-            yield "box", f"have {said} ({shown(answer)})"
+            yield "box", f"it has {said} ({shown(answer)})"
 
 
 def _of_box(box: Box, coordinates: str, meta: Mapping[str, Any]) -> str | None:
@@ -249,7 +252,7 @@ def _of_box(box: Box, coordinates: str, meta: Mapping[str, Any]) -> str | None:
 
     farthest = max(box)
     if farthest <= 1.0 and coordinates != "rel1":
-        return f"boxes from 0 to 1 though their coordinates are {coordinates}. Declare rel1, or convert them"
+        return f"boxes from 0 to 1 though its coordinates are {coordinates}. Declare rel1, or convert them"
 
     size = meta.get("input_size" if coordinates == "abs_resized" else "image_size")
     limits = {"rel1": (1.0, 1.0), "rel1000": (1000.0, 1000.0)}.get(coordinates) or size

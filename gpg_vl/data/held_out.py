@@ -31,9 +31,9 @@ class HeldOut:
         """What is to be said of a row of training, whose pictures can be read; None if it shares nothing."""
         pictures = tuple(_digests(example, self._root))
         if (*pictures, _question(example)) in self._rows:
-            return "are rows of the evaluation too, with their images and questions. Remove them from one of the two"
+            return "it is a row of the evaluation too, with its images and its question. Remove such rows from one of the two"
         if not self._pictures.isdisjoint(pictures):
-            return "have an image that the evaluation has too. Remove them, if the images are to be new to the model"
+            return "it has an image that the evaluation has too. Remove such rows, if the images are to be new to the model"
         return None
 
 

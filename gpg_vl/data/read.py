@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gpg_vl.data.rows import CellError, Row, RowProblem, parse_row
+from gpg_vl.data.cells import CellError
+from gpg_vl.data.rows import Row, RowProblem, parse_row
 from gpg_vl.data.sources import Table, choose_files, tables
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean

@@ -62,22 +62,18 @@ class Survey:
         example: Example,
         place: str,
         *,
-        tokens: int = 0,
+        tokens: int | None,
         notes: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Remember a row. tokens: of its prompt; notes: (kind, text) of what its encoder says."""
+        """Remember a row. tokens: of its prompt, None if it cannot be encoded; notes: (kind, text) of what its encoder says."""
         doubts = [
-            *doubts_of(example),
             *find_damage(example),
-            *((kind, f"have a prompt of which {said}") for kind, said in notes),
+            *notes,
+            *doubts_of(example),
+            *self._repeats(number, example),
         ]
-        doubts += self._repeats(number, example)
-        if self._held_out is not None and (said := self._held_out.find(example)):
-            doubts.append(("held out", said))
-        context = self._reader.context
-        if context is not None and tokens + self._reader.max_new_tokens > context:
-            room = f"rollout.max_new_tokens={self._reader.max_new_tokens} of the {context} that the checkpoint reads"
-            doubts.append(("room", f"leave less than {room}. Shorten the prompts, or lower it"))
+        if tokens is not None:
+            doubts += self._of_encoded(example, tokens)
 
         # the first of each kind: what is counted are rows
         for kind, said in dict(reversed(doubts)).items():
@@ -93,7 +89,7 @@ class Survey:
         yield from self._about_fields()
         yield from self._about_choices()
         for rows, first, words in self._doubts.values():
-            yield f"{rows} row(s), the first of them {first}, {words}."
+            yield f"{rows} row(s), the first of them {first}: {words}."
 
     # ---- one row
 
@@ -108,6 +104,20 @@ class Survey:
         self._rows["answer asks"] += gold.endswith(("?", "？")) and not asked.endswith(("?", "？"))
         self._choices.setdefault(example.task, [0, 0])[example.choices is None] += 1
 
+    def _of_encoded(self, example: Example, tokens: int) -> Iterator[tuple[str, str]]:
+        if self._held_out is not None and (said := self._held_out.find(example)):
+            yield "held out", said
+
+        context, answer = self._reader.context, self._reader.max_new_tokens
+        if context is not None and tokens + answer > context:
+            room = (
+                f"rollout.max_new_tokens={answer} of the {context} tokens that the checkpoint reads"
+            )
+            yield (
+                "room",
+                f"its prompt of {tokens} leaves less than {room}. Shorten the prompts, or lower it",
+            )
+
     def _repeats(self, number: int, example: Example) -> Iterator[tuple[str, str]]:
         """Whether the same was asked before, and answered so."""
         asked = hash((example.images, example.prompt, example.choices))
@@ -118,10 +128,10 @@ class Survey:
         if before == answer:
             yield (
                 "repeated",
-                f"repeat an earlier row, images, question and answer (row {first}). Remove what was not meant",
+                f"it repeats an earlier row, images, question and answer (row {first}). Remove what was not meant",
             )
         else:
-            said = f"ask what an earlier row asks, with another answer ({shown(example.answer)}; row {first})"
+            said = f"it asks what an earlier row asks, with another answer ({shown(example.answer)}; row {first})"
             yield "contradiction", f"{said}. Correct one of the two, or remove both"
 
     # ---- all rows

@@ -25,28 +25,28 @@ _SIGNS = (
     (
         "lost",
         _LOST,
-        "hold U+FFFD, which stands for a character that was lost. Convert the data again from its own encoding",
+        "the text holds U+FFFD, which stands for a character that was lost. Convert the data again from its own encoding",
     ),
     (
         "encoding",
         _TWICE_ENCODED,
-        "look like UTF-8 that was read in another encoding, such as 'Ã©' for 'é'. Convert the data again",
+        "the text looks like UTF-8 that was read in another encoding, such as 'Ã©' for 'é'. Convert the data again",
     ),
     (
         "escape",
         _EATEN,
-        "hold a control character where a command such as \\frac stood. Write its backslash twice",
+        "the text holds a control character where a command such as \\frac stood. Write its backslash twice",
     ),
     (
         "control",
         _CONTROL,
-        "hold control characters, which nobody sees. Remove them where the data is made",
+        "the text holds control characters, which nobody sees. Remove them where the data is made",
     ),
 )
 
 
 def find_damage(example: Example) -> Iterator[tuple[str, str]]:
-    """(kind, words) of what looks damaged in the texts of an example, behind "3 row(s), the first of them row 7, ..."."""
+    """(kind, text) of what looks damaged in the texts of an example."""
     prompt = example.prompt
     turns = (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
     text = "\n".join((*turns, example.answer, *(example.choices or ())))

@@ -230,10 +230,7 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
 def _notes_on_images(examined: Sequence[Examined]) -> Iterator[tuple[str, str]]:
     """(kind, text) of what is odd about the images of a prompt."""
     if any(image.has_frames for image in examined):
-        yield (
-            "frames",
-            "a picture has several frames or pages, and the first alone is used. Store the one that is meant",
-        )
+        yield "frames", "a picture has several frames or pages, and the first alone is used"
 
 
 def _make_image_keys(pixel_values_N: Tensor | None, grid_thw_I_3: Tensor | None) -> tuple[str, ...]:

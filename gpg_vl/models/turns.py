@@ -155,7 +155,7 @@ def notes_on(example: Example, style: PromptStyle) -> Iterator[tuple[str, str]]:
         yield "question", said
     if CHOICES_PLACE not in style.template and _names_unseen(example):
         said = (
-            "the options are not in it, though the answer is the letter of one. Write them into the question, or "
+            "the options are not in its prompt, though the answer is the letter of one. Write them into the question, or "
             f"{CHOICES_PLACE} into prompt.template"
         )
         yield "options", said

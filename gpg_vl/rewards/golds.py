@@ -1,14 +1,27 @@
-"""Whether the rewards of a run can read a gold answer at all: what `gpg-vl data check` says before any gold proof."""
+"""Gold answers as the rewards read them: whether they can read all of them, and a handful to look at.
 
-from collections.abc import Callable, Iterable, Mapping
+The proof of the gold answers compares each with itself, so a number of a class where its name was
+meant passes it. A person sees it at once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from gpg_vl.answers.box import gold_box
 from gpg_vl.answers.boxes import gold_boxes
 from gpg_vl.answers.classes import gold_class
 from gpg_vl.answers.count import gold_count
 from gpg_vl.answers.options import gold_index
-from gpg_vl.types import Example
+from gpg_vl.rewards import QUICK
+from gpg_vl.rewards.scoring import load
+from gpg_vl.types import Completion, Example
 
+_WIDTH = 60
 READERS: Mapping[str, Callable[[Example], object]] = {
     "choice": gold_index,
     "classification": gold_class,
@@ -18,13 +31,12 @@ READERS: Mapping[str, Callable[[Example], object]] = {
     "grounding_giou": gold_box,
     "grounding_hit": gold_box,
 }
-"""By reward: what reads its gold answers. Each raises UserError that names the example. The other rewards read any text, or
-take long over it.
-"""
+"""By reward: what reads its gold answers, and raises UserError that names the example where it cannot. The other rewards read
+any text, or take long over it."""
 
 
-def read_golds(rewards: Iterable[str]) -> Callable[[Example], None]:
-    """Reads the gold answer of an example for each of these rewards that has a reader of its own; raises the first UserError."""
+def read_gold_of(rewards: Iterable[str]) -> Callable[[Example], None]:
+    """What reads the gold answer of an example for each of these rewards that has a reader; it raises the first UserError."""
     readers = list(dict.fromkeys(READERS[name] for name in rewards if name in READERS))
 
     def read(example: Example) -> None:
@@ -32,3 +44,58 @@ def read_golds(rewards: Iterable[str]) -> Callable[[Example], None]:
             reader(example)
 
     return read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldReading:
+    """What rewards read in one gold answer.
+
+    Example: `GoldReading(example=..., readings={"counting": "4"})`
+    """
+
+    example: Example
+    readings: Mapping[str, str]
+    """By reward: the gold answer of its verdict, or why it cannot be read."""
+
+
+def read_golds(names: Iterable[str], examples: Sequence[Example]) -> list[GoldReading]:
+    """The gold answers as those rewards read them that can say so and may run in this process.
+
+    names: of rewards. One of a user's own is not imported here, because it could do anything.
+    """
+    judges = {name: load(name).function for name in names if name in QUICK}
+    explains = {name: judge.explain for name, judge in judges.items() if hasattr(judge, "explain")}  # type: ignore[attr-defined]  # set by @explained
+
+    read = []
+    for example in examples:
+        readings = {name: _read_gold(explain, example) for name, explain in explains.items()}
+        read.append(GoldReading(example=example, readings=readings))
+    return read
+
+
+def render_golds(names: Iterable[str], examples: Sequence[Example], console: Console) -> None:
+    """Print the golds, each beside what the rewards read in it."""
+    read = read_golds(names, examples)
+    if not read:
+        return
+
+    table = Table(
+        "id", "gold answer", *(f"as {name} reads it" for name in read[0].readings), box=None
+    )
+    for one in read:
+        cells = (one.example.id, one.example.answer, *one.readings.values())
+        table.add_row(*(Text(_shorten(cell)) for cell in cells))
+    console.print(table)
+
+
+def _read_gold(explain: Any, example: Example) -> str:
+    nothing = Completion(token_ids=(), logprobs=(), text="", finish_reason="stop")
+    try:
+        return str(explain(nothing, example).gold)
+    except ValueError as error:
+        return f"cannot be read: {error}"
+
+
+def _shorten(text: str) -> str:
+    text = repr(text)[1:-1]
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."

@@ -112,9 +112,9 @@ def check_data(
         max_prompt_tokens=config.data.max_prompt_tokens,
         console=console,
         source=config.data.train,
-        notes=_notes_of_source(config),
         survey=Survey(reader, columns, _held_out(config, encoder.root)),
         read_gold=read_gold,
+        notes=_notes_of_source(config),
     )
 
 
