@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gpg_vl.data.cells import CellError
 from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, main
-from gpg_vl.data.rows import CellError
 from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gpg_vl.data.cells import CellError
 from gpg_vl.data.images import Picture
 from gpg_vl.data.recipe import (
     BrokenRowError,
@@ -32,7 +33,6 @@ from gpg_vl.data.recipe import (
 )
 from gpg_vl.data.recipe.boxes import CONVENTIONS, Box, box_meta, inside, numbers, pair, union
 from gpg_vl.data.recipe.origin import open_source
-from gpg_vl.data.rows import CellError
 from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from gpg_vl.data.cells import CellError
 from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, main
-from gpg_vl.data.rows import CellError
 from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.quickstart import scenes

@@ -311,11 +311,12 @@ def _data_check(arguments: argparse.Namespace) -> int:
 
     # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
-    from gpg_vl.rewards.golds import render_golds
+    from gpg_vl.rewards.golds import read_gold_of, render_golds
     from gpg_vl.training.prepare import check_data, make_encoder
 
     console = make_console()
-    report = check_data(config, make_encoder(config), console)
+    read_gold = read_gold_of(config.rewards.weights)
+    report = check_data(config, make_encoder(config), console, read_gold=read_gold)
     report.render(console)
     render_golds(config.rewards.weights, report.golds, console)
 

@@ -18,10 +18,11 @@ from rich.console import Console
 from test_images import CASES, bare_png, encoded, gradient
 
 from gpg_vl.answers.options import gold_index
-from gpg_vl.data.check import DataReport, PromptCounts, answer_problems, check, histogram, summarise
+from gpg_vl.data.check import DataReport, PromptCounts, answer_problems, check
 from gpg_vl.data.images import load_image
 from gpg_vl.data.read import read_rows
 from gpg_vl.data.rows import Row, RowProblem
+from gpg_vl.data.summary import histogram, summarise
 from gpg_vl.errors import UserError
 from gpg_vl.quickstart import scenes
 from gpg_vl.rewards.builtin import choice
@@ -406,13 +407,14 @@ def test_the_json_report_holds_everything() -> None:
         },
     ]
     del got["problems"]
+    (note,) = got.pop("notes")
+    assert note.startswith("1 of the 2 rows have no image, and 1 have one.")
     assert got == {
         "source": "data",
         "ok": False,
         "rows": 3,
         "images": 1,
         "max_prompt_tokens": 100,
-        "notes": [],
         "golds": [{"id": "0", "answer": "4"}, {"id": "1", "answer": ""}],
         "tasks": {"Count": 2},
         "tokens": {"total": 6, "min": 2, "median": 2, "p95": 4, "max": 4},

@@ -189,7 +189,8 @@ def test_a_missing_section_is_named_with_its_keys(section: str) -> None:
 
 def test_a_missing_key_is_named_with_its_meaning() -> None:
     with pytest.raises(
-        UserError, match=r"data\.train: is required and missing\. A \.jsonl or \.parquet file"
+        UserError,
+        match=r"data\.train: is required and missing\. A \.jsonl, \.json or \.parquet file",
     ):
         parse_config({**tree(), "data": {"limit": 3}}, "run.yaml")
 

@@ -81,7 +81,7 @@ class DataConfig(Section):
     """What the policy is trained on."""
 
     train: str
-    """A .jsonl or .parquet file, a folder of them, or `datasets:NAME[:split]`."""
+    """A .jsonl, .json or .parquet file, a folder of them, a pattern such as `data/train-*`, or `datasets:NAME[:split]`."""
     root: str | None = None
     """The folder that image paths are relative to and may not leave. Default: the folder of `train`."""
     columns: dict[str, str] = {}

@@ -6,7 +6,8 @@ and gives a function of cells.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -14,8 +15,38 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+# What Arrow raises for a value that Python cannot hold: a broken text, a year beyond 9999, an
+# unknown time zone, a struct with one name twice.
+_NO_VALUE = (pa.ArrowException, ValueError, OverflowError)
 ReadCell = Callable[[Any], Any]
 _LISTS = ("Sequence", "List", "LargeList")
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableCell:
+    """A cell whose value Python cannot hold. What needs the cell refuses it; nothing else is lost."""
+
+    reason: str
+
+    def __repr__(self) -> str:
+        return f"unreadable ({self.reason})"
+
+
+def batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The rows of a batch; a value that cannot be read is an `UnreadableCell`, the others of its row are there."""
+    try:
+        yield from batch.to_pylist()
+    except _NO_VALUE:
+        for row in range(batch.num_rows):
+            columns = zip(batch.schema.names, batch.columns, strict=True)
+            yield {name: _read_value(column[row]) for name, column in columns}
+
+
+def _read_value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except _NO_VALUE as error:
+        return UnreadableCell(" ".join(str(error).split()))
 
 
 def stored_features(schema: pa.Schema) -> Mapping[str, Any]:
@@ -52,7 +83,7 @@ def make_reader(kind: pa.DataType, feature: object) -> ReadCell | None:
     one of its type; a decimal a whole number, or a float, or text where a float cannot hold it.
     """
     if (names := _label_names(feature)) and pa.types.is_integer(kind):
-        return partial(_name_label, names)
+        return _skip_null(partial(_name_label, names))
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         return _skip_null(partial(_shorten, kind.to_pandas_dtype()))
     if pa.types.is_decimal(kind):
@@ -98,14 +129,12 @@ def _element(feature: object) -> object:
 
 
 def _skip_null(read: ReadCell) -> ReadCell:
-    return lambda cell: None if cell is None else read(cell)
+    return lambda cell: cell if cell is None or isinstance(cell, UnreadableCell) else read(cell)
 
 
-def _name_label(names: Sequence[str], number: int | None) -> str | None:
+def _name_label(names: Sequence[str], number: int) -> str | None:
     """The name of a class; null for the -1 that `datasets` writes where a label is unknown."""
-    if number is None or not 0 <= number < len(names):
-        return None
-    return names[number]
+    return names[number] if 0 <= number < len(names) else None
 
 
 def _shorten(kind: Callable[[float], np.floating], number: float) -> float:
@@ -115,8 +144,8 @@ def _shorten(kind: Callable[[float], np.floating], number: float) -> float:
 def _read_decimal(number: Decimal) -> int | float | str:
     if number == number.to_integral_value():
         return int(number)
-    short = number.normalize()
-    return float(short) if Decimal(repr(float(short))) == short else str(short)
+    is_exact = Decimal(repr(float(number))) == number
+    return float(number) if is_exact else f"{number:f}".rstrip("0")
 
 
 def _read_struct(readers: Mapping[str, ReadCell], cell: dict[str, Any]) -> dict[str, Any]:

@@ -12,22 +12,27 @@ from dataclasses import asdict, dataclass, replace
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.console import plain, text_column
+from gpg_vl.data.cells import Kind
 from gpg_vl.data.images import ImageError
-from gpg_vl.data.rows import Kind, Row, RowProblem
-from gpg_vl.data.text_damage import find_damage
+from gpg_vl.data.rows import Row, RowProblem
+from gpg_vl.data.summary import (
+    histogram,
+    render_histogram,
+    render_image_sizes,
+    render_lengths,
+    summarise,
+)
+from gpg_vl.data.survey import Reader, Survey
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
-_BINS = 10
 _SHOWN_PROBLEMS = 20
-_SHOWN_SIZES = 10
 _SHOWN_GOLDS = 6
 
 
@@ -51,21 +56,8 @@ class PromptCounts:
 Count = Callable[[Example], PromptCounts]
 """Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot
 be encoded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """A distribution in five numbers; the median and the 95th percentile are values that occur
-    (nearest rank).
-
-    Example: of 1, 2, 3, 10: `Summary(total=16, min=1, median=2, p95=10, max=10)`
-    """
-
-    total: int
-    min: int
-    median: int
-    p95: int
-    max: int
+ReadGold = Callable[[Example], object]
+"""Reads the gold answer of an example as a reward does. Raises UserError where it cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +84,8 @@ class DataReport:
     problems: tuple[RowProblem, ...]
     max_prompt_tokens: int | None
     notes: tuple[str, ...] = ()
-    """What does not keep anybody from training and should be known: files that are not read, texts
-    that look damaged."""
+    """What does not keep anybody from training and should be known: files and columns that are not
+    read, texts that look damaged, rows that contradict each other."""
     golds: tuple[Example, ...] = ()
     """A few examples with different answers, without their pictures, to show what the answers are."""
 
@@ -151,6 +143,8 @@ def check(
     source: str = "",
     console: Console | None = None,
     total: int | None = None,
+    survey: Survey | None = None,
+    read_gold: ReadGold | None = None,
     notes: Iterable[str] = (),
     answers: bool = True,
 ) -> DataReport:
@@ -158,12 +152,15 @@ def check(
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console. `notes`: what is known of the source beside its rows; it is asked for once
-    they are read. `answers` tells whether every row needs a gold answer.
+    there is a console. `survey` is shown every example; without one, it is a survey of what is said
+    of any data. `read_gold` finds gold answers that a reward of the run cannot read. `notes`: what is
+    known of the source beside its rows; it is asked for once they are read. `answers`: whether every
+    row needs a gold answer.
     """
     rows_read = 0
     first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
-    seen = _Seen()
+    golds: dict[str, Example] = {}  # by answer
+    survey = survey or Survey(Reader())
     prompts: list[PromptCounts] = []
     tasks: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -181,10 +178,21 @@ def check(
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
         if answers or row.answer.strip():
             found = [*answer_problems(row), *found]
+        if read_gold is not None and not found:
+            found += _read_gold(row, read_gold)
         if counts:
             prompts.append(counts)
             sizes.update(counts.image_sizes)
-        seen.add(row, counts, f"row {number}" + (f", {row.place}" if row.place else ""))
+        place = f"row {number}" + (f", {row.place}" if row.place else "")
+        survey.add(
+            number,
+            row,
+            place,
+            tokens=counts and counts.tokens,
+            notes=counts.notes if counts else (),
+        )
+        if len(golds) < _SHOWN_GOLDS:
+            golds.setdefault(row.answer, replace(row, images=()))
         for kind, text in found:
             problem = RowProblem(row=number, id=row.id, source=row.place, kind=kind, message=text)
             problems.append(problem)
@@ -207,30 +215,9 @@ def check(
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
         max_prompt_tokens=max_prompt_tokens,
-        notes=(*(notes if rows_read else ()), *seen.notes()),
-        golds=tuple(seen.golds.values()),
+        notes=(*(notes if rows_read else ()), *survey.notes()),
+        golds=tuple(golds.values()),
     )
-
-
-class _Seen:
-    """What is remembered of the rows beside their problems: a few golds, and what is odd, by kind."""
-
-    def __init__(self) -> None:
-        self.golds: dict[str, Example] = {}
-        self._odd: dict[str, tuple[int, str]] = {}
-        """By kind: the number of rows, and the first of them with what is said of it."""
-
-    def add(self, example: Example, counts: PromptCounts | None, place: str) -> None:
-        if len(self.golds) < _SHOWN_GOLDS and example.answer not in self.golds:
-            self.golds[example.answer] = replace(example, images=())
-
-        for kind, said in (*find_damage(example), *(counts.notes if counts else ())):
-            rows, first = self._odd.get(kind, (0, f"{place}: {said}"))
-            self._odd[kind] = rows + 1, first
-
-    def notes(self) -> Iterator[str]:
-        for rows, first in self._odd.values():
-            yield f"{rows} row(s), the first of them {first}."
 
 
 def _read_to_end(rows: Iterable[Row], source: str) -> Iterator[Row]:
@@ -283,6 +270,13 @@ def _check_example(
     if limit is not None and counts.tokens > limit:
         found.append(("length", _describe_length(counts, limit)))
     return counts, found
+
+
+def _read_gold(example: Example, read: ReadGold) -> Iterator[tuple[Kind, str]]:
+    try:
+        read(example)
+    except UserError as error:
+        yield "answer", str(error)
 
 
 def _describe_length(counts: PromptCounts, limit: int) -> str:
@@ -339,40 +333,6 @@ def _choice_problems(answer: str, choices: tuple[str, ...]) -> Iterator[tuple[Ki
             yield "choices", text
 
 
-def summarise(values: Sequence[int]) -> Summary | None:
-    """Five numbers about the values, or None if there are none."""
-    if not values:
-        return None
-
-    ordered = sorted(values)
-    return Summary(
-        total=sum(ordered),
-        min=ordered[0],
-        median=ordered[_nearest_rank(len(ordered), 50)],
-        p95=ordered[_nearest_rank(len(ordered), 95)],
-        max=ordered[-1],
-    )
-
-
-def _nearest_rank(number: int, percent: int) -> int:
-    """The index of the smallest value that at least `percent` of all values do not exceed."""
-    return -(-percent * number // 100) - 1
-
-
-def histogram(values: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """(from, to, number of values), both ends included, in at most ten intervals of equal width."""
-    if not values:
-        return ()
-
-    low, high = min(values), max(values)
-    width = (high - low) // _BINS + 1
-    numbers = Counter((value - low) // width for value in values)
-    bins = []
-    for start in range(low, high + 1, width):
-        bins.append((start, start + width - 1, numbers[(start - low) // width]))
-    return tuple(bins)
-
-
 def _summary_object(values: Sequence[int]) -> dict[str, int] | None:
     summary = summarise(values)
     return None if summary is None else asdict(summary)
@@ -388,44 +348,15 @@ def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
     if not report.tokens:
         return
 
-    yield _render_lengths(report)
-    yield _render_histogram(report.tokens)
+    yield render_lengths({"prompt tokens": report.tokens, "image tokens": report.image_tokens})
+    yield render_histogram(report.tokens)
     if report.image_sizes:
-        yield _render_image_sizes(report.image_sizes)
+        yield render_image_sizes(report.image_sizes)
 
     tasks = Table("task", "rows", box=None)
     for task, rows in report.tasks.items():
         tasks.add_row(plain(task or "(none)"), str(rows))
     yield tasks
-
-
-def _render_lengths(report: DataReport) -> Table:
-    table = Table("", *Summary.__slots__, box=None)
-    for name, values in (("prompt tokens", report.tokens), ("image tokens", report.image_tokens)):
-        summary = summarise(values)
-        assert summary is not None, name
-        table.add_row(name, *(str(getattr(summary, column)) for column in Summary.__slots__))
-    return table
-
-
-def _render_histogram(tokens: Sequence[int]) -> Table:
-    bins = histogram(tokens)
-    most = max(rows for _, _, rows in bins)
-    table = Table("prompt tokens", "rows", "", box=None)
-    for low, high, rows in bins:
-        bar = ProgressBar(total=most, completed=rows, width=30)
-        table.add_row(f"{low}-{high}", str(rows), bar)
-    return table
-
-
-def _render_image_sizes(image_sizes: Mapping[tuple[int, int], int]) -> Table:
-    table = Table("image size (seen by the model)", "images", box=None)
-    sizes = list(image_sizes.items())
-    for (width, height), images in sizes[:_SHOWN_SIZES]:
-        table.add_row(f"{width}x{height}", str(images))
-    if rest := sizes[_SHOWN_SIZES:]:
-        table.add_row(f"{len(rest)} other sizes", str(sum(images for _, images in rest)))
-    return table
 
 
 def _render_problems(problems: Sequence[RowProblem]) -> Iterator[Text]:

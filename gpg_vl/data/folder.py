@@ -187,7 +187,8 @@ def _refuse_copies(files: Sequence[Path]) -> None:
 def _describe_empty(folder: Path, unread: Sequence[str], below: Sequence[str]) -> str:
     remedy = "Give the folder that holds them."
     if below:
-        remedy = f"Give the folder that holds them: {str((folder / below[0]).parent)!r} does."
+        inner = sorted({str((folder / name).parent) for name in below})
+        remedy = f"Give the folder that holds them: {_list(inner)} do."
     elif unread:
         remedy = f"It holds {_list(unread)}: convert these."
     return (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpg_vl.data.arrow_cells import ReadCell, make_readers, stored_features
+from gpg_vl.data.arrow_cells import ReadCell, batch_rows, make_readers, stored_features
 from gpg_vl.data.folder import ALLOWED, Selection, kind_of, refuse_splits, select_files
 from gpg_vl.data.json_rows import Cells as Cells
 from gpg_vl.data.json_rows import (
@@ -87,6 +87,11 @@ def choose_files(source: str, fields: Collection[str]) -> Selection:
             f"these, a pattern such as 'folder/train-*', or {_HUB}NAME[:SPLIT] is allowed. Correct the path."
         )
     for file in files:
+        if not file.is_file():
+            raise UserError(
+                f"The data source {str(file)!r} is no regular file. It is read more than once, so a pipe or a device is not "
+                f"allowed. Write its rows to a file."
+            )
         if kind_of(file) is None:
             raise UserError(
                 f"The data file {str(file)!r} ends in {file.suffix!r}. {ALLOWED} are allowed. Convert it, or give it the "
@@ -159,7 +164,7 @@ def parquet_rows(
                 batch_size=_BATCH_ROWS, row_groups=groups, columns=columns
             )
             for batch in batches:
-                for cells in batch.to_pylist():
+                for cells in batch_rows(batch):
                     if number >= start:
                         yield f"{name}[{number}]", cells
                     number += 1
@@ -262,8 +267,9 @@ def _read_dataset(source: str, dataset: "Dataset") -> Iterator[tuple[str, Cells]
     number = 0
     try:
         for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            for cells in table.to_pylist():
-                yield f"{source}[{number}]", cells
-                number += 1
+            for batch in table.to_batches():
+                for cells in batch_rows(batch):
+                    yield f"{source}[{number}]", cells
+                    number += 1
     except (pa.ArrowException, OSError) as error:
         raise _make_error(source, "a complete data set", error) from error

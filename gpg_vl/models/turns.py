@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from gpg_vl.answers.extract import gold_text
+from gpg_vl.answers.options import unlettered, whole_letter
 from gpg_vl.data.prompts import IMAGE_MARK, count_marks
 from gpg_vl.errors import UserError
 from gpg_vl.prompting import CHOICES_PLACE, PROMPT_PLACE, PromptStyle
@@ -151,9 +153,27 @@ def notes_on(example: Example, style: PromptStyle) -> Iterator[tuple[str, str]]:
     if not asked.strip() and style.template.strip() == PROMPT_PLACE:
         said = "the question is empty, and the model is shown images alone. Write one, or ask it in prompt.template"
         yield "question", said
+    if CHOICES_PLACE not in style.template and _names_unseen(example):
+        said = (
+            "the options are not in its prompt, though the answer is the letter of one. Write them into the question, or "
+            f"{CHOICES_PLACE} into prompt.template"
+        )
+        yield "options", said
     if place := _OTHER_PLACE.search(style.template):
         said = (
             f"prompt.template has {place[0]}, which stays as it is: the places are {PROMPT_PLACE} and {CHOICES_PLACE}. "
             f"Use these, or write it in other words"
         )
         yield "template", said
+
+
+def _names_unseen(example: Example) -> bool:
+    """True if the answer is the letter of an option, and the text of an option is nowhere in the prompt."""
+    if not example.choices or whole_letter(gold_text(example.answer), len(example.choices)) is None:
+        return False
+    asked = _words(" ".join(turn.content for turn in _turns_of(example)))
+    return not all(_words(option) in asked for option in unlettered(example.choices))
+
+
+def _words(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -1,22 +1,49 @@
-"""A handful of gold answers as the rewards read them.
+"""Gold answers as the rewards read them: whether they can read all of them, and a handful to look at.
 
 The proof of the gold answers compares each with itself, so a number of a class where its name was
 meant passes it. A person sees it at once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-
+from gpg_vl.answers.box import gold_box
+from gpg_vl.answers.boxes import gold_boxes
+from gpg_vl.answers.classes import gold_class
+from gpg_vl.answers.count import gold_count
+from gpg_vl.answers.options import gold_index
+from gpg_vl.console import plain
 from gpg_vl.rewards import QUICK
 from gpg_vl.rewards.scoring import load
 from gpg_vl.types import Completion, Example
 
 _WIDTH = 60
+READERS: Mapping[str, Callable[[Example], object]] = {
+    "choice": gold_index,
+    "classification": gold_class,
+    "counting": gold_count,
+    "detection": gold_boxes,
+    "grounding": gold_box,
+    "grounding_giou": gold_box,
+    "grounding_hit": gold_box,
+}
+"""By reward: what reads its gold answers, and raises UserError that names the example where it cannot. The other rewards read
+any text, or take long over it."""
+
+
+def read_gold_of(rewards: Iterable[str]) -> Callable[[Example], None]:
+    """What reads the gold answer of an example for each of these rewards that has a reader; it raises the first UserError."""
+    readers = list(dict.fromkeys(READERS[name] for name in rewards if name in READERS))
+
+    def read(example: Example) -> None:
+        for reader in readers:
+            reader(example)
+
+    return read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,13 @@ from rich.console import Console
 from gpg_vl.activity import doing
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config, SampledConfig, make_algorithm
-from gpg_vl.data.check import DataReport, check
+from gpg_vl.data.check import DataReport, ReadGold, check
+from gpg_vl.data.columns import UnusedPictures
+from gpg_vl.data.held_out import HeldOut
 from gpg_vl.data.read import folder_of, load_examples, notes_of, read_rows
+from gpg_vl.data.survey import Reader, Survey
 from gpg_vl.errors import UserError
+from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing, load_processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
@@ -122,11 +126,29 @@ def engine_options(config: Config) -> EngineOptions:
     return EngineOptions(**config.rollout.model_dump(include=names))
 
 
-def check_data(config: Config, encoder: Encoder, console: Console | None) -> DataReport:
-    """Read and check every row of the training data."""
+def check_data(
+    config: Config,
+    encoder: Encoder,
+    console: Console | None,
+    *,
+    read_gold: ReadGold | None = None,
+) -> DataReport:
+    """Read and check every row of the training data. `read_gold`: see `check`; the gold proof of a
+    run says more.
+    """
     answers = needs_answers(config)
+    columns = UnusedPictures(encoder.root)
+    reader = Reader(
+        sees_images=encoder.processing.family.has_vision,
+        context=encoder.processing.tokens.context,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
     rows = read_rows(
-        config.data.train, config.data.columns, limit=config.data.limit, answers=answers
+        config.data.train,
+        config.data.columns,
+        limit=config.data.limit,
+        look=columns.look,
+        answers=answers,
     )
     return check(
         rows,
@@ -135,8 +157,18 @@ def check_data(config: Config, encoder: Encoder, console: Console | None) -> Dat
         max_prompt_tokens=config.data.max_prompt_tokens,
         console=console,
         source=config.data.train,
+        survey=Survey(reader, columns, _held_out(config, encoder.root)),
+        read_gold=read_gold,
         notes=_notes_of_source(config),
     )
+
+
+def _held_out(config: Config, root: Path | None) -> HeldOut | None:
+    """What the evaluation of the run shows, which training should not; None if it has none."""
+    if config.eval.task is None or config.eval.data is None:
+        return None
+    docs = tasks.get(config.eval.task)().load(Path(config.eval.data))
+    return HeldOut(((doc.example, doc.root) for doc in docs), root=root)
 
 
 def _notes_of_source(config: Config) -> Iterator[str]:

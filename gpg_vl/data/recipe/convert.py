@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from gpg_vl.console import text_column
+from gpg_vl.data.cells import CellError
 from gpg_vl.data.check import DataReport, PromptCounts, answer_problems, check
 from gpg_vl.data.images import ImageError, Picture, load_image
 from gpg_vl.data.read import COMMON_NAMES, read_rows
@@ -25,7 +26,7 @@ from gpg_vl.data.recipe.origin import open_source
 from gpg_vl.data.recipe.recipe import LeftOut, Recipe, Request
 from gpg_vl.data.recipe.row import BrokenRowError, RawRow, Source
 from gpg_vl.data.recipe.shards import Output, Shard, json_line, open_output, picture_name
-from gpg_vl.data.rows import CellError, RowProblem, parse_row
+from gpg_vl.data.rows import RowProblem, parse_row
 from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example, Message

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from gpg_vl.data.cells import CellError
 from gpg_vl.data.recipe.row import Source
-from gpg_vl.data.rows import CellError
 from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean

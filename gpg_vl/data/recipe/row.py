@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpg_vl.data.cells import CellError
 from gpg_vl.data.images import Picture, read_picture
-from gpg_vl.data.rows import CellError, parse_images, parse_text
+from gpg_vl.data.rows import parse_images, parse_text
 from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 

@@ -1,0 +1,150 @@
+"""Pictures and videos that no field is mapped to: a run on such data would be blind, and nobody would know."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from gpg_vl.data.doubts import is_media_path, shown
+from gpg_vl.data.images import ImageError, image_size
+from gpg_vl.types import Example
+
+Sign = Literal["sure", "name"]
+"""`sure`: the cell is a picture. `name`: it has the name of one, or its column has."""
+
+_MAGIC = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\x00|MM\x00\*|\x00\x00\x00.ftyp|\x00\x00\x00\x0cjP|\x1aE\xdf\xa3"
+    rb"|RIFF....(?:WEBP|AVI )",
+    re.DOTALL,
+)
+_ENCODED = re.compile(r"data:(?:image|video)/|iVBORw0KGgo|/9j/4|R0lGOD|UklGR")
+_MEDIA_WORDS = frozenset(
+    "image images img imgs picture pictures pic pics photo photos video videos frame frames clip".split()  # noqa: SIM905
+)
+_OTHER_WORDS = frozenset(
+    """id ids idx index size sizes width height shape count num number caption captions description desc type kind format
+    mode source license category class label labels hash md5 sha sha1 sha256 prompt question text ocr tags title split has
+    is rate fps duration aspect resolution""".split()  # noqa: SIM905
+)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_LOOKED_AT = 100
+"""Rows of a column in which files are looked for; what they say of the column holds for the others."""
+_DEPTH, _ITEMS, _COLUMNS = 4, 4, 500
+"""How deep in a cell, in how many items of a list, and in how many columns is looked."""
+
+
+@dataclass(slots=True)
+class _Column:
+    rows: int = 0
+    example: str = ""
+    files_looked_for: int = 0
+
+
+class UnusedPictures:
+    """Remembers, row by row, the columns that look like pictures and are mapped to no field."""
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+        self._columns: dict[str, _Column] = {}
+        self._rows = 0
+
+    def look(self, cells: Mapping[str, Any], example: Example, taken: Collection[str]) -> None:
+        """Look at the cells of one row and at what became of them; `taken`: the columns of its fields."""
+        self._rows += 1
+        seen: set[str] = set()
+        for column, cell in cells.items():
+            for name, leaf in _leaves(column, cell, taken, _DEPTH):
+                if name not in seen and self._is_unused(name, leaf, example.images):
+                    seen.add(name)
+
+        for name in seen:
+            self._columns[name].rows += 1
+
+    def notes(self) -> Iterator[str]:
+        """One sentence for each column, those of most rows first."""
+        for name, column in sorted(self._columns.items(), key=lambda item: -item[1].rows):
+            if column.rows:
+                yield (
+                    f"The column {name!r} looks like pictures in {column.rows} of {self._rows} row(s), such as "
+                    f"{column.example}, and no field takes it: the model would not see them. Declare it as columns: "
+                    f"{{images: {name}}}, put its pictures into the images column, or remove it."
+                )
+
+    def _is_unused(self, name: str, leaf: object, images: Sequence[str | bytes]) -> bool:
+        """Whether a cell is a picture that the row does not use."""
+        if name not in self._columns and len(self._columns) >= _COLUMNS:
+            return False
+        column = self._columns.setdefault(name, _Column())
+
+        # where the row has pictures, a name alone may well be that of one of them
+        sign = self._sign_of(name, leaf, column)
+        if sign is None or (images and (sign == "name" or _is_among(leaf, images))):
+            return False
+        column.example = column.example or (shown(leaf) if isinstance(leaf, str) else "its bytes")
+        return True
+
+    def _sign_of(self, name: str, leaf: object, column: _Column) -> Sign | None:
+        if isinstance(leaf, bytes):
+            return "sure" if _MAGIC.match(leaf) else None
+        if isinstance(leaf, dict):
+            path, data = leaf.get("path"), leaf.get("bytes")
+            is_picture = isinstance(data, bytes) and _MAGIC.match(data) is not None
+            return "sure" if is_picture or (isinstance(path, str) and is_media_path(path)) else None
+        if not isinstance(leaf, str) or not leaf:
+            return None
+
+        if _ENCODED.match(leaf):
+            return "sure"
+        if len(leaf) > 1000 or "\n" in leaf:
+            return None
+        if is_media_path(leaf):
+            return "sure" if self._exists(leaf, column) else "name"
+        return "name" if _names_media(name) and _may_be_path(leaf) else None
+
+    def _exists(self, path: str, column: _Column) -> bool:
+        """Whether there is such a picture below the root; files of the first rows alone are looked for."""
+        column.files_looked_for += 1
+        if self._root is None or column.files_looked_for > _LOOKED_AT:
+            return False
+        try:
+            image_size(path, root=self._root)
+        except ImageError:
+            return False
+        return True
+
+
+def _is_among(leaf: object, images: Sequence[str | bytes]) -> bool:
+    """Whether a picture is one of those that the row uses, by its bytes or by the name of its file."""
+    if isinstance(leaf, dict):
+        return any(_is_among(leaf.get(key), images) for key in ("bytes", "path"))
+    if isinstance(leaf, str):
+        return PurePath(leaf).name in {PurePath(one).name for one in images if isinstance(one, str)}
+    return leaf in images
+
+
+def _leaves(
+    name: str, cell: object, taken: Collection[str], depth: int
+) -> Iterator[tuple[str, object]]:
+    """(dotted name, cell) of what lies in a column, a few items of each list; what a field takes is left out."""
+    if name in taken or depth == 0:
+        return
+    if isinstance(cell, list):
+        for item in cell[:_ITEMS]:
+            yield from _leaves(name, item, taken, depth - 1)
+    elif isinstance(cell, dict) and not {"bytes", "path"} & cell.keys():
+        for key, item in cell.items():
+            yield from _leaves(f"{name}.{key}", item, taken, depth - 1)
+    else:
+        yield name, cell
+
+
+def _names_media(name: str) -> bool:
+    """True for `img`, `image_1`, `imagePath`; not for `image_size` or `image_id`, which are about a picture."""
+    words = {word.casefold() for word in _WORD.findall(name.rpartition(".")[2])}
+    return bool(words & _MEDIA_WORDS) and not words & _OTHER_WORDS
+
+
+def _may_be_path(text: str) -> bool:
+    """A single word with a point or a stroke in it, and not a number."""
+    return " " not in text and ("." in text or "/" in text) and not text.replace(".", "").isdigit()
