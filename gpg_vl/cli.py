@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpg_vl.parent  # noqa: F401  it looks at what is there when the program begins
-from gpg_vl.console import escaped_errors, guard, make_console, say
+from gpg_vl.console import escaped_output, guard, make_console, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.rewards.commands import add_commands as add_rewards_commands
@@ -54,7 +54,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if words[:1] == ["eval"]:
         return _eval(words[1:])
 
-    with escaped_errors():
+    with escaped_output():
         arguments = _parse(words)
     try:
         return int(arguments.run(arguments))

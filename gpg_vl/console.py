@@ -14,7 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from types import TracebackType
@@ -96,14 +96,15 @@ def show_cursor() -> None:
 
 
 @contextmanager
-def escaped_errors() -> Iterator[None]:
-    """What the block prints to standard error is escaped: argparse quotes the words it was given."""
-    said = StringIO()
+def escaped_output() -> Iterator[None]:
+    """What the block prints is escaped: argparse quotes the words it was given, an imported reward says what it likes."""
+    out, errors = StringIO(), StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stdout(out), redirect_stderr(errors):
             yield
     finally:
-        say(said.getvalue(), error=True, end="")
+        say(out.getvalue(), end="")
+        say(errors.getvalue(), error=True, end="")
 
 
 def guard() -> None:

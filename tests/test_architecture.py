@@ -36,6 +36,7 @@ DOCUMENTS = (
     "docs/answers.md",
     "docs/families.md",
     "docs/memory.md",
+    "docs/rewards.md",
     "docs/scaling.md",
     "docs/vllm.md",
     "eval/README.md",

@@ -329,3 +329,46 @@ def test_an_attention_kernel_that_the_machine_lacks_is_named_in_the_plan(
     assert result.returncode == 0, result.stderr
     assert "split (varlen needs" in result.stdout
     assert "split is used instead" in " ".join(result.stdout.split())
+
+
+ATTACK = "\x1b]0;title\x07\x1b[2J[/red] \u202e"
+SHOWN = "\\x1b]0;title\\x07\\x1b[2J[/red] \\u202e"
+
+
+def test_what_steers_a_terminal_is_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """In prompts, answers, tasks, columns, file names, checkpoints and in what rewards raise and print."""
+    folder = tmp_path / f"a{ATTACK}"
+    folder.mkdir(parents=True)  # its name ends in a bracket, so that the path reads as markup
+    shutil.copytree(tiny_checkpoint, folder / "base")
+    row = {"prompt": f"Which? {ATTACK}", "answer": f"A{ATTACK}", "task": ATTACK, ATTACK: 1}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "loud.py").write_text(
+        "def loud(completion, example):\n"
+        "    print(example.answer)\n"
+        "    if example.meta: raise ValueError(example.answer)\n"
+        "    return 1.0\n"
+    )
+    settings = {
+        "data": {"train": str(folder / "rows.jsonl"), "columns": {}},
+        "rewards": {"weights": {f"{folder / 'loud.py'}:loud": 1.0}},
+        "output": {"folder": str(folder / "run")},
+    }
+    config = write_config(folder, folder / "base", **settings)
+
+    checked = gpg_vl("data", "check", config)
+    assert checked.returncode == 0, checked.stderr
+    refused_by_reward = gpg_vl("train", config)
+    refused(refused_by_reward, f"ValueError: A{SHOWN}", "gold answer", trace="never said")
+
+    row.pop(ATTACK)
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    planned = gpg_vl("train", config, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert f"Which? {SHOWN}" in planned.stdout
+    assert f"A{SHOWN}" in planned.stderr
+
+    (folder / "base" / "config.json").write_text(json.dumps({"model_type": ATTACK}))
+    refused(broken := gpg_vl("train", config))
+    for result in (checked, refused_by_reward, planned, broken):
+        said = result.stdout + result.stderr
+        assert not set("\x1b\x07\u202e") & set(said), said

@@ -237,6 +237,7 @@ def test_one_bug_ends_the_proof_with_one_message(mine: str) -> None:
     weights = {f"{mine}:broken": 1.0, f"{mine}:nothing": 1.0}
     with RewardPool(weights, workers=1) as pool:
         problems = check_gold(weights, examples, pool=pool)
+        assert pool.prove(examples, f"{mine}:broken")[-1] is None
 
     assert [p.example_id for p in problems] == ["0", "1", "2"] * 2
     assert [p.ends for p in problems] == [False, False, True] * 2

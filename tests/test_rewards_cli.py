@@ -330,3 +330,54 @@ def test_two_examples_of_one_id_are_one_message(tmp_path):
     rows = [{"id": "a", "prompt": "?", "answer": "3"}] * 2
     done = run("test", "counting", "--data", write(tmp_path / "data.jsonl", rows))
     assert (done.returncode, "the id 'a' more than once" in done.stderr) == (2, True)
+
+
+LOUD = '''
+print("\\x1b[2Jimported", flush=True)
+from gpg_vl.answers.verdict import Verdict
+from gpg_vl.rewards.samples import explained
+
+def why(completion, example):
+    if "hang" in completion.text: import time; time.sleep(600)
+    if "raise" in completion.text: raise KeyError("\\x1b[2Jcolour")
+    return Verdict(score=0.0, parsed="\\x1b[2Jread", gold="[/red]", note="[bold]") if example.answer == "3" else None
+
+@explained(why)
+def loud(completion, example):
+    """\\x1b[2JFull marks. [/red]"""
+    print("\\x1b[2Jcalled")
+    return 1.0
+'''
+
+
+def test_what_rewards_and_their_explanations_say_is_escaped(data, tmp_path):
+    (tmp_path / "loud.py").write_text(LOUD)
+    shown = run("show", "loud.py:loud", folder=tmp_path)
+    answers = write(
+        tmp_path / "answers.jsonl",
+        [{"id": "0", "response": "\x1b[2J [/red]"}, {"id": "1", "response": "B"}],
+    )
+    tried = run("test", "loud.py:loud", "--data", data, "--completions", answers, folder=tmp_path)
+
+    assert (shown.returncode, tried.returncode) == (0, 1)
+    assert "\\x1b[2JFull marks. [/red]" in shown.stdout
+    assert "\\x1b[2Jimported" in shown.stdout
+    for text in ("\\x1b[2J [/red]", "\\x1b[2Jread", "[bold]", "must return a gpg_vl.answers"):
+        assert text in tried.stdout
+    for text in ("\\x1b[2Jimported", "\\x1b[2Jcalled"):
+        assert text in tried.stderr
+    assert "\x1b" not in shown.stdout + shown.stderr + tried.stdout + tried.stderr
+
+
+def test_an_explanation_that_hangs_or_raises_is_a_failed_call(data, tmp_path):
+    (tmp_path / "loud.py").write_text(LOUD)
+    answers = write(
+        tmp_path / "answers.jsonl",
+        [{"id": "0", "response": "hang"}, {"id": "1", "response": "raise"}],
+    )
+    words = ("--data", data, "--completions", answers, "--time-limit", "2")
+    result = run("test", "loud.py:loud", *words, folder=tmp_path)
+
+    assert result.returncode == 1
+    assert "gave no result within 2 s" in result.stdout
+    assert "KeyError: '\\x1b[2Jcolour'" in result.stdout

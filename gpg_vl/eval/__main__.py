@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gpg_vl.console import escaped_errors, guard, make_console, say
+from gpg_vl.console import escaped_output, guard, make_console, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.eval.arguments import GENERATION, PIXELS, make_parser
 from gpg_vl.eval.compare import Comparison, compare, comparison_json
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m gpg_vl.eval")
 
 def _main(argv: Sequence[str] | None, prog: str) -> int:
     guard()
-    with escaped_errors():
+    with escaped_output():
         arguments = make_parser(prog).parse_args(argv)
     try:
         if arguments.list:

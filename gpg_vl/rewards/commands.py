@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpg_vl.answers.verdict import Verdict
-from gpg_vl.console import make_console, plain
+from gpg_vl.console import escaped_output, make_console, plain
 from gpg_vl.errors import UserError
 from gpg_vl.prompting import GOLD_FORM
 from gpg_vl.rewards.catalogue import documentation, entries, entry, shown
@@ -109,7 +109,9 @@ def _list(_: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table("name", "range", "from", "meaning", box=None)
-    for one in entries():
+    with escaped_output():
+        listed = entries()
+    for one in listed:
         batched = " batched" if one.batched else ""
         table.add_row(
             one.name, f"{one.low:g} to {one.high:g}{batched}", plain(one.source), plain(one.meaning)
@@ -119,7 +121,10 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    reward, about, console = load(arguments.name), entry(arguments.name), make_console()
+    with escaped_output():
+        reward, about = load(arguments.name), entry(arguments.name)
+        samples = shown(reward)
+    console = make_console()
     console.print(
         plain(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold"
     )
@@ -127,7 +132,6 @@ def _show(arguments: argparse.Namespace) -> int:
         f"given {'all completions of an example at once' if about.batched else 'one completion at a time'}\n"
     )
     console.print(plain(documentation(reward) or "(no docstring)"))
-    samples = shown(reward)
     if samples:
         table = _table(*_EXPLAINED)
         for one in samples:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.registry import did_you_mean
 from gpg_vl.rewards import GOLD_FORM, rewards
@@ -26,7 +27,7 @@ from gpg_vl.rewards.gold import SAME_FAILURES, GoldOutcome
 from gpg_vl.rewards.output import Printed
 from gpg_vl.rewards.process import START_LIMIT, Worker
 from gpg_vl.rewards.scoring import Item, Parts, RewardFailure, Scored, checked_weights, with_rewards
-from gpg_vl.rewards.worker import Chunk, Outcome, Ready, Refused, Setting, where
+from gpg_vl.rewards.worker import Chunk, Outcome, Ready, Refused, Setting, Task, where
 from gpg_vl.types import Example, Group
 
 CHUNKS_PER_WORKER = 4
@@ -46,8 +47,7 @@ class _Job:
     queue: deque[list[int]]
     """Chunks that no worker has, as places in `items`."""
     outcomes: dict[int, Outcome]
-    gold: bool = False
-    """The items are gold answers, which the worker writes."""
+    task: Task = "score"
 
     causes: Counter[str] = field(default_factory=Counter)
     """How often calls have failed, by cause."""
@@ -60,7 +60,7 @@ class _Job:
     @property
     def is_hopeless(self) -> bool:
         """True for gold answers on which the reward has failed too often for one cause."""
-        return self.gold and max(self.causes.values(), default=0) >= SAME_FAILURES
+        return self.task == "gold" and max(self.causes.values(), default=0) >= SAME_FAILURES
 
     @property
     def is_over(self) -> bool:
@@ -153,6 +153,10 @@ class RewardPool:
         """The rewards for which every row needs a gold answer. Starts the workers."""
         return self._declarations().need_answers
 
+    def explained(self) -> frozenset[str]:
+        """The rewards that tell their verdicts. Starts the workers."""
+        return self._declarations().explained
+
     def score(self, groups: Sequence[Group]) -> Scored:
         """The groups with their rewards. A group in which a call fails is left out, and its first failure reported.
 
@@ -182,17 +186,23 @@ class RewardPool:
 
         Once it has failed for one cause `SAME_FAILURES` times, examples that were not tried by then have None.
         """
-        job = self._job([Item(example, ()) for example in examples], (name,), gold=True)
+        job = self._job([Item(example, ()) for example in examples], (name,), "gold")
         self._run(job)
         return [cast(GoldOutcome, job.outcomes.get(index)) for index in range(len(examples))]
 
-    def _job(self, items: Sequence[Item], names: tuple[str, ...], *, gold: bool = False) -> _Job:
+    def explain(self, items: Sequence[Item], name: str) -> list[Verdict | RewardFailure]:
+        """The verdict of a reward that tells it (`explained`) on the one completion of every item, in the order given."""
+        job = self._job(items, (name,), "explain")
+        self._run(job)
+        return [cast(Verdict | RewardFailure, job.outcomes[index]) for index in range(len(items))]
+
+    def _job(self, items: Sequence[Item], names: tuple[str, ...], task: Task = "score") -> _Job:
         size = min(MAX_CHUNK, max(1, -(-len(items) // (self._size * CHUNKS_PER_WORKER))))
         queue = deque(
             list(range(start, min(start + size, len(items))))
             for start in range(0, len(items), size)
         )
-        return _Job(items=items, names=names, queue=queue, outcomes={}, gold=gold)
+        return _Job(items=items, names=names, queue=queue, outcomes={}, task=task)
 
     def _run(self, job: _Job) -> None:
         self._printed.renew()
@@ -225,7 +235,7 @@ class RewardPool:
         for worker in self._workers:
             if job.queue and worker.ready and not worker.pending:
                 items = [(index, job.items[index]) for index in job.queue.popleft()]
-                worker.give(Chunk(job.names, items, job.gold))
+                worker.give(Chunk(job.names, items, job.task))
 
     def _advance(self, job: _Job) -> None:
         """Wait until something happens, and deal with it: results, a death, a deadline."""

@@ -1,13 +1,14 @@
 """A reward tried on a data set: its gold answers first, then given completions, with a reason for every value.
 
-The rewards run in worker processes with a time limit, as in training. What a completion was read as is asked of the
-function that stands beside the reward (`gpg_vl.rewards.samples`); a reward of a user's own may do without.
+The rewards run in worker processes with a time limit, as in training, and so does the function that stands beside a reward
+(`gpg_vl.rewards.samples`) and tells what a completion was read as; a reward of a user's own may do without.
 """
 
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gpg_vl.answers.extract import extract_answer
@@ -15,10 +16,12 @@ from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.prompting import GOLD_FORM
 from gpg_vl.registry import did_you_mean
-from gpg_vl.rewards.gold import GoldScore, gold_completion
+from gpg_vl.rewards.gold import GoldOutcome, gold_completion
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.scoring import RANGE_SLACK, Item, RewardFailure, load
+from gpg_vl.rewards.scoring import RANGE_SLACK, Item, RewardFailure
 from gpg_vl.types import Completion, Example
+
+_Scored = float | RewardFailure
 
 MAX_LINE = 16_000_000
 """Characters of one line of a file of completions."""
@@ -94,36 +97,22 @@ def try_reward(
     ) as pool:
         low, high = pool.ranges()[name]
         is_proved = name not in pool.unproved()
-        of_gold = pool.prove(examples, name) if is_proved else []
+        proofs = _of_gold(examples, pool.prove(examples, name), gold) if is_proved else []
         began = time.perf_counter()
-        of_asked = pool.evaluate(asked)
+        scored = pool.evaluate(asked)
         seconds = time.perf_counter() - began
-    explain = getattr(load(name).function, "explain", None)
 
-    def outcome(item: Item, scored: float | RewardFailure) -> Verdict | RewardFailure:
-        if isinstance(scored, RewardFailure):
-            return scored
-        if explain is None:
-            parsed = extract_answer(item.completions[0].response).candidate
-            return Verdict(score=scored, parsed=parsed, gold=item.example.answer)
-        told: Verdict = explain(item.completions[0], item.example)
-        return replace(told, score=scored)
-
-    tried = [
-        (item, outcome(item, _value(one, name))) for item, one in zip(asked, of_asked, strict=True)
-    ]
-    proofs = []
-    for example, scored in zip(examples, of_gold, strict=is_proved):
-        if scored is not None:
-            item = Item(example, (_gold_seen(example, scored, gold),))
-            proofs.append((item, outcome(item, _value(scored, name))))
+        is_explained = name in pool.explained()
+        tell = partial(_verdicts, name=name, pool=pool if is_explained else None)
+        of_gold = tell(proofs)
+        tried = tell([(item, _value(one, name)) for item, one in zip(asked, scored, strict=True)])
 
     return Trial(
         name=name,
         low=low,
         high=high,
-        explained=explain is not None,
-        gold=proofs,
+        explained=is_explained,
+        gold=of_gold,
         rows=len(examples),
         proved=is_proved,
         tried=tried,
@@ -131,19 +120,46 @@ def try_reward(
     )
 
 
-def _value(
-    scored: GoldScore | Mapping[str, tuple[float, ...]] | RewardFailure, name: str
-) -> float | RewardFailure:
-    if isinstance(scored, RewardFailure):
-        return scored
-    return scored.value if isinstance(scored, GoldScore) else scored[name][0]
+def _value(scored: Mapping[str, tuple[float, ...]] | RewardFailure, name: str) -> _Scored:
+    return scored if isinstance(scored, RewardFailure) else scored[name][0]
 
 
-def _gold_seen(example: Example, scored: GoldScore | RewardFailure, gold: str) -> Completion:
-    """The response that was scored; of a call that failed, the form of the config."""
-    if isinstance(scored, RewardFailure):
-        return gold_completion(example, gold)
-    return _completion(scored.response)
+def _of_gold(
+    examples: Sequence[Example], outcomes: Sequence[GoldOutcome], gold: str
+) -> list[tuple[Item, _Scored]]:
+    """The gold answers that were scored, each with its response; of a call that failed, that in the form of the config."""
+    found: list[tuple[Item, _Scored]] = []
+    for example, outcome in zip(examples, outcomes, strict=True):
+        if isinstance(outcome, RewardFailure):
+            found.append((Item(example, (gold_completion(example, gold),)), outcome))
+        elif outcome is not None:
+            found.append((Item(example, (_completion(outcome.response),)), outcome.value))
+    return found
+
+
+def _verdicts(
+    scored: Sequence[tuple[Item, _Scored]], *, name: str, pool: RewardPool | None
+) -> list[tuple[Item, Verdict | RewardFailure]]:
+    """The scored items with the reward's own verdicts, asked of `pool`; None: it tells none, so they are made up here."""
+    explained: Iterator[Verdict | RewardFailure] = iter(())
+    if pool is not None:
+        calls = [item for item, value in scored if not isinstance(value, RewardFailure)]
+        explained = iter(pool.explain(calls, name))
+
+    found: list[tuple[Item, Verdict | RewardFailure]] = []
+    for item, value in scored:
+        verdict: Verdict | RewardFailure
+        if isinstance(value, RewardFailure):
+            verdict = value
+        elif pool is None:
+            parsed = extract_answer(item.completions[0].response).candidate
+            verdict = Verdict(score=value, parsed=parsed, gold=item.example.answer)
+        else:
+            verdict = next(explained)
+            if isinstance(verdict, Verdict):
+                verdict = replace(verdict, score=value)
+        found.append((item, verdict))
+    return found
 
 
 def _completion(text: str) -> Completion:

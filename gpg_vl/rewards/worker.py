@@ -10,24 +10,31 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.registry import UnknownNameError
 from gpg_vl.rewards.gold import GoldScore, needs_answer, score_gold
 from gpg_vl.rewards.scoring import Item, Parts, Reward, RewardFailure, RewardValueError, call, load
 from gpg_vl.types import Example
 
-Outcome = Parts | GoldScore | RewardFailure
+Outcome = Parts | GoldScore | Verdict | RewardFailure
 
 FLUSH_INTERVAL = 0.05
 """Seconds after which a worker delivers what it has: no more than that is done again if it is killed."""
 ORPHAN_GRACE = 5.0
 """Seconds beyond the time limit after which a worker ends itself, because there is no parent to do it."""
+
+
+Task = Literal["score", "gold", "explain"]
+"""What is asked of an item: the values of all rewards that are named, or of the one that is named, its value of the gold
+answer (the item has no completions, the worker writes it) or its verdict on the one completion.
+"""
 
 
 class Setting(NamedTuple):
@@ -48,8 +55,7 @@ class Chunk(NamedTuple):
 
     names: tuple[str, ...]
     items: list[tuple[int, Item]]
-    gold: bool = False
-    """The items have no completions: the one reward that is named writes the gold answer and scores it."""
+    task: Task = "score"
 
 
 class Ready(NamedTuple):
@@ -59,6 +65,8 @@ class Ready(NamedTuple):
     unproved: frozenset[str]
     need_answers: frozenset[str]
     """Those that are proved on gold answers."""
+    explained: frozenset[str]
+    """Those that tell their verdicts."""
 
 
 class Refused(NamedTuple):
@@ -134,6 +142,9 @@ def _load_and_score(pipe: Connection, place: Place, setting: Setting) -> None:
             ranges={name: (reward.low, reward.high) for name, reward in rewards.items()},
             unproved=frozenset(name for name, one in rewards.items() if one.gold is None),
             need_answers=frozenset(name for name, one in rewards.items() if needs_answer(one.gold)),
+            explained=frozenset(
+                name for name, one in rewards.items() if hasattr(one.function, "explain")
+            ),
         )
     )
     desk = _Desk(pipe, place, setting)
@@ -164,10 +175,12 @@ class _Desk:
                 self._pipe.send(done)
                 done, flushed = [], now
             item = Item(located(item.example, self._root), item.completions)
-            if chunk.gold:
-                done.append((index, self._score_gold(rewards[0], index, item)))
-            else:
-                done.append((index, self._score_item(rewards, index, item)))
+            outcome = (
+                self._score_item(rewards, index, item)
+                if chunk.task == "score"
+                else self._ask_one(_TASKS[chunk.task], rewards[0], index, item)
+            )
+            done.append((index, outcome))
         self._place.leave()
         faulthandler.cancel_dump_traceback_later()
         self._armed = float("-inf")
@@ -190,10 +203,13 @@ class _Desk:
             parts[reward.name] = tuple(values)
         return parts
 
-    def _score_gold(self, reward: Reward, index: int, item: Item) -> Outcome:
-        self._enter(index, 0, None)
-        got, error = _caught(score_gold, reward, item.example)
-        return got if error is None else _failure(reward.name, item, None, error)
+    def _ask_one(
+        self, ask: Callable[[Reward, Item], Outcome], reward: Reward, index: int, item: Item
+    ) -> Outcome:
+        member = 0 if item.completions else None
+        self._enter(index, 0, member)
+        got, error = _caught(ask, reward, item)
+        return got if error is None else _failure(reward.name, item, member, error)
 
     def _enter(self, index: int, number: int, member: int | None) -> None:
         now = self._place.enter(index, number, -1 if member is None else member)
@@ -201,6 +217,23 @@ class _Desk:
             # If the parent is killed while a reward holds the interpreter lock, only a thread without it can end us.
             faulthandler.dump_traceback_later(self._end_after, exit=True, file=2)
             self._armed = now
+
+
+def _explain(reward: Reward, item: Item) -> Verdict:
+    """Raises RewardValueError if what stands beside the reward (`@explained`) returns something else."""
+    verdict = reward.function.explain(item.completions[0], item.example)  # type: ignore[attr-defined]  # set by @explained
+    if not isinstance(verdict, Verdict):
+        raise RewardValueError(
+            f"What explains the reward {reward.name!r} returned {reprlib.repr(verdict)} for example {item.example.id!r}. It "
+            f"must return a gpg_vl.answers.verdict.Verdict."
+        )
+    return verdict
+
+
+_TASKS: Mapping[str, Callable[[Reward, Item], Outcome]] = {
+    "gold": lambda reward, item: score_gold(reward, item.example),
+    "explain": _explain,
+}
 
 
 def where(item: Item, member: int | None) -> str:

@@ -200,6 +200,6 @@ class Collector:
         if broken and not self._drop_broken:
             more = f" ({len(broken) - 1} more in this round)" if len(broken) > 1 else ""
             raise RunError(
-                f"A reward broke: {broken[0]}{more} Mend the reward, or set rewards.on_error to drop_group to go on "
+                f"A reward broke: {broken[0]}{more} Correct the reward, or set rewards.on_error to drop_group to go on "
                 f"without such groups."
             )

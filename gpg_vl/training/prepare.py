@@ -279,8 +279,8 @@ def _check(
         if console:
             report.render(console)
         raise UserError(
-            f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Mend the rows or choose others; "
-            f"nothing is dropped silently."
+            f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Correct the "
+            f"rows or choose others; nothing is dropped silently."
         )
 
     examples = load_data(config)

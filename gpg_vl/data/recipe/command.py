@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpg_vl.console import escaped_errors, guard, make_console, say
+from gpg_vl.console import escaped_output, guard, make_console, say
 from gpg_vl.data.recipe.convert import Made, make
 from gpg_vl.data.recipe.recipe import Option, Recipe, Request
 from gpg_vl.errors import RunError, UserError
@@ -23,7 +23,7 @@ _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 def main(recipe: Recipe | Mapping[str, Recipe], argv: Sequence[str] | None = None) -> int:
     """Run a recipe, or the one of several that the first argument names. Returns the exit code."""
     guard()
-    with escaped_errors():
+    with escaped_output():
         arguments = _parser(recipe).parse_args(argv)
     chosen: Recipe = arguments.recipe
     console = make_console(error=True)
