@@ -17,7 +17,7 @@ from gpg_vl.eval.scorers.options import gold_choices, gold_letter
 from gpg_vl.eval.scorers.strict import strict_choice
 from gpg_vl.eval.scorers.visualthinker import visualthinker
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
-from gpg_vl.eval.statistics import Floats, Sample, mean_of
+from gpg_vl.eval.statistics import Aggregate, Floats, Sample, mean_of
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
 KINDS = ("2D", "3D")
@@ -103,7 +103,7 @@ def official(sample: Sample) -> Floats:
     return (two_d(sample) + three_d(sample)) / 2
 
 
-AGGREGATES = {
+AGGREGATES: dict[str, Aggregate] = {
     "official": official,
     "micro": Sample.mean,
     "2D": two_d,
