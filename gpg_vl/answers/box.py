@@ -289,7 +289,7 @@ def _in_object(value: dict[Any, Any]) -> Iterator[Detection | None]:
     """The box of an object, or those in the only list or object that it holds, such as {"objects": [...]}."""
     boxes = [value[key] for key in value if key in BOX_KEYS]
     for keys in CORNER_KEYS:
-        if all(key in value for key in keys):
+        if keys[0] in value and all(key in value for key in keys):
             boxes.append([value[key] for key in keys])
             break
 
