@@ -355,7 +355,8 @@ def _notes(arguments: argparse.Namespace, job: _Job, results: Results) -> Iterat
         where = "are in both" if arguments.intersect else "have an answer"
         yield f"note: {results.docs} of {job.asked} rows {where}; the others are left out."
     elif results.docs < loaded:
-        yield f"note: {results.docs} of {loaded} rows, drawn by --limit and --seed {arguments.seed}."
+        drawn = f"drawn by --limit and --seed {arguments.seed}"
+        yield f"note: {results.docs} of {loaded} rows, {drawn}."
     if note := size_note(job.task, loaded):
         yield note
 

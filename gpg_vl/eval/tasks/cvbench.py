@@ -136,14 +136,14 @@ load = loader(data_files, _doc, required=REQUIRED)
 """2D before 3D."""
 
 
-# --- the task -------------------------------------------------------------------------------------------------------
+# --- the task ---
 
 
 def cvbench() -> Task:
     """The task, for `python -m gpg_vl.eval cvbench`.
 
-    The benchmark owner's question is the default; models that were trained to reason are asked with `visualthinker` or
-    their own style.
+    The benchmark owner's question is the default; models that were trained to reason are asked with
+    `visualthinker` or their own style.
     """
     return Task(
         name="cvbench",
