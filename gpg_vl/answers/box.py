@@ -35,9 +35,10 @@ MAX_BOXES = 100
 MAX_LENGTH = 20_000
 """Characters of an answer that are read, and below, how deep its brackets may be nested."""
 MAX_DEPTH = 6
-BOX_KEYS = frozenset(
-    "bbox_2d bbox box box_2d bounding_box boundingBox Position position coordinates coords".split()  # noqa: SIM905
-)
+_BOX_KEYS = """
+bbox_2d bbox box box_2d bounding_box boundingBox Position position coordinates coords
+"""
+BOX_KEYS = frozenset(_BOX_KEYS.split())
 CONFIDENCE_KEYS = frozenset({"Confidence", "confidence", "score"})
 CORNER_KEYS = (
     ("x1", "y1", "x2", "y2"),
@@ -254,7 +255,7 @@ def _data(text: str) -> Any:
         (_json, row),
         (_json, slips.replace("'", '"')),
     ]
-    # Without quotes of the other sort and escapes the last one says the same as Python, and is quick.
+    # Without other quotes and escapes the last one says the same as Python, and is quick.
     if '"' not in slips and "\\" not in slips:
         readings.insert(1, readings.pop())
     values = (read(spelling) for read, spelling in readings)
@@ -289,7 +290,7 @@ def _in_object(value: dict[Any, Any]) -> Iterator[Detection | None]:
     """The box of an object, or those in the only list or object that it holds, such as {"objects": [...]}."""
     boxes = [value[key] for key in value if key in BOX_KEYS]
     for keys in CORNER_KEYS:
-        if all(key in value for key in keys):
+        if keys[0] in value and all(key in value for key in keys):
             boxes.append([value[key] for key in keys])
             break
 

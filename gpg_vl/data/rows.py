@@ -295,7 +295,7 @@ def _require_cell(
 
 
 def collect_meta(cells: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The cells that JSON can hold, but for those of mapped columns; NaN and infinities are null."""
+    """The cells that JSON can hold, but for mapped columns; NaN and infinities are null."""
     meta = {}
     for key, cell in cells.items():
         if key in mapping.values():

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,16 +39,7 @@ from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.prompting import DEFAULT_LIMITS, PixelLimits
 from gpg_vl.registry import UnknownNameError
 
-_PACKAGES = (
-    "gpg_vl",
-    "math-verify",
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "torch",
-    "transformers",
-    "qwen-vl-utils",
-)
+_PACKAGES = "gpg_vl math-verify numpy pillow pyarrow torch transformers qwen-vl-utils"
 Predictions = Mapping[int, Sequence[Prediction]]
 
 
@@ -98,29 +89,41 @@ class _Job:
     seed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What was measured, and where it goes."""
+
+    results: Results
+    origin: Mapping[str, Any]
+    """How the answers came about."""
+    output: Path | None
+    comparison: Mapping[str, Comparison] | None = None
+
+
 def _run(arguments: argparse.Namespace) -> int:
     _refuse_incomplete(arguments)
     job, given, others = _read_files(arguments, _job(arguments))
     scorers = _scorers(arguments, job, given)
-    output: Path | None
-    if given is None:
-        output, results, origin = _generated(arguments, job, scorers)
-    else:
-        output, results, origin = _scored(arguments, job, given, scorers)
-    comparison = None
+
+    outcome = (
+        _generated(arguments, job, scorers)
+        if given is None
+        else _scored(arguments, job, given, scorers)
+    )
+    rows = outcome.results.rows
     if others is not None:
-        docs = list(
-            {row.doc.doc_id: row.doc for row in results.rows}.values()
-        )  # those that the proof has looked at
-        comparison = compare(
-            job.task, results.rows, score_rows(docs, others, scorers), seed=job.seed
-        )
-    if output:
-        _write(arguments, job, results, comparison, output, origin)
-    _print(arguments, job, results, comparison)
-    if output:
-        say(f"results: {output / 'results.json'}")
-    return 1 if results.errors and not arguments.allow_errors else 0
+        docs = list({row.doc.doc_id: row.doc for row in rows}.values())  # as the proof left them
+        theirs = score_rows(docs, others, scorers)
+        outcome = replace(outcome, comparison=compare(job.task, rows, theirs, seed=job.seed))
+
+    if outcome.output:
+        _write(arguments, job, outcome, outcome.output)
+    _print(arguments, job, outcome)
+    for note in _notes(arguments, job, outcome.results):
+        say(note)
+    if outcome.output:
+        say(f"results: {outcome.output / 'results.json'}")
+    return 1 if outcome.results.errors and not arguments.allow_errors else 0
 
 
 def _refuse_incomplete(arguments: argparse.Namespace) -> None:
@@ -249,20 +252,15 @@ def _scorers(
     return scorers
 
 
-def _generated(
-    arguments: argparse.Namespace, job: _Job, scorers: Mapping[str, Scorer]
-) -> tuple[Path, Results, dict[str, Any]]:
+def _generated(arguments: argparse.Namespace, job: _Job, scorers: Mapping[str, Scorer]) -> _Outcome:
     model: Path = arguments.model
     digest = model_sha(model)
-    output = (
-        arguments.output
-        or Path("runs") / f"eval-{job.task.name}-{model.resolve().name}-{digest[:8]}"
-    )
+    named = f"eval-{job.task.name}-{model.resolve().name}-{digest[:8]}"
+    output = arguments.output or Path("runs") / named
 
     def make_responder() -> Responder:
-        from gpg_vl.eval.generate import (
-            model_responder,  # imports torch, which scoring a file does not need
-        )
+        # imports torch, which scoring a file does not need
+        from gpg_vl.eval.generate import model_responder
 
         return model_responder(model, job.settings)
 
@@ -275,18 +273,15 @@ def _generated(
         allow_errors=arguments.allow_errors,
         console=make_console(error=True),
     )
-    origin = {
-        "model": str(model),
-        "model_sha": digest,
-        "revision": model_revision(model),
-        **job.settings.record(),
-    }
-    return output, results, {**origin, **FIXED}
+    weights = {"model": str(model), "model_sha": digest, "revision": model_revision(model)}
+    return _Outcome(
+        results=results, origin={**weights, **job.settings.record(), **FIXED}, output=output
+    )
 
 
 def _scored(
     arguments: argparse.Namespace, job: _Job, given: Predictions, scorers: Mapping[str, Scorer]
-) -> tuple[Path | None, Results, dict[str, Any]]:
+) -> _Outcome:
     without_effect = GENERATION if job.task.boxes else GENERATION | PIXELS
     for name, flag in without_effect.items():
         if getattr(arguments, name) is not None:
@@ -294,8 +289,10 @@ def _scored(
                 f"note: {flag} has no effect with --predictions, where nothing is generated.",
                 error=True,
             )
+
     docs, ceilings = proved(job.task, job.docs, scorers, allow_errors=arguments.allow_errors)
     results = score(job.task, docs, given, scorers, seed=job.seed, ceilings=ceilings)
+
     # How somebody else's responses were asked for is known only if the user says so.
     origin = {
         "predictions": str(arguments.predictions),
@@ -303,7 +300,7 @@ def _scored(
         "coordinates": _coordinates(job),
         "predictions_sha256": file_sha(arguments.predictions),
     }
-    return arguments.output, results, origin
+    return _Outcome(results=results, origin=origin, output=arguments.output)
 
 
 def _coordinates(job: _Job) -> str | None:
@@ -312,63 +309,57 @@ def _coordinates(job: _Job) -> str | None:
     )
 
 
-def _write(
-    arguments: argparse.Namespace,
-    job: _Job,
-    results: Results,
-    comparison: Mapping[str, Comparison] | None,
-    output: Path,
-    origin: Mapping[str, Any],
-) -> None:
+def _write(arguments: argparse.Namespace, job: _Job, outcome: _Outcome, output: Path) -> None:
+    data = arguments.data
     config = {
-        **origin,
+        **outcome.origin,
         "seed": arguments.seed,
         "limit": arguments.limit,
         "repeats": job.settings.repeats,
         "packages": _versions(),
-        "data": {str(file): file_sha(file) for file in job.task.files(arguments.data)}
-        if arguments.data
-        else None,
+        "data": {str(file): file_sha(file) for file in job.task.files(data)} if data else None,
     }
+    results = outcome.results
     tree = results_json(results, task=job.task, original=len(job.loaded), config=config)
-    if comparison is not None:
-        per_scorer = {name: comparison_json(one) for name, one in comparison.items()}
+    if outcome.comparison is not None:
+        per_scorer = {name: comparison_json(one) for name, one in outcome.comparison.items()}
         tree["comparison"] = {"with": str(arguments.compare), "rows": results.docs, **per_scorer}
     samples = sample_records(results, job.settings if arguments.model else None)
     write_results(output, tree, samples, job.task.name)
 
 
-def _print(
-    arguments: argparse.Namespace,
-    job: _Job,
-    results: Results,
-    comparison: Mapping[str, Comparison] | None,
-) -> None:
+def _print(arguments: argparse.Namespace, job: _Job, outcome: _Outcome) -> None:
+    """The tables, and what stands under them."""
     prompt = job.settings.prompt if arguments.model or arguments.prompt else "not given"
-    console = make_console(width=160)
     coordinates = f"   coordinates: {_coordinates(job)}" if job.task.boxes else ""
-    say(
-        f"{job.task.name}   {arguments.model or arguments.predictions}   prompt: {prompt}{coordinates}"
-    )
+    source = arguments.model or arguments.predictions
+    say(f"{job.task.name}   {source}   prompt: {prompt}{coordinates}")
+
+    console, results = make_console(width=160), outcome.results
     console.print(results_table(results))
     say("\n".join(results_notes(results, prompt=prompt)))
     if (disagreement := disagreement_table(results.rows)) is not None:
         console.print(disagreement)
-    if comparison is not None:
+    if outcome.comparison is not None:
         say(f"\nminus {arguments.compare}, on the same {results.docs} rows")
-        console.print(comparison_table(comparison))
+        console.print(comparison_table(outcome.comparison))
+
+
+def _notes(arguments: argparse.Namespace, job: _Job, results: Results) -> Iterator[str]:
+    """How many rows there are of those that there might be, and what went wrong; a line each."""
+    loaded = len(job.loaded)
     if results.docs < job.asked:
         where = "are in both" if arguments.intersect else "have an answer"
-        say(f"note: {results.docs} of {job.asked} rows {where}; the others are left out.")
-    elif results.docs < len(job.loaded):
-        say(
-            f"note: {results.docs} of {len(job.loaded)} rows, drawn by --limit and --seed {arguments.seed}."
-        )
-    if note := size_note(job.task, len(job.loaded)):
-        say(note)
-    if results.errors:
-        first = next(row for row in results.rows if row.error is not None)
-        say(
+        yield f"note: {results.docs} of {job.asked} rows {where}; the others are left out."
+    elif results.docs < loaded:
+        drawn = f"drawn by --limit and --seed {arguments.seed}"
+        yield f"note: {results.docs} of {loaded} rows, {drawn}."
+    if note := size_note(job.task, loaded):
+        yield note
+
+    first = next((row for row in results.rows if row.error is not None), None)
+    if first is not None:
+        yield (
             f"warning: {results.errors} rows have errors and count as wrong; the first is doc_id {first.doc.doc_id}: "
             f"{first.error}"
         )
@@ -376,7 +367,7 @@ def _print(
 
 def _versions() -> dict[str, str]:
     found = {}
-    for package in _PACKAGES:
+    for package in _PACKAGES.split():
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -70,7 +70,10 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
 
     prompt = "how the question is put; a name that --list shows"
     group.add_argument("--prompt", metavar="NAME", help=prompt)
-    coordinates = "how boxes are written (default: as the model's family does, or as the prompt says; rel1000 for a file)"
+    coordinates = (
+        "how boxes are written (default: as the model's family does, or as the prompt says; "
+        "rel1000 for a file)"
+    )
     group.add_argument("--coordinates", choices=COORDINATES, help=coordinates)
 
     limit = "this many rows, or this fraction (0.1), drawn in proportion from every stratum"
@@ -93,8 +96,8 @@ def _add_scoring(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--intersect", action="store_true", help=intersect)
 
     output = (
-        "where predictions, samples and results go (with --model default: runs/eval-TASK-MODEL-DIGEST; "
-        "with --predictions: only printed)"
+        "where predictions, samples and results go (with --model default: "
+        "runs/eval-TASK-MODEL-DIGEST; with --predictions: only printed)"
     )
     group.add_argument("--output", type=Path, metavar="DIR", help=output)
 

@@ -180,9 +180,11 @@ def with_columns(doc: Doc, **more: Any) -> Doc:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A row that is to become a doc. Its methods check a cell, and raise UserError that names the place.
+    """A row that is to become a doc.
 
-    Example: `Entry(doc_id=7, row={"question": "How many?", "answer": "4"}, place=Place(...), images=True)`
+    Its methods check a cell, and raise UserError that names the place.
+
+    Example: `Entry(doc_id=7, row={"question": "2+2?", "answer": "4"}, place=Place(...), images=True)`
     """
 
     doc_id: int
@@ -228,7 +230,7 @@ class Entry:
         return options
 
     def pictures(self, *columns: str) -> tuple[str | bytes, ...]:
-        """The images of these columns, of which each holds one or a list of them; none if they are not wanted."""
+        """The images of columns that hold one or a list of them; none if they are not wanted."""
         if not self.images:
             return ()
         cells = [
@@ -251,7 +253,7 @@ class Entry:
         without: Sequence[str] = ("image", "images"),
         more: Mapping[str, Any] | None = None,
     ) -> Doc:
-        """The doc, whose columns are those of the row that JSON can hold but for `without`, and `more`."""
+        """The doc. Its columns are those that JSON can hold but for `without`, and `more`."""
         kept = {name: value for name, value in self.row.items() if name not in without}
         columns = {**collect_meta(kept, {}), **(more or {})}
         example = Example(
@@ -275,9 +277,10 @@ def loader(
     required: Sequence[str] = (),
     pictures: Sequence[str] = ("image",),
 ) -> Loader:
-    """The loader of a benchmark with a doc per row: `make` makes it, and docs are numbered in the order of the rows.
+    """The loader of a benchmark with a doc per row, made by `make` and numbered in the order of rows.
 
-    `required`: the columns that every row must have. `pictures`: those that are not read where no images are wanted.
+    `required`: the columns that every row must have. `pictures`: those that are not read where no
+    images are wanted.
     """
 
     def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[Doc]:

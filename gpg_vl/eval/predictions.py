@@ -173,7 +173,8 @@ def read_predictions(
     for line in (_Line(file, *numbered) for numbered in json_rows(file, torn_end=False)):
         if line.row.get("task", task) != task:
             raise line.wrong(
-                f"the row is of the task {line.row['task']!r}, but {task!r} is evaluated. Give a file of {task}."
+                f"the row is of the task {line.row['task']!r}, but {task!r} is evaluated. "
+                f"Give a file of {task}."
             )
         key = _key(line) if "gen_sha" in line.row else None
         for prediction in _answers(line, prefill):
@@ -182,8 +183,9 @@ def read_predictions(
             if place in found and not _replaces(key, found[place]):
                 why = "" if key is None else " with another prompt, checkpoint or setting"
                 raise line.wrong(
-                    f"{_name(*place, repeats)} was answered in line {found[place].line} already{why}. One response per "
-                    "doc is allowed, or --repeats of them with their number as 'sample'. Remove one of the two."
+                    f"{_name(*place, repeats)} was answered in line {found[place].line} already{why}. "
+                    "One response per doc is allowed, or --repeats of them with their number as "
+                    "'sample'. Remove one of the two."
                 )
             found[place] = _Found(line.number, key, prediction)
 
@@ -223,12 +225,13 @@ class _Line(NamedTuple):
         return UserError(f"{self.file}, line {self.number}: {what}")
 
     def field(self, name: str, *kinds: type, default: object = _REQUIRED) -> Any:
-        """The value of a field, of one of these kinds. Raises UserError that names file, line and field."""
+        """The value of a field, of one of these kinds. Raises UserError that names the field."""
         value = self.row.get(name, default)
         allowed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
         if value is _REQUIRED:
             raise self.wrong(
-                f"there is no {name!r} in {sorted(self.row)}. It must be there, as {allowed}. Add it."
+                f"there is no {name!r} in {sorted(self.row)}. It must be there, as {allowed}. "
+                "Add it."
             )
         # True is an int to Python, but it is no row number.
         if not isinstance(value, kinds) or isinstance(value, bool):
@@ -253,13 +256,14 @@ def _check_place(line: _Line, prediction: Prediction, known: Collection[int], re
     """Raises UserError for a doc that does not exist or a sample that nobody asked for."""
     if prediction.doc_id not in known:
         raise line.wrong(
-            f"there is no doc_id {prediction.doc_id} in the data, which has {len(known)} docs with row numbers from 0. "
-            "Give the data that the predictions were made for."
+            f"there is no doc_id {prediction.doc_id} in the data, which has {len(known)} docs with "
+            "row numbers from 0. Give the data that the predictions were made for."
         )
     if not 0 <= prediction.sample < repeats:
         raise line.wrong(
-            f"the row is sample {prediction.sample} of doc_id {prediction.doc_id}, but --repeats is {repeats}, so samples "
-            f"are numbered 0 to {repeats - 1}. Give --repeats the number of answers per doc."
+            f"the row is sample {prediction.sample} of doc_id {prediction.doc_id}, but --repeats is "
+            f"{repeats}, so samples are numbered 0 to {repeats - 1}. Give --repeats the number of "
+            "answers per doc."
         )
 
 
@@ -312,7 +316,8 @@ def _prediction(line: _Line, prefill: str) -> Prediction:
     finish = line.field("finish_reason", str, null, default=None)
     if finish not in ("stop", "length", "error", None):
         raise line.wrong(
-            f"finish_reason is {finish!r}. Allowed are 'stop', 'length' and null (unknown). Correct it or leave it out."
+            f"finish_reason is {finish!r}. Allowed are 'stop', 'length' and null (unknown). "
+            "Correct it or leave it out."
         )
     if finish == "error" and error is None:
         error = "no reason was recorded"

@@ -188,7 +188,7 @@ def _ask(
     allow_errors: bool,
     console: Console | None,
 ) -> dict[int, tuple[Prediction, ...]]:
-    """The predictions of all docs: those of the log, and those that are asked now and appended to it."""
+    """The predictions of all docs: those of the log, and the new ones that are appended to it."""
     ready, void = prepare(docs, answerer.settings)
     keys = _keys(task, ready, void, answerer)
 

@@ -63,8 +63,8 @@ def convert(box: Box, source: Frame, target: Frame) -> Box:
 
 def iou(one: Box, other: Box) -> float:
     """Intersection over union, from 0 to 1; 0 if either box is inverted or flat."""
-    union, overlap = _union_and_overlap(one, other)
-    return overlap / union if overlap > 0 else 0.0
+    overlap = _overlap(one, other)
+    return overlap / (one.area + other.area - overlap) if overlap > 0 else 0.0
 
 
 def generalized_iou(one: Box, other: Box) -> float:
@@ -74,7 +74,8 @@ def generalized_iou(one: Box, other: Box) -> float:
     """
     if not (one.area > 0 and other.area > 0):
         return -1.0
-    union, overlap = _union_and_overlap(one, other)
+    overlap = _overlap(one, other)
+    union = one.area + other.area - overlap
     enclosing = Box(
         min(one.x1, other.x1), min(one.y1, other.y1), max(one.x2, other.x2), max(one.y2, other.y2)
     ).area
@@ -86,19 +87,19 @@ def hits(one: Box, other: Box, threshold: float = HIT) -> bool:
     return iou(one, other) >= threshold
 
 
-def _union_and_overlap(one: Box, other: Box) -> tuple[float, float]:
-    overlap = Box(
-        max(one.x1, other.x1), max(one.y1, other.y1), min(one.x2, other.x2), min(one.y2, other.y2)
-    ).area
-    return one.area + other.area - overlap, overlap
+def _overlap(one: Box, other: Box) -> float:
+    """The area that both cover; 0 if either is inverted or flat."""
+    width = min(one.x2, other.x2) - max(one.x1, other.x1)
+    height = min(one.y2, other.y2) - max(one.y1, other.y1)
+    return width * height if width > 0 and height > 0 else 0.0
 
 
 def overlap_parts(box: Box | None, gold: Box) -> dict[str, float]:
     """Areas of intersection and union; without a box the union is the gold's area."""
     if box is None:
         return {"intersection": 0.0, "union": gold.area}
-    union, overlap = _union_and_overlap(box, gold)
-    return {"intersection": overlap, "union": union}
+    overlap = _overlap(box, gold)
+    return {"intersection": overlap, "union": box.area + gold.area - overlap}
 
 
 def best_matching(gain: Sequence[Sequence[float]]) -> list[tuple[int, int]]:

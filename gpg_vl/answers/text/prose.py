@@ -24,9 +24,8 @@ _OF_FUNCTIONS = re.compile(rf"(?>(?:[abcknrtxyz]?(?:{_FUNCTIONS}))+)[abcnrtuvwxy
 _VOWELS = frozenset("aeiouyAEIOUY")
 _CONNECTIVES = frozenset({"and", "or"})
 _SHORT_WORDS = frozenset("is it to of so we no tvs cds dvds".split())  # noqa: SIM905
-_WORDS_IN_FORMULAS = frozenset(
-    "the and are not but for has was its any all get one two six ten yes let".split()  # noqa: SIM905
-)
+_FREQUENT = "the and are not but for has was its any all get one two six ten yes let"
+_WORDS_IN_FORMULAS = frozenset(_FREQUENT.split())
 
 _LONG_UNITS = """
 mm cm dm km nm um in ft yd mi kg mg lb lbs oz ml mL dl ms ns hr hrs min mins sec secs yr yrs wk wks pcs pts mph kph

@@ -1,7 +1,7 @@
 """Grade-school mathematics: the owner's `####`, and the two readings of lm-eval's `gsm8k-cot-llama`, which lmms-eval takes over.
 
-All three compare spellings, not values: "72.0" is not "72". The two readings are those of the task's version 3.0, which is
-lmms-eval's; lm-eval's 4.0 forgives a second final point.
+All three compare spellings, not values: "72.0" is not "72". The two readings are those of the
+task's version 3.0, which is lmms-eval's; lm-eval's 4.0 forgives a second final point.
 """
 
 import re

@@ -18,10 +18,10 @@ _NUMBER_LENGTH = 100  # characters of a line's end that may be its number
 _LETTERS = "ABCDEFGH"
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'", '"')
 _PHRASES = """
-the answer is; answer is; the correct answer is; correct answer is; the answer; answer; correct answer; the correct answer;
-the best answer is; best answer is; the best answer; best answer; the option is; option is; the correct option is;
-correct option is; the choice is; choice is; the correct choice is; correct choice is; i choose; i select; i pick;
-my answer is; my choice is
+the answer is; answer is; the correct answer is; correct answer is; the answer; answer;
+correct answer; the correct answer; the best answer is; best answer is; the best answer; best answer;
+the option is; option is; the correct option is; correct option is; the choice is; choice is;
+the correct choice is; correct choice is; i choose; i select; i pick; my answer is; my choice is
 """
 _PHRASE_LIST = tuple(phrase.strip() for phrase in _PHRASES.split(";"))
 _SUFFIXES = ((".", 5), (":", 4), (")", 3), (" ", 2), ("-", 1), ("_", 1), ("=", 1))

@@ -1,7 +1,7 @@
 """Rules of VLMEvalKit with its judge model off, restated with their quirks.
 
-They are those of version 0.2rc1 at commit e8e78f0 (August 2026). The phrase "answer is X" counts since June 2026, so that
-tables of earlier versions read fewer letters.
+They are those of version 0.2rc1 at commit e8e78f0 (August 2026). The phrase "answer is X" counts
+since June 2026, so that tables of earlier versions read fewer letters.
 
 With the judge on, what these rules cannot read goes to a language model, and where that fails a random option is drawn;
 neither is done here. Answer tags and reasoning are not looked at.
@@ -52,7 +52,7 @@ def infer(text: str, options: tuple[str, ...]) -> str | None:
 
 
 def _option(text: str, letters: str) -> str | None:
-    """The lone letter among the last words, else the letter of "answer is X", if it is an option; Z for a refusal."""
+    """The lone letter among the last words, else that of "answer is X"; Z for a refusal."""
     if any(refusal in text for refusal in REFUSALS):
         return "Z"
     tokens = text.translate(_BLANKED).split()

@@ -17,7 +17,7 @@ from gpg_vl.eval.scorers.options import gold_choices, gold_letter
 from gpg_vl.eval.scorers.strict import strict_choice
 from gpg_vl.eval.scorers.visualthinker import visualthinker
 from gpg_vl.eval.scorers.vlmevalkit import vlmevalkit_choice
-from gpg_vl.eval.statistics import Floats, Sample, mean_of
+from gpg_vl.eval.statistics import Aggregate, Floats, Sample, mean_of
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
 KINDS = ("2D", "3D")
@@ -103,7 +103,7 @@ def official(sample: Sample) -> Floats:
     return (two_d(sample) + three_d(sample)) / 2
 
 
-AGGREGATES = {
+AGGREGATES: dict[str, Aggregate] = {
     "official": official,
     "micro": Sample.mean,
     "2D": two_d,
@@ -136,14 +136,14 @@ load = loader(data_files, _doc, required=REQUIRED)
 """2D before 3D."""
 
 
-# --- the task -------------------------------------------------------------------------------------------------------
+# --- the task ---
 
 
 def cvbench() -> Task:
     """The task, for `python -m gpg_vl.eval cvbench`.
 
-    The benchmark owner's question is the default; models that were trained to reason are asked with `visualthinker` or
-    their own style.
+    The benchmark owner's question is the default; models that were trained to reason are asked with
+    `visualthinker` or their own style.
     """
     return Task(
         name="cvbench",

@@ -29,10 +29,11 @@ _SUBJECTS = """
 Art and Design: Art Art_Theory Design Music
 Business: Accounting Economics Finance Manage Marketing
 Science: Biology Chemistry Geography Math Physics
-Health and Medicine: Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health
+Health and Medicine: Basic_Medical_Science Clinical_Medicine Pharmacy Public_Health
+Health and Medicine: Diagnostics_and_Laboratory_Medicine
 Humanities and Social Science: History Literature Sociology Psychology
-Tech and Engineering: Agriculture Architecture_and_Engineering Computer_Science Electronics Energy_and_Power Materials
-Tech and Engineering: Mechanical_Engineering
+Tech and Engineering: Agriculture Architecture_and_Engineering Computer_Science Electronics
+Tech and Engineering: Energy_and_Power Materials Mechanical_Engineering
 """
 _DOMAIN = {
     subject: domain
@@ -50,7 +51,7 @@ _PICTURES = tuple(f"image_{number}" for number in range(1, 8))
 
 
 def _mmmu_doc(entry: Entry) -> Doc:
-    """A question with the columns `subject` and `domain`. Its images are those that the text names, `<image 1>`."""
+    """A question with the columns `subject` and `domain`; the text names its images: `<image 1>`."""
     kind = entry.one_of("question_type", _INSTRUCTIONS)
     # The options are a list, but written as the text of one.
     entry = replace(entry, row={**entry.row, "options": _literal(entry)})
@@ -143,8 +144,9 @@ def mmmu() -> Task:
 # --- BLINK ------------------------------------------------------------------------------------------------------------
 
 _SUBTASKS = """
-Art_Style Counting Forensic_Detection Functional_Correspondence IQ_Test Jigsaw Multi-view_Reasoning Object_Localization
-Relative_Depth Relative_Reflectance Semantic_Correspondence Spatial_Relation Visual_Correspondence Visual_Similarity
+Art_Style Counting Forensic_Detection Functional_Correspondence IQ_Test Jigsaw Multi-view_Reasoning
+Object_Localization Relative_Depth Relative_Reflectance Semantic_Correspondence Spatial_Relation
+Visual_Correspondence Visual_Similarity
 """
 SUBTASKS = tuple(_SUBTASKS.split())
 _BLINK_PICTURES = ("image_1", "image_2", "image_3", "image_4")

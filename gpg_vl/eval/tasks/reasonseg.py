@@ -176,7 +176,7 @@ def load(path: Path, *, images: bool = True, root: Path | None = None) -> list[D
 
 
 def _doc(entry: Entry) -> Doc:
-    """A picture with the first instruction for it, and the column `query`, whether that is a sentence or a phrase."""
+    """A picture with the first instruction for it, and the column `query`: sentence or phrase."""
     text = entry.get("text") or entry.get("instruction")
     prompt = text[0] if isinstance(text, list) and text else text
     if not (isinstance(prompt, str) and prompt.strip()):

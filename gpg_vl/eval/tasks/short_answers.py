@@ -123,7 +123,7 @@ textvqa, docvqa, vqav2 = (partial(_task, SETS[name]) for name in ("textvqa", "do
 
 
 def chartqa() -> Task:
-    """The task, for `python -m gpg_vl.eval chartqa`; accuracy per kind of question beside the whole."""
+    """The task, for `python -m gpg_vl.eval chartqa`; accuracy per kind of question as well."""
     return replace(
         _task(SETS["chartqa"]),
         aggregates=micro_and("kind", _KINDS),
@@ -154,7 +154,7 @@ def _golds(answer: str) -> tuple[Response, ...]:
 
 
 def _doc(one: _Set, entry: Entry) -> Doc:
-    """A question with the column `kind`. In a split whose answers are hidden there is no text among them."""
+    # In a split whose answers are hidden there is no text among them.
     answers = entry[one.answers]
     texts = answers if isinstance(answers, list) else [answers]
     texts = [text.get("answer") if isinstance(text, Mapping) else text for text in texts]

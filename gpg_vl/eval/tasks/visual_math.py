@@ -46,7 +46,7 @@ TASKS = (
 
 
 def _mathvista_doc(entry: Entry) -> Doc:
-    """A question with the column `task`. In the test split the answers are hidden, and none of the choices."""
+    """A question with the column `task`. A hidden answer, as in the test split, is no choice."""
     entry.one_of("answer_type", ANSWER_TYPES)
     gold, choices = entry.text("answer"), None
     if entry["question_type"] == "multi_choice":
@@ -203,8 +203,9 @@ def mathverse() -> Task:
 # --- Geometry3K -------------------------------------------------------------------------------------------------------
 
 _EASY_R1 = (
-    "{prompt} You FIRST think about the reasoning process as an internal monologue and then provide the final answer. The "
-    "reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in \\boxed{}."
+    "{prompt} You FIRST think about the reasoning process as an internal monologue and then provide "
+    "the final answer. The reasoning process MUST BE enclosed within <think> </think> tags. The final "
+    "answer MUST BE put in \\boxed{}."
 )
 
 
