@@ -34,6 +34,7 @@ DOCUMENTS = (
     "docs/adapters.md",
     "docs/algorithms.md",
     "docs/answers.md",
+    "docs/checkpoints.md",
     "docs/families.md",
     "docs/memory.md",
     "docs/rewards.md",

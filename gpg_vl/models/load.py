@@ -205,10 +205,11 @@ def read_generation_config(path: str, revision: str | None = None) -> Any | None
     """
     from transformers import GenerationConfig
 
-    if not _read_json(path, revision, "generation_config.json"):
+    settings = _read_json(path, revision, "generation_config.json")
+    if not settings:
         return None
     try:
-        return GenerationConfig.from_pretrained(path, revision=revision)
+        return GenerationConfig.from_dict(settings)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(
             f"generation_config.json of {path} cannot be used: {_first_line(error)} Training reads its eos_token_id alone: "

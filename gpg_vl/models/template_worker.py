@@ -22,6 +22,7 @@ LONGEST = 1_000_000
 def main() -> None:
     given = json.load(sys.stdin)
     limit_resources()
+    answer: dict[str, Any]
     try:
         answer = {"rendered": render_all(**given)}
     except MemoryError:
