@@ -400,10 +400,6 @@ GOOD: dict[str, tuple[Write, Sequence[str]]] = {
 }  # fmt: skip
 
 
-OF_READING = ("not read", "U+FFFD", "UTF-8", "control character", "several frames")
-"""What notes on files and on damaged texts hold."""
-
-
 @pytest.fixture(scope="module")
 def encoder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     return make_encoder(
