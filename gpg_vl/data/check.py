@@ -188,11 +188,11 @@ def check(
             number,
             row,
             place,
-            tokens=counts and counts.tokens,
+            tokens=counts.tokens if counts else None,
             notes=counts.notes if counts else (),
         )
-        if len(golds) < _SHOWN_GOLDS:
-            golds.setdefault(row.answer, replace(row, images=()))
+        if len(golds) < _SHOWN_GOLDS and row.answer not in golds:
+            golds[row.answer] = replace(row, images=())
         for kind, text in found:
             problem = RowProblem(row=number, id=row.id, source=row.place, kind=kind, message=text)
             problems.append(problem)

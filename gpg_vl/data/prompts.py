@@ -214,7 +214,8 @@ def _picture_of(part: Mapping[str, Any]) -> object | None:
     for key in _PART_KEYS:
         cell = part.get(key)
         if cell is not None:
-            return cell["url"] if isinstance(cell, dict) and "url" in cell else cell
+            picture: object = cell["url"] if isinstance(cell, dict) and "url" in cell else cell
+            return picture
     if part.get("bytes") is not None or part.get("path") is not None:
         return {"bytes": part.get("bytes"), "path": part.get("path")}
     return None

@@ -64,7 +64,7 @@ def read_golds(names: Iterable[str], examples: Sequence[Example]) -> list[GoldRe
     names: of rewards. One of a user's own is not imported here, because it could do anything.
     """
     judges = {name: load(name).function for name in names if name in QUICK}
-    explains = {name: judge.explain for name, judge in judges.items() if hasattr(judge, "explain")}  # type: ignore[attr-defined]  # set by @explained
+    explains = {name: judge.explain for name, judge in judges.items() if hasattr(judge, "explain")}
 
     read = []
     for example in examples:
