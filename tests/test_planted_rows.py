@@ -554,7 +554,7 @@ ANSWERS = [
     note(
         "one answer for all",
         [row(f"Is {n} red?", "yes") for n in range(20)],
-        "All 20 rows it has the answer 'yes'",
+        "All 20 rows have the answer 'yes'",
         [row(f"Is {n} red?", ("yes", "no")[n % 2]) for n in range(20)],
     ),
     problem(
