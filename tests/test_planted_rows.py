@@ -459,14 +459,16 @@ QUESTIONS = [
 ]
 
 ANSWERS = [
-    problem("an empty answer", row(answer=" "), "The answer is empty", row()),
+    problem("an empty answer", row(answer=" "), "The answer is empty", row(), config=COUNT),
     problem(
         "an empty answer in tags",
         row(answer="<answer> </answer>"),
         "The answer is empty",
         row(answer="<answer>4</answer>"),
     ),
-    problem("no answer", {**row(), "answer": None}, "so the row has no answer", row()),
+    problem(
+        "no answer", {**row(), "answer": None}, "so the row has no answer", row(), config=COUNT
+    ),
     problem(
         "a list as the answer", row(answer=["4", "four"]), "The answer is ['4', 'four']", row()
     ),
