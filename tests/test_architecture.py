@@ -51,6 +51,7 @@ ROOMS = (
     ("answers",),
     ("rewards",),
     ("eval",),
+    ("report",),
     ("training",),
     ("quickstart", "doctor"),
     ("cli",),
@@ -61,8 +62,9 @@ FORBIDDEN = {
     "answers": ("data", "models", "rollout", "model"),
     "rewards": ("models", "rollout", "model"),
     "eval": ("training",),
+    "report": ("models", "rollout", "model", "algorithms"),
 }
-"""On top of that: rewards must start in a blink, and a benchmark must not know how a model was trained."""
+"""On top of that: rewards must start in a blink, a benchmark must not know how a model was trained, and a report reads files."""
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 
 
