@@ -209,6 +209,8 @@ EXTRAS = {
     "training/eight_bit.py": "torchao",
     "training/sharding/zero.py": "deepspeed",
     "training/sharding/zero_inside.py": "deepspeed",
+    "training/trackers/trackio.py": "trackio",
+    "training/trackers/wandb.py": "wandb",
 }
 """Who may import what an extra brings. Only inside functions, or in a module that nobody imports but that package."""
 
@@ -226,7 +228,11 @@ def test_what_is_imported_is_declared() -> None:
         "gpg-vl",
         "gpg_vl",
     }
-    comes_with = {"tokenizers": "transformers", "pydantic_core": "pydantic"}
+    comes_with = {
+        "tokenizers": "transformers",
+        "pydantic_core": "pydantic",
+        "pandas": "datasets",
+    }
     distributions = packages_distributions()
     missing = {}
     for file in FILES:

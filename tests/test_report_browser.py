@@ -167,9 +167,9 @@ def test_the_live_page_reads_itself_again(tab: Any, tmp_path: Path) -> None:
         with tab.expect_response("**/stamp"):
             tab.goto(f"http://127.0.0.1:{server.server_address[1]}/")
         tab.locator("#filter-text").fill("balls")
-        with tab.expect_navigation(timeout=20_000):
-            with (folder / "metrics.jsonl").open("a") as out:
-                out.write(json.dumps(step(5)) + "\n")
+        with tab.expect_navigation(timeout=20_000), (folder / "metrics.jsonl").open("a") as out:
+            out.write(json.dumps(step(5)) + "\n")
+            out.flush()
         data = json.loads(tab.locator("#data").text_content())
         assert data["tables"][0]["steps"][-1] == 5
         assert tab.locator("#filter-text").input_value() == "balls"

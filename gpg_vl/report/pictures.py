@@ -72,21 +72,12 @@ def shrink(image: Image.Image) -> Image.Image:
     return small
 
 
-def encode(image: Image.Image) -> tuple[bytes, str]:
-    """The encoded picture and its format: PNG for drawings, JPEG where that is much smaller."""
-    png = _save(image, "PNG")
-    if len(png) <= 8_000:
-        return png, "png"
-    jpeg = _save(image, "JPEG", quality=85)
-    return (jpeg, "jpeg") if 2 * len(jpeg) < len(png) else (png, "png")
+def encode(image: Image.Image) -> bytes:
+    """The encoded picture, WebP: small for drawings and for photographs alike."""
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=88)
+    return out.getvalue()
 
 
 def _data_uri(image: Image.Image) -> str:
-    data, kind = encode(image)
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _save(image: Image.Image, kind: str, **options: int) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+    return f"data:image/webp;base64,{base64.b64encode(encode(image)).decode()}"

@@ -16,6 +16,7 @@ from gpg_vl.clock import Clock
 from gpg_vl.rollout.engine import Engine, EngineLostError
 from gpg_vl.training.collect import Collector
 from gpg_vl.training.failures import RefusedUpdateError, explain_lost, locate
+from gpg_vl.training.held_out import Evaluated
 from gpg_vl.training.learner import Learner
 from gpg_vl.training.metrics import (
     advance,
@@ -39,14 +40,15 @@ class Intervals:
     eval_every: int
     checkpoint_every: int
     samples_every: int
+    eval_at_start: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
     """What the loop calls and does not know: evaluation, checkpoints, the display, a wish to stop."""
 
-    evaluate: Callable[[], dict[str, Any]] | None
-    """Metrics of the current policy, the same on every process. May raise EngineLostError, on all processes."""
+    evaluate: Callable[[], Evaluated] | None
+    """What the current policy answers, the same on every process. May raise EngineLostError, on all processes."""
     checkpoint: Callable[[RunState], Path]
     """Returns the folder that was written."""
     show: Callable[[int, dict[str, Any], dict[str, float]], None]
@@ -71,6 +73,12 @@ def train(
     """
     with doing(f"the handing over of the weights of step {state.step}"):
         engine.sync(learner.weights, state.step)
+    if hooks.evaluate and intervals.eval_at_start and not state.step:
+        try:
+            _evaluate(0, record, hooks)
+        except EngineLostError as error:
+            raise _keep(error, state, record, hooks, unscored=True) from error
+
     while state.step < intervals.steps:
         clock, counters = Clock(), engine.counters()
         version = state.step
@@ -133,10 +141,7 @@ def train(
         is_due = not stop and (last or _is_due(state.step, intervals.eval_every))
         if hooks.evaluate and is_due and not lost:
             try:
-                with clock.phase("eval"), doing(f"the evaluation after step {state.step}"):
-                    scores = hooks.evaluate()
-                record.metrics(state.step, "eval", scores, {"eval": clock.seconds["eval"]})
-                hooks.show(state.step, scores, {})
+                _evaluate(state.step, record, hooks)
             except EngineLostError as error:
                 lost = error
 
@@ -150,6 +155,17 @@ def train(
         if stop:
             break
     return state
+
+
+def _evaluate(step: int, record: Record, hooks: Hooks) -> None:
+    """Score the policy as it is, and keep what it answered. Raises EngineLostError."""
+    assert hooks.evaluate is not None
+    clock = Clock()
+    with clock.phase("eval"), doing(f"the evaluation after step {step}"):
+        found = hooks.evaluate()
+    record.evaluation(step, found)
+    record.metrics(step, "eval", found.metrics, clock.seconds)
+    hooks.show(step, found.metrics, {})
 
 
 def _keep(

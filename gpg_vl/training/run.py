@@ -32,6 +32,7 @@ from gpg_vl.training.evaluation import Evaluation
 from gpg_vl.training.folder import open_folder
 from gpg_vl.training.gold import GoldResponder
 from gpg_vl.training.interrupt import StopRequest
+from gpg_vl.training.launches import logged, reported
 from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.loop import Hooks, Intervals, train
 from gpg_vl.training.micro_batch import Layout
@@ -39,10 +40,12 @@ from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
 from gpg_vl.training.prepare import Prepared, engine_options
 from gpg_vl.training.ranks import on_main
 from gpg_vl.training.record import Record, truncate_metrics
+from gpg_vl.training.samples import PictureSource
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
+from gpg_vl.training.trackers import tracker_options
 
 MAX_LOGP_GAP = {"float32": 1e-4, "bfloat16": 0.1}
 """Of the mean over the tokens of a step: what rounding may do to two ways of computing the same, and no more."""
@@ -90,11 +93,20 @@ def launch(
     with doing("the reading of the checkpoint"):
         state = _resume(checkpoints, folder, accelerator, console) if resume else RunState()
     if config.output.trackers:
-        accelerator.init_trackers("gpg_vl", config=_flatten(config))
+        accelerator.init_trackers(
+            config.output.project,
+            config=_flatten(config),
+            init_kwargs=tracker_options(
+                run_name=config.output.run_name,
+                group=config.output.run_group,
+                resume_id=config.output.resume_id,
+            ),
+        )
 
     # worker processes, the display and the handling of Ctrl-C end with the run, however it ends
     is_main, steps = accelerator.is_main_process, prepared.plan.steps
     with (
+        reported(folder, accelerator, console, first_step=state.step) as story,
         _make_rewarder(config) as rewarder,
         Display(console, steps=steps, done=state.step, enabled=is_main) as display,
         StopRequest(console if is_main else None) as stop,
@@ -105,15 +117,16 @@ def launch(
             engine=engine,
             state=state,
             intervals=_make_intervals(config, steps),
-            record=Record(folder, accelerator),
+            record=Record(folder, accelerator, _make_picture_source(prepared)),
             hooks=Hooks(
                 evaluate=evaluate,
-                checkpoint=checkpoints.save,
+                checkpoint=logged(checkpoints.save),
                 show=display.step,
                 stop_wanted=stop.wanted,
             ),
             accelerator=accelerator,
         )
+        story.last_step, story.finished = final.step, final.step == steps
 
     message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
     if message and is_main:
@@ -130,7 +143,8 @@ def _resume(
     start = latest(folder / "checkpoints")
     state = checkpoints.restore(start) if start else RunState()
     if accelerator.is_main_process:
-        dropped = truncate_metrics(folder / "metrics.jsonl", state.step)
+        # without a checkpoint, what was evaluated before the first step is computed again too
+        dropped = truncate_metrics(folder / "metrics.jsonl", state.step if start else -1)
         console.print(
             f"resuming from {start or 'the beginning (no complete checkpoint)'}; "
             f"{dropped} later metric row(s) will be computed again"
@@ -326,12 +340,18 @@ def _make_quota(config: Config) -> Quota:
     )
 
 
+def _make_picture_source(prepared: Prepared) -> PictureSource:
+    encoder = prepared.encoder
+    return PictureSource(root=encoder.root, max_pixels=encoder.limits.max_image_pixels)
+
+
 def _make_intervals(config: Config, steps: int) -> Intervals:
     return Intervals(
         steps=steps,
         eval_every=config.eval.every,
         checkpoint_every=config.output.checkpoint_every,
         samples_every=config.output.samples_every,
+        eval_at_start=config.eval.at_start or config.eval.blank_image,
     )
 
 

@@ -10,6 +10,18 @@
 
   const value = (v) => (v === null || v === undefined ? "–" : Number.isInteger(v) ? String(v) : Number(v.toPrecision(6)).toString());
 
+  // on an axis there is room for few characters
+  const short = (v) => {
+    if (v === null) return null;
+    return v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6) ? v.toExponential(0) : Number(v.toPrecision(4)).toString();
+  };
+
+  // a curve that never changes lies in the middle of its chart
+  const range = (plot, low, high) => {
+    if (low === null) return [0, 1];
+    return low === high ? [low - 0.5, high + 0.5] : uPlot.rangeNum(low, high, 0.1, true);
+  };
+
   const ink = () => getComputedStyle(root).getPropertyValue("--quiet").trim();
   const rule = () => getComputedStyle(root).getPropertyValue("--rule").trim();
 
@@ -58,8 +70,8 @@
       height: 220,
       series,
       bands: bands.map((band) => ({ series: [band.at, band.at + 1], fill: tint(HUES[band.one.hue % HUES.length], 0.15) })),
-      scales: { x: { time: false }, y: chart.log ? { distr: 3 } : {} },
-      axes: [{ ...axis, values: (_, ticks) => ticks.map(value) }, { ...axis, size: 62, values: (_, ticks) => ticks.map((v) => (v === null ? null : Number(v.toPrecision(4)).toString())) }],
+      scales: { x: { time: false }, y: chart.log ? { distr: 3 } : { range } },
+      axes: [{ ...axis, values: (_, ticks) => ticks.map(value) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(short) }],
       cursor: { y: false },
     };
   }
