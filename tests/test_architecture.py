@@ -36,6 +36,7 @@ DOCUMENTS = (
     "docs/answers.md",
     "docs/families.md",
     "docs/memory.md",
+    "docs/report.md",
     "docs/scaling.md",
     "docs/vllm.md",
     "eval/README.md",
@@ -605,6 +606,7 @@ def is_path(word: str) -> bool:
         "path",
         "samples",
         "checkpoints",
+        "evaluations",
         "model",
     ) or first.startswith("my"):
         return False
@@ -614,7 +616,7 @@ def is_path(word: str) -> bool:
 
 
 SUFFIXES = (".py", ".md", ".yaml", ".toml", ".txt")
-RUN_FILES = ("config.yaml",)
+RUN_FILES = ("config.yaml", "log.txt")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -422,6 +422,13 @@ def test_samples_of_another_shape_do_not_stop_the_page(tmp_path: Path, row: dict
     assert "row whole" in Parsed(rendered(write_run(tmp_path / "run", samples={1: rows}))).text
 
 
+def test_an_evaluation_that_the_run_was_resumed_before_is_not_its_last(tmp_path: Path) -> None:
+    later = {0: [held_out(1, False)], 4: [held_out(1, False)], 9: [held_out(1, True)]}
+    run = read_run(write_run(tmp_path / "run", evaluations=later))
+    assert run.changed is not None
+    assert (run.changed.before, run.changed.after, run.changed.counts["learnt"]) == (0, 4, 0)
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no folder"):
         read_run(tmp_path / "gone")

@@ -59,7 +59,7 @@ def _read(folder: Path) -> Run:
     launches = _read_launches(folder / "run.json", missing)
     metrics = read_metrics(folder / "metrics.jsonl")
     samples = read_samples(folder / "samples")
-    evaluations = evaluation_files(folder / "evaluations")
+    evaluations = _of_this_run(evaluation_files(folder / "evaluations"), metrics)
     if not config and not launches and not metrics.train.rows and not samples.groups:
         raise UserError(
             f"The folder {folder} holds no run: neither config.yaml nor metrics.jsonl nor samples/. Give the folder that "
@@ -81,6 +81,12 @@ def _read(folder: Path) -> Run:
         changed=changed,
         missing=tuple(missing),
     )
+
+
+def _of_this_run(files: Mapping[int, Path], metrics: Metrics) -> dict[int, Path]:
+    """Without evaluations of later steps than the run has: it was resumed before them, and will make them again."""
+    last = max((*metrics.train.steps[-1:], *metrics.eval.steps[-1:]), default=None)
+    return {step: file for step, file in files.items() if last is None or step <= last}
 
 
 def _lacks(metrics: Metrics, samples: Samples, evaluations: Mapping[int, Path]) -> list[str]:
