@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import gpg_vl.parent  # noqa: F401  it looks at what is there when the program begins
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.pipes import until_the_reader_leaves
 from gpg_vl.report.command import add_command as add_report_command

@@ -42,7 +42,7 @@ DOCUMENTS = (
     "eval/README.md",
 )
 ROOMS = (
-    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes"),
+    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes", "parent"),
     ("algorithms",),
     ("config",),
     ("data",),

@@ -30,6 +30,7 @@ from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.offload import step_in_pages
 from gpg_vl.training.sharding.parts import load_parts
 from gpg_vl.training.sharding.protocol import ShardingSetup
+from gpg_vl.training.state import RunState, dump_state
 from gpg_vl.types import Group
 
 TESTS = Path(__file__).parent
@@ -356,15 +357,18 @@ def test_a_checkpoint_of_another_sharding_is_refused(tmp_path: Path) -> None:
     """One that says nothing is of a version that had only one."""
     checkpoints = Checkpoints(
         tmp_path,
+        metrics=tmp_path / "metrics.jsonl",
         keep=1,
+        identity=SimpleNamespace(),
         model=SimpleNamespace(),
         sharding=SimpleNamespace(name="fsdp2", any_processes=True),
         source=SimpleNamespace(examples=()),
         accelerator=Accelerator(cpu=True),
     )
-    counters = {"data": checkpoints._digest, "processes": 1}
+    state = json.loads(dump_state(RunState(step=1), processes=1, sharding="none"))
+    del state["sharding"]
     for written_by in ({}, {"sharding": "none"}, {"sharding": "zero2"}):
-        (tmp_path / "state.json").write_text(json.dumps(counters | written_by))
+        (tmp_path / "state.json").write_text(json.dumps(state | written_by))
         name = written_by.get("sharding", "none")
         told = rf"train\.sharding {name}; this run has fsdp2.*train\.sharding={name}.*an ordinary model"
         with pytest.raises(UserError, match=told):

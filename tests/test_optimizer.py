@@ -18,7 +18,9 @@ from gpg_vl.models.adapters import add_adapters, merged_weights
 from gpg_vl.models.families import families
 from gpg_vl.models.load import load_model
 from gpg_vl.training.checkpoint import Checkpoints
+from gpg_vl.training.identity import Identity
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
+from gpg_vl.training.row_digests import RowDigests
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import ShardingSetup
 from gpg_vl.training.source import PromptSource
@@ -167,7 +169,11 @@ def test_a_merged_checkpoint_computes_what_the_adapters_compute(
     sharding.wrap(model.policy, partial(make_adamw, betas=(0.9, 0.99), weight_decay=0.0))
     Checkpoints(
         tmp_path,
+        metrics=tmp_path / "metrics.jsonl",
         keep=1,
+        identity=Identity(
+            settings={}, rows=RowDigests(texts=b"", pictures=b""), steps=1, base={}, code={}
+        ),
         model=model,
         sharding=sharding,
         source=PromptSource(examples=(), encoder=model.encoder(), seed=0),

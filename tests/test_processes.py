@@ -236,3 +236,33 @@ def test_without_the_first_launcher_each_node_speaks_for_itself(
     messages = killed(tmp_path, tiny_checkpoint, "first launcher", each=1)
     assert len(messages) == 2
     assert all("The launcher or the process that held the run together" in m for m in messages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "1"],
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        ["accelerate.commands.launch", "--num_processes", "1", "--cpu"],
+    ],
+)
+def test_the_only_launcher_takes_its_processes_with_it(
+    tiny_checkpoint: Path, tmp_path: Path, words: list[str]
+) -> None:
+    """Of one process too, which has nobody else to notice it."""
+    config = write_config(
+        tmp_path,
+        tiny_checkpoint,
+        train={"steps": 100000},
+        output={"checkpoint_every": 2, "samples_every": 0},
+    )
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", words[0], *words[1:], "-m", "gpg_vl", "train", str(config)]
+    with launched(tmp_path, command) as launches:
+        wait_for_rows(run, 3, launches)
+        launches[0].kill_launcher()
+        assert not launches[0].left_behind(WITHIN), launches[0].log.read_text()
+        messages = said(launches[0])
+    assert messages, "it ended without a word"
+    assert all("go on from the last checkpoint with --resume" in line for line in messages)

@@ -10,6 +10,9 @@ import yaml
 from runs import gpg_vl, kill_after, metrics, write_config
 from test_train import equal, last_checkpoint, weights
 
+from gpg_vl.data.read import load_examples
+from gpg_vl.training.resume import digest_data
+
 GRPO = {"name": "grpo", "kl_beta": 0.1, "updates": 2, "beta_th": 1.0}
 MINE = '''
 """Only answers above a bar are made likelier."""
@@ -128,13 +131,24 @@ def output(folder: Path) -> dict[str, Any]:
 
 
 def make_old(run: Path) -> None:
-    """Turn a run folder into one of before algorithms had names, weights had versions and rates had parts."""
+    """Turn a run folder into one of before algorithms had names, weights had versions, rates had parts and checkpoints had
+    manifests.
+    """
     file = run / "config.yaml"
     tree = yaml.safe_load(file.read_text())
     del tree["algorithm"]["name"], tree["train"]["learning_rates"], tree["train"]["sharding"]
     file.write_text(yaml.safe_dump(tree))
 
+    data = tree["data"]
+    examples = load_examples(data["train"], data["columns"])
     for checkpoint in (run / "checkpoints").iterdir():
+        (checkpoint / "manifest.json").unlink()
+        (checkpoint / "data.digests").unlink()
+        state = json.loads((checkpoint / "state.json").read_text())
+        del state["evaluation_due"], state["sharding"]
+        state["data"] = digest_data(examples)
+        (checkpoint / "state.json").write_text(json.dumps(state))
+
         rank = torch.load(checkpoint / "rank-0.pt", weights_only=True)
         for group in rank["carry"]:
             group.pop("old_logps")
@@ -165,6 +179,7 @@ def test_a_run_of_before_goes_on_bit_for_bit(
 
     result = gpg_vl("train", config, "--resume")
     assert result.returncode == 0, result.stderr
+    assert "was written by an earlier version, without a manifest.json" in result.stdout
     assert without_paths(metrics(tmp_path / "run")) == without_paths(metrics(finished / "run"))
     ours, theirs = last_checkpoint(tmp_path / "run"), last_checkpoint(finished / "run")
     assert equal(weights(ours), weights(theirs))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from runs import gpg_vl, kill_after, metrics
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from spread import CASES, ROUNDED, compute, groups_of, make_sharding
 from test_fsdp2 import drop_paths, last_checkpoint, settings, start, tensors
 from test_learner import make_groups
@@ -24,6 +24,7 @@ from gpg_vl.models.load import load_model
 from gpg_vl.training.sharding import refuse_sharding, shardings
 from gpg_vl.training.sharding.protocol import ShardingSetup
 from gpg_vl.training.sharding.whole_parts import load_whole_parts
+from gpg_vl.training.tensor_file import DamagedFileError
 
 STAGES = ("zero2", "zero3")
 HELD = {name: case for name, case in CASES.items() if not case.defer}
@@ -310,7 +311,14 @@ def test_its_checkpoint_is_an_ordinary_model_and_nothing_of_deepspeed(
     assert any(".language_model." in name for name in changed)
     files = {str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file()}
     own = {file for file in files if not file.startswith("model/")}
-    assert own == {"rank-0.pt", "rank-1.pt", "state.json", "parts/whole.safetensors"}
+    assert own == {
+        "manifest.json",
+        "data.digests",
+        "rank-0.pt",
+        "rank-1.pt",
+        "state.json",
+        "parts/whole.safetensors",
+    }
 
 
 # ---- what is refused
@@ -351,8 +359,28 @@ def test_a_damaged_file_is_told(two: dict, folder: Path, tmp_path: Path) -> None
     damaged = tmp_path / "parts" / file.name
     damaged.parent.mkdir()
     damaged.write_bytes(file.read_bytes()[:-100])
-    names = [key.removeprefix("weight/") for key in load_file(file) if key.startswith("weight/")]
+    tensors = load_file(file)
+    shapes = {
+        key.removeprefix("weight/"): tensor.shape
+        for key, tensor in tensors.items()
+        if key.startswith("weight/")
+    }
     with pytest.raises(SafetensorError):
-        list(load_whole_parts(damaged.parent, names))
+        list(load_whole_parts(damaged.parent, shapes))
     with pytest.raises(UserError, match=r"trained tensors; this run trains 1.*model section"):
-        list(load_whole_parts(file.parent, ["lm_head.weight"]))
+        list(load_whole_parts(file.parent, {"lm_head.weight": torch.Size([2, 2])}))
+
+    # what is whole, but of other shapes, dtypes or names
+    assert len(list(load_whole_parts(file.parent, shapes))) == len(tensors)
+    name = next(name for name, shape in shapes.items() if len(shape) == 2 and shape[0] != shape[1])
+    key = f"moment/exp_avg_sq/{name}"
+    for changes, message in (
+        ({key: tensors[key].T.contiguous()}, "exp_avg_sq of .* of shape"),
+        ({key: tensors[key].half()}, "is F16, not F32"),
+        ({f"moment/max_exp_avg_sq/{name}": tensors[key].clone()}, "state has .*max_exp_avg_sq"),
+        ({f"weight/{name}": tensors[key].T.contiguous()}, "the saved .* is torch.float32"),
+        ({"moment/exp_avg/nothing": tensors[key].clone()}, "of nothing that this run trains"),
+    ):
+        save_file(tensors | changes, damaged)
+        with pytest.raises(DamagedFileError, match=message):
+            list(load_whole_parts(damaged.parent, shapes))

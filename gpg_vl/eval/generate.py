@@ -11,7 +11,13 @@ from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing, load_processing
 from gpg_vl.prompting import PromptStyle
 from gpg_vl.rollout import engines, refuse_engine
-from gpg_vl.rollout.engine import Engine, EngineOptions, EngineSetup, RolloutRequest
+from gpg_vl.rollout.engine import (
+    Engine,
+    EngineOptions,
+    EngineSetup,
+    RolloutRequest,
+    refuse_non_finite_answers,
+)
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.types import Completion, Example, Prompt
 
@@ -57,7 +63,9 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
                 for example, prompt in batch
                 if isinstance(prompt, Prompt)
             ]
-            answers = iter(engine.generate(requests, sampling))
+            generated = engine.generate(requests, sampling)
+            refuse_non_finite_answers(requests, generated)
+            answers = iter(generated)
             for _, prompt in batch:
                 yield prompt if isinstance(prompt, Failed) else tuple(map(_response, next(answers)))
 

@@ -7,6 +7,7 @@ How tokens are drawn is the same for all of them and stands in `rollout.sampling
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal, Protocol
 
 import torch
@@ -164,3 +165,18 @@ class EngineSetup:
     """Whether the features of an image change from version to version."""
     prefixes: PrefixStore | None = None
     """Where the trainer wants the prompts kept that the engine computes."""
+
+
+def refuse_non_finite_answers(
+    requests: Sequence[RolloutRequest], answers: Sequence[Sequence[Completion]]
+) -> None:
+    """Raises RunError if a token was drawn from a distribution that is none: the model computes NaN or infinity."""
+    for request, completions in zip(requests, answers, strict=True):
+        for completion in completions:
+            if all(map(isfinite, completion.logprobs)):
+                continue
+            raise RunError(
+                f"The model's log-probs of an answer to example {request.prompt.example_id!r} are not finite, so the answer "
+                f"means nothing. Usual causes: weights that hold NaN or infinity; numbers too large for bfloat16. Run with "
+                f"model.dtype=float32 to see which it is, or take another checkpoint."
+            )

@@ -46,7 +46,8 @@ class NarrowAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        self._as_codes = bytes_of_moments == 1
+        self.keeps_codes = bytes_of_moments == 1
+        """Whether moments of large matrices take a byte each."""
         self._seed = seed
 
     @torch.no_grad()
@@ -79,7 +80,7 @@ class NarrowAdamW(torch.optim.Optimizer):
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
         """Moments of zero, spread over processes like the weight."""
         state = {"step": torch.tensor(0.0)}
-        as_codes = self._as_codes and takes_codes(parameter)
+        as_codes = self.keeps_codes and takes_codes(parameter)
         for name in MOMENTS:
             dtype = torch.uint8 if as_codes else torch.float32
             state[name] = torch.zeros_like(parameter, dtype=dtype)

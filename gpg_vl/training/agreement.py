@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from gpg_vl.config import Config
 from gpg_vl.errors import UserError
-from gpg_vl.training.folder import list_changes
+from gpg_vl.training.identity import list_changes
 from gpg_vl.training.lateness import name_processes
 from gpg_vl.training.ranks import gathered, on_main
 

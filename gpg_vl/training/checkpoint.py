@@ -1,95 +1,109 @@
 """Checkpoints that are complete or absent, and from which a run goes on bit for bit.
 
     checkpoints/step-000040/
+        manifest.json       size and digest of every other file, and what the run depends on besides
         model/              weights (safetensors), config, tokenizer, processor: an ordinary checkpoint, adapters merged in
         adapter/            adapters if there are any, as peft writes and reads them
         state.json          step, data position, counters
+        data.digests        of each row of the data
         rank-0.pt           per process: random states and surplus groups
         ...                 what the sharding writes: optimizer.pt, or parts/
 
-Everything is written into a hidden folder beside it, flushed to the disk and then renamed: a killed process leaves a
-hidden folder that no resume looks at. Files are read with `weights_only=True`: a checkpoint cannot run code.
+Everything is written into a hidden folder beside it, digested, flushed to the disk and then renamed: a killed process leaves
+a hidden folder that no resume looks at. Files are read with `weights_only=True`: a checkpoint cannot run code.
 """
 
-import hashlib
-import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from gpg_vl.activity import MeetingBrokenError
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.model import Model
 from gpg_vl.models.adapter_folder import FOLDER, save_adapters
 from gpg_vl.models.save import save_model
+from gpg_vl.training.finite import checked
+from gpg_vl.training.identity import Identity
+from gpg_vl.training.manifest import (
+    Entry,
+    Manifest,
+    digest_file,
+    list_files,
+    share_of,
+    write_manifest,
+)
 from gpg_vl.training.rank_state import (
     deal_carry,
     dump_rank_state,
+    read_rank_state,
     reseed,
     restore_carry,
     restore_random_states,
 )
-from gpg_vl.training.ranks import wait_for_all
+from gpg_vl.training.ranks import gathered, wait_for_all
 from gpg_vl.training.sharding.protocol import Sharding
 from gpg_vl.training.source import PromptSource
-from gpg_vl.training.state import RunState
-from gpg_vl.types import Example, Group
+from gpg_vl.training.state import RunState, SavedState, dump_state, read_state
+from gpg_vl.types import Group
 
 PREFIX = "step-"
-_COUNTERS = ("step", "position", "skipped_steps", "completions")
+STATE, ROWS = "state.json", "data.digests"
 
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`, or None."""
-    found = sorted(p for p in folder.glob(f"{PREFIX}*") if (p / "state.json").is_file())
+    found = [path for path in _by_step(folder) if (path / STATE).is_file()]
     return found[-1] if found else None
 
 
-def digest_data(examples: Sequence[Example]) -> str:
-    """What the order of a run refers to: ids, prompts and answers of the examples. 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr((example.id, example.prompt, example.answer)).encode())
-    return digest.hexdigest()[:16]
+def step_of(checkpoint: Path) -> int | None:
+    """The step that the name of a folder says; None if it is not the name of a checkpoint."""
+    found = re.fullmatch(rf"{PREFIX}(\d+)", checkpoint.name)
+    return int(found[1]) if found else None
 
 
 class Checkpoints:
     """The checkpoints of one run. All processes call its methods together.
 
     folder: where they are; each is a folder of its own in there.
+    metrics: metrics.jsonl of the run.
     keep: older checkpoints are deleted once so many newer ones are complete.
+    identity: what the run depends on; needed on the main process.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
+        metrics: Path,
         keep: int,
+        identity: Identity | None,
         model: Model,
         sharding: Sharding,
         source: PromptSource,
         accelerator: Accelerator,
     ) -> None:
+        assert identity is not None or not accelerator.is_main_process
         self._folder = folder
+        self._metrics = metrics
         self._keep = keep
+        self._identity = identity
         self._model = model
         self._sharding = sharding
         self._source = source
         self._accelerator = accelerator
-        self._digest = digest_data(source.examples)
 
     def save(self, state: RunState) -> Path:
         """Write a checkpoint of the run after `state.step` steps and delete all but the newest.
 
-        Returns its folder. Raises RunError.
+        Returns its folder. Raises RunError; NonFiniteWeightsError if the weights are no numbers.
         """
         final = self._folder / f"{PREFIX}{state.step:06d}"
         hidden = self._folder / f".{final.name}.partial"
@@ -99,22 +113,21 @@ class Checkpoints:
                 shutil.rmtree(hidden, ignore_errors=True)
                 hidden.mkdir(parents=True)
             wait()
-            own = hidden / _rank_file(self._accelerator.process_index)
-            torch.save(dump_rank_state(state.carry), own)
-            self._save_model(hidden / "model")
-            self._save_adapters(hidden / FOLDER)
-            self._sharding.save(hidden)
+            self._write(hidden, state)
             wait()
 
+            files = _digest_all(self._accelerator, hidden)
             if main:
-                self._write_counters(hidden / "state.json", state)
+                self._write_manifest(hidden, files)
                 _flush(hidden)
-                shutil.rmtree(final, ignore_errors=True)
-                hidden.rename(final)
-                _flush_folder(self._folder)
-                for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._keep]:
+                _put_in_place(hidden, final)
+                for old in _by_step(self._folder)[: -self._keep]:
                     shutil.rmtree(old)
-        except MeetingBrokenError:  # the disk is not to blame
+        except (
+            RunError
+        ):  # broken weights, or another process that has ended: the disk is not to blame
+            if main:
+                shutil.rmtree(hidden, ignore_errors=True)
             raise
         except (
             OSError,
@@ -132,15 +145,14 @@ class Checkpoints:
     def restore(self, checkpoint: Path) -> RunState:
         """Put a checkpoint into model, optimizer and random states.
 
-        Raises UserError if it cannot be read, or is of other data or of another number of processes.
+        Raises UserError if it cannot be read, or is of another sharding or number of processes.
         """
         try:
-            counters = json.loads((checkpoint / "state.json").read_text())
-            self._refuse_others(checkpoint, counters)
+            saved = read_state(checkpoint / STATE)
+            self._refuse_others(checkpoint, saved)
             self._sharding.load(checkpoint)
-            state = RunState(**{name: counters[name] for name in _COUNTERS})
-            carry = self._restore_rank(checkpoint, counters["processes"], state)
-        except UserError:
+            carry = self._restore_rank(checkpoint, saved)
+        except (UserError, RunError):  # said already, or another process that has ended
             raise
         except Exception as error:
             if not _is_unreadable(error):
@@ -149,27 +161,27 @@ class Checkpoints:
                 f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; "
                 f"--resume then goes on from the one before it."
             ) from error
-        return replace(state, carry=carry)
+        return replace(saved.state, carry=carry)
 
-    def _restore_rank(self, checkpoint: Path, processes: int, state: RunState) -> tuple[Group, ...]:
-        """Random states of this process, and its surplus groups; dealt anew if other processes have written them."""
-        here, index = self._accelerator.num_processes, self._accelerator.process_index
-        numbers = [index] if processes == here else range(processes)
-        saved = [
-            torch.load(checkpoint / _rank_file(number), weights_only=True) for number in numbers
-        ]
+    # ---- what is written
 
-        if processes == here:
-            restore_random_states(saved[0])
-            rows = saved[0]["carry"]
-        else:
-            reseed(seed=self._source.seed, step=state.step, rank=index)
-            rows = deal_carry([one["carry"] for one in saved], processes=here)[index]
-        return restore_carry(rows, self._source, default_version=state.step - 1)
+    def _write(self, hidden: Path, state: RunState) -> None:
+        own = hidden / _rank_file(self._accelerator.process_index)
+        torch.save(dump_rank_state(state.carry), own)
+        self._save_model(hidden / "model", state.step)
+        self._save_adapters(hidden / FOLDER)
+        self._sharding.save(hidden)
 
-    def _save_model(self, folder: Path) -> None:
+        if self._accelerator.is_main_process:
+            assert self._identity is not None
+            processes, sharding = self._accelerator.num_processes, self._sharding.name
+            text = dump_state(state, processes=processes, sharding=sharding)
+            (hidden / STATE).write_text(text, encoding="utf-8")
+            (hidden / ROWS).write_bytes(self._identity.rows.to_bytes())
+
+    def _save_model(self, folder: Path, step: int) -> None:
         """An ordinary checkpoint that `from_pretrained` and other engines load; adapters are merged in."""
-        weights = self._sharding.full_weights()
+        weights = checked(self._sharding.full_weights(), step)
         if not self._accelerator.is_main_process:
             for _ in weights:
                 pass
@@ -189,45 +201,106 @@ class Checkpoints:
                 model.policy.model, weights, folder, base=model.path, revision=model.revision
             )
 
-    def _write_counters(self, file: Path, state: RunState) -> None:
-        counters: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
-        counters |= {
-            "processes": self._accelerator.num_processes,
-            "sharding": self._sharding.name,
-            "data": self._digest,
-        }
-        file.write_text(json.dumps(counters, indent=2) + "\n")
+    def _write_manifest(self, hidden: Path, files: dict[str, Entry]) -> None:
+        assert self._identity is not None
+        has_rows = self._metrics.exists()
+        metrics = digest_file(self._metrics if has_rows else Path(os.devnull))
+        manifest = Manifest(files=files, metrics=metrics, run=self._identity.to_json())
+        write_manifest(hidden, manifest)
 
-    def _refuse_others(self, checkpoint: Path, counters: dict[str, Any]) -> None:
-        if counters["data"] != self._digest:
+    # ---- what is read
+
+    def _restore_rank(self, checkpoint: Path, saved: SavedState) -> tuple[Group, ...]:
+        """Random states of this process, and its surplus groups; dealt anew if other processes have written them."""
+        here, index = self._accelerator.num_processes, self._accelerator.process_index
+        numbers = [index] if saved.processes == here else range(saved.processes)
+        ranks = [read_rank_state(checkpoint / _rank_file(number)) for number in numbers]
+
+        if saved.processes == here:
+            restore_random_states(ranks[0])
+            rows = ranks[0]["carry"]
+        else:
+            reseed(seed=self._source.seed, step=saved.state.step, rank=index)
+            rows = deal_carry([one["carry"] for one in ranks], processes=here)[index]
+        return restore_carry(rows, self._source, default_version=saved.state.step - 1)
+
+    def _refuse_others(self, checkpoint: Path, saved: SavedState) -> None:
+        if saved.sharding != self._sharding.name:
             raise UserError(
-                f"The data is not what the run in {checkpoint} was started with: other rows, answers or prompts. Its "
-                f"order would mean other examples now. Put the old file back, or start a new run."
-            )
-        # earlier versions wrote no name, and had one sharding
-        written_by, sharding = counters.get("sharding", "none"), self._sharding.name
-        if written_by != sharding:
-            raise UserError(
-                f"The checkpoint {checkpoint} was written under train.sharding {written_by}; this run has {sharding}, which "
-                f"reads only its own. Resume with train.sharding={written_by}, or start a new run from "
-                f"{checkpoint / 'model'}, an ordinary model."
+                f"The checkpoint {checkpoint} was written under train.sharding {saved.sharding}; this run has "
+                f"{self._sharding.name}, which reads only its own. Resume with train.sharding={saved.sharding}, or start a "
+                f"new run from {checkpoint / 'model'}, an ordinary model."
             )
         here = self._accelerator.num_processes
-        if counters["processes"] != here and not self._sharding.any_processes:
+        if saved.processes != here and not self._sharding.any_processes:
             raise UserError(
-                f"The checkpoint {checkpoint} was written by {counters['processes']} process(es); this run has {here}. "
+                f"The checkpoint {checkpoint} was written by {saved.processes} process(es); this run has {here}. "
                 f"Start as many as then."
             )
+
+
+def digest_together(
+    accelerator: Accelerator, folder: Path, sizes: dict[str, int]
+) -> dict[str, Entry | None]:
+    """Size and digest of the named files, on all processes; None of one that cannot be read.
+
+    The processes of the first node share the work: a network file system may show the others a file only later.
+    """
+    index = accelerator.process_index
+    is_near = gathered(accelerator, index == accelerator.local_process_index)
+    near = [rank for rank, here in enumerate(is_near) if here]
+
+    found: dict[str, Entry | None] = {}
+    if index in near:
+        for name in share_of(sizes, index=near.index(index), number=len(near)):
+            try:
+                found[name] = digest_file(folder / name)
+            except OSError:
+                found[name] = None
+    return {name: entry for share in gathered(accelerator, found) for name, entry in share.items()}
+
+
+def _digest_all(accelerator: Accelerator, folder: Path) -> dict[str, Entry]:
+    """Of every file that was written. Raises OSError."""
+    mine: dict[str, int] = {}
+    if accelerator.is_main_process:
+        mine = {name: (folder / name).stat().st_size for name in list_files(folder)}
+
+    digested: dict[str, Entry] = {}
+    sizes = gathered(accelerator, mine)[0]
+    for name, entry in digest_together(accelerator, folder, sizes).items():
+        if entry is None:
+            raise OSError(f"{name} was written and cannot be read")
+        digested[name] = entry
+    return digested
 
 
 def _rank_file(process: int) -> str:
     return f"rank-{process}.pt"
 
 
+def _by_step(folder: Path) -> Sequence[Path]:
+    """The folders of checkpoints, complete or not, the oldest first."""
+    found = [
+        (step, path) for path in folder.glob(f"{PREFIX}*") if (step := step_of(path)) is not None
+    ]
+    return [path for _, path in sorted(found)]
+
+
 def _is_unreadable(error: Exception) -> bool:
-    """Whether a file is to blame; torch.load says `UnpicklingError` of one that is none."""
-    kinds = (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError)
-    return isinstance(error, kinds) or type(error).__name__ == "UnpicklingError"
+    """Whether a file is to blame."""
+    return isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError)
+
+
+def _put_in_place(hidden: Path, final: Path) -> None:
+    """What was there under this name goes only when the new one is there."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    hidden.rename(final)
+    _flush_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

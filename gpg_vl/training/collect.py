@@ -12,7 +12,12 @@ from gpg_vl.algorithms.age import collect, groups_needed
 from gpg_vl.clock import Clock
 from gpg_vl.errors import RunError
 from gpg_vl.rewards.scoring import RewardFailure, Scored
-from gpg_vl.rollout.engine import Engine, EngineLostError, RolloutRequest
+from gpg_vl.rollout.engine import (
+    Engine,
+    EngineLostError,
+    RolloutRequest,
+    refuse_non_finite_answers,
+)
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.failures import raise_lost
 from gpg_vl.training.ranks import gathered, sums
@@ -57,9 +62,11 @@ class EngineResponder:
             RolloutRequest(prompt=group.prompt, draw=group.draw, images=group.example.images)
             for group in groups
         ]
-        return self.engine.generate(
+        answers = self.engine.generate(
             requests, self.sampling, done=lambda number: progress("rollout", number, total)
         )
+        refuse_non_finite_answers(requests, answers)
+        return answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,13 +48,12 @@ def explain_lost(
 ) -> EngineLostError:
     """The error with what is kept of the run, and how it goes on.
 
-    unscored: an evaluation was due after `step`, and was not made.
+    unscored: an evaluation was due after `step`, and is still to be made.
     """
     missing = ""
     if unscored:
         missing = (
-            f" The evaluation after step {step} is missing in metrics.jsonl and will not be made up for: python -m gpg_vl.eval "
-            f"makes it of {checkpoint / 'model'}."
+            f" The evaluation after step {step} was due; it will be made when the run goes on."
         )
     return EngineLostError(
         f"{error} The run has stopped after step {step}; the checkpoint {checkpoint} was written.{missing} Once the engine can "

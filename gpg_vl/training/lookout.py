@@ -8,6 +8,8 @@ hangs in one: with NCCL a collective that waits cannot be left by any other way 
     a process is killed                             the others lose the connection, or its beat; one says so, and all end
     a process stops with a message or a traceback   it says so itself, and all end
     the launcher is killed                          the same: nobody would end these processes later
+
+Of a process that a launcher has started alone nobody else would notice that the launcher is gone: it watches for that itself.
 """
 
 import json
@@ -31,6 +33,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from gpg_vl.activity import MeetingBrokenError, current
 from gpg_vl.errors import RunError, UserError
+from gpg_vl.parent import IS_LAUNCHED, has_lost_launcher
 from gpg_vl.training.lateness import Sighting, explain_gone, explain_late, explain_unknown
 
 BEAT = 1.0
@@ -50,10 +53,11 @@ def keep_watch(accelerator: Accelerator, *, minutes: float) -> Iterator[None]:
     """Run the block on all processes: they end together, however it ends, and what ends them is said once.
 
     minutes: how long a process may wait in a meeting. Raises SystemExit for every UserError and RunError, with the exit code
-    that belongs to it. One process alone needs none of this.
+    that belongs to it. One process alone needs none of this, but for the end of its launcher.
     """
     if accelerator.num_processes == 1:
-        yield
+        with _end_with_launcher():
+            yield
         return
 
     lookout = Lookout(accelerator, minutes=minutes)
@@ -77,8 +81,7 @@ class Lookout:
         self._ranks = range(accelerator.num_processes)
         self._is_first_here = accelerator.local_process_index == 0
         self._minutes = minutes
-        self._place = f"{socket.gethostname()}, process id {os.getpid()}"
-        self._launcher = os.getppid()
+        self._place = _place()
         self._beat = 0
         self._heard: dict[int, tuple[int, float]] = {}
         """Of each process its latest beat, and when it was first heard."""
@@ -173,11 +176,8 @@ class Lookout:
             self._end_when_asked()
         elif now.waits and waited > SHORT_SILENCE and (gone := self._silent(LONG_SILENCE)):
             self._end(explain_gone(gone))
-        elif "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self._launcher:
-            self._end(
-                f"The launcher of process {self._rank} ({self._place}) has ended, and nobody would end its processes. All were "
-                f"ended; go on from the last checkpoint with --resume."
-            )
+        elif has_lost_launcher():
+            self._end(_explain_orphans(self._rank, self._place))
 
     def _end_when_asked(self) -> None:
         """A SIGTERM: of the launcher because a process has died, or of somebody who wants an end."""
@@ -226,16 +226,8 @@ class Lookout:
 
     def _leave(self, code: int) -> None:
         """End this process, whatever its main thread hangs in, and the processes that it has started."""
-        if self._stopped.is_set():
-            return
-        for child in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-        if sys.stdout.isatty():
-            sys.stdout.write("\x1b[?25h")  # the display has hidden the cursor
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        if not self._stopped.is_set():
+            _end_now(code)
 
     # ---- what is told to the others, and heard of them
 
@@ -289,6 +281,52 @@ class Lookout:
         except RuntimeError:
             return None if self._speaks_without_store() else ""
         return None if rank == self._rank else str(said)
+
+
+@contextmanager
+def _end_with_launcher() -> Iterator[None]:
+    """Within, a process that a launcher has started ends when the launcher does: nobody else would end it."""
+    stopped = threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(BEAT):
+            if has_lost_launcher():
+                _print(_explain_orphans(0, _place()))
+                _end_now(1)
+
+    if not IS_LAUNCHED:
+        yield
+        return
+    thread = threading.Thread(target=watch, name="gpg_vl lookout", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join(FAREWELL)
+
+
+def _explain_orphans(rank: int, place: str) -> str:
+    return (
+        f"The launcher of process {rank} ({place}) has ended, and nobody would end its processes. All were "
+        f"ended; go on from the last checkpoint with --resume."
+    )
+
+
+def _place() -> str:
+    return f"{socket.gethostname()}, process id {os.getpid()}"
+
+
+def _end_now(code: int) -> None:
+    """End this process, whatever its main thread hangs in, and the processes that it has started."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")  # the display has hidden the cursor
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _connect() -> Store:

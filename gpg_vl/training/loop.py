@@ -16,6 +16,7 @@ from gpg_vl.clock import Clock
 from gpg_vl.rollout.engine import Engine, EngineLostError
 from gpg_vl.training.collect import Collector
 from gpg_vl.training.failures import RefusedUpdateError, explain_lost, locate
+from gpg_vl.training.finite import refuse_non_finite
 from gpg_vl.training.held_out import Evaluated
 from gpg_vl.training.learner import Learner
 from gpg_vl.training.metrics import (
@@ -40,7 +41,6 @@ class Intervals:
     eval_every: int
     checkpoint_every: int
     samples_every: int
-    eval_at_start: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +71,12 @@ def train(
     Raises RunError if a reward breaks (unless its groups are to be dropped), an update is not to be applied, or the engine
     is lost; the last with a checkpoint of every step that was trained.
     """
+    with doing(f"the check of the weights of step {state.step}"):
+        refuse_non_finite(learner.weights(), state.step)
     with doing(f"the handing over of the weights of step {state.step}"):
         engine.sync(learner.weights, state.step)
-    if hooks.evaluate and intervals.eval_at_start and not state.step:
-        try:
-            _evaluate(0, record, hooks)
-        except EngineLostError as error:
-            raise _keep(error, state, record, hooks, unscored=True) from error
+    if state.evaluation_due:
+        state = _catch_up(state, intervals, record, hooks)
 
     while state.step < intervals.steps:
         clock, counters = Clock(), engine.counters()
@@ -111,6 +110,11 @@ def train(
                 except EngineLostError as error:
                     lost = error
 
+        # a step without signal may be one of weights that mean nothing any more
+        if not report.applied:
+            with doing(f"the check of the weights of step {state.step + 1}"):
+                refuse_non_finite(learner.weights(), state.step + 1)
+
         # log: what was seen, what was trained, what it cost, over all processes
         seen = sum_named(accelerator, count_collection(collection, version=version))
         computed = count_rollout(engine.counters(), counters)
@@ -135,49 +139,67 @@ def train(
         ):
             record.samples(state.step, collection.seen)
 
-        # evaluate: the policy as it is now, and once more at the end
+        # evaluate: the policy as it is now, and once more at the end; not if the run is to stop, which is to be quick
         stop = most(accelerator, float(hooks.stop_wanted())) > 0
-        last = stop or state.step == intervals.steps
-        is_due = not stop and (last or _is_due(state.step, intervals.eval_every))
-        if hooks.evaluate and is_due and not lost:
+        last = state.step == intervals.steps
+        is_due = hooks.evaluate is not None and (last or _is_due(state.step, intervals.eval_every))
+        state = replace(state, evaluation_due=is_due)
+        if is_due and not stop and not lost:
             try:
-                _evaluate(state.step, record, hooks)
+                state = _evaluate(state, record, hooks)
             except EngineLostError as error:
                 lost = error
 
         # checkpoint: complete or absent, and never ahead of the log
         if lost:
-            raise _keep(lost, state, record, hooks, unscored=bool(hooks.evaluate) and is_due)
-        if last or _is_due(state.step, intervals.checkpoint_every):
-            record.flush()
-            with doing(f"the checkpoint of step {state.step}"):
-                hooks.checkpoint(state)
+            raise _keep(lost, state, record, hooks)
+        if stop or last or _is_due(state.step, intervals.checkpoint_every):
+            _checkpoint(state, record, hooks)
         if stop:
             break
     return state
 
 
-def _evaluate(step: int, record: Record, hooks: Hooks) -> None:
-    """Score the policy as it is, and keep what it answered. Raises EngineLostError."""
+def _evaluate(state: RunState, record: Record, hooks: Hooks) -> RunState:
+    """Score the policy as it is, and keep what it answered. Returns the state, in which no evaluation is due any more.
+
+    Raises EngineLostError.
+    """
     assert hooks.evaluate is not None
     clock = Clock()
-    with clock.phase("eval"), doing(f"the evaluation after step {step}"):
+    with clock.phase("eval"), doing(f"the evaluation after step {state.step}"):
         found = hooks.evaluate()
-    record.evaluation(step, found)
-    record.metrics(step, "eval", found.metrics, clock.seconds)
-    hooks.show(step, found.metrics, {})
+    record.evaluation(state.step, found)
+    record.metrics(state.step, "eval", found.metrics, clock.seconds)
+    hooks.show(state.step, found.metrics, {})
+    return replace(state, evaluation_due=False)
 
 
-def _keep(
-    error: EngineLostError, state: RunState, record: Record, hooks: Hooks, *, unscored: bool = False
-) -> EngineLostError:
-    """Write the checkpoint of a run that cannot go on. Returns the error with where it goes on.
+def _catch_up(state: RunState, intervals: Intervals, record: Record, hooks: Hooks) -> RunState:
+    """The evaluation before the first step, or one that a stop or a lost engine has left undone, if one is wanted."""
+    if hooks.evaluate is None:
+        return replace(state, evaluation_due=False)
+    try:
+        state = _evaluate(state, record, hooks)
+    except EngineLostError as error:
+        raise _keep(error, state, record, hooks) from error
 
-    unscored: an evaluation of this state was due, and was not made.
-    """
+    # no later checkpoint would know of it
+    if state.step == intervals.steps:
+        _checkpoint(state, record, hooks)
+    return state
+
+
+def _checkpoint(state: RunState, record: Record, hooks: Hooks) -> Path:
     record.flush()
-    checkpoint = hooks.checkpoint(state)
-    return explain_lost(error, state.step, checkpoint, unscored=unscored)
+    with doing(f"the checkpoint of step {state.step}"):
+        return hooks.checkpoint(state)
+
+
+def _keep(error: EngineLostError, state: RunState, record: Record, hooks: Hooks) -> EngineLostError:
+    """Write the checkpoint of a run that cannot go on. Returns the error with where it goes on."""
+    checkpoint = _checkpoint(state, record, hooks)
+    return explain_lost(error, state.step, checkpoint, unscored=state.evaluation_due)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -26,9 +26,9 @@ from gpg_vl.rewards.scoring import check_gold
 from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.training.agreement import refuse_other_data
-from gpg_vl.training.checkpoint import digest_data
 from gpg_vl.training.eight_bit import refuse_without_package
 from gpg_vl.training.plan import Plan, count_parameters, make_plan
+from gpg_vl.training.row_digests import RowDigests, digest_rows
 from gpg_vl.training.sharding import refuse_sharding
 from gpg_vl.types import Example
 
@@ -51,6 +51,8 @@ class Prepared:
     encoder: Encoder
     examples: Sequence[Example]
     report: DataReport
+    rows: RowDigests
+    """What tells this data from other data, as the first node reads it."""
     plan: Plan
 
 
@@ -129,8 +131,9 @@ def prepare(
 
     with doing("the check of the data"):
         checked = once_per_node(lambda: _check(config, encoder, console))
-        refuse_other_data([digest for _, digest in checked], config.data.train)
-        report = checked[0][0]
+        digests = [rows.whole + sizes for _, rows, sizes in checked]
+        refuse_other_data(digests, config.data.train)
+        report, rows, _ = checked[0]
         examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
 
     plan = make_plan(
@@ -152,12 +155,15 @@ def prepare(
         encoder=encoder,
         examples=examples,
         report=report,
+        rows=rows,
         plan=plan,
     )
 
 
-def _check(config: Config, encoder: Encoder, console: Console | None) -> tuple[DataReport, str]:
-    """All that takes a look at every row. The report, and what tells this data from other data."""
+def _check(
+    config: Config, encoder: Encoder, console: Console | None
+) -> tuple[DataReport, RowDigests, str]:
+    """All that takes a look at every row. The report, and what tells this data, and what is made of it, from others."""
     report = check_data(config, encoder, console)
     if not report.ok:
         if console:
@@ -170,7 +176,7 @@ def _check(config: Config, encoder: Encoder, console: Console | None) -> tuple[D
     examples = load_examples(config.data.train, config.data.columns, limit=config.data.limit)
     _refuse_bad_rewards(config, examples)
     sizes = sha256(repr((report.tokens, report.image_sizes)).encode()).hexdigest()
-    return report, digest_data(examples) + sizes
+    return report, digest_rows(examples, encoder.root), sizes
 
 
 def _count_steps(config: Config, examples: int) -> int:

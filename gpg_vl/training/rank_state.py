@@ -3,12 +3,14 @@
 import random
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from gpg_vl.training.source import PromptSource
+from gpg_vl.training.tensor_file import DamagedFileError, load_tensors
 from gpg_vl.types import Completion, Group
 
 
@@ -26,13 +28,27 @@ def dump_rank_state(carry: Sequence[Group]) -> dict[str, Any]:
     return saved
 
 
+def read_rank_state(file: Path) -> dict[str, Any]:
+    """What `dump_rank_state` has written. Raises DamagedFileError."""
+    saved = load_tensors(file)
+    states = {"torch", "python", "numpy"}
+    if not isinstance(saved, dict) or not states | {"carry"} <= saved.keys():
+        raise DamagedFileError(f"{file.name} holds no random states and surplus groups")
+    if not isinstance(saved["carry"], list) or not all(map(_is_group, saved["carry"])):
+        raise DamagedFileError(f"{file.name} holds surplus groups that are not whole")
+    return saved
+
+
 def restore_random_states(saved: Mapping[str, Any]) -> None:
-    """Set the random states of this process to those that it had."""
-    torch.set_rng_state(saved["torch"])
-    if torch.cuda.is_available() and "cuda" in saved:
-        torch.cuda.set_rng_state(saved["cuda"])
-    random.setstate(_to_tuples(saved["python"]))
-    np.random.set_state(_to_tuples(saved["numpy"]))
+    """Set the random states of this process to those that it had. Raises DamagedFileError if they are none."""
+    try:
+        torch.set_rng_state(saved["torch"])
+        if torch.cuda.is_available() and "cuda" in saved:
+            torch.cuda.set_rng_state(saved["cuda"])
+        random.setstate(_to_tuples(saved["python"]))
+        np.random.set_state(_to_tuples(saved["numpy"]))
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise DamagedFileError(f"its random states are none: {error}") from error
 
 
 def reseed(*, seed: int, step: int, rank: int) -> None:
@@ -81,6 +97,22 @@ def _dump_group(group: Group) -> dict[str, Any]:
         "old_logps": [list(values) for values in group.old_logps],
         "completions": completions,
     }
+
+
+_GROUP = {"draw": int, "rewards": list, "reward_parts": dict, "completions": list}
+_COMPLETION = {"token_ids": list, "logprobs": list, "text": str, "finish_reason": str}
+_COMPLETION |= {"prefill": str}
+
+
+def _is_group(row: Any) -> bool:
+    """Whether a saved group has what a group is made of, for as many completions as rewards."""
+    if not _has(row, _GROUP) or len(row["completions"]) != len(row["rewards"]):
+        return False
+    return all(_has(completion, _COMPLETION) for completion in row["completions"])
+
+
+def _has(row: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(k), t) for k, t in kinds.items())
 
 
 def _restore_group(row: Mapping[str, Any], source: PromptSource, default_version: int) -> Group:

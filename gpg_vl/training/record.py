@@ -32,30 +32,6 @@ _PROMPT_TENSORS = (
 )
 
 
-def truncate_metrics(file: Path, step: int) -> int:
-    """Drop the rows after `step` (they will be computed again) and a torn last line.
-
-    Returns how many rows went.
-    """
-    if not file.exists():
-        return 0
-
-    kept = []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for line in lines:
-        try:
-            row = json.loads(line) if line.endswith("\n") else None
-        except json.JSONDecodeError:
-            row = None
-        if row is not None and row["step"] <= step:
-            kept.append(line)
-
-    partial = file.with_suffix(".partial")
-    write(partial, "".join(kept).encode())
-    partial.replace(file)
-    return len(lines) - len(kept)
-
-
 class Record:
     """Writes metrics and samples of a run, on the main process only.
 

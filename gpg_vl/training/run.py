@@ -25,21 +25,24 @@ from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.agreement import refuse_folder_of_its_own
-from gpg_vl.training.checkpoint import Checkpoints, latest
+from gpg_vl.training.checkpoint import Checkpoints
 from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder, Rewarder
 from gpg_vl.training.display import Display, no_signal
 from gpg_vl.training.evaluation import Evaluation
-from gpg_vl.training.folder import open_folder
+from gpg_vl.training.folder import CHECKPOINTS, METRICS, open_folder
 from gpg_vl.training.gold import GoldResponder
+from gpg_vl.training.identity import Identity, make_identity
 from gpg_vl.training.interrupt import StopRequest
 from gpg_vl.training.launches import logged, reported
 from gpg_vl.training.learner import Learner, LearnerSettings
+from gpg_vl.training.lock import hold_folder
 from gpg_vl.training.loop import Hooks, Intervals, train
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
 from gpg_vl.training.prepare import Prepared, engine_options
 from gpg_vl.training.ranks import on_main
-from gpg_vl.training.record import Record, truncate_metrics
+from gpg_vl.training.record import Record
+from gpg_vl.training.resume import Start, cut_metrics, find_start
 from gpg_vl.training.samples import PictureSource
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
@@ -66,7 +69,24 @@ def launch(
 
     Returns False if the run was interrupted before its end. Raises UserError or RunError.
     """
+    with hold_folder(Path(prepared.config.output.folder), accelerator, console):
+        return _launch(prepared, accelerator, resume=resume, console=console, evaluation=evaluation)
+
+
+def _launch(
+    prepared: Prepared,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    console: Console,
+    evaluation: Evaluation | None,
+) -> bool:
+    """See `launch`. The run folder is ours."""
     config, folder = prepared.config, Path(prepared.config.output.folder)
+    identity = _identify(prepared, accelerator)
+    start = None
+    if resume:
+        start = find_start(folder, identity, prepared.examples, accelerator, console)
     on_main(accelerator, lambda: open_folder(config, resume=resume))
     refuse_folder_of_its_own(accelerator, folder)
 
@@ -83,7 +103,9 @@ def launch(
     # where the run begins; a checkpoint goes into a model that is wrapped already
     source = _make_source(prepared)
     checkpoints = Checkpoints(
-        folder / "checkpoints",
+        folder / CHECKPOINTS,
+        metrics=folder / METRICS,
+        identity=identity,
         keep=config.output.keep_checkpoints,
         model=model,
         sharding=sharding,
@@ -91,7 +113,9 @@ def launch(
         accelerator=accelerator,
     )
     with doing("the reading of the checkpoint"):
-        state = _resume(checkpoints, folder, accelerator, console) if resume else RunState()
+        state = RunState(evaluation_due=config.eval.at_start or config.eval.blank_image)
+        if start:
+            state = _resume(start, state, checkpoints, folder, accelerator, console)
     if config.output.trackers:
         accelerator.init_trackers(
             config.output.project,
@@ -126,28 +150,44 @@ def launch(
             ),
             accelerator=accelerator,
         )
-        story.last_step, story.finished = final.step, final.step == steps
+        is_done = final.step == steps and not final.evaluation_due
+        story.last_step, story.finished = final.step, is_done
 
     message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
     if message and is_main:
         console.print(message, highlight=False, markup=False, soft_wrap=True)
-    return final.step == steps
+    return is_done
+
+
+def _identify(prepared: Prepared, accelerator: Accelerator) -> Identity | None:
+    """What the run depends on; on the main process, which alone reads its files."""
+    made: list[Identity] = []
+
+    def make() -> None:
+        steps = prepared.plan.steps
+        made.append(make_identity(prepared.config, prepared.algorithm, prepared.rows, steps))
+
+    with doing("the digest of the files that the run depends on"):
+        on_main(accelerator, make)
+    return made[0] if made else None
 
 
 def _resume(
-    checkpoints: Checkpoints, folder: Path, accelerator: Accelerator, console: Console
+    start: Start,
+    beginning: RunState,
+    checkpoints: Checkpoints,
+    folder: Path,
+    accelerator: Accelerator,
+    console: Console,
 ) -> RunState:
-    """The state of the newest complete checkpoint, with later metric rows dropped: they will be
-    computed again.
-    """
-    start = latest(folder / "checkpoints")
-    state = checkpoints.restore(start) if start else RunState()
+    """The state that the run goes on from, with later metric rows dropped: they will be computed again."""
+    state = checkpoints.restore(start.checkpoint) if start.checkpoint else beginning
     if accelerator.is_main_process:
-        # without a checkpoint, what was evaluated before the first step is computed again too
-        dropped = truncate_metrics(folder / "metrics.jsonl", state.step if start else -1)
+        dropped = cut_metrics(folder / METRICS, start)
         console.print(
-            f"resuming from {start or 'the beginning (no complete checkpoint)'}; "
-            f"{dropped} later metric row(s) will be computed again"
+            f"resuming from {start.checkpoint or 'the beginning (no complete checkpoint)'}; "
+            f"{dropped} later metric row(s) will be computed again",
+            markup=False,
         )
     return state
 
@@ -351,7 +391,6 @@ def _make_intervals(config: Config, steps: int) -> Intervals:
         eval_every=config.eval.every,
         checkpoint_every=config.output.checkpoint_every,
         samples_every=config.output.samples_every,
-        eval_at_start=config.eval.at_start or config.eval.blank_image,
     )
 
 

@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, zeros
 
 from gpg_vl.errors import UserError
+from gpg_vl.training.sharding.moments import Layout, layout_of, refuse_other_moments
+from gpg_vl.training.tensor_file import DamagedFileError
 
 WEIGHT, MOMENT, NUMBER = "weight", "moment", "number"
 """What a saved tensor is: a weight; what an optimizer keeps of each of its numbers; or of all of them, as a row of one."""
@@ -54,9 +56,9 @@ def load_parts(
     reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
     refuse_other_weights(saved, parameters, folder)
-
+    _refuse_gaps(saved)
+    _refuse_other_layout(saved, parameters, optimizer)
     tensors = {key: _room_for(key, saved[key], parameters) for key in saved}
-    _refuse_gaps(saved, tensors)
     try:
         load(tensors, storage_reader=reader)
     except CheckpointException as error:
@@ -79,6 +81,48 @@ def refuse_other_weights(saved: Iterable[str], trained: Collection[str], folder:
         )
 
 
+def _refuse_other_layout(
+    saved: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Raises DamagedFileError if weights or moments have other names, shapes or dtypes than here."""
+    shapes = {key: (tuple(one.size), one.properties.dtype) for key, one in saved.items()}
+    expected = {
+        name: (tuple(parameter.shape), parameter.dtype) for name, parameter in parameters.items()
+    }
+    moments = {name: layout_of(optimizer, parameter) for name, parameter in parameters.items()}
+    refuse_other_parts(shapes, expected, moments)
+
+
+def refuse_other_parts(saved: Layout, weights: Layout, moments: Mapping[str, Layout]) -> None:
+    """Raises DamagedFileError unless the saved tensors are these weights, and these moments of each or none of any.
+
+    saved: by key. weights, moments: by the name of the weight.
+    """
+    for name, layout in weights.items():
+        if saved[f"{WEIGHT}/{name}"] != layout:
+            old_shape, old_dtype = saved[f"{WEIGHT}/{name}"]
+            shape, dtype = layout
+            raise DamagedFileError(
+                f"the saved {name} is {old_dtype} of shape {list(old_shape)}, not {dtype} of {list(shape)}; files are "
+                f"missing, or of another model"
+            )
+
+    kept: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]] = {}
+    for key, (shape, dtype) in saved.items():
+        what, *kind, name = key.split("/")
+        if what not in (WEIGHT, MOMENT, NUMBER) or name not in weights:
+            raise DamagedFileError(f"{key} is of nothing that this run trains")
+        if what != WEIGHT:
+            is_number = what == NUMBER and shape == (1,)
+            kept.setdefault(name, {})["/".join(kind)] = (() if is_number else shape, dtype)
+
+    # before its first step an optimizer keeps nothing
+    for name in weights if kept else ():
+        refuse_other_moments(name, kept.get(name, {}), moments[name])
+
+
 def _room_for(key: str, saved: Any, parameters: Mapping[str, nn.Parameter]) -> Tensor:
     """Where a saved tensor goes: weights into their place, moments are spread like them, a number is whole everywhere."""
     what, *_, name = key.split("/")
@@ -99,13 +143,13 @@ def _room_like(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tenso
     )
 
 
-def _refuse_gaps(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _refuse_gaps(saved: Mapping[str, Any]) -> None:
     """A file that is not there is no error to torch, if its parts are not the last ones: numbers would stay as they were."""
-    for key, tensor in tensors.items():
-        held = sum(chunk.sizes.numel() for chunk in saved[key].chunks)
-        if saved[key].size != tensor.shape or held != tensor.numel():
-            raise ValueError(
-                f"{held} of {tensor.numel()} numbers of {key} are there; files are missing, or of another model"
+    for key, one in saved.items():
+        held = sum(chunk.sizes.numel() for chunk in one.chunks)
+        if held != one.size.numel():
+            raise DamagedFileError(
+                f"{held} of {one.size.numel()} numbers of {key} are there; files are missing, or of another model"
             )
 
 

@@ -18,9 +18,13 @@ from gpg_vl.models.adapters import adapter_parameters, has_adapters, merged_weig
 from gpg_vl.models.held import hold_matrices
 from gpg_vl.models.load import load_model, quiet
 from gpg_vl.models.policy import Policy
+from gpg_vl.training.sharding.moments import checked_state
 from gpg_vl.training.sharding.offload import refuse_offload, send_away, step_in_pages
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
+from gpg_vl.training.tensor_file import DamagedFileError, load_tensors
 
+FILE = "optimizer.pt"
+"""In a checkpoint: the moments, and the names of the weights that they are of."""
 BUCKET_ELEMENTS = 2**24
 """Numbers that are summed over processes in one collective: 64 MB in float32."""
 
@@ -100,7 +104,8 @@ class Plain:
 
     def save(self, folder: Path) -> None:
         if self._setup.is_main:
-            torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
+            state = {**self._optimizer.state_dict(), "names": list(self._trained())}
+            torch.save(state, folder / FILE)
 
     def load(self, folder: Path) -> None:
         model = self._policy.model
@@ -109,12 +114,8 @@ class Plain:
         else:
             _load_weights(model, folder / "model")
 
-        # the parts are this run's, not the file's: a file of an earlier version names none
-        parts = [group["part"] for group in self._optimizer.param_groups]
-        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-        self._optimizer.load_state_dict(state)
-        for group, part in zip(self._optimizer.param_groups, parts, strict=True):
-            group["part"] = part
+        saved = load_tensors(folder / FILE)
+        self._optimizer.load_state_dict(checked_state(saved, self._trained(), self._optimizer))
         if self._setup.offload != "none":
             send_away(self._optimizer)
 
@@ -126,6 +127,11 @@ class Plain:
         hold_matrices(trained, self._setup.weights)
         for parameter in trained:
             parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """The weights that the optimizer moves, by name and in its order."""
+        names = {parameter: name for name, parameter in self._policy.named_parameters()}
+        return {names[parameter]: parameter for parameter in self._trained_parameters()}
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -155,9 +161,17 @@ def _sum_bucket(bucket: Sequence[Tensor]) -> None:
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
-    """Saved weights have names of their own; reading them as a checkpoint gives them back those of the model."""
+    """Saved weights have names of their own; reading them as a checkpoint gives them back those of the model.
+
+    Raises DamagedFileError if they are of another model.
+    """
     with quiet():
         saved = load_model(str(folder)).state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in saved or saved[name].shape != tensor.shape:
+            raise DamagedFileError(
+                f"{folder.name} is of another model: {name} is not as it is here"
+            )
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(saved[name])

@@ -177,7 +177,8 @@ class Zero:
             pass
 
     def load(self, folder: Path) -> None:
-        state = load_whole_parts(folder / FOLDER, self._trained.keys())
+        shapes = zero_inside.whole_shapes(self._trained)
+        state = load_whole_parts(folder / FOLDER, shapes)
         zero_inside.restore_state(self._engine.optimizer, self._trained, state)
 
     def _wrapped(self) -> nn.Module:

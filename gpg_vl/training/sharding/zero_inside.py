@@ -92,14 +92,21 @@ def state_shapes(optimizer: Any, trained: Mapping[str, nn.Parameter]) -> dict[st
     """The shape of each tensor of `full_state`, by its key."""
     kept: Mapping[str, Tensor] = optimizer.optimizer.state.get(_flat_weights(optimizer)[0], {})
     shapes: dict[str, torch.Size] = {}
-    for name, parameter in trained.items():
-        shape: torch.Size = parameter.ds_shape if is_spread(parameter) else parameter.shape  # type: ignore[attr-defined]  # DeepSpeed's
+    for name, shape in whole_shapes(trained).items():
         shapes[f"{WEIGHT}/{name}"] = shape
         for kind, value in kept.items():
             is_number = value.dim() == 0
             key = f"{NUMBER if is_number else MOMENT}/{kind}/{name}"
             shapes[key] = torch.Size([1]) if is_number else shape
     return shapes
+
+
+def whole_shapes(trained: Mapping[str, nn.Parameter]) -> dict[str, torch.Size]:
+    """The shape of each weight, of which this process may hold a part."""
+    return {
+        name: parameter.ds_shape if is_spread(parameter) else parameter.shape  # type: ignore[attr-defined]  # DeepSpeed's
+        for name, parameter in trained.items()
+    }
 
 
 def full_state(optimizer: Any, trained: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,194 @@
+"""What a run depends on besides the files of its checkpoint. It is kept with each checkpoint and compared on resume.
+
+Whatever may change between a run and its resumption is in `MAY_CHANGE` and in docs/training.md. Everything else is refused,
+by its name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpg_vl.algorithms.algorithm import Algorithm
+from gpg_vl.config import Config, parse_config
+from gpg_vl.errors import UserError
+from gpg_vl.models.load import read_config
+from gpg_vl.training.manifest import digest_file
+from gpg_vl.training.row_digests import RowDigests
+
+MAY_CHANGE = (
+    "output.",
+    "eval.",
+    "train.steps",
+    "train.epochs",
+    "train.max_wait_minutes",
+    "train.tokens_per_pass",
+    "model.gradient_checkpointing",
+    "rewards.workers",
+    "rewards.time_limit",
+    "rewards.on_error",
+    "rollout.prompts_per_batch",
+    "rollout.slots",
+    "rollout.servers",
+    "rollout.server_wait",
+    "rollout.vllm_memory",
+    "rollout.vllm_sleep",
+    "rollout.max_logp_gap",
+)
+"""Keys that may change between a run and its resumption; `train.steps` and `train.epochs` while the rate does not fall with
+them."""
+_PROCESSING = (".json", ".jinja", ".txt", ".model")
+"""Files of a checkpoint that say how text and pictures become tensors, by the end of their names."""
+_WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Two runs with the same identity, seed included, are the same run.
+
+    Example: `Identity(settings=config.model_dump(mode="json"), rows=digests, steps=400, base={"config.json": "9f86..."},
+    code={"my_rewards.py": "60303..."})`
+    """
+
+    settings: Mapping[str, Any]
+    rows: RowDigests
+    steps: int
+    """Optimizer steps of the whole run, which a schedule of the rate depends on."""
+    base: Mapping[str, str]
+    """SHA-256 of the files in `model.path` that are read again on resume; of a hub checkpoint its commit."""
+    code: Mapping[str, str]
+    """SHA-256 of each file of code that the config names."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the digests of single rows."""
+        return {
+            "settings": self.settings,
+            "data": self.rows.whole,
+            "steps": self.steps,
+            "base": dict(self.base),
+            "code": dict(self.code),
+        }
+
+
+def make_identity(config: Config, algorithm: Algorithm, rows: RowDigests, steps: int) -> Identity:
+    """Reads the files that are named in the config. Raises UserError if one cannot be read."""
+    # what is trained comes from the checkpoint of the run; what is not, and a reference, from the base model again
+    keeps_base = bool(
+        config.model.lora_rank or config.model.freeze or "reference_logp" in algorithm.needs
+    )
+    return Identity(
+        settings=config.model_dump(mode="json"),
+        rows=rows,
+        steps=steps,
+        base=_digest_base(config.model.path, config.model.revision, with_weights=keeps_base),
+        code=_digest_code(config),
+    )
+
+
+def refuse_other_identity(before: Mapping[str, Any], now: Identity, checkpoint: Path) -> None:
+    """Raises UserError, with the name of what has changed, if `now` is another run than the one of a checkpoint.
+
+    before: `Identity.to_json` of the run that wrote it. Its rows are compared by `refuse_other_rows`.
+    """
+    refuse_other_settings(before["settings"], now.settings, f"{checkpoint}")
+
+    schedule = now.settings["train"]["schedule"]
+    if schedule != "constant" and before["steps"] != now.steps:
+        raise UserError(
+            f"The run in {checkpoint} has {before['steps']} steps, and would now have {now.steps} (train.steps, train.epochs), "
+            f"but its learning rate falls with them (train.schedule={schedule}): earlier steps would have had another rate. "
+            f"Resume with train.steps={before['steps']}, or start a new run from {checkpoint / 'model'}."
+        )
+    if changed := _changed(before["base"], now.base):
+        raise UserError(
+            f"The model that the run in {checkpoint} was started with has changed: {', '.join(changed)} in "
+            f"{now.settings['model']['path']}. Put the old files back, or start a new run."
+        )
+
+    rewards = _code_of(now.settings["rewards"]["weights"])
+    if changed := sorted(set(_changed(before["code"], now.code)) - set(rewards)):
+        raise UserError(
+            f"The code that the run in {checkpoint} was started with has changed: {', '.join(changed)}. Put the old file back, "
+            f"or start a new run."
+        )
+
+
+def changed_rewards(before: Mapping[str, Any], now: Identity) -> list[str]:
+    """Files of reward functions that have changed. They may, so that a reward that broke can be fixed; it is to be said."""
+    rewards = _code_of(now.settings["rewards"]["weights"])
+    return sorted(set(_changed(before["code"], now.code)) & set(rewards))
+
+
+def refuse_other_settings(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Raises UserError if a setting has changed that may not.
+
+    before: the config that the run was started with, as this or an earlier version has written it.
+    """
+    try:
+        # in today's terms: keys that an earlier version did not know have their defaults
+        old = parse_config(before, where).model_dump(mode="json")
+    except UserError as error:
+        raise UserError(
+            f"The run in {where} cannot be resumed: its config is not understood by this version of gpg_vl. {error}\n"
+            f"Go on with the version that started it, or start a new run in another output.folder."
+        ) from None
+
+    # what adapters would be like says nothing of a run that has none
+    has_adapters = now["model"]["lora_rank"] or old["model"]["lora_rank"]
+    may_change = MAY_CHANGE if has_adapters else (*MAY_CHANGE, "model.lora_")
+    changed = [
+        f"{name} was {value!r}, is {new!r}"
+        for name, value, new in list_changes(old, now)
+        if not name.startswith(may_change)
+    ]
+    if changed:
+        raise UserError(
+            f"The run in {where} was started with other settings: {'; '.join(changed)}. "
+            f"Resume with the same ones, or start a new run in another output.folder."
+        )
+
+
+def list_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of every key of a config that has changed."""
+    for section, keys in now.items():
+        for key, value in keys.items():
+            old = before.get(section, {}).get(key)
+            if old != value:
+                yield f"{section}.{key}", old, value
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in before.keys() | now if before.get(name) != now.get(name))
+
+
+def _digest_base(path: str, revision: str | None, *, with_weights: bool) -> dict[str, str]:
+    folder = Path(path)
+    if not folder.is_dir():
+        commit = getattr(read_config(path, revision), "_commit_hash", None)
+        return {path: str(commit)}
+
+    ends = (*_PROCESSING, _WEIGHTS) if with_weights else _PROCESSING
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    return _digest({file.name: file for file in files if file.name.endswith(ends)})
+
+
+def _digest_code(config: Config) -> dict[str, str]:
+    names = [config.algorithm.name, config.rollout.engine, config.train.sharding]
+    files = [*_code_of(dict.fromkeys(names)), *_code_of(config.rewards.weights)]
+    return _digest({file: Path(file).expanduser() for file in files})
+
+
+def _code_of(names: Mapping[str, Any]) -> list[str]:
+    """The files in names such as `my_rewards.py:in_order`."""
+    return sorted({name.rpartition(":")[0] for name in names if ".py:" in name})
+
+
+def _digest(files: Mapping[str, Path]) -> dict[str, str]:
+    try:
+        return {name: digest_file(file).sha256 for name, file in files.items()}
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read: {error.strerror}. The run needs it. Check its permissions and its disk."
+        ) from None

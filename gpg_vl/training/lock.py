@@ -1,0 +1,135 @@
+"""One run at a time in a run folder.
+
+The lock is one of the operating system, on bytes of the file `.lock` in the folder: process n of a run locks byte n. It is
+gone when a process is, however it ends, and it holds over nodes that share the folder, where the file system has locks. It
+is of the process and not of the open file (fcntl, not flock), so a child that outlives the process does not keep it.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from gpg_vl.errors import UserError
+from gpg_vl.training.ranks import on_main, wait_for_all
+
+FILE = ".lock"
+PATIENCE = 60.0
+"""Seconds in which the other processes of a run must have noticed that its first one is gone."""
+_HELD = (errno.EACCES, errno.EAGAIN)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def hold_folder(folder: Path, accelerator: Accelerator, console: Console) -> Iterator[None]:
+    """Make the run folder if need be, and keep other runs out of it for the length of the block.
+
+    All processes call it together. Raises UserError if another run is in there.
+    """
+    files: list[IO[str]] = []
+    try:
+        on_main(accelerator, lambda: files.append(_take(folder, console)))
+        if not accelerator.is_main_process and (folder / FILE).exists():
+            files.append(_join(folder, accelerator.process_index))
+        yield
+        # whoever comes next must not find a process that still writes
+        wait_for_all(accelerator)
+    finally:
+        for file in files:
+            file.close()
+
+
+def _take(folder: Path, console: Console) -> IO[str]:
+    """The lock of the first process. That of all processes is had for a moment: none of an earlier run is left then."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / FILE).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"The run folder {folder} cannot be written: {error}. Choose another output.folder."
+        ) from None
+
+    try:
+        end = time.monotonic() + PATIENCE
+        while not _lock(file):
+            is_alive = not _lock(file, length=1)
+            if is_alive or time.monotonic() > end:
+                _refuse(folder, file, is_alive=is_alive)
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, 0)
+            time.sleep(0.2)
+        fcntl.lockf(file, fcntl.LOCK_UN, 0, 1)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            file.close()
+            raise UserError(
+                f"The run folder {folder} cannot be locked: {error}. Choose another output.folder."
+            ) from None
+        console.print(
+            f"The file system of {folder} has no locks ({error.strerror}): a second run in this folder would not be noticed.",
+            highlight=False,
+            markup=False,
+        )
+
+    _sign(folder, file)
+    return file
+
+
+def _sign(folder: Path, file: IO[str]) -> None:
+    """Who holds the lock, for the message of whoever does not get it."""
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    name = f"{socket.gethostname()}, process id {os.getpid()}, since {started}\n"
+    try:
+        # unbuffered: a full disk would be met again when the file is closed
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), name.encode(), 0)
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"The run folder {folder} cannot be written: {error}. Make room, or choose another output.folder."
+        ) from None
+
+
+def _join(folder: Path, process: int) -> IO[str]:
+    """The lock of another process of the run, for whom the first one has made room."""
+    file = (folder / FILE).open("r+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, process)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return file
+
+
+def _lock(file: IO[str], *, length: int = 0) -> bool:
+    """Lock the first `length` bytes, all that there ever are if 0. False if another process has one of them."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, 0)
+    except OSError as error:
+        if error.errno not in _HELD:
+            raise
+        return False
+    return True
+
+
+def _refuse(folder: Path, file: IO[str], *, is_alive: bool) -> None:
+    file.seek(0)
+    holder = file.read(500).strip() or "a process that has not said who it is"
+    file.close()
+    if is_alive:
+        raise UserError(
+            f"Another run is using the folder {folder}: {holder}. Two runs would write into each other. Wait for it or end it, "
+            f"or choose another output.folder."
+        )
+    raise UserError(
+        f"Processes of an earlier run are still alive in the folder {folder}; its first one ({holder}) has ended. They would "
+        f"write into the new run. End them, or choose another output.folder."
+    )

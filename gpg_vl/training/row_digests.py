@@ -1,0 +1,125 @@
+"""What tells the rows of a data set from others: a digest of what each of them says, and one of its pictures.
+
+They are kept row by row, so that a run which is resumed on other data can say which rows have changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpg_vl.data.images import read_image
+from gpg_vl.errors import UserError
+from gpg_vl.types import Example
+
+WIDTH = 16
+"""Bytes of a digest."""
+SHOWN = 5
+"""Rows that a message names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowDigests:
+    """The digests of all rows, one behind the other, `WIDTH` bytes each.
+
+    Example: of two rows `RowDigests(texts=bytes(32), pictures=bytes(32))`
+    """
+
+    texts: bytes
+    """Of id, prompt, answer, choices, task and every other mapped column."""
+    pictures: bytes
+    """Of the encoded files that a row shows, in order; where they lie does not matter."""
+
+    @property
+    def whole(self) -> str:
+        """One digest of everything, in 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        return self.texts + self.pictures
+
+    @staticmethod
+    def from_bytes(content: bytes) -> "RowDigests":
+        half = len(content) // 2
+        return RowDigests(texts=content[:half], pictures=content[half:])
+
+
+def digest_rows(examples: Sequence[Example], root: Path | None) -> RowDigests:
+    """Reads every picture file once. Raises ImageError if one cannot be read.
+
+    root: the folder that the paths of pictures are relative to.
+    """
+    of_file: dict[str, bytes] = {}
+
+    def digest_picture(image: str | bytes) -> bytes:
+        if isinstance(image, bytes):
+            return _sha256(image)
+        if image not in of_file:
+            of_file[image] = _sha256(read_image(image, root=root))
+        return of_file[image]
+
+    texts, pictures = bytearray(), bytearray()
+    for example in examples:
+        texts += _sha256(_write_out(example))[:WIDTH]
+        pictures += _sha256(b"".join(map(digest_picture, example.images)))[:WIDTH]
+    return RowDigests(texts=bytes(texts), pictures=bytes(pictures))
+
+
+def describe_changes(before: RowDigests, now: RowDigests) -> list[str]:
+    """What is different, in words; empty if nothing is."""
+    rows_before, rows_now = _rows(before), _rows(now)
+    if rows_before == rows_now:
+        return []
+    if len(rows_before) != len(rows_now):
+        return [f"it had {len(rows_before)} rows and has {len(rows_now)}"]
+    if sorted(rows_before) == sorted(rows_now):
+        return ["its rows stand in another order"]
+
+    pairs = list(zip(rows_before, rows_now, strict=True))
+    shown = [n for n, ((_, old), (_, new)) in enumerate(pairs) if old != new]
+    said = [n for n, ((old, _), (new, _)) in enumerate(pairs) if old != new]
+    changes = []
+    if shown:
+        changes.append(f"{_name_rows(shown, 'shows', 'show')} another picture now")
+    if said:
+        changes.append(
+            f"{_name_rows(said, 'has', 'have')} another id, prompt, answer, choices, task or other column now"
+        )
+    return changes
+
+
+def refuse_other_rows(before: RowDigests, now: RowDigests, checkpoint: Path) -> None:
+    """Raises UserError, with the rows that differ, unless this is the data that a run was started with."""
+    changes = describe_changes(before, now)
+    if changes:
+        raise UserError(
+            f"The data is not what the run in {checkpoint} was started with: {'; '.join(changes)} (rows are counted from 0). "
+            f"The run would go on as another one. Put the old data back, or start a new run in another output.folder."
+        )
+
+
+def _rows(digests: RowDigests) -> list[tuple[bytes, bytes]]:
+    """(text, pictures) of each row."""
+    starts = range(0, len(digests.texts), WIDTH)
+    return [(digests.texts[at : at + WIDTH], digests.pictures[at : at + WIDTH]) for at in starts]
+
+
+def _name_rows(rows: Sequence[int], one: str, several: str) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]} {one}"
+    listed = ", ".join(map(str, rows[:SHOWN]))
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return f"rows {listed}{more} {several}"
+
+
+def _write_out(example: Example) -> bytes:
+    """Everything that a row says, in one form: equal bytes mean equal rows."""
+    prompt = example.prompt
+    turns = prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
+    said = [example.id, turns, example.answer, example.choices, example.task, dict(example.meta)]
+    return json.dumps(said, sort_keys=True).encode()
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
