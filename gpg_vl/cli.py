@@ -1,4 +1,4 @@
-"""The command line: `gpg-vl train | eval | serve | data | rewards | config | doctor | quickstart`.
+"""The command line: `gpg-vl train | eval | report | serve | data | rewards | config | doctor | quickstart`.
 
 A user's mistake becomes one message and exit code 2, a run that had to stop exit code 1, Ctrl-C
 130, a reader that left (`| head`) 141. Anything else is a bug of ours and keeps its traceback.
@@ -16,6 +16,7 @@ import gpg_vl.parent  # noqa: F401  it looks at what is there when the program b
 from gpg_vl.console import escaped_output, guard, make_console, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.pipes import until_the_reader_leaves
+from gpg_vl.report.command import add_command as add_report_command
 from gpg_vl.rewards.commands import add_commands as add_rewards_commands
 from gpg_vl.rollout.vllm.command import add_command as add_serve_command
 
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_eval(commands)
+    add_report_command(commands)
     add_serve_command(commands)
     _add_data(commands)
     add_rewards_commands(commands)

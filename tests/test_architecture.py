@@ -38,6 +38,7 @@ DOCUMENTS = (
     "docs/families.md",
     "docs/memory.md",
     "docs/rewards.md",
+    "docs/report.md",
     "docs/scaling.md",
     "docs/vllm.md",
     "eval/README.md",
@@ -53,6 +54,7 @@ ROOMS = (
     ("model",),
     ("rewards",),
     ("eval",),
+    ("report",),
     ("training",),
     ("quickstart", "doctor"),
     ("cli",),
@@ -62,8 +64,9 @@ ROOMS = (
 FORBIDDEN = {
     "rewards": ("models", "rollout", "model"),
     "eval": ("training",),
+    "report": ("models", "rollout", "model", "algorithms"),
 }
-"""On top of that: rewards must start in a blink, and a benchmark must not know how a model was trained."""
+"""On top of that: rewards must start in a blink, a benchmark must not know how a model was trained, and a report reads files."""
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 
 
@@ -208,6 +211,8 @@ EXTRAS = {
     "training/eight_bit.py": "torchao",
     "training/sharding/zero.py": "deepspeed",
     "training/sharding/zero_inside.py": "deepspeed",
+    "training/trackers/trackio.py": "trackio",
+    "training/trackers/wandb.py": "wandb",
 }
 """Who may import what an extra brings. Only inside functions, or in a module that nobody imports but that package."""
 
@@ -225,7 +230,11 @@ def test_what_is_imported_is_declared() -> None:
         "gpg-vl",
         "gpg_vl",
     }
-    comes_with = {"tokenizers": "transformers", "pydantic_core": "pydantic"}
+    comes_with = {
+        "tokenizers": "transformers",
+        "pydantic_core": "pydantic",
+        "pandas": "datasets",
+    }
     distributions = packages_distributions()
     missing = {}
     for file in FILES:
@@ -669,6 +678,7 @@ def is_path(word: str) -> bool:
         "path",
         "samples",
         "checkpoints",
+        "evaluations",
         "model",
     ) or first.startswith("my"):
         return False
@@ -678,7 +688,7 @@ def is_path(word: str) -> bool:
 
 
 SUFFIXES = (".py", ".md", ".yaml", ".toml", ".txt")
-RUN_FILES = ("config.yaml",)
+RUN_FILES = ("config.yaml", "log.txt")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

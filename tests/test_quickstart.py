@@ -42,6 +42,7 @@ def test_the_end_says_where_to_look_and_what_to_type(quick: tuple[Path, str]) ->
     told = said[said.rindex("run folder: ") :]
     named = re.findall(r": (/[^\s;]+)", told)
     assert [Path(name).relative_to(folder / "run").parts[0] for name in named[1:]] == [
+        "report.html",
         "samples",
         "metrics.jsonl",
         "config.yaml",

@@ -265,6 +265,11 @@ class EvalConfig(Section):
     """Its data set."""
     every: int = Field(0, ge=0)
     """Steps between evaluations; 0 only at the end."""
+    at_start: bool = False
+    """Evaluate before the first step too: the report then shows before and after."""
+    blank_image: bool = False
+    """Ask every row with a grey picture of the same size as well, before the first step and at each evaluation: a model that does
+    no worse with it does not look. Doubles the time of an evaluation."""
     limit: int | None = Field(None, ge=1)
     """Rows per evaluation, drawn evenly over the task's strata."""
     prompt: str | None = None
@@ -285,7 +290,15 @@ class OutputConfig(Section):
     samples_every: int = Field(10, ge=0)
     """Steps between dumps of prompts, images, completions and rewards to samples/; 0 never."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides metrics.jsonl."""
+    """Where metrics and samples, pictures included, go besides the run folder."""
+    project: str = Field("gpg_vl", min_length=1)
+    """What trackers call the project."""
+    run_name: str | None = None
+    """What wandb and trackio call this run; None lets them make up a name."""
+    run_group: str | None = None
+    """A name that several runs share in wandb and trackio, such as the seeds of one setting."""
+    resume_id: str | None = None
+    """A name that wandb knows the run by, so that a resumed run goes on in the same curves; trackio takes it for the name."""
 
 
 class Config(Section):

@@ -162,6 +162,7 @@ def what_next(run: Path, trained: Path) -> str:
     """Where to look, and what to type, for somebody who has never seen such a folder."""
     return (
         f"run folder: {run}\n"
+        f"  all of it on one page, for a browser: {run / 'report.html'}\n"
         f"  its answers, with rewards, as training went on: {run / 'samples'}\n"
         f"  every step in numbers: {run / 'metrics.jsonl'}; the settings, each key of them: {run / 'config.yaml'}\n"
         f"  the trained model, an ordinary Hugging Face folder: {trained}\n"

@@ -4,7 +4,6 @@ prompt and its pixels.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ from gpg_vl.models.load import Processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rollout.engine import Engine, EngineLostError
 from gpg_vl.training.failures import raise_lost
+from gpg_vl.training.held_out import Evaluated, evaluated, with_blank_pictures
 from gpg_vl.training.prepare import OncePerNode, alone
 from gpg_vl.training.ranks import gathered
 from gpg_vl.types import Example
 
-Evaluation = Callable[[Engine, Processing, Accelerator], dict[str, Any]]
+Evaluation = Callable[[Engine, Processing, Accelerator], Evaluated]
 """Scores the current policy; the same on every process. Raises EngineLostError, on all processes."""
 
 
@@ -74,25 +74,16 @@ def make_evaluation(
     with doing("the check of the data of the evaluation"):
         once_per_node(check)
 
-    def evaluate(
-        engine: Engine, processing: Processing, accelerator: Accelerator
-    ) -> dict[str, Any]:
+    blank_docs = with_blank_pictures(docs, task.name) if config.eval.blank_image else None
+
+    def evaluate(engine: Engine, processing: Processing, accelerator: Accelerator) -> Evaluated:
         responder = engine_responder(engine, processing, settings)
         respond = shared(responder, accelerator, batch_size=settings.batch_size)
         results = evaluate_responder(task, docs, respond, settings, scorers)
-
-        # a score over no rows is NaN, for which JSON has no word
-        scores = {
-            name: estimate.value
-            for name, estimate in results.estimates["strict"].items()
-            if not isnan(estimate.value)
-        }
-        return {
-            **scores,
-            "answered": results.answered["strict"],
-            "truncated": results.truncated,
-            "rows": len(results.rows),
-        }
+        blank = blank_docs and evaluate_responder(task, blank_docs, respond, settings, scorers)
+        return evaluated(
+            task, results, blank or None, ready, max_pixels=settings.limits.max_image_pixels
+        )
 
     return evaluate
 

@@ -17,6 +17,7 @@ from gpg_vl.rollout.engine import Engine, EngineLostError
 from gpg_vl.training.collect import Collector
 from gpg_vl.training.failures import RefusedUpdateError, explain_lost, locate
 from gpg_vl.training.finite import refuse_non_finite
+from gpg_vl.training.held_out import Evaluated
 from gpg_vl.training.learner import Learner
 from gpg_vl.training.metrics import (
     advance,
@@ -46,8 +47,8 @@ class Intervals:
 class Hooks:
     """What the loop calls and does not know: evaluation, checkpoints, the display, a wish to stop."""
 
-    evaluate: Callable[[], dict[str, Any]] | None
-    """Metrics of the current policy, the same on every process. May raise EngineLostError, on all processes."""
+    evaluate: Callable[[], Evaluated] | None
+    """What the current policy answers, the same on every process. May raise EngineLostError, on all processes."""
     checkpoint: Callable[[RunState], Path]
     """Returns the folder that was written."""
     show: Callable[[int, dict[str, Any], dict[str, float]], None]
@@ -160,18 +161,22 @@ def train(
 
 
 def _evaluate(state: RunState, record: Record, hooks: Hooks) -> RunState:
-    """Score the policy as it is. Returns the state without an evaluation that is due. Raises EngineLostError."""
+    """Score the policy as it is, and keep what it answered. Returns the state, in which no evaluation is due any more.
+
+    Raises EngineLostError.
+    """
     assert hooks.evaluate is not None
     clock = Clock()
     with clock.phase("eval"), doing(f"the evaluation after step {state.step}"):
-        scores = hooks.evaluate()
-    record.metrics(state.step, "eval", scores, clock.seconds)
-    hooks.show(state.step, scores, {})
+        found = hooks.evaluate()
+    record.evaluation(state.step, found)
+    record.metrics(state.step, "eval", found.metrics, clock.seconds)
+    hooks.show(state.step, found.metrics, {})
     return replace(state, evaluation_due=False)
 
 
 def _catch_up(state: RunState, intervals: Intervals, record: Record, hooks: Hooks) -> RunState:
-    """The evaluation that a stop or a lost engine has left undone, if the config still wants one."""
+    """The evaluation before the first step, or one that a stop or a lost engine has left undone, if one is wanted."""
     if hooks.evaluate is None:
         return replace(state, evaluation_due=False)
     try:

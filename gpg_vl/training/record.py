@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics.jsonl, samples/, trackers."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gpg_vl.errors import RunError
+from gpg_vl.training.held_out import Evaluated, keep
+from gpg_vl.training.samples import PictureSource, dump_groups, write
+from gpg_vl.training.trackers import show_samples
 from gpg_vl.types import Group
+
+log = logging.getLogger("gpg_vl.run")
 
 SAMPLED_GROUPS = 4
 """Groups written per dump."""
@@ -33,9 +39,10 @@ class Record:
     on the clock stands under `seconds`, so that two runs can be compared bit for bit without it.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, pictures: PictureSource) -> None:
         self._folder = folder
         self._accelerator = accelerator
+        self._pictures = pictures
         self._main = accelerator.is_main_process
 
     def metrics(
@@ -49,6 +56,7 @@ class Record:
             rounded = {name: round(value, 4) for name, value in seconds.items()}
             row = {"step": step, "kind": kind, **values, "seconds": rounded}
             self._append(self._folder / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
+            log.info("step %d: %s %s", step, kind, _headline(values))
 
         if self._accelerator.trackers:
             numbers: dict[str, float] = {}
@@ -64,7 +72,13 @@ class Record:
         if not self._main or not groups:
             return
         folder = _make_folder(self._folder / "samples" / f"step-{step:06d}")
-        _dump_groups(folder, groups[:SAMPLED_GROUPS])
+        dump_groups(folder, groups[:SAMPLED_GROUPS], self._pictures)
+        show_samples(self._accelerator.trackers, step, groups[:SAMPLED_GROUPS], self._pictures)
+
+    def evaluation(self, step: int, found: Evaluated) -> None:
+        """Keep the answer to each held-out row. Raises RunError if the disk is full."""
+        if self._main:
+            keep(self._folder, step, found)
 
     def broken(self, step: int, groups: Sequence[Group]) -> Path:
         """Keep all groups of this process that a failed update was made of, tensors included.
@@ -73,7 +87,7 @@ class Record:
         """
         name = f"step-{step:06d}-process-{self._accelerator.process_index}"
         folder = _make_folder(self._folder / "broken" / name)
-        _dump_groups(folder, groups)
+        dump_groups(folder, groups, self._pictures)
 
         tensors: dict[str, Tensor] = {}
         for number, group in enumerate(groups):
@@ -84,7 +98,7 @@ class Record:
             for member, completion in enumerate(group.completions):
                 tensors[f"{number}.{member}.token_ids"] = torch.tensor(completion.token_ids)
                 tensors[f"{number}.{member}.logprobs"] = torch.tensor(completion.logprobs)
-        _write(folder / "tensors.safetensors", save(tensors))
+        write(folder / "tensors.safetensors", save(tensors))
         return folder
 
     def flush(self) -> None:
@@ -104,6 +118,12 @@ class Record:
             ) from error
 
 
+def _headline(values: Mapping[str, Any]) -> str:
+    """The first numbers of a row, for the log."""
+    numbers = [(name, one) for name, one in values.items() if isinstance(one, int | float)]
+    return "  ".join(f"{name} {one:.4g}" for name, one in numbers[:5])
+
+
 def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,66 +132,3 @@ def _make_folder(folder: Path) -> Path:
             f"The folder {folder} cannot be made: {error}. Make room or choose another output.folder."
         ) from error
     return folder
-
-
-def _dump_groups(folder: Path, groups: Sequence[Group]) -> None:
-    """samples.jsonl, and the images that came as bytes."""
-    lines = []
-    for number, group in enumerate(groups):
-        row = {
-            "id": group.example.id,
-            "task": group.example.task,
-            "prompt": group.prompt.text,
-            "images": _dump_images(folder, number, group),
-            "answer": group.example.answer,
-            "choices": group.example.choices,
-            "completions": _describe_completions(group),
-        }
-        lines.append(json.dumps(row) + "\n")
-    _write(folder / "samples.jsonl", "".join(lines).encode())
-
-
-def _dump_images(folder: Path, number: int, group: Group) -> list[str]:
-    """The names of the images: those of their files, or those that are written here."""
-    names = []
-    for place, image in enumerate(group.example.images):
-        if isinstance(image, bytes):
-            name = f"{number}-{place}{_guess_suffix(image)}"
-            _write(folder / name, image)
-            names.append(name)
-        else:
-            names.append(image)
-    return names
-
-
-def _describe_completions(group: Group) -> list[dict[str, Any]]:
-    rows = []
-    scored = zip(group.completions, group.rewards, strict=True)
-    for place, (completion, reward) in enumerate(scored):
-        row: dict[str, Any] = {
-            "text": completion.text,
-            "finish_reason": completion.finish_reason,
-            "tokens": len(completion.token_ids),
-            "reward": reward,
-        }
-        for name, values in group.reward_parts.items():
-            row[f"reward/{name}"] = values[place]
-        rows.append(row)
-    return rows
-
-
-def _write(file: Path, data: bytes) -> None:
-    try:
-        file.write_bytes(data)
-    except OSError as error:
-        raise RunError(
-            f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume."
-        ) from error
-
-
-def _guess_suffix(data: bytes) -> str:
-    if data.startswith(b"\x89PNG"):
-        return ".png"
-    if data.startswith(b"\xff\xd8"):
-        return ".jpg"
-    return ".img"

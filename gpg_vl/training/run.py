@@ -32,6 +32,7 @@ from gpg_vl.training.folder import CHECKPOINTS, METRICS, open_folder
 from gpg_vl.training.gold import GoldResponder
 from gpg_vl.training.identity import Identity, make_identity
 from gpg_vl.training.interrupt import StopRequest
+from gpg_vl.training.launches import logged, reported
 from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.lock import hold_folder
 from gpg_vl.training.loop import Hooks, Intervals, train
@@ -41,10 +42,12 @@ from gpg_vl.training.prepare import Prepared, engine_options, make_pool
 from gpg_vl.training.ranks import on_main
 from gpg_vl.training.record import Record
 from gpg_vl.training.resume import Start, cut_metrics, find_start
+from gpg_vl.training.samples import PictureSource
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
+from gpg_vl.training.trackers import tracker_options
 
 MAX_LOGP_GAP = {"float32": 1e-4, "bfloat16": 0.1}
 """Of the mean over the tokens of a step: what rounding may do to two ways of computing the same, and no more."""
@@ -109,13 +112,24 @@ def _launch(
         accelerator=accelerator,
     )
     with doing("the reading of the checkpoint"):
-        state = _resume(start, checkpoints, folder, accelerator, console) if start else RunState()
+        state = RunState(evaluation_due=config.eval.at_start or config.eval.blank_image)
+        if start:
+            state = _resume(start, state, checkpoints, folder, accelerator, console)
     if config.output.trackers:
-        accelerator.init_trackers("gpg_vl", config=_flatten(config))
+        accelerator.init_trackers(
+            config.output.project,
+            config=_flatten(config),
+            init_kwargs=tracker_options(
+                run_name=config.output.run_name,
+                group=config.output.run_group,
+                resume_id=config.output.resume_id,
+            ),
+        )
 
     # worker processes, the display and the handling of Ctrl-C end with the run, however it ends
     is_main, steps = accelerator.is_main_process, prepared.plan.steps
     with (
+        reported(folder, accelerator, console, first_step=state.step) as story,
         make_pool(config) as rewarder,
         Display(console, steps=steps, done=state.step, enabled=is_main) as display,
         StopRequest(console if is_main else None) as stop,
@@ -126,20 +140,22 @@ def _launch(
             engine=engine,
             state=state,
             intervals=_make_intervals(config, steps),
-            record=Record(folder, accelerator),
+            record=Record(folder, accelerator, _make_picture_source(prepared)),
             hooks=Hooks(
                 evaluate=evaluate,
-                checkpoint=checkpoints.save,
+                checkpoint=logged(checkpoints.save),
                 show=display.step,
                 stop_wanted=stop.wanted,
             ),
             accelerator=accelerator,
         )
+        is_done = final.step == steps and not final.evaluation_due
+        story.last_step, story.finished = final.step, is_done
 
     message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
     if message and is_main:
         console.print(message, soft_wrap=True)
-    return final.step == steps and not final.evaluation_due
+    return is_done
 
 
 def _identify(prepared: Prepared, accelerator: Accelerator) -> Identity | None:
@@ -156,10 +172,15 @@ def _identify(prepared: Prepared, accelerator: Accelerator) -> Identity | None:
 
 
 def _resume(
-    start: Start, checkpoints: Checkpoints, folder: Path, accelerator: Accelerator, console: Console
+    start: Start,
+    beginning: RunState,
+    checkpoints: Checkpoints,
+    folder: Path,
+    accelerator: Accelerator,
+    console: Console,
 ) -> RunState:
     """The state that the run goes on from, with later metric rows dropped: they will be computed again."""
-    state = checkpoints.restore(start.checkpoint) if start.checkpoint else RunState()
+    state = checkpoints.restore(start.checkpoint) if start.checkpoint else beginning
     if accelerator.is_main_process:
         dropped = cut_metrics(folder / METRICS, start)
         console.print(
@@ -355,6 +376,11 @@ def _make_quota(config: Config) -> Quota:
         beta_th=section.beta_th,
         max_resample_attempts=section.max_resample_attempts,
     )
+
+
+def _make_picture_source(prepared: Prepared) -> PictureSource:
+    encoder = prepared.encoder
+    return PictureSource(root=encoder.root, max_pixels=encoder.limits.max_image_pixels)
 
 
 def _make_intervals(config: Config, steps: int) -> Intervals:

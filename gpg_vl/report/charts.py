@@ -1,0 +1,165 @@
+"""Which curves are drawn, of which columns: data for the page's script, for one run or two beside each other."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpg_vl.report.curves import Table
+from gpg_vl.report.text import line
+
+MOST_SERIES = 12
+"""Curves of one chart and run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A chart of training: its columns by name, or all whose name begins so.
+
+    Example: `Kind(title="Gradient norm", columns=("grad_norm",))`
+    """
+
+    title: str
+    columns: tuple[str, ...] = ()
+    beginning: str | None = None
+    note: str = ""
+    log: bool = False
+
+    def names(self, table: Table) -> list[str]:
+        """The columns of the table that the chart shows."""
+        if self.beginning is None:
+            return [name for name in self.columns if name in table.columns]
+        found = [name for name in table.columns if name.startswith(self.beginning)]
+        return sorted(found)[:MOST_SERIES]
+
+
+TRAINING = (
+    Kind(title="Reward", columns=("reward",), note="weighted total, mean over all answers"),
+    Kind(title="Reward by function", beginning="reward/", note="unweighted means"),
+    Kind(title="Accuracy", columns=("accuracy",), note="share with full marks in the first reward"),
+    Kind(
+        title="Groups",
+        columns=("valid_share", "all_right_share", "all_wrong_share"),
+        note="only groups with unequal rewards teach anything",
+    ),
+    Kind(title="Alpha", columns=("alpha",), note="correction for groups without a signal"),
+    Kind(title="Entropy", columns=("entropy",), note="per token"),
+    Kind(title="Length of answers", columns=("length_all", "length_valid"), note="tokens"),
+    Kind(title="Truncated answers", columns=("truncated_share",), note="share cut by the limit"),
+    Kind(
+        title="Log-prob gap",
+        columns=("logp_gap_mean", "logp_gap_max", "logp_gap_stale_mean", "logp_gap_stale_max"),
+        note="engine against trainer, absolute; a value of 0 is not drawn",
+        log=True,
+    ),
+    Kind(title="Gradient norm", columns=("grad_norm",)),
+    Kind(title="Loss", columns=("loss",)),
+    Kind(title="Learning rate", beginning="learning_rate"),
+    Kind(title="Seconds", beginning="seconds/", note="per step, by phase"),
+)
+_NO_SCORES = ("answered", "truncated", "rows")
+_BLANK = "blank_"
+
+
+def chart_data(
+    trains: Sequence[Table], evals: Sequence[Table], labels: Sequence[str]
+) -> dict[str, Any]:
+    """Two tables, of training and of evaluations, and the charts that name their columns.
+
+    `labels`: what the runs are called, of as many runs as there are tables. A column is `RUN:NAME`, RUN from 0.
+    """
+    return {
+        "tables": [_merge(trains), _merge(evals)],
+        "training": list(_training(trains, labels)),
+        "evaluations": list(_evaluations(evals, labels)),
+    }
+
+
+def score_names(table: Table) -> list[str]:
+    """The scores of evaluations, without what stands beside them."""
+    return [
+        name
+        for name in table.columns
+        if "/" not in name and name not in _NO_SCORES and not name.startswith(_BLANK)
+    ]
+
+
+def _merge(tables: Sequence[Table]) -> dict[str, Any]:
+    """One table with the steps of all, and nothing where a run has no such step."""
+    steps = sorted({step for table in tables for step in table.steps})
+    columns: dict[str, list[int | float | None]] = {}
+    for run, table in enumerate(tables):
+        # a step that is there twice was evaluated twice: the later one counts
+        place = {step: index for index, step in enumerate(table.steps)}
+        where = [place.get(step) for step in steps]
+        for name, values in table.columns.items():
+            columns[f"{run}:{name}"] = [None if at is None else values[at] for at in where]
+    return {"steps": steps, "columns": columns}
+
+
+def _training(tables: Sequence[Table], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for kind in TRAINING:
+        names = list(dict.fromkeys(name for table in tables for name in kind.names(table)))
+        if names:
+            series = [
+                _series(run, name, hue, labels, kind.beginning)
+                for hue, name in enumerate(names)
+                for run, table in enumerate(tables)
+                if name in table.columns
+            ]
+            yield {"title": kind.title, "note": kind.note, "log": kind.log, "series": series}
+
+
+def _series(
+    run: int, name: str, hue: int, labels: Sequence[str], beginning: str | None
+) -> dict[str, Any]:
+    short = name.removeprefix(beginning) if beginning and beginning.endswith("/") else name
+    return {
+        "label": _label(short, run, labels),
+        "column": f"{run}:{name}",
+        "hue": hue,
+        "run": run,
+    }
+
+
+def _evaluations(tables: Sequence[Table], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    names = list(dict.fromkeys(name for table in tables for name in score_names(table)))
+    for name in names[:MOST_SERIES]:
+        series: list[dict[str, Any]] = []
+        for run, table in enumerate(tables):
+            if name in table.columns:
+                series += _score_series(run, name, table.columns, labels)
+        yield {"title": line(name), "note": "", "log": False, "series": series}
+
+
+def _score_series(
+    run: int, name: str, columns: Mapping[str, Any], labels: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The score with its interval, the same with a blank picture, and chance."""
+    kinds = (("", name, 0), (_BLANK, f"{_BLANK}{name}", 1))
+    for prefix, column, hue in kinds:
+        if column not in columns:
+            continue
+        what = "blank picture" if prefix else "real picture"
+        low, high = f"ci95/{column}/0", f"ci95/{column}/1"
+        band = [f"{run}:{low}", f"{run}:{high}"] if low in columns and high in columns else None
+        yield {
+            "label": _label(what, run, labels),
+            "column": f"{run}:{column}",
+            "hue": hue,
+            "run": run,
+            "band": band,
+        }
+
+    chance = f"chance/{name}"
+    if chance in columns and run == 0:
+        yield {
+            "label": "chance",
+            "column": f"{run}:{chance}",
+            "hue": 7,
+            "run": run,
+            "dash": True,
+        }
+
+
+def _label(name: str, run: int, labels: Sequence[str]) -> str:
+    return line(name, 60) if len(labels) == 1 else f"{line(name, 40)} · {labels[run]}"

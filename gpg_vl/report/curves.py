@@ -1,0 +1,116 @@
+"""metrics.jsonl into curves, in memory that does not grow with the run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpg_vl.report.rows import Row, number, read_rows, whole
+
+MOST_POINTS = 1000
+"""Points of a curve; a longer run has every second step drawn, every fourth, every eighth ..."""
+MOST_COLUMNS = 200
+"""Different numbers of a row that are kept; a row of ours has about fifty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The rows of one kind: a step each, and columns of as many values, None where a row has none.
+
+    Example: `Table(steps=(1, 2), columns={"reward": (0.5, None)}, rows=2, every=1)`
+    """
+
+    steps: tuple[int, ...] = ()
+    columns: Mapping[str, tuple[int | float | None, ...]] = field(default_factory=dict)
+    rows: int = 0
+    """How many there are in the file."""
+    every: int = 1
+    """Of so many rows one is here; the last one always is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """What metrics.jsonl says.
+
+    Example: `Metrics(train=Table(...), eval=Table(...), seconds={"train": 12.5}, unread=0)`
+    """
+
+    train: Table
+    eval: Table
+    seconds: Mapping[str, float]
+    """By phase, summed over all training rows, and `eval` over the evaluations."""
+    unread: int
+    """Lines that hold no row of a run."""
+
+
+class _Thinned:
+    """Rows as they come, of which every `every`-th is kept, and the last one."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: list[tuple[int, Row]] = []
+        self._last: tuple[int, Row] | None = None
+        self.every, self.rows = 1, 0
+
+    def add(self, step: int, values: Row) -> None:
+        self._last = (step, values)
+        if self.rows % self.every == 0:
+            self._kept.append(self._last)
+        self.rows += 1
+
+        if len(self._kept) > self._most:
+            del self._kept[1::2]
+            self.every *= 2
+
+    def table(self) -> Table:
+        kept = list(self._kept)
+        if self._last is not None and kept[-1] is not self._last:
+            kept.append(self._last)
+        names = list(dict.fromkeys(name for _, values in kept for name in values))[:MOST_COLUMNS]
+        return Table(
+            steps=tuple(step for step, _ in kept),
+            columns={name: tuple(values.get(name) for _, values in kept) for name in names},
+            rows=self.rows,
+            every=self.every,
+        )
+
+
+def read_metrics(file: Path) -> Metrics:
+    """All rows of metrics.jsonl, thinned. Raises OSError."""
+    kinds = {"train": _Thinned(MOST_POINTS), "eval": _Thinned(MOST_POINTS)}
+    seconds: dict[str, float] = {}
+    unread = 0
+    for row in read_rows(file):
+        step = None if row is None else whole(row.get("step"))
+        if row is None or step is None or row.get("kind") not in kinds:
+            unread += 1
+            continue
+        values = dict(_numbers(row))
+        kinds[row["kind"]].add(step, values)
+        for name, value in values.items():
+            if name.startswith("seconds/"):
+                phase = name.removeprefix("seconds/")
+                seconds[phase] = seconds.get(phase, 0.0) + value
+
+    return Metrics(
+        train=kinds["train"].table(), eval=kinds["eval"].table(), seconds=seconds, unread=unread
+    )
+
+
+def _numbers(row: Row) -> Iterator[tuple[str, int | float]]:
+    """The finite numbers of a row by name, `group/name` for those of an object in it, `name/0` for those of a list."""
+    for name, value in row.items():
+        if name in ("step", "kind"):
+            continue
+        yield from _flat(name, value, depth=2)
+
+
+def _flat(name: str, value: Any, depth: int) -> Iterator[tuple[str, int | float]]:
+    if (plain := number(value)) is not None:
+        yield name, plain
+    elif depth and isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name}/{key}", inner, depth - 1)
+    elif depth and isinstance(value, list):
+        for place, inner in enumerate(value[:4]):
+            yield from _flat(f"{name}/{place}", inner, depth - 1)

@@ -1,0 +1,96 @@
+"""The page of a run that goes on, for a browser on this machine.
+
+The server knows two addresses, `/` and `/stamp`, and reads no path from a request: there is nothing that it could be
+led to. It listens on the loopback alone, answers nobody who calls it by another name (a page elsewhere whose name was
+made to lead here), and changes nothing.
+"""
+
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from gpg_vl.errors import UserError
+
+HOST = "127.0.0.1"
+_NAMES = (HOST, "localhost")
+_WATCHED = ("metrics.jsonl", "run.json", "config.yaml", "samples", "evaluations")
+
+
+def stamp(folder: Path) -> str:
+    """What changes when a run folder does: times and sizes of what the page is made of."""
+    signs = []
+    for name in _WATCHED:
+        try:
+            at = (folder / name).stat()
+        except OSError:
+            continue
+        signs.append(f"{name}:{at.st_mtime_ns}:{at.st_size}")
+    return " ".join(signs)
+
+
+class Pages:
+    """The page as it is now, made again only when the run folder has changed.
+
+    make: the page as HTML. now: the stamp of what it is made of.
+    """
+
+    def __init__(self, make: Callable[[], str], now: Callable[[], str]) -> None:
+        self._make, self.now = make, now
+        self._lock = threading.Lock()
+        self._made: tuple[str, bytes] | None = None
+
+    def page(self) -> bytes:
+        # one at a time: several tabs must not read a large folder at once
+        with self._lock:
+            stamp = self.now()
+            if self._made is None or self._made[0] != stamp:
+                self._made = stamp, self._make().encode()
+            return self._made[1]
+
+
+def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
+    """A server on the loopback; port 0 takes a free one. Raises UserError if the port is taken."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 30
+
+        def do_GET(self) -> None:
+            self._respond(with_body=True)
+
+        def do_HEAD(self) -> None:
+            self._respond(with_body=False)
+
+        def _respond(self, *, with_body: bool) -> None:
+            name, _, _ = self.headers.get("Host", "").partition(":")
+            if name not in _NAMES:
+                self.send_error(HTTPStatus.FORBIDDEN)
+            elif self.path == "/":
+                self._send(pages.page(), "text/html; charset=utf-8", with_body=with_body)
+            elif self.path == "/stamp":
+                self._send(pages.now().encode(), "text/plain; charset=utf-8", with_body=with_body)
+            else:
+                self.send_error(HTTPStatus.NOT_FOUND)
+
+        def _send(self, body: bytes, kind: str, *, with_body: bool) -> None:
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing: a page that asks every few seconds would fill the terminal."""
+
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except OSError as error:
+        raise UserError(
+            f"The page cannot be served on port {port}: {error}. Choose another one with --port; 0 takes a free one."
+        ) from None

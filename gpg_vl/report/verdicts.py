@@ -1,0 +1,189 @@
+"""Why an answer got what it got: the verdict that stands beside each reward, asked for again.
+
+Only rewards of this package are asked: a run folder that somebody sent must not decide which code runs. Those that may
+be slow on some texts answer in a process of their own, which is ended when its time is over.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from gpg_vl.answers.extract import extract_answer
+from gpg_vl.answers.verdict import Verdict
+from gpg_vl.errors import UserError
+from gpg_vl.report.groups import Answer, Group
+from gpg_vl.rewards import BUILTIN, QUICK, rewards
+from gpg_vl.types import Completion, Example
+
+TIME_LIMIT = 20.0
+"""Seconds for all verdicts that may be slow."""
+LONGEST_JUDGED = 20_000
+"""Characters of an answer that is judged again."""
+NO_TIME = "not judged again: the time for that was over"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A reward, and the answer that it is asked about.
+
+    Example: `Question(reward="choice", group=group, answer=group.answers[0])`
+    """
+
+    reward: str
+    group: Group
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """What an answer was read as by one reward, and what else there is to know.
+
+    Example: `Reason(parsed="B", gold="B", note="", score=1.0)`
+    """
+
+    parsed: str | None = None
+    """None: no answer could be read."""
+    gold: str | None = None
+    note: str = ""
+    score: float | None = None
+    """What the rule of this version gives; None if it was not asked."""
+
+
+def explain_all(questions: Sequence[Question]) -> list[Reason]:
+    """The reason of each question, in their order."""
+    slow = [q for q in questions if q.reward in BUILTIN and q.reward not in QUICK and _short(q)]
+    answered = iter(_in_own_process(slow))
+    reasons = []
+    for question in questions:
+        is_slow = question.reward in BUILTIN and question.reward not in QUICK
+        reasons.append(
+            next(answered) if is_slow and _short(question) else _explain_quickly(question)
+        )
+    return reasons
+
+
+def _short(question: Question) -> bool:
+    return len(question.answer.text) <= LONGEST_JUDGED
+
+
+def _explain_quickly(question: Question) -> Reason:
+    if not _short(question):
+        return Reason(note=f"not judged again: longer than {LONGEST_JUDGED:,} characters")
+    if question.reward not in BUILTIN:
+        parsed = extract_answer(question.answer.prefill + question.answer.text).candidate
+        return Reason(
+            parsed=parsed, note="a reward of the run's own, which keeps its reason to itself"
+        )
+    return explain(question.reward, *_as_given(question))
+
+
+def explain(reward: str, completion: Completion, example: Example) -> Reason:
+    """The verdict of a reward of this package. What a row lacks for it becomes the note."""
+    judge = getattr(rewards.get(reward), "explain", None)
+    if judge is None:
+        return Reason()
+    try:
+        verdict: Verdict = judge(completion, example)
+    except (UserError, TypeError, ValueError, LookupError, AttributeError) as error:
+        # the row may be of an older version, or changed by hand: its reward is shown all the same
+        return Reason(note=f"not judged again: {error}")
+    return Reason(
+        parsed=verdict.parsed, gold=verdict.gold, note=verdict.note, score=float(verdict.score)
+    )
+
+
+def _as_given(question: Question) -> tuple[Completion, Example]:
+    """The answer and its example as the reward was given them."""
+    group, answer = question.group, question.answer
+    completion = Completion(
+        token_ids=(0,) * min(answer.tokens or 0, 1_000_000),
+        logprobs=(),
+        text=answer.text,
+        finish_reason="length" if answer.finish_reason == "length" else "stop",
+        prefill=answer.prefill,
+    )
+    example = Example(
+        id=group.id,
+        prompt=group.question,
+        answer=group.gold,
+        choices=group.choices,
+        task=group.task,
+        meta=group.meta,
+    )
+    return completion, example
+
+
+# ---- the process of its own
+
+
+def _in_own_process(questions: Sequence[Question]) -> Iterator[Reason]:
+    """Reasons as long as the time lasts, then that there was none left."""
+    if not questions:
+        return
+    lines = [json.dumps(_record(question)) + "\n" for question in questions]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "gpg_vl.report.verdicts"],
+            input="".join(lines).encode(),
+            stdout=subprocess.PIPE,
+            timeout=TIME_LIMIT,
+            check=True,
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        done = error.stdout or b""
+
+    answered = done.split(b"\n")[:-1]
+    for place in range(len(questions)):
+        known = place < len(answered)
+        yield Reason(**json.loads(answered[place])) if known else Reason(note=NO_TIME)
+
+
+def _record(question: Question) -> dict[str, object]:
+    completion, example = _as_given(question)
+    return {
+        "reward": question.reward,
+        "text": completion.text,
+        "prefill": completion.prefill,
+        "tokens": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "prompt": example.prompt,
+        "answer": example.answer,
+        "choices": example.choices,
+        "task": example.task,
+        "meta": dict(example.meta),
+    }
+
+
+def _answer_lines(lines: Iterable[bytes]) -> Iterator[str]:
+    for line in lines:
+        row = json.loads(line)
+        reason = _explain_record(row)
+        fields = {name: getattr(reason, name) for name in Reason.__slots__}
+        yield json.dumps(fields)
+
+
+def _explain_record(row: Mapping[str, object]) -> Reason:
+    completion = Completion(
+        token_ids=(0,) * int(str(row["tokens"])),
+        logprobs=(),
+        text=str(row["text"]),
+        finish_reason="length" if row["finish_reason"] == "length" else "stop",
+        prefill=str(row["prefill"]),
+    )
+    choices, meta = row["choices"], row["meta"]
+    example = Example(
+        id="0",
+        prompt=str(row["prompt"]),
+        answer=str(row["answer"]),
+        choices=tuple(choices) if isinstance(choices, list) else None,
+        task=str(row["task"]),
+        meta=meta if isinstance(meta, dict) else {},
+    )
+    return explain(str(row["reward"]), completion, example)
+
+
+if __name__ == "__main__":
+    for out in _answer_lines(sys.stdin.buffer):
+        print(out, flush=True)

@@ -1,0 +1,300 @@
+"""A run as the page shows it: every text made visible, every number with the one that stands in the file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isclose
+from typing import Any
+
+from gpg_vl.report.evaluations import Changed, Outcome, Question
+from gpg_vl.report.folder import Run
+from gpg_vl.report.groups import Answer, Group
+from gpg_vl.report.pictures import Album, Thumbnail
+from gpg_vl.report.rows import number
+from gpg_vl.report.text import Shown, line, shown
+from gpg_vl.report.verdicts import Question as Asked
+from gpg_vl.report.verdicts import Reason, explain_all
+
+QUESTION = 1500
+"""Characters of a question that are shown."""
+SHADES = 3
+"""Of the colour that stands for an advantage, on each side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerView:
+    """An answer with its reward, and the reasons for it."""
+
+    text: Shown
+    tokens: int | None
+    truncated: bool
+    reward: int | float | None
+    advantage: float | None
+    """Reward minus the mean of the group; None without a reward."""
+    shade: str
+    """`up3` to `up1`, `level`, `down1` to `down3`."""
+    parts: tuple[tuple[str, int | float], ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    step: int
+    place: int
+    id: str
+    task: str
+    question: Shown
+    gold: Shown
+    pictures: tuple[Thumbnail, ...]
+    mean: float | None
+    outcome: str
+    """`mixed`, `equal high` or `equal low`: how the rewards of the group lie; `none` without any."""
+    answers: tuple[AnswerView, ...]
+    more_answers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairView:
+    """A held-out row before and after."""
+
+    task: str
+    question: Shown
+    gold: Shown
+    pictures: tuple[Thumbnail, ...]
+    before: Shown
+    after: Shown
+    before_why: str
+    after_why: str
+    before_right: bool
+    after_right: bool
+    blank_right: bool | None
+
+
+# ---- groups
+
+
+def group_views(groups: Sequence[Group], album: Album) -> list[GroupView]:
+    """The groups with thumbnails and reasons, all verdicts asked for at once."""
+    asked = [
+        Asked(reward=name, group=group, answer=answer)
+        for group in groups
+        for answer in group.answers
+        for name in answer.parts
+    ]
+    reasons = iter(explain_all(asked))
+    views = []
+    for group in groups:
+        answers = tuple(
+            _answer_view(answer, group, {name: next(reasons) for name in answer.parts})
+            for answer in group.answers
+        )
+        views.append(_group_view(group, answers, album))
+    return views
+
+
+def _group_view(group: Group, answers: tuple[AnswerView, ...], album: Album) -> GroupView:
+    return GroupView(
+        step=group.step,
+        place=group.place,
+        id=line(group.id, 80),
+        task=line(group.task, 80),
+        question=shown(group.question, QUESTION),
+        gold=shown(group.gold, 300),
+        pictures=tuple(album.show(group.folder, name) for name in group.images[:8]),
+        mean=group.mean,
+        outcome=_outcome(group),
+        answers=answers,
+        more_answers=group.more_answers,
+    )
+
+
+def _outcome(group: Group) -> str:
+    rewards = group.rewards
+    if not rewards:
+        return "none"
+    if max(rewards) > min(rewards):
+        return "mixed"
+    return "equal high" if rewards[0] > 0 else "equal low"
+
+
+def _answer_view(answer: Answer, group: Group, reasons: Mapping[str, Reason]) -> AnswerView:
+    advantage = None
+    if answer.reward is not None and group.mean is not None:
+        advantage = answer.reward - group.mean
+    return AnswerView(
+        text=shown(answer.prefill + answer.text),
+        tokens=answer.tokens,
+        truncated=answer.finish_reason == "length",
+        reward=answer.reward,
+        advantage=advantage,
+        shade=_shade(advantage, group),
+        parts=tuple((line(name, 80), value) for name, value in answer.parts.items()),
+        reasons=tuple(
+            f"{line(name, 60)}: {said}"
+            for name, reason in reasons.items()
+            if (said := _say(reason, answer.parts[name]))
+        ),
+    )
+
+
+def _shade(advantage: float | None, group: Group) -> str:
+    rewards = group.rewards
+    if advantage is None or max(rewards) == min(rewards):
+        return "level"
+    assert group.mean is not None
+    largest = max(abs(reward - group.mean) for reward in rewards)
+    depth = round(SHADES * abs(advantage) / largest)
+    if not depth:
+        return "level"
+    return f"{'up' if advantage > 0 else 'down'}{depth}"
+
+
+def _say(reason: Reason, recorded: float) -> str:
+    """The verdict in words: what was read, what else is worth knowing, and whether today's rule agrees."""
+    said = []
+    if reason.score is not None or reason.parsed is not None:
+        read = "no answer could be read" if reason.parsed is None else f"read as {reason.parsed!r}"
+        said.append(read)
+    if reason.note:
+        said.append(reason.note)
+    if reason.score is not None and not isclose(reason.score, recorded, abs_tol=1e-6):
+        said.append(
+            f"the run recorded {recorded:g}, the rule of this version gives {reason.score:g}"
+        )
+    return line("; ".join(said), 400)
+
+
+# ---- before and after
+
+
+def pair_views(changed: Changed, album: Album, folder: Any) -> dict[str, list[PairView]]:
+    """The rows of each kind: learnt, lost, right twice, wrong twice. `folder`: where their pictures are."""
+    return {
+        kind: [_pair(question, before, after, album, folder) for question, before, after in rows]
+        for kind, rows in changed.shown.items()
+    }
+
+
+def _pair(
+    question: Question, before: Outcome, after: Outcome, album: Album, folder: Any
+) -> PairView:
+    return PairView(
+        task=line(question.task, 80),
+        question=shown(question.question, QUESTION),
+        gold=shown(question.gold, 300),
+        pictures=tuple(album.show(folder, name) for name in question.images[:4]),
+        before=shown(before.response, 1500),
+        after=shown(after.response, 1500),
+        before_why=_why(before),
+        after_why=_why(after),
+        before_right=before.right,
+        after_right=after.right,
+        blank_right=after.blank_right,
+    )
+
+
+def _why(outcome: Outcome) -> str:
+    read = "no answer could be read" if outcome.parsed is None else f"read as {outcome.parsed!r}"
+    return line("; ".join(filter(None, (read, outcome.note))), 300)
+
+
+# ---- the run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """A line of the table that says what was trained."""
+
+    name: str
+    value: str
+
+
+_KEYS = (
+    ("model", "model.path"),
+    ("trained on", "data.train"),
+    ("rewards", "rewards.weights"),
+    ("algorithm", "algorithm.name"),
+    ("group size", "rollout.group_size"),
+    ("prompts per step", "train.prompts_per_step"),
+    ("learning rate", "train.learning_rate"),
+    ("seed", "train.seed"),
+    ("evaluated on", "eval.task"),
+    ("its data", "eval.data"),
+)
+
+
+def facts(run: Run) -> list[Fact]:
+    """What was trained on what, with which command, by what, where and when: what the folder knows of it."""
+    found = []
+    for name, key in _KEYS:
+        section, _, word = key.partition(".")
+        value = run.config.get(section, {}).get(word)
+        if value is not None:
+            found.append(Fact(name=name, value=line(value)))
+
+    for place, launch in enumerate(run.launches):
+        prefix = "" if len(run.launches) == 1 else f"launch {place + 1}: "
+        found += [
+            Fact(name=f"{prefix}{line(name, 40)}", value=_spell(value))
+            for name, value in launch.items()
+            if value is not None
+        ]
+    return found
+
+
+def _spell(value: object) -> str:
+    """A value of run.json in words: `torch 2.13.0, pillow 13.0.0` of an object, `a, b` of a list."""
+    if isinstance(value, dict):
+        return line(
+            ", ".join(f"{key} {line(one, 80)}" for key, one in list(value.items())[:40]), 1000
+        )
+    if isinstance(value, list):
+        return line(" ".join(line(one, 200) for one in value[:60]), 1000)
+    return line(value, 500)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One number of an evaluation with what stands beside it.
+
+    Example: `Score(name="official", value=0.62, low=0.55, high=0.69, blank=0.44, chance=0.4375)`
+    """
+
+    name: str
+    value: int | float
+    low: int | float | None
+    high: int | float | None
+    blank: int | float | None
+    chance: int | float | None
+
+
+def scores(run: Run, place: int, names: Sequence[str]) -> list[Score]:
+    """The scores of an evaluation, by its place among the rows that were kept."""
+    columns = run.metrics.eval.columns
+
+    def at(name: str) -> int | float | None:
+        return number(columns[name][place]) if name in columns else None
+
+    return [
+        Score(
+            name=line(name, 60),
+            value=value,
+            low=at(f"ci95/{name}/0"),
+            high=at(f"ci95/{name}/1"),
+            blank=at(f"blank_{name}"),
+            chance=at(f"chance/{name}"),
+        )
+        for name in names
+        if (value := at(name)) is not None
+    ]
+
+
+def differences(one: Run, other: Run) -> list[tuple[str, str, str]]:
+    """(key, value of the one, value of the other) of each key of the configs that differs."""
+    found = []
+    for section in dict.fromkeys((*one.config, *other.config)):
+        mine, theirs = one.config.get(section, {}), other.config.get(section, {})
+        for key in dict.fromkeys((*mine, *theirs)):
+            left, right = line(mine.get(key)), line(theirs.get(key))
+            if left != right:
+                found.append((line(f"{section}.{key}", 80), left, right))
+    return found

@@ -1,0 +1,275 @@
+"""run.json and log.txt of a run folder: what ran where with which versions, from when to when, and how it ended.
+
+A run that is resumed has one entry more in run.json. What is missing at the end of an entry (`ended`) was killed, or
+still runs.
+"""
+
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from packaging.requirements import Requirement
+from rich.console import Console
+
+from gpg_vl.errors import RunError
+from gpg_vl.report.page import write_report
+from gpg_vl.report.text import visible
+from gpg_vl.training.state import RunState
+
+FORMAT = 1
+MOST_LAUNCHES = 1000
+"""Entries of run.json; of a run that is resumed more often the oldest but the first go."""
+
+log = logging.getLogger("gpg_vl.run")
+
+
+@dataclass(slots=True, kw_only=True)
+class Launch:
+    """What is to be said of a launch when it ends."""
+
+    first_step: int
+    last_step: int
+    """Steps behind the run at the beginning and at the end."""
+    finished: bool = False
+
+
+@contextmanager
+def reported(
+    folder: Path, accelerator: Accelerator, console: Console, *, first_step: int
+) -> Iterator[Launch]:
+    """The block is a launch of the run in `folder`, and behind it, however it ends, the report is written.
+
+    Every process enters it; the main process alone writes. Raises RunError if the folder cannot be written.
+    """
+    if not accelerator.is_main_process:
+        yield Launch(first_step=first_step, last_step=first_step)
+        return
+    try:
+        with written_down(
+            folder, processes=accelerator.num_processes, first_step=first_step
+        ) as launch:
+            yield launch
+    finally:
+        _report(folder, console)
+
+
+def _report(folder: Path, console: Console) -> None:
+    """Write the report. A disk without room for it takes nothing from the run: that is said, and no more."""
+    try:
+        said = f"report: {write_report(folder)}"
+    except OSError as error:
+        said = f"The report could not be written: {error}. Make room, then: gpg-vl report {folder}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+def logged(checkpoint: Callable[[RunState], Path]) -> Callable[[RunState], Path]:
+    """The same, with a line in the log for each checkpoint."""
+
+    def save(state: RunState) -> Path:
+        folder = checkpoint(state)
+        log.info("step %d: checkpoint %s", state.step, folder.name)
+        return folder
+
+    return save
+
+
+@contextmanager
+def written_down(folder: Path, *, processes: int, first_step: int) -> Iterator[Launch]:
+    """The block is a launch: it stands in run.json from its beginning on, and log.txt takes what is logged in it.
+
+    Main process only. Raises RunError if the folder cannot be written.
+    """
+    launch = Launch(first_step=first_step, last_step=first_step)
+    file = folder / "run.json"
+    with _log_file(folder / "log.txt"):
+        earlier, entry = _read(file), describe(processes)
+        _write(file, [*earlier, entry])
+        log.info("started: %s", " ".join(entry["command"]))
+        try:
+            yield launch
+        except BaseException as error:
+            # what ended the run is worth more than that it could not be written down
+            with suppress(RunError):
+                _write(file, [*earlier, {**entry, **_end(launch, _say(error))}])
+            raise
+        outcome = "finished" if launch.finished else "stopped before its end"
+        _write(file, [*earlier, {**entry, **_end(launch, outcome)}])
+
+
+def _say(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"failed: {type(error).__name__}: {error}"
+
+
+def _end(launch: Launch, outcome: str) -> dict[str, Any]:
+    log.info("ended: %s", outcome)
+    steps = {"first": launch.first_step, "last": launch.last_step}
+    return {"ended": _now(), "outcome": outcome, "steps": steps, "peak memory": peak_memory()}
+
+
+def describe(processes: int) -> dict[str, Any]:
+    """What is known of a launch at its beginning, as an entry of run.json."""
+    return {
+        "command": command(),
+        "started": _stamp(psutil.Process().create_time()),
+        "ended": None,
+        "outcome": None,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": dict(_versions()),
+        "host": {
+            "name": platform.node(),
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "memory": _size(psutil.virtual_memory().total),
+        },
+        "devices": _devices(),
+        "processes": processes,
+    }
+
+
+def command() -> list[str]:
+    """The words that the program was started with, without the folders it lies in."""
+    program = Path(sys.argv[0])
+    start = ["python", "-m", "gpg_vl"] if program.name == "__main__.py" else [program.name]
+    return [*start, *sys.argv[1:]]
+
+
+def commit() -> str | None:
+    """The commit that this package runs from, with `, changed` if its files differ; None if it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    head = _git(root, "rev-parse", "HEAD")
+    if head is None:
+        return None
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return f"{head}, changed" if changed else head
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def peak_memory() -> dict[str, str]:
+    """The most that this process has held so far, of the machine's memory and of its GPU's."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process": _size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+    if torch.cuda.is_available():
+        peak["gpu"] = _size(torch.cuda.max_memory_allocated())
+    return peak
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    """Of this package and of all that it names as its own, as far as they are installed."""
+    yield "gpg_vl", version("gpg_vl")
+    wanted = map(Requirement, requires("gpg_vl") or ())
+    names = {one.name for one in wanted if "dev" not in str(one.marker)}
+    for name in sorted(names, key=str.lower):
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
+
+
+def _devices() -> list[str]:
+    if not torch.cuda.is_available():
+        return [f"CPU, {torch.get_num_threads()} threads"]
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
+def _size(number: float) -> str:
+    return f"{number / 2**30:.2f} GiB"
+
+
+def _now() -> str:
+    return _stamp(time.time())
+
+
+def _stamp(seconds: float) -> str:
+    """Seconds since the epoch as a date and time in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+# ---- the files
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The launches before this one. A file that says nothing of them is not worth losing a run for."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    launches = tree.get("launches") if isinstance(tree, dict) else None
+    known = [one for one in launches if isinstance(one, dict)] if isinstance(launches, list) else []
+    return known if len(known) < MOST_LAUNCHES else [known[0], *known[2 - MOST_LAUNCHES :]]
+
+
+def _write(file: Path, launches: list[dict[str, Any]]) -> None:
+    """Whole or absent."""
+    text = json.dumps({"format": FORMAT, "launches": launches}, indent=2) + "\n"
+    partial = file.with_suffix(".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise RunError(
+            f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume."
+        ) from error
+
+
+class _Lines(logging.Formatter):
+    """A line for each record, with the time in UTC; what is said may come from outside and hold anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said = visible(record.getMessage()).replace("\n", "\n    ")
+        return f"{at} {record.levelname.lower()} {said}"
+
+
+@contextmanager
+def _log_file(file: Path) -> Iterator[None]:
+    """What is logged by this package goes to the end of a file as well."""
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"{file} cannot be written: {error}. Make room, or choose another output.folder."
+        ) from error
+    handler.setFormatter(_Lines())
+    ours = logging.getLogger("gpg_vl")
+    level = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        ours.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,108 @@
+"""samples/ of a run folder: groups of a step as JSON lines, and their pictures beside them.
+
+A folder of samples is whole by itself: pictures that the data names by path are copied, no larger than people need.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from gpg_vl.data.images import ImageError, load_image
+from gpg_vl.errors import RunError
+from gpg_vl.report.pictures import encode, shrink
+from gpg_vl.training.held_out import question
+from gpg_vl.types import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureSource:
+    """Where the pictures of examples are read from.
+
+    Example: `PictureSource(root=Path("data"), max_pixels=100_000_000)`
+    """
+
+    root: Path | None
+    """The folder that paths are relative to and may not leave."""
+    max_pixels: int
+    """Of a file that is decoded."""
+
+    def small(self, image: str | bytes) -> Image.Image | None:
+        """The picture with no side above 256 pixels; None if the file has gone or changed since the data was checked."""
+        try:
+            return shrink(load_image(image, root=self.root, max_pixels=self.max_pixels))
+        except ImageError:
+            return None
+
+
+def dump_groups(folder: Path, groups: Sequence[Group], pictures: PictureSource) -> None:
+    """Write samples.jsonl and the pictures into `folder`. Raises RunError if the disk is full."""
+    lines = []
+    for number, group in enumerate(groups):
+        row = {
+            "id": group.example.id,
+            "task": group.example.task,
+            "question": question(group.example),
+            "prompt": group.prompt.text,
+            "images": _dump_images(folder, number, group, pictures),
+            "answer": group.example.answer,
+            "choices": group.example.choices,
+            "meta": dict(group.example.meta),
+            "completions": _describe_completions(group),
+        }
+        lines.append(json.dumps(row) + "\n")
+    write(folder / "samples.jsonl", "".join(lines).encode())
+
+
+def _dump_images(folder: Path, number: int, group: Group, pictures: PictureSource) -> list[str]:
+    """The names of the images in `folder`; that of a file which cannot be read any more stays as the data has it."""
+    names = []
+    for place, image in enumerate(group.example.images):
+        if isinstance(image, bytes):
+            name = f"{number}-{place}{_guess_suffix(image)}"
+            write(folder / name, image)
+        elif (small := pictures.small(image)) is not None:
+            name = f"{number}-{place}.webp"
+            write(folder / name, encode(small))
+        else:
+            name = image
+        names.append(name)
+    return names
+
+
+def _describe_completions(group: Group) -> list[dict[str, Any]]:
+    rows = []
+    scored = zip(group.completions, group.rewards, strict=True)
+    for place, (completion, reward) in enumerate(scored):
+        row: dict[str, Any] = {
+            "text": completion.text,
+            "prefill": completion.prefill,
+            "finish_reason": completion.finish_reason,
+            "tokens": len(completion.token_ids),
+            "reward": reward,
+        }
+        for name, values in group.reward_parts.items():
+            row[f"reward/{name}"] = values[place]
+        rows.append(row)
+    return rows
+
+
+def write(file: Path, data: bytes) -> None:
+    """Write a file of the run folder. Raises RunError if the disk is full."""
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise RunError(
+            f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume."
+        ) from error
+
+
+def _guess_suffix(data: bytes) -> str:
+    if data.startswith(b"\x89PNG"):
+        return ".png"
+    if data.startswith(b"\xff\xd8"):
+        return ".jpg"
+    return ".img"
