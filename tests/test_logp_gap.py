@@ -16,10 +16,10 @@ from gpg_vl.algorithms.grpo import grpo
 from gpg_vl.config import parse_config
 from gpg_vl.errors import UserError
 from gpg_vl.models.policy import Policy
+from gpg_vl.training.build import max_logp_gap
 from gpg_vl.training.failures import LogpGapError
 from gpg_vl.training.metrics import update_metrics
 from gpg_vl.training.micro_batch import NOT_SAMPLED, Layout, make_micro_batches
-from gpg_vl.training.run import max_logp_gap
 from gpg_vl.types import Group
 
 FAULT = 0.01

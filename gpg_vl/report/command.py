@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpg_vl.console import say
 from gpg_vl.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _report(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"The page cannot be written: {error}. Name another file with --output."
         ) from None
-    print(f"wrote {file}")
+    say(f"wrote {file}")
     return 0
 
 
@@ -81,9 +82,9 @@ def _serve(folder: Path, other: Path | None, port: int) -> int:
     # a folder that holds no run is said here, and not in the browser
     pages.page()
     with make_server(pages, port) as server:
-        print(f"http://{HOST}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
+        say(f"http://{HOST}:{server.server_address[1]}/  (Ctrl-C ends it)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print()
+            say()
     return 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gpg_vl.answers.extract import extract_answer
 from gpg_vl.answers.verdict import Verdict
+from gpg_vl.console import say
 from gpg_vl.errors import UserError
 from gpg_vl.report.groups import Answer, Group
 from gpg_vl.rewards import BUILTIN, QUICK, rewards
@@ -186,4 +187,4 @@ def _explain_record(row: Mapping[str, object]) -> Reason:
 
 if __name__ == "__main__":
     for out in _answer_lines(sys.stdin.buffer):
-        print(out, flush=True)
+        say(out)
