@@ -39,7 +39,7 @@ def examine() -> Report:
             Finding(
                 name="self-test",
                 status="missing",
-                detail="not run: something above has to be mended first",
+                detail="not run: something above has to be fixed first",
                 remedy="then run gpg-vl doctor again",
             )
         )

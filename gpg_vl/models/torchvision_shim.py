@@ -21,7 +21,7 @@ _SCHEMAS = {
 def _operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
-        return True  # no torchvision at all: nothing to mend here, `gpg-vl doctor` names the remedy
+        return True  # no torchvision at all: nothing to fix here, `gpg-vl doctor` names the remedy
     for library in Path(next(iter(spec.submodule_search_locations))).glob("_C*.so"):
         try:
             torch.ops.load_library(str(library))

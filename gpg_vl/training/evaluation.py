@@ -61,7 +61,7 @@ def make_evaluation(
     if void:
         doc_id, reason = next(iter(void.items()))
         raise UserError(
-            f"Doc {doc_id} of {config.eval.data}: {reason} Mend the row or choose other data."
+            f"Doc {doc_id} of {config.eval.data}: {reason} Fix the row or choose other data."
         )
 
     # what cannot be proved or encoded must come out now

@@ -69,7 +69,7 @@ def explain_non_finite(loss: float, norm: float, broken: Sequence[str]) -> str:
         where = f"The loss broke in the micro-batches of these examples: {shown}."
     return (
         f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where} A smaller "
-        f"train.learning_rate or another reward may help."
+        f"train.learning_rate or another reward may help, in a new run whose model.path is the model of the last checkpoint."
     )
 
 

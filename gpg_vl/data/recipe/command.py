@@ -212,7 +212,7 @@ def _refuse(made: Made, allowed: int | float) -> None:
     if made.broken > most:
         raise UserError(
             f"{made.broken} of {made.source_rows} source rows are broken and were left behind; {most} are allowed. "
-            f"{made.folder / 'broken.jsonl'} lists them, each with its row number and the reason. Mend the source and "
+            f"{made.folder / 'broken.jsonl'} lists them, each with its row number and the reason. Fix the source and "
             f"convert it into another folder, or accept the set without them: --allow-broken {made.broken}."
         )
 
