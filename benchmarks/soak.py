@@ -161,7 +161,7 @@ def _live(
     end = time.monotonic() + (LIMIT if wait is None else wait)
     while launcher.poll() is None and time.monotonic() < end:
         _grow(family)
-        time.sleep(0.02)
+        time.sleep(0.1)
 
     killed = None
     if launcher.poll() is None:
