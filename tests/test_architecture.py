@@ -44,7 +44,17 @@ DOCUMENTS = (
     "eval/README.md",
 )
 ROOMS = (
-    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes", "console", "parent"),
+    (
+        "types",
+        "prompting",
+        "errors",
+        "registry",
+        "clock",
+        "activity",
+        "pipes",
+        "console",
+        "parent_process",
+    ),
     ("algorithms",),
     ("config",),
     ("answers",),

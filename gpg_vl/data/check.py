@@ -19,6 +19,7 @@ from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.console import plain, text_column
 from gpg_vl.data.cells import Kind
+from gpg_vl.data.dataset_notes import DatasetNotes, Reader
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Row, RowProblem
 from gpg_vl.data.summary import (
@@ -28,7 +29,6 @@ from gpg_vl.data.summary import (
     render_lengths,
     summarise,
 )
-from gpg_vl.data.survey import Reader, Survey
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
@@ -143,7 +143,7 @@ def check(
     source: str = "",
     console: Console | None = None,
     total: int | None = None,
-    survey: Survey | None = None,
+    dataset_notes: DatasetNotes | None = None,
     read_gold: ReadGold | None = None,
     notes: Iterable[str] = (),
     answers: bool = True,
@@ -152,15 +152,15 @@ def check(
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console. `survey` is shown every example; without one, it is a survey of what is said
-    of any data. `read_gold` finds gold answers that a reward of the run cannot read. `notes`: what is
+    there is a console. `dataset_notes` is given every example; without it, those notes are
+    made that need no model. `read_gold` finds gold answers that a reward of the run cannot read. `notes`: what is
     known of the source beside its rows; it is asked for once they are read. `answers`: whether every
     row needs a gold answer.
     """
     rows_read = 0
     first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
     golds: dict[str, Example] = {}  # by answer
-    survey = survey or Survey(Reader())
+    dataset_notes = dataset_notes or DatasetNotes(Reader())
     prompts: list[PromptCounts] = []
     tasks: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -184,7 +184,7 @@ def check(
             prompts.append(counts)
             sizes.update(counts.image_sizes)
         place = f"row {number}" + (f", {row.place}" if row.place else "")
-        survey.add(
+        dataset_notes.add(
             number,
             row,
             place,
@@ -215,7 +215,7 @@ def check(
         tasks=dict(sorted(tasks.items())),
         problems=tuple(problems),
         max_prompt_tokens=max_prompt_tokens,
-        notes=(*(notes if rows_read else ()), *survey.notes()),
+        notes=(*(notes if rows_read else ()), *dataset_notes.notes()),
         golds=tuple(golds.values()),
     )
 

@@ -16,7 +16,7 @@ from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.prompting import GOLD_FORM
 from gpg_vl.registry import did_you_mean
-from gpg_vl.rewards.gold import GoldOutcome, gold_completion
+from gpg_vl.rewards.gold_proof import GoldOutcome, gold_completion
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import RANGE_SLACK, Item, RewardFailure
 from gpg_vl.types import Completion, Example
