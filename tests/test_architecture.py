@@ -35,11 +35,14 @@ DOCUMENTS = (
     "docs/algorithms.md",
     "docs/answers.md",
     "docs/checkpoints.md",
+    "docs/data.md",
     "docs/families.md",
     "docs/memory.md",
+    "docs/new_task.md",
     "docs/rewards.md",
     "docs/report.md",
     "docs/scaling.md",
+    "docs/training.md",
     "docs/vllm.md",
     "eval/README.md",
 )
@@ -699,6 +702,15 @@ def is_path(word: str) -> bool:
 
 SUFFIXES = (".py", ".md", ".yaml", ".toml", ".txt")
 RUN_FILES = ("config.yaml", "log.txt")
+
+
+def test_every_module_is_in_the_tree_of_the_readme() -> None:
+    """A folder that is listed with a `/` at its end stands for what is in it; `__init__.py` for its folder."""
+    tree = re.findall(r"^    (gpg_vl/\S+) {2,}\S", (ROOT / "README.md").read_text(), re.MULTILINE)
+    whole = tuple(name for name in tree if name.endswith("/"))
+    modules = [file.relative_to(ROOT).as_posix() for file in FILES if file.name != "__init__.py"]
+    missing = [name for name in modules if name not in tree and not name.startswith(whole)]
+    assert not missing, f"README.md, The tree: add a line for {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
