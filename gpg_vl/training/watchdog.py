@@ -230,7 +230,7 @@ class Watchdog:
         if not self._stopped.is_set():
             _end_now(code)
 
-    # ---- what is told to the others, and heard of them
+    # ---- what this process writes for the others, and reads of them
 
     def _publish(self, *, ended: bool = False) -> None:
         self._beat += 1
