@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import gpg_vl.parent  # noqa: F401  it looks at what is there when the program begins
+import gpg_vl.parent_process  # noqa: F401  it looks at what is there when the program begins
 from gpg_vl.console import escaped_output, guard, make_console, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.pipes import until_the_reader_leaves
@@ -245,7 +245,7 @@ def _train(arguments: argparse.Namespace) -> int:
     # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
     from gpg_vl.training.launcher import make_accelerator
-    from gpg_vl.training.lookout import keep_watch
+    from gpg_vl.training.watchdog import keep_watch
 
     accelerator = make_accelerator(config)
     with keep_watch(accelerator, minutes=config.train.max_wait_minutes):
@@ -257,7 +257,7 @@ def _train_together(
 ) -> int:
     from functools import partial
 
-    from gpg_vl.rewards.golds import render_golds
+    from gpg_vl.rewards.gold_readings import render_golds
     from gpg_vl.training.agreement import refuse_other_settings
     from gpg_vl.training.evaluation import make_evaluation
     from gpg_vl.training.fit import render_fits
@@ -313,7 +313,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
 
     # a mistake in the config is said before torch is imported
     config = load_config(arguments.config, arguments.overrides)
-    from gpg_vl.rewards.golds import read_gold_of, render_golds
+    from gpg_vl.rewards.gold_readings import read_gold_of, render_golds
     from gpg_vl.training.prepare import check_data, make_encoder
 
     console = make_console()

@@ -44,7 +44,17 @@ DOCUMENTS = (
     "eval/README.md",
 )
 ROOMS = (
-    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes", "console", "parent"),
+    (
+        "types",
+        "prompting",
+        "errors",
+        "registry",
+        "clock",
+        "activity",
+        "pipes",
+        "console",
+        "parent_process",
+    ),
     ("algorithms",),
     ("config",),
     ("answers",),
@@ -689,6 +699,17 @@ def is_path(word: str) -> bool:
 
 SUFFIXES = (".py", ".md", ".yaml", ".toml", ".txt")
 RUN_FILES = ("config.yaml", "log.txt")
+
+
+def test_every_module_is_in_the_tree_of_the_readme() -> None:
+    """A folder of which no file is listed stands for what is in it; `__init__.py` is its folder's."""
+    tree = re.findall(r"^    (gpg_vl/\S+) {2,}\S", (ROOT / "README.md").read_text(), re.MULTILINE)
+    files = [name for name in tree if name.endswith(".py")]
+    folders = [name for name in tree if name.endswith("/")]
+    whole = tuple(name for name in folders if not any(file.startswith(name) for file in files))
+    modules = [file.relative_to(ROOT).as_posix() for file in FILES if file.name != "__init__.py"]
+    missing = [name for name in modules if name not in tree and not name.startswith(whole)]
+    assert not missing, f"README.md, The tree: add a line for {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

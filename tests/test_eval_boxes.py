@@ -136,6 +136,21 @@ def test_the_convention_comes_from_the_model(tmp_path):
         model_coordinates(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+        (b"[1]", "holds list, not an object of settings"),
+    ],
+)
+def test_a_config_that_is_none_is_named(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"config\.json {message}"):
+        model_coordinates(tmp_path)
+
+
 def test_pixels_of_the_resized_image_depend_on_the_limits():
     # A quarter to a half of the width and of the height, of 840 x 448 pixels as the model sees them.
     doc = make_doc((480, 270, 960, 540), "abs_resized", (1920, 1080))

@@ -12,7 +12,7 @@ from runs import gpg_vl, write_config
 
 from gpg_vl import rewards
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.gold import (
+from gpg_vl.rewards.gold_proof import (
     GoldScore,
     check_gold,
     explain,

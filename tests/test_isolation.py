@@ -13,7 +13,7 @@ import pytest
 
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.rewards import isolation, rewards
-from gpg_vl.rewards.gold import check_gold
+from gpg_vl.rewards.gold_proof import check_gold
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import Item
 from gpg_vl.types import Completion, Example, Group

@@ -30,7 +30,7 @@ from gpg_vl.models.requests import Score
 from gpg_vl.rollout.engine import RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.failures import NonFiniteError
-from gpg_vl.training.gold import GoldResponder
+from gpg_vl.training.gold_responder import GoldResponder
 from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import make_adamw

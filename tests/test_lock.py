@@ -160,3 +160,28 @@ def test_a_second_run_is_refused_on_the_command_line(tiny_checkpoint: Path, tmp_
             assert "Traceback" not in result.stderr
         assert first.is_running()
         assert (run / "config.yaml").read_bytes() == written
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_is_kept(tmp_path: Path) -> None:
+    """A run folder may come from somebody else: to sign such a lock would empty a file of the user."""
+    target = tmp_path / "notes.txt"
+    target.write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / lock.FILE).symlink_to(target)
+    with (
+        pytest.raises(UserError, match=r"\.lock is a link.*Remove it"),
+        hold_folder(folder, accelerator(), console()),
+    ):
+        pass
+    assert target.read_text() == "mine"
+
+
+def test_a_holder_that_signed_in_another_encoding_is_shown(tmp_path: Path) -> None:
+    with holder(tmp_path):
+        (tmp_path / lock.FILE).write_bytes(b"host \xff\xfe\n")
+        with (
+            pytest.raises(UserError, match=r"Another run is using the folder.*host \\xff\\xfe"),
+            hold_folder(tmp_path, accelerator(), console()),
+        ):
+            pass

@@ -15,7 +15,7 @@ from gpg_vl.answers.math.equality import equal, normalize, readable, right_side
 from gpg_vl.answers.text.prose import is_sentence, without_unit
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.builtin import math
-from gpg_vl.rewards.gold import check_gold
+from gpg_vl.rewards.gold_proof import check_gold
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.types import Completion, Example, Group
 

@@ -1,12 +1,14 @@
 """The log of a run survives being stopped anywhere, and a file of others is read in full or refused."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
+from gpg_vl.eval import predictions
 from gpg_vl.eval.predictions import (
     Failed,
     Key,
@@ -122,6 +124,18 @@ def test_damage_before_the_end_of_a_log_is_an_error_that_names_the_line(tmp_path
     file = write(tmp_path / "log.jsonl", record(0), '{"task": "cvbe', record(1))
     with pytest.raises(UserError, match=r"log.jsonl, line 2: the line is not a JSON object"):
         read_log(file)
+
+
+def test_a_line_without_end_is_refused_before_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "MAX_LINE", 1 << 20)
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b'{"a": "' + b"x" * (8 << 20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"log\.jsonl, line 1: the line is longer than 1 MiB"):
+        read_log(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_the_last_record_of_a_key_wins_and_another_key_is_another_record(tmp_path):

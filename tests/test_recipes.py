@@ -17,7 +17,7 @@ from gpg_vl.config import load_config, parse_config
 from gpg_vl.data.read import load_examples
 from gpg_vl.eval.tasks import cvbench
 from gpg_vl.quickstart import scenes
-from gpg_vl.rewards.gold import check_gold
+from gpg_vl.rewards.gold_proof import check_gold
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import Item
 from gpg_vl.training.prepare import make_encoder

@@ -406,6 +406,40 @@ def test_a_whole_checkpoint_under_the_name_of_another_step_is_noticed(
         look(known=known)
 
 
+def test_a_manifest_nested_without_end_is_damage(tmp_path: Path) -> None:
+    from gpg_vl.training.manifest import read_manifest
+
+    (tmp_path / "manifest.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(UserError, match=r"is damaged.*manifest\.json cannot be read"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"format": 1},
+        {"format": 1, "files": [], "metrics": {}, "run": {}},
+        {
+            "format": 1,
+            "files": {"a": {"bytes": 1}},
+            "metrics": {"bytes": 0, "sha256": ""},
+            "run": {},
+        },
+        {"format": 1, "files": {}, "metrics": {"bytes": "0", "sha256": ""}, "run": {}},
+        {"format": 1, "files": {}, "metrics": {"bytes": 0, "sha256": ""}, "run": 7},
+    ],
+)
+def test_a_manifest_of_another_shape_is_damage(tmp_path: Path, content: dict[str, object]) -> None:
+    """Its digest may be right: any program can compute it."""
+    from gpg_vl.training import manifest
+
+    whole = content | {"sha256": manifest._digest(content)}
+    (tmp_path / "manifest.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"is damaged.*manifest\.json"):
+        manifest.read_manifest(tmp_path)
+
+
 def test_a_file_that_does_not_belong_is_named(copy: Path, known: tuple[Prepared, Identity]) -> None:
     shutil.copy(copy / CHECKPOINT / "rank-0.pt", copy / CHECKPOINT / "rank-1.pt")
     with pytest.raises(UserError, match=r"rank-1\.pt does not belong to it"):
@@ -552,7 +586,17 @@ def test_states_that_are_none_are_told(tmp_path: Path, number: int) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[1]", b"null", b'{"step": 2}', b'{"step": "2"}', b"\xff\xff", b'{"step": -1}', b"{"],
+    [
+        b"",
+        b"[1]",
+        b"null",
+        b'{"step": 2}',
+        b'{"step": "2"}',
+        b"\xff\xff",
+        b'{"step": -1}',
+        b"{",
+        b"[" * 100_000,
+    ],
 )
 def test_counters_that_are_none_are_told(
     copy: Path, known: tuple[Prepared, Identity], content: bytes

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from gpg_vl.errors import UserError
 from gpg_vl.rewards import BUILTIN, QUICK
 from gpg_vl.rewards.catalogue import documentation, entries, shown
 from gpg_vl.rewards.scoring import load
@@ -381,3 +383,19 @@ def test_an_explanation_that_hangs_or_raises_is_a_failed_call(data, tmp_path):
     assert result.returncode == 1
     assert "gave no result within 2 s" in result.stdout
     assert "KeyError: '\\x1b[2Jcolour'" in result.stdout
+
+
+def test_a_line_of_completions_without_end_is_refused_before_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpg_vl.rewards import trial
+
+    monkeypatch.setattr(trial, "MAX_LINE", 1 << 20)
+    file = tmp_path / "completions.jsonl"
+    file.write_bytes(b'{"id": "' + b"x" * (8 << 20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="line 1 has more than 1048576 characters"):
+        trial.read_responses(file, ["a"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 << 20

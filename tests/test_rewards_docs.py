@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpg_vl.rewards.gold import check_gold
+from gpg_vl.rewards.gold_proof import check_gold
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.output import CALL_LIMIT, POOL_LIMIT
 from gpg_vl.rewards.process import START_LIMIT

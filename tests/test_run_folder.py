@@ -24,7 +24,7 @@ from gpg_vl.eval.results import ScoredRow, summarise
 from gpg_vl.eval.task import Doc
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.training import launches
-from gpg_vl.training.held_out import GREY, Evaluated, evaluated, keep, with_blank_pictures
+from gpg_vl.training.evaluation_files import GREY, Evaluated, evaluated, keep, with_blank_pictures
 from gpg_vl.training.samples import PictureSource, dump_groups
 from gpg_vl.training.trackers import show_samples, tracker_options
 from gpg_vl.training.trackers.rows import COLUMNS

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpg_vl.errors import UserError
-from gpg_vl.rewards.gold import gold_completion
+from gpg_vl.rewards.gold_proof import gold_completion
 from gpg_vl.rewards.scoring import (
     Reward,
     RewardValueError,

@@ -43,7 +43,7 @@ MODULES = (
     "gpg_vl.models.adapters",
     "gpg_vl.training.agreement",
     "gpg_vl.training.fit",
-    "gpg_vl.training.lookout",
+    "gpg_vl.training.watchdog",
     "gpg_vl.training.run",
     "gpg_vl.training.sharding.fsdp2",
     "transformers.models.auto.modeling_auto",

@@ -138,7 +138,7 @@ class RolloutConfig(Section):
 
     engine: str = "native"
     """`native` samples with the policy itself. `vllm` runs vLLM in this process with a copy of the weights, `vllm_server` asks
-    servers that `gpg-vl serve` has started; both are told the new weights after every step."""
+    servers that `gpg-vl serve` has started; both get the new weights after every step."""
     group_size: int = Field(8, ge=2)
     """G: answers per prompt."""
     max_new_tokens: int = Field(256, ge=1)

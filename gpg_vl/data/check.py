@@ -7,7 +7,7 @@ repaired on the way. How tokens are counted is the caller's affair, so this modu
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -19,6 +19,7 @@ from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.console import plain, text_column
 from gpg_vl.data.cells import Kind
+from gpg_vl.data.dataset_notes import DatasetNotes, Reader
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Row, RowProblem
 from gpg_vl.data.summary import (
@@ -28,12 +29,14 @@ from gpg_vl.data.summary import (
     render_lengths,
     summarise,
 )
-from gpg_vl.data.survey import Reader, Survey
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
 _SHOWN_PROBLEMS = 20
 _SHOWN_GOLDS = 6
+_NO_ROWS = (
+    "There are no rows. At least one is needed. Check that the source was written completely."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,7 @@ def check(
     source: str = "",
     console: Console | None = None,
     total: int | None = None,
-    survey: Survey | None = None,
+    dataset_notes: DatasetNotes | None = None,
     read_gold: ReadGold | None = None,
     notes: Iterable[str] = (),
     answers: bool = True,
@@ -151,72 +154,100 @@ def check(
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
-    the report, too. `total` is the expected number of rows, for the progress bar that is shown if
-    there is a console. `survey` is shown every example; without one, it is a survey of what is said
-    of any data. `read_gold` finds gold answers that a reward of the run cannot read. `notes`: what is
-    known of the source beside its rows; it is asked for once they are read. `answers`: whether every
-    row needs a gold answer.
-    """
-    rows_read = 0
-    first_row: dict[str, tuple[int, str]] = {}  # of each id, and its place
-    golds: dict[str, Example] = {}  # by answer
-    survey = survey or Survey(Reader())
-    prompts: list[PromptCounts] = []
-    tasks: Counter[str] = Counter()
-    sizes: Counter[tuple[int, int]] = Counter()
-    problems: list[RowProblem] = []
+    the report, too.
 
+    total: the expected number of rows, for the progress bar that is shown if there is a console.
+    dataset_notes: is given every example; without it, the notes are those that need no model.
+    read_gold: finds gold answers that a reward of the run cannot read.
+    notes: what is known of the source besides its rows; it is asked for once they are read.
+    answers: whether every row needs a gold answer.
+    """
+    tally = _Tally()
+    dataset_notes = dataset_notes or DatasetNotes(Reader())
     for number, row in enumerate(_show_progress(_read_to_end(rows, source), console, total)):
         if isinstance(row, RowProblem):
-            problems.append(row)
-            rows_read += row.kind != "source"
+            tally.add_unread(row)
             continue
 
-        rows_read += 1
-        tasks[row.task] += 1
-        first = first_row.setdefault(row.id, (number, row.place))
+        first = tally.first_row.setdefault(row.id, (number, row.place))
         counts, found = _check_example(row, count, max_prompt_tokens, first, number)
         if answers or row.answer.strip():
             found = [*answer_problems(row), *found]
         if read_gold is not None and not found:
             found += _read_gold(row, read_gold)
-        if counts:
-            prompts.append(counts)
-            sizes.update(counts.image_sizes)
+        tally.add(number, row, counts, found)
+
         place = f"row {number}" + (f", {row.place}" if row.place else "")
-        survey.add(
+        dataset_notes.add(
             number,
             row,
             place,
             tokens=counts.tokens if counts else None,
             notes=counts.notes if counts else (),
         )
-        if len(golds) < _SHOWN_GOLDS and row.answer not in golds:
-            golds[row.answer] = replace(row, images=())
+
+    if not tally.rows and not tally.problems:
+        tally.problems.append(_make_source_problem(0, source, _NO_ROWS))
+    return _make_report(
+        tally,
+        source=source,
+        max_prompt_tokens=max_prompt_tokens,
+        notes=(*(notes if tally.rows else ()), *dataset_notes.notes()),
+    )
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the rows that were checked so far come to."""
+
+    rows: int = 0
+    first_row: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """By id: the number of the first row that has it, and its place."""
+    golds: dict[str, Example] = field(default_factory=dict)
+    """By answer."""
+    prompts: list[PromptCounts] = field(default_factory=list)
+    tasks: Counter[str] = field(default_factory=Counter)
+    problems: list[RowProblem] = field(default_factory=list)
+
+    def add_unread(self, problem: RowProblem) -> None:
+        """A row that became no example; a problem of the source itself is no row."""
+        self.problems.append(problem)
+        self.rows += problem.kind != "source"
+
+    def add(
+        self,
+        number: int,
+        example: Example,
+        counts: PromptCounts | None,
+        found: Iterable[tuple[Kind, str]],
+    ) -> None:
+        self.rows += 1
+        self.tasks[example.task] += 1
+        if counts:
+            self.prompts.append(counts)
+        if len(self.golds) < _SHOWN_GOLDS and example.answer not in self.golds:
+            self.golds[example.answer] = replace(example, images=())
         for kind, text in found:
-            problem = RowProblem(row=number, id=row.id, source=row.place, kind=kind, message=text)
-            problems.append(problem)
+            self.problems.append(
+                RowProblem(row=number, id=example.id, source=example.place, kind=kind, message=text)
+            )
 
-    if not rows_read and not problems:
-        text = (
-            "There are no rows. At least one is needed. Check that the source was written "
-            "completely."
-        )
-        problems.append(_make_source_problem(0, source, text))
 
-    tokens = [counts.tokens for counts in prompts]
-    image_tokens = [counts.image_tokens for counts in prompts]
+def _make_report(
+    tally: _Tally, *, source: str, max_prompt_tokens: int | None, notes: tuple[str, ...]
+) -> DataReport:
+    sizes = Counter(size for counts in tally.prompts for size in counts.image_sizes)
     return DataReport(
         source=source,
-        rows=rows_read,
-        tokens=tuple(tokens),
-        image_tokens=tuple(image_tokens),
+        rows=tally.rows,
+        tokens=tuple(counts.tokens for counts in tally.prompts),
+        image_tokens=tuple(counts.image_tokens for counts in tally.prompts),
         image_sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
-        tasks=dict(sorted(tasks.items())),
-        problems=tuple(problems),
+        tasks=dict(sorted(tally.tasks.items())),
+        problems=tuple(tally.problems),
         max_prompt_tokens=max_prompt_tokens,
-        notes=(*(notes if rows_read else ()), *survey.notes()),
-        golds=tuple(golds.values()),
+        notes=notes,
+        golds=tuple(tally.golds.values()),
     )
 
 

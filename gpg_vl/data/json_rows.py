@@ -1,7 +1,7 @@
 """Rows of JSON text: one object per line, or one list of objects, plain or gzipped, in UTF-8.
 
 A line that cannot be read is a `CellError` in the place of its cells; a file that cannot be read is
-a `UserError`. Neither a long line nor a compressed one can take more than `MAX_LINE` of memory.
+a `UserError`. Of a line, also of a compressed one, at most `MAX_LINE` bytes are held before it is parsed.
 """
 
 import gzip

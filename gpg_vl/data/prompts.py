@@ -61,7 +61,7 @@ def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
             f"until both numbers are equal.",
         )
 
-    if not images and not any(text.strip() for text in _list_texts(prompt)):
+    if not images and not any(text.strip() for text in texts_of(prompt)):
         raise CellError(
             "prompt",
             "The prompt is empty and there is no image. A question is needed. Write one, or remove the row.",
@@ -71,11 +71,17 @@ def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
 
 def count_marks(prompt: str | tuple[Message, ...]) -> int:
     """The number of `<image>` marks in all turns."""
-    return sum(text.count(IMAGE_MARK) for text in _list_texts(prompt))
+    return sum(text.count(IMAGE_MARK) for text in texts_of(prompt))
 
 
-def _list_texts(prompt: str | tuple[Message, ...]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+def turns_of(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns of a conversation; text alone is one turn of the user."""
+    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+
+
+def texts_of(prompt: str | tuple[Message, ...]) -> tuple[str, ...]:
+    """The text of each turn."""
+    return (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
 
 
 def _parse_conversation(cells: Sequence[object]) -> tuple[Message, ...]:

@@ -27,7 +27,7 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """The fields of an example, and the column names that are taken for them where none is declared."""
 REQUIRED = ("prompt", "answer")
-Look = Callable[[Mapping[str, Any], Example, Collection[str]], None]
+OnExample = Callable[[Mapping[str, Any], Example, Collection[str]], None]
 """Called with the cells of a row, the example they became, and the columns that its fields took."""
 
 
@@ -69,7 +69,7 @@ def read_rows(
     *,
     limit: int | None = None,
     answers: bool = True,
-    look: Look | None = None,
+    on_example: OnExample | None = None,
 ) -> Iterator[Row]:
     """Every row of a source, or its first `limit` rows, in order, as an Example or a RowProblem.
 
@@ -78,7 +78,7 @@ def read_rows(
     `datasets:NAME_OR_PATH[:SPLIT]`. JSON may be gzipped. `columns` maps
     our fields (id, images, prompt, answer, choices, task) to the columns of the source, with dots
     to reach into structs (`answer: reward_model.ground_truth`); what it leaves out is found by the
-    names in `COMMON_NAMES`. Rows without an id are called by their number. `look` is shown each
+    names in `COMMON_NAMES`. Rows without an id are called by their number. `on_example` is shown each
     example with the cells it was made of.
 
     answers: whether each row needs a gold answer; False: a row without one has the answer "".
@@ -89,7 +89,7 @@ def read_rows(
             row that has a needed column.
     """
     declared = _check_mapping(columns or {})
-    yield from islice(_all_rows(str(source), declared, look, answers=answers), limit)
+    yield from islice(_all_rows(str(source), declared, on_example, answers=answers), limit)
 
 
 def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -102,13 +102,13 @@ def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tu
 
 
 def _all_rows(
-    source: str, declared: Mapping[str, str], look: Look | None, *, answers: bool
+    source: str, declared: Mapping[str, str], on_example: OnExample | None, *, answers: bool
 ) -> Iterator[Row]:
     number = 0
     empty: list[str] = []
     for table in tables(source, _names_of_rows(declared)):
         first = number
-        for row in _parse_table(table, declared, look, first=first, answers=answers):
+        for row in _parse_table(table, declared, on_example, first=first, answers=answers):
             yield row
             number += 1
         if number == first and table.columns is None:
@@ -129,7 +129,12 @@ def _names_of_rows(declared: Mapping[str, str]) -> frozenset[str]:
 
 
 def _parse_table(
-    table: Table, declared: Mapping[str, str], look: Look | None, *, first: int, answers: bool
+    table: Table,
+    declared: Mapping[str, str],
+    on_example: OnExample | None,
+    *,
+    first: int,
+    answers: bool,
 ) -> Iterator[Row]:
     required = [field for field in REQUIRED if answers or field != "answer"]
     if table.columns is not None:
@@ -148,8 +153,8 @@ def _parse_table(
             mappings[names] = resolve_columns(names, declared, where=place)
             columns |= dict.fromkeys(names)
         row = parse_row(cells, mappings[names], row=number, source=place, answers=answers)
-        if look is not None and isinstance(row, Example):
-            look(cells, row, mappings[names].values())
+        if on_example is not None and isinstance(row, Example):
+            on_example(cells, row, mappings[names].values())
         yield row
 
     # the rows of a JSONL file may lack a column one by one, but one that all lack is a wrong name

@@ -1,11 +1,12 @@
 """Signs in a text that it was damaged on its way into a data set: by an encoding, or by an escape.
 
-Some of them a person may have meant, so they are said and not refused.
+Some of them may be meant, so they become notes and the row is not refused.
 """
 
 import re
 from collections.abc import Iterator
 
+from gpg_vl.data.prompts import texts_of
 from gpg_vl.types import Example
 
 _LOST = re.compile("\ufffd")
@@ -47,9 +48,7 @@ _SIGNS = (
 
 def find_damage(example: Example) -> Iterator[tuple[str, str]]:
     """(kind, text) of what looks damaged in the texts of an example."""
-    prompt = example.prompt
-    turns = (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
-    text = "\n".join((*turns, example.answer, *(example.choices or ())))
+    text = "\n".join((*texts_of(example.prompt), example.answer, *(example.choices or ())))
 
     # nearly every text is plain, and that is quickly known
     if _PLAIN.fullmatch(text):

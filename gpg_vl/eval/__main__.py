@@ -163,7 +163,7 @@ def _job(arguments: argparse.Namespace) -> _Job:
     if arguments.scorer is not None:
         pick_scorers(
             task, arguments.scorer.split(",")
-        )  # a wrong name is told before the data is read
+        )  # a wrong name is refused before the data is read
     names = (*GENERATION, "repeats", "coordinates")
     changes = {name: getattr(arguments, name) for name in names} | {"limits": _limits(arguments)}
     settings = settings_for(task, arguments.prompt, seed=arguments.seed, **changes)

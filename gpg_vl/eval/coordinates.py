@@ -28,10 +28,15 @@ def model_coordinates(folder: Path) -> tuple[str, int]:
     """The convention a checkpoint was taught, and the side of its image tokens in pixels. Raises UserError."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder / 'config.json'} cannot be read: {error}. Give a complete checkpoint folder."
         ) from None
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{folder / 'config.json'} holds {type(config).__name__}, not an object of settings. Give a complete checkpoint "
+            f"folder."
+        )
     family = config.get("model_type")
     boxes = boxes_of(family)
     if boxes is None:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example, FinishReason
 
+MAX_LINE = 64 << 20
+"""Bytes of one line; a longer one is refused before it is held in memory."""
 _SYNC_EVERY = 1.0
 """Seconds. Every record is flushed to the system, and the disk is waited for this often."""
 
@@ -283,23 +285,36 @@ def _answers(line: _Line, prefill: str) -> list[Prediction]:
 
 def json_rows(file: Path, *, torn_end: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number, from 1, and object of each line. `torn_end`: a broken rest after the last newline is skipped."""
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(
-            f"The predictions file {file} cannot be read: {error.strerror}. Give the path of a .jsonl file."
-        ) from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in _numbered_lines(file):
         if not line.strip():
             continue
         row = _parsed(line)
         if isinstance(row, dict):
             yield number, row
-        elif not (torn_end and number == len(lines)):
+        elif line.endswith(b"\n") or not torn_end:
             raise UserError(
                 f"{file}, line {number}: the line is not a JSON object: {line[:60]!r}. Every line must "
                 'look like {"doc_id": 0, "response": "..."}. Correct or remove it.'
             )
+
+
+def _numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Each line with its number, from 1; one at a time, none longer than `MAX_LINE`."""
+    try:
+        with file.open("rb") as stream:
+            number = 0
+            while line := stream.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise UserError(
+                        f"{file}, line {number}: the line is longer than {MAX_LINE >> 20} MiB. Shorter lines are allowed. "
+                        "Shorten or remove it."
+                    )
+                yield number, line
+    except OSError as error:
+        raise UserError(
+            f"The predictions file {file} cannot be read: {error.strerror}. Give the path of a .jsonl file."
+        ) from None
 
 
 def _parsed(line: bytes) -> object:

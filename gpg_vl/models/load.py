@@ -120,9 +120,10 @@ def _refuse_adapters(folder: Path) -> None:
 def _base_of(file: Path) -> str:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return "which its adapter_config.json does not say"
-    return str(content.get("base_model_name_or_path"))
+    except (ValueError, RecursionError):
+        content = None
+    name = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    return str(name) if name else "which its adapter_config.json does not name"
 
 
 def load_processing(path: str, revision: str | None = None) -> Processing:
@@ -292,7 +293,7 @@ def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{name} of {path} cannot be read, it is not JSON: {error}. Copy the file from the original checkpoint."
         ) from None

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import unlettered, whole_letter
-from gpg_vl.data.prompts import IMAGE_MARK, count_marks
+from gpg_vl.data.prompts import IMAGE_MARK, count_marks, turns_of
 from gpg_vl.errors import UserError
 from gpg_vl.prompting import CHOICES_PLACE, PROMPT_PLACE, PromptStyle
 from gpg_vl.types import Example, Message
@@ -22,7 +22,7 @@ def apply_style(example: Example, style: PromptStyle) -> tuple[Message, ...]:
     """The conversation with the style's template on its last user turn, its system turn, and a mark
     for every image. Raises UserError.
     """
-    turns = _turns_of(example)
+    turns = turns_of(example.prompt)
     marks = count_marks(example.prompt)
     if marks not in (0, len(example.images)):
         raise UserError(
@@ -52,12 +52,6 @@ def apply_style(example: Example, style: PromptStyle) -> tuple[Message, ...]:
 
     _refuse_other_marks(example, style, messages)
     return tuple(messages)
-
-
-def _turns_of(example: Example) -> tuple[Message, ...]:
-    if isinstance(example.prompt, str):
-        return (Message(role="user", content=example.prompt),)
-    return example.prompt
 
 
 def _refuse_second_system(example_id: str, turns: Sequence[Message]) -> None:
@@ -110,7 +104,7 @@ def split_content(content: str) -> list[dict[str, str]]:
 
 def texts_of_row(example: Example) -> Iterator[str]:
     """The texts of the row itself that may become part of the prompt."""
-    yield from (turn.content for turn in _turns_of(example))
+    yield from (turn.content for turn in turns_of(example.prompt))
     yield from example.choices or ()
 
 
@@ -124,11 +118,11 @@ def refuse_loss(
     at = 0
     for number, message in enumerate(messages, 1):
         # templates of reasoning models leave out the reasoning of earlier turns
-        spoken = message.content
+        text = message.content
         if message.role == "assistant":
-            spoken = spoken.rpartition(_REASONING)[2]
+            text = text.rpartition(_REASONING)[2]
 
-        pieces = spoken.split(IMAGE_MARK) if image_token is not None else [spoken]
+        pieces = text.split(IMAGE_MARK) if image_token is not None else [text]
         for place, piece in enumerate(pieces):
             wanted = [piece.strip()] if place == 0 else [image_token or "", piece.strip()]
             for one in wanted:
@@ -149,7 +143,7 @@ def _raise_loss(example_id: str, number: int, message: Message, missing: str) ->
 
 def notes_on(example: Example, style: PromptStyle) -> Iterator[tuple[str, str]]:
     """(kind, text) of what is odd about the question as the model is asked it."""
-    asked = _turns_of(example)[-1].content.replace(IMAGE_MARK, "")
+    asked = turns_of(example.prompt)[-1].content.replace(IMAGE_MARK, "")
     if not asked.strip() and style.template.strip() == PROMPT_PLACE:
         said = "the question is empty, and the model is shown images alone. Write one, or ask it in prompt.template"
         yield "question", said
@@ -171,7 +165,7 @@ def _names_unseen(example: Example) -> bool:
     """True if the answer is the letter of an option, and the text of an option is nowhere in the prompt."""
     if not example.choices or whole_letter(gold_text(example.answer), len(example.choices)) is None:
         return False
-    asked = _words(" ".join(turn.content for turn in _turns_of(example)))
+    asked = _words(" ".join(turn.content for turn in turns_of(example.prompt)))
     return not all(_words(option) in asked for option in unlettered(example.choices))
 
 

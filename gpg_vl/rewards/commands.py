@@ -10,7 +10,7 @@ from gpg_vl.console import escaped_output, make_console, plain
 from gpg_vl.errors import UserError
 from gpg_vl.prompting import GOLD_FORM
 from gpg_vl.rewards.catalogue import documentation, entries, entry, shown
-from gpg_vl.rewards.gold import SAME_FAILURES, ways_on
+from gpg_vl.rewards.gold_proof import SAME_FAILURES, ways_on
 from gpg_vl.rewards.scoring import Item, RewardFailure, load
 from gpg_vl.rewards.trial import Trial, read_responses, try_reward
 

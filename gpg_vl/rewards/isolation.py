@@ -23,7 +23,7 @@ from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.registry import did_you_mean
 from gpg_vl.rewards import GOLD_FORM, rewards
-from gpg_vl.rewards.gold import SAME_FAILURES, GoldOutcome
+from gpg_vl.rewards.gold_proof import SAME_FAILURES, GoldOutcome
 from gpg_vl.rewards.output import Printed
 from gpg_vl.rewards.process import START_LIMIT, Worker
 from gpg_vl.rewards.scoring import Item, Parts, RewardFailure, Scored, checked_weights, with_rewards

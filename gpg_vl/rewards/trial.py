@@ -16,7 +16,7 @@ from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.prompting import GOLD_FORM
 from gpg_vl.registry import did_you_mean
-from gpg_vl.rewards.gold import GoldOutcome, gold_completion
+from gpg_vl.rewards.gold_proof import GoldOutcome, gold_completion
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import RANGE_SLACK, Item, RewardFailure
 from gpg_vl.types import Completion, Example
@@ -218,10 +218,12 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, line) of every line that is not empty. Raises UserError if the file cannot be read as UTF-8."""
     try:
         with file.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
+            number = 0
+            while line := stream.readline(MAX_LINE + 1):
+                number += 1
                 if len(line) > MAX_LINE:
                     raise UserError(
-                        f"{file}, line {number} has more than {MAX_LINE} characters. Cut the response."
+                        f"{file}, line {number} has more than {MAX_LINE} characters. Shorter lines are allowed. Cut the response."
                     )
                 if line.strip():
                     yield number, line

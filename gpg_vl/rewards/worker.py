@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.registry import UnknownNameError
-from gpg_vl.rewards.gold import GoldScore, needs_answer, score_gold
+from gpg_vl.rewards.gold_proof import GoldScore, needs_answer, score_gold
 from gpg_vl.rewards.scoring import Item, Parts, Reward, RewardFailure, RewardValueError, call, load
 from gpg_vl.types import Example
 

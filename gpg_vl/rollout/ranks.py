@@ -17,7 +17,7 @@ def tell(value: T) -> T:
     """The main process's value, on every process. All of them call it together."""
     if not torch.distributed.is_initialized():
         return value
-    told = [value]
+    shared = [value]
     with meeting():
-        torch.distributed.broadcast_object_list(told, src=0)
-    return told[0]
+        torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]

@@ -20,7 +20,7 @@ from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder, Rewarder
 from gpg_vl.training.display import Display
-from gpg_vl.training.gold import GoldResponder
+from gpg_vl.training.gold_responder import GoldResponder
 from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.loop import Intervals
 from gpg_vl.training.micro_batch import Layout

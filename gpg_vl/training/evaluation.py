@@ -22,8 +22,8 @@ from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.load import Processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rollout.engine import Engine, EngineLostError
+from gpg_vl.training.evaluation_files import Evaluated, evaluated, with_blank_pictures
 from gpg_vl.training.failures import raise_lost
-from gpg_vl.training.held_out import Evaluated, evaluated, with_blank_pictures
 from gpg_vl.training.prepare import OncePerNode, alone
 from gpg_vl.training.ranks import gathered
 from gpg_vl.types import Example

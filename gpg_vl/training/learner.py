@@ -294,7 +294,7 @@ class Learner:
         summed = sum_named(self._accelerator, totals.additive())
 
         # what others have said would be trained on as if the policy had; of a later update's weights nothing was sampled,
-        # and a loss that is no number is told below, with its examples
+        # and a loss that is no number is reported below, with its examples
         gap, limit = report_gap(self._accelerator, totals, summed), self._settings.max_logp_gap
         if is_first and isfinite(summed["loss"]) and gap.exceeds(limit):
             raise LogpGapError(explain_logp_gap(gap, limit))

@@ -52,8 +52,13 @@ def _take(folder: Path, console: Console) -> IO[str]:
     """The lock of the first process. That of all processes is had for a moment: none of an earlier run is left then."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / FILE).open("a+", encoding="utf-8")
+        file = _open(folder / FILE, "a+")
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(
+                f"{folder / FILE} is a link. A lock must be a file of the run folder itself, because it is written to. "
+                f"Remove it, or choose another output.folder."
+            ) from None
         raise UserError(
             f"The run folder {folder} cannot be written: {error}. Choose another output.folder."
         ) from None
@@ -81,6 +86,16 @@ def _take(folder: Path, console: Console) -> IO[str]:
     return file
 
 
+def _open(file: Path, mode: str) -> IO[str]:
+    """Raises OSError, of number ELOOP for a link: a folder from outside could make us empty any file by one."""
+
+    def open_no_link(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+    # another program may have signed it in any encoding
+    return open(file, mode, encoding="utf-8", errors="backslashreplace", opener=open_no_link)
+
+
 def _sign(folder: Path, file: IO[str]) -> None:
     """Who holds the lock, for the message of whoever does not get it."""
     started = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -98,7 +113,7 @@ def _sign(folder: Path, file: IO[str]) -> None:
 
 def _join(folder: Path, process: int) -> IO[str]:
     """The lock of another process of the run, for whom the first one has made room."""
-    file = (folder / FILE).open("r+", encoding="utf-8")
+    file = _open(folder / FILE, "r+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, process)
     except OSError as error:

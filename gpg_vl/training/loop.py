@@ -15,9 +15,9 @@ from gpg_vl.activity import doing
 from gpg_vl.clock import Clock
 from gpg_vl.rollout.engine import Engine, EngineLostError
 from gpg_vl.training.collect import Collector
+from gpg_vl.training.evaluation_files import Evaluated
 from gpg_vl.training.failures import RefusedUpdateError, explain_lost, locate
 from gpg_vl.training.finite import refuse_non_finite
-from gpg_vl.training.held_out import Evaluated
 from gpg_vl.training.learner import Learner
 from gpg_vl.training.metrics import (
     advance,

@@ -131,23 +131,53 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises UserError if it is damaged, or of a later version."""
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         refuse_damage(folder, [f"{FILE} cannot be read ({type(error).__name__})"])
         raise
 
-    said = content.pop("sha256", None) if isinstance(content, dict) else None
-    if said is None or said != _digest(content):
+    written = content.pop("sha256", None) if isinstance(content, dict) else None
+    if written is None or written != _digest(content):
         refuse_damage(folder, [f"{FILE} has another content than was written"])
-    if content["format"] != FORMAT:
+    if content.get("format", FORMAT) != FORMAT:
         raise UserError(
             f"The checkpoint {folder} was written by another version of gpg_vl: its {FILE} has the format "
             f"{content['format']}, this version reads {FORMAT}. Go on with the version that wrote it."
         )
-    return Manifest(
-        files={name: Entry(**entry) for name, entry in content["files"].items()},
-        metrics=Entry(**content["metrics"]),
-        run=content["run"],
+
+    # the digest says that nothing has changed, not that this package wrote it
+    manifest = _parse(content)
+    if manifest is None:
+        refuse_damage(folder, [f"{FILE} is not as gpg_vl writes it"])
+        raise AssertionError
+    return manifest
+
+
+def _parse(content: Mapping[str, Any]) -> Manifest | None:
+    """The manifest in a JSON object; None if a part is missing or of another type."""
+    files, metrics, run = (
+        content.get("files"),
+        _parse_entry(content.get("metrics")),
+        content.get("run"),
     )
+    if not isinstance(files, dict) or not isinstance(run, dict) or metrics is None:
+        return None
+
+    entries: dict[str, Entry] = {}
+    for name, value in files.items():
+        entry = _parse_entry(value)
+        if entry is None:
+            return None
+        entries[name] = entry
+    return Manifest(files=entries, metrics=metrics, run=run)
+
+
+def _parse_entry(value: object) -> Entry | None:
+    if not isinstance(value, dict) or value.keys() != {"bytes", "sha256"}:
+        return None
+    size, sha256 = value["bytes"], value["sha256"]
+    if type(size) is not int or size < 0 or not isinstance(sha256, str):
+        return None
+    return Entry(bytes=size, sha256=sha256)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -17,17 +17,17 @@ from gpg_vl.activity import doing
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config, SampledConfig, make_algorithm
 from gpg_vl.data.check import DataReport, ReadGold, check
-from gpg_vl.data.columns import UnusedPictures
-from gpg_vl.data.held_out import HeldOut
+from gpg_vl.data.contamination import EvaluationRows
+from gpg_vl.data.dataset_notes import DatasetNotes, Reader
 from gpg_vl.data.read import folder_of, load_examples, notes_of, read_rows
-from gpg_vl.data.survey import Reader, Survey
+from gpg_vl.data.unused_pictures import UnusedPictures
 from gpg_vl.errors import UserError
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import Processing, load_processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rewards import BUILTIN
-from gpg_vl.rewards.gold import check_gold, explain, needs_answer
+from gpg_vl.rewards.gold_proof import check_gold, explain, needs_answer
 from gpg_vl.rewards.isolation import RewardPool
 from gpg_vl.rewards.scoring import load
 from gpg_vl.rollout import engines, refuse_engine
@@ -137,7 +137,7 @@ def check_data(
     run says more.
     """
     answers = needs_answers(config)
-    columns = UnusedPictures(encoder.root)
+    unused = UnusedPictures(encoder.root)
     reader = Reader(
         sees_images=encoder.processing.family.has_vision,
         context=encoder.processing.tokens.context,
@@ -147,7 +147,7 @@ def check_data(
         config.data.train,
         config.data.columns,
         limit=config.data.limit,
-        look=columns.look,
+        on_example=unused.add,
         answers=answers,
     )
     return check(
@@ -157,18 +157,18 @@ def check_data(
         max_prompt_tokens=config.data.max_prompt_tokens,
         console=console,
         source=config.data.train,
-        survey=Survey(reader, columns, _held_out(config, encoder.root)),
+        dataset_notes=DatasetNotes(reader, unused, _evaluation_rows(config, encoder.root)),
         read_gold=read_gold,
         notes=_notes_of_source(config),
     )
 
 
-def _held_out(config: Config, root: Path | None) -> HeldOut | None:
+def _evaluation_rows(config: Config, root: Path | None) -> EvaluationRows | None:
     """What the evaluation of the run shows, which training should not; None if it has none."""
     if config.eval.task is None or config.eval.data is None:
         return None
     docs = tasks.get(config.eval.task)().load(Path(config.eval.data))
-    return HeldOut(((doc.example, doc.root) for doc in docs), root=root)
+    return EvaluationRows(((doc.example, doc.root) for doc in docs), root=root)
 
 
 def _notes_of_source(config: Config) -> Iterator[str]:

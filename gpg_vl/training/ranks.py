@@ -100,11 +100,11 @@ def once_per_node(accelerator: Accelerator, action: Callable[[], T]) -> list[T]:
 
     # a group of its own, because the others are meant to wait for less long
     group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-    told: list[tuple[tuple[T] | None, str | None]] = [(None, None)] * accelerator.num_processes
+    collected: list[tuple[tuple[T] | None, str | None]] = [(None, None)] * accelerator.num_processes
     with meeting(patient=True):
-        torch.distributed.all_gather_object(told, (result, message), group=group)
+        torch.distributed.all_gather_object(collected, (result, message), group=group)
 
-    for _, said in told:
+    for _, said in collected:
         if said is not None:
             raise UserError(said)
-    return [given[0] for given, _ in told if given is not None]
+    return [given[0] for given, _ in collected if given is not None]

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gpg_vl.errors import RunError
-from gpg_vl.training.held_out import Evaluated, keep
+from gpg_vl.training.evaluation_files import Evaluated, keep
 from gpg_vl.training.samples import PictureSource, dump_groups, write
 from gpg_vl.training.trackers import show_samples
 from gpg_vl.types import Group

@@ -92,7 +92,7 @@ def cut_metrics(file: Path, start: Start) -> int:
 
 
 def digest_data(examples: Sequence[Example]) -> str:
-    """What told data from other data in checkpoints without a manifest: ids, prompts and answers. 16 digits."""
+    """The digest of the data in checkpoints without a manifest: of ids, prompts and answers, in 16 digits."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.id, example.prompt, example.answer)).encode())
@@ -128,7 +128,7 @@ def _look(
 def _read_state(checkpoint: Path) -> SavedState:
     try:
         return read_state(checkpoint / STATE)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         refuse_damage(checkpoint, [f"{STATE} cannot be read ({error})"])
         raise
 
@@ -208,7 +208,7 @@ def _step_in(line: bytes) -> int | None:
     """The step of a row of metrics; None if it is no row."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None
     return step if isinstance(step, int) else None

@@ -14,7 +14,7 @@ from PIL import Image
 from gpg_vl.data.images import ImageError, load_image
 from gpg_vl.errors import RunError
 from gpg_vl.report.pictures import encode, shrink
-from gpg_vl.training.held_out import question
+from gpg_vl.training.evaluation_files import question
 from gpg_vl.types import Group
 
 

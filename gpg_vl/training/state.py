@@ -41,7 +41,7 @@ class SavedState:
     processes: int
     sharding: str
     data: str | None
-    """In a checkpoint of an earlier version, which had no manifest: what told its data from others."""
+    """In a checkpoint of an earlier version, which had no manifest: the digest of its data."""
 
 
 def dump_state(state: RunState, *, processes: int, sharding: str) -> str:

@@ -72,13 +72,13 @@ def _fill(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     parser.set_defaults(recipe=recipe)
     add = parser.add_argument
     if recipe.has_source:
-        told = "a file, a folder, or a hub id" + (f" (default {recipe.hub})" if recipe.hub else "")
+        text = "a file, a folder, or a hub id" + (f" (default {recipe.hub})" if recipe.hub else "")
         add(
             "--source",
             default=recipe.hub,
             required=recipe.hub is None,
             metavar="PATH_OR_HUB_ID",
-            help=told,
+            help=text,
         )
         add(
             "--revision",

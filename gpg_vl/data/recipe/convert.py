@@ -134,8 +134,8 @@ def _convert(
             start + shard.source_rows,
             broken + shard.broken,
         )
-        told = f"{source.split} ({broken} broken)" if broken else source.split
-        progress.update(bar, completed=start, description=told)
+        text = f"{source.split} ({broken} broken)" if broken else source.split
+        progress.update(bar, completed=start, description=text)
 
 
 def _shard(

@@ -181,11 +181,11 @@ def _refuse_other_plan(folder: Path, begun: Mapping[str, Any], plan: Mapping[str
     if begun == plan:
         return
     other = [key for key in {**begun, **plan} if begun.get(key) != plan.get(key)]
-    told = "; ".join(
+    differences = "; ".join(
         f"{key}: {_cut(begun.get(key))} then, {_cut(plan.get(key))} now" for key in other
     )
     raise UserError(
-        f"The folder {folder} was begun differently ({told}). The same command goes on with it. Repeat that one, choose "
+        f"The folder {folder} was begun differently ({differences}). The same command goes on with it. Repeat that one, choose "
         f"another --out, or delete the folder."
     )
 

@@ -182,7 +182,7 @@ class VllmEngine:
         sampling: Sampling,
         done: Callable[[int], None] | None,
     ) -> list[Any]:
-        """vLLM's output of each question, in order. `mine`: those of which `done` is told."""
+        """vLLM's output of each question, in order. `mine`: those that `done` is called for."""
         names = []
         for question in questions:
             self._requests += 1
@@ -190,13 +190,13 @@ class VllmEngine:
             given = engine_input(question.prompt, self._keys, question.features)
             self._engine.add_request(names[-1], given, self._parameters(sampling, question.draw))
 
-        told = set(names[mine])
+        own = set(names[mine])
         finished: dict[str, Any] = {}
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
                 if output.finished:
                     finished[output.request_id] = output
-                    if done and output.request_id in told:
+                    if done and output.request_id in own:
                         done(sampling.group_size)
         return [finished[name] for name in names]
 

@@ -19,7 +19,7 @@ from gpg_vl.rollout.vllm.protocol import (
 
 POLL_SECONDS = 0.5
 SILENT_SECONDS = 5.0
-"""A wait is only told once it lasts."""
+"""A shorter wait is not reported."""
 
 
 def servers_of(options: EngineOptions) -> list[Server]:
@@ -34,7 +34,7 @@ def servers_of(options: EngineOptions) -> list[Server]:
 
 def wait_for(server: Server, seconds: float) -> None:
     """Until the server is ready. Raises EngineLostError if it is not there within `seconds`."""
-    start, told = time.monotonic(), False
+    start, was_reported = time.monotonic(), False
     while True:
         try:
             server.get("/health", seconds=10)
@@ -48,8 +48,8 @@ def wait_for(server: Server, seconds: float) -> None:
         else:
             return
 
-        if waited > SILENT_SECONDS and not told:
-            told = True
+        if waited > SILENT_SECONDS and not was_reported:
+            was_reported = True
             say(
                 f"waiting for the server {server.url}, {seconds:.0f} seconds at most (rollout.server_wait)",
                 error=True,
@@ -59,8 +59,8 @@ def wait_for(server: Server, seconds: float) -> None:
 
 def describe(server: Server) -> Description:
     """What the server's workers say of it; they all say the same."""
-    told = server.call("gpg_describe")
-    return Description(**told[0])
+    answers = server.call("gpg_describe")
+    return Description(**answers[0])
 
 
 def refuse_other_model(server: Server, description: Description, setup: EngineSetup) -> None:

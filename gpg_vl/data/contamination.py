@@ -1,18 +1,18 @@
-"""Whether rows of training are also rows of an evaluation, which would then measure memory."""
+"""Contamination: rows of training that are also rows of an evaluation, which would then measure memory."""
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
 from gpg_vl.data.images import read_image
-from gpg_vl.data.prompts import IMAGE_MARK
+from gpg_vl.data.prompts import IMAGE_MARK, texts_of
 from gpg_vl.types import Example
 
 
-class HeldOut:
+class EvaluationRows:
     """The pictures and questions of an evaluation, by their digests.
 
-    Example: `HeldOut([(doc.example, doc.root) for doc in docs], root=Path("data"))`
+    Example: `EvaluationRows([(doc.example, doc.root) for doc in docs], root=Path("data"))`
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class HeldOut:
             self._rows.add((*pictures, _question(example)))
 
     def find(self, example: Example) -> str | None:
-        """What is to be said of a row of training, whose pictures can be read; None if it shares nothing."""
+        """The note on a row of training, whose pictures can be read; None if it shares nothing with the evaluation."""
         pictures = tuple(_digests(example, self._root))
         if (*pictures, _question(example)) in self._rows:
             return "it is a row of the evaluation too, with its images and its question. Remove such rows from one of the two"
@@ -44,7 +44,6 @@ def _digests(example: Example, root: Path | None) -> Iterator[bytes]:
 
 def _question(example: Example) -> bytes:
     """The texts of all turns, without marks, case and blanks."""
-    prompt = example.prompt
-    turns = (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
-    text = " ".join(" ".join(turns).replace(IMAGE_MARK, " ").casefold().split())
+    text = " ".join(texts_of(example.prompt))
+    text = " ".join(text.replace(IMAGE_MARK, " ").casefold().split())
     return blake2b(text.encode(), digest_size=16).digest()

@@ -1,6 +1,6 @@
-"""What is doubtful about a data set as a whole: said before training, though nothing keeps anybody from it.
+"""Notes on a data set as a whole: what looks wrong in it, reported before training, which may begin all the same.
 
-A `Survey` is shown every example once, in order; its notes come at the end. It keeps two numbers for each row.
+`DatasetNotes` takes every example once, in order; its notes come at the end. It keeps two numbers for each row.
 """
 
 from collections import Counter
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.options import gold_readings
-from gpg_vl.data.columns import UnusedPictures
-from gpg_vl.data.doubts import doubts_of, shown
-from gpg_vl.data.held_out import HeldOut
+from gpg_vl.data.contamination import EvaluationRows
+from gpg_vl.data.prompts import texts_of
+from gpg_vl.data.row_notes import find_notes, shown
 from gpg_vl.data.text_damage import find_damage
+from gpg_vl.data.unused_pictures import UnusedPictures
 from gpg_vl.types import Example
 
 _FEW = 3
@@ -33,21 +34,21 @@ class Reader:
     max_new_tokens: int = 0
 
 
-class Survey:
-    """Remembers of the rows what cannot be said of one alone.
+class DatasetNotes:
+    """Counts the notes on single rows, and remembers what one row alone does not show.
 
-    columns: shown the same rows by who reads them; held_out: what training must not see.
+    unused: is given the same rows by the caller. evaluation: rows that training should not have.
     """
 
     def __init__(
         self,
         reader: Reader,
-        columns: UnusedPictures | None = None,
-        held_out: HeldOut | None = None,
+        unused: UnusedPictures | None = None,
+        evaluation: EvaluationRows | None = None,
     ) -> None:
-        self._reader, self._columns, self._held_out = reader, columns, held_out
-        self._doubts: dict[str, tuple[int, str, str]] = {}
-        """By kind: number of rows, place of the first, and what is said of it."""
+        self._reader, self._unused, self._evaluation = reader, unused, evaluation
+        self._notes: dict[str, tuple[int, str, str]] = {}
+        """By kind: number of rows, place of the first, and the words of its note."""
         self._rows = Counter[str]()
         """Number of rows of some sorts."""
         self._choices: dict[str, list[int]] = {}
@@ -66,29 +67,29 @@ class Survey:
         notes: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Remember a row. tokens: of its prompt, None if it cannot be encoded; notes: (kind, text) of what its encoder says."""
-        doubts = [
+        found = [
             *find_damage(example),
             *notes,
-            *doubts_of(example),
+            *find_notes(example),
             *self._repeats(number, example),
         ]
         if tokens is not None:
-            doubts += self._of_encoded(example, tokens)
+            found += self._of_encoded(example, tokens)
 
         # the first of each kind: what is counted are rows
-        for kind, said in dict(reversed(doubts)).items():
-            rows, first, words = self._doubts.get(kind, (0, place, said))
-            self._doubts[kind] = rows + 1, first, words
+        for kind, said in dict(reversed(found)).items():
+            rows, first, words = self._notes.get(kind, (0, place, said))
+            self._notes[kind] = rows + 1, first, words
         self._count(number, example)
 
     def notes(self) -> Iterator[str]:
         """Sentences, those about pictures first."""
         yield from self._about_pictures()
-        if self._columns is not None:
-            yield from self._columns.notes()
+        if self._unused is not None:
+            yield from self._unused.notes()
         yield from self._about_fields()
         yield from self._about_choices()
-        for rows, first, words in self._doubts.values():
+        for rows, first, words in self._notes.values():
             yield f"{rows} row(s), the first of them {first}: {words}."
 
     # ---- one row
@@ -105,7 +106,7 @@ class Survey:
         self._choices.setdefault(example.task, [0, 0])[example.choices is None] += 1
 
     def _of_encoded(self, example: Example, tokens: int) -> Iterator[tuple[str, str]]:
-        if self._held_out is not None and (said := self._held_out.find(example)):
+        if self._evaluation is not None and (said := self._evaluation.find(example)):
             yield "held out", said
 
         context, answer = self._reader.context, self._reader.max_new_tokens
@@ -173,8 +174,7 @@ class Survey:
 
 
 def _question(example: Example) -> str:
-    prompt = example.prompt
-    return (prompt if isinstance(prompt, str) else prompt[-1].content).strip()
+    return texts_of(example.prompt)[-1].strip()
 
 
 def _plain_answer(example: Example) -> object:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from gpg_vl.data.doubts import is_media_path, shown
 from gpg_vl.data.images import ImageError, image_size
+from gpg_vl.data.row_notes import is_media_path, shown
 from gpg_vl.types import Example
 
 Sign = Literal["sure", "name"]
@@ -49,8 +49,8 @@ class UnusedPictures:
         self._columns: dict[str, _Column] = {}
         self._rows = 0
 
-    def look(self, cells: Mapping[str, Any], example: Example, taken: Collection[str]) -> None:
-        """Look at the cells of one row and at what became of them; `taken`: the columns of its fields."""
+    def add(self, cells: Mapping[str, Any], example: Example, taken: Collection[str]) -> None:
+        """Remember the cells of one row that its example does not use; `taken`: the columns of its fields."""
         self._rows += 1
         seen: set[str] = set()
         for column, cell in cells.items():

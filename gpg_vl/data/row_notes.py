@@ -1,6 +1,6 @@
-"""What is doubtful about one example, though it can be trained on: a person may have meant it, so it is said and not refused.
+"""Notes on one example: what looks wrong in it, though it can be trained on. It may be meant, so it is not refused.
 
-Each doubt is a kind, to count rows by, and words that follow "3 row(s), the first of them row 7: ...".
+Each note is a kind, by which rows are counted, and words that follow "3 row(s), the first of them row 7: ...".
 """
 
 import re
@@ -12,10 +12,10 @@ from gpg_vl.answers.box import parse_boxes
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.math.rectangles import COORDINATES, Box
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of
-from gpg_vl.data.prompts import IMAGE_MARK
+from gpg_vl.data.prompts import IMAGE_MARK, turns_of
 from gpg_vl.types import Example, Message
 
-Doubt = tuple[str, str]
+Note = tuple[str, str]
 
 PICTURE_ENDINGS = "png jpg jpeg jpe jfif webp gif bmp tif tiff avif heic heif jp2 ppm pgm"
 VIDEO_ENDINGS = "mp4 avi mov mkv webm m4v mpg mpeg"
@@ -91,9 +91,9 @@ _STATED = re.compile(
 )
 
 
-def doubts_of(example: Example) -> Iterator[Doubt]:
-    """All that is doubtful about the texts of an example, its answer and its options; a kind may come twice."""
-    turns = _turns_of(example)
+def find_notes(example: Example) -> Iterator[Note]:
+    """The notes on the texts of an example, its answer, its options and its boxes; a kind may come twice."""
+    turns = turns_of(example.prompt)
     asked = turns[-1].content.replace(IMAGE_MARK, "").strip()
     for text in (*(turn.content for turn in turns), example.answer):
         yield from _of_texts(text)
@@ -119,13 +119,7 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _turns_of(example: Example) -> tuple[Message, ...]:
-    if isinstance(example.prompt, str):
-        return (Message(role="user", content=example.prompt),)
-    return example.prompt
-
-
-def _of_texts(text: str) -> Iterator[Doubt]:
+def _of_texts(text: str) -> Iterator[Note]:
     # most texts have no such character, and that is quickly known
     if not _QUICK.search(text):
         return
@@ -134,7 +128,7 @@ def _of_texts(text: str) -> Iterator[Doubt]:
             yield kind, "it holds " + words.format(found=found[0].strip()[:60])
 
 
-def _of_turns(turns: tuple[Message, ...]) -> Iterator[Doubt]:
+def _of_turns(turns: tuple[Message, ...]) -> Iterator[Note]:
     if any(turn.role == "system" for turn in turns[1:]):
         yield "turns", "it has its system turn behind another one. Put it first"
     if turns[0].role == "assistant":
@@ -149,7 +143,7 @@ def _of_turns(turns: tuple[Message, ...]) -> Iterator[Doubt]:
         )
 
 
-def _of_answer(example: Example, asked: str) -> Iterator[Doubt]:
+def _of_answer(example: Example, asked: str) -> Iterator[Note]:
     gold = gold_text(example.answer)
     if gold.casefold() in _NOT_FILLED:
         yield (
@@ -191,7 +185,7 @@ def _is_stated(gold: str, asked: str) -> bool:
     return False
 
 
-def _of_choices(answer: str, choices: tuple[str, ...]) -> Iterator[Doubt]:
+def _of_choices(answer: str, choices: tuple[str, ...]) -> Iterator[Note]:
     if len(choices) == 1:
         yield (
             "one option",
@@ -221,7 +215,7 @@ def _of_choices(answer: str, choices: tuple[str, ...]) -> Iterator[Doubt]:
         break
 
 
-def _of_boxes(answer: str, meta: Mapping[str, Any]) -> Iterator[Doubt]:
+def _of_boxes(answer: str, meta: Mapping[str, Any]) -> Iterator[Note]:
     """Where the row says what its coordinates mean, what its boxes say otherwise."""
     coordinates = meta.get("coordinates")
     if not isinstance(coordinates, str):

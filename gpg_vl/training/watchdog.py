@@ -34,7 +34,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from gpg_vl.activity import MeetingBrokenError, current
 from gpg_vl.console import say, show_cursor
 from gpg_vl.errors import RunError, UserError
-from gpg_vl.parent import IS_LAUNCHED, has_lost_launcher
+from gpg_vl.parent_process import IS_LAUNCHED, has_lost_launcher
 from gpg_vl.training.lateness import Sighting, explain_gone, explain_late, explain_unknown
 
 BEAT = 1.0
@@ -43,10 +43,10 @@ SHORT_SILENCE = 5.0
 """Seconds without a word that mean an end, where something else says so too: a broken connection, a SIGTERM."""
 LONG_SILENCE = 40.0
 """Seconds without a word that mean an end by themselves: a process that swaps, or imports, may be silent for a while."""
-FAREWELL = 8.0
+END_GRACE = 8.0
 """Seconds in which a main thread may end by itself once the run is over: it is often about to say the same words."""
 LAST_WORD = "last word"
-SPOKEN = "spoken"
+PRINTED = "printed"
 
 
 @contextmanager
@@ -61,20 +61,20 @@ def keep_watch(accelerator: Accelerator, *, minutes: float) -> Iterator[None]:
             yield
         return
 
-    lookout = Lookout(accelerator, minutes=minutes)
-    lookout.start()
+    watchdog = Watchdog(accelerator, minutes=minutes)
+    watchdog.start()
     try:
         yield
     except Exception as error:
-        code = lookout.settle(error)
+        code = watchdog.settle(error)
         if code is None:
             raise
         raise SystemExit(code) from None
     finally:
-        lookout.stop()
+        watchdog.stop()
 
 
-class Lookout:
+class Watchdog:
     """See `keep_watch`."""
 
     def __init__(self, accelerator: Accelerator, *, minutes: float) -> None:
@@ -92,7 +92,7 @@ class Lookout:
         self._lost = threading.Event()
         """The store is gone: each further question would print a stack of C++."""
         self._wake, self._waker = os.pipe()
-        self._thread = threading.Thread(target=self._run, name="gpg_vl lookout", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="gpg_vl watchdog", daemon=True)
         self._before: object = None
         self._fd_before = -1
 
@@ -102,14 +102,14 @@ class Lookout:
         self._publish()
         os.set_blocking(self._waker, False)
         self._fd_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        self._before = signal.signal(signal.SIGTERM, _leave_it_to_the_lookout)
+        self._before = signal.signal(signal.SIGTERM, _leave_to_watchdog)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
         with suppress(OSError):
             os.write(self._waker, b"\0")
-        self._thread.join(FAREWELL)
+        self._thread.join(END_GRACE)
         if not self._lost.is_set():
             with suppress(RuntimeError):
                 self._publish(ended=True)
@@ -194,7 +194,7 @@ class Lookout:
             time.sleep(BEAT / 4)
 
         # within training somebody else has heard it, and stops after the step
-        if signal.getsignal(signal.SIGTERM) is _leave_it_to_the_lookout:
+        if signal.getsignal(signal.SIGTERM) is _leave_to_watchdog:
             self._leave(128 + signal.SIGTERM)
 
     def _end(self, message: str) -> None:
@@ -204,33 +204,33 @@ class Lookout:
 
     def _end_after_others(self) -> None:
         """The run is over, and why was said: the main thread may end by itself for a while, and is then ended."""
-        end = time.monotonic() + FAREWELL
+        end = time.monotonic() + END_GRACE
         while time.monotonic() < end and not current().waits and not self._stopped.is_set():
             time.sleep(BEAT / 4)
         self._stopped.wait(BEAT)
         self._leave(1)
 
     def _end_without_store(self) -> None:
-        if self._stopped.wait(FAREWELL):
+        if self._stopped.wait(END_GRACE):
             return
-        if self._speaks_without_store() and not self._settling.is_set():
+        if self._prints_without_store() and not self._settling.is_set():
             _print(
                 "The launcher or the process that held the run together has ended. All others were ended; go on from the "
                 "last checkpoint with --resume."
             )
         self._leave(1)
 
-    def _speaks_without_store(self) -> bool:
+    def _prints_without_store(self) -> bool:
         """One of each machine. The store is held by the launcher of the first machine, or else by process 0."""
-        holder_speaks = 0 if "TORCHELASTIC_RUN_ID" in os.environ else 1
-        return self._rank == holder_speaks or bool(self._is_first_here and self._rank)
+        holder_prints = 0 if "TORCHELASTIC_RUN_ID" in os.environ else 1
+        return self._rank == holder_prints or bool(self._is_first_here and self._rank)
 
     def _leave(self, code: int) -> None:
         """End this process, whatever its main thread hangs in, and the processes that it has started."""
         if not self._stopped.is_set():
             _end_now(code)
 
-    # ---- what is told to the others, and heard of them
+    # ---- what this process writes for the others, and reads of them
 
     def _publish(self, *, ended: bool = False) -> None:
         self._beat += 1
@@ -270,9 +270,9 @@ class Lookout:
         if said is None or (own and said != message):
             _print(message)
             with suppress(RuntimeError):
-                self._store.set(SPOKEN, "1")
+                self._store.set(PRINTED, "1")
         with suppress(RuntimeError):
-            self._store.wait([SPOKEN], timedelta(seconds=FAREWELL))
+            self._store.wait([PRINTED], timedelta(seconds=END_GRACE))
 
     def _claim(self, message: str) -> str | None:
         """None if this becomes the last word of the run, else what was."""
@@ -280,7 +280,7 @@ class Lookout:
         try:
             rank, said = json.loads(self._store.compare_set(LAST_WORD, "", claim))
         except RuntimeError:
-            return None if self._speaks_without_store() else ""
+            return None if self._prints_without_store() else ""
         return None if rank == self._rank else str(said)
 
 
@@ -298,13 +298,13 @@ def _end_with_launcher() -> Iterator[None]:
     if not IS_LAUNCHED:
         yield
         return
-    thread = threading.Thread(target=watch, name="gpg_vl lookout", daemon=True)
+    thread = threading.Thread(target=watch, name="gpg_vl watchdog", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stopped.set()
-        thread.join(FAREWELL)
+        thread.join(END_GRACE)
 
 
 def _explain_orphans(rank: int, place: str) -> str:
@@ -346,7 +346,7 @@ def _is_of_a_connection(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _leave_it_to_the_lookout(number: int, frame: FrameType | None) -> None:
+def _leave_to_watchdog(number: int, frame: FrameType | None) -> None:
     """Of SIGTERM: its number has gone to the thread already."""
 
 
