@@ -44,7 +44,18 @@ DOCUMENTS = (
     "eval/README.md",
 )
 ROOMS = (
-    ("types", "prompting", "errors", "registry", "clock", "activity", "pipes", "console", "parent"),
+    (
+        "types",
+        "prompting",
+        "errors",
+        "registry",
+        "clock",
+        "peaks",
+        "activity",
+        "pipes",
+        "console",
+        "parent",
+    ),
     ("algorithms",),
     ("config",),
     ("answers",),

@@ -233,6 +233,21 @@ def test_the_page_says_what_was_trained_and_how_it_went(tmp_path: Path) -> None:
     assert re.search(r"only step 4 is right\s*1\s*only step 0 is right\s*1\s*both right\s*1", text)
 
 
+def test_each_phase_has_its_seconds_and_the_most_memory_of_any_launch(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    launches = [
+        {"peak memory by phase": {"train": {"process": 3 << 30, "gpu": 0}, "x": 5, "y": {}}},
+        {"peak memory by phase": {"train": {"process": 2 << 30, "gpu": 1 << 30}}},
+        {"peak memory by phase": "much"},
+    ]
+    (folder / "run.json").write_text(json.dumps({"launches": launches}))
+    parsed = Parsed(rendered(folder))
+    # four steps of 0.5 s
+    assert re.search(r"train\s*2\.0\s*0\.5\s*3\.00\s*1\.00", parsed.text), parsed.text
+    assert {(3 << 30, "3.00"), (1 << 30, "1.00")} <= set(parsed.numbers)
+    assert "peak memory by phase" not in parsed.text
+
+
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     html = rendered(write_run(tmp_path / "run"))
     for tag, attributes in Parsed(html).elements:
@@ -362,6 +377,30 @@ def test_a_reward_that_a_folder_names_is_not_imported(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", samples={1: rows})
     assert "a reward of the run&#39;s own" in rendered(folder)
     assert not mark.exists()
+
+
+def test_what_a_reward_of_the_runs_own_said_at_the_time_is_shown(tmp_path: Path) -> None:
+    name = "/gone/mine.py:f"
+    told: list[Any] = [
+        {"parsed": "four", "note": "<b>close</b>", "score": 0.5},
+        {"parsed": None, "note": "", "score": 1.0},
+        {"parsed": None, "note": "not explained: it hung", "score": None},
+        {"parsed": 4, "note": ["x"], "score": "1"},
+        "nothing",
+    ]
+    answers = [
+        {"text": "x", "reward": 0.5, f"reward/{name}": 0.5, f"verdict/{name}": one} for one in told
+    ]
+    html = rendered(write_run(tmp_path / "run", samples={1: [group(completions=answers)]}))
+    said = re.findall(r'class="why">([^<]*)</p>', html.split('id="groups"')[1])
+    silent = "a reward of the run&#39;s own, which does not say why; decorate it with @explained"
+    assert said == [
+        f"{name}: read as &#39;four&#39;; &lt;b&gt;close&lt;/b&gt;",
+        f"{name}: no answer could be read; the run recorded 0.5, its explanation says 1",
+        f"{name}: not explained: it hung",
+        # of another shape: as if it had said nothing
+        f"{name}: read as &#39;x&#39;; {silent}",
+    ]
 
 
 def test_a_reward_that_the_rule_of_today_gives_otherwise_says_so(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from gpg_vl.report.evaluations import Changed, Outcome, Question
 from gpg_vl.report.folder import Run
 from gpg_vl.report.groups import Answer, Group
+from gpg_vl.report.phases import MEMORY
 from gpg_vl.report.pictures import Album, Thumbnail
 from gpg_vl.report.rows import number
 from gpg_vl.report.text import Shown, line, shown
@@ -236,7 +237,7 @@ def facts(run: Run) -> list[Fact]:
         found += [
             Fact(name=f"{prefix}{line(name, 40)}", value=_spell(value))
             for name, value in launch.items()
-            if value is not None
+            if value is not None and name != MEMORY
         ]
     return found
 
