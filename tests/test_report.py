@@ -19,7 +19,7 @@ from run_folders import completion, evaluation, group, held_out, step, write_lin
 from runs import gpg_vl
 
 from gpg_vl.errors import UserError
-from gpg_vl.report import page, pictures, verdicts
+from gpg_vl.report import curves, evaluations, groups, page, pictures, verdicts
 from gpg_vl.report.curves import MOST_POINTS, read_metrics
 from gpg_vl.report.folder import read_run
 from gpg_vl.report.groups import read_samples, spread
@@ -117,6 +117,51 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0], peaks
+
+
+def test_the_page_of_a_long_run_needs_no_more_than_that_of_a_shorter_one(tmp_path: Path) -> None:
+    """10,000 steps, 400 dumps of samples and 100 evaluations beside a tenth of each."""
+    peaks, sizes = [], []
+    for steps in (1_000, 10_000):
+        every = steps // 100
+        rows = (
+            row
+            for n in range(1, steps + 1)
+            for row in ([step(n)] if n % every else [step(n), evaluation(n, 0.5)])
+        )
+        dumps = {n: [group(id=str(n))] for n in range(1, steps + 1, 25)}
+        folder = write_run(tmp_path / f"{steps}", metrics=rows, samples=dumps)
+        rendered(folder)  # imports and caches are no part of it
+        tracemalloc.start()
+        sizes.append(len(rendered(folder)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0], peaks
+    assert sizes[1] < 1.5 * sizes[0], sizes
+
+
+def test_of_a_million_rows_a_part_is_shown_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as if the limits were reached, in a thousandth of the rows
+    monkeypatch.setattr(curves, "MOST_POINTS", 10)
+    monkeypatch.setattr(evaluations, "MOST_ROWS", 100)
+    monkeypatch.setattr(groups, "MOST_SCANNED", 4)
+    held = {step: [held_out(n, right=n % 2 == step) for n in range(1000)] for step in (0, 1)}
+    folder = write_run(
+        tmp_path / "run",
+        metrics=[step(n) for n in range(1, 1001)],
+        samples={n: [group()] for n in range(1, 20)},
+        evaluations=held,
+    )
+    text = Parsed(rendered(folder)).text
+    for said in (
+        "Of 1,000 steps every 128th is drawn, and the last.",
+        "4 of 19 steps were read",
+        "The evaluation has more rows than are compared here: the first 100.",
+        "12 of ",
+    ):
+        assert said in text, said
 
 
 def test_lines_that_are_no_rows_are_counted_and_a_torn_end_is_not(tmp_path: Path) -> None:

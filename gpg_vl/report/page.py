@@ -82,6 +82,7 @@ def render(run: Run, other: Run | None = None, *, live: bool = False) -> str:
             css=css,
             scripts=scripts,
             data=embed(data),
+            data_steps=any(one.metrics.train.rows for one in runs),
             facts=[view.facts(one) for one in runs],
             missing=[[line(said, 400) for said in one.missing] for one in runs],
             thinned=[said for one in runs for said in _thinned(one.metrics.train, "steps")],

@@ -230,7 +230,7 @@ def facts(run: Run) -> list[Fact]:
         section, _, word = key.partition(".")
         value = run.config.get(section, {}).get(word)
         if value is not None:
-            found.append(Fact(name=name, value=line(value)))
+            found.append(Fact(name=name, value=_spell(value)))
 
     for place, launch in enumerate(run.launches):
         prefix = "" if len(run.launches) == 1 else f"launch {place + 1}: "
@@ -243,7 +243,7 @@ def facts(run: Run) -> list[Fact]:
 
 
 def _spell(value: object) -> str:
-    """A value of run.json in words: `torch 2.13.0, pillow 13.0.0` of an object, `a, b` of a list."""
+    """A value of run.json or config.yaml in words: `torch 2.13.0, pillow 13.0.0` of an object, `a, b` of a list."""
     if isinstance(value, dict):
         return line(
             ", ".join(f"{key} {line(one, 80)}" for key, one in list(value.items())[:40]), 1000

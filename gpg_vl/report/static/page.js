@@ -16,11 +16,15 @@
     return v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6) ? v.toExponential(0) : Number(v.toPrecision(4)).toString();
   };
 
-  // a curve that never changes lies in the middle of its chart
+  // a curve that never changes lies in the middle of its chart, whatever its size
   const range = (plot, low, high) => {
     if (low === null) return [0, 1];
-    return low === high ? [low - 0.5, high + 0.5] : uPlot.rangeNum(low, high, 0.1, true);
+    const room = Math.abs(low) / 2 || 0.5;
+    return low === high ? [low - room, high + room] : uPlot.rangeNum(low, high, 0.1, true);
   };
+
+  // there is no half a step
+  const whole = [...Array(10).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
 
   const ink = () => getComputedStyle(root).getPropertyValue("--quiet").trim();
   const rule = () => getComputedStyle(root).getPropertyValue("--rule").trim();
@@ -71,7 +75,7 @@
       series,
       bands: bands.map((band) => ({ series: [band.at, band.at + 1], fill: tint(HUES[band.one.hue % HUES.length], 0.15) })),
       scales: { x: { time: false }, y: chart.log ? { distr: 3 } : { range } },
-      axes: [{ ...axis, values: (_, ticks) => ticks.map(value) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(short) }],
+      axes: [{ ...axis, incrs: whole, values: (_, ticks) => ticks.map(value) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(short) }],
       cursor: { y: false },
     };
   }
