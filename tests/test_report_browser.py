@@ -123,6 +123,22 @@ def test_the_pointer_reads_a_number_off_a_curve(tab: Any, run: Path) -> None:
     assert f"{30 / 7:.6g}" in chart.locator(".u-legend").text_content()
 
 
+def test_a_score_is_read_off_with_its_interval(tab: Any, tmp_path: Path) -> None:
+    tab.goto(page.write_report(write_run(tmp_path / "run")).as_uri())
+    chart = tab.locator("#evaluation-charts .chart", has_text="official")
+    over = chart.locator(".u-over")
+    over.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] - 2, box["y"] + 40)
+    row = chart.locator(".u-legend tr:visible", has_text="real picture")
+    # the file has 0.75, and 0.1 to either side
+    tab.wait_for_function(
+        "document.querySelector('#evaluation-charts .u-legend').textContent.includes('0.75')"
+    )
+    assert row.count() == 1
+    assert row.text_content() == "real picture0.75 [0.65, 0.85]"
+
+
 def test_the_filter_shows_what_fits(tab: Any, run: Path) -> None:
     tab.goto((run / "report.html").as_uri())
     visible = tab.locator(".group:visible")

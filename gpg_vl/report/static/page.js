@@ -50,6 +50,12 @@
 
   function options(chart, lists, bands, width) {
     const few = lists[0].length < 40;
+    // the ends of an interval are read off with its value and have no line of their own
+    const interval = (plot, one, at) => {
+      const band = bands.find((each) => each.one === one);
+      if (!band || at === null || at === undefined) return "";
+      return ` [${value(plot.data[band.at + 1][at])}, ${value(plot.data[band.at][at])}]`;
+    };
     const series = [{ label: "step", value: (_, v) => value(v) }];
     for (const one of chart.series) {
       series.push({
@@ -59,13 +65,13 @@
         dash: one.dash ? [3, 4] : one.run ? [8, 4] : undefined,
         spanGaps: true,
         points: { show: few, size: 5 },
-        value: (_, v) => value(v),
+        value: (plot, v, _, at) => value(v) + interval(plot, one, at),
       });
     }
     for (const band of bands) {
       const hue = HUES[band.one.hue % HUES.length];
       for (const end of ["to", "from"]) {
-        series.push({ label: `${band.one.label} ${end}`, stroke: tint(hue, 0.35), width: 1, spanGaps: true, points: { show: false }, value: (_, v) => value(v) });
+        series.push({ label: `${band.one.label} ${end}`, class: "interval", stroke: tint(hue, 0.35), width: 1, spanGaps: true, points: { show: false }, value: (_, v) => value(v) });
       }
     }
     const axis = { stroke: ink, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
