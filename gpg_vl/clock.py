@@ -6,6 +6,8 @@ from time import perf_counter
 
 import torch
 
+from gpg_vl.peaks import holding
+
 
 @contextmanager
 def timed(add: Callable[[float], None], device: torch.device) -> Iterator[None]:
@@ -25,9 +27,10 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of a block."""
+        """Add the seconds of a block; the memory that it holds is recorded under the same name."""
         start = perf_counter()
-        yield
+        with holding(name):
+            yield
         self.add({name: perf_counter() - start})
 
     def add(self, seconds: Mapping[str, float]) -> None:

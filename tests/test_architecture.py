@@ -50,6 +50,7 @@ ROOMS = (
         "errors",
         "registry",
         "clock",
+        "peaks",
         "activity",
         "pipes",
         "console",

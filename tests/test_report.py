@@ -19,7 +19,7 @@ from run_folders import completion, evaluation, group, held_out, step, write_lin
 from runs import gpg_vl
 
 from gpg_vl.errors import UserError
-from gpg_vl.report import page, pictures, verdicts
+from gpg_vl.report import curves, evaluations, groups, page, pictures, verdicts
 from gpg_vl.report.curves import MOST_POINTS, read_metrics
 from gpg_vl.report.folder import read_run
 from gpg_vl.report.groups import read_samples, spread
@@ -117,6 +117,51 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0], peaks
+
+
+def test_the_page_of_a_long_run_needs_no_more_than_that_of_a_shorter_one(tmp_path: Path) -> None:
+    """10,000 steps, 400 dumps of samples and 100 evaluations beside a tenth of each."""
+    peaks, sizes = [], []
+    for steps in (1_000, 10_000):
+        every = steps // 100
+        rows = (
+            row
+            for n in range(1, steps + 1)
+            for row in ([step(n)] if n % every else [step(n), evaluation(n, 0.5)])
+        )
+        dumps = {n: [group(id=str(n))] for n in range(1, steps + 1, 25)}
+        folder = write_run(tmp_path / f"{steps}", metrics=rows, samples=dumps)
+        rendered(folder)  # imports and caches are no part of it
+        tracemalloc.start()
+        sizes.append(len(rendered(folder)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0], peaks
+    assert sizes[1] < 1.5 * sizes[0], sizes
+
+
+def test_of_a_million_rows_a_part_is_shown_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as if the limits were reached, in a thousandth of the rows
+    monkeypatch.setattr(curves, "MOST_POINTS", 10)
+    monkeypatch.setattr(evaluations, "MOST_ROWS", 100)
+    monkeypatch.setattr(groups, "MOST_SCANNED", 4)
+    held = {step: [held_out(n, right=n % 2 == step) for n in range(1000)] for step in (0, 1)}
+    folder = write_run(
+        tmp_path / "run",
+        metrics=[step(n) for n in range(1, 1001)],
+        samples={n: [group()] for n in range(1, 20)},
+        evaluations=held,
+    )
+    text = Parsed(rendered(folder)).text
+    for said in (
+        "Of 1,000 steps every 128th is drawn, and the last.",
+        "4 of 19 steps were read",
+        "The evaluation has more rows than are compared here: the first 100.",
+        "12 of ",
+    ):
+        assert said in text, said
 
 
 def test_lines_that_are_no_rows_are_counted_and_a_torn_end_is_not(tmp_path: Path) -> None:
@@ -231,6 +276,21 @@ def test_the_page_says_what_was_trained_and_how_it_went(tmp_path: Path) -> None:
         assert said in text, said
     # learnt, lost, right twice, wrong twice: one of each
     assert re.search(r"only step 4 is right\s*1\s*only step 0 is right\s*1\s*both right\s*1", text)
+
+
+def test_each_phase_has_its_seconds_and_the_most_memory_of_any_launch(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    launches = [
+        {"peak memory by phase": {"train": {"process": 3 << 30, "gpu": 0}, "x": 5, "y": {}}},
+        {"peak memory by phase": {"train": {"process": 2 << 30, "gpu": 1 << 30}}},
+        {"peak memory by phase": "much"},
+    ]
+    (folder / "run.json").write_text(json.dumps({"launches": launches}))
+    parsed = Parsed(rendered(folder))
+    # four steps of 0.5 s
+    assert re.search(r"train\s*2\.0\s*0\.5\s*3\.00\s*1\.00", parsed.text), parsed.text
+    assert {(3 << 30, "3.00"), (1 << 30, "1.00")} <= set(parsed.numbers)
+    assert "peak memory by phase" not in parsed.text
 
 
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
@@ -362,6 +422,30 @@ def test_a_reward_that_a_folder_names_is_not_imported(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", samples={1: rows})
     assert "a reward of the run&#39;s own" in rendered(folder)
     assert not mark.exists()
+
+
+def test_what_a_reward_of_the_runs_own_said_at_the_time_is_shown(tmp_path: Path) -> None:
+    name = "/gone/mine.py:f"
+    told: list[Any] = [
+        {"parsed": "four", "note": "<b>close</b>", "score": 0.5},
+        {"parsed": None, "note": "", "score": 1.0},
+        {"parsed": None, "note": "not explained: it hung", "score": None},
+        {"parsed": 4, "note": ["x"], "score": "1"},
+        "nothing",
+    ]
+    answers = [
+        {"text": "x", "reward": 0.5, f"reward/{name}": 0.5, f"verdict/{name}": one} for one in told
+    ]
+    html = rendered(write_run(tmp_path / "run", samples={1: [group(completions=answers)]}))
+    said = re.findall(r'class="why">([^<]*)</p>', html.split('id="groups"')[1])
+    silent = "a reward of the run&#39;s own, which does not say why; decorate it with @explained"
+    assert said == [
+        f"{name}: read as &#39;four&#39;; &lt;b&gt;close&lt;/b&gt;",
+        f"{name}: no answer could be read; the run recorded 0.5, its explanation says 1",
+        f"{name}: not explained: it hung",
+        # of another shape: as if it had said nothing
+        f"{name}: read as &#39;x&#39;; {silent}",
+    ]
 
 
 def test_a_reward_that_the_rule_of_today_gives_otherwise_says_so(tmp_path: Path) -> None:

@@ -79,6 +79,36 @@ def test_the_page_opens_and_fits(tab: Any, run: Path, width: int, scheme: str) -
     assert (back == "rgb(20, 23, 27)") is (scheme == "dark")
 
 
+@pytest.mark.parametrize("width", [390, 1400])
+def test_names_of_any_length_stay_inside(tab: Any, tmp_path: Path, width: int) -> None:
+    """Tasks, rows and rewards are named by others, and need not hold a blank where a line could break."""
+    name = "a-name-without-any-blank/" * 12
+    reward = f"/home/somebody/{name}mine.py:f"
+    answer = {"text": name, "reward": 1.0, f"reward/{reward}": 1.0}
+    rows = [group(task=name, id=name, prompt=name, answer=name, completions=[answer] * 3)]
+    metrics = [
+        step(n, **{f"reward/{reward}": n / 9, "reward_by_task": {name: n / 7, "Count": n / 8}})
+        for n in range(1, 5)
+    ]
+    folder = write_run(tmp_path / name.replace("/", "")[:200], metrics=metrics, samples={1: rows})
+    other = write_run(tmp_path / f"o-{name.replace('/', '')[:200]}", metrics=metrics)
+    tab.set_viewport_size({"width": width, "height": 800})
+    for pair in (None, other):
+        tab.goto(page.write_report(folder, pair).as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        legend = tab.locator(".chart", has_text="Reward by task").locator(".u-legend")
+        assert "Count" in legend.text_content()
+
+
+def test_two_runs_have_colours_of_their_own(tab: Any, run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other")
+    tab.goto(page.write_report(run, other, tmp_path / "both.html").as_uri())
+    for title in ("weighted total", "only groups with"):
+        marks = tab.locator(".chart", has_text=title).locator(".u-marker")
+        colours = marks.evaluate_all("all => all.slice(1).map(one => one.style.border)")
+        assert len(set(colours)) == len(colours) > 1, (title, colours)
+
+
 def test_the_pointer_reads_a_number_off_a_curve(tab: Any, run: Path) -> None:
     tab.goto((run / "report.html").as_uri())
     chart = tab.locator(".chart", has_text="weighted total")
@@ -91,6 +121,22 @@ def test_the_pointer_reads_a_number_off_a_curve(tab: Any, run: Path) -> None:
     )
     # the reward of step 30 as the file has it, in six digits
     assert f"{30 / 7:.6g}" in chart.locator(".u-legend").text_content()
+
+
+def test_a_score_is_read_off_with_its_interval(tab: Any, tmp_path: Path) -> None:
+    tab.goto(page.write_report(write_run(tmp_path / "run")).as_uri())
+    chart = tab.locator("#evaluation-charts .chart", has_text="official")
+    over = chart.locator(".u-over")
+    over.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] - 2, box["y"] + 40)
+    row = chart.locator(".u-legend tr:visible", has_text="real picture")
+    # the file has 0.75, and 0.1 to either side
+    tab.wait_for_function(
+        "document.querySelector('#evaluation-charts .u-legend').textContent.includes('0.75')"
+    )
+    assert row.count() == 1
+    assert row.text_content() == "real picture0.75 [0.65, 0.85]"
 
 
 def test_the_filter_shows_what_fits(tab: Any, run: Path) -> None:

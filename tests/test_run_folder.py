@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import sys
 import types
 from datetime import datetime
@@ -73,6 +74,13 @@ def test_run_json_says_what_ran_where_and_when(run: Path) -> None:
     assert 0 <= (ended - began).total_seconds() < 300
     assert began.utcoffset() is not None
     assert {"host", "devices", "commit", "python", "processes", "peak memory"} <= launch.keys()
+
+    phases = launch["peak memory by phase"]
+    assert {"encode", "rollout", "reward", "train", "step", "eval"} == phases.keys()
+    assert phases["step"]["process"] == max(
+        phases[name]["process"] for name in ("step", "encode", "rollout", "reward", "train")
+    )
+    assert 2**27 < phases["train"]["process"] < 2**33
 
 
 def test_the_log_has_a_time_for_each_line(run: Path) -> None:
@@ -178,29 +186,75 @@ def test_a_run_that_fails_says_so_in_its_folder(tiny_checkpoint: Path, tmp_path:
     assert "no training step" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_failure_before_the_first_step_is_written_down(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Weights that are cut off pass every check that needs none, and end the run when they are read."""
+    checkpoint = tmp_path / "cut"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    result = gpg_vl("train", write_config(tmp_path, checkpoint))
+    assert result.returncode == 2, result.stdout
+    [launch] = json.loads((tmp_path / "run" / "run.json").read_text())["launches"]
+    assert launch["outcome"].startswith("failed: "), launch
+    assert (launch["steps"], bool(launch["ended"])) == (None, True)
+    assert "ended: failed: " in (tmp_path / "run" / "log.txt").read_text()
+    assert "no training step" in (tmp_path / "run" / "report.html").read_text()
+
+    # the folder holds no step: the run can be begun in it once the cause is gone
+    weights.write_bytes((tiny_checkpoint / "model.safetensors").read_bytes())
+    again = gpg_vl("train", tmp_path / "config.yaml")
+    assert again.returncode == 0, again.stderr
+    entries = json.loads((tmp_path / "run" / "run.json").read_text())["launches"]
+    assert [one["steps"] for one in entries] == [None, {"first": 0, "last": 4}]
+
+
+def test_a_run_that_fails_later_says_how_far_it_came(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    reward = tmp_path / "counts.py"
+    reward.write_text(
+        "calls = []\n"
+        "def f(completion, example):\n"
+        "    if completion.text.startswith('<think>'):\n"
+        "        return 1.0\n"
+        "    calls.append(1)\n"
+        "    if len(calls) > 12:\n"
+        "        raise ValueError('enough')\n"
+        "    return sum(map(ord, completion.text)) % 5 / 4\n"
+    )
+    rewards = {"weights": {f"{reward}:f": 1.0}, "workers": 1}
+    config = write_config(tmp_path, tiny_checkpoint, rewards=rewards, algorithm={"beta_th": 0.0})
+    result = gpg_vl("train", config)
+    assert result.returncode == 1, result.stdout
+    [launch] = json.loads((tmp_path / "run" / "run.json").read_text())["launches"]
+    # two prompts of three answers in each step
+    assert launch["steps"] == {"first": 0, "last": 2}
+
+
 # ---- launches
 
 
 def test_each_launch_of_a_run_has_an_entry(tmp_path: Path) -> None:
-    with launches.written_down(tmp_path, processes=1, first_step=0) as launch:
-        launch.last_step = 3
+    with launches.written_down(tmp_path, processes=1) as launch:
+        launch.reached(0)
+        launch.reached(3)
         [entry] = json.loads((tmp_path / "run.json").read_text())["launches"]
         assert (entry["ended"], entry["outcome"]) == (None, None)
     with (
         pytest.raises(KeyboardInterrupt),
-        launches.written_down(tmp_path, processes=1, first_step=3),
+        launches.written_down(tmp_path, processes=1),
     ):
         raise KeyboardInterrupt
     entries = json.loads((tmp_path / "run.json").read_text())["launches"]
     assert [one["outcome"] for one in entries] == ["stopped before its end", "interrupted"]
-    assert [one["steps"] for one in entries] == [{"first": 0, "last": 3}, {"first": 3, "last": 3}]
+    assert [one["steps"] for one in entries] == [{"first": 0, "last": 3}, None]
     assert not logging.getLogger("gpg_vl").handlers
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"launches": 3}', b'{"launches": [3]}'])
 def test_a_run_json_that_says_nothing_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
-    with launches.written_down(tmp_path, processes=1, first_step=0):
+    with launches.written_down(tmp_path, processes=1):
         pass
     assert len(json.loads((tmp_path / "run.json").read_text())["launches"]) == 1
 
@@ -209,7 +263,7 @@ def test_a_folder_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
     (tmp_path / "run.partial").mkdir()
     with (
         pytest.raises(RunError, match="Make room"),
-        launches.written_down(tmp_path, processes=1, first_step=0),
+        launches.written_down(tmp_path, processes=1),
     ):
         pass
 

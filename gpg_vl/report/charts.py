@@ -35,6 +35,7 @@ class Kind:
 TRAINING = (
     Kind(title="Reward", columns=("reward",), note="weighted total, mean over all answers"),
     Kind(title="Reward by function", beginning="reward/", note="unweighted means"),
+    Kind(title="Reward by task", beginning="reward_by_task/", note="weighted total"),
     Kind(title="Accuracy", columns=("accuracy",), note="share with full marks in the first reward"),
     Kind(
         title="Groups",
@@ -101,7 +102,8 @@ def _training(tables: Sequence[Table], labels: Sequence[str]) -> Iterator[dict[s
         names = list(dict.fromkeys(name for table in tables for name in kind.names(table)))
         if names:
             series = [
-                _series(run, name, hue, labels, kind.beginning)
+                # each run has colours of its own: a dash is hard to see on a curve that jumps
+                _series(run, name, hue + run * len(names), labels, kind.beginning)
                 for hue, name in enumerate(names)
                 for run, table in enumerate(tables)
                 if name in table.columns
@@ -145,7 +147,7 @@ def _score_series(
         yield {
             "label": _label(what, run, labels),
             "column": f"{run}:{column}",
-            "hue": hue,
+            "hue": hue + run * len(kinds),
             "run": run,
             "band": band,
         }
@@ -162,4 +164,11 @@ def _score_series(
 
 
 def _label(name: str, run: int, labels: Sequence[str]) -> str:
-    return line(name, 60) if len(labels) == 1 else f"{line(name, 40)} · {labels[run]}"
+    """What the legend says: a name that is too long keeps its end, where reward functions differ."""
+    if len(labels) == 1:
+        return _short(line(name), 40)
+    return f"{_short(line(name), 30)} · {_short(labels[run], 20)}"
+
+
+def _short(name: str, longest: int) -> str:
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"

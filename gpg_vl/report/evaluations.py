@@ -66,8 +66,8 @@ class Changed:
     """Some rows of each kind."""
     alone: int
     """Rows that only one of the two evaluations has."""
-    cut: bool
-    """One of the evaluations has more rows than are read."""
+    cut: int
+    """How many rows of an evaluation were read, if one of them has more; else 0."""
 
 
 def evaluation_files(folder: Path) -> dict[int, Path]:
@@ -104,7 +104,7 @@ def compare(before: tuple[int, Path], after: tuple[int, Path]) -> Changed:
             for kind, ids in chosen.items()
         },
         alone=len(was.keys() ^ now.keys()),
-        cut=cut_before or cut_after,
+        cut=MOST_ROWS if cut_before or cut_after else 0,
     )
 
 

@@ -23,10 +23,22 @@ _STEP = re.compile(r"step-([0-9]{1,15})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a reward of the run's own said of an answer while the run had it.
+
+    Example: `Told(parsed="4", note="off by one", score=0.5)`
+    """
+
+    parsed: str | None
+    note: str
+    score: int | float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One of the G answers.
 
-    Example: `Answer(text="(B)", prefill="", finish_reason="stop", tokens=3, reward=1.0, parts={"choice": 1.0})`
+    Example: `Answer(text="(B)", prefill="", finish_reason="stop", tokens=3, reward=1.0, parts={"choice": 1.0}, told={})`
     """
 
     text: str
@@ -37,6 +49,8 @@ class Answer:
     """The weighted total."""
     parts: Mapping[str, int | float]
     """By reward function."""
+    told: Mapping[str, Told]
+    """By reward function, of those that nobody can ask again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +188,7 @@ def _answer(row: object) -> Answer | None:
         tokens=whole(row.get("tokens")),
         reward=number(row.get("reward")),
         parts=dict(_parts(row)),
+        told=dict(_told(row)),
     )
 
 
@@ -181,6 +196,19 @@ def _parts(row: Row) -> Iterator[tuple[str, int | float]]:
     for name, value in row.items():
         if name.startswith("reward/") and (plain := number(value)) is not None:
             yield name.removeprefix("reward/"), plain
+
+
+def _told(row: Row) -> Iterator[tuple[str, Told]]:
+    for name, value in row.items():
+        if name.startswith("verdict/") and isinstance(value, dict):
+            yield (
+                name.removeprefix("verdict/"),
+                Told(
+                    parsed=get(value, "parsed", str),
+                    note=get(value, "note", str) or "",
+                    score=number(value.get("score")),
+                ),
+            )
 
 
 def _texts(value: object) -> tuple[str, ...] | None:

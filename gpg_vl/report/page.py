@@ -22,6 +22,7 @@ from gpg_vl.report.curves import Table
 from gpg_vl.report.evaluations import Changed, compare
 from gpg_vl.report.folder import Run, read_run
 from gpg_vl.report.groups import spread
+from gpg_vl.report.phases import phases
 from gpg_vl.report.pictures import Album
 from gpg_vl.report.text import line
 
@@ -81,6 +82,7 @@ def render(run: Run, other: Run | None = None, *, live: bool = False) -> str:
             css=css,
             scripts=scripts,
             data=embed(data),
+            data_steps=any(one.metrics.train.rows for one in runs),
             facts=[view.facts(one) for one in runs],
             missing=[[line(said, 400) for said in one.missing] for one in runs],
             thinned=[said for one in runs for said in _thinned(one.metrics.train, "steps")],
@@ -88,7 +90,7 @@ def render(run: Run, other: Run | None = None, *, live: bool = False) -> str:
             differences=view.differences(run, other) if other is not None else [],
             pairs=[_pairs(*one, album) for one in _changes(run, other, labels)],
             groups=view.group_views(run.samples.groups, album),
-            phases=_phases(run),
+            phases=[phases(one) for one in runs],
         )
     )
 
@@ -125,13 +127,6 @@ def _thinned(table: Table, what: str) -> list[str]:
     if table.every == 1:
         return []
     return [f"Of {table.rows:,} {what} every {table.every:,}th is drawn, and the last."]
-
-
-def _phases(run: Run) -> list[tuple[str, float, float]]:
-    """(phase, seconds of the whole run, seconds per step), the longest first."""
-    steps = max(run.metrics.train.rows, 1)
-    ordered = sorted(run.metrics.seconds.items(), key=lambda one: -one[1])[:40]
-    return [(line(name, 60), total, total / steps) for name, total in ordered]
 
 
 def _changes(

@@ -1,7 +1,8 @@
 """Why an answer got what it got: the verdict that stands beside each reward, asked for again.
 
-Only rewards of this package are asked: a run folder that somebody sent must not decide which code runs. Those that may
-be slow on some texts answer in a process of their own, which is ended when its time is over.
+Only rewards of this package are asked: a run folder that somebody sent must not decide which code runs. What one of the
+run's own said at the time, if it is `@explained`, stands beside its value in samples.jsonl. Rewards that may be slow on
+some texts answer in a process of their own, which is ended when its time is over.
 """
 
 import json
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 
 from gpg_vl.answers.extract import extract_answer
 from gpg_vl.answers.verdict import Verdict
@@ -70,14 +72,32 @@ def _short(question: Question) -> bool:
 
 
 def _explain_quickly(question: Question) -> Reason:
+    if question.reward not in BUILTIN:
+        return _of_its_own(question)
     if not _short(question):
         return Reason(note=f"not judged again: longer than {LONGEST_JUDGED:,} characters")
-    if question.reward not in BUILTIN:
-        parsed = extract_answer(question.answer.prefill + question.answer.text).candidate
-        return Reason(
-            parsed=parsed, note="a reward of the run's own, which keeps its reason to itself"
-        )
     return explain(question.reward, *_as_given(question))
+
+
+def _of_its_own(question: Question) -> Reason:
+    """What a reward of the run's own said at the time, if it did."""
+    told = question.answer.told.get(question.reward)
+    if told is None:
+        text = question.answer.prefill + question.answer.text
+        return Reason(
+            parsed=extract_answer(text).candidate if _short(question) else None,
+            note="a reward of the run's own, which does not say why; decorate it with @explained",
+        )
+
+    # its score is that of the explanation, which is another function than the reward
+    recorded, notes = question.answer.parts[question.reward], [told.note]
+    if told.score is not None and not isclose(told.score, recorded, abs_tol=1e-6):
+        notes.append(f"the run recorded {recorded:g}, its explanation says {told.score:g}")
+    return Reason(
+        parsed=told.parsed,
+        note="; ".join(filter(None, notes)),
+        score=None if told.score is None else recorded,
+    )
 
 
 def explain(reward: str, completion: Completion, example: Example) -> Reason:

@@ -8,6 +8,7 @@ from typing import Any
 from gpg_vl.report.evaluations import Changed, Outcome, Question
 from gpg_vl.report.folder import Run
 from gpg_vl.report.groups import Answer, Group
+from gpg_vl.report.phases import MEMORY
 from gpg_vl.report.pictures import Album, Thumbnail
 from gpg_vl.report.rows import number
 from gpg_vl.report.text import Shown, line, shown
@@ -229,20 +230,20 @@ def facts(run: Run) -> list[Fact]:
         section, _, word = key.partition(".")
         value = run.config.get(section, {}).get(word)
         if value is not None:
-            found.append(Fact(name=name, value=line(value)))
+            found.append(Fact(name=name, value=_spell(value)))
 
     for place, launch in enumerate(run.launches):
         prefix = "" if len(run.launches) == 1 else f"launch {place + 1}: "
         found += [
             Fact(name=f"{prefix}{line(name, 40)}", value=_spell(value))
             for name, value in launch.items()
-            if value is not None
+            if value is not None and name != MEMORY
         ]
     return found
 
 
 def _spell(value: object) -> str:
-    """A value of run.json in words: `torch 2.13.0, pillow 13.0.0` of an object, `a, b` of a list."""
+    """A value of run.json or config.yaml in words: `torch 2.13.0, pillow 13.0.0` of an object, `a, b` of a list."""
     if isinstance(value, dict):
         return line(
             ", ".join(f"{key} {line(one, 80)}" for key, one in list(value.items())[:40]), 1000

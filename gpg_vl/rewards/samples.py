@@ -1,7 +1,8 @@
 """What stands beside a reward for people: its verdict on a completion, and responses to show it by.
 
 A reward returns a number and nothing else. Beside it may stand a pure function that gives the whole `Verdict` on the same
-completion and example; `gpg-vl rewards show` and `gpg-vl rewards test` print it. It is never called in training.
+completion and example; `gpg-vl rewards show` and `gpg-vl rewards test` print it, and the report of a run shows it. No
+number of a run depends on it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -8,11 +8,10 @@ import json
 import logging
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from gpg_vl.errors import RunError
+from gpg_vl.peaks import WHOLE, Peak, recorded
 from gpg_vl.report.page import write_report
 from gpg_vl.report.text import visible
 from gpg_vl.training.state import RunState
@@ -42,27 +42,28 @@ log = logging.getLogger("gpg_vl.run")
 class Launch:
     """What is to be said of a launch when it ends."""
 
-    first_step: int
-    last_step: int
-    """Steps behind the run at the beginning and at the end."""
+    first_step: int | None = None
+    last_step: int | None = None
+    """Steps behind the run at the beginning and at the end; None until the launch knows where it begins."""
     finished: bool = False
+
+    def reached(self, step: int) -> None:
+        """So many steps are done. The first call says where the launch begins."""
+        self.first_step = step if self.first_step is None else self.first_step
+        self.last_step = step
 
 
 @contextmanager
-def reported(
-    folder: Path, accelerator: Accelerator, console: Console, *, first_step: int
-) -> Iterator[Launch]:
+def reported(folder: Path, accelerator: Accelerator, console: Console) -> Iterator[Launch]:
     """The block is a launch of the run in `folder`, and behind it, however it ends, the report is written.
 
     Every process enters it; the main process alone writes. Raises RunError if the folder cannot be written.
     """
     if not accelerator.is_main_process:
-        yield Launch(first_step=first_step, last_step=first_step)
+        yield Launch()
         return
     try:
-        with written_down(
-            folder, processes=accelerator.num_processes, first_step=first_step
-        ) as launch:
+        with written_down(folder, processes=accelerator.num_processes) as launch:
             yield launch
     finally:
         _report(folder, console)
@@ -89,14 +90,14 @@ def logged(checkpoint: Callable[[RunState], Path]) -> Callable[[RunState], Path]
 
 
 @contextmanager
-def written_down(folder: Path, *, processes: int, first_step: int) -> Iterator[Launch]:
+def written_down(folder: Path, *, processes: int) -> Iterator[Launch]:
     """The block is a launch: it stands in run.json from its beginning on, and log.txt takes what is logged in it.
 
     Main process only. Raises RunError if the folder cannot be written.
     """
-    launch = Launch(first_step=first_step, last_step=first_step)
+    launch = Launch()
     file = folder / "run.json"
-    with _log_file(folder / "log.txt"):
+    with _log_file(folder / "log.txt"), recorded() as peaks:
         earlier, entry = _read(file), describe(processes)
         _write(file, [*earlier, entry])
         log.info("started: %s", " ".join(entry["command"]))
@@ -105,10 +106,10 @@ def written_down(folder: Path, *, processes: int, first_step: int) -> Iterator[L
         except BaseException as error:
             # what ended the run is worth more than that it could not be written down
             with suppress(RunError):
-                _write(file, [*earlier, {**entry, **_end(launch, _say(error))}])
+                _write(file, [*earlier, {**entry, **_end(launch, _say(error), peaks.read())}])
             raise
         outcome = "finished" if launch.finished else "stopped before its end"
-        _write(file, [*earlier, {**entry, **_end(launch, outcome)}])
+        _write(file, [*earlier, {**entry, **_end(launch, outcome, peaks.read())}])
 
 
 def _say(error: BaseException) -> str:
@@ -117,10 +118,20 @@ def _say(error: BaseException) -> str:
     return f"failed: {type(error).__name__}: {error}"
 
 
-def _end(launch: Launch, outcome: str) -> dict[str, Any]:
+def _end(launch: Launch, outcome: str, peaks: Mapping[str, Peak]) -> dict[str, Any]:
     log.info("ended: %s", outcome)
-    steps = {"first": launch.first_step, "last": launch.last_step}
-    return {"ended": _now(), "outcome": outcome, "steps": steps, "peak memory": peak_memory()}
+    known = launch.first_step is not None
+    return {
+        "ended": _now(),
+        "outcome": outcome,
+        "steps": {"first": launch.first_step, "last": launch.last_step} if known else None,
+        "peak memory": _sizes(peaks[WHOLE]),
+        "peak memory by phase": {
+            name: {"process": peak.process, "gpu": peak.gpu}
+            for name, peak in peaks.items()
+            if name != WHOLE
+        },
+    }
 
 
 def describe(processes: int) -> dict[str, Any]:
@@ -177,13 +188,10 @@ def _git(root: Path, *words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def peak_memory() -> dict[str, str]:
-    """The most that this process has held so far, of the machine's memory and of its GPU's."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process": _size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
-    if torch.cuda.is_available():
-        peak["gpu"] = _size(torch.cuda.max_memory_allocated())
-    return peak
+def _sizes(peak: Peak) -> dict[str, str]:
+    """In words, the GPU's only where there is one."""
+    held = {"process": _size(peak.process)}
+    return {**held, "gpu": _size(peak.gpu)} if torch.cuda.is_available() else held
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -25,6 +25,9 @@ _COUNTS = (
     "stale",
 )
 
+MOST_TASKS = 32
+"""Tasks of a step whose rewards are told apart."""
+
 
 def count_collection(collection: Collection, *, version: int) -> dict[str, float]:
     """What one process has seen in a step.
@@ -42,6 +45,10 @@ def count_collection(collection: Collection, *, version: int) -> dict[str, float
         counts["all_wrong"] += not group.is_valid and right == 0
         counts["right"] += right
         counts["cut"] += sum(c.finish_reason == "length" for c in group.completions)
+        if group.example.task:
+            for kind, value in (("total", sum(group.rewards)), ("answers", len(group.rewards))):
+                key = f"{kind}_of_task/{group.example.task}"
+                counts[key] = counts.get(key, 0.0) + value
         for name, values in group.reward_parts.items():
             counts[f"reward/{name}"] = counts.get(f"reward/{name}", 0.0) + sum(values)
 
@@ -79,7 +86,21 @@ def collection_metrics(
         "resample_cap_hit": int(collection.cap_hit),
         "reward_failures": len(collection.failures),
         **by_reward,
+        **_by_task(summed),
     }
+
+
+def _by_task(summed: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The mean reward of each task of the step; nothing for rows without a task, or with hardly two of the same."""
+    answers = {
+        name.removeprefix("answers_of_task/"): number
+        for name, number in sorted(summed.items())
+        if name.startswith("answers_of_task/") and number
+    }
+    if not 0 < len(answers) <= MOST_TASKS:
+        return {}
+    means = {task: summed[f"total_of_task/{task}"] / n for task, n in answers.items()}
+    return {"reward_by_task": means}
 
 
 def update_metrics(report: UpdateReport, *, group_size: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gpg_vl.errors import RunError
+from gpg_vl.rewards.reasons import Reasons
 from gpg_vl.training.evaluation_files import Evaluated, keep
 from gpg_vl.training.samples import PictureSource, dump_groups, write
 from gpg_vl.training.trackers import show_samples
@@ -39,10 +40,18 @@ class Record:
     on the clock stands under `seconds`, so that two runs can be compared bit for bit without it.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, pictures: PictureSource) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        pictures: PictureSource,
+        explain: Callable[[Sequence[Group]], list[Reasons]],
+    ) -> None:
+        """`explain`: why rewards that nobody can ask again later gave what they gave, of each group."""
         self._folder = folder
         self._accelerator = accelerator
         self._pictures = pictures
+        self._explain = explain
         self._main = accelerator.is_main_process
 
     def metrics(
@@ -68,12 +77,13 @@ class Record:
             self._accelerator.log(numbers, step=step)
 
     def samples(self, step: int, groups: Sequence[Group]) -> None:
-        """Dump the first groups of a step: prompt, images as files, completions, rewards."""
+        """Dump the first groups of a step: prompt, images as files, completions, rewards and their reasons."""
         if not self._main or not groups:
             return
+        groups = groups[:SAMPLED_GROUPS]
         folder = _make_folder(self._folder / "samples" / f"step-{step:06d}")
-        dump_groups(folder, groups[:SAMPLED_GROUPS], self._pictures)
-        show_samples(self._accelerator.trackers, step, groups[:SAMPLED_GROUPS], self._pictures)
+        dump_groups(folder, groups, self._pictures, self._explain(groups))
+        show_samples(self._accelerator.trackers, step, groups, self._pictures)
 
     def evaluation(self, step: int, found: Evaluated) -> None:
         """Keep the answer to each held-out row. Raises RunError if the disk is full."""

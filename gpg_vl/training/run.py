@@ -15,6 +15,7 @@ from rich.console import Console
 from gpg_vl.activity import doing
 from gpg_vl.config import Config
 from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.rewards.reasons import Explainer
 from gpg_vl.training.agreement import refuse_folder_of_its_own
 from gpg_vl.training.build import (
     load_model,
@@ -32,7 +33,7 @@ from gpg_vl.training.evaluation import Evaluation
 from gpg_vl.training.folder import CHECKPOINTS, METRICS, open_folder
 from gpg_vl.training.identity import Identity, make_identity
 from gpg_vl.training.interrupt import StopRequest
-from gpg_vl.training.launches import logged, reported
+from gpg_vl.training.launches import Launch, logged, reported
 from gpg_vl.training.lock import hold_folder
 from gpg_vl.training.loop import Hooks, train
 from gpg_vl.training.prepare import Prepared, make_pool
@@ -79,7 +80,32 @@ def _launch(
     if resume:
         start = find_start(folder, identity, prepared.examples, accelerator, console)
     on_main(accelerator, lambda: open_folder(config, resume=resume))
-    refuse_folder_of_its_own(accelerator, folder)
+
+    # from here on the folder is that of this run: whatever ends it is written down there
+    with reported(folder, accelerator, console) as story:
+        refuse_folder_of_its_own(accelerator, folder)
+        final = _train(prepared, accelerator, console, story, identity, start, evaluation)
+
+    message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
+    if message and accelerator.is_main_process:
+        console.print(message, soft_wrap=True)
+    return story.finished
+
+
+def _train(
+    prepared: Prepared,
+    accelerator: Accelerator,
+    console: Console,
+    story: Launch,
+    identity: Identity | None,
+    start: Start | None,
+    evaluation: Evaluation | None,
+) -> RunState:
+    """Make the parts of the run and train with them, from `start` if there is one. Returns the last state.
+
+    story: is given the steps of this launch, and whether it came to the end of the run.
+    """
+    config, folder = prepared.config, Path(prepared.config.output.folder)
 
     # the parts, each made of what stands before it
     prefixes = PrefixStore() if config.train.reuse_prefill else None
@@ -107,6 +133,7 @@ def _launch(
         state = RunState(evaluation_due=config.eval.at_start or config.eval.blank_image)
         if start:
             state = _resume(start, state, checkpoints, folder, accelerator, console)
+    story.reached(state.step)
     if config.output.trackers:
         accelerator.init_trackers(
             config.output.project,
@@ -121,7 +148,6 @@ def _launch(
     # worker processes, the display and the handling of Ctrl-C end with the run, however it ends
     is_main, steps = accelerator.is_main_process, prepared.plan.steps
     with (
-        reported(folder, accelerator, console, first_step=state.step) as story,
         make_pool(config) as rewarder,
         Display(console, steps=steps, done=state.step, enabled=is_main) as display,
         StopRequest(console if is_main else None) as stop,
@@ -132,22 +158,25 @@ def _launch(
             engine=engine,
             state=state,
             intervals=make_intervals(config, steps),
-            record=Record(folder, accelerator, make_picture_source(prepared)),
+            record=Record(folder, accelerator, make_picture_source(prepared), Explainer(rewarder)),
             hooks=Hooks(
                 evaluate=evaluate,
                 checkpoint=logged(checkpoints.save),
-                show=display.step,
+                show=partial(_show, story, display),
                 stop_wanted=stop.wanted,
             ),
             accelerator=accelerator,
         )
-        is_done = final.step == steps and not final.evaluation_due
-        story.last_step, story.finished = final.step, is_done
+        story.finished = final.step == steps and not final.evaluation_due
+    return final
 
-    message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
-    if message and is_main:
-        console.print(message, soft_wrap=True)
-    return is_done
+
+def _show(
+    story: Launch, display: Display, step: int, metrics: dict[str, Any], seconds: dict[str, float]
+) -> None:
+    """Show a step, and note that the run has come so far, should it fail in the next one."""
+    story.reached(step)
+    display.step(step, metrics, seconds)
 
 
 def _identify(prepared: Prepared, accelerator: Accelerator) -> Identity | None:

@@ -14,6 +14,7 @@ from PIL import Image
 from gpg_vl.data.images import ImageError, load_image
 from gpg_vl.errors import RunError
 from gpg_vl.report.pictures import encode, shrink
+from gpg_vl.rewards.reasons import Reasons
 from gpg_vl.training.evaluation_files import question
 from gpg_vl.types import Group
 
@@ -38,8 +39,16 @@ class PictureSource:
             return None
 
 
-def dump_groups(folder: Path, groups: Sequence[Group], pictures: PictureSource) -> None:
-    """Write samples.jsonl and the pictures into `folder`. Raises RunError if the disk is full."""
+def dump_groups(
+    folder: Path,
+    groups: Sequence[Group],
+    pictures: PictureSource,
+    reasons: Sequence[Reasons] | None = None,
+) -> None:
+    """Write samples.jsonl and the pictures into `folder`. Raises RunError if the disk is full.
+
+    reasons: those of each group, of rewards that nobody can ask again later.
+    """
     lines = []
     for number, group in enumerate(groups):
         row = {
@@ -51,7 +60,7 @@ def dump_groups(folder: Path, groups: Sequence[Group], pictures: PictureSource) 
             "answer": group.example.answer,
             "choices": group.example.choices,
             "meta": dict(group.example.meta),
-            "completions": _describe_completions(group),
+            "completions": _describe_completions(group, reasons[number] if reasons else {}),
         }
         lines.append(json.dumps(row) + "\n")
     write(folder / "samples.jsonl", "".join(lines).encode())
@@ -73,7 +82,7 @@ def _dump_images(folder: Path, number: int, group: Group, pictures: PictureSourc
     return names
 
 
-def _describe_completions(group: Group) -> list[dict[str, Any]]:
+def _describe_completions(group: Group, reasons: Reasons) -> list[dict[str, Any]]:
     rows = []
     scored = zip(group.completions, group.rewards, strict=True)
     for place, (completion, reward) in enumerate(scored):
@@ -86,6 +95,8 @@ def _describe_completions(group: Group) -> list[dict[str, Any]]:
         }
         for name, values in group.reward_parts.items():
             row[f"reward/{name}"] = values[place]
+        for name, verdicts in reasons.items():
+            row[f"verdict/{name}"] = verdicts[place]
         rows.append(row)
     return rows
 

@@ -16,11 +16,15 @@
     return v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6) ? v.toExponential(0) : Number(v.toPrecision(4)).toString();
   };
 
-  // a curve that never changes lies in the middle of its chart
+  // a curve that never changes lies in the middle of its chart, whatever its size
   const range = (plot, low, high) => {
     if (low === null) return [0, 1];
-    return low === high ? [low - 0.5, high + 0.5] : uPlot.rangeNum(low, high, 0.1, true);
+    const room = Math.abs(low) / 2 || 0.5;
+    return low === high ? [low - room, high + room] : uPlot.rangeNum(low, high, 0.1, true);
   };
+
+  // there is no half a step
+  const whole = [...Array(10).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
 
   const ink = () => getComputedStyle(root).getPropertyValue("--quiet").trim();
   const rule = () => getComputedStyle(root).getPropertyValue("--rule").trim();
@@ -46,6 +50,12 @@
 
   function options(chart, lists, bands, width) {
     const few = lists[0].length < 40;
+    // the ends of an interval are read off with its value and have no line of their own
+    const interval = (plot, one, at) => {
+      const band = bands.find((each) => each.one === one);
+      if (!band || at === null || at === undefined) return "";
+      return ` [${value(plot.data[band.at + 1][at])}, ${value(plot.data[band.at][at])}]`;
+    };
     const series = [{ label: "step", value: (_, v) => value(v) }];
     for (const one of chart.series) {
       series.push({
@@ -55,13 +65,13 @@
         dash: one.dash ? [3, 4] : one.run ? [8, 4] : undefined,
         spanGaps: true,
         points: { show: few, size: 5 },
-        value: (_, v) => value(v),
+        value: (plot, v, _, at) => value(v) + interval(plot, one, at),
       });
     }
     for (const band of bands) {
       const hue = HUES[band.one.hue % HUES.length];
       for (const end of ["to", "from"]) {
-        series.push({ label: `${band.one.label} ${end}`, stroke: tint(hue, 0.35), width: 1, spanGaps: true, points: { show: false }, value: (_, v) => value(v) });
+        series.push({ label: `${band.one.label} ${end}`, class: "interval", stroke: tint(hue, 0.35), width: 1, spanGaps: true, points: { show: false }, value: (_, v) => value(v) });
       }
     }
     const axis = { stroke: ink, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
@@ -71,7 +81,7 @@
       series,
       bands: bands.map((band) => ({ series: [band.at, band.at + 1], fill: tint(HUES[band.one.hue % HUES.length], 0.15) })),
       scales: { x: { time: false }, y: chart.log ? { distr: 3 } : { range } },
-      axes: [{ ...axis, values: (_, ticks) => ticks.map(value) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(short) }],
+      axes: [{ ...axis, incrs: whole, values: (_, ticks) => ticks.map(value) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(short) }],
       cursor: { y: false },
     };
   }
