@@ -38,7 +38,7 @@ def model_coordinates(folder: Path) -> tuple[str, int]:
             f"folder."
         )
     family = config.get("model_type")
-    boxes = boxes_of(family)
+    boxes = boxes_of(str(family))
     if boxes is None:
         raise UserError(
             f"How the model type {family!r} writes boxes is not known (it is of those among "
