@@ -424,6 +424,15 @@ def test_a_reward_that_a_folder_names_is_not_imported(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_each_answer_off_the_mean_of_its_group_has_a_colour(tmp_path: Path) -> None:
+    rewards = (1.0, 0.0, *[0.9] * 8, 0.84)
+    rows = [group(completions=[completion("x", reward) for reward in rewards])]
+    html = rendered(write_run(tmp_path / "run", samples={1: rows}))
+    shades = re.findall(r'class="answer (\w+)"', html.split('id="groups"')[1])
+    # the mean is (1 + 8 * 0.9 + 0.84) / 11 = 0.822: 0.178, -0.822, 0.078 and 0.018 off
+    assert shades == ["up1", "down3", *["up1"] * 8, "up1"]
+
+
 def test_what_a_reward_of_the_runs_own_said_at_the_time_is_shown(tmp_path: Path) -> None:
     name = "/gone/mine.py:f"
     told: list[Any] = [

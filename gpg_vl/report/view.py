@@ -143,9 +143,11 @@ def _shade(advantage: float | None, group: Group) -> str:
         return "level"
     assert group.mean is not None
     largest = max(abs(reward - group.mean) for reward in rewards)
-    depth = round(SHADES * abs(advantage) / largest)
-    if not depth:
+    if isclose(advantage, 0.0, abs_tol=1e-6 * largest):
         return "level"
+
+    # what lies off the mean has a colour, however far the others lie
+    depth = max(1, round(SHADES * abs(advantage) / largest))
     return f"{'up' if advantage > 0 else 'down'}{depth}"
 
 
