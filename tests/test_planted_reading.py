@@ -252,6 +252,7 @@ FAULTS: dict[str, tuple[Write, Sequence[str]]] = {
     "train and test": (both(rows(name="train-0.jsonl"), rows(name="test-0.jsonl")), ["several splits", "train-0.jsonl'"]),
     "train and validation": (both(rows(name="my_train.jsonl"), rows(name="my_val.jsonl.gz")), ["several splits"]),
     "rows and test rows": (both(rows(name="rows.jsonl"), rows(name="TestSet.jsonl")), ["several splits"]),
+    "train and test in one word": (both(rows(name="traindata.jsonl"), rows(name="testdata_1.jsonl")), ["several splits"]),
     "rows and held-out rows": (both(rows(name="rows.jsonl"), rows(name="held_out.jsonl")), ["several splits"]),
     "rows in two formats": (both(rows(), golds(pa.array(["a"]))), ["d.parquet and", "one name in two formats"]),
     "rows twice, once packed": (both(rows(), text(gzip.compress(LINE.encode()), "d.jsonl.gz")), ["one name in two formats"]),
@@ -276,6 +277,11 @@ FAULTS: dict[str, tuple[Write, Sequence[str]]] = {
     "base64 alone": (cells(images=[BASE64]), ["d.jsonl:2", "look like base64", "data:image/png;base64,"]),
     "base64 for bytes": (cells(images=[{"bytes": BASE64, "path": None}]), ["d.jsonl:2", "look like base64"]),
     "broken base64": (cells(images=["data:image/png;base64,eHl6@"]), ["d.jsonl:2", "base64 is broken"]),
+    "another data URI": (cells(images=["data:;base64," + BASE64]), ["d.jsonl:2", "no data URI of a picture", "data:image/png"]),
+    "base64 behind a word": (cells(images=["base64," + BASE64]), ["d.jsonl:2", "no data URI of a picture"]),
+    "a list as text": (cells(images='["a.png"]'), ["d.jsonl:2", "stored as text"]),
+    "bytes as text": (cells(images=["b'\\x89PNG'"]), ["d.jsonl:2", "stored as text"]),
+    "a picture that was printed": (cells(images=["<PIL.Image.Image size=8x8>"]), ["d.jsonl:2", "stored as text"]),
     "a struct of other keys": (cells(images=[{"image": "a.png"}]), ["d.jsonl:2", "the struct {'image': 'a.png'}"]),
     "a struct of nulls": (cells(images=[{"bytes": None, "path": None}]), ["d.jsonl:2", "{'bytes': None, 'path': None}"]),
     "numbers for bytes": (cells(images=[{"bytes": [137, 80]}]), ["d.jsonl:2", "'bytes': [137, 80]"]),
@@ -396,6 +402,10 @@ GOOD: dict[str, tuple[Write, Sequence[str]]] = {
     "a link inside": (linked("real.png"), ["red", "red"]),
     "a name with blanks": (picture(RED, name="ein Bild ä.png"), ["red", "red"]),
     "a long name without an ending": (picture(RED, name="images/ab/" + "a1" * 32), ["red", "red"]),
+    "a data address with a charset": (
+        rows(SHOWN | {"images": "data:image/png;charset=utf-8;base64," + BASE64}),
+        ["red", "red"],
+    ),
     "a data address": (rows(SHOWN | {"images": "data:image/png;base64," + BASE64}), ["red", "red"]),
 }  # fmt: skip
 

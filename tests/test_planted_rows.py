@@ -473,6 +473,18 @@ ANSWERS = [
         "a list as the answer", row(answer=["4", "four"]), "The answer is ['4', 'four']", row()
     ),
     note(
+        "a question in a list",
+        row('["How many balls are there?"]'),
+        "it has its question in brackets",
+        row('["ball", "cube"]: how many words?'),
+    ),
+    note(
+        "a question in an object",
+        row('{"question": "How many balls are there?"}'),
+        "it has its question in brackets",
+        row('What is x in {"question": "x"}?'),
+    ),
+    note(
         "a list as text",
         row(answer='["4", "four"]'),
         "it has a list as its answer",

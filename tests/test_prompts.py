@@ -111,6 +111,13 @@ def test_pictures_of_the_images_column_are_those_of_parts_without_one() -> None:
         ([user([{**TEXT, "image": "a.png"}])], {}, "prompt", "parts of their own"),
         ([user([{"type": "video", "video": "a.mp4"}, TEXT])], {}, "prompt", "a.mp4"),
         ([user("?", videos=["a.mp4"])], {}, "prompt", "video and audio are not read"),
+        # under other keys they were left out, and the question went on without them
+        ([user("?", image_path="a.png")], {}, "prompt", "'a.png' under 'image_path'"),
+        ([user("?", image_url="x/pictures/7")], {}, "prompt", "under 'image_url'"),
+        ([user("?", pictures=["a.png"])], {}, "prompt", "under 'pictures'"),
+        ([user("?", attachments=[{"path": "a.PNG"}])], {}, "prompt", "under 'attachments'"),
+        ([user("?", img=PNG)], {}, "prompt", "under 'img'"),
+        ([user([{**TEXT, "image_path": "a.png"}])], {}, "prompt", "parts of their own"),
         ([user("?", audio="a.wav")], {}, "prompt", "under 'audio'"),
         ([user([{"type": "image"}, TEXT])], {}, "marks", "1 <image> mark(s) and the row has 0"),
     ],
@@ -135,6 +142,9 @@ def test_pictures_inside_messages_that_cannot_be_used_are_refused(
         '{"messages": [{"role": "user", "content": "Which is red?"}]}',
         '[{"from": "human", "value": "Which is red?"}]',
         '{"conversations": [{"from": "human", "value": "Which is red?"}]}',
+        '[{"id": 1, "role": "user", "content": "Which is red?"}]',
+        '[{"type": "text", "text": "Which is red?"}]',
+        '[{"type": "image"}, {"type": "text", "text": "Which is red?"}]',
         '[\n  {\n    "role": "system",\n    "content": "You are X."\n  }\n]',
     ],
 )
@@ -143,6 +153,17 @@ def test_messages_that_are_stored_as_text_are_refused(text: str) -> None:
     assert isinstance(row, RowProblem), row
     assert row.kind == "prompt"
     assert "text that holds messages" in row.message
+
+    inside = read([user(text)])
+    assert isinstance(inside, RowProblem), inside
+    assert "Message 1 of 1 is text that holds messages" in inside.message
+
+
+def test_other_keys_of_a_message_are_no_pictures() -> None:
+    row = read(
+        [user("How many?", name="Ada", weight=1, image_id="17", image_size="84x56", path=None)]
+    )
+    assert isinstance(row, Example), row
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ _SPLIT_WORDS: Mapping[str, str] = {
         ("test", "testing", "testmini", "eval", "evaluation", "heldout", "holdout"), "test"
     ),
 }
+# `testset` and `traindata` are words of their own
+_OF_SPLIT = re.compile(r"(?:data|dataset|set|split|file)$")
 # What stands beside rows and is none: pictures, films, sounds, texts about the data, programs.
 _NO_ROWS = re.compile(
     r"png|jpe?g?|jpe|jfif|webp|gif|bmp|tiff?|avif|hei[cf]|jp2|j2k|jxl|svg|p[bgnp]m|ico|psd|mp4|mov|avi|mkv|webm|wav|mp3"
@@ -136,7 +138,9 @@ def split_of(name: str) -> str:
     A word counts, not a part of one: `latest.jsonl` and `contest.jsonl` name none.
     """
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", re.sub(r"held[-_ ]?out", "heldout", name))
-    found = {_SPLIT_WORDS[word.lower()] for word in words if word.lower() in _SPLIT_WORDS}
+    lower = (word.lower() for word in words)
+    known = (word if word in _SPLIT_WORDS else _OF_SPLIT.sub("", word) for word in lower)
+    found = {_SPLIT_WORDS[word] for word in known if word in _SPLIT_WORDS}
     return found.pop() if len(found) == 1 else ""
 
 

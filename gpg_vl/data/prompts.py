@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpg_vl.data.cells import CellError, quote, refuse_surrogates
+from gpg_vl.data.media import looks_like_media
 from gpg_vl.types import Message
 
 IMAGE_MARK = "<image>"
@@ -16,16 +17,17 @@ _MEDIA = ("video", "videos", "audio", "audios")
 _PICTURES = ("image", "images")
 _PART_TYPES = ("image", "image_url")
 _PART_KEYS = ("image", "image_url", "url")
+_READ_KEYS = frozenset(("role", "content", "type", "text", *_PICTURES))
 
-# the beginning of a list of messages, or of an object that is one or holds some, as JSON or as Python writes it
-_BEGINS = re.compile(
-    r"\s*(?:array\(\s*)?\[?\s*\{\s*['\"](?:role|from|content|value|messages|conversations)['\"]\s*:"
-)
+# the beginning of a list of messages or of content parts, or of an object that is one or holds some, as JSON or as
+# Python writes it
+_BEGINS = re.compile(r"\s*(?:array\(\s*)?\[?\s*\{\s*['\"]\w{1,40}['\"]\s*:")
 _ENDS = re.compile(r"[\]})]\s*$")
 _SPEAKER = re.compile(
     r"['\"](?:role|from)['\"]\s*:\s*['\"](?:system|user|assistant|human|gpt)['\"]"
+    r"|['\"]type['\"]\s*:\s*['\"](?:text|image|image_url|input_text|input_image)['\"]"
 )
-_SPOKEN = re.compile(r"['\"](?:content|value)['\"]\s*:")
+_SPOKEN = re.compile(r"['\"](?:content|value|text|image|image_url)['\"]\s*:")
 
 
 def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
@@ -34,14 +36,8 @@ def parse_prompt(cell: object, *, images: int) -> str | tuple[Message, ...]:
     The `<image>` marks of all turns together must be as many as there are images, or none: the
     images then go in front of the first user text, where the prompt is encoded.
     """
-    if isinstance(cell, str) and _holds_messages(cell):
-        raise CellError(
-            "prompt",
-            f"The prompt is text that holds messages: {quote(cell)}. The brackets would be part of "
-            f"the question. A string that is the question, or a list of messages, is allowed. Store the "
-            f"list itself, or the text of its user turn alone.",
-        )
     if isinstance(cell, str):
+        _refuse_stored_messages(cell, "The prompt")
         prompt: str | tuple[Message, ...] = refuse_surrogates(cell, "prompt")
     elif isinstance(cell, list) and cell:
         prompt = _parse_conversation(cell)
@@ -120,6 +116,8 @@ def _parse_message(cell: object, name: str) -> Message:
         )
 
     content = cell["content"]
+    if isinstance(content, str):
+        _refuse_stored_messages(content, name)
     parts = content if isinstance(content, list) else [content]
     text = "".join(_parse_content_part(part, name) for part in parts)
     return Message(role=cell["role"], content=_mark_pictures(text, cell, name))
@@ -134,6 +132,13 @@ def _mark_pictures(text: str, message: Mapping[str, Any], name: str) -> str:
             "prompt",
             f"{name} has {quote(message[key])} under {key!r}. Text and images are allowed; video and audio "
             f"are not read. Use frames as images, or remove the row.",
+        )
+    for key in _unread_pictures(message):
+        raise CellError(
+            "prompt",
+            f"{name} has {quote(message[key])} under {key!r}, which looks like a picture and would not be seen. A message "
+            f"brings pictures under image or images, or as {{type: image}} parts of its content. Rename the key, or "
+            f"remove it.",
         )
 
     pictures, marks = len(_pictures_beside(message)), text.count(IMAGE_MARK)
@@ -167,6 +172,17 @@ def _parse_content_part(cell: object, name: str) -> str:
         f"...}} and {{type: image}} parts, is allowed. Put the pictures themselves into parts of "
         f"their own, or into the images column.",
     )
+
+
+def _refuse_stored_messages(text: str, name: str) -> None:
+    """Raise CellError for messages, or parts of their content, that were stored as text."""
+    if _holds_messages(text):
+        raise CellError(
+            "prompt",
+            f"{name} is text that holds messages: {quote(text)}. The brackets would be part of "
+            f"the question. A string that is the question, or a list of messages, is allowed. Store the "
+            f"list itself, or the text of its user turn alone.",
+        )
 
 
 def _holds_messages(text: str) -> bool:
@@ -210,9 +226,17 @@ def _other_media(message: Mapping[str, Any]) -> list[str]:
     return [key for key in _MEDIA if message.get(key)]
 
 
+def _unread_pictures(cell: Mapping[str, Any]) -> list[str]:
+    """The keys of a message, or of a text among its parts, that hold what looks like a picture and are not read."""
+    return [
+        key for key, value in cell.items() if key not in _READ_KEYS and looks_like_media(key, value)
+    ]
+
+
 def _picture_keys(part: Mapping[str, Any]) -> list[str]:
     """The keys under which a part brings a picture; a part that is text may have none."""
-    return [key for key in (*_PART_KEYS, "images", *_MEDIA) if part.get(key)]
+    known = [key for key in (*_PART_KEYS, "images", *_MEDIA) if part.get(key)]
+    return known + _unread_pictures(part)
 
 
 def _picture_of(part: Mapping[str, Any]) -> object | None:

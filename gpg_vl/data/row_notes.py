@@ -12,15 +12,11 @@ from gpg_vl.answers.box import parse_boxes
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.math.rectangles import COORDINATES, Box
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of
+from gpg_vl.data.media import is_media_path
 from gpg_vl.data.prompts import IMAGE_MARK, turns_of
 from gpg_vl.types import Example, Message
 
 Note = tuple[str, str]
-
-PICTURE_ENDINGS = "png jpg jpeg jpe jfif webp gif bmp tif tiff avif heic heif jp2 ppm pgm"
-VIDEO_ENDINGS = "mp4 avi mov mkv webm m4v mpg mpeg"
-_ENDINGS = "|".join(f"{PICTURE_ENDINGS} {VIDEO_ENDINGS}".split())
-_MEDIA_PATH = re.compile(rf"\S{{1,1000}}\.(?:{_ENDINGS})", re.IGNORECASE)
 
 # ---- texts
 
@@ -84,6 +80,10 @@ _QUICK = re.compile(
 
 _EMPTY_CELLS = frozenset({"nan", "<na>", "nat", "null", "undefined", "#n/a"})
 _NOT_FILLED = _EMPTY_CELLS | {"todo", "tbd", "fixme", "placeholder", "?", "??", "???"}
+_WRAPPED_QUESTION = re.compile(
+    r"\[\s*['\"].*['\"]\s*,?\s*\]|\{\s*['\"](?:question|problem|prompt|query|instruction|text)['\"]\s*:.*\}",
+    re.DOTALL,
+)
 _LIST_OF_TEXTS = re.compile(r"\s*[\[(]\s*['\"].*['\"]\s*,?\s*[\])]\s*", re.DOTALL)
 _STATED = re.compile(
     r"(?:\b(?:answer|solution|ground[ _]truth|label)\b\s*(?:is|[:：=])\s*|答案\s*(?:是|[:：])\s*|<answer>\s*|\\boxed\{\s*)",
@@ -103,15 +103,15 @@ def find_notes(example: Example) -> Iterator[Note]:
             "question",
             f"it has the path of a picture as its question ({shown(asked)}). Map the column of the question",
         )
+    if _WRAPPED_QUESTION.fullmatch(asked):
+        yield (
+            "wrapped question",
+            f"it has its question in brackets, which the model would read ({shown(asked)}). Store the text alone",
+        )
     yield from _of_answer(example, asked)
     if example.choices is not None:
         yield from _of_choices(example.answer, example.choices)
     yield from _of_boxes(example.answer, example.meta)
-
-
-def is_media_path(text: str) -> bool:
-    """True for one word that ends like the name of a picture or video file."""
-    return _MEDIA_PATH.fullmatch(text) is not None
 
 
 def shown(text: str) -> str:

@@ -14,18 +14,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpg_vl.data.cells import CellError, Kind, quote, refuse_surrogates
+from gpg_vl.data.media import is_media_path
 from gpg_vl.data.numbers import likely_written, write_number
 from gpg_vl.data.prompts import parse_prompt, pictures_in_messages
 from gpg_vl.data.text_damage import find_control
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
 
-_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 _PICTURE_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkq", "TU0AK")
 """How JPEG, PNG, GIF, WEBP and TIFF begin."""
 _SHORTEST_BASE64, _LONGEST_PATH = 40, 400
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_OTHER_DATA_URI = re.compile(r"data:[^/\\]{0,40}[/;,]|base64[,:]", re.IGNORECASE)
+_PRINTED = re.compile(r"\s*[\[({].*[\])}]\s*|b(['\"]).*\1|<PIL\..*>", re.DOTALL)
+"""A list or a struct as text, bytes as Python prints them, and what it prints of a picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,11 +218,23 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
                 f"{name} is a data URI whose base64 is broken: {error}. Complete base64 is "
                 f"needed. Export the row again.",
             ) from error
+    _refuse_other_text(cell, name)
+    return refuse_surrogates(cell, "image")
+
+
+def _refuse_other_text(cell: str, name: str) -> None:
+    """Raise CellError for a text that is no path: base64, an address, or a value that was printed."""
     if _is_base64(cell):
         raise CellError(
             "image",
             f"{name} is {quote(cell)}, {len(cell)} characters that look like base64. Paths, bytes and base64 behind "
             f"data:image/...;base64, are allowed. Write data:image/png;base64, (or jpeg, webp ...) in front of it.",
+        )
+    if _OTHER_DATA_URI.match(cell):
+        raise CellError(
+            "image",
+            f"{name} is {quote(cell)}, which is no data URI of a picture in base64. One begins with "
+            f"data:image/png;base64, (or jpeg, webp ...). Correct its beginning, and encode the picture in base64.",
         )
     if _URL.match(cell):
         raise CellError(
@@ -227,7 +243,12 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
             f"allowed; nothing is fetched from the network. Download the picture and write its "
             f"path.",
         )
-    return refuse_surrogates(cell, "image")
+    if _PRINTED.fullmatch(cell) and (len(cell) > _LONGEST_PATH or not is_media_path(cell)):
+        raise CellError(
+            "image",
+            f"{name} is {quote(cell)}, a value that was stored as text. A path, encoded bytes, a {{bytes, path}} struct, or "
+            f"a list of these is allowed. Store the value itself where the data is made.",
+        )
 
 
 def _is_base64(text: str) -> bool:

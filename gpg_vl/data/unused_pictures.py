@@ -1,33 +1,18 @@
 """Pictures and videos that no field is mapped to: a run on such data would be blind, and nobody would know."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from gpg_vl.data.images import ImageError, image_size
-from gpg_vl.data.row_notes import is_media_path, shown
+from gpg_vl.data.media import is_encoded, is_media_path, may_be_path, names_media
+from gpg_vl.data.row_notes import shown
 from gpg_vl.types import Example
 
 Sign = Literal["sure", "name"]
 """`sure`: the cell is a picture. `name`: it has the name of one, or its column has."""
 
-_MAGIC = re.compile(
-    rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\x00|MM\x00\*|\x00\x00\x00.ftyp|\x00\x00\x00\x0cjP|\x1aE\xdf\xa3"
-    rb"|RIFF....(?:WEBP|AVI )",
-    re.DOTALL,
-)
-_ENCODED = re.compile(r"data:(?:image|video)/|iVBORw0KGgo|/9j/4|R0lGOD|UklGR")
-_MEDIA_WORDS = frozenset(
-    "image images img imgs picture pictures pic pics photo photos video videos frame frames clip".split()  # noqa: SIM905
-)
-_OTHER_WORDS = frozenset(
-    """id ids idx index size sizes width height shape count num number caption captions description desc type kind format
-    mode source license category class label labels hash md5 sha sha1 sha256 prompt question text ocr tags title split has
-    is rate fps duration aspect resolution""".split()  # noqa: SIM905
-)
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
 _LOOKED_AT = 100
 """Rows of a column in which files are looked for; what they say of the column holds for the others."""
 _DEPTH, _ITEMS, _COLUMNS = 4, 4, 500
@@ -86,21 +71,19 @@ class UnusedPictures:
 
     def _sign_of(self, name: str, leaf: object, column: _Column) -> Sign | None:
         if isinstance(leaf, bytes):
-            return "sure" if _MAGIC.match(leaf) else None
+            return "sure" if is_encoded(leaf) else None
         if isinstance(leaf, dict):
             path, data = leaf.get("path"), leaf.get("bytes")
-            is_picture = isinstance(data, bytes) and _MAGIC.match(data) is not None
+            is_picture = isinstance(data, bytes) and is_encoded(data)
             return "sure" if is_picture or (isinstance(path, str) and is_media_path(path)) else None
         if not isinstance(leaf, str) or not leaf:
             return None
 
-        if _ENCODED.match(leaf):
+        if is_encoded(leaf):
             return "sure"
-        if len(leaf) > 1000 or "\n" in leaf:
-            return None
         if is_media_path(leaf):
             return "sure" if self._exists(leaf, column) else "name"
-        return "name" if _names_media(name) and _may_be_path(leaf) else None
+        return "name" if names_media(name) and may_be_path(leaf) else None
 
     def _exists(self, path: str, column: _Column) -> bool:
         """Whether there is such a picture below the root; files of the first rows alone are looked for."""
@@ -137,14 +120,3 @@ def _leaves(
             yield from _leaves(f"{name}.{key}", item, taken, depth - 1)
     else:
         yield name, cell
-
-
-def _names_media(name: str) -> bool:
-    """True for `img`, `image_1`, `imagePath`; not for `image_size` or `image_id`, which are about a picture."""
-    words = {word.casefold() for word in _WORD.findall(name.rpartition(".")[2])}
-    return bool(words & _MEDIA_WORDS) and not words & _OTHER_WORDS
-
-
-def _may_be_path(text: str) -> bool:
-    """A single word with a point or a stroke in it, and not a number."""
-    return " " not in text and ("." in text or "/" in text) and not text.replace(".", "").isdigit()

@@ -185,6 +185,9 @@ class Encoder:
     def _notes_on_tokens(self, text: str, ids: list[int]) -> Iterator[tuple[str, str]]:
         """Says so where the tokens do not spell the text, composed and decomposed letters apart."""
         read = self.processing.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        # nearly every text comes back as it was, and that is quickly known
+        if read == text:
+            return
         if unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", text):
             differ = (place for place, (a, b) in enumerate(zip(read, text, strict=False)) if a != b)
             place = next(differ, min(len(read), len(text)))
