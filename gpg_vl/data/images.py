@@ -274,7 +274,8 @@ def _resolve_inside(path: str, root: Path | None) -> Path:
     try:
         base = root.resolve()
         file = (base / path).resolve()
-        is_inside, is_regular, exists = file.is_relative_to(base), file.is_file(), file.exists()
+        is_inside, is_regular = file.is_relative_to(base), file.is_file()
+        exists = is_regular or file.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise ImageError(
             f"{name} is not a usable path: {_find_reason(error)}. Paths below the image root {root} are "
