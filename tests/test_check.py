@@ -18,7 +18,8 @@ from rich.console import Console
 from test_images import CASES, bare_png, encoded, gradient
 
 from gpg_vl.answers.options import gold_index
-from gpg_vl.data.check import DataReport, PromptCounts, answer_problems, check
+from gpg_vl.data.check import DataReport, PromptCounts, check
+from gpg_vl.data.gold_answers import answer_problems
 from gpg_vl.data.images import load_image
 from gpg_vl.data.read import read_rows
 from gpg_vl.data.rows import Row, RowProblem

@@ -15,11 +15,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from gpg_vl.answers.extract import gold_text
-from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
 from gpg_vl.console import plain, text_column
 from gpg_vl.data.cells import Kind
 from gpg_vl.data.dataset_notes import DatasetNotes, Reader
+from gpg_vl.data.gold_answers import answer_problems
 from gpg_vl.data.images import ImageError
 from gpg_vl.data.rows import Row, RowProblem
 from gpg_vl.data.summary import (
@@ -322,46 +321,6 @@ def _describe_length(counts: PromptCounts, limit: int) -> str:
         f"and a prompt is never cut. Raise max_prompt_tokens, shrink the images (max_pixels), "
         f"shorten the text, or remove the row."
     )
-
-
-def answer_problems(example: Example) -> Iterator[tuple[Kind, str]]:
-    """What is wrong with the gold answer: it is empty, names none of the choices, or one that is
-    there twice.
-
-    An answer names a choice by its text, by its letter (`B`, `(b)`, `B.`), or by both (`(B) cube`);
-    case and outer blanks do not matter, and neither does an `<answer>` block around it. The rewards
-    read it alike.
-    """
-    if not gold_text(example.answer):
-        yield (
-            "answer",
-            "The answer is empty. Every row needs a gold answer. Fill it in or remove the row.",
-        )
-    elif example.choices is not None:
-        yield from _choice_problems(example.answer, example.choices)
-
-
-def _choice_problems(answer: str, choices: tuple[str, ...]) -> Iterator[tuple[Kind, str]]:
-    listed = ", ".join(map(repr, choices))
-    named = gold_readings(answer, choices)
-    if not named:
-        last = chr(ord("A") + min(len(choices), 26) - 1)
-        text = (
-            f"The answer {answer!r} is none of the {len(choices)} choices {listed}. A letter from A to "
-            f"{last} or the text of an option is allowed. Correct the answer or the choices."
-        )
-        yield "choices", text
-
-    # an option that only looks alike, such as Cu and cu, may be another one
-    texts = unlettered(choices)
-    for first, second in equal_options(choices):
-        if texts[first].strip() == texts[second].strip() and named & {first, second}:
-            text = (
-                f"The options {letter_of(first)} and {letter_of(second)} of {listed} have one text, and the "
-                f"answer {answer!r} is one of the two. Different options are needed, or a right answer could "
-                f"count as wrong. Correct the choices or remove the row."
-            )
-            yield "choices", text
 
 
 def _summary_object(values: Sequence[int]) -> dict[str, int] | None:

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from gpg_vl.console import text_column
 from gpg_vl.data.cells import CellError
-from gpg_vl.data.check import DataReport, PromptCounts, answer_problems, check
+from gpg_vl.data.check import DataReport, PromptCounts, check
+from gpg_vl.data.gold_answers import answer_problems
 from gpg_vl.data.images import ImageError, Picture, load_image
 from gpg_vl.data.read import COMMON_NAMES, read_rows
 from gpg_vl.data.recipe.card import card_files
