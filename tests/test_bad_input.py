@@ -336,16 +336,16 @@ SHOWN = "\\x1b]0;title\\x07\\x1b[2J[/red] \\u202e"
 
 
 def test_what_steers_a_terminal_is_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """In prompts, answers, tasks, columns, file names, checkpoints and in what rewards raise and print."""
+    """In prompts, tasks, columns, file names, checkpoints and in what rewards raise and print."""
     folder = tmp_path / f"a{ATTACK}"
     folder.mkdir(parents=True)  # its name ends in a bracket, so that the path reads as markup
     shutil.copytree(tiny_checkpoint, folder / "base")
-    row = {"prompt": f"Which? {ATTACK}", "answer": f"A{ATTACK}", "task": ATTACK, ATTACK: 1}
+    row = {"prompt": f"Which? {ATTACK}", "answer": "A", "task": ATTACK, ATTACK: 1}
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "loud.py").write_text(
         "def loud(completion, example):\n"
-        "    print(example.answer)\n"
-        "    if example.meta: raise ValueError(example.answer)\n"
+        "    print(example.prompt)\n"
+        "    if example.meta: raise ValueError(example.prompt)\n"
         "    return 1.0\n"
     )
     settings = {
@@ -358,14 +358,14 @@ def test_what_steers_a_terminal_is_shown(tiny_checkpoint: Path, tmp_path: Path) 
     checked = gpg_vl("data", "check", config)
     assert checked.returncode == 0, checked.stderr
     refused_by_reward = gpg_vl("train", config)
-    refused(refused_by_reward, f"ValueError: A{SHOWN}", "gold answer", trace="never said")
+    refused(refused_by_reward, f"ValueError: Which? {SHOWN}", "gold answer", trace="never said")
 
     row.pop(ATTACK)
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
     planned = gpg_vl("train", config, "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert f"Which? {SHOWN}" in planned.stdout
-    assert f"A{SHOWN}" in planned.stderr
+    assert f"Which? {SHOWN}" in planned.stderr
 
     (folder / "base" / "config.json").write_text(json.dumps({"model_type": ATTACK}))
     refused(broken := gpg_vl("train", config))

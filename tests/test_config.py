@@ -486,7 +486,7 @@ def test_every_key_is_documented() -> None:
 def test_keys_have_two_levels_and_there_are_not_too_many() -> None:
     keys = [key for key, _, _ in documented_keys()]
     assert all(key.count(".") == 1 for key in keys)
-    assert len([key for key in keys if not key.startswith("algorithm.")]) <= 80
+    assert len([key for key in keys if not key.startswith("algorithm.")]) <= 85
     assert len({key for key in keys if key.startswith("algorithm.")}) <= 15
 
 

@@ -13,6 +13,7 @@ from gpg_vl.algorithms.age import StepCounts
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.rollout.engine import EngineLostError
 from gpg_vl.training.collect import Collection
+from gpg_vl.training.evaluation_files import Evaluated
 from gpg_vl.training.finite import NonFiniteWeightsError
 from gpg_vl.training.loop import Hooks, Intervals, train
 from gpg_vl.training.state import RunState
@@ -55,11 +56,11 @@ class Parts:
         yield "a.weight", torch.ones(2, 2)
         yield "b.weight", torch.tensor([1.0, torch.nan if broken else 2.0])
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Evaluated:
         if self._step in self._lose_in:
             self._lose_in = ()
             raise EngineLostError("gone")
-        return {"accuracy": 1.0}
+        return Evaluated(metrics={"accuracy": 1.0})
 
     def checkpoint(self, state: RunState) -> Path:
         self.saved.append(state)
@@ -87,8 +88,10 @@ class Parts:
         engine: Any = SimpleNamespace(
             sync=lambda weights, version: None, counters=dict, step=nullcontext, rest=lambda: None
         )
-        record: Any = SimpleNamespace(metrics=self.row, flush=lambda: None, samples=lambda *_: None)
         nothing: Callable[..., None] = lambda *_: None  # noqa: E731
+        record: Any = SimpleNamespace(
+            metrics=self.row, evaluation=nothing, flush=nothing, samples=nothing
+        )
         return train(
             collector=SimpleNamespace(collect=self.collect, group_size=2),  # type: ignore[arg-type]
             learner=learner,

@@ -511,7 +511,12 @@ BROKEN = [
         "whose base64 is broken",
         "Export the row again",
     ),
-    ({"images": "data:text/html,hi"}, "image", "is the address", "Download the picture"),
+    (
+        {"images": "data:text/html,hi"},
+        "image",
+        "no data URI of a picture in base64",
+        "Correct its beginning",
+    ),
     ({"images": ["a.png", None]}, "image", "Image 2 of 2 is null", "Correct the cell"),
     ({"images": [""]}, "image", "Image 1 of 1 is ''", "write null for a row without images"),
     ({"images": 7}, "image", "Image 1 of 1 is 7", "Correct the cell"),

@@ -512,7 +512,7 @@ def bad(**changes: Any) -> Callable[..., Example]:
         ({"prompt": "half \ud800 pair"}, "half a surrogate pair"),
         ({"answer": "\udfff"}, "half a surrogate pair"),
         ({"images": (b"",)}, "is empty (0 bytes)"),
-        ({"images": (b"<html>",)}, "no picture that can be read"),
+        ({"images": (b"<html>",)}, "is a web page or XML"),
         ({"images": (bare_png(60000, 60000),)}, "declares too many pixels"),
         ({"images": (bare_png(2000, 1000),)}, "At most 1000000"),
         ({"images": ("a.png",)}, "no image root was given"),

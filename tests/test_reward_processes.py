@@ -66,11 +66,31 @@ def item(text: str = "", identity: str = "7", images: tuple[str | bytes, ...] = 
     return Item(example, (completion,))
 
 
+PROGRAM = """
+import sys
+
+from gpg_vl.rewards.isolation import RewardPool
+from gpg_vl.rewards.scoring import Item
+from gpg_vl.types import Completion, Example
+
+if __name__ == "__main__":
+    reward, method = sys.argv[1:]
+    example = Example(id="7", prompt="Which?", answer="B")
+    completion = Completion(token_ids=(), logprobs=(), text=method, finish_reason="stop")
+    with RewardPool({reward: 1.0}, workers=1, time_limit=100) as pool:
+        print(pool.evaluate([Item(example, (completion,))])[0])
+"""
+
+
 @pytest.mark.parametrize("name", ["pooled", "executed"])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_reward_can_have_a_process_pool(mine: str, name: str, method: str) -> None:
-    with RewardPool({f"{mine}:{name}": 1.0}, workers=1, time_limit=100) as pool:
-        assert pool.evaluate([item(method)]) == [{f"{mine}:{name}": (1.0,)}]
+    """In a program of its own: `spawn` starts the main module again, which a worker of pytest does not have."""
+    program = Path(mine).with_name("program.py")
+    program.write_text(PROGRAM)
+    words = [sys.executable, str(program), f"{mine}:{name}", method]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
+    assert done.stdout == f"{ {f'{mine}:{name}': (1.0,)} }\n", done.stderr
 
 
 def running(identity: str) -> list[int]:

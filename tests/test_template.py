@@ -171,12 +171,12 @@ def ending_with(checkpoint: Path, folder: Path, token: str) -> Path:
 def test_an_end_of_turn_that_ends_nothing_is_said_before_training(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """<|vision_pad|> stands for a token that is in the vocabulary, but that no file calls an end."""
-    folder = ending_with(tiny_checkpoint, tmp_path / "model", "<|vision_pad|>")
+    """<|im_start|> stands for a token that is in the vocabulary, but that no file calls an end."""
+    folder = ending_with(tiny_checkpoint, tmp_path / "model", "<|im_start|>")
     encoder = Model.load(folder, device="cpu").encoder()
-    number = encoder.processing.tokenizer.convert_tokens_to_ids("<|vision_pad|>")
+    number = encoder.processing.tokenizer.convert_tokens_to_ids("<|im_start|>")
     said = describe_unknown_end(encoder)
-    assert f"ends an answer with <|vision_pad|> ({number}), but the end tokens" in said
+    assert f"ends an answer with <|im_start|> ({number}), but the end tokens" in said
     assert "<|im_end|> (" in said
     assert f"add {number} to eos_token_id" in said
 
@@ -185,7 +185,7 @@ def test_an_end_of_turn_that_ends_nothing_is_said_before_training(
 
     dry = gpg_vl("train", write_config(tmp_path, folder), "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert "ends an answer with <|vision_pad|>" in " ".join(dry.stdout.replace("│", " ").split())
+    assert "ends an answer with <|im_start|>" in " ".join(dry.stdout.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "", "\n"])
