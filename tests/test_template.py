@@ -183,7 +183,11 @@ def test_an_end_of_turn_that_ends_nothing_is_said_before_training(
     plain = Model.load(folder, device="cpu").encoder(style=PromptStyle(chat="plain"))
     assert describe_unknown_end(plain) == ""
 
-    dry = gpg_vl("train", write_config(tmp_path, folder), "--dry-run")
+    # the template shows texts alone
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "Which {n}?", "answer": "{n}"}}\n' for n in range(12)))
+    config = write_config(tmp_path, folder, data={"train": str(rows), "columns": {}})
+    dry = gpg_vl("train", config, "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "ends an answer with <|im_start|>" in " ".join(dry.stdout.replace("│", " ").split())
 
