@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -77,7 +76,7 @@ class Found:
     name: str
     processes: int
     kills: int = 0
-    victims: Counter[str] = field(default_factory=Counter)
+    victims: dict[str, int] = field(default_factory=dict)
     ended: int = 0
     """Runs that were killed, resumed, and have ended."""
     differing: list[str] = field(default_factory=list)
@@ -137,7 +136,7 @@ def _until_it_ends(way: Way, config: Path, takes: float, draw: random.Random, fo
         victim, code = _live(way, config, log, wait, draw, found)
         if victim:
             found.kills += 1
-            found.victims[victim] += 1
+            found.victims[victim] = found.victims.get(victim, 0) + 1
         elif code == 0:
             return
         else:
