@@ -65,5 +65,6 @@ def number(value: object) -> int | float | None:
 
 def whole(value: object) -> int | None:
     """The value if it is a whole number from 0 that a page can count with, else None."""
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_whole and 0 <= value < 2**53 else None  # type: ignore[operator,return-value]
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value < 2**53 else None

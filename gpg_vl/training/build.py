@@ -12,7 +12,6 @@ from accelerate import Accelerator
 
 from gpg_vl.config import Config, SampledConfig
 from gpg_vl.model import Model
-from gpg_vl.models.adapters import add_adapters
 from gpg_vl.models.families import Family
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import make_reference
@@ -25,6 +24,7 @@ from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.loop import Intervals
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
+from gpg_vl.training.outline import add_configured_adapters
 from gpg_vl.training.prepare import Prepared, engine_options
 from gpg_vl.training.samples import PictureSource
 from gpg_vl.training.sharding import shardings
@@ -42,16 +42,7 @@ def load_model(prepared: Prepared, sharding: Sharding, accelerator: Accelerator)
     config = prepared.config
 
     def prepare_parts(model: Any, family: Family) -> None:
-        if config.model.lora_rank:
-            add_adapters(
-                model,
-                family,
-                rank=config.model.lora_rank,
-                alpha=config.model.lora_alpha,
-                parts=config.model.lora_on,
-                targets=config.model.lora_targets,
-                seed=config.train.seed,
-            )
+        add_configured_adapters(model, family, config)
         freeze(model, family, config.model.freeze)
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(

@@ -19,18 +19,23 @@ def make_outline(config: Config, family: Family) -> Any:
     """
     with torch.device("meta"):
         model = _build(config, family)
-        if config.model.lora_rank:
-            add_adapters(
-                model,
-                family,
-                rank=config.model.lora_rank,
-                alpha=config.model.lora_alpha,
-                parts=config.model.lora_on,
-                targets=config.model.lora_targets,
-                seed=0,
-            )
+        add_configured_adapters(model, family, config)
     freeze(model, family, config.model.freeze)
     return model
+
+
+def add_configured_adapters(model: Any, family: Family, config: Config) -> None:
+    """Put the adapters of the config into a model, if it has any. Raises UserError for layers that take none."""
+    if config.model.lora_rank:
+        add_adapters(
+            model,
+            family,
+            rank=config.model.lora_rank,
+            alpha=config.model.lora_alpha,
+            parts=config.model.lora_on,
+            targets=config.model.lora_targets,
+            seed=config.train.seed,
+        )
 
 
 def _build(config: Config, family: Family) -> Any:
