@@ -1,4 +1,4 @@
-"""What both sides are given: a random Qwen2-VL of about 45 million weights, and drawn pictures with one question.
+"""What both sides are given: a random Qwen2-VL of about 45 million weights, and synthetic pictures with one question.
 
 The model has the size at which one step takes seconds on two cores and the parts keep the proportions of a real one. It is
 saved once as an ordinary checkpoint and loaded by each side in its own way. The tokenizer is smaller than the vocabulary
@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gpg_vl.models import tiny
 from gpg_vl.quickstart import scenes
@@ -187,4 +187,4 @@ def configuration(tokenizer: "PreTrainedTokenizerFast", vocabulary: int) -> "Qwe
     )
     vision = config.vision_config
     vision.depth, vision.embed_dim, vision.num_heads, vision.mlp_ratio = 6, 320, 5, 4
-    return config
+    return cast("Qwen2VLConfig", config)

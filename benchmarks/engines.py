@@ -1,4 +1,4 @@
-"""The native engine beside vLLM on this machine: rows per second of an evaluation, answers per CPU second of a rollout.
+"""The native engine and vLLM on this machine: rows per second of an evaluation, answers per CPU second of a rollout.
 
     .venv-vllm/bin/python -m benchmarks.engines            (make bench-engines; minutes, on a CPU)
     .venv-vllm/bin/python -m benchmarks.engines --quick    to see that it runs
@@ -191,7 +191,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=folder_of_results(), metavar="DIR")
     arguments = parser.parse_args()
 
-    loads = LOADS
+    loads: Sequence[Load] = LOADS
     if arguments.quick:
         loads = (Load(name="quick", prompts=2, group_size=2, temperature=1.0, max_new_tokens=2),)
     with tempfile.TemporaryDirectory() as folder:

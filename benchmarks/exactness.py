@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 from unittest.mock import patch
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 from benchmarks.findings import Finding, markdown, show
 from benchmarks.learner import gradient
 from benchmarks.losses import ALGORITHMS, LOSSES, GivenGroup, make_objective
-from gpg_vl.algorithms import gpg
+from gpg_vl.algorithms import gpg, linear
 from gpg_vl.model import Model
 from gpg_vl.models import head, tiny
 from gpg_vl.models.attention import Kernel
@@ -45,7 +46,11 @@ from gpg_vl.training.micro_batch import Layout
 from gpg_vl.types import Completion, Example, Group, Prompt
 from tests.oracle import naive_logp
 
+if TYPE_CHECKING:  # at run time gpg_vl.models decides when transformers may be imported
+    from transformers import PreTrainedModel
+
 RESULTS = Path(__file__).parent / "results"
+TITLE = "# Errors of the shared gradient against the stock model: `make exactness`"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
 
@@ -99,7 +104,7 @@ def _processing(folder: Path) -> Processing:
 def load(folder: Path, dtype: torch.dtype = torch.float32, way: Way = WAYS["split"]) -> Model:
     """The model of a checkpoint in a precision; bfloat16 is float32 under autocast, as in a run."""
 
-    def prepare(model: torch.nn.Module, family: object) -> None:
+    def prepare(model: "PreTrainedModel", family: object) -> None:
         if way.checkpointing:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -138,6 +143,12 @@ def completions(group_size: int) -> list[tuple[int, ...]]:
     return [tuple(torch.randint(0, 370, (n,), generator=generator).tolist()) for n in lengths]
 
 
+def stock_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """The model of transformers with its weights in a precision."""
+    model = cast(torch.nn.Module, load_model(str(folder)))  # its own `to` is typed without self
+    return model.to(dtype)
+
+
 def stock_logps(
     model: torch.nn.Module, folder: Path, prompt: Prompt, group: Sequence[tuple[int, ...]]
 ) -> list[Tensor]:
@@ -167,7 +178,7 @@ def by_stock_model(
     folder: Path, prompt: Prompt, group: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and gradient, every completion in a forward pass of its own."""
-    model = load_model(str(folder)).to(dtype)
+    model = stock_model(folder, dtype)
     logps = stock_logps(model, folder, prompt, group)
     weights = torch.linspace(-1.3, 0.9, len(group)).to(dtype)
     (-sum(w * logp.sum() for w, logp in zip(weights, logps, strict=True))).backward()
@@ -182,7 +193,7 @@ def by_us(
     assert (len(packed.chunks) > 1) == way.chunks
 
     weights = torch.linspace(-1.3, 0.9, len(group)).repeat_interleave(torch.tensor(packed.counts))
-    objective = head.Objective(gpg.Inputs(weights), gpg.gpg().token_loss)
+    objective = head.Objective(linear.Inputs(weights), gpg.gpg().token_loss)
 
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast("cpu", model.autocast, enabled=model.autocast is not None)
@@ -202,7 +213,9 @@ def gradients(
 ) -> list[Finding]:
     prompt, group = make_prompt(load(folder), images), completions(group_size)
     precision = str(dtype).removeprefix("torch.")
-    case = {"family": family, "precision": precision, "group_size": group_size, "images": images}
+    finding = partial(
+        Finding, family=family, precision=precision, group_size=group_size, images=images
+    )
     exact = torch.float64 if dtype == torch.bfloat16 else dtype
     logp_K, theirs = by_stock_model(folder, prompt, group, exact)
 
@@ -214,12 +227,12 @@ def gradients(
         if name == "naive layout":
             floor = error
         gate = gradient_gate(precision, floor)
-        findings.append(Finding(what=f"gradient, {name}", error=error, gate=gate, **case))
+        findings.append(finding(what=f"gradient, {name}", error=error, gate=gate))
 
         if precision in LOGP_GATES:
             gap = float((ours_K - logp_K).abs().max())
             gate = LOGP_GATES[precision]
-            findings.append(Finding(what=f"log-prob, {name}", error=gap, gate=gate, **case))
+            findings.append(finding(what=f"log-prob, {name}", error=gap, gate=gate))
     return findings
 
 
@@ -232,8 +245,10 @@ def losses(
     """An update of the learner, unclipped, against autograd over the logits of the stock model."""
     prompt, group = make_prompt(load(folder), images), completions(group_size)
     precision = str(dtype).removeprefix("torch.")
-    case = {"family": family, "precision": precision, "group_size": group_size, "images": images}
-    stock = load_model(str(folder)).to(torch.float64 if dtype == torch.bfloat16 else dtype)
+    finding = partial(
+        Finding, family=family, precision=precision, group_size=group_size, images=images
+    )
+    stock = stock_model(folder, torch.float64 if dtype == torch.bfloat16 else dtype)
 
     findings: list[Finding] = []
     for algorithm in ALGORITHMS:
@@ -251,7 +266,7 @@ def losses(
                 floor = error
             gate = gradient_gate(precision, floor)
             what = f"gradient of {algorithm}, {name}"
-            findings.append(Finding(what=what, error=error, gate=gate, **case))
+            findings.append(finding(what=what, error=error, gate=gate))
     return findings
 
 
@@ -306,9 +321,10 @@ def head_alone(group_size: int = 8) -> list[Finding]:
     """The head on random hidden states in float64: gradients of states and weights, whatever the tiles."""
     generator = torch.Generator().manual_seed(0)
     lengths = [len(completion) for completion in completions(group_size)]
-    shape = {"generator": generator, "dtype": torch.float64}
-    hidden = torch.randn(sum(lengths), 32, **shape).requires_grad_()
-    weight = torch.randn(VOCABULARY, 32, **shape).requires_grad_()
+    hidden = torch.randn(sum(lengths), 32, generator=generator, dtype=torch.float64)
+    weight = torch.randn(VOCABULARY, 32, generator=generator, dtype=torch.float64)
+    hidden.requires_grad_()
+    weight.requires_grad_()
     targets = torch.randint(0, VOCABULARY - 3, (sum(lengths),), generator=generator)
     never = torch.arange(VOCABULARY) >= VOCABULARY - 3
 
@@ -446,7 +462,7 @@ def main() -> int:
         "findings": [asdict(f) for f in findings],
     }
     (out / "exactness.json").write_text(json.dumps(versions, indent=1) + "\n")
-    (out / "exactness.md").write_text(markdown(findings))
+    (out / "exactness.md").write_text(f"{TITLE}\n\n{markdown(findings)}")
     missed = [f for f in findings if not f.passed]
     print(f"{len(findings) - len(missed)} of {len(findings)} comparisons pass their gate")
     return 1 if missed else 0

@@ -16,7 +16,7 @@ from transformers import Qwen2VLConfig
 from benchmarks.gpu import TEXT_2B
 from gpg_vl.config import load_config, make_algorithm
 from gpg_vl.models.families import family_of
-from gpg_vl.training.fit import USABLE, Choice, Fit
+from gpg_vl.training.memory_fit import USABLE, Choice, Fit
 from gpg_vl.training.plan import make_plan
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cvbench_qwen2vl_2b.yaml"
@@ -32,7 +32,7 @@ TEXT_7B = {
     "vocab_size": 152_064,
     "tie_word_embeddings": False,
 }
-TEXTS = {
+TEXTS: Mapping[str, Mapping[str, Any]] = {
     "2B": {**TEXT_2B, "vocab_size": 151_936, "tie_word_embeddings": True},
     "7B": TEXT_7B,
 }

@@ -20,14 +20,25 @@ import tempfile
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.step import Bench, Case, Timing, as_row, device_here, folder_of_results
+from benchmarks.step import (
+    Bench,
+    Case,
+    Precision,
+    Timing,
+    as_row,
+    device_here,
+    folder_of_results,
+)
 from gpg_vl.models.attention import varlen_missing
+
+if TYPE_CHECKING:  # at run time gpg_vl.models decides when transformers may be imported
+    from transformers import Qwen2VLForConditionalGeneration
 
 PROMPTS = ((356, 256), (652, 484), (1300, 1156))
 """Prompt tokens and image tokens; an image is square, so its tokens are a square number."""
@@ -42,7 +53,7 @@ def grid(*, quick: bool, with_trl: bool = False, with_vllm: bool = False) -> lis
     prompts = ((60, 16),) if quick else PROMPTS
     lengths, sizes = ((8,), (4,)) if quick else ((64, 256), (8, 16))
     here = device_here()
-    precision = "bfloat16" if here.type == "cuda" else "float32"
+    precision: Precision = "bfloat16" if here.type == "cuda" else "float32"
     ragged = not varlen_missing(here, getattr(torch, precision))
     kernel = "varlen" if ragged else "split"
     ways: list[dict[str, Any]] = [
@@ -72,7 +83,7 @@ def grid(*, quick: bool, with_trl: bool = False, with_vllm: bool = False) -> lis
     ]
 
 
-def build(model: str, folder: Path) -> torch.nn.Module:
+def build(model: str, folder: Path) -> "Qwen2VLForConditionalGeneration":
     """The model with random weights, made on the device, not read from anywhere. `folder` gets its processor."""
     from gpg_vl.models import tiny
     from gpg_vl.models.load import quiet
@@ -97,10 +108,11 @@ def build(model: str, folder: Path) -> torch.nn.Module:
     with device_here():
         torch.manual_seed(0)
         made = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    return made.float().eval()
+    ready: Qwen2VLForConditionalGeneration = made.float().eval()
+    return ready
 
 
-TEXT_2B = {
+TEXT_2B: dict[str, Any] = {
     "hidden_size": 1536,
     "intermediate_size": 8960,
     "num_hidden_layers": 28,
@@ -219,7 +231,9 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / ("gpu.json" if arguments.model == "2b" else "gpu_tiny.json")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    kept = json.loads(file.read_text()) if file.exists() else {"device": name, "rows": []}
+    kept: dict[str, Any] = {"device": name, "rows": []}
+    if file.exists():
+        kept = json.loads(file.read_text())
     rows: list[dict[str, Any]] = kept["rows"] if kept["device"] == name else []
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     has_trl = find_spec("trl") is not None
@@ -272,7 +286,11 @@ def _measured_apart(model: str, case: Case, steps: int, device: torch.device) ->
 
 
 def _timing(
-    model: torch.nn.Module, folder: Path, case: Case, steps: int, device: torch.device
+    model: "Qwen2VLForConditionalGeneration",
+    folder: Path,
+    case: Case,
+    steps: int,
+    device: torch.device,
 ) -> Timing:
     if case.micro_batch:
         from benchmarks import trl_side

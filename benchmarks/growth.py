@@ -3,7 +3,7 @@
     python -m benchmarks.growth               (make growth; about ten minutes on two cores)
 
 Every point is a process of its own on a small random Qwen2-VL. Writes benchmarks/results/growth.json and benchmarks/growth.png:
-points are measured; lines are the cost model, put through the first point of the shared computation.
+points are measured, and above them stands the ratio of the two of a case.
 """
 
 import argparse
@@ -14,17 +14,37 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.progress import track
 
 from benchmarks.step import Bench, Case, as_row, device_here, folder_of_results
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 BASE = Case(group_size=8, image_tokens=256, text_tokens=40, completion=32)
 GROUPS = (2, 4, 8, 16, 32)
 IMAGES = (64, 256, 1024)
 QUICK_GROUPS, QUICK_IMAGES = (2, 4), (64, 144)
+AXES = {"group_size": "answers per prompt", "image_tokens": "image tokens"}
+WAYS = ((True, "tab:blue", "once per group"), (False, "tab:red", "for every answer"))
+
+
+class Quantity(NamedTuple):
+    """What is measured of a step: its key in a row, the unit of its number, and its names."""
+
+    key: str
+    unit: float
+    label: str
+    noun: str
+
+
+QUANTITIES = (
+    Quantity("seconds", 1, "seconds per step", "time"),
+    Quantity("peak_bytes", 2**20, "memory of a step, MiB", "memory"),
+)
 
 
 def cases(groups: tuple[int, ...], images: tuple[int, ...]) -> list[Case]:
@@ -74,60 +94,78 @@ def measure(case: Case, *, steps: int, warmup: int) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """Two columns (group size, image tokens), two lines of panels (seconds, memory)."""
+    """Panels of measured points with their ratio: seconds and memory over groups and images."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", constrained_layout=True)
-    axes = {"group_size": "answers per prompt (G)", "image_tokens": "image tokens"}
-    for column, (axis, label) in enumerate(axes.items()):
-        other = "image_tokens" if axis == "group_size" else "group_size"
+    figure, panels = pyplot.subplots(2, 2, figsize=(10, 7.4), sharex="col", layout="constrained")
+    for column, (axis, other) in enumerate((tuple(AXES), tuple(reversed(AXES)))):
         fixed = _most_common([row["case"][other] for row in rows])
-        for shared, colour, name in (
-            (True, "tab:blue", "once per group"),
-            (False, "tab:red", "for every answer"),
-        ):
-            chosen = sorted(
-                (r for r in rows if r["case"][other] == fixed and r["case"]["shared"] == shared),
-                key=lambda r: r["case"][axis],
-            )
-            x = [r["case"][axis] for r in chosen]
-            base = min(
-                (r for r in rows if r["case"][other] == fixed and r["case"]["shared"]),
-                key=lambda r: r["case"][axis],
-            )
-            rate = base["timing"]["seconds"] / base["timing"]["total_operations"]
-            top, bottom = panels[0, column], panels[1, column]
-            top.plot(
-                x,
-                [r["timing"]["seconds"] for r in chosen],
-                "o",
-                color=colour,
-                label=f"{name}, measured",
-            )
-            model = [rate * r["timing"]["total_operations"] for r in chosen]
-            top.plot(x, model, "-", color=colour, alpha=0.5, label=f"{name}, cost model")
-            bottom.plot(
-                x,
-                [r["timing"]["peak_bytes"] / 2**20 for r in chosen],
-                "o-",
-                color=colour,
-                label=name,
-            )
+        chosen = [row for row in rows if row["case"][other] == fixed]
+        for line, quantity in enumerate(QUANTITIES):
+            _draw_panel(panels[line, column], chosen, axis, quantity)
         panels[1, column].set_xlabel(
-            f"{label}   ({other.replace('_', ' ')} {fixed}, {BASE.completion} tokens per answer)"
+            f"{AXES[axis]}   ({fixed} {AXES[other]}, {BASE.completion} tokens per answer)"
         )
-        for panel in panels[:, column]:
-            panel.set_xscale("log", base=2)
-            panel.set_yscale("log")
-            panel.grid(alpha=0.3)
-    panels[0, 0].set_ylabel("seconds per step")
-    panels[1, 0].set_ylabel("memory of a step, MiB")
-    panels[0, 0].legend(fontsize=8)
-    figure.suptitle("Rollout and training step, image and prompt once per group or once per answer")
+
+    for line, quantity in enumerate(QUANTITIES):
+        panels[line, 0].set_ylabel(quantity.label)
+    panels[0, 0].legend(fontsize=9)
+    figure.suptitle(
+        "A step with image and prompt computed once per group, or for every answer.\n"
+        "Above the points: how many times more the second takes",
+        fontsize=11,
+    )
     figure.savefig(file, dpi=110)
+
+
+def _draw_panel(panel: "Axes", rows: list[dict[str, Any]], axis: str, quantity: Quantity) -> None:
+    """One quantity over one axis, both ways, on logarithmic scales with plain numbers."""
+    points: dict[bool, dict[int, float]] = {}
+    for shared, colour, name in WAYS:
+        of_way = [row for row in rows if row["case"]["shared"] == shared]
+        points[shared] = {
+            row["case"][axis]: row["timing"][quantity.key] / quantity.unit for row in of_way
+        }
+        places = sorted(points[shared])
+        panel.plot(
+            places, [points[shared][x] for x in places], "o-", color=colour, lw=1, label=name
+        )
+
+    ours, naive = points[True], points[False]
+    ratios = {x: naive[x] / ours[x] for x in sorted(ours)}
+    for x, ratio in ratios.items():
+        panel.annotate(
+            f"{ratio:.1f}x",
+            (x, max(ours[x], naive[x])),
+            fontsize=9,
+            xytext=(-4, 6),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+        )
+
+    last, ratio = list(ratios.items())[-1]
+    panel.set_title(f"{last:,} {AXES[axis]}: {ratio:.1f} times less {quantity.noun}", fontsize=10)
+    _scale(panel, list(ratios), [*ours.values(), *naive.values()])
+
+
+def _scale(panel: "Axes", x: list[int], y: list[float]) -> None:
+    """Logarithmic axes in plain numbers: the lower one is marked where something was measured."""
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xlim(min(x) / 1.5, max(x) * 1.3)
+    panel.set_ylim(min(y) / 1.25, max(y) * 1.4)
+    marks = [n * 10**e for e in range(6) for n in (1, 2, 3, 5)]
+    for one, places in ((panel.xaxis, x), (panel.yaxis, marks)):
+        one.set_major_locator(FixedLocator(places))
+        one.set_minor_locator(NullLocator())
+        one.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    panel.grid(alpha=0.3)
 
 
 def _most_common(values: list[int]) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import overload
 
 import torch
 from accelerate import Accelerator
@@ -98,5 +99,12 @@ class _StandStill(torch.optim.Optimizer):
         trained = [p for p in policy.parameters() if p.requires_grad]
         super().__init__([{"params": trained, "part": ""}], {})
 
-    def step(self, closure: None = None) -> None:
-        """Nothing moves."""
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Nothing moves. Returns the loss where there is a closure, as torch's optimizers do."""
+        return None if closure is None else closure()

@@ -6,12 +6,11 @@ to compare them on: log-probs so far from the current ones that every branch of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gpg_vl.algorithms import grpo, sft
+from gpg_vl.algorithms import clipped, grpo, gspo, linear, sft
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.models.head import Objective
 
@@ -134,28 +133,6 @@ LOSSES: dict[str, Callable[[Sequence[Tensor], GivenGroup], Tensor]] = {
 # ---- the same losses as objectives of the head, in float64: what an algorithm gives of a token is float32
 
 
-class GspoInputs(NamedTuple):
-    """What a token's share in the loss of its answer is made of."""
-
-    advantage_K: Tensor
-    weight_K: Tensor
-    old_logp_K: Tensor
-    member_K: Tensor
-    """int64, the answer that the token belongs to."""
-
-
-def gspo_token_loss(logp_K: Tensor, inputs: GspoInputs) -> Tensor:
-    """The loss of an answer, spread over its tokens."""
-    lengths_G = torch.bincount(inputs.member_K)
-    sums_G = logp_K.new_zeros(len(lengths_G))
-    sums_G = sums_G.index_add(0, inputs.member_K, logp_K - inputs.old_logp_K)
-
-    ratio_K = torch.exp(sums_G / lengths_G)[inputs.member_K]
-    clipped_K = torch.clamp(ratio_K, 1 - CLIP_LOW, 1 + CLIP_HIGH)
-    gain_K = torch.minimum(ratio_K * inputs.advantage_K, clipped_K * inputs.advantage_K)
-    return -inputs.weight_K * gain_K
-
-
 def make_objective(name: str, given: GivenGroup) -> Objective:
     """A loss of LOSSES in the form that the head takes."""
     lengths_G = torch.tensor([len(old_T) for old_T in given.old_G_T])
@@ -166,12 +143,13 @@ def make_objective(name: str, given: GivenGroup) -> Objective:
 
     match name:
         case "grpo":
-            inputs = grpo.Inputs(advantage_K, weight_K, old_K, reference_K)
+            inputs = clipped.Inputs(advantage_K, weight_K, old_K, reference_K)
             return Objective(inputs, ALGORITHMS[name].token_loss)
         case "sft":
             per_token_K = torch.full_like(weight_K, 1.0 / len(member_K))
-            return Objective(sft.Inputs(per_token_K), ALGORITHMS[name].token_loss)
+            return Objective(linear.Inputs(per_token_K), ALGORITHMS[name].token_loss)
         case "gspo":
-            whole = GspoInputs(advantage_K, weight_K, old_K, member_K)
-            return Objective(whole, gspo_token_loss, whole_completions=True)
+            whole = gspo.Inputs(advantage_K, weight_K, old_K, member_K)
+            algorithm = gspo.gspo(clip_low=CLIP_LOW, clip_high=CLIP_HIGH)
+            return Objective(whole, algorithm.token_loss, whole_completions=True)
     raise ValueError(f"{name!r} is none of {', '.join(LOSSES)}")

@@ -1,4 +1,4 @@
-"""Peak memory of a process of training beside what the plan says of it, for each way to hold a model.
+"""Peak memory of a training process compared with what the plan says, for each way to hold a model.
 
     python -m benchmarks.memory              (make bench-memory; a quarter of an hour on two cores, up to 6 GB)
     python -m benchmarks.memory --quick      to see that it runs, with a tiny model
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,29 +111,27 @@ def measure(config_file: Path, overrides: Sequence[str], warm_up: Sequence[str])
 def _train(config_file: Path, overrides: Sequence[str], accelerator: Any) -> dict[str, Any]:
     """By the door of an ordinary run. What comes after the last step is left out: a checkpoint has a peak of its own."""
     from gpg_vl.config import load_config
-    from gpg_vl.training import run
+    from gpg_vl.training import loop, run
+    from gpg_vl.training.interrupt import StopRequest
     from gpg_vl.training.prepare import prepare
 
     config = load_config(config_file, overrides)
     prepared = prepare(config, processes=accelerator.num_processes, console=None)
     found: dict[str, Any] = {"plan": dict(prepared.plan.memory_bytes)}
     before = _resident()
-    loop = run.train
 
     def measured(**parts: Any) -> Any:
         _let_go_of_the_file(parts["learner"])
         _reset()
         found["loaded"] = _resident() - before
-        end = loop(**parts | {"hooks": replace(parts["hooks"], checkpoint=lambda *_: None)})
+        end = loop.train(**parts | {"hooks": replace(parts["hooks"], checkpoint=lambda *_: None)})
         found["peak"] = _peak() - before
         return end
 
-    run.train = measured
     console = Console(quiet=True)
-    try:
-        run.launch(prepared, accelerator, resume=False, console=console, evaluation=None)
-    finally:
-        run.train = loop
+    stop = StopRequest(announces=False)
+    with patch.object(run, "train", measured):
+        run.launch(prepared, accelerator, resume=False, console=console, evaluation=None, stop=stop)
     return found
 
 
@@ -282,8 +281,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.found:
-        small = [f"model.path={arguments.warm_up}", f"output.folder={arguments.found}/small"]
-        found = measure(arguments.config, arguments.overrides, small)
+        warm_up = [f"model.path={arguments.warm_up}", f"output.folder={arguments.found}/small"]
+        found = measure(arguments.config, arguments.overrides, warm_up)
         file = arguments.found / f"{os.environ.get('RANK', '0')}.json"
         file.write_text(json.dumps(found))
         return

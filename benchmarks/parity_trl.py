@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks import anchor, ours
 from benchmarks.losses import ALGORITHMS, LOG_RATIOS, TRL_GPG, TRL_GRPO
 from gpg_vl.algorithms.algorithm import Algorithm
-from gpg_vl.algorithms.choices import Aggregation
 from gpg_vl.algorithms.gpg import gpg
+from gpg_vl.algorithms.option_types import Aggregation
 from gpg_vl.models.layout import pack
 from gpg_vl.models.reference import Reference, make_reference
 from gpg_vl.models.requests import Score
@@ -179,7 +179,8 @@ def _require_same_prompts(
     prompts = [prompt for _, prompt in side.encode(asked) for _ in range(side.row.group_size)]
     if [p.input_ids_T.tolist() for p in prompts] != seen["prompt_ids"]:
         raise ValueError("The two sides made different prompts of the same questions.")
-    if not torch.equal(torch.cat([p.pixel_values_N for p in prompts]), seen["pixel_values"]):
+    patches = [p.pixel_values_N for p in prompts if p.pixel_values_N is not None]
+    if not torch.equal(torch.cat(patches), seen["pixel_values"]):
         raise ValueError("The two sides made different patches of the same pictures.")
 
 

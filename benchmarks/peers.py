@@ -1,4 +1,4 @@
-"""One training step of gpg_vl beside one of its peers: `make bench-peers`, or `make bench-peers ARGS="--quick"`.
+"""One training step of gpg_vl compared with one of its peers: `make bench-peers`, or `make bench-peers ARGS="--quick"`.
 
 First the gradients are compared (`benchmarks/parity_trl.py`): without equality nothing is timed. Then TRL's best micro-batch
 is searched for. Then the systems take turns, each in a process of its own (`benchmarks/measure.py`). The results, written

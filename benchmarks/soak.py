@@ -243,17 +243,23 @@ def main() -> None:
             found = soak(chosen, Path(folder) / way.name, random.Random(arguments.seed))
             rows[way.name] = asdict(found)
             is_right &= found.is_right
+            _write(file, rows, disks)
 
         if "disk" in arguments.only:
             disks = full_disk.measure(Path(folder) / "disk")
             is_right &= not disks["wrong"]
+            _write(file, rows, disks)
 
-    ordered = [rows[way.name] for way in WAYS if way.name in rows]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"kills": ordered, "disk": disks}, indent=2) + "\n")
-    file.with_suffix(".md").write_text(as_table(ordered, disks))
     if not is_right:
         sys.exit("Something was lost, left behind or not said: see reliability.json.")
+
+
+def _write(file: Path, rows: dict[str, dict[str, Any]], disks: dict[str, Any] | None) -> None:
+    """All that is known so far, so that a campaign that is stopped keeps what it found."""
+    ordered = [rows[way.name] for way in WAYS if way.name in rows]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"kills": ordered, "disk": disks}, indent=2) + "\n")
+    file.with_suffix(".md").write_text(as_table(ordered, disks))
 
 
 def _with_kills(way: Way, kills: int) -> Way:

@@ -17,7 +17,7 @@ import yaml
 from benchmarks.memory import write_model
 
 STEPS = 6
-CLOCKS = ("seconds",)
+CLOCKS = ("seconds", "share_of_step")
 """Metrics that a clock has made, with all that begin so."""
 REWARD = '''
 def luck(completion, example):

@@ -4,13 +4,14 @@ Weights and completions are random: what is measured does not depend on what a m
 `benchmarks/gpu.py`.
 """
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
@@ -29,10 +30,14 @@ from gpg_vl.prompting import PixelLimits
 from gpg_vl.quickstart import scenes
 from gpg_vl.rollout.engine import EngineOptions, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
-from gpg_vl.training.cost import Cost, group_cost
+from gpg_vl.training.flops import Cost, group_cost
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.types import Completion, Example, Group, Prompt
 
+if TYPE_CHECKING:  # at run time gpg_vl.models decides when transformers may be imported
+    from transformers import PreTrainedModel
+
+Precision = Literal["float32", "bfloat16"]
 WORDS = "How many balls are there in the picture, and which of them is nearest to the wall?"
 
 
@@ -57,7 +62,7 @@ class Case:
     """As in the config; 0 puts one group into each pass."""
     checkpointing: bool = False
     vision: Literal["trained", "frozen"] = "trained"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     slots: int = 128
     engine: Literal["native", "vllm"] = "native"
     """Who answers."""
@@ -67,7 +72,7 @@ class Case:
     @property
     def side(self) -> int:
         """Pixels along both sides of the picture."""
-        return 28 * round(self.image_tokens**0.5)
+        return 28 * round(math.sqrt(self.image_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +129,7 @@ class Bench:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: "PreTrainedModel",
         processing: Processing,
         case: Case,
         device: torch.device,

@@ -79,7 +79,10 @@ def _seconds(found: Spread) -> str:
 
 
 def _peak(runs: Sequence[Mapping[str, Any]], row: str, system: str) -> int:
-    return max(run["rss_peak"] for run in runs if (run["row"], run["system"]) == (row, system))
+    peaks: list[int] = [
+        run["rss_peak"] for run in runs if (run["row"], run["system"]) == (row, system)
+    ]
+    return max(peaks)
 
 
 def line(

@@ -43,7 +43,7 @@ Completions = Callable[[int], Sequence[Sequence[Sequence[int]]]]
 """Number of the step -> token ids of its completions, by prompt and member."""
 
 
-def load(checkpoint: Path) -> torch.nn.Module:
+def load(checkpoint: Path) -> Qwen2VLForConditionalGeneration:
     """As TRL's users load a model."""
     with quiet():
         return Qwen2VLForConditionalGeneration.from_pretrained(
@@ -52,7 +52,7 @@ def load(checkpoint: Path) -> torch.nn.Module:
 
 
 def make_trainer(
-    model: torch.nn.Module,
+    model: Qwen2VLForConditionalGeneration,
     checkpoint: Path,
     row: Row,
     asked: Sequence[Question],
@@ -170,7 +170,7 @@ def give_old_logps(
     generate_and_score = trainer._generate_and_score_completions
 
     def instead(inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        scored = generate_and_score(inputs)
+        scored: dict[str, Any] = generate_and_score(inputs)
         rows = [torch.tensor(logps) for group in old_logps_P_G_T for logps in group]
         lengths = torch.tensor([len(row) for row in rows])
         assert scored["completion_mask"].sum(dim=1).equal(lengths), "TRL has other completions"
@@ -186,8 +186,8 @@ class _StepEnds(TrainerCallback):
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        wait(model.device)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        wait(kwargs["model"].device)
         self._meter.step_ended()
 
 
@@ -202,7 +202,7 @@ def run(
     checkpointing: bool,
     given: bool = False,
     bf16: bool = False,
-    model: torch.nn.Module | None = None,
+    model: Qwen2VLForConditionalGeneration | None = None,
 ) -> Meter:
     """Measure `steps` steps of `trainer.train()` after `warmup`, of `model` or of the one in `checkpoint`."""
     with tempfile.TemporaryDirectory() as output:
@@ -226,7 +226,7 @@ def run(
 
         def timed(inputs: list[dict[str, Any]]) -> dict[str, Any]:
             start = time.perf_counter()
-            scored = rollout(inputs)
+            scored: dict[str, Any] = rollout(inputs)
             wait(trainer.model.device)
             meter.rollout_took(time.perf_counter() - start)
             lengths = scored["completion_mask"].sum(dim=1)
@@ -240,7 +240,12 @@ def run(
 
 
 def timing(
-    model: torch.nn.Module, checkpoint: Path, case: Case, *, steps: int, warmup: int
+    model: Qwen2VLForConditionalGeneration,
+    checkpoint: Path,
+    case: Case,
+    *,
+    steps: int,
+    warmup: int,
 ) -> Timing:
     """A case of the grid. The rollout is timed as a whole; memory is that above the model's own, as in `Bench.measure`."""
     model.model.visual.requires_grad_(case.vision == "trained")
@@ -291,11 +296,11 @@ class _KeepGradient(TrainerCallback):
     def __init__(self) -> None:
         self.gradient: dict[str, Tensor] = {}
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any, **_: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.gradient = {
-            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+            name: p.grad.clone()
+            for name, p in kwargs["model"].named_parameters()
+            if p.grad is not None
         }
 
 
@@ -325,7 +330,8 @@ def gradient(
 
     prepare_reference: changes the weights of its reference model, which are those of the checkpoint.
     """
-    keep, seen = _KeepGradient(), []
+    keep = _KeepGradient()
+    seen: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as output:
         trainer = make_trainer(
             load(checkpoint),

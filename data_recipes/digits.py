@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from gpg_vl.data.cells import CellError
+from gpg_vl.data.json_rows import Cells
 from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, main
-from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 

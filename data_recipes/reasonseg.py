@@ -21,6 +21,7 @@ from typing import Any
 
 from gpg_vl.data.cells import CellError
 from gpg_vl.data.images import Picture
+from gpg_vl.data.json_rows import Cells
 from gpg_vl.data.recipe import (
     BrokenRowError,
     Option,
@@ -33,7 +34,6 @@ from gpg_vl.data.recipe import (
 )
 from gpg_vl.data.recipe.boxes import CONVENTIONS, Box, box_meta, inside, numbers, pair, union
 from gpg_vl.data.recipe.origin import open_source
-from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
@@ -120,12 +120,17 @@ def box_of(row: RawRow, column: str, which: str) -> Box:
     cell = row.cell(column)
     if not isinstance(cell, list) or not cell:
         raise BrokenRowError(f"The column {column!r} is not a list of boxes with at least one.")
-    boxes = [finite_numbers(box, f"A box of {column!r}") for box in cell]
-    if any(len(box) != 4 for box in boxes):
+    boxes = [_four_numbers(box, column) for box in cell]
+    return boxes[0] if which == "first" else union(boxes)
+
+
+def _four_numbers(cell: object, column: str) -> Box:
+    box = finite_numbers(cell, f"A box of {column!r}")
+    if len(box) != 4:
         raise BrokenRowError(
             f"The column {column!r} holds a box that is not [left, top, right, bottom]."
         )
-    return boxes[0] if which == "first" else union(boxes)
+    return box
 
 
 def refuse_other_size(row: RawRow, picture: Picture) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpg_vl.data.cells import CellError
+from gpg_vl.data.json_rows import Cells
 from gpg_vl.data.recipe import (
     BrokenRowError,
     Option,
@@ -32,7 +33,6 @@ from gpg_vl.data.recipe import (
     untagged,
 )
 from gpg_vl.data.recipe.origin import checksum, open_source
-from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 

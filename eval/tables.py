@@ -1,9 +1,10 @@
-"""Tables of published and measured numbers in Markdown, from `protocols/` and `results/` beside this file.
+"""Tables of published and measured numbers in Markdown, from `protocols/` and `results/` in this folder.
 
     python eval/tables.py                         # print every table
-    python eval/tables.py --write README.md       # between the markers  <!-- table:NAME -->  and  <!-- end:NAME -->
+    python eval/tables.py --write docs/published.md   # between the markers  <!-- table:NAME -->  and  <!-- end:NAME -->
+    python eval/tables.py --write docs/digits.md
     python eval/tables.py --write eval/README.md
-    python eval/tables.py --check README.md       # exit code 1 if what stands there is not what would be written
+    python eval/tables.py --check docs/published.md   # exit code 1 if it is not up to date
     python eval/tables.py --add runs/eval-cvbench/results.json --protocol cvbench --row "GPG, seed 0"
 
 A protocol says how a published number was measured; a result is what this program measured under one, by `--add` from the
@@ -36,7 +37,7 @@ _DECODING = ("temperature", "top_p", "max_new_tokens")
 
 
 class TableError(ValueError):
-    """What a user got wrong: a missing file, a name that nobody knows, a README without markers."""
+    """What a user got wrong: a missing file, a name that nobody knows, a page without markers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +200,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-# --- README -----------------------------------------------------------------------------------------------------------
+# --- pages -----------------------------------------------------------------------------------------------------------
 
 
 def _block(name: str) -> re.Pattern[str]:
@@ -295,12 +296,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--write", type=Path, metavar="README", help="write the tables between their markers"
+        "--write", type=Path, metavar="PAGE", help="write the tables between their markers"
     )
     what.add_argument(
         "--check",
         type=Path,
-        metavar="README",
+        metavar="PAGE",
         help="exit code 1 if a table there is not up to date",
     )
     what.add_argument(

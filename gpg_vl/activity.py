@@ -13,7 +13,7 @@ import torch
 from gpg_vl.errors import RunError
 
 
-class MeetingBrokenError(RunError):
+class CollectiveBrokenError(RunError):
     """The processes did not come together: one has ended, or the library gave up waiting."""
 
 
@@ -28,9 +28,9 @@ class Activity:
     since: float
     """In the time of `time.monotonic` of this process."""
     waits: bool = False
-    """True while it is in a meeting, which ends when all processes have come."""
+    """True while it is in a collective, which ends when all processes have come."""
     patient: bool = False
-    """True for a meeting that may take as long as it likes."""
+    """True for a collective that may take as long as it likes."""
 
 
 _activities = [Activity(what="starting", since=time.monotonic())]
@@ -43,28 +43,28 @@ def current() -> Activity:
 @contextmanager
 def doing(what: str) -> Iterator[None]:
     """The block is called `what`, such as "the rollout of step 12"."""
-    with _entered(Activity(what=what, since=time.monotonic())):
+    with _push_activity(Activity(what=what, since=time.monotonic())):
         yield
 
 
 @contextmanager
-def meeting(*, patient: bool = False) -> Iterator[None]:
-    """The block ends when all processes have come to it. Raises MeetingBrokenError when one of them will not.
+def in_collective(*, patient: bool = False) -> Iterator[None]:
+    """The block ends when all processes have come to it. Raises CollectiveBrokenError when one of them will not.
 
     patient: there is no limit to the waiting, because one of them has work of unknown length.
     """
     here = Activity(what=current().what, since=time.monotonic(), waits=True, patient=patient)
     try:
-        with _entered(here):
+        with _push_activity(here):
             yield
     except (RunError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:  # what torch makes of a connection that is closed, or late
-        raise MeetingBrokenError(str(error)) from error
+        raise CollectiveBrokenError(str(error)) from error
 
 
 @contextmanager
-def _entered(activity: Activity) -> Iterator[None]:
+def _push_activity(activity: Activity) -> Iterator[None]:
     _activities.append(activity)
     try:
         yield

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import torch
 
-from gpg_vl.peaks import holding
+from gpg_vl.peak_memory import record_phase
 
 
 @contextmanager
@@ -29,7 +29,7 @@ class Clock:
     def phase(self, name: str) -> Iterator[None]:
         """Add the seconds of a block; the memory that it holds is recorded under the same name."""
         start = perf_counter()
-        with holding(name):
+        with record_phase(name):
             yield
         self.add({name: perf_counter() - start})
 

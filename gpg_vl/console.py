@@ -11,9 +11,10 @@ Output for machines (JSON, YAML, the files of a run) is not escaped here; its fo
 import logging
 import re
 import sys
+import textwrap
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -22,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # rich takes a tenth of a second: `--help` and reward workers do without
     from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
+    from rich.measure import Measurement
     from rich.progress import TextColumn
+    from rich.table import Table
     from rich.text import Text
 
 WIDTH = 140
@@ -37,6 +40,10 @@ _UNSAFE = re.compile(
     "\ud800-\udfff"  # halves of pairs, which no encoding takes
     "]"
 )
+
+
+_WITH_UNIT = re.compile(r"(?<=\d) (?=[A-Za-z%])|(?<= x) (?=\d)")
+"""Spaces at which no line is broken: `14 MiB`, `choice x 0.5`."""
 
 
 def visible(text: str) -> str:
@@ -81,11 +88,88 @@ def plain(text: object, style: str = "") -> "Text":
     return Text(visible(str(text)), style=style)
 
 
+def prose(text: object) -> "ConsoleRenderable":
+    """A text for a cell, escaped, whose lines are broken between words and not between a number and its unit."""
+    return _Prose(visible(str(text)))
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """The lines of `prose`."""
+    lines = []
+    for line in text.split("\n"):
+        # an escaped text has no NUL, and for textwrap it is no space
+        glued = _WITH_UNIT.sub("\0", line)
+        lines += textwrap.wrap(glued, max(1, width), break_on_hyphens=False) or [""]
+    return [line.replace("\0", " ") for line in lines]
+
+
+def fit_tables(
+    console: "Console",
+    names: Sequence[str],
+    make: Callable[[Sequence[str], bool], "Table"],
+    *,
+    frame: int = 0,
+) -> list["Table"]:
+    """The tables that `make(names, brief)` draws, none of them wider than the console: a wider one
+    would be folded inside of its numbers. One in full, else one in brief, else several, each with a
+    part of the names.
+
+    frame: columns that what stands around the tables takes.
+    """
+    from rich.measure import Measurement
+
+    endless = console.options.update(width=10_000)
+    for brief in (False, True):
+        table = make(names, brief)
+        if Measurement.get(console, endless, table).maximum <= console.width - frame:
+            return [table]
+    if len(names) < 2:
+        return [table]
+    middle = (len(names) + 1) // 2
+    return [
+        *fit_tables(console, names[:middle], make, frame=frame),
+        *fit_tables(console, names[middle:], make, frame=frame),
+    ]
+
+
 def text_column(template: str) -> "TextColumn":
     """A column of a live display, which prints past the hooks of its console."""
     from rich.progress import TextColumn
 
     return TextColumn(template, markup=False, highlighter=_EscapingHighlighter())  # type: ignore[arg-type]  # as above
+
+
+@contextmanager
+def progress(
+    console: "Console | None", what: str, total: int | None = None
+) -> Iterator[Callable[[], None]]:
+    """Say in a line what the block does, and on a terminal show below it how far it is.
+
+    total: how often the function that is given will be called; None: it is not called.
+    console: None says nothing.
+    """
+    if console is None:
+        yield lambda: None
+        return
+    console.print(plain(what), soft_wrap=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    counted = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text_column("left"))
+    columns = (SpinnerColumn(), TimeElapsedColumn(), *(counted if total else ()))
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("", total=total)
+        yield lambda: bars.advance(bar)
 
 
 def show_cursor() -> None:
@@ -96,15 +180,22 @@ def show_cursor() -> None:
 
 
 @contextmanager
-def escaped_output() -> Iterator[None]:
-    """What the block prints is escaped: argparse quotes the words it was given, an imported reward says what it likes."""
+def escaped_output(says: Callable[[str], None] | None = None) -> Iterator[None]:
+    """What the block prints is escaped: argparse quotes the words it was given, an imported reward
+    says what it likes.
+
+    says: prints what the block has written to standard error, if it has.
+    """
     out, errors = StringIO(), StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(errors):
             yield
     finally:
         say(out.getvalue(), end="")
-        say(errors.getvalue(), error=True, end="")
+        if says and errors.getvalue():
+            says(errors.getvalue().removesuffix("\n"))
+        else:
+            say(errors.getvalue(), error=True, end="")
 
 
 def guard() -> None:
@@ -132,6 +223,25 @@ class _Escaped:
         # a piece of control is rich's own, such as a move of the cursor
         for piece in console.render(self.content, options):
             yield piece if piece.control else Segment(visible(piece.text), piece.style)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prose:
+    """See `prose`."""
+
+    text: str
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        for line in wrap(self.text, options.max_width):
+            yield Text(line)
+
+    def __rich_measure__(self, console: "Console", options: "ConsoleOptions") -> "Measurement":
+        from rich.measure import Measurement
+        from rich.text import Text
+
+        return Measurement.get(console, options, Text(self.text))
 
 
 class _EscapingHook:

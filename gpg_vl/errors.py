@@ -11,3 +11,11 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A run that had to stop: a reward that broke, a full disk, a loss that is not a number. Exit code 1."""
+
+
+def cut(text: str, longest: int = 80) -> str:
+    """A text for a message or a cell of a table, of at most so many characters.
+
+    Example: `cut("How many balls are there?", 12)` is `"How many ..."`
+    """
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -1,24 +1,38 @@
-"""A checkpoint put together once for everybody: the policy, what prepares its prompts, and engines that answer with it."""
+"""A loaded checkpoint: the policy, the encoder of its prompts, and engines that answer with it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from gpg_vl.data.question import Pictures, make_question
+from gpg_vl.models.answer_tokens import tokens_of_answer
 from gpg_vl.models.attention import Kernel, choose_kernel
-from gpg_vl.models.copy import cast_matrices, round_gathered
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.families import Family
 from gpg_vl.models.features import FeatureCache
-from gpg_vl.models.held import frozen, hold_matrices
+from gpg_vl.models.layout import pack
 from gpg_vl.models.load import Processing, load_model, load_processing
 from gpg_vl.models.policy import Policy
+from gpg_vl.models.policy_copy import cast_matrices, round_gathered
 from gpg_vl.models.prefix import PrefixStore
+from gpg_vl.models.requests import Score
+from gpg_vl.models.run_checkpoints import newest_or_name
+from gpg_vl.models.weight_precision import frozen, hold_matrices
 from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, PixelLimits, PromptStyle
 from gpg_vl.rollout import DEFAULT, engines
-from gpg_vl.rollout.engine import DEFAULT_OPTIONS, Engine, EngineOptions, EngineSetup
+from gpg_vl.rollout.engine import (
+    DEFAULT_OPTIONS,
+    Engine,
+    EngineOptions,
+    EngineSetup,
+    RolloutRequest,
+    refuse_non_finite_answers,
+)
+from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.types import Completion
 
 DType = Literal["float32", "bfloat16"]
 
@@ -33,8 +47,9 @@ class Model:
     """A checkpoint that can answer, be scored and be trained.
 
     Example:
-        `model = Model.load("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")`, then `prompt = model.encoder().encode(example)`
-        and `model.engine().generate([RolloutRequest(prompt=prompt, draw=0)], Sampling(...))`.
+        `model = Model.load("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")`, then
+        `for answer in model.generate("street.png", "How many cars are there?", n=8): print(answer.text)`. Many prompts at
+        once: `model.engine().generate([RolloutRequest(prompt=model.encoder().encode(example), draw=0)], Sampling(...))`.
     """
 
     path: str
@@ -62,8 +77,8 @@ class Model:
         processing: Processing | None = None,
         prepare: Callable[[Any, Family], None] | None = None,
     ) -> "Model":
-        """The checkpoint in a folder, or on the hub under a name and revision. Weights are float32; under bfloat16 matrices
-        that `prepare` has frozen are bfloat16, see `models.held`.
+        """The checkpoint in a folder, or on the hub under a name and revision; of the folder of a run its newest complete one.
+        Weights are float32; under bfloat16 matrices that `prepare` has frozen are bfloat16, see `models.weight_precision`.
 
         gathered: see the field; it changes nothing but copies.
         device: where it goes; None is a GPU if there is one.
@@ -74,8 +89,9 @@ class Model:
         prepare: called with the model and its family before the policy is made, to add adapters or freeze parts.
         Raises UserError if the checkpoint cannot be read, or cannot be trained exactly.
         """
-        processing = processing or load_processing(str(path), revision)
-        model = load_model(str(path), revision=revision)
+        path = newest_or_name(path)
+        processing = processing or load_processing(path, revision)
+        model = load_model(path, revision=revision)
         if prepare is not None:
             prepare(model, processing.family)
 
@@ -93,7 +109,7 @@ class Model:
             features=FeatureCache(vision_cache_mb * 2**20) if vision_cache_mb else None,
         )
         return Model(
-            path=str(path),
+            path=path,
             revision=revision,
             policy=policy.to(where) if placed else policy,
             processing=processing,
@@ -101,8 +117,78 @@ class Model:
             gathered=gathered,
         )
 
+    def generate(
+        self,
+        pictures: Pictures,
+        question: str,
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+        style: PromptStyle = DEFAULT_STYLE,
+        limits: PixelLimits = DEFAULT_LIMITS,
+    ) -> tuple[Completion, ...]:
+        """`n` answers to one question, which is encoded once; `answer.text` is what was said.
+
+        pictures: a path, bytes of a file, a Pillow image, a list of these, or None.
+        temperature: 0 is greedy. seed: the same one gives the same answers.
+        max_new_tokens: longest answer, end token included; `answer.finish_reason` is "length" for one that was cut off.
+        Raises UserError for a picture or a question that cannot be encoded, RunError where the model computes NaN.
+        """
+        prompt = self.encoder(style, limits).encode(make_question(pictures, question))
+        sampling = Sampling(
+            group_size=n, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
+        )
+        requests = [RolloutRequest(prompt=prompt, draw=0)]
+        answers = self.engine().generate(requests, sampling)
+        refuse_non_finite_answers(requests, answers)
+        return answers[0]
+
+    def score(
+        self,
+        pictures: Pictures,
+        question: str,
+        responses: Sequence[str | Completion],
+        *,
+        style: PromptStyle = DEFAULT_STYLE,
+        limits: PixelLimits = DEFAULT_LIMITS,
+    ) -> tuple[Completion, ...]:
+        """The given responses with this model's log-probs of their tokens; `answer.logprob` is that of the whole response.
+
+        responses: texts, whose end of turn counts as a token; or completions, such as those of `generate`, whose tokens are
+            taken as they are. The log-probs are those of the distribution at the temperature of `load`.
+        Raises UserError as `generate` does, and for a text with control tokens.
+        """
+        prompt = self.encoder(style, limits).encode(make_question(pictures, question))
+        given = [
+            response
+            if isinstance(response, Completion)
+            else Completion(
+                token_ids=tokens_of_answer(self.processing, response, f"Response {number}"),
+                text=response,
+                prefill=prompt.prefill,
+            )
+            for number, response in enumerate(responses)
+        ]
+        if not given:
+            return ()
+
+        packed = pack([prompt], [[completion.token_ids for completion in given]])
+        device = self.policy.device
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, self.autocast, enabled=self.autocast is not None),
+        ):
+            logp_K = self.policy(Score(packed=packed.to(device))).logp_K.cpu()
+        by_completion = logp_K.split([len(completion.token_ids) for completion in given])
+        return tuple(
+            replace(completion, logprobs=tuple(logp_T.tolist()))
+            for completion, logp_T in zip(given, by_completion, strict=True)
+        )
+
     def copy(self) -> Policy:
-        """A policy beside this one, read from the checkpoint again: without adapters, in the dtype of the forward pass, never
+        """A policy next to this one, read from the checkpoint again: without adapters, in the dtype of the forward pass, never
         trained. Features of images are shared while they do not change.
         """
         trained = self.policy

@@ -1,4 +1,4 @@
-"""What a program does when the reader of its output leaves, as `head` does: it ends quietly, with the shell's exit code."""
+"""Broken pipes, as in `gpg-vl config | head`: the program ends quietly, with the shell's exit code."""
 
 import os
 import select
@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-READER_LEFT = 141
+BROKEN_PIPE = 141
 """128 + SIGPIPE: what a shell reports of a program that such a pipe ended."""
 
 
-def until_the_reader_leaves(run: Callable[[], int]) -> int:
-    """The exit code of `run`; READER_LEFT if nobody reads its output or its messages any more.
+def run_until_pipe_breaks(run: Callable[[], int]) -> int:
+    """The exit code of `run`; BROKEN_PIPE if nobody reads its output or its messages any more.
 
     A broken pipe of another kind, such as to a process of our own, keeps its exception.
     """
@@ -24,19 +24,19 @@ def until_the_reader_leaves(run: Callable[[], int]) -> int:
         if isinstance(
             end.__context__, BrokenPipeError
         ):  # rich makes an exit of it, with a code that is taken
-            return READER_LEFT
+            return BROKEN_PIPE
         raise
     except BrokenPipeError:
-        left = [stream for stream in (sys.stdout, sys.stderr) if _reader_left(stream)]
+        left = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
         if not left:
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in left:  # what is still in its buffer must go somewhere
             os.dup2(nowhere, stream.fileno())
-        return READER_LEFT
+        return BROKEN_PIPE
 
 
-def _reader_left(stream: TextIO) -> bool:
+def _is_broken(stream: TextIO) -> bool:
     try:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)

@@ -1,7 +1,7 @@
-"""How an example is put to a model, its text and its pixels, and the defaults of both.
+"""How an example is shown to a model, its text and its pixels, and the defaults of both.
 
 The config's sections `prompt` and `data`, the encoder, the data recipes and the evaluation all take
-their defaults from here, so that training and evaluation ask alike where nobody says otherwise.
+their defaults from here, so that training and evaluation ask alike by default.
 """
 
 from dataclasses import dataclass

@@ -77,6 +77,16 @@ class Registry(Generic[T]):
 
         return keep
 
+    def origin(self, name: str) -> tuple[str, str] | None:
+        """(module, name in it) of what this process has registered under `name`; None for any other name.
+
+        Another process finds it by importing the module, unless that is `__main__`.
+        """
+        if name not in self._registered:
+            return None
+        found = self._registered[name]
+        return found.__module__, getattr(found, "__qualname__", str(found))
+
     def names(self) -> list[str]:
         """Every name that `get` knows, sorted. Imports nothing. Raises ValueError if a plug-in takes a taken name."""
         return sorted({*self._lazy, *self._registered, *self._plugins()})
@@ -109,9 +119,8 @@ class Registry(Generic[T]):
         return found
 
     def _owner(self, name: str) -> str | None:
-        if name in self._registered:
-            function = self._registered[name]
-            return f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+        if origin := self.origin(name):
+            return ":".join(origin)
         return self._lazy.get(name) or self._plugins().get(name)
 
     def _from_file(self, name: str) -> T:
@@ -138,7 +147,7 @@ class Registry(Generic[T]):
 def _module_from(file: Path) -> ModuleType:
     """Import a file as a module, once per process.
 
-    Its folder can be imported from, behind everything that is installed, so that files which lie together can share code
+    Its folder can be imported from, behind everything that is installed, so that files of one folder can share code
     however the program was started. Where `import NAME` finds this very file it is that module, which other processes
     find as well: a pool that a reward makes can be sent its functions. Else it is one of a name of its own.
     """

@@ -55,6 +55,8 @@ class Example:
     """A name to group metrics by."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Every other mapped column, JSON values only."""
+    source: str = ""
+    """The name of its data set, where a run trains on several (`data.sources`)."""
     place: str = field(default="", compare=False, repr=False)
     """Where its row was read, for messages: `file.jsonl:LINE` or `file.parquet[ROW]`. Not a part of what it says."""
 
@@ -96,16 +98,17 @@ class Prompt:
 class Completion:
     """One sampled answer.
 
-    Example: `Completion(token_ids=(311, 502), logprobs=(-0.4, -0.01), text="ball", finish_reason="stop")`
+    Example: `Completion(token_ids=(311, 502), logprobs=(-0.4, -0.01), text="ball", finish_reason="stop")`; its text alone
+    is enough to try a reward, which then sees an answer of no tokens: `Completion(text="ball")`.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
     """Every sampled token, the end token included."""
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...] = ()
     """log pi of each token under the distribution it was sampled from; empty if it was not sampled."""
     text: str
     """The decoded tokens without special tokens; `prefill + text` is the whole answer."""
-    finish_reason: FinishReason
+    finish_reason: FinishReason = "stop"
     """`stop`: an end token was sampled. `length`: the token limit cut the answer off."""
     prefill: str = ""
     """What the prompt had already written of the answer, such as `<think>`."""
@@ -116,6 +119,25 @@ class Completion:
     def response(self) -> str:
         """The whole answer, prefill included."""
         return self.prefill + self.text
+
+    @property
+    def logprob(self) -> float:
+        """log pi of all tokens together, in nats; 0 where there are none."""
+        return sum(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GreedyAnswer:
+    """The answer to a prompt that takes the likeliest token every time: what others are measured by, never trained on.
+
+    Example: `GreedyAnswer(completion=completion, reward=1.2, reward_parts={"choice": 1.0, "format": 1.0})`
+    """
+
+    completion: Completion
+    reward: float = 0.0
+    """The weighted total, once it is scored."""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    """The unweighted reward of each function; empty until it is scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +160,26 @@ class Group:
     old_logps: tuple[tuple[float, ...], ...] = ()
     """The trainer's own log-probs of the completions under the weights that sampled them, where the group is trained on
     after those weights have changed and the algorithm needs them."""
+    greedy: GreedyAnswer | None = None
+    """Only if the algorithm compares with it. It is not one of the completions."""
 
     @property
     def is_valid(self) -> bool:
-        """True if the rewards are not all equal, that is if the group carries a signal."""
-        return bool(self.rewards) and max(self.rewards) > min(self.rewards)
+        """True if the rewards are not all equal, that of a greedy answer included: if the group carries a signal."""
+        rewards = self.rewards if self.greedy is None else (*self.rewards, self.greedy.reward)
+        return bool(self.rewards) and max(rewards) > min(rewards)
+
+    @property
+    def answers(self) -> tuple[Completion, ...]:
+        """All that is scored: the completions, and behind them the greedy answer if there is one."""
+        return self.completions + (() if self.greedy is None else (self.greedy.completion,))
+
+    @property
+    def right(self) -> int:
+        """Answers that got full marks, 1 or more, from the reward that is named first."""
+        return sum(value >= 1.0 for value in next(iter(self.reward_parts.values()), ()))
+
+    @property
+    def is_all_right(self) -> bool:
+        """True if every answer is right and the group carries no signal."""
+        return not self.is_valid and self.right == len(self.rewards)

@@ -35,16 +35,16 @@ def scene_example(number: int, seed: int = 3) -> Example:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny Qwen2-VL in the ordinary format."""
-    return _vision_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", "qwen2_vl")
+    return _checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", "qwen2_vl")
 
 
 @pytest.fixture(scope="session")
 def newer_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny Qwen2.5-VL: windows in its vision tower, everything else as in the other."""
-    return _vision_checkpoint(tmp_path_factory.mktemp("newer") / "checkpoint", "qwen2_5_vl")
+    return _checkpoint(tmp_path_factory.mktemp("newer") / "checkpoint", "qwen2_5_vl")
 
 
-def _vision_checkpoint(folder: Path, model_type: str) -> Path:
+def _checkpoint(folder: Path, model_type: str) -> Path:
     from gpg_vl.models import tiny
 
     corpus = [row["prompt"] for row in scenes.rows(3, 40)] + list("ABCD0123456789")
@@ -59,8 +59,21 @@ def _vision_checkpoint(folder: Path, model_type: str) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    tiny.save_checkpoint(tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), folder)
+    processor = tiny.tiny_processor(tokenizer, model_type=model_type)
+    tiny.save_checkpoint(tiny.tiny_model(config, seed=0), processor, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Qwen3-VL: features enter behind the first layer of the text tower too, patches of 16 pixels."""
+    return _checkpoint(tmp_path_factory.mktemp("deep") / "checkpoint", "qwen3_vl")
+
+
+@pytest.fixture(scope="session")
+def normed_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny text-only Qwen3: queries and keys are normalised head by head."""
+    return _checkpoint(tmp_path_factory.mktemp("normed") / "checkpoint", "qwen3")
 
 
 @pytest.fixture(scope="session")

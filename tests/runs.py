@@ -204,4 +204,11 @@ def kill_after(config: Path, rows: int, processes: int = 1) -> None:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl without what depends on the clock."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    clocks = ("seconds", "share_of_step")
+    return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+
+
+def seconds_of_steps(folder: Path) -> list[float]:
+    """How long each training step of a run took."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["seconds"]["step"] for row in rows if row["kind"] == "train"]

@@ -31,7 +31,7 @@ from gpg_vl.rollout.engine import RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.failures import NonFiniteError
 from gpg_vl.training.learner import Learner
-from gpg_vl.training.sharding import shardings, zero_inside
+from gpg_vl.training.sharding import shardings, zero_internals
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
 from gpg_vl.training.sharding.zero import Zero
 from gpg_vl.types import Group
@@ -199,7 +199,7 @@ class Watched:
         """Weights and all that the optimizer keeps, whole."""
         if isinstance(self.inner, Zero):
             engine = self.inner._engine.optimizer
-            kept = zero_inside.full_state(engine, self.inner._trained)
+            kept = zero_internals.full_state(engine, self.inner._trained)
             return [*self.weights(), *(tensor.clone() for _, tensor in kept)]
         states = [v for p in self.trained for v in self.optimizer.state[p].values()]
         return [*self.weights(), *(whole(t.detach()) for t in states)]
@@ -222,7 +222,7 @@ class Watched:
 @contextmanager
 def watched_inside(watched: Watched) -> Iterator[None]:
     """Within, gradients that DeepSpeed has put together are looked at; it has averaged what is summed elsewhere."""
-    complete = zero_inside.complete_gradients
+    complete = zero_internals.complete_gradients
 
     def look(optimizer: Any) -> list[Tensor]:
         from deepspeed.utils import safe_get_full_grad
@@ -232,11 +232,11 @@ def watched_inside(watched: Watched) -> Iterator[None]:
         watched.gradients.append([watched.processes * g.float() for g in found])
         return parts
 
-    zero_inside.complete_gradients = look
+    zero_internals.complete_gradients = look
     try:
         yield
     finally:
-        zero_inside.complete_gradients = complete
+        zero_internals.complete_gradients = complete
 
 
 def make_sharding(name: str, processes: int, is_main: bool, case: Case | None = None) -> Watched:

@@ -1,7 +1,8 @@
 """Optimizer steps made by hand, for the tests of algorithms."""
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from hypothesis import strategies as st
@@ -46,8 +47,11 @@ def make_batch(
     step: tuple[Rows, Lengths] | None = None,
     old: Sequence[float] | None = None,
     reference: Sequence[float] | None = None,
+    sampled: Sequence[float] | None = None,
+    greedy: Sequence[float] = (),
+    total: Callable[[Sequence[float]], list[float]] = list,
 ) -> StepBatch:
-    """The groups of one process; `step` are those of all processes, if there are more."""
+    """The groups of one process; `step` are those of all processes, if there are more, and `total` adds up over them."""
     everything = step or (rewards, lengths)
     return StepBatch(
         rewards_P_G=torch.tensor(rewards, dtype=torch.float64),
@@ -59,6 +63,11 @@ def make_batch(
         reference_logp_K=None
         if reference is None
         else torch.tensor(reference, dtype=torch.float64),
+        sampled_logp_K=torch.tensor(
+            [math.nan] * sum(map(sum, lengths)) if sampled is None else sampled, dtype=torch.float64
+        ),
+        greedy_reward_P=torch.tensor(greedy, dtype=torch.float64),
+        total=total,
     )
 
 

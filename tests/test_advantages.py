@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError, jaxtyped
 
 from gpg_vl.algorithms import advantages as module
-from gpg_vl.algorithms.choices import FNorm
+from gpg_vl.algorithms.option_types import FNorm
 
 # every call below is checked against the shapes that the annotations promise
 advantages = jaxtyped(typechecker=beartype)(module.advantages)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gpg_vl.algorithms.advantages import valid_groups
 from gpg_vl.algorithms.age import Collected, StepCounts, age_factor, collect, groups_needed
-from gpg_vl.algorithms.choices import Age
+from gpg_vl.algorithms.option_types import Age
 
 Outcomes = list[list[list[list[bool]]]]
 MODES: tuple[Age, ...] = ("inverse_valid_fraction", "off", "token", "valid_fraction")

@@ -7,7 +7,7 @@ from jaxtyping import TypeCheckError, jaxtyped
 
 from gpg_vl.algorithms import aggregation as module
 from gpg_vl.algorithms.age import StepCounts
-from gpg_vl.algorithms.choices import Aggregation
+from gpg_vl.algorithms.option_types import Aggregation
 
 # every call below is checked against the shapes that the annotations promise
 token_weights = jaxtyped(typechecker=beartype)(module.token_weights)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from gpg_vl.algorithms import BUILTIN, algorithms, choices
+from gpg_vl.algorithms import BUILTIN, algorithms, option_types
 from gpg_vl.config import (
     Config,
     GpgConfig,
@@ -26,7 +26,7 @@ from gpg_vl.config import (
     make_algorithm,
     parse_config,
 )
-from gpg_vl.config.algorithm import BUILTIN_SECTIONS
+from gpg_vl.config.algorithm_sections import BUILTIN_SECTIONS
 from gpg_vl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,7 @@ def test_each_algorithm_has_its_own_defaults() -> None:
     assert config({"name": "sft"}).algorithm.model_dump() == {
         "name": "sft",
         "response": "{answer}",
+        "aggregation": "token",
     }
 
 
@@ -123,9 +124,9 @@ def test_the_sections_are_those_of_the_registry() -> None:
 
 
 def test_choices_are_those_of_the_algorithms() -> None:
-    assert allowed_values("algorithm.f_norm") == get_args(choices.FNorm)
-    assert allowed_values("algorithm.age") == get_args(choices.Age)
-    assert allowed_values("algorithm.aggregation") == get_args(choices.Aggregation)
+    assert allowed_values("algorithm.f_norm") == get_args(option_types.FNorm)
+    assert allowed_values("algorithm.age") == get_args(option_types.Age)
+    assert allowed_values("algorithm.aggregation") == get_args(option_types.Aggregation)
     assert allowed_values("algorithm.name") == (), "a function of your own is allowed too"
     assert allowed_values("algorithm.kl_beta") == ()
 
@@ -146,14 +147,14 @@ def test_reading_a_config_does_not_import_torch(tmp_path: Path) -> None:
 def test_a_key_of_another_algorithm_is_refused_with_its_owner() -> None:
     refused(
         {"kl_beta": 0},
-        "algorithm.kl_beta is a key of grpo; name is gpg, whose keys are beta_th",
+        "algorithm.kl_beta is a key of grpo, dr_grpo, reinforce_pp; name is gpg, whose keys are beta_th",
         "age, aggregation. Remove it, or set algorithm.name to grpo.",
     )
     refused({"name": "grpo", "age": "off"}, "algorithm.age is a key of gpg; name is grpo")
     refused(
-        {"name": "sft", "beta_th": 0.2, "max_resample_attempts": 2, "aggregation": "token"},
+        {"name": "sft", "beta_th": 0.2, "max_resample_attempts": 2, "f_norm": "one"},
         "3 mistake(s)",
-        "algorithm.beta_th is a key of gpg and grpo; name is sft, whose keys are response.",
+        "algorithm.beta_th is a key of every algorithm that samples; name is sft, whose keys are response, aggregation.",
     )
 
 
@@ -166,12 +167,12 @@ def test_an_unknown_name_lists_the_known_and_the_nearest_beside_other_mistakes()
     refused(
         {"name": "grop", "clip_low": 0.1},
         "2 mistake(s)",
-        "algorithm: There is no algorithm called 'grop'. Did you mean 'grpo'? Known: gpg, grpo, sft.",
+        "algorithm: There is no algorithm called 'grop'. Did you mean 'grpo'? Known: cispo, dapo, dr_grpo, gpg,",
         "train.stepz",
         train={"stepz": 1},
     )
     refused({"name": "no/such.py:own"}, "names the file", "which does not exist")
-    refused({"name": 7}, "name is 7, which is no text. Name an algorithm: gpg, grpo, sft.")
+    refused({"name": 7}, "name is 7, which is no text. Name an algorithm: gpg, grpo, dr_grpo, dapo")
     refused(["gpg"], "algorithm: ['gpg'] was given.")
 
 
@@ -180,8 +181,8 @@ def test_an_unknown_name_lists_the_known_and_the_nearest_beside_other_mistakes()
     [("clip_low", 1), ("clip_high", -0.1), ("kl_beta", -1), ("updates", 0), ("beta_th", 2)],
 )
 def test_a_wrong_value_of_grpo_is_refused_with_its_meaning(key: str, value: float) -> None:
-    (text,) = [t for k, _, t in documented_keys() if k == f"algorithm.{key}" and "grpo: " in t]
-    said = text.removeprefix("grpo: ")
+    texts = [t for k, _, t in documented_keys() if k == f"algorithm.{key}"]
+    (said,) = [t.partition(": ")[2] for t in texts if t.startswith(("grpo: ", "every "))]
     refused({"name": "grpo", key: value}, f"algorithm.{key}: {value!r} was given.", said)
 
 
@@ -259,7 +260,7 @@ def test_the_keys_of_a_function_of_ones_own_are_checked(own: str) -> None:
     refused({"name": name, "gamma": -1}, "algorithm.gamma: -1 was given.", "How much of it.")
     refused({"name": name, "kind": "c"}, "algorithm.kind: 'c' was given.", "'a' or 'b'")
     refused({"name": name, "steps": "x"}, "An algorithm of one's own.", "Keys: name, beta_th")
-    refused({"name": name, "aggregation": "token"}, "is a key of gpg and grpo")
+    refused({"name": name, "aggregation": "token"}, "is a key of gpg, grpo, opo, sft")
     refused({"name": f"{own}needy"}, "algorithm.gamma: is required and missing.")
     refused({"name": f"{own}nothing"}, "where there is no such function")
 
@@ -345,9 +346,12 @@ def test_the_keys_of_each_algorithm_stand_under_its_name() -> None:
         block = blocks[f"algorithm with name {name}"]
         assert (section.__doc__ or "").split()[0] in block
         keys = [line.split()[0] for line in block.splitlines() if line.startswith("  algorithm.")]
-        assert keys == [f"algorithm.{key}" for key in section.model_fields if key != "name"]
+        declared = set(vars(section)["__annotations__"]) - {"name"}
+        assert sorted(keys) == sorted(f"algorithm.{key}" for key in declared)
     assert "  algorithm.beta_th = 0.4" in blocks["algorithm with name gpg"]
-    assert "  algorithm.beta_th = 0.0" in blocks["algorithm with name grpo"]
+    assert "  algorithm.beta_th = 1.0" in blocks["algorithm with name dapo"]
+    assert "algorithm.beta_th" not in blocks["algorithm with name grpo"]
+    assert describe_keys().count("  algorithm.correction = 'none'") == 1
     assert "my_algorithm.py:factory" in blocks["algorithm"]
     assert "One of: one, group_std, batch_std." in blocks["algorithm with name gpg"]
     assert next(iter(blocks)) == "model"
@@ -357,5 +361,6 @@ def test_a_key_of_two_algorithms_is_documented_for_each() -> None:
     found = [
         (default, text) for key, default, text in documented_keys() if key == "algorithm.beta_th"
     ]
-    assert [default for default, _ in found] == ["0.4", "0.0"]
-    assert [text.split(":")[0] for _, text in found] == ["gpg", "grpo"]
+    assert [default for default, _ in found] == ["0.0", "0.4", "1.0"]
+    owners = [text.split(":")[0] for _, text in found]
+    assert owners == ["every algorithm that samples", "gpg", "dapo"]

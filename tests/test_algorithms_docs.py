@@ -22,17 +22,16 @@ def test_the_page_runs_as_it_is_printed(tmp_path: Path) -> None:
 
 
 def test_the_algorithm_of_the_page_is_made_by_its_config(tmp_path: Path) -> None:
-    """By hand: group 2 of VARIED has rewards 0.2, 0.7, 0 and lengths 6, 1, 2: baseline 1.9/9; the bound cuts nothing."""
+    """By hand: group 2 of VARIED has rewards 0.2, 0.7, 0 and lengths 6, 1, 2: median 0.2; the bound cuts nothing."""
     write_files(PAGE, tmp_path)
-    overrides = [f"algorithm.name={tmp_path / 'my_opo.py'}:opo"]
+    overrides = [f"algorithm.name={tmp_path / 'my_median.py'}:median"]
     config = load_config(tmp_path / "my_run.yaml", overrides)
     credit = make_algorithm(config.algorithm).credit(make_batch(*VARIED))
     weights = [credit.inputs.weight_K[token_rows(VARIED[1]) == row][0].item() for row in (6, 7, 8)]
-    expected = [
-        (reward - 1.9 / 9) / length / 12 for reward, length in ((0.2, 6), (0.7, 1), (0.0, 2))
-    ]
+    expected = [0.0, 0.5 / 1 / 12, -0.2 / 2 / 12]
     assert torch.allclose(torch.tensor(weights), torch.tensor(expected), rtol=1e-6)
-    assert credit.trained_P_G.tolist() == [[True] * 3, [False] * 3, [True] * 3, [False] * 3]
+    trained = [[True, False, False], [False] * 3, [False, True, True], [False] * 3]
+    assert credit.trained_P_G.tolist() == trained
 
 
 def test_the_first_example_is_a_config() -> None:
@@ -44,7 +43,7 @@ def test_the_first_example_is_a_config() -> None:
 
 def test_all_of_the_page_is_looked_at() -> None:
     """Every file is used, every algorithm has its paragraph, and every declaration its line."""
-    assert list(files(PAGE)) == ["my_opo.py", "my_run.yaml", "my_opo_test.py"]
+    assert list(files(PAGE)) == ["my_median.py", "my_run.yaml", "my_median_test.py"]
     fences = 1 + len(files(PAGE)) + len(CONSOLE.findall(PAGE))
     assert PAGE.count("\n```") == 2 * fences
     for name in BUILTIN:

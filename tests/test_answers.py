@@ -241,7 +241,7 @@ def test_a_reward_and_its_strict_scorer_never_disagree(reward, response):
     scorer, golds = KINDS[reward]
     for gold, choices in golds:
         example = Example(id="7", prompt="?", answer=gold, choices=choices)
-        doc = Doc(doc_id=7, example=example, gold=gold, columns={})
+        doc = Doc(doc_id=7, example=example)
         assert scorer(doc, Response(text=response)).score == score(reward, response, gold, choices)
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gpg_vl.answers import box, boxes, count, expression, extract, quantity
-from gpg_vl.answers.text import emphasis
+from gpg_vl.answers.text import markdown
 from gpg_vl.types import Example
 
 WORK = "The red one stands in front of the blue box, and the lamp is behind both. " * 20
@@ -47,7 +47,7 @@ class Counted:
 @pytest.fixture
 def tried(monkeypatch):
     found: list[str] = []
-    for module in (extract, emphasis):
+    for module in (extract, markdown):
         for name, value in list(vars(module).items()):
             if isinstance(value, re.Pattern):
                 monkeypatch.setattr(module, name, Counted(value, found))

@@ -96,7 +96,7 @@ def test_a_reward_that_breaks_names_the_example(
         "example",
         "rewards.on_error",
         code=1,
-        trace="gpg_vl/cli.py",
+        trace="gpg_vl/cli/program.py",
     )
 
 
@@ -111,14 +111,31 @@ def test_broken_groups_can_be_dropped_and_are_counted(
         tmp_path,
         tiny_checkpoint,
         rewards={"weights": {f"{tmp_path / 'bad.py'}:bad": 1.0}, "on_error": "drop_group"},
-        train={"prompts_per_step": 6, "steps": 2},
+        train={"prompts_per_step": 12, "steps": 1},
         algorithm={"beta_th": 0.0},
     )
     result = gpg_vl("train", config)
     assert result.returncode == 0, result.stderr
-    rows = metrics(tmp_path / "run")
-    assert sum(row["reward_failures"] for row in rows) == 6
-    assert sum(row["groups_seen"] for row in rows) == 6
+    (row,) = metrics(tmp_path / "run")
+    assert (row["reward_failures"], row["groups_seen"]) == (6, 6)
+    assert "RuntimeError: odd" in row["reward_failure"]
+
+    # half of a step is the most that is lived with, and it is said
+    assert "dropped 6 of 12  reward" in result.stdout
+    assert "warning: step 1: 6 of 12 groups were dropped" in result.stdout
+
+    # with two rows in three that break it is more than half
+    reward = (tmp_path / "bad.py").read_text().replace("% 2:", "% 3:")
+    (tmp_path / "bad.py").write_text(reward)
+    refused(
+        gpg_vl("train", config, f"output.folder={tmp_path / 'other'}"),
+        "Step 1: 8 of 12 groups were dropped because a reward broke",
+        "rewards.on_error: drop_group allows up to half",
+        "gpg-vl rewards test",
+        "RuntimeError: odd",
+        code=1,
+        trace="gpg_vl/cli/program.py",
+    )
 
 
 def test_wrong_model_family(tmp_path: Path) -> None:
@@ -134,7 +151,7 @@ def test_wrong_model_family(tmp_path: Path) -> None:
 def test_no_checkpoint_there(tmp_path: Path) -> None:
     refused(
         gpg_vl("train", write_config(tmp_path, tmp_path / "nothing")),
-        "has no config.json (the folder does not exist)",
+        "has no config.json (the folder does not exist; a hub name has one slash)",
     )
 
 
@@ -211,7 +228,7 @@ def test_a_folder_that_holds_a_run(tiny_checkpoint: Path, tmp_path: Path) -> Non
     config = write_config(tmp_path, tiny_checkpoint, train={"steps": 1})
     assert gpg_vl("train", config).returncode == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    refused(gpg_vl("train", config), "already holds a run. Go on with it by --resume")
+    refused(gpg_vl("train", config), "already holds a run. Resume it with --resume")
     refused(
         gpg_vl("train", config, "--resume", "train.learning_rate=0.5"),
         "train.learning_rate was 0.001, is 0.5",

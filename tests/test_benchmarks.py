@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from runs import run_python
 
@@ -52,6 +53,17 @@ def test_the_gpu_benchmark_runs_anywhere_with_the_tiny_model(tmp_path: Path) -> 
     assert again.returncode == 0
     assert "Case(" not in again.stdout, "rows that are there are not measured again"
     assert json.loads((tmp_path / "gpu_tiny.json").read_text()) == kept
+
+
+def test_the_benchmark_of_shared_keys_runs_and_counts_their_bytes(tmp_path: Path) -> None:
+    """By hand: 6 layers x 2 x 2 heads x 64 numbers of 4 bytes are 6 KiB per token; two answers of 64 tokens to a prompt of 8."""
+    result = run("benchmarks.shared_keys", "--quick", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "shared_keys_cpu.json").read_text())["rows"]
+    assert row["copied_bytes"] == 6144 * 2 * (8 + 64)
+    assert row["shared_bytes"] == 6144 * (8 + 2 * 64)
+    assert not row["is_shared"], "too little to save"
+    assert row["ratio"] > 0
 
 
 def test_trl_is_measured_at_each_micro_batch_of_each_case() -> None:
@@ -121,6 +133,23 @@ def blank() -> Timing:
     return Timing(**dict.fromkeys(Timing.__dataclass_fields__, 0))
 
 
+def test_growth_writes_the_ratio_at_each_point_and_plain_numbers_at_the_axes() -> None:
+    rows = [
+        {
+            "case": {"group_size": n, "shared": shared},
+            "timing": {"seconds": 3.0 if shared else 1.5 * n},
+        }
+        for n in (2, 1024)
+        for shared in (True, False)
+    ]
+    panel = Figure().subplots()
+    growth._draw_panel(panel, rows, "group_size", growth.QUANTITIES[0])
+    assert [text.get_text() for text in panel.texts] == ["1.0x", "512.0x"]
+    assert panel.get_title() == "1,024 answers per prompt: 512.0 times less time"
+    assert [panel.xaxis.get_major_formatter()(x) for x in panel.get_xticks()] == ["2", "1,024"]
+    assert all(line.get_marker() == "o" for line in panel.lines), "nothing but what was measured"
+
+
 def test_growth_varies_one_thing_at_a_time() -> None:
     points = [
         (c.group_size, c.image_tokens, c.shared)
@@ -136,6 +165,16 @@ def test_utilisation_counts_shared_operations_only() -> None:
     naive = {"timing": {"train_operations": 2000e12, "train_seconds": 2.0}}
     assert utilisation(shared, shared, PEAK) == pytest.approx(395 / 989)
     assert utilisation(naive, shared, PEAK) == pytest.approx(395 / 989 / 2)
+
+
+def test_the_cost_of_a_page_is_that_of_a_report_of_its_run() -> None:
+    result = run(
+        "benchmarks.report_cost", "--steps", "4", "--samples-every", "2", "--held-out", "6"
+    )
+    assert result.returncode == 0, result.stderr
+    held = "4 steps, 2 dumps of 4 groups, 2 evaluations of 6 rows"
+    cost = r"[\d.]+ s of CPU, \d+ MB of memory at most, a page of [\d.]+ MB"
+    assert re.fullmatch(f"{held}: {cost}", result.stdout.strip()), result.stdout
 
 
 def test_the_memory_of_a_recipe_is_measured(tmp_path: Path) -> None:

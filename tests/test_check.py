@@ -18,7 +18,7 @@ from rich.console import Console
 from test_images import CASES, bare_png, encoded, gradient
 
 from gpg_vl.answers.options import gold_index
-from gpg_vl.data.check import DataReport, PromptCounts, check
+from gpg_vl.data.check import Checks, DataReport, PromptCounts, check, show_progress
 from gpg_vl.data.gold_answers import answer_problems
 from gpg_vl.data.images import load_image
 from gpg_vl.data.read import read_rows
@@ -44,7 +44,8 @@ def count(example: Example, *, root: Path | None = None) -> PromptCounts:
     )
 
 
-checked = partial(check, count=count, max_prompt_tokens=100, source="data")
+CHECKS = Checks(count=count, max_prompt_tokens=100)
+checked = partial(check, checks=CHECKS, source="data")
 
 
 def example(number: int = 0, **changes: object) -> Example:
@@ -61,10 +62,7 @@ def test_drawn_scenes_are_good_data(tmp_path: Path) -> None:
     rows = list(scenes.rows(3, 40))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
     report = check(
-        read_rows(tmp_path / "data.parquet", {"prompt": "prompt"}),
-        count=count,
-        max_prompt_tokens=100,
-        source="scenes",
+        read_rows(tmp_path / "data.parquet", {"prompt": "prompt"}), checks=CHECKS, source="scenes"
     )
     assert report.ok
     assert (report.rows, report.images, len(report.tokens)) == (40, 40, 40)
@@ -163,9 +161,8 @@ def test_files_that_a_data_set_names_are_checked(path: str, said: str, tmp_path:
         for image in ("good.png", path.format(tmp=tmp_path))
     ]
     (root / "data.jsonl").write_text("\n".join(map(json.dumps, named)))
-    report = check(
-        read_rows(root / "data.jsonl"), count=partial(count, root=root), max_prompt_tokens=None
-    )
+    checks = Checks(count=partial(count, root=root), max_prompt_tokens=None)
+    report = check(read_rows(root / "data.jsonl"), checks=checks)
     (found,) = report.problems
     assert (found.row, found.kind) == (1, "image")
     assert any(part in found.message for part in said.split("|"))
@@ -184,14 +181,16 @@ def test_one_row_can_have_several_problems() -> None:
 
 
 def test_no_limit_means_no_length_problem() -> None:
-    assert checked([example(0, prompt="x " * 9999)], max_prompt_tokens=None).ok
+    assert checked(
+        [example(0, prompt="x " * 9999)], checks=replace(CHECKS, max_prompt_tokens=None)
+    ).ok
 
 
 def test_what_the_encoder_refuses_is_a_problem_with_its_words() -> None:
     def refuse(_: Example) -> PromptCounts:
         raise UserError("An image of 1x900 pixels. At most 200:1. Crop it.")
 
-    (found,) = checked([example(0)], count=refuse).problems
+    (found,) = checked([example(0)], checks=replace(CHECKS, count=refuse)).problems
     assert (found.kind, found.message) == (
         "encode",
         "An image of 1x900 pixels. At most 200:1. Crop it.",
@@ -199,8 +198,11 @@ def test_what_the_encoder_refuses_is_a_problem_with_its_words() -> None:
 
 
 def test_a_bug_in_counting_is_no_problem_of_the_data() -> None:
+    def fail(_: Example) -> PromptCounts:
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        checked([example(0)], count=lambda _: 1 // 0)  # type: ignore[arg-type, return-value]  # never returns
+        checked([example(0)], checks=replace(CHECKS, count=fail))
 
 
 def test_a_source_that_breaks_off_is_the_last_problem(tmp_path: Path) -> None:
@@ -429,5 +431,5 @@ def test_the_json_report_holds_everything() -> None:
 def test_a_console_shows_progress_and_changes_nothing(total: int | None) -> None:
     rows = [example(0), READ_PROBLEM, example(2)]
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    assert checked(rows, console=console, total=total) == checked(rows)
+    assert checked(show_progress(rows, console, total=total)) == checked(rows)
     assert "checking rows" in console.file.getvalue()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpg_vl.answers.classes import classes_of, gold_class, named_class, plain_name
+from gpg_vl.answers.classes import classes_of, find_class, gold_class, plain_name
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.builtin import classification
 from gpg_vl.types import Completion, Example
@@ -30,7 +30,7 @@ PLANES = ("707-320", "737-200", "737-300", "A330-200", "MD-80")
 
 
 def match_class(candidate, gold, classes):
-    named = named_class(candidate, classes)
+    named = find_class(candidate, classes)
     return named is not None and plain_name(classes[named]) == plain_name(gold)
 
 
@@ -109,15 +109,15 @@ CASES = [
 
 @pytest.mark.parametrize(("text", "classes", "name"), CASES)
 def test_case(text, classes, name):
-    index = named_class(text, classes)
+    index = find_class(text, classes)
     assert (None if index is None else classes[index]) == name
     for other in classes:
         assert match_class(text, other, classes) == (other == name)
 
 
 def test_two_classes_of_one_spelling_name_nothing():
-    assert named_class("desert rose", ("desert-rose", "Desert Rose", "tulip")) is None
-    assert named_class("tulip", ("desert-rose", "Desert Rose", "tulip")) == 2
+    assert find_class("desert rose", ("desert-rose", "Desert Rose", "tulip")) is None
+    assert find_class("tulip", ("desert-rose", "Desert Rose", "tulip")) == 2
 
 
 def test_the_legacy_rule_is_fooled_where_ours_is_not():
@@ -150,13 +150,13 @@ def test_every_class_is_found_by_its_name_unless_two_share_it(classes):
     plain = [plain_name(name) for name in classes]
     for index, name in enumerate(classes):
         expected = index if plain.count(plain[index]) == 1 else None
-        assert named_class(name, classes) == expected
-        assert named_class(f" {name.upper()}. ", classes) == expected
+        assert find_class(name, classes) == expected
+        assert find_class(f" {name.upper()}. ", classes) == expected
 
 
 @given(st.text(), names)
 def test_any_text_has_a_result(text, classes):
-    index = named_class(text, classes)
+    index = find_class(text, classes)
     assert index is None or plain_name(classes[index])
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from rich.panel import Panel
 from rich.progress import Progress
 from rich.table import Table
 
 from gpg_vl import console as module
 from gpg_vl.cli import main
-from gpg_vl.console import guard, make_console, plain, say, text_column, visible
+from gpg_vl.console import guard, make_console, plain, progress, say, text_column, visible
 
 ATTACK = "red\x1b[31m \x1b]0;title\x07 \x9b2J \u202egnp.exe [bold]b[/red] \r\x08 \u200b"
 SHOWN = "red\\x1b[31m \\x1b]0;title\\x07 \\x9b2J \\u202egnp.exe [bold]b[/red] \\r\\x08 \\u200b"
@@ -87,6 +88,25 @@ def test_a_long_text_with_controls_is_not_cut(capsys: pytest.CaptureFixture[str]
     make_console(width=20).print("\x1b" * 30)
 
     assert capsys.readouterr().out.replace("\n", "") == "\\x1b" * 30
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_what_is_done_and_counts_on_a_terminal(terminal: bool) -> None:
+    console = Console(file=StringIO(), force_terminal=terminal, width=80, highlight=False)
+    with progress(console, "reading \x1b[2J[/red]", 3) as advance:
+        for _ in range(3):
+            advance()
+    printed = console.file.getvalue()
+    first = printed.splitlines()[0]
+    assert first == r"reading \x1b[2J[/red]"
+    assert ("3/3" in printed) is terminal
+    assert terminal or printed == first + "\n"
+
+
+def test_without_a_console_progress_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress(None, "reading", 3) as advance:
+        advance()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_live_display_is_escaped() -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from gpg_vl.data.images import read_image
 from gpg_vl.errors import UserError
+from gpg_vl.eval.loading import rows_of
 from gpg_vl.eval.predictions import Prediction, Response
 from gpg_vl.eval.results import ScoredRow, summarise
 from gpg_vl.eval.runner import check_gold
-from gpg_vl.eval.settings import asked, render, settings_for
+from gpg_vl.eval.settings import render, render_turn, settings_for
 from gpg_vl.eval.statistics import point
-from gpg_vl.eval.tables import read_rows
-from gpg_vl.eval.task import Doc, pick_scorers, scored
+from gpg_vl.eval.task import Doc, make_verdict, pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.eval.tasks.cvbench import cvbench, load
 from gpg_vl.quickstart import scenes
@@ -45,7 +45,7 @@ def make_doc(choices, gold="(A)", kind="2D", task="Relation", source="COCO", doc
     example = Example(
         id=str(doc_id), prompt=prompt, answer=gold, choices=tuple(choices), task=task, meta=columns
     )
-    return Doc(doc_id=doc_id, example=example, gold=gold, columns=columns)
+    return Doc(doc_id=doc_id, example=example)
 
 
 # --- scorers ---
@@ -177,7 +177,7 @@ def test_every_gold_answer_is_accepted_by_every_scorer(tmp_path):
 
 def test_a_scorer_that_refuses_the_gold_stops_the_evaluation():
     def refuse(doc, response):
-        return scored(doc, 0.5, "A")
+        return make_verdict(doc, 0.5, "A")
 
     with pytest.raises(
         UserError, match=r"Doc 7 of cvbench: the scorer 'odd' does not accept .* '\(B\)' scores 0.5"
@@ -283,6 +283,25 @@ def test_aggregates_by_hand():
         "micro": 40 / 100,
     }
     assert {name: estimate.value for name, estimate in estimates.items()} == pytest.approx(by_hand)
+
+
+def test_drawn_sources_are_weighed_like_those_they_stand_for_and_not_reported_under_their_names():
+    counts = [("Count", 10, 5), ("Count", 40, 10), ("Depth", 30, 12)]
+    names = ("ADE20K", "COCO", "Omni3D"), ("drawn 2D bright", "drawn 2D dark", "drawn 3D")
+    real, drawn = (
+        summarise(
+            TASK,
+            rows_with([(n, *c) for n, c in zip(sources, counts, strict=True)]),
+            seed=3,
+            draws=50,
+        )
+        for sources in names
+    )
+    assert drawn.estimates["strict"]["official"].value == ((0.5 + 0.25) / 2 + 0.4) / 2
+    for name in ("official", "2D", "3D", "micro", "Count", "Depth"):
+        assert drawn.estimates["strict"][name] == real.estimates["strict"][name]
+    assert drawn.flat()["acc_COCO,strict"] is None
+    assert real.flat()["acc_COCO,strict"] == 0.25
 
 
 def test_chance_is_the_mean_of_one_over_the_options_under_every_aggregate():
@@ -392,7 +411,7 @@ def test_prompts_are_the_published_ones_to_the_letter(name, text, system, tokens
 def test_the_base_prompt_ends_inside_the_reasoning():
     doc = make_doc(("3", "2"))
     settings = settings_for(TASK, "visualthinker_base")
-    assert asked(settings, doc) + settings.style.prefill == (
+    assert render_turn(settings, doc) + settings.style.prefill == (
         "<image>A conversation between User and Assistant. The user asks a question about the image, and the Assistant "
         "solves it. The assistant first thinks about the reasoning process in the mind and then provides the user with "
         f"the answer.\nUser: {doc.example.prompt} \nAssistant: Let me solve this step by step.\n<think>"
@@ -401,12 +420,14 @@ def test_the_base_prompt_ends_inside_the_reasoning():
 
 
 def test_the_letters_of_the_prompt_are_those_of_the_options():
-    assert "respond with A, B without" in asked(settings_for(TASK, "lmms"), make_doc(("x", "y")))
+    assert "respond with A, B without" in render_turn(
+        settings_for(TASK, "lmms"), make_doc(("x", "y"))
+    )
 
 
 def test_a_question_may_contain_a_mark_of_the_template():
     doc = make_doc(("{letters}", "{prompt}"))
-    assert asked(settings_for(TASK, "plain"), doc) == doc.example.prompt
+    assert render_turn(settings_for(TASK, "plain"), doc) == doc.example.prompt
 
 
 def test_an_unknown_prompt_or_scorer_names_the_nearest():
@@ -554,12 +575,13 @@ def test_half_a_download_is_refused(tmp_path):
     [
         ("absent", None, "There is no CV-Bench data at"),
         ("folder/", None, "holds no .parquet and no .jsonl file"),
-        ("test.csv", b"a,b", "neither .parquet nor .jsonl"),
+        ("test.csv", b"a,b", "ends in '.csv'. .parquet, .jsonl and .json files"),
         ("test.parquet", b"PAR1 torn", "cannot be read"),
         ("test.jsonl", b"", "has no rows"),
-        ("test.jsonl", b'{"type": "2D"\n', "line 1: the line is not JSON"),
-        ("test.jsonl", b"[1]\n", "line 1: the line is list, not an object"),
-        ("test.jsonl", b"\xff\xfe\x00\n", "line 1: the line is not JSON"),
+        ("test.jsonl", b'{"type": "2D"\n', r"test\.jsonl:1: The line is not JSON"),
+        ("test.jsonl", b"[1]\n", "begins with a list that is one JSON document"),
+        ("test.jsonl", b"1\n", r"test\.jsonl:1: The line is 1, JSON of type int"),
+        ("test.jsonl", b"\xff\xfe\x00\n", "is text in UTF-16 or UTF-32"),
     ],
 )
 def test_unreadable_data_is_one_clear_message(tmp_path, name, content, message):
@@ -577,7 +599,8 @@ def test_columns_that_are_not_wanted_are_not_read(tmp_path, suffix):
     rows = [{"question": "x", "image": "big"}]
     file = tmp_path / f"rows{suffix}"
     write_parquet(file, rows) if suffix == ".parquet" else file.write_text(json.dumps(rows[0]))
-    assert list(read_rows(file, required=("question",), without=("image",))) == [{"question": "x"}]
+    rows = rows_of([file], required=("question",), without=("image",))
+    assert [row for row, _ in rows] == [{"question": "x"}]
 
 
 def test_columns_of_others_are_kept_if_json_can_hold_them(tmp_path):

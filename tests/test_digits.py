@@ -51,7 +51,7 @@ def test_digits_are_made_trained_on_and_evaluated_by_the_documented_commands(
     model = run / "checkpoints" / "step-000002" / "model"
     assert (model / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
     python(
-        "-m", "gpg_vl.eval", "digits", "--model", model, "--data", data, "--max-new-tokens", 1, "--limit", 40,
+        "-m", "gpg_vl.eval", "digits", "--model", model, "--data", data, "--max-new-tokens", 2, "--limit", 40,
         "--output", tmp_path / "eval",
     )  # fmt: skip
     scored = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]["digits"]

@@ -153,7 +153,7 @@ def test_lost_while_answering(
     done = max((row["step"] for row in rows), default=0)
     where = "On process 1: " if rank else ""
     assert told.count(f"gpg-vl: {where}The engine has gone away. {kept(run, done)}") == 1
-    assert "go on with --resume" in told
+    assert "resume with --resume" in told
     assert "evaluation" not in told
     assert done < 4
     assert rows == [row for row in whole.rows() if row["step"] <= done]
@@ -186,7 +186,9 @@ def test_lost_while_evaluating(
     told, rows = lose_and_resume(whole, tmp_path, monkeypatch, lose)
     run = tmp_path / "run"
     assert kept(run, step) in told
-    assert f"The evaluation after step {step} was due; it will be made when the run goes on" in told
+    assert (
+        f"The evaluation after step {step} was due; it will be made when the run is resumed" in told
+    )
     assert ("eval", step) not in [(row["kind"], row["step"]) for row in rows]
     assert rows_of(run) == whole.rows()
     assert same_end(whole, run)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 
 from gpg_vl.eval.generate import engine_responder
 from gpg_vl.eval.predictions import Failed
@@ -17,9 +18,10 @@ from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.load import load_processing
 from gpg_vl.rewards.scoring import Scored
 from gpg_vl.rollout.engine import Passes
-from gpg_vl.rollout.vllm.together import Together
+from gpg_vl.rollout.vllm.tensor_parallel import EngineGroup
 from gpg_vl.training import evaluation
 from gpg_vl.training.collect import Collector, Quota
+from gpg_vl.training.display import Display
 from gpg_vl.training.state import RunState
 from gpg_vl.types import Completion, Example, Group, Prompt
 
@@ -42,26 +44,46 @@ def test_processes_of_an_evaluation_ask_in_as_many_batches(
             return (example.id for example in given)
 
         accelerator = SimpleNamespace(num_processes=processes, process_index=index)
-        respond = evaluation.shared(responder, accelerator, batch_size=batch)
+        respond = evaluation.share_over_processes(
+            responder, accelerator, batch_size=batch, stop_wanted=lambda: False
+        )
         return list(respond(examples(number)))
 
     # first everybody hands in what is its own, then everybody is given what all have handed in
-    def keep(accelerator: Any, report: tuple[list[Any], str | None]) -> list[Any]:
-        hands[accelerator.process_index], lost = report
-        assert lost is None
-        return [(["?"] * number, None)] * processes
+    def keep(accelerator: Any, report: Any) -> list[Any]:
+        assert not report.lost
+        hands[accelerator.process_index].append(report)
+        return [report._replace(answers=["?"] * batch)] * processes
 
-    monkeypatch.setattr(evaluation, "gathered", keep)
+    monkeypatch.setattr(evaluation, "gather", keep)
     for index in range(processes):
         run(index)
     assert len(set(calls)) == 1, calls
-    assert sum(map(len, hands)) == number
+    assert sum(len(report.answers) for reports in hands for report in reports) == number
 
-    monkeypatch.setattr(
-        evaluation, "gathered", lambda accelerator, report: [(hand, None) for hand in hands]
-    )
     for index in range(processes):
+        rounds = iter(zip(*hands, strict=True))
+        monkeypatch.setattr(evaluation, "gather", lambda *_, rounds=rounds: list(next(rounds)))
         assert run(index) == [str(n) for n in range(number)]
+
+
+@pytest.mark.parametrize("asked_of", [0, 1])
+@pytest.mark.parametrize("number,answered", [(8, 8), (9, 8), (20, 8)])
+def test_a_wish_to_stop_ends_an_evaluation_after_its_batch_on_all_processes(
+    monkeypatch: pytest.MonkeyPatch, asked_of: int, number: int, answered: int
+) -> None:
+    """Reports of two processes, four examples each at a time. What was the last batch anyway is a whole evaluation."""
+    reports = [evaluation._Report(["?"] * 4, None, stop=index == asked_of) for index in (0, 1)]
+    monkeypatch.setattr(evaluation, "gather", lambda *_: reports)
+    for index in (0, 1):
+        accelerator: Any = SimpleNamespace(num_processes=2, process_index=index)
+        respond = evaluation.share_over_processes(
+            iter, accelerator, batch_size=4, stop_wanted=lambda: True
+        )
+        found = respond(examples(number))
+        assert [next(found) for _ in range(answered)] == ["?"] * answered
+        with pytest.raises(StopIteration if number == answered else evaluation._StopError):
+            next(found)
 
 
 class CountingEngine:
@@ -116,9 +138,9 @@ def test_a_process_without_room_asks_for_nothing_but_asks() -> None:
 
         def answer(self, groups: Sequence[Group], progress: Any) -> list[Any]:
             asked.append(len(groups))
-            return [group.completions for group in groups]
+            return list(groups)
 
-    source: Any = SimpleNamespace(group_at=make_group)
+    source: Any = SimpleNamespace(group_at=make_group, row_at=lambda draw: draw)
     rewarder: Any = SimpleNamespace(score=lambda groups: Scored(groups=list(groups), failures=[]))
     collector = Collector(
         source,
@@ -127,7 +149,7 @@ def test_a_process_without_room_asks_for_nothing_but_asks() -> None:
         Quota(prompts_per_step=2, beta_th=1.0, max_resample_attempts=3),
         Accelerator(cpu=True),
         drop_broken=False,
-        progress=lambda *_: None,
+        progress=Display(Console(), steps=1, done=0, enabled=False),
     )
     carry = (make_group(0), make_group(1))
     collection = collector.collect(RunState(carry=carry, position=7))
@@ -140,8 +162,8 @@ def test_a_process_without_room_asks_for_nothing_but_asks() -> None:
 
 
 def test_alone_everything_is_ones_own() -> None:
-    together = Together(1)
-    assert together.gathered([3, 4]) == ([3, 4], slice(0, 2))
+    together = EngineGroup(1)
+    assert together.gather([3, 4]) == ([3, 4], slice(0, 2))
     assert together.arguments() == {}
 
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from gpg_vl.answers.math.rectangles import COORDINATES, Box
 from gpg_vl.errors import UserError
 from gpg_vl.eval.__main__ import main
-from gpg_vl.eval.coordinates import located, model_coordinates, written
+from gpg_vl.eval.coordinates import model_coordinates, with_coordinates, write_box
 from gpg_vl.eval.display import results_notes
+from gpg_vl.eval.loading import with_columns
 from gpg_vl.eval.masks import box_of, decode, encode, overlap, polygon
 from gpg_vl.eval.predictions import Prediction, Response
 from gpg_vl.eval.results import ScoredRow, resample_weights
@@ -41,7 +42,7 @@ from gpg_vl.eval.task import Doc, pick_scorers
 from gpg_vl.eval.tasks.reasonseg import lisa
 from gpg_vl.eval.tasks.reasonseg import load as load_lisa
 from gpg_vl.eval.tasks.refcoco import refcoco, refcocog
-from gpg_vl.models.families.boxes import resized
+from gpg_vl.models.families.boxes import resized_size
 from gpg_vl.prompting import PixelLimits
 from gpg_vl.types import Example
 
@@ -55,13 +56,8 @@ def make_doc(box=(100, 200, 300, 400), coordinates="rel1000", size=(1000, 1000),
         "box": list(box),
         "box_first": list(first or box),
     }
-    doc = Doc(
-        doc_id=0,
-        example=Example(id="0", prompt="?", answer="", meta=columns),
-        gold="",
-        columns=columns,
-    )
-    (doc,) = located([doc], coordinates, SETTINGS)
+    doc = Doc(doc_id=0, example=Example(id="0", prompt="?", answer="", meta=columns))
+    (doc,) = with_coordinates([doc], coordinates, SETTINGS)
     return doc
 
 
@@ -85,7 +81,7 @@ def score(scorer, doc, text):
     ],
 )
 def test_images_are_resized_as_the_processor_does(size, limits, expected):
-    assert resized(*size, *limits, side=28) == expected
+    assert resized_size(*size, *limits, side=28) == expected
 
 
 @given(st.integers(28, 3000), st.integers(28, 3000))
@@ -95,7 +91,7 @@ def test_the_resized_image_is_in_the_limits_and_agrees_with_the_library(width, h
 
     if max(width, height) / min(width, height) < 100:
         expected = smart_resize(height, width, factor=28, min_pixels=3136, max_pixels=401408)
-        assert resized(width, height, 3136, 401408, side=28) == (expected[1], expected[0])
+        assert resized_size(width, height, 3136, 401408, side=28) == (expected[1], expected[0])
 
 
 @given(
@@ -109,14 +105,14 @@ def test_a_right_box_is_read_back_in_every_convention(coordinates, size, fractio
         return
     box = (x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1])
     doc = make_doc(box, coordinates, size)
-    assert score(strict_box, doc, f"<answer>{written(Box(*box), doc)}</answer>") == pytest.approx(
+    assert score(strict_box, doc, f"<answer>{write_box(Box(*box), doc)}</answer>") == pytest.approx(
         1, abs=1e-6
     )
 
 
 def test_a_wrong_convention_misses():
     box = (600, 300, 700, 400)
-    right = written(Box(*box), make_doc(box, "rel1000", (2000, 1000)))
+    right = write_box(Box(*box), make_doc(box, "rel1000", (2000, 1000)))
     assert right == "(300,300),(350,400)"
     assert score(strict_box, make_doc(box, "abs_orig", (2000, 1000)), right) == 0
 
@@ -156,7 +152,7 @@ def test_pixels_of_the_resized_image_depend_on_the_limits():
     doc = make_doc((480, 270, 960, 540), "abs_resized", (1920, 1080))
     assert doc.columns["input_size"] == [840, 448]
     assert score(strict_box, doc, "(210,112),(420,224)") == pytest.approx(1)
-    (larger,) = located(
+    (larger,) = with_coordinates(
         [doc], "abs_resized", replace(SETTINGS, limits=PixelLimits(max_pixels=10**7))
     )
     assert larger.columns["input_size"] == [1932, 1092]
@@ -437,7 +433,7 @@ def test_lisa_draws_large_before_small_and_leaves_flags_out(folder):
     assert found.ignored.sum() == found.first.sum() == 11 * 11
     # An ignored square inside of a target is cut out of it, as it is smaller.
     shapes = [*doc.columns["shapes"], sets.square("ignore", 25, 15, 29, 19)]
-    cut = regions(replace(doc, columns={**doc.columns, "shapes": shapes}))
+    cut = regions(with_columns(doc, shapes=shapes))
     assert found.target.sum() - cut.target.sum() == 5 * 5
     assert cut.ignored.sum() == 11 * 11 + 5 * 5
 
@@ -490,7 +486,7 @@ SHAPES = {
 
 def doc_of_shapes(shapes, size):
     doc = make_doc(size=size)
-    return replace(doc, columns={**doc.columns, "shapes": shapes})
+    return with_columns(doc, shapes=shapes)
 
 
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
@@ -579,7 +575,7 @@ def test_a_mask_that_cannot_be_compared_scores_0_with_the_targets_area_or_is_lef
 
 
 def test_a_row_that_a_rule_leaves_out_is_in_no_denominator_of_it(folder):
-    task, docs = lisa(), located(load_lisa(folder), "rel1000", SETTINGS)
+    task, docs = lisa(), with_coordinates(load_lisa(folder), "rel1000", SETTINGS)
     masks = [encode(sets.mask()), encode(sets.mask()), {"size": [5, 5], "counts": [25]}, None]
     given = {
         doc.doc_id: (Prediction(doc_id=doc.doc_id, response=Response(text="", mask=mask)),)
@@ -621,7 +617,7 @@ def test_lisa_reads_visual_rfts_list(tmp_path):
     assert docs[3].example.images == ("images/3.jpg",)
     with pytest.raises(UserError, match="Doc 0 has no segmentation, only a box"):
         lisa_mask(docs[0], Response(text=""))
-    task, docs = lisa(), located(docs, "rel1000", SETTINGS)
+    task, docs = lisa(), with_coordinates(docs, "rel1000", SETTINGS)
     check_gold(task, docs, pick_scorers(task, ["strict", "visual_rft"]))
 
 
@@ -632,13 +628,13 @@ def test_lisa_reads_masks_shard_by_shard(tmp_path):
         assert (regions(doc).target == sets.mask()).all()
         assert doc.columns["box"] == list(sets.UNION)
     assert docs[4].example.prompt == "what holds water (1)"
-    task, docs = lisa(), located(docs, "rel1000", SETTINGS)
+    task, docs = lisa(), with_coordinates(docs, "rel1000", SETTINGS)
     assert check_gold(task, docs, pick_scorers(task, ["all"]))["segzero"] == 1
 
 
 def test_a_ceiling_is_what_the_ground_truth_of_a_scorer_can_reach(folder):
     """Ignored pixels are target to one scorer, and another knows the first polygon only: both can be met."""
-    task, docs = lisa(), located(load_lisa(folder), "rel1000", SETTINGS)
+    task, docs = lisa(), with_coordinates(load_lisa(folder), "rel1000", SETTINGS)
     ceilings = check_gold(task, docs, pick_scorers(task, ["all"]))
     assert ceilings == pytest.approx(
         {"strict": 1, "visual_rft": 1, "official": 1, "segzero": 1, "visual_rft_mask": 1}, abs=1e-3

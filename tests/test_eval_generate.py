@@ -178,6 +178,7 @@ def test_a_training_run_may_be_measured_by_any_benchmark(name, tiny_checkpoint, 
     model = Model.load(tiny_checkpoint, device="cpu")
     evaluation = make_evaluation(config, model.processing)
     engine = model.engine(options=EngineOptions(prompts_per_batch=4))
-    numbers = evaluation(engine, model.processing, SimpleNamespace(num_processes=1)).metrics
+    alone = SimpleNamespace(num_processes=1, process_index=0)
+    numbers = evaluation(engine, model.processing, alone, lambda: False).metrics
     assert numbers["rows"] == 4
     assert 0 <= numbers[next(iter(tasks.get(name)().aggregates))] <= 1

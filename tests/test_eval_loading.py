@@ -16,7 +16,6 @@ from gpg_vl.data.images import ImageError, image_size, read_image
 from gpg_vl.errors import UserError
 from gpg_vl.eval.loading import image_cell, rows_of, tables
 from gpg_vl.eval.runner import check_gold
-from gpg_vl.eval.tables import read_rows
 from gpg_vl.eval.task import pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.eval.tasks.text_math import olympiadbench
@@ -78,7 +77,7 @@ def test_a_table_of_pictures_is_never_in_memory_as_a_whole(tmp_path, group):
         write_batch_size=8,
     )
     before, firsts, held = pa.total_allocated_bytes(), [], []
-    for row in read_rows(file, required=("image",)):
+    for row, _ in rows_of([file], required=("image",)):
         firsts.append(row["image"]["bytes"][0])
         held.append(pa.total_allocated_bytes() - before)
     assert firsts == list(range(200))
@@ -219,7 +218,7 @@ def test_a_list_of_images_cannot_run_code(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"row 0, column 'label': .* 0 to 1, a line of pets\.txt"):
         task.load(tmp_path)
     (tmp_path / "pets.txt").unlink()
-    with pytest.raises(UserError, match="needs the class names beside it"):
+    with pytest.raises(UserError, match="needs the class names next to it"):
         task.load(tmp_path)
 
 
@@ -334,7 +333,7 @@ def test_a_missing_column_names_file_and_column(task, tmp_path):
             tasks.get(task)().load(file)
         return
     file = write_jsonl(tmp_path / "x.jsonl", [{"something": 1}])
-    with pytest.raises(UserError, match=r"x\.jsonl, line 1, has no column '\w+'; it has something"):
+    with pytest.raises(UserError, match=r"x\.jsonl:1 has no column '\w+'; it has something"):
         tasks.get(task)().load(file)
 
 

@@ -67,7 +67,7 @@ def make_docs(n, places=PLACES):
             task=task,
             meta=columns,
         )
-        docs.append(Doc(doc_id=i, example=example, gold=example.answer, columns=columns))
+        docs.append(Doc(doc_id=i, example=example))
     return docs
 
 

@@ -24,7 +24,7 @@ from gpg_vl.eval.scorers.lmms import (
     reasoning_answer,
     strip_reasoning,
 )
-from gpg_vl.eval.scorers.mathverify import parsed_math, same_math
+from gpg_vl.eval.scorers.mathverify import parse_math, same_math
 from gpg_vl.eval.scorers.r1v import r1v_count, r1v_math
 from gpg_vl.eval.scorers.strict import (
     strict,
@@ -47,7 +47,7 @@ from gpg_vl.types import Example
 
 def make_doc(gold, choices=None, **columns):
     example = Example(id="0", prompt="?", answer=gold, choices=choices, meta=columns)
-    return Doc(doc_id=0, example=example, gold=gold, columns=columns)
+    return Doc(doc_id=0, example=example)
 
 
 def result(scorer, doc, text):
@@ -165,9 +165,9 @@ def test_lmms_reasoning_needs_a_tag():
 @pytest.mark.parametrize("letter", ascii_uppercase)
 def test_lmms_reasoning_would_compare_mathematics_on_a_mismatch_but_a_letter_is_none(letter):
     """Why the comparison is left out: with a gold that parses to nothing, math_verify says no whatever the answer is."""
-    assert parsed_math(letter) == []
+    assert parse_math(letter) == []
     for answer in (letter, f"${letter}$", rf"\text{{{letter}}}", letter.lower()):
-        assert not same_math(parsed_math(letter), parsed_math(answer))
+        assert not same_math(parse_math(letter), parse_math(answer))
 
 
 # --- VLMEvalKit, VisualThinker ----------------------------------------------------------------------------------------
@@ -618,7 +618,7 @@ def boxed_doc(box, width, height):
     columns = {"box": list(box), "coordinates": "rel1000", "width": width, "height": height}
     columns |= {"image_size": [width, height], "input_size": [width, height]}
     example = Example(id="0", prompt="?", answer="", meta=columns)
-    return Doc(doc_id=0, example=example, gold="", columns=columns)
+    return Doc(doc_id=0, example=example)
 
 
 def test_vlmevalkit_takes_a_box_for_fractions_up_to_one_and_a_half():

@@ -9,10 +9,10 @@ from benchmark_data import WRITERS
 
 from gpg_vl.data.images import load_image
 from gpg_vl.eval.__main__ import main
-from gpg_vl.eval.coordinates import located
+from gpg_vl.eval.coordinates import with_coordinates
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.runner import check_gold, prepare
-from gpg_vl.eval.settings import asked, settings_for
+from gpg_vl.eval.settings import render_turn, settings_for
 from gpg_vl.eval.task import pick_scorers
 from gpg_vl.eval.tasks import BUILTIN, tasks
 
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
 def load(name, path, **options):
     task = tasks.get(name)()
     docs = task.load(path, **options)
-    return task, located(docs, "rel1000", settings_for(task)) if task.boxes else docs
+    return task, with_coordinates(docs, "rel1000", settings_for(task)) if task.boxes else docs
 
 
 def test_every_benchmark_has_its_test_data():
@@ -77,7 +77,7 @@ def test_every_prompt_can_be_rendered(name, data):
         ready, void = prepare(docs, settings)
         assert (len(ready), void) == (len(docs), {})
         for doc in docs:
-            text = asked(settings, doc)
+            text = render_turn(settings, doc)
             assert text.strip()
             assert not any(
                 mark in text

@@ -23,7 +23,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.models import tiny
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.families import DEFAULT, boxes_of, families, family_of, known_for_boxes
-from gpg_vl.models.families.boxes import SCORED_ONLY, resized
+from gpg_vl.models.families.boxes import SCORED_ONLY, resized_size
 from gpg_vl.models.families.family import Family
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.quickstart import scenes
@@ -93,6 +93,11 @@ def matrices(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters() if p.dim() > 1)
 
 
+def is_looked_up(name: str) -> bool:
+    """Whether a parameter is a table of embeddings, which costs bytes and no arithmetic."""
+    return name.endswith("pos_embed.weight")
+
+
 # ---- tokens
 
 
@@ -157,7 +162,7 @@ def test_the_size_that_is_seen_is_the_one_that_boxes_are_scored_in(seeing: Made)
     side = seeing.family.boxes.image_side(json.loads((seeing.folder / "config.json").read_text()))
     for size in SIZES:
         width, height = seeing.family.image_size(*size, **LIMITS)
-        assert (width, height) == resized(*size, *LIMITS.values(), side=side)
+        assert (width, height) == resized_size(*size, *LIMITS.values(), side=side)
         assert width % side == height % side == 0
         assert LIMITS["min_pixels"] <= width * height <= LIMITS["max_pixels"]
 
@@ -224,7 +229,17 @@ def test_positions_and_embeddings_are_those_of_the_library(
     assert torch.equal(positions, stock["position_ids"])
     assert torch.equal(placed_T_H[None], stock["inputs_embeds"])
     assert torch.equal(placed_T_H[~prompt.image_mask_T], plain_T_H[~prompt.image_mask_T])
-    assert torch.equal(placed_T_H[prompt.image_mask_T], torch.cat(features))
+    width = placed_T_H.shape[1]
+    assert torch.equal(placed_T_H[prompt.image_mask_T], torch.cat(features)[:, :width])
+
+    deep = family.deep_features(model, features, prompt.image_mask_T)
+    given = stock.get("deepstack_visual_embeds") or []
+    assert len(given) == len(deep.get("deepstack_visual_embeds", []))
+    assert torch.cat(features).shape[1] == width * (1 + len(given))
+    if deep:
+        assert torch.equal(deep["visual_pos_masks"], stock["visual_pos_masks"])
+        for ours, theirs in zip(deep["deepstack_visual_embeds"], given, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_text_counts_up_on_every_axis_and_the_tower_takes_it(made: Made) -> None:
@@ -299,14 +314,20 @@ def test_the_shape_is_that_of_the_counted_weights(made: Made) -> None:
         return
     named = dict(model.named_parameters())
     counted = {
-        part: sum(p.numel() for n, p in named.items() if p.dim() > 1 and family.part_of(n) == part)
+        part: sum(
+            p.numel()
+            for name, p in named.items()
+            if p.dim() > 1 and family.part_of(name) == part and not is_looked_up(name)
+        )
         for part in ("vision", "merger")
     }
     assert shape.patch_weights == counted["vision"]
     assert shape.merger_weights == counted["merger"]
 
 
-@pytest.mark.parametrize("name,whole", [("qwen2_vl", 2), ("qwen2_5_vl", 1), ("qwen2", 0)])
+@pytest.mark.parametrize(
+    "name,whole", [("qwen2_vl", 2), ("qwen2_5_vl", 1), ("qwen3_vl", 2), ("qwen2", 0)]
+)
 def test_blocks_that_see_the_whole_image(name: str, whole: int) -> None:
     """By hand: of two blocks, Qwen2.5-VL's first attends in windows."""
     tokenizer = tiny.tiny_tokenizer(["a"], 384, model_type=name)
@@ -316,7 +337,12 @@ def test_blocks_that_see_the_whole_image(name: str, whole: int) -> None:
 
 @pytest.mark.parametrize(
     "name,coordinates",
-    [("qwen2_vl", "rel1000"), ("qwen2_5_vl", "abs_resized"), ("qwen3_vl", "rel1000")],
+    [
+        ("qwen2_vl", "rel1000"),
+        ("qwen2_5_vl", "abs_resized"),
+        ("qwen3_vl", "rel1000"),
+        ("qwen3_vl_moe", "rel1000"),
+    ],
 )
 def test_how_boxes_are_written(name: str, coordinates: str) -> None:
     boxes = boxes_of(name)
@@ -348,7 +374,7 @@ def test_an_unknown_family_is_told_the_nearest_and_all() -> None:
         family_of("qwen2_5_v", "folder")
     text = str(error.value)
     assert "The checkpoint folder is of model type 'qwen2_5_v'" in text
-    assert "Did you mean 'qwen2_5_vl'? Known: qwen2, qwen2_5_vl, qwen2_vl." in text
+    assert "Did you mean 'qwen2_5_vl'? Known: qwen2, qwen2_5_vl, qwen2_vl, qwen3, qwen3_vl." in text
 
 
 def install(folder: Path, code: str, name: str, target: str) -> None:
@@ -392,7 +418,7 @@ def test_families_are_listed_without_torch() -> None:
     """Scoring a file of boxes needs their conventions and no model."""
     code = (
         "import sys; from gpg_vl.models.families import boxes_of, families; "
-        "assert families.names() and boxes_of('qwen3_vl'); sys.exit(('torch' in sys.modules) * 9)"
+        "assert families.names() and boxes_of('qwen3_vl_moe'); sys.exit(('torch' in sys.modules) * 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -408,7 +434,8 @@ def test_a_blank_image_reaches_every_weight_of_the_tower_with_nothing(seeing: Ma
     assert blank.tokens == [1]
     model.zero_grad(set_to_none=True)
     (features,) = family.image_features(model, blank.pixel_values_N, blank.grid_thw_I_3)
-    assert features.shape == (1, model.config.get_text_config().hidden_size)
+    assert len(features) == 1
+    assert features.shape[1] % model.config.get_text_config().hidden_size == 0
     assert features.isfinite().all()
 
     (0.0 * features.sum()).backward()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import scene_example
+from rich.console import Console
 from test_policy import COMPLETIONS, prompts
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,19 +22,20 @@ from gpg_vl.model import Model
 from gpg_vl.models.layout import pack
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import make_reference
-from gpg_vl.models.requests import CastMatrices, Features, Prefill, Score
+from gpg_vl.models.requests import CastHead, CastMatrices, Features, Prefill, Score
 from gpg_vl.rewards.scoring import Scored
 from gpg_vl.rollout.engine import EngineOptions, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.collect import Collector, EngineResponder, Quota
+from gpg_vl.training.display import Display
 from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.micro_batch import Layout, make_step_batch
 from gpg_vl.training.optimizer import make_adamw
+from gpg_vl.training.prompt_source import PromptSource
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import ShardingSetup
-from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
-from gpg_vl.training.totals import count_step
+from gpg_vl.training.step_totals import count_step
 from gpg_vl.types import Group
 
 SAMPLING = Sampling(group_size=3, temperature=1.0, max_new_tokens=4, seed=7)
@@ -145,7 +147,7 @@ def test_collecting_credit_and_old_log_probs_touch_weights_in_calls_alone(model:
         Quota(prompts_per_step=2, beta_th=0.0, max_resample_attempts=1),
         accelerator,
         drop_broken=False,
-        progress=lambda *_: None,
+        progress=Display(Console(), steps=1, done=0, enabled=False),
     )
     algorithm = grpo(kl_beta=0.1, updates=2)
     setup = ShardingSetup(device=torch.device("cpu"), processes=1, is_main=True)
@@ -194,6 +196,7 @@ def test_every_request_is_answered_in_a_call_alone(model: Model, tiny_checkpoint
         Prefill(packed=packed),
         Features(packed=packed),
         CastMatrices(dtype=torch.bfloat16),
+        CastHead(),
     )
     with nothing_outside(model.policy):
         for request in requests:

@@ -28,8 +28,8 @@ from gpg_vl.training.checkpoint import Checkpoints
 from gpg_vl.training.rank_state import deal_carry
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.offload import step_in_pages
-from gpg_vl.training.sharding.parts import load_parts
 from gpg_vl.training.sharding.protocol import ShardingSetup
+from gpg_vl.training.sharding.sharded_checkpoint import load_parts
 from gpg_vl.training.state import RunState, dump_state
 from gpg_vl.types import Group
 

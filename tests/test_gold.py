@@ -92,8 +92,8 @@ def test_every_bad_gold_is_reported_with_what_the_reward_saw():
         ("choice", "bare", None, 1.0),
         ("choice", "empty", None, 1.0),
     ]
-    assert problems[0].saw.startswith("<think>\n\n</think>\n<answer>(C)</answer>\n")
-    assert "names no option" in problems[0].saw
+    assert problems[0].scored_text.startswith("<think>\n\n</think>\n<answer>(C)</answer>\n")
+    assert "names no option" in problems[0].scored_text
     assert "'choice' fails on the gold answer of example 'range'" in str(problems[0])
 
 
@@ -103,7 +103,7 @@ def test_gold_that_the_scorer_never_credits_is_reported():
         {"choice": 1.0}, [row("text", "a", ("a", "the")), row("letter", "(A)", ("a", "the"))]
     )
     assert [(p.example_id, p.score) for p in problems] == [("text", 0.0)]
-    assert problems[0].saw == "<think>\n\n</think>\n<answer>a</answer>"
+    assert problems[0].scored_text == "<think>\n\n</think>\n<answer>a</answer>"
     assert "'choice' gives 0 instead of 1 to the gold answer of example 'text'" in str(problems[0])
 
 
@@ -139,7 +139,7 @@ def test_user_rewards_are_checked_in_the_pool_only():
         ("mine.py:f", "2", 1.0, 2.0),
         ("mine.py:f", "3", None, 2.0),
     ]
-    assert [problem.saw for problem in problems] == ["said", "it died"]
+    assert [problem.scored_text for problem in problems] == ["said", "it died"]
 
 
 def test_a_penalty_is_best_at_its_minimum():
@@ -172,7 +172,7 @@ def test_the_config_has_the_form_of_all_others(mine: str) -> None:
         assert check_gold(weights, QUOTED[:2], pool=pool) == []
     with RewardPool(weights, workers=1) as pool:
         problems = check_gold(weights, QUOTED[:1], pool=pool)
-    assert [(p.reward, p.score, p.saw) for p in problems] == [
+    assert [(p.reward, p.score, p.scored_text) for p in problems] == [
         (f"{mine}:boxed", 0.0, "<think>\n\n</think>\n<answer>4</answer>")
     ]
 
@@ -181,7 +181,7 @@ def test_a_form_that_makes_no_text_is_named(mine: str) -> None:
     weights = {f"{mine}:odd": 1.0}
     with RewardPool(weights, workers=1) as pool:
         (problem,) = check_gold(weights, QUOTED[:1], pool=pool)
-    assert "The gold form of a reward returned None for example '0'" in problem.saw
+    assert "The gold form of a reward returned None for example '0'" in problem.scored_text
 
 
 def test_the_built_in_rewards_without_answers_are_proved_all_the_same() -> None:

@@ -26,8 +26,8 @@ from steps import (
 from torch import Tensor
 
 from gpg_vl.algorithms.algorithm import Credit
-from gpg_vl.algorithms.choices import Age, Aggregation, FNorm
 from gpg_vl.algorithms.gpg import gpg
+from gpg_vl.algorithms.option_types import Age, Aggregation, FNorm
 
 AGGREGATIONS: tuple[Aggregation, ...] = ("token", "sequence", "constant", "group")
 EXACT: tuple[tuple[Aggregation, Age], ...] = (

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from gpg_vl.answers.box import (
     MAX_BOXES,
     Detection,
+    format_box,
     frame_of,
     gold_box,
     parse_boxes,
     parse_detections,
     read_box,
-    shown,
 )
 from gpg_vl.answers.math.rectangles import Box, Frame
 from gpg_vl.errors import UserError
@@ -275,7 +275,7 @@ boxes = st.builds(Box, coordinates, coordinates, coordinates, coordinates)
 @given(st.lists(boxes, min_size=1, max_size=5))
 def test_what_is_written_is_read(given_boxes):
     for text in (
-        "\n".join(map(shown, given_boxes)),
+        "\n".join(map(format_box, given_boxes)),
         json.dumps([list(box) for box in given_boxes]),
         json.dumps([{"bbox_2d": list(box), "label": "cup"} for box in given_boxes]),
         str([{"Position": list(box), "Confidence": 0.5} for box in given_boxes]),
@@ -293,7 +293,7 @@ def test_any_text_is_read_or_refused(text):
 @given(boxes)
 def test_rewards_stay_in_range(box):
     for reward in (grounding, grounding_hit, grounding_giou):
-        assert 0.0 <= reward(completion(shown(box)), example()) <= 1.0
+        assert 0.0 <= reward(completion(format_box(box)), example()) <= 1.0
 
 
 def test_the_explanation():

@@ -13,9 +13,10 @@ from steps import LIMIT, VARIED, Lengths, Rows, logp_of, made_steps, make_batch,
 from torch import Tensor
 
 from gpg_vl.algorithms.algorithm import Algorithm, select
-from gpg_vl.algorithms.choices import Aggregation
+from gpg_vl.algorithms.clipped import Inputs
 from gpg_vl.algorithms.gpg import gpg
-from gpg_vl.algorithms.grpo import Inputs, grpo
+from gpg_vl.algorithms.grpo import grpo
+from gpg_vl.algorithms.option_types import Aggregation
 
 LOW, HIGH, BETA = 0.2, 0.28, 0.04
 seeded = settings(max_examples=60, deadline=None, derandomize=True)

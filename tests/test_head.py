@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpg_vl.algorithms.grpo import Inputs as GrpoInputs
+from gpg_vl.algorithms.clipped import Inputs as GrpoInputs
 from gpg_vl.algorithms.grpo import grpo
-from gpg_vl.algorithms.sft import Inputs as SftInputs
+from gpg_vl.algorithms.linear import Inputs as SftInputs
 from gpg_vl.algorithms.sft import sft
 from gpg_vl.models import head
 from gpg_vl.models.head import (

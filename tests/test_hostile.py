@@ -86,8 +86,9 @@ SUBJECTS = {
 WITHOUT_AN_ANSWER = {
     "format": Subject("B", "<think>x</think><answer>B</answer>", "B"),
     "length": Subject("", "", "", meta={"length_limit": 100, "length_cache": 20}),
+    "verbatim": Subject("B", "B", "A"),
 }
-"""Rewards of the layout and of the length: any answer is as good as another to them."""
+"""Rewards that look for no answer in the response: of the layout, of the length, and of the whole text."""
 
 FULLWIDTH = str.maketrans(
     "0123456789abcdefghijklmnopqrstuvwxyzB",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gpg_vl.data.images import ImageError, load_image, read_image
+from gpg_vl.data.images import MAX_ENCODED_BYTES, ImageError, load_image, read_image
 from gpg_vl.errors import UserError
 
 LIMIT = 1_000_000
@@ -279,6 +279,22 @@ def test_a_path_stays_below_the_root(path: str, said: str, remedy: str, tmp_path
         assert said in message
         assert remedy in message
         assert len(message) < 800
+
+
+def test_a_file_whose_pixels_are_followed_by_megabytes_is_refused(tmp_path: Path) -> None:
+    """The picture in front is good, so nothing but the size of the file speaks against it."""
+    with (tmp_path / "a.png").open("wb") as file:
+        file.write(PNG)
+        file.truncate(MAX_ENCODED_BYTES)
+    assert load("a.png", tmp_path).size == (40, 30)
+
+    os.truncate(tmp_path / "a.png", MAX_ENCODED_BYTES + 1)
+    said = (
+        r"The image 'a.png' has 268435457 bytes\. Picture files of at most 256 MiB .*remove the row"
+    )
+    for use in (load, lambda image, root: read_image(image, root=root)):
+        with pytest.raises(ImageError, match=said):
+            use("a.png", tmp_path)
 
 
 def test_without_a_root_only_embedded_pictures_are_read(tmp_path: Path) -> None:

@@ -34,12 +34,12 @@ from gpg_vl.training.gold_responder import GoldResponder
 from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import make_adamw
+from gpg_vl.training.prompt_source import PromptSource
 from gpg_vl.training.rank_state import dump_rank_state, restore_carry
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
-from gpg_vl.training.source import PromptSource
-from gpg_vl.training.totals import UpdateReport
-from gpg_vl.types import Example, Group
+from gpg_vl.training.step_totals import UpdateReport
+from gpg_vl.types import Example, GreedyAnswer, Group
 
 LIMIT = 12
 REWARDS = [
@@ -584,13 +584,19 @@ def test_old_log_probs_and_versions_survive_a_checkpoint(
                 completions=tuple(replace(c, version=draw) for c in sampled.completions),
             )
         )
-    fresh = replace(carried[0], old_logps=())
+    likeliest = GreedyAnswer(
+        completion=replace(carried[0].completions[0], logprobs=(), version=4),
+        reward=0.1,
+        reward_parts={"choice": 0.0, "format": 0.5},
+    )
+    fresh = replace(carried[0], old_logps=(), greedy=likeliest)
     torch.save(dump_rank_state([*carried, fresh]), tmp_path / "rank-0.pt")
     saved = torch.load(tmp_path / "rank-0.pt", weights_only=True)
     back = restore_carry(saved["carry"], source, default_version=99)
     for ours, theirs in zip(back, [*carried, fresh], strict=True):
         assert ours.old_logps == theirs.old_logps
         assert ours.completions == theirs.completions
+        assert ours.greedy == theirs.greedy
         assert (ours.rewards, ours.draw, ours.reward_parts) == (
             theirs.rewards,
             theirs.draw,
@@ -723,13 +729,12 @@ def test_sft_is_the_mean_of_minus_log_pi_of_the_gold_answers(tiny_checkpoint: Pa
         Group(example=e, prompt=model.encoder().encode(e), completions=(), draw=n)
         for n, e in enumerate(examples)
     ]
-    answers = responder.answer(asked, lambda *_: None)
     answered = [
-        replace(group, completions=completions, rewards=(1.0,))
-        for group, completions in zip(asked, answers, strict=True)
+        replace(group, rewards=(1.0,)) for group in responder.answer(asked, lambda *_: None)
     ]
     tokens = model.processing.tokens
-    for example, (completion,) in zip(examples, answers, strict=True):
+    for example, group in zip(examples, answered, strict=True):
+        (completion,) = group.completions
         assert completion.text == f"It is {example.answer}."
         assert completion.token_ids[-1] == model.processing.tokenizer.eos_token_id
         assert completion.token_ids[-1] in tokens.ends

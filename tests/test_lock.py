@@ -138,7 +138,7 @@ def test_a_full_disk_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(lock.os, "pwrite", full)
     with (
-        pytest.raises(UserError, match=r"cannot be written: .*No space left.*Make room"),
+        pytest.raises(UserError, match=r"cannot be written: .*No space left.*Free disk space"),
         hold_folder(tmp_path, accelerator(), console()),
     ):
         pass

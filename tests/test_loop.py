@@ -12,12 +12,13 @@ import torch
 from gpg_vl.algorithms.age import StepCounts
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.rollout.engine import EngineLostError
+from gpg_vl.training.balance import Dealt
 from gpg_vl.training.collect import Collection
 from gpg_vl.training.evaluation_files import Evaluated
-from gpg_vl.training.finite import NonFiniteWeightsError
+from gpg_vl.training.finite_weights import NonFiniteWeightsError
 from gpg_vl.training.loop import Hooks, Intervals, train
 from gpg_vl.training.state import RunState
-from gpg_vl.training.totals import UpdateReport
+from gpg_vl.training.step_totals import UpdateReport
 
 ACCELERATOR = SimpleNamespace(num_processes=1, is_main_process=True, process_index=0)
 COUNTS = StepCounts(groups=0, valid_groups=0, completions=0, tokens=0, valid_tokens=0)
@@ -31,12 +32,14 @@ class Parts:
         *,
         stop_in: tuple[int, ...] = (),
         lose_in: tuple[int, ...] = (),
+        stop_evaluating_in: int | None = None,
         break_in: int | None = None,
         applied: bool = True,
     ) -> None:
         self.log: list[str] = []
         self.saved: list[RunState] = []
         self._stop_in, self._lose_in = stop_in, lose_in
+        self._stop_evaluating_in = stop_evaluating_in
         self._break_in, self._applied = break_in, applied
         self._step = 0
 
@@ -45,7 +48,14 @@ class Parts:
     def collect(self, state: RunState) -> Collection:
         self._step = state.step + 1
         return Collection(
-            used=(), carry=(), seen=(), position=0, rounds=1, cap_hit=False, failures=(), seconds={}
+            used=(),
+            carry=(),
+            seen=(),
+            position=0,
+            rounds=1,
+            cap_hit=False,
+            failures=(),
+            seconds={"encode": 0.0},
         )
 
     def update(self, groups: Any, *, step: int) -> UpdateReport:
@@ -56,7 +66,10 @@ class Parts:
         yield "a.weight", torch.ones(2, 2)
         yield "b.weight", torch.tensor([1.0, torch.nan if broken else 2.0])
 
-    def evaluate(self) -> Evaluated:
+    def evaluate(self) -> Evaluated | None:
+        if self._step == self._stop_evaluating_in:
+            self._stop_in = (self._step,)
+            return None
         if self._step in self._lose_in:
             self._lose_in = ()
             raise EngineLostError("gone")
@@ -70,7 +83,7 @@ class Parts:
     def stop_wanted(self) -> bool:
         return self._step in self._stop_in
 
-    def row(self, step: int, kind: str, values: Any, seconds: Any) -> None:
+    def row(self, step: int, kind: str, values: Any, seconds: Any, shares: Any = None) -> None:
         self.log.append(f"{kind} {step}")
 
     # ---- how it is started
@@ -83,6 +96,7 @@ class Parts:
             update=self.update,
             weights=self.weights,
             keep_old_logps=tuple,
+            deal=lambda groups: Dealt(groups=groups, moved=0, before=1.0, after=1.0),
             learning_rates=lambda step: {},
         )
         engine: Any = SimpleNamespace(
@@ -134,6 +148,28 @@ def test_an_evaluation_that_a_stop_has_left_out_is_made_on_resume(stop: int) -> 
     rows = [line for line in parts.log + again.log if "checkpoint" not in line]
     assert rows == ["train 1", "train 2", "eval 2", "train 3", "train 4", "eval 4"]
     assert (final.step, again.log[-1]) == (4, "checkpoint 4")
+
+
+@pytest.mark.parametrize("stop", [0, 2, 4])
+def test_an_evaluation_that_a_stop_has_cut_short_is_made_on_resume(stop: int) -> None:
+    """Before the first step, within the run and at its end; no step is made in between."""
+    parts = Parts(stop_evaluating_in=stop)
+    state = parts.train(RunState(evaluation_due=True), steps=4, eval_every=2)
+    assert (state.step, state.evaluation_due) == (stop, True)
+    assert [one.step for one in parts.saved] == ([stop] if stop else []), "0 steps: nothing to keep"
+
+    again = Parts()
+    assert not again.train(state, steps=4, eval_every=2).evaluation_due
+    rows = [line for line in parts.log + again.log if "checkpoint" not in line]
+    assert rows == ["eval 0", "train 1", "train 2", "eval 2", "train 3", "train 4", "eval 4"]
+
+
+def test_a_stop_at_the_end_of_an_evaluation_is_not_put_off_by_a_step() -> None:
+    parts = Parts(stop_in=(2,))
+    state = parts.train(RunState(step=2, evaluation_due=True), steps=4, eval_every=2)
+    assert (state.step, state.evaluation_due) == (2, False)
+    assert parts.log == ["eval 2", "checkpoint 2"]
+    assert not parts.saved[-1].evaluation_due
 
 
 def test_a_stop_in_a_step_without_evaluation_owes_none() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gpg_vl.algorithms.grpo import grpo
 from gpg_vl.config import Config, load_config
-from gpg_vl.config.sections import ModelConfig
+from gpg_vl.config.model_section import ModelConfig
 from gpg_vl.errors import UserError
 from gpg_vl.model import Model
 from gpg_vl.models.adapter_folder import load_adapters, save_adapters
@@ -55,12 +55,20 @@ LAYERS = {
         "merger": MERGER,
         "vision": ["qkv", "proj", "gate_proj", "up_proj", "down_proj"],
     },
+    "deep_checkpoint": {
+        "language": TEXT,
+        "merger": ["linear_fc1", "linear_fc2"],
+        "vision": ["qkv", "proj", "linear_fc1", "linear_fc2"],
+    },
     "text_checkpoint": {"language": TEXT},
 }
-"""The linear layers of each part; those of the two towers stand in each of two layers."""
+"""The linear layers of each part; those of the two towers are in each of two layers."""
+MERGERS = {"deep_checkpoint": 3}
+"""Of a family that reads several layers of its vision tower; the others have one."""
 FAMILY = {
     "tiny_checkpoint": "qwen2_vl",
     "newer_checkpoint": "qwen2_5_vl",
+    "deep_checkpoint": "qwen3_vl",
     "text_checkpoint": "qwen2",
 }
 
@@ -91,17 +99,14 @@ def test_without_names_every_linear_layer_of_a_part_but_the_head(
     checkpoint = request.getfixturevalue(family)
     for part, names in LAYERS[family].items():
         found = chosen(checkpoint, FAMILY[family], (part,), None)
-        times = 1 if part == "merger" else 2
+        times = MERGERS.get(family, 1) if part == "merger" else 2
         assert sorted(ends(found)) == sorted(names * times)
         for name in found:
-            where = ".visual." in name, ".visual.merger." in name
-            assert where == (part != "language", part == "merger"), name
+            assert (".visual." in name) == (part != "language"), name
+            assert families.get(FAMILY[family]).part_of(f"{name}.weight") == part
     everything = chosen(checkpoint, FAMILY[family], tuple(LAYERS[family]), None)
-    assert (
-        len(everything)
-        == len(set(everything))
-        == 14 + (family != "text_checkpoint") * (2 + 2 * len(LAYERS[family].get("vision", [])))
-    )
+    of_tower = MERGERS.get(family, 1) + len(LAYERS[family].get("vision", []))
+    assert len(everything) == len(set(everything)) == 14 + 2 * of_tower * (len(LAYERS[family]) > 1)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +309,7 @@ def test_parts_with_adapters_have_learning_rates(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["tiny_checkpoint", "newer_checkpoint"])
+@pytest.mark.parametrize("family", ["tiny_checkpoint", "newer_checkpoint", "deep_checkpoint"])
 def test_once_per_group_has_the_gradient_of_rows_through_the_stock_model(
     family: str, checkpointing: bool, request: pytest.FixtureRequest
 ) -> None:
@@ -543,8 +548,9 @@ def test_the_page_names_the_layers_that_there_are() -> None:
     page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text()
     rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]
     for part in EVERYWHERE:
-        ((_, older, newer),) = [row for row in rows if row[0].strip() == part]
-        for family, cell in (("tiny_checkpoint", older), ("newer_checkpoint", newer)):
+        ((_, older, *others),) = [row for row in rows if row[0].strip() == part]
+        families_of_cells = ("tiny_checkpoint", "newer_checkpoint", "deep_checkpoint")
+        for family, cell in zip(families_of_cells, (older, *others), strict=True):
             named = re.findall(r"`(.*?)`", older if cell.strip() == "the same" else cell)
             assert named == LAYERS[family][part], (family, part)
 

@@ -1,18 +1,22 @@
 """Mathematics: what is the same, what is not, and that neither costs much to find out."""
 
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from math_verify.errors import TimeoutException
 
-from gpg_vl.answers.expression import gold_expression, matches, stated
+from gpg_vl.answers.expression import find_expression, gold_expression, matches
 from gpg_vl.answers.math import algebra
-from gpg_vl.answers.math.equality import equal, normalize, readable, right_side
-from gpg_vl.answers.text.prose import is_sentence, without_unit
+from gpg_vl.answers.math.cpu_limit import within_cpu_seconds
+from gpg_vl.answers.math.equality import equal, is_readable, normalize, right_side
+from gpg_vl.answers.text.sentences import is_sentence, without_unit
 from gpg_vl.errors import UserError
 from gpg_vl.rewards.builtin import math
 from gpg_vl.rewards.gold_proof import check_gold
@@ -413,8 +417,18 @@ def test_a_unit_stands_behind_a_number_and_a_blank(text, number):
 
 
 def test_the_number_of_a_sentence_is_no_factor():
-    assert stated("She has 7 DVDs.") == stated("It is 7 cm") == stated("the 7th one") == "7"
-    assert stated("the area is 7xy") is stated("the area is 7 xy") is stated("we get 7 x") is None
+    assert (
+        find_expression("She has 7 DVDs.")
+        == find_expression("It is 7 cm")
+        == find_expression("the 7th one")
+        == "7"
+    )
+    assert (
+        find_expression("the area is 7xy")
+        is find_expression("the area is 7 xy")
+        is find_expression("we get 7 x")
+        is None
+    )
 
 
 def test_gold_may_be_a_whole_solution():
@@ -565,10 +579,10 @@ def test_ordinary_comparisons_do_not_reach_math_verify(monkeypatch):
     """The work is counted: 20 different comparisons of the ordinary kinds, none of them by computer algebra."""
     asked = []
     monkeypatch.setattr(
-        "gpg_vl.answers.math.equality.same", lambda *texts: asked.append(texts) or False
+        "gpg_vl.answers.math.equality.is_same", lambda *texts: asked.append(texts) or False
     )
     monkeypatch.setattr(
-        "gpg_vl.answers.math.equality.parsed", lambda text: asked.append(text) or []
+        "gpg_vl.answers.math.equality.parse_expression", lambda text: asked.append(text) or []
     )
     for candidate, gold, expected in (
         ("5", "5", True),
@@ -593,7 +607,7 @@ def test_ordinary_comparisons_do_not_reach_math_verify(monkeypatch):
         ("12%", "12", True),
     ):
         assert matches(candidate, gold) is expected
-        assert readable(gold if "π" not in gold and "√" not in gold else normalize(gold))
+        assert is_readable(gold if "π" not in gold and "√" not in gold else normalize(gold))
     assert asked == []
 
 
@@ -613,7 +627,47 @@ def test_different_expressions_are_told_apart_without_simplifying(monkeypatch):
         r"\{\sin x, \cos x\}",
     ):
         for gold in (r"\sqrt{3}+\sqrt{5}", r"\sin x", r"\{1,2\}"):
-            assert not algebra.same.__wrapped__(candidate, gold)
+            assert not algebra.is_same.__wrapped__(candidate, gold)
+
+
+def test_a_limit_is_of_the_time_that_the_comparison_itself_works(monkeypatch):
+    """A busy machine, on which it waits for its turn, does not make a right answer wrong."""
+
+    def waits(*_, **__):
+        time.sleep(0.6)
+        return True
+
+    def works(*_, **__):
+        end = time.process_time() + 5
+        while time.process_time() < end:
+            pass
+        return True
+
+    _, parse = algebra._math_verify()
+    monkeypatch.setattr(algebra, "TIME_LIMIT", 0.2)
+    for verify, expected in ((waits, True), (works, False), (waits, True)):
+        monkeypatch.setattr(algebra, "_math_verify", lambda verify=verify: (verify, parse))
+        assert algebra.is_same.__wrapped__("x+1", "1+x") is expected
+
+
+def test_each_further_comparison_is_limited_too():
+    """math-verify goes on after the exception, with the next of several pairs."""
+    ended = []
+
+    def two():
+        for _ in range(2):
+            try:
+                while True:
+                    pass
+            except TimeoutException:
+                ended.append(True)
+        return "both were ended"
+
+    before = signal.getsignal(signal.SIGPROF)
+    assert within_cpu_seconds(0.1, two, otherwise="") == "both were ended"
+    assert ended == [True, True]
+    assert signal.getitimer(signal.ITIMER_PROF)[0] == 0
+    assert signal.getsignal(signal.SIGPROF) == before
 
 
 def test_numbers_side_by_side_are_never_added():
@@ -625,7 +679,7 @@ def test_numbers_side_by_side_are_never_added():
         (r"2^{2}3", 12),
     ):
         assert algebra.is_bounded(text, "3")
-        assert algebra.parsed(text)[0].doit() == value
+        assert algebra.parse_expression(text)[0].doit() == value
     for text in ("(3)(7)", "(3)7", "{3}(7)", "{3}7", "3{7}", "3[7]", "2(3)(4)", "x+(3)(7)"):
         assert not algebra.is_bounded(text, "3")
         assert not matches(text, "10")
@@ -681,8 +735,8 @@ def test_hostile_answers_do_not_cost_a_group_in_the_workers():
     assert scored.failures == []
     assert [g.rewards for g in scored.groups] == [(2.0, 0.0, 0.0, 0.0, 0.0, 0.0)] * 3
     (problem,) = problems
-    assert "example '7' cannot be read as mathematics" in problem.saw
-    assert "Traceback" not in problem.saw
+    assert "example '7' cannot be read as mathematics" in problem.scored_text
+    assert "Traceback" not in problem.scored_text
 
 
 def test_rewards_that_compute_are_kept_out_of_this_process():

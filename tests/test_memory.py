@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gpg_vl.algorithms.gpg import Inputs, gpg
+from gpg_vl.algorithms.gpg import gpg
+from gpg_vl.algorithms.linear import Inputs
 from gpg_vl.model import Model
 from gpg_vl.models import tiny
 from gpg_vl.models.head import Objective
@@ -59,7 +60,7 @@ def kept_bytes(model: Model, dtype: torch.dtype) -> tuple[int, Packed]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_a_layer_keeps_what_its_family_says(
     tmp_path: Path, model_type: str, tower: str, dtype: torch.dtype

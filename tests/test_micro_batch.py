@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gpg_vl.algorithms.age import StepCounts, age_factor
 from gpg_vl.algorithms.algorithm import Algorithm, Credit
-from gpg_vl.algorithms.choices import Age, Aggregation, FNorm
 from gpg_vl.algorithms.gpg import gpg
 from gpg_vl.algorithms.grpo import grpo
+from gpg_vl.algorithms.option_types import Age, Aggregation, FNorm
 from gpg_vl.training.micro_batch import (
     Layout,
     MicroBatch,

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gpg_vl.training.adamw import NarrowAdamW
-from gpg_vl.training.sharding.moments import checked_state
-from gpg_vl.training.sharding.parts import load_parts, save_parts
+from gpg_vl.training.sharding.moments import check_state
+from gpg_vl.training.sharding.sharded_checkpoint import load_parts, save_parts
 from gpg_vl.training.tensor_file import DamagedFileError, load_tensors
 
 
@@ -43,7 +43,7 @@ def test_what_is_as_it_was_is_taken(options: dict[str, Any]) -> None:
     other, fresh = make(seed=1, **options)
     saved = save(names, optimizer)
     saved["param_groups"][0]["betas"] = (0.0, 0.0)
-    fresh.load_state_dict(checked_state(saved, other, fresh))
+    fresh.load_state_dict(check_state(saved, other, fresh))
     assert fresh.param_groups[0]["betas"] != (0.0, 0.0)
     for name, parameter in names.items():
         for kind, value in optimizer.state[parameter].items():
@@ -54,7 +54,7 @@ def test_an_optimizer_that_has_not_stepped_keeps_nothing() -> None:
     names, optimizer = make()
     untouched = torch.optim.AdamW(names.values())
     empty = {"state": {}, "param_groups": optimizer.state_dict()["param_groups"]}
-    assert checked_state(empty, names, optimizer)["state"] == {}
+    assert check_state(empty, names, optimizer)["state"] == {}
     assert not untouched.state
 
 
@@ -107,7 +107,7 @@ def test_anything_else_is_refused_before_it_is_taken(name: str, tmp_path: Path) 
     alter(saved)
     torch.save(saved, tmp_path / "optimizer.pt")
     with pytest.raises(DamagedFileError, match=told):
-        checked_state(load_tensors(tmp_path / "optimizer.pt"), names, optimizer)
+        check_state(load_tensors(tmp_path / "optimizer.pt"), names, optimizer)
 
 
 def test_codes_are_no_moments_of_another_optimizer() -> None:
@@ -118,14 +118,14 @@ def test_codes_are_no_moments_of_another_optimizer() -> None:
     with pytest.raises(
         DamagedFileError, match=r"of a\.weight the optimizer's state has exp_avg, exp_avg_scale"
     ):
-        checked_state(saved, plain_names, plain)
+        check_state(saved, plain_names, plain)
 
 
 @pytest.mark.parametrize("saved", [None, [], 3, "text", {}])
 def test_a_file_of_something_else_is_refused(saved: Any) -> None:
     names, optimizer = make()
     with pytest.raises(DamagedFileError):
-        checked_state(saved, names, optimizer)
+        check_state(saved, names, optimizer)
 
 
 class Code:

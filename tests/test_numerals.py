@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpg_vl.answers.text.numerals import (
-    hides,
+    has_hidden_characters,
     is_denied,
     is_number,
     is_qualified,
-    stands_free,
+    is_standalone,
     word_spans,
     word_values,
 )
@@ -88,8 +88,8 @@ def test_numbers():
 
 @pytest.mark.parametrize("text", ["e\u0301", "\u200b", "\u202e", "\u00ad", "\0", "\ufeff", "\x9f"])
 def test_what_hides_something(text):
-    assert hides(f"4{text}")
-    assert not hides("4 °√π²米é\n\t")
+    assert has_hidden_characters(f"4{text}")
+    assert not has_hidden_characters("4 °√π²米é\n\t")
 
 
 @given(st.text(alphabet="ab1,. -\u0301\u200b", max_size=30))
@@ -100,4 +100,4 @@ def test_words_are_in_order_and_hold_every_letter_and_digit(text):
     covered = "".join(text[start:end] for start, end in spans)
     assert re.sub(r"[^ab1]", "", covered) == re.sub(r"[^ab1]", "", text)
     for place in range(len(spans)):
-        assert stands_free(text, spans, place, place + 1) in (True, False)
+        assert is_standalone(text, spans, place, place + 1) in (True, False)

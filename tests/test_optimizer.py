@@ -20,10 +20,10 @@ from gpg_vl.models.load import load_model
 from gpg_vl.training.checkpoint import Checkpoints
 from gpg_vl.training.identity import Identity
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
+from gpg_vl.training.prompt_source import PromptSource
 from gpg_vl.training.row_digests import RowDigests
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import ShardingSetup
-from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState
 from gpg_vl.types import Example
 

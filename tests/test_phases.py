@@ -24,7 +24,7 @@ from test_policy import (
 )
 from torch import Tensor, nn
 
-from gpg_vl.algorithms.grpo import Inputs as GrpoInputs
+from gpg_vl.algorithms.clipped import Inputs as GrpoInputs
 from gpg_vl.algorithms.grpo import grpo
 from gpg_vl.model import Model
 from gpg_vl.models.adapters import add_adapters

@@ -32,7 +32,8 @@ from gpg_vl.config import load_config
 from gpg_vl.data.check import DataReport
 from gpg_vl.data.read import load_examples
 from gpg_vl.models.encode import Encoder
-from gpg_vl.training.prepare import check_data, make_encoder
+from gpg_vl.training.data_check import check_data
+from gpg_vl.training.prepare import make_encoder
 
 Write = Callable[[Path], None]
 ROW = {"prompt": "Which colour is it?", "answer": "red"}

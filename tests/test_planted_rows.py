@@ -289,10 +289,10 @@ QUESTIONS = [
         row(turns(("user", "How many?"))),
     ),
     problem(
-        "roles of ShareGPT",
-        row([{"from": "human", "value": "How many?"}]),
+        "roles of two programs in one message",
+        row([{"from": "human", "content": "How many?"}]),
         "A message has a role and a content",
-        row(turns(("user", "How many?"))),
+        row([{"from": "human", "value": "How many?"}]),
     ),
     problem(
         "the assistant last",

@@ -62,8 +62,14 @@ def text_prompts(checkpoint: Path) -> list[Prompt]:
     ]
 
 
-PROMPTS = {"tiny_checkpoint": prompts, "newer_checkpoint": prompts, "text_checkpoint": text_prompts}
-"""Every family: Qwen2-VL, Qwen2.5-VL, text-only Qwen2."""
+PROMPTS = {
+    "tiny_checkpoint": prompts,
+    "newer_checkpoint": prompts,
+    "deep_checkpoint": prompts,
+    "text_checkpoint": text_prompts,
+    "normed_checkpoint": text_prompts,
+}
+"""Every family: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, text-only Qwen2 and Qwen3."""
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +196,7 @@ def test_every_way_of_computing_a_micro_batch_has_the_gradient_of_the_stock_mode
         case = f"{kernel} {shared=} {limit=} {checkpointing=}"
         assert torch.allclose(output.logp_K, logp_K, atol=tolerance, rtol=0), case
         assert relative(gradients(policy.model), gradient) < gradient_tolerance, case
-        if family != "text_checkpoint":
+        if PROMPTS[family] is prompts:
             seen = [
                 n
                 for n, p in policy.named_parameters()

@@ -202,7 +202,7 @@ def killed(folder: Path, checkpoint: Path, victim: str, *, each: int) -> list[st
     (folder / "luck.py").write_text(reward)
 
     messages = [line for launch in launches for line in said(launch)]
-    assert all("go on from the last checkpoint with --resume" in line for line in messages)
+    assert all("resume from the last checkpoint with --resume" in line for line in messages)
     return messages
 
 
@@ -211,7 +211,7 @@ def test_a_killed_process_ends_all_and_resume_goes_on(
 ) -> None:
     [message] = killed(tmp_path, tiny_checkpoint, "process", each=2)
     assert re.search(
-        r"Process 3 \(.*\) has ended without a word; it was last seen in the ", message
+        r"Process 3 \(.*\) has ended without a message; it was last seen in the ", message
     ), message
 
     config = tmp_path / "config.yaml"
@@ -265,4 +265,4 @@ def test_the_only_launcher_takes_its_processes_with_it(
         assert not launches[0].left_behind(WITHIN), launches[0].log.read_text()
         messages = said(launches[0])
     assert messages, "it ended without a word"
-    assert all("go on from the last checkpoint with --resume" in line for line in messages)
+    assert all("resume from the last checkpoint with --resume" in line for line in messages)

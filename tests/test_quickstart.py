@@ -34,7 +34,15 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "2",
     )
     assert result.returncode == 0, result.stderr
+    assert "Loading weights" not in result.stderr, "a bar of a library"
     return folder / "q", result.stdout
+
+
+def test_the_base_is_written_without_a_word_of_other_libraries(tmp_path: Path) -> None:
+    rows = ("--train-rows", "4", "--test-rows", "4")
+    result = gpg_vl("quickstart", "--folder", tmp_path / "q", "--prepare-only", *rows)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
 
 
 def test_the_end_says_where_to_look_and_what_to_type(quick: tuple[Path, str]) -> None:
@@ -88,6 +96,21 @@ def test_it_is_the_real_program_that_ran(quick: tuple[Path, str]) -> None:
     assert "python -m gpg_vl.eval cvbench" in out
     assert [row["step"] for row in metrics(folder / "run") if row["kind"] == "train"] == [1, 2]
     assert len((folder / "eval-base" / "predictions.jsonl").read_text().splitlines()) == 48
+
+
+def test_what_takes_a_while_says_what_it_is(quick: tuple[Path, str]) -> None:
+    folder, said = quick
+    for what in (
+        "writing the tiny base model",
+        "drawing 16 scenes for train.parquet",
+        "drawing 48 scenes for test.parquet",
+        f"checking rows of {folder / 'train.parquet'}",
+        "proving the rewards (choice) on the gold answers of 16 rows",
+        f"checking 8 rows of {folder / 'test.parquet'} for evaluation",
+        f"loading the weights of {folder / 'base'}",
+        "starting the engine native",
+    ):
+        assert what in said, what
 
 
 def test_a_second_quickstart_in_the_same_folder_is_refused(quick: tuple[Path, str]) -> None:

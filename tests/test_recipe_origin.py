@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import IMAGE, picture, struct, write_json, write_jsonl, write_parquet
 
-from gpg_vl.data.json_rows import _elements, json_rows
-from gpg_vl.data.recipe.origin import open_source, split_files
+from gpg_vl.data.json_rows import elements as json_elements
+from gpg_vl.data.json_rows import json_rows
+from gpg_vl.data.recipe.origin import open_source
 from gpg_vl.data.recipe.row import Source
 from gpg_vl.data.rows import CellError
+from gpg_vl.data.sources import split_files
 from gpg_vl.errors import UserError
 
 TYPES = {"n": pa.int64(), "text": pa.string(), "huge": pa.string()}
@@ -158,8 +160,8 @@ def test_a_changed_file_has_other_facts(tmp_path: Path) -> None:
     [
         ("nowhere.parquet", "does not exist", "Correct --source"),
         ("a/b/c", "does not exist", "owner/name"),
-        ("data.csv", "ends in '.csv'. .parquet, .jsonl, .json are allowed", "Convert it"),
-        ("broken.parquet", "cannot be read", "A complete Parquet file is needed"),
+        ("data.csv", "ends in '.csv'. .parquet, .jsonl and .json files", "Convert it"),
+        ("broken.parquet", "cannot be read", "It must be a complete Parquet file"),
         (
             "other.parquet",
             "has no column 'text'; it has n, txet. Did you mean 'txet'?",
@@ -229,7 +231,7 @@ def test_a_list_is_read_the_same_whatever_the_pieces_it_comes_in(
     elements: list[Any], chunk: int, indent: int | None, ascii_only: bool
 ) -> None:
     stream = io.StringIO(json.dumps(elements, indent=indent, ensure_ascii=ascii_only))
-    read = list(_elements(lambda _: stream.read(chunk)))
+    read = [cells for _, _, cells in json_elements(lambda _: stream.read(chunk))]
     assert [element if isinstance(element, dict) else None for element in read] == [
         element if isinstance(element, dict) else None for element in elements
     ]

@@ -19,12 +19,12 @@ from run_folders import completion, evaluation, group, held_out, step, write_lin
 from runs import gpg_vl
 
 from gpg_vl.errors import UserError
-from gpg_vl.report import curves, evaluations, groups, page, pictures, verdicts
+from gpg_vl.report import charts, curves, evaluations, groups, page, pictures, verdicts, view
 from gpg_vl.report.curves import MOST_POINTS, read_metrics
 from gpg_vl.report.folder import read_run
 from gpg_vl.report.groups import read_samples, spread
 from gpg_vl.report.live import Pages, make_server, stamp
-from gpg_vl.report.text import shown, visible
+from gpg_vl.report.visible_text import make_visible, visible
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\u2028'\"&amp;"
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_seen_is_made_visible(text: str, expected: str) -> None:
 
 
 def test_a_long_text_says_how_much_of_it_is_left_out() -> None:
-    one = shown("x" * 1_000_000, 4000)
+    one = make_visible("x" * 1_000_000, 4000)
     assert (len(one.text), one.left_out) == (4000, 996_000)
 
 
@@ -201,6 +201,41 @@ def test_groups_come_from_the_first_step_the_last_those_between_and_the_extremes
     assert "best" in [one.id for one in found.groups]
     assert (found.steps, found.seen) == (100, 110)
     assert len(found.groups) < 30
+
+
+def test_of_a_step_with_many_groups_the_first_are_read_and_that_is_said(tmp_path: Path) -> None:
+    """What is held does not grow with the step either, and the rest of the file is not gone through."""
+    peaks = []
+    for rows in (2_000, 20_000):
+        folder = write_run(tmp_path / f"{rows}", samples={1: (group() for _ in range(rows))})
+        tracemalloc.start()
+        found = read_samples(folder / "samples")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (found.seen, found.cut) == (groups.MOST_READ, 1000)
+    assert peaks[1] < 1.2 * peaks[0], peaks
+    said = "of 1,000 groups in samples/"
+    text = Parsed(rendered(folder)).text
+    assert said in text
+    assert "of a step with more, the first 1,000 groups were read" in text
+
+
+def test_the_last_row_is_drawn_once_however_rows_are_thinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most in (3, 4):
+        monkeypatch.setattr(curves, "MOST_POINTS", most)
+        for rows in range(1, 30):
+            file = write_lines(tmp_path / "metrics.jsonl", (step(n) for n in range(rows)))
+            steps = read_metrics(file).train.steps
+            assert steps[-1] == rows - 1
+            assert sorted(set(steps)) == list(steps)
+
+
+def test_a_row_of_a_kind_that_is_none_is_counted(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "metrics.jsonl", [step(1, kind=["train"]), step(2)])
+    metrics = read_metrics(file)
+    assert (metrics.train.steps, metrics.unread) == ((2,), 1)
 
 
 def test_items_are_spread_evenly() -> None:
@@ -433,6 +468,15 @@ def test_each_answer_off_the_mean_of_its_group_has_a_colour(tmp_path: Path) -> N
     assert shades == ["up1", "down3", *["up1"] * 8, "up1"]
 
 
+def test_answers_are_compared_with_a_greedy_one_where_there_is_one(tmp_path: Path) -> None:
+    """Twice the same answers, of mean 1/2: beside a greedy one of 1 half of them are level."""
+    answers = [completion("x", 1.0), completion("x", 0.0)]
+    rows = [group(completions=answers), group(completions=answers, greedy=completion("y", 1.0))]
+    html = rendered(write_run(tmp_path / "run", samples={1: rows})).split('id="groups"')[1]
+    assert re.findall(r'class="answer (\w+)"', html) == ["up3", "down3", "level", "level", "down3"]
+    assert html.count("<b>greedy</b>") == 1
+
+
 def test_what_a_reward_of_the_runs_own_said_at_the_time_is_shown(tmp_path: Path) -> None:
     name = "/gone/mine.py:f"
     told: list[Any] = [
@@ -645,3 +689,40 @@ def test_the_server_answers_to_its_own_name_alone(served: tuple[Path, int]) -> N
     assert asked(served[1], "/", host="evil.example")[0] == 403
     assert asked(served[1], "/", host=f"localhost:{served[1]}")[0] == 200
     assert asked(served[1], "/", "HEAD") == (200, "")
+
+
+# ---- several data sets
+
+
+def test_sources_have_curves_of_their_own_and_samples_name_theirs(tmp_path: Path) -> None:
+    by_source = {"source/geo/reward": 0.5, "source/sat/reward": 0.25, "source/sat/length": 9.0}
+    folder = write_run(
+        tmp_path / "run",
+        metrics=[step(1, **by_source), step(2, **{"source/sat/reward": 0.75})],
+        samples={1: [group(source="sat"), group(task="")]},
+    )
+    sources = "data: {sources: [{path: my/sat, weight: 3}, {path: my/geo, weight: 1}]}"
+    config = (
+        (folder / "config.yaml").read_text().replace("data: {train: my/train.parquet}", sources)
+    )
+    (folder / "config.yaml").write_text(config)
+
+    run = read_run(folder)
+    data = charts.chart_data([run.metrics.train], [run.metrics.eval], ["run"])
+    drawn = {one["title"]: one["series"] for one in data["training"]}
+    assert [one["label"] for one in drawn["Reward by source"]] == ["geo", "sat"]
+    assert [one["label"] for one in drawn["Length by source"]] == ["sat"]
+    assert "Accuracy by source" not in drawn
+    assert data["tables"][0]["columns"]["0:source/geo/reward"] == [0.5, None]
+
+    of_run = {fact.name: fact.value for fact in view.facts(run)}
+    assert of_run["trained on several"] == "my/sat x 3, my/geo x 1"
+    named = [one.source for one in read_samples(folder / "samples").groups]
+    assert named == ["sat", ""]
+
+
+@pytest.mark.parametrize("value", ["text", 3, [1, "x"], {"a": 1}, None, []])
+def test_sources_that_are_none_of_ours_are_no_fact(tmp_path: Path, value: object) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "config.yaml").write_text(json.dumps({"data": {"sources": value}}))
+    assert "trained on several" not in {fact.name for fact in view.facts(read_run(folder))}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import completion, group, step, write_run
+from run_folders import completion, evaluation, group, step, write_run
 
 from gpg_vl.report import page
 from gpg_vl.report.folder import read_run
@@ -137,6 +137,29 @@ def test_a_score_is_read_off_with_its_interval(tab: Any, tmp_path: Path) -> None
     )
     assert row.count() == 1
     assert row.text_content() == "real picture0.75 [0.65, 0.85]"
+
+
+def test_the_tables_of_numbers_fit_a_phone(tab: Any, tmp_path: Path) -> None:
+    tab.set_viewport_size({"width": 390, "height": 800})
+    tab.goto(page.write_report(write_run(tmp_path / "run")).as_uri())
+    boxes = tab.locator(".wide:has(.numbers)")
+    assert boxes.count() == 2
+    over = boxes.evaluate_all("all => all.map(one => one.scrollWidth - one.clientWidth)")
+    assert over == [0, 0]
+
+
+def test_a_single_evaluation_lies_in_the_middle(tab: Any, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", metrics=[evaluation(0, 0.45), step(1)])
+    tab.goto(page.write_report(folder).as_uri())
+    over = tab.locator("#evaluation-charts .u-over").first
+    over.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+    tab.wait_for_function(
+        "document.querySelector('#evaluation-charts .u-legend').textContent.includes('0.45')"
+    )
+    point = tab.locator("#evaluation-charts .u-cursor-pt").first.bounding_box()
+    assert abs(point["x"] + point["width"] / 2 - box["x"] - box["width"] / 2) < 2
 
 
 def test_the_filter_shows_what_fits(tab: Any, run: Path) -> None:

@@ -243,7 +243,7 @@ def swapped_pictures(folder: Path) -> None:
         (other_cell("source", "elsewhere"), "row 3 has another id, prompt"),
         (other_cell("id", "three"), "row 3 has another id, prompt"),
         (other_cell("task", "Depth"), "row 3 has another id, prompt"),
-        (other_order, "its rows stand in another order"),
+        (other_order, "its rows are in another order"),
         (fewer, "it had 6 rows and has 5"),
     ],
 )

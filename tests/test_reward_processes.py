@@ -11,14 +11,14 @@ import psutil
 import pytest
 
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.output import CALL_LIMIT, POOL_LIMIT
 from gpg_vl.rewards.scoring import Item
+from gpg_vl.rewards.worker_output import CALL_LIMIT, POOL_LIMIT
 from gpg_vl.types import Completion, Example
 
 ROOT = Path(__file__).parent.parent
 
 MINE = """
-import multiprocessing, os, subprocess, sys, time
+import multiprocessing, os, pathlib, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor
 
 def double(x): return 2 * x
@@ -35,8 +35,16 @@ def executed(completion, example):
 def leaves_children(completion, example):
     words = [sys.executable, "-c", "import time; time.sleep(600)", example.id]
     subprocess.Popen(words)
+    subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL)
     if os.fork() == 0:
         time.sleep(600)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execv(sys.executable, words)
+        pathlib.Path(__file__).with_name("daemon").write_text(str(os.getpid()))
+        time.sleep(600)
+    while not pathlib.Path(__file__).with_name("daemon").exists(): time.sleep(0.01)
     if completion.text == "hang": time.sleep(600)
     if completion.text == "die": os._exit(3)
     return 1.0
@@ -103,8 +111,16 @@ def running(identity: str) -> list[int]:
     return found
 
 
+def lives(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize("then", ["return", "hang", "die"])
 def test_the_children_of_a_reward_end_with_it(mine: str, then: str) -> None:
+    """Those too that have left it for a session of their own."""
     identity = f"child-of-{os.getpid()}-{then}"
     with RewardPool({f"{mine}:leaves_children": 1.0}, workers=1, time_limit=3.0) as pool:
         pool.evaluate([item(then, identity)])
@@ -116,6 +132,7 @@ def test_the_children_of_a_reward_end_with_it(mine: str, then: str) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert worker is None or not psutil.pid_exists(worker)
+    assert not lives(int(Path(mine).with_name("daemon").read_text()))
 
 
 def test_what_rewards_print_is_escaped_and_limited(

@@ -11,7 +11,7 @@ import pytest
 
 from gpg_vl.errors import UserError
 from gpg_vl.rewards import BUILTIN, QUICK
-from gpg_vl.rewards.catalogue import documentation, entries, shown
+from gpg_vl.rewards.catalogue import documentation, entries, run_samples
 from gpg_vl.rewards.scoring import load
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_every_reward_shows_an_answer_that_it_accepts_and_one_that_it_refuses(na
     """And its explanation agrees with its value: what was not read earns nothing."""
     reward = load(name)
     assert len(documentation(reward)) > 40
-    made = shown(reward)
+    made = run_samples(reward)
     assert max(one.score for one in made) == reward.high
     assert min(one.score for one in made) < reward.high
     for one in made:
@@ -388,14 +388,14 @@ def test_an_explanation_that_hangs_or_raises_is_a_failed_call(data, tmp_path):
 def test_a_line_of_completions_without_end_is_refused_before_it_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpg_vl.rewards import trial
+    from gpg_vl.rewards import try_reward
 
-    monkeypatch.setattr(trial, "MAX_LINE", 1 << 20)
+    monkeypatch.setattr(try_reward, "MAX_LINE", 1 << 20)
     file = tmp_path / "completions.jsonl"
     file.write_bytes(b'{"id": "' + b"x" * (8 << 20))
     tracemalloc.start()
     with pytest.raises(UserError, match="line 1 has more than 1048576 characters"):
-        trial.read_responses(file, ["a"])
+        try_reward.read_responses(file, ["a"])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 << 20

@@ -11,8 +11,8 @@ import pytest
 
 from gpg_vl.rewards.gold_proof import check_gold
 from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.output import CALL_LIMIT, POOL_LIMIT
-from gpg_vl.rewards.process import START_LIMIT
+from gpg_vl.rewards.worker_output import CALL_LIMIT, POOL_LIMIT
+from gpg_vl.rewards.worker_process import START_LIMIT
 from gpg_vl.types import Example
 
 ROOT = Path(__file__).parents[1]

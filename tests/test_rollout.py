@@ -1,5 +1,6 @@
 """The native engine: sampling law, seeds, suppressed tokens, end tokens, one prefill per prompt, versions, counters."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +12,21 @@ import torch
 from conftest import scene_example
 from oracle import naive_logp
 from scipy import stats
-from test_policy import COMPLETIONS, encoder, prompts
+from test_policy import COMPLETIONS, PROMPTS, encoder, prompts
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpg_vl.model import Model
 from gpg_vl.models.layout import pack
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
-from gpg_vl.models.requests import CastMatrices, Decode, Predict, Prefill
+from gpg_vl.models.requests import CastHead, CastMatrices, Decode, Predict, Prefill
 from gpg_vl.registry import UnknownNameError
 from gpg_vl.rollout import engines
-from gpg_vl.rollout.decode import Slots, decode_with
+from gpg_vl.rollout.decode import decode_with
 from gpg_vl.rollout.engine import Engine, EngineOptions, EngineSetup, RolloutRequest
 from gpg_vl.rollout.sampling import Sampling, choose, truncate, uniforms
+from gpg_vl.rollout.slots import Slots
 from gpg_vl.types import Completion, Example, Prompt
 
 SAMPLING = Sampling(group_size=4, temperature=1.0, max_new_tokens=10, seed=7)
@@ -32,6 +35,15 @@ SAMPLING = Sampling(group_size=4, temperature=1.0, max_new_tokens=10, seed=7)
 @pytest.fixture(scope="module")
 def policy(tiny_checkpoint: Path) -> Policy:
     return Model.load(tiny_checkpoint, device="cpu").policy
+
+
+@pytest.fixture(params=["copied", "shared"])
+def keys_of_prompts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The keys of a prompt in each slot or once for its answers, however short the prompt is."""
+    monkeypatch.setattr(
+        "gpg_vl.models.key_sharing.WORTH", 0 if request.param == "shared" else math.inf
+    )
+    return str(request.param)
 
 
 def engine(
@@ -83,13 +95,17 @@ def some_prompts(checkpoint: Path) -> list:
     ]
 
 
+@pytest.mark.parametrize("family", list(PROMPTS))
+@pytest.mark.usefixtures("keys_of_prompts")
 def test_recorded_log_probs_are_those_of_the_stock_model(
-    policy: Policy, tiny_checkpoint: Path
+    family: str, request: pytest.FixtureRequest
 ) -> None:
-    tokens = load_processing(str(tiny_checkpoint)).tokens
-    two = prompts(tiny_checkpoint)
+    checkpoint: Path = request.getfixturevalue(family)
+    policy = Model.load(checkpoint, device="cpu").policy
+    tokens = load_processing(str(checkpoint)).tokens
+    two = PROMPTS[family](checkpoint)
     for prompt, group in zip(
-        two, answer(engine(policy, tiny_checkpoint), two, SAMPLING, [0, 1]), strict=True
+        two, answer(engine(policy, checkpoint), two, SAMPLING, [0, 1]), strict=True
     ):
         for completion in group:
             expected = naive_logp(policy.model, tokens, prompt, completion.token_ids)
@@ -98,6 +114,7 @@ def test_recorded_log_probs_are_those_of_the_stock_model(
             )
 
 
+@pytest.mark.usefixtures("keys_of_prompts")
 def test_the_same_answers_whatever_the_cut_the_slots_and_the_order(
     policy: Policy, tiny_checkpoint: Path
 ) -> None:
@@ -129,6 +146,31 @@ def test_the_same_call_repeats_itself_bit_for_bit(policy: Policy, tiny_checkpoin
         answer(engine(policy, tiny_checkpoint, 2), four, SAMPLING, [0, 1, 2, 3]) for _ in range(2)
     ]
     assert runs[0] == runs[1]
+
+
+def test_answers_are_the_same_whether_the_keys_of_their_prompt_are_copied_or_shared(
+    policy: Policy, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few slots, so that groups share them with the next ones; log-probs differ by rounding."""
+    four = some_prompts(tiny_checkpoint)
+    given: list[list[Completion]] = []
+    kinds: set[str] = set()
+
+    def look(module: Any, arguments: Any) -> None:
+        if isinstance(arguments[0], Decode):
+            kinds.add(type(arguments[0].attention).__name__)
+
+    hook = policy.register_forward_pre_hook(look)
+    for worth in (math.inf, 0):
+        monkeypatch.setattr("gpg_vl.models.key_sharing.WORTH", worth)
+        run = engine(policy, tiny_checkpoint, prompts_per_batch=3, slots=6)
+        groups = answer(run, four, SAMPLING, [10, 11, 12, 13])
+        given.append([completion for group in groups for completion in group])
+    hook.remove()
+    assert kinds == {"Slots", "SharedSlots"}
+    for a, b in zip(*given, strict=True):
+        assert a.token_ids == b.token_ids
+        assert np.allclose(a.logprobs, b.logprobs, atol=1e-5, rtol=0)
 
 
 def test_members_draws_and_seeds_differ(policy: Policy, tiny_checkpoint: Path) -> None:
@@ -230,6 +272,7 @@ def test_an_image_that_is_asked_about_twice_is_computed_once_per_call(
     assert run.counters()["vision_patches"] == 2 * len(twice[0].pixel_values_N)
 
 
+@pytest.mark.usefixtures("keys_of_prompts")
 def test_a_finished_slot_takes_the_next_answer(policy: Policy, tiny_checkpoint: Path) -> None:
     """16 answers in 3 slots: as many calls as a slot at most needs, not as the longest answer of each three in turn."""
     four = some_prompts(tiny_checkpoint)
@@ -251,6 +294,7 @@ def test_a_finished_slot_takes_the_next_answer(policy: Policy, tiny_checkpoint: 
     assert run.counters()["decoded_tokens"] == sum(lengths) + len(lengths)
 
 
+@pytest.mark.usefixtures("keys_of_prompts")
 def test_slots_that_nobody_waits_for_are_given_up(tiny_checkpoint: Path) -> None:
     """Answers end with about one chance in ten per token: half of the 16 slots are empty soon."""
     ends = load_processing(str(tiny_checkpoint)).tokens.ends
@@ -314,6 +358,52 @@ def test_decoding_with_matrices_cast_once_is_decoding_under_autocast(
     expected, ours = (decode_one(policy, tiny_checkpoint, given) for given in ({}, matrices))
     assert torch.equal(ours[0], expected[0])
     assert torch.equal(ours[1], expected[1])
+
+
+class CastsOf(TorchDispatchMode):
+    """Counts the casts of a weight, or of a view of it, to another dtype."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.place, self.number = weight.data_ptr(), 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        named = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and "dtype" in named:
+            self.number += args[0].data_ptr() == self.place and args[0].dim() == 2
+        return func(*args, **named)
+
+
+@pytest.mark.parametrize("by_copy", [False, True], ids=["itself", "a copy"])
+def test_the_head_is_cast_once_per_call_whoever_answers(
+    by_copy: bool, tiny_checkpoint: Path
+) -> None:
+    model = Model.load(tiny_checkpoint, dtype="bfloat16", device="cpu")
+    policy = model.copy() if by_copy else model.policy
+    run = replace(model, policy=policy).engine()
+    for _ in range(2):
+        with CastsOf(policy.model.get_output_embeddings().weight) as casts:
+            (group, _) = answer(run, prompts(tiny_checkpoint), SAMPLING, [0, 1])
+        assert max(len(completion.token_ids) for completion in group) > 2, "several tokens"
+        assert casts.number == 1
+
+
+def test_logits_of_the_cast_head_are_those_of_autocast(
+    policy: Policy, tiny_checkpoint: Path
+) -> None:
+    """Bit for bit, for one row and for many; without autocast it is the weight itself."""
+    weight = policy.model.get_output_embeddings().weight
+    assert policy(CastHead()).data_ptr() == weight.data_ptr()
+    for rows in (1, 3, 130):
+        hidden = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(rows))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            expected = (hidden @ weight.T).float()
+            request = Predict(hidden_B_H=hidden, head_V_H=policy(CastHead()), temperature=1.0)
+            ours = policy(request)
+        reachable = ~policy.never_sampled_V
+        assert torch.equal(ours[:, reachable], expected[:, reachable])
 
 
 # ---- what an engine promises
@@ -391,6 +481,34 @@ def test_every_answer_that_ends_is_reported(policy: Policy, tiny_checkpoint: Pat
     engine(policy, tiny_checkpoint, slots=3).generate(requests, SAMPLING, told.append)
     assert sum(told) == 2 * SAMPLING.group_size
     assert min(told) > 0
+
+
+@pytest.mark.parametrize("slots", [128, 3])
+def test_a_greedy_answer_comes_beside_the_group(
+    policy: Policy, tiny_checkpoint: Path, slots: int
+) -> None:
+    """The group is drawn as without it, it is that of temperature 0, and all of them share one computation of the prompt."""
+    four = some_prompts(tiny_checkpoint)
+    alone = replace(SAMPLING, temperature=0.0, group_size=1)
+    for warm in (1.0, 0.7):
+        drawn = replace(SAMPLING, temperature=warm)
+        run = engine(policy, tiny_checkpoint, slots=slots)
+        told: list[int] = []
+        requests = [RolloutRequest(prompt=p, draw=n) for n, p in enumerate(four)]
+        both = run.generate(requests, replace(drawn, with_greedy=True), told.append)
+
+        plain = answer(engine(policy, tiny_checkpoint, slots=slots), four, drawn, range(4))
+        likeliest = answer(engine(policy, tiny_checkpoint), four, alone, range(4))
+        for (*group, last), sampled, (greedy,) in zip(both, plain, likeliest, strict=True):
+            assert [c.token_ids for c in group] == [c.token_ids for c in sampled]
+            assert last.token_ids == greedy.token_ids
+            assert last.text == greedy.text
+            assert last.finish_reason == greedy.finish_reason
+
+        counted = run.counters()
+        assert counted["prefilled_tokens"] == sum(p.length for p in four)
+        assert counted["decoded_tokens"] == sum(len(c.token_ids) for g in both for c in g)
+        assert sum(told) == 4 * (SAMPLING.group_size + 1)
 
 
 def test_a_step_opens_and_closes_the_store_of_prefixes(tiny_checkpoint: Path) -> None:

@@ -6,14 +6,17 @@ import re
 import shutil
 import sys
 import types
+from dataclasses import replace
 from datetime import datetime
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from accelerate.tracking import TensorBoardTracker
+from accelerate import PartialState
+from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 from conftest import scene_example
 from PIL import Image
 from runs import gpg_vl, metrics, write_config, write_scenes
@@ -25,7 +28,13 @@ from gpg_vl.eval.results import ScoredRow, summarise
 from gpg_vl.eval.task import Doc
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.training import launches
-from gpg_vl.training.evaluation_files import GREY, Evaluated, evaluated, keep, with_blank_pictures
+from gpg_vl.training.evaluation_files import (
+    GREY,
+    Evaluated,
+    make_evaluated,
+    with_blank_pictures,
+    write_evaluation,
+)
 from gpg_vl.training.samples import PictureSource, dump_groups
 from gpg_vl.training.trackers import show_samples, tracker_options
 from gpg_vl.training.trackers.rows import COLUMNS
@@ -56,6 +65,8 @@ def run(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     result = gpg_vl("train", config)
     assert result.returncode == 0, result.stderr
     assert f"report: {folder / 'run' / 'report.html'}" in result.stdout
+    # neither a bar of weights that are read at once nor words of libraries that the run does without
+    assert result.stderr == ""
     return folder / "run"
 
 
@@ -76,7 +87,7 @@ def test_run_json_says_what_ran_where_and_when(run: Path) -> None:
     assert {"host", "devices", "commit", "python", "processes", "peak memory"} <= launch.keys()
 
     phases = launch["peak memory by phase"]
-    assert {"encode", "rollout", "reward", "train", "step", "eval"} == phases.keys()
+    assert {"encode", "rollout", "reward", "deal", "train", "step", "eval"} == phases.keys()
     assert phases["step"]["process"] == max(
         phases[name]["process"] for name in ("step", "encode", "rollout", "reward", "train")
     )
@@ -235,14 +246,14 @@ def test_a_run_that_fails_later_says_how_far_it_came(tiny_checkpoint: Path, tmp_
 
 
 def test_each_launch_of_a_run_has_an_entry(tmp_path: Path) -> None:
-    with launches.written_down(tmp_path, processes=1) as launch:
-        launch.reached(0)
-        launch.reached(3)
+    with launches.record_launch(tmp_path, processes=1) as launch:
+        launch.set_step(0)
+        launch.set_step(3)
         [entry] = json.loads((tmp_path / "run.json").read_text())["launches"]
         assert (entry["ended"], entry["outcome"]) == (None, None)
     with (
         pytest.raises(KeyboardInterrupt),
-        launches.written_down(tmp_path, processes=1),
+        launches.record_launch(tmp_path, processes=1),
     ):
         raise KeyboardInterrupt
     entries = json.loads((tmp_path / "run.json").read_text())["launches"]
@@ -254,7 +265,7 @@ def test_each_launch_of_a_run_has_an_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"launches": 3}', b'{"launches": [3]}'])
 def test_a_run_json_that_says_nothing_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
-    with launches.written_down(tmp_path, processes=1):
+    with launches.record_launch(tmp_path, processes=1):
         pass
     assert len(json.loads((tmp_path / "run.json").read_text())["launches"]) == 1
 
@@ -262,10 +273,39 @@ def test_a_run_json_that_says_nothing_is_begun_anew(tmp_path: Path, content: byt
 def test_a_folder_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
     (tmp_path / "run.partial").mkdir()
     with (
-        pytest.raises(RunError, match="Make room"),
-        launches.written_down(tmp_path, processes=1),
+        pytest.raises(RunError, match="Free disk space"),
+        launches.record_launch(tmp_path, processes=1),
     ):
         pass
+
+
+def test_a_log_on_a_full_disk_is_one_run_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not the traceback that logging prints of its own accord; and it does not hide what had ended the run before."""
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with (
+        pytest.raises(RunError, match=r"log\.txt cannot be written: .*No space left"),
+        launches.record_launch(tmp_path, processes=1),
+    ):
+        pass
+    assert "Traceback" not in capfd.readouterr().err
+    assert not logging.getLogger("gpg_vl").handlers
+
+    (tmp_path / "log.txt").unlink()
+    with pytest.raises(RunError, match="the reward broke"):
+        _break_on_a_full_disk(tmp_path)
+
+
+def _break_on_a_full_disk(folder: Path) -> None:
+    with launches.record_launch(folder, processes=1):
+        (handler,) = logging.getLogger("gpg_vl").handlers
+        assert isinstance(handler, logging.FileHandler)
+        full = Path("/dev/full").open("w")  # noqa: SIM115  the handler closes it
+        written = handler.setStream(full)
+        assert written
+        written.close()
+        raise RunError("the reward broke")
 
 
 def test_the_command_is_named_without_its_folders(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +323,7 @@ def scene_docs() -> list[Doc]:
     return [
         Doc(
             doc_id=number,
-            example=example,
-            gold=example.answer,
-            columns={"task": example.task, "type": "2D", "source": "COCO"},
+            example=replace(example, meta={"task": example.task, "type": "2D", "source": "COCO"}),
         )
         for number, example in enumerate(examples)
     ]
@@ -302,7 +340,7 @@ def test_a_blank_picture_has_the_size_of_the_real_one() -> None:
 
 
 def test_rows_without_any_picture_cannot_be_asked_without_it() -> None:
-    doc = Doc(doc_id=0, example=Example(id="0", prompt="1+1?", answer="2"), gold="2", columns={})
+    doc = Doc(doc_id=0, example=Example(id="0", prompt="1+1?", answer="2"))
     with pytest.raises(UserError, match="no row of gsm8k has a picture"):
         with_blank_pictures([doc], "gsm8k")
 
@@ -324,11 +362,11 @@ def test_an_evaluation_as_it_is_kept(tmp_path: Path) -> None:
     real, blank = results_of(docs, [1.0, 0.0, 1.0, 1.0]), results_of(docs, [0.0, 0.0, 1.0, 0.0])
     ready = {doc.doc_id: doc.example for doc in docs}
     ready[3] = Example(id="3", prompt="?", answer="", images=(b"no picture",))
-    found = evaluated(tasks.get("cvbench")(), real, blank, ready, 10**6)
+    found = make_evaluated(tasks.get("cvbench")(), real, blank, ready, 10**6)
     assert (found.metrics["micro"], found.metrics["blank_micro"]) == (0.75, 0.25)
     json.dumps(found.metrics, allow_nan=False)
 
-    keep(tmp_path, 7, found)
+    write_evaluation(tmp_path, 7, found)
     lines = (tmp_path / "evaluations" / "step-000007.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["right"] for row in rows] == [True, False, True, True]
@@ -340,8 +378,8 @@ def test_an_evaluation_as_it_is_kept(tmp_path: Path) -> None:
 
 def test_an_evaluation_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
     (tmp_path / "evaluations").write_text("in the way")
-    with pytest.raises(RunError, match="Make room"):
-        keep(tmp_path, 1, Evaluated(metrics={}))
+    with pytest.raises(RunError, match="Free disk space"):
+        write_evaluation(tmp_path, 1, Evaluated(metrics={}))
 
 
 # ---- samples and trackers
@@ -434,6 +472,34 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     for name in ("wandb", "trackio"):
         monkeypatch.delitem(sys.modules, f"gpg_vl.training.trackers.{name}", raising=False)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_an_installed_tracker_keeps_answers_and_pictures(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real packages, offline and in a folder of their own."""
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed: pip install {name} to test it")
+    for key in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "TRACKIO_DIR", "HF_HOME"):
+        monkeypatch.setenv(key, str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = tracker_options(run_name="first", group="g", resume_id="mine")[name]
+    PartialState()  # what the trackers of accelerate log with
+    kind = {"wandb": WandBTracker, "trackio": TrackioTracker}[name]
+    tracker = kind("project", **options)
+    tracker.start()
+    for step in (1, 2):
+        tracker.log({"train/reward": 0.5 * step}, step=step)
+        show_samples([tracker], step, [a_group(png(600, 300)), a_group("gone.png")], SOURCE)
+    tracker.finish()
+
+    # a table for each step, with two answers of two groups, of which one has a picture
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and not file.is_symlink()]
+    tables = [file for file in files if file.name.endswith((".table.json", ".db"))]
+    assert b"".join(map(Path.read_bytes, tables)).count(b"<t>four") == 2 * 2
+    pictures = [file for file in files if file.read_bytes().startswith(b"\x89PNG")]
+    assert {opened(file).size for file in pictures} == {(256, 128)}
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

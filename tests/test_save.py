@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from gpg_vl.models import save
 from gpg_vl.models.adapters import merged_weights, plain_weights
 from gpg_vl.models.load import load_model, quiet
 from gpg_vl.models.save import save_model
+from gpg_vl.training import checkpoint
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -22,7 +24,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("size", ["50GB", "100KB"])
 @pytest.mark.parametrize("adapters", [False, True])
-@pytest.mark.parametrize("family", ["tiny_checkpoint", "newer_checkpoint", "text_checkpoint"])
+@pytest.mark.parametrize(
+    "family", ["tiny_checkpoint", "newer_checkpoint", "deep_checkpoint", "text_checkpoint"]
+)
 def test_the_files_are_those_of_transformers(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
@@ -75,3 +79,19 @@ def test_a_tensor_that_does_not_come_is_missed(tiny_checkpoint: Path, tmp_path: 
     model = Model.load(tiny_checkpoint, device="cpu").policy.model
     with pytest.raises(AssertionError, match="no weights came for"):
         save_model(model, list(merged_weights(model))[1:-2], tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "error,free,expected",
+    [
+        (RuntimeError("unexpected pos 64 vs 0"), 4096, "no space left on device (unexpected pos 64 vs 0)"),
+        (RuntimeError("unexpected pos 64 vs 0"), 2**30, "unexpected pos 64 vs 0"),
+        (OSError("No space left on device"), 4096, "No space left on device"),
+    ],
+)  # fmt: skip
+def test_a_full_disk_is_named_where_torch_names_its_own_insides(
+    error: Exception, free: int, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    room = SimpleNamespace(total=2**40, used=0, free=free)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: room)
+    assert checkpoint._describe_refusal(error, tmp_path) == expected

@@ -1,12 +1,15 @@
 """Drawn scenes: CV-Bench's schema, right answers, balance, and nothing in the text that tells the answer."""
 
+import hashlib
 import io
+import json
 import math
 from collections import Counter, defaultdict
 
 import pytest
 from PIL import Image
 
+from gpg_vl.eval.tasks.cvbench import DRAWN
 from gpg_vl.quickstart import scenes
 
 COLUMNS = {
@@ -40,6 +43,22 @@ def test_rows_have_the_published_columns_and_prompt() -> None:
     assert row["prompt"] == f"{row['question']} Select from the following choices.\n{letters}"
     assert Image.open(io.BytesIO(row["image"]["bytes"])).mode == "RGB"
     assert row["answer"] in ("(A)", "(B)", "(C)", "(D)")
+
+
+def test_a_row_names_the_drawing_as_its_source_and_is_otherwise_what_it_was() -> None:
+    """The digest is of rows that had CV-Bench's sources: no picture and no question has moved."""
+    digest, named = hashlib.sha256(), Counter()
+    for row in scenes.rows(1_000_000, 100):
+        named[row["task"], row.pop("source")] += 1
+        picture = row.pop("image")
+        digest.update(Image.open(io.BytesIO(picture["bytes"])).tobytes())
+        digest.update(json.dumps([picture["path"], row], sort_keys=True).encode())
+
+    before = "6dd027be5735216093328659f16da3452420f98afb10af7f3a036da1b5311b72"
+    assert digest.hexdigest() == before
+    assert {source for _, source in named} == set(DRAWN)
+    assert set(scenes.REPORTED_AS.items()) == {(real, drawn) for drawn, real in DRAWN.items()}
+    assert set(named.values()) == {12, 13, 25}
 
 
 def pictures(seed: int) -> set[tuple[object, ...]]:

@@ -29,7 +29,7 @@ from gpg_vl.rewards.scoring import (
     totals,
     with_rewards,
 )
-from gpg_vl.types import Completion, Example, Group
+from gpg_vl.types import Completion, Example, GreedyAnswer, Group
 
 EXAMPLE = Example(id="ex-7", prompt="Which?", answer="(B)", choices=("ball", "cube"))
 COMPLETION = Completion(token_ids=(1,), logprobs=(-0.1,), text="(B)", finish_reason="stop")
@@ -161,6 +161,27 @@ def test_a_scored_group_keeps_what_it_was():
     assert (scored.example, scored.completions, scored.draw) == (EXAMPLE, group.completions, 5)
     assert scored.is_valid
     assert group.rewards == ()
+
+
+def test_a_greedy_answer_is_scored_last_and_kept_apart():
+    """By hand: 1 + 0.2, 0, and 0.2 for the greedy answer; equal rewards carry a signal if it has another."""
+    group = Group(
+        example=EXAMPLE,
+        prompt=None,
+        completions=(COMPLETION,) * 2,
+        greedy=GreedyAnswer(completion=replace(COMPLETION, text="greedy")),
+    )
+    assert [answer.text for answer in group.answers] == [COMPLETION.text] * 2 + ["greedy"]
+    parts = {"choice": (1.0, 0.0, 0.0), "format": (1.0, 0.0, 1.0)}
+    scored = with_rewards(group, parts, {"choice": 1.0, "format": 0.2})
+    assert scored.rewards == (1.2, 0.0)
+    assert scored.reward_parts == {"choice": (1.0, 0.0), "format": (1.0, 0.0)}
+    assert scored.greedy.reward == 0.2
+    assert scored.greedy.reward_parts == {"choice": 0.0, "format": 1.0}
+
+    for rewards, greedy, is_valid in (((1, 1), 1, False), ((1, 1), 0, True), ((1, 0), 1, True)):
+        one = replace(scored, rewards=rewards, greedy=replace(scored.greedy, reward=greedy))
+        assert one.is_valid == is_valid
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from gpg_vl.rollout.engine import EngineLostError, EngineOptions
 from gpg_vl.rollout.vllm import serve as module
 from gpg_vl.rollout.vllm import transfer
 from gpg_vl.rollout.vllm.client import Server, ServerGoneError, ServerRefusedError
-from gpg_vl.rollout.vllm.meeting import wait_for
+from gpg_vl.rollout.vllm.handshake import wait_for
 from gpg_vl.rollout.vllm.options import engine_arguments
 from gpg_vl.rollout.vllm.protocol import FOLDER, PREFIX, Description, host_name
 from gpg_vl.rollout.vllm.serve import describe_start, refuse_taken_port, to_flags

@@ -39,3 +39,20 @@ def test_nothing_is_sampled_and_nothing_is_needed() -> None:
     assert sft().response == "{answer}"
     assert algorithm.needs == frozenset()
     assert algorithm.credit(make_batch([[1.0]], [[3]])).metrics == {"alpha": None}
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(made_steps(st.sampled_from([0.0, 1.0]), shortest=1))
+def test_by_sequence_a_short_answer_counts_as_much_as_a_long_one(
+    step: tuple[Rows, Lengths],
+) -> None:
+    algorithm = sft(aggregation="sequence")
+    inputs = algorithm.credit(make_batch(*step)).inputs
+    logp_K = logp_of(step[1])
+    loss = algorithm.token_loss(logp_K, inputs).sum().item()
+
+    means, start = [], 0
+    for length in (length for lengths in step[1] for length in lengths):
+        means.append(sum(logp_K[start : start + length].tolist()) / length)
+        start += length
+    assert loss == pytest.approx(-sum(means) / len(means), rel=1e-5)

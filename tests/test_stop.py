@@ -54,12 +54,12 @@ def test_a_stop_loses_no_evaluation(tiny_checkpoint: Path, tmp_path: Path) -> No
     stopped = tmp_path / "stopped"
     (stopped / "stop").touch()
     result = gpg_vl("train", config)
-    assert result.returncode == 130, result.stderr
+    assert result.returncode == 143, result.stderr
     assert kinds(stopped) == [(1, "train")]
 
     (stopped / "stop").touch()
     result = gpg_vl("train", config, "--resume")
-    assert result.returncode == 130, "its last evaluation is still to be made"
+    assert result.returncode == 143, "its last evaluation is still to be made"
     assert kinds(stopped) == [(1, "train"), (1, "eval"), (2, "train")]
 
     result = gpg_vl("train", config, "--resume")

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from gpg_vl.models.load import load_model
 from gpg_vl.training.display import no_signal
+from gpg_vl.training.dropped_groups import Dropped
+from gpg_vl.training.signals import Seen
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -274,13 +276,32 @@ def test_a_step_without_signal_is_skipped_and_counted(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+SEEN = Seen(groups=9, valid=0, all_right=1, all_wrong=7)
+
+
 @pytest.mark.parametrize(
     ("steps", "skipped", "told"), [(4, 4, True), (1, 1, True), (4, 3, False), (0, 0, False)]
 )
 def test_only_a_run_in_which_no_step_was_taken_has_learnt_nothing(
     steps: int, skipped: int, told: bool
 ) -> None:
-    assert bool(no_signal(steps=steps, skipped=skipped, folder=Path("runs/x"))) is told
+    said = no_signal(
+        steps=steps, skipped=skipped, folder=Path("runs/x"), dropped=Dropped(0, 9), seen=SEEN
+    )
+    assert bool(said) is told
+    assert "dropped" not in (said or "")
+
+
+def test_nothing_was_learnt_names_the_groups_that_were_dropped() -> None:
+    said = no_signal(
+        steps=4, skipped=4, folder=Path("runs/x"), dropped=Dropped(155, 640), seen=SEEN
+    )
+    assert said
+    assert "Of 9 groups 7 were all wrong and 1 all right" in said
+    assert "gpg-vl data rate CONFIG" in said
+    assert "too hard for the model" in said
+    assert "155 of 640 groups were dropped because a reward broke" in said
+    assert "rewards.on_error: drop_group" in said
 
 
 def test_the_plan_is_printed_and_a_dry_run_stops_there(
@@ -294,9 +315,10 @@ def test_the_plan_is_printed_and_a_dry_run_stops_there(
         "temperature 1.0, top_p 1, top_k off",
         "memory",
         "attention  split",
-        "MFLOP per step at most: prefill",
+        "MFLOP per step: prefill",
         "tokens and",
-        "times the operations",
+        "times the work without sharing",
+        "per checkpoint, at most 3 at a time",
         "activations",
         "prompt of row 0",
         "<|vision_start|><|image_pad|><|vision_end|>",

@@ -10,6 +10,8 @@ import yaml
 from runs import gpg_vl, kill_after, metrics, write_config
 from test_train import equal, last_checkpoint, weights
 
+from gpg_vl.algorithms import BUILTIN
+from gpg_vl.config.algorithm_sections import BUILTIN_SECTIONS
 from gpg_vl.data.read import load_examples
 from gpg_vl.training.resume import digest_data
 
@@ -80,6 +82,111 @@ def test_grpo_killed_and_resumed_is_never_stopped(tiny_checkpoint: Path, tmp_pat
     stale = [row for row in rows["whole"] if row["stale_groups"]]
     assert stale, "without surplus groups their old log-probs would not be resumed"
     assert all(row["logp_gap_stale_max"] > 1e-4 for row in stale)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILTIN if name not in ("gpg", "grpo", "sft")])
+def test_every_algorithm_trains(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Several updates and a divergence where it has them, and weights for what other weights have sampled."""
+    keys = BUILTIN_SECTIONS[name].model_fields
+    more = {key: value for key, value in (("updates", 2), ("kl_beta", 0.1)) if key in keys}
+    section = {"name": name, "correction": "sequence_mask", **more}
+    config = write_config(
+        tmp_path, tiny_checkpoint, algorithm=section, train={"steps": 2, "learning_rate": 1e-2}
+    )
+    result = gpg_vl("train", config)
+    assert result.returncode == 0, result.stderr
+
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert any(row["grad_norm"] > 0 for row in rows if row["grad_norm"] is not None)
+    fresh = rows[0]
+    assert fresh["correction_mean"] == pytest.approx(1.0, abs=0.2), (
+        "the native engine is the policy"
+    )
+    assert fresh["correction_kl"] >= 0
+    assert ("kl" in fresh) == ("kl_beta" in keys)
+
+
+REMAX = {"name": "remax"}
+RARE = """
+def rare(completion, example):
+    if completion.text.startswith("<think>"):
+        return 1.0
+    return float(sum(map(ord, completion.text)) % 4 == 0)
+"""
+
+
+def test_remax_killed_and_resumed_is_never_stopped(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Surplus groups keep what their greedy answer was worth: the weights that gave it are gone."""
+    runs = {}
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "rare.py").write_text(RARE)
+        config = write_config(
+            folder,
+            tiny_checkpoint,
+            algorithm={**REMAX, "beta_th": 1.0},
+            train={"learning_rate": 1e-2, "prompts_per_step": 4},
+            rollout={"group_size": 2, "max_new_tokens": 2},
+            rewards={"weights": {f"{folder / 'rare.py'}:rare": 1.0}},
+        )
+        if name == "killed":
+            kill_after(config, 2)
+        result = gpg_vl("train", config, *(["--resume"] if name == "killed" else []))
+        assert result.returncode == 0, result.stderr
+        runs[name] = folder / "run"
+
+    rows = {name: without_paths(metrics(run)) for name, run in runs.items()}
+    assert rows["killed"] == rows["whole"]
+    assert equal(*(weights(last_checkpoint(run)) for run in runs.values()))
+    assert any(row["stale_groups"] for row in rows["whole"])
+
+
+def test_remax_on_two_processes_is_that_of_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Resumed there too; and what a run says of a step counts the greedy answers where they were computed, nowhere else."""
+    runs = {}
+    for name, processes in (("one", 1), ("two", 2), ("killed", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = write_config(
+            folder,
+            tiny_checkpoint,
+            algorithm=REMAX,
+            train={"steps": 3, "learning_rate": 1e-2},
+            output={"folder": str(folder / "run"), "checkpoint_every": 1, "samples_every": 1},
+        )
+        if name == "killed":
+            kill_after(config, 1, processes=2)
+        words = ["--resume"] if name == "killed" else []
+        result = gpg_vl("train", config, *words, processes=processes)
+        assert result.returncode == 0, result.stderr
+        runs[name] = folder / "run"
+
+    rows = {name: without_paths(metrics(run)) for name, run in runs.items()}
+    assert rows["killed"] == rows["two"]
+    ended = {name: weights(last_checkpoint(run)) for name, run in runs.items()}
+    assert equal(ended["killed"], ended["two"])
+    for name, tensor in ended["one"].items():
+        assert torch.allclose(ended["two"][name], tensor, atol=1e-5), name
+    for one, two in zip(rows["one"], rows["two"], strict=True):
+        for name in ("reward", "greedy_reward", "greedy_accuracy", "length_all", "completions"):
+            assert two[name] == pytest.approx(one[name]), name
+        assert two["rollout_decoded_tokens"] == one["rollout_decoded_tokens"]
+
+    for row in rows["one"]:
+        folder = runs["one"] / "samples" / f"step-{row['step']:06d}"
+        groups = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        sampled = [answer for group in groups for answer in group["completions"]]
+        greedy = [group["greedy"] for group in groups]
+        assert (len(sampled), len(greedy)) == (6, 2)
+        tokens = sum(answer["tokens"] for answer in sampled)
+        assert row["reward"] == pytest.approx(sum(a["reward"] for a in sampled) / 6)
+        assert row["length_all"] == tokens / 6
+        assert row["greedy_reward"] == pytest.approx(sum(a["reward"] for a in greedy) / 2)
+        assert row["rollout_decoded_tokens"] == tokens + sum(a["tokens"] for a in greedy)
+        assert row["completions"] == 6 * row["step"]
+    assert rows["one"][0]["grad_norm"] > 0
 
 
 def test_supervised_training_lowers_its_loss_and_samples_nothing(

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from gpg_vl.answers.short_answer import (
     YEARS,
-    compared_textvqa,
-    compared_vqa,
     gold_answers,
     match_relaxed,
+    normal_form_textvqa,
+    normal_form_vqa,
 )
 from gpg_vl.answers.text.metrics import (
     anls,
@@ -113,7 +113,7 @@ def test_a_single_gold_answer_is_equality():
     assert soft_accuracy("Two", ["2"]) == 1.0
     assert soft_accuracy("3", ["2"]) == 0.0
     assert soft_accuracy("a", ["the"]) == 1.0  # nothing is left of either
-    assert soft_accuracy("a", ["the"], compared_vqa) == 0.0
+    assert soft_accuracy("a", ["the"], normal_form_vqa) == 0.0
 
 
 ARTICLES = ("a", "A", "An", "the", "-", ".", "a the", "?!")
@@ -126,7 +126,7 @@ def test_a_gold_answer_of_which_the_normal_form_leaves_nothing_is_compared_as_it
     assert normalize_vqa(gold) == ""
     for answer in (gold, gold.upper(), f" {gold} ", f"{gold}."):
         assert vqa(completion(answer), example(gold, answers=golds)) == 1.0
-        assert soft_accuracy(answer, golds, compared_textvqa) == 1.0
+        assert soft_accuracy(answer, golds, normal_form_textvqa) == 1.0
     for other in {*ARTICLES, "red", *BLANK} - {gold, *((gold.swapcase(),) if gold in "aA" else ())}:
         assert vqa(completion(other), example(gold, answers=golds)) == 0.0
         # The published rule compares what is left: nothing with nothing. A blank answer is none there either.
@@ -169,7 +169,7 @@ def test_answers_may_be_records_and_must_be_texts():
 
 
 def judge(scorer, text, golds):
-    doc = Doc(doc_id=0, example=example(golds[0], answers=golds), gold=golds[0], columns={})
+    doc = Doc(doc_id=0, example=example(golds[0], answers=golds))
     return scorer(doc, Response(text=text)).score
 
 

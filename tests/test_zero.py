@@ -23,7 +23,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.load import load_model
 from gpg_vl.training.sharding import refuse_sharding, shardings
 from gpg_vl.training.sharding.protocol import ShardingSetup
-from gpg_vl.training.sharding.whole_parts import load_whole_parts
+from gpg_vl.training.sharding.whole_checkpoint import load_whole_parts
 from gpg_vl.training.tensor_file import DamagedFileError
 
 STAGES = ("zero2", "zero3")

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 BUILTIN = {
     "gpg": "gpg_vl.algorithms.gpg:gpg",
     "grpo": "gpg_vl.algorithms.grpo:grpo",
+    "dr_grpo": "gpg_vl.algorithms.dr_grpo:dr_grpo",
+    "dapo": "gpg_vl.algorithms.dapo:dapo",
+    "rloo": "gpg_vl.algorithms.rloo:rloo",
+    "reinforce": "gpg_vl.algorithms.reinforce:reinforce",
+    "reinforce_pp": "gpg_vl.algorithms.reinforce_pp:reinforce_pp",
+    "opo": "gpg_vl.algorithms.opo:opo",
+    "remax": "gpg_vl.algorithms.remax:remax",
+    "gspo": "gpg_vl.algorithms.gspo:gspo",
+    "cispo": "gpg_vl.algorithms.cispo:cispo",
     "sft": "gpg_vl.algorithms.sft:sft",
 }
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gpg_vl.algorithms.choices import FNorm
+from gpg_vl.algorithms.option_types import FNorm
 
 STD_FLOOR = 1e-4
 """Added to a standard deviation before dividing by it, as GRPO and the official code do."""
@@ -42,12 +42,12 @@ def advantages(
     scaled_P_G = torch.zeros_like(rewards_P_G)
     for group in range(len(rewards_P_G)):
         row = slice(group, group + 1)
-        scaled_P_G[row] = _scaled(rewards_P_G[row], f_norm, batch_std)
+        scaled_P_G[row] = _scale(rewards_P_G[row], f_norm, batch_std)
 
     return torch.where(valid_groups(rewards_P_G)[:, None], scaled_P_G, torch.zeros_like(scaled_P_G))
 
 
-def _scaled(
+def _scale(
     rewards_1_G: Float[Tensor, "1 G"], f_norm: FNorm, batch_std: float | None
 ) -> Float[Tensor, "1 G"]:
     centred_1_G = rewards_1_G - rewards_1_G.mean(dim=1, keepdim=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Generic, TypeVar
 
-from gpg_vl.algorithms.choices import Age
+from gpg_vl.algorithms.option_types import Age
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ def collect(
         scored groups it sampled, none when called with False (a full process draws nothing but
         stays in step with the others).
     total: the sum of a number over all processes.
-    At the cap the step goes on with what there is; it never raises.
+    At the cap the step continues with what there is; it never raises.
     """
     valid = list(carry)
     seen: list[T] = []

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpg_vl.algorithms.age import StepCounts
-from gpg_vl.algorithms.choices import Aggregation
+from gpg_vl.algorithms.option_types import Aggregation
 
 
 def denominator(counts: StepCounts, aggregation: Aggregation, *, max_new_tokens: int) -> float:

@@ -9,19 +9,21 @@ Every denominator counts the whole optimizer step and is part of the weights: th
 are added up, never averaged. The same data therefore has the same gradient however it is cut.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpg_vl.algorithms.age import StepCounts
 
-Need = Literal["old_logp", "reference_logp"]
-"""What the trainer has to compute for an algorithm besides the log-probs that are trained.
+Need = Literal["old_logp", "reference_logp", "greedy_reward"]
+"""What has to be computed for an algorithm besides the log-probs that are trained, and the rewards.
 
 `old_logp`: log-probs under the weights that sampled the tokens. `reference_logp`: under the weights the run began with.
+`greedy_reward`: the reward of one greedy answer to each prompt, which is sampled beside the group.
 """
 
 TokenInputs = Any
@@ -34,7 +36,7 @@ Inputs = TypeVar("Inputs")
 class StepBatch:
     """The scored groups of this process in one optimizer step, and what is known of the step as a whole.
 
-    The K completion tokens stand one behind the other: by prompt, then by member, then in the order of the answer.
+    The K completion tokens are one behind the other: by prompt, then by member, then in the order of the answer.
 
     Example: two groups of two, lengths 2, 4 | 3, 1, the first with a signal: `rewards_P_G` [[1, 0], [1, 1]],
         `lengths_P_G` [[2, 4], [3, 1]], K = 10.
@@ -55,6 +57,12 @@ class StepBatch:
     (see `ratio.log_ratio`)."""
     reference_logp_K: Float[Tensor, "K"] | None = None
     """Only if the algorithm needs it."""
+    sampled_logp_K: Float[Tensor, "K"] = field(default_factory=lambda: torch.zeros(0))
+    """What the engine recorded when it sampled the tokens; NaN where it recorded nothing."""
+    greedy_reward_P: Float[Tensor, "P"] = field(default_factory=lambda: torch.zeros(0))
+    """float64. Only if the algorithm needs it."""
+    total: Callable[[Sequence[float]], list[float]] = list
+    """Sums of numbers over all processes; every process must call it equally often. Here: of one process."""
 
 
 class Credit(NamedTuple):
@@ -93,10 +101,18 @@ class Algorithm:
 
 def select(inputs: Inputs, index: Tensor | slice) -> Inputs:
     """The inputs of some of the tokens."""
-    return type(inputs)(*(value_K[index] for value_K in inputs))  # type: ignore[attr-defined]  # a NamedTuple
+    return _map_tensors(inputs, lambda value_K: value_K[index])
 
 
 def to_dtype(inputs: Inputs, like: Tensor) -> Inputs:
     """The inputs on the device of `like`, and those that are not whole numbers in its dtype."""
-    moved = (x.to(like) if x.is_floating_point() else x.to(like.device) for x in inputs)  # type: ignore[attr-defined]  # as above
-    return type(inputs)(*moved)
+    return _map_tensors(inputs, lambda x: x.to(like if x.is_floating_point() else like.device))
+
+
+def _map_tensors(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """A NamedTuple of the same kind with every tensor changed, those of NamedTuples within it too."""
+    changed = (
+        change(value) if isinstance(value, Tensor) else _map_tensors(value, change)
+        for value in inputs  # type: ignore[attr-defined]  # a NamedTuple
+    )
+    return type(inputs)(*changed)

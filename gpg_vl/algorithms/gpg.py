@@ -1,4 +1,4 @@
-"""Group Policy Gradient (arXiv:2504.02546, eq. 5 and 8): the policy gradient itself, and nothing beside it.
+"""Group Policy Gradient (arXiv:2504.02546, eq. 5 and 8): the policy gradient itself, and nothing else.
 
     loss = - sum_i c_i sum_t log pi(o_it),     c_i = alpha * A_i * w_i / denominator
 
@@ -6,22 +6,12 @@ No critic, no reference model, no old log-probs, no clip. The loss is linear in 
 before the forward pass, says everything.
 """
 
-from typing import NamedTuple
-
-from torch import Tensor
-
 from gpg_vl.algorithms.advantages import advantages
 from gpg_vl.algorithms.age import age_factor
-from gpg_vl.algorithms.aggregation import denominator, per_token, token_weights
+from gpg_vl.algorithms.aggregation import denominator, token_weights
 from gpg_vl.algorithms.algorithm import Algorithm, Credit, StepBatch
-from gpg_vl.algorithms.choices import Age, Aggregation, FNorm
-
-
-class Inputs(NamedTuple):
-    """What a token's loss is made of."""
-
-    weight_K: Tensor
-    """c_i of the token's completion, float32: what -log pi is multiplied by."""
+from gpg_vl.algorithms.linear import linear_credit, linear_loss
+from gpg_vl.algorithms.option_types import Age, Aggregation, FNorm
 
 
 def gpg(
@@ -47,13 +37,7 @@ def gpg(
             alpha * advantages_P_G * token_weights(batch.lengths_P_G, aggregation) / divisor
         )
 
-        return Credit(
-            inputs=Inputs(per_token(weight_P_G, batch.lengths_P_G)),
-            trained_P_G=(weight_P_G != 0) & (batch.lengths_P_G > 0),
-            metrics={"alpha": alpha if batch.counts.valid_groups else None},
-        )
+        has_signal = batch.counts.valid_groups > 0
+        return linear_credit(batch, weight_P_G, {"alpha": alpha if has_signal else None})
 
-    def token_loss(logp_K: Tensor, inputs: Inputs) -> Tensor:
-        return -(inputs.weight_K * logp_K)
-
-    return Algorithm(credit=credit, token_loss=token_loss)
+    return Algorithm(credit=credit, token_loss=linear_loss)

@@ -24,8 +24,8 @@ from gpg_vl.answers.math.rectangles import (
     iou,
     overlap_parts,
 )
-from gpg_vl.answers.text.literal import python_literal
-from gpg_vl.answers.text.numerals import denials, hides, is_rejected, word_spans
+from gpg_vl.answers.text.numerals import denials, has_hidden_characters, is_rejected, word_spans
+from gpg_vl.answers.text.python_literal import python_literal
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
@@ -90,21 +90,23 @@ class Detection(NamedTuple):
 
 def judge(answer: str, example: Example) -> Verdict:
     """The IoU of the stated box with the gold box; the parts are areas in fractions of the image."""
-    return compared(answer, gold_box(example), frame_of(example))
+    return compare_with_gold(answer, gold_box(example), frame_of(example))
 
 
 def judge_hit(answer: str, example: Example) -> Verdict:
     """1.0 if the stated box has an IoU of at least 0.5 with the gold box."""
-    return compared(answer, gold_box(example), frame_of(example), lambda *two: float(hits(*two)))
+    return compare_with_gold(
+        answer, gold_box(example), frame_of(example), lambda *two: float(hits(*two))
+    )
 
 
 def judge_giou(answer: str, example: Example) -> Verdict:
     """(1 + generalised IoU) / 2 of the stated box with the gold box."""
     gold, frame = gold_box(example), frame_of(example)
-    return compared(answer, gold, frame, lambda *two: (1.0 + generalized_iou(*two)) / 2.0)
+    return compare_with_gold(answer, gold, frame, lambda *two: (1.0 + generalized_iou(*two)) / 2.0)
 
 
-def compared(
+def compare_with_gold(
     answer: str, gold: Box, frame: Frame, worth: Callable[[Box, Box], float] = iou
 ) -> Verdict:
     """The verdict on an answer whose gold box is known, in the frame that the answer is to be in."""
@@ -112,8 +114,8 @@ def compared(
     in_image = None if box is None else convert(box, frame, UNIT)
     return Verdict(
         score=0.0 if box is None else worth(box, gold),
-        parsed=None if box is None else shown(box),
-        gold=f"{shown(gold)} {frame.coordinates}",
+        parsed=None if box is None else format_box(box),
+        gold=f"{format_box(gold)} {frame.coordinates}",
         note=why if box is None else f"IoU {iou(box, gold):.3f}",
         parts=overlap_parts(in_image, convert(gold, frame, UNIT)),
     )
@@ -150,7 +152,7 @@ def frame_of(example: Example) -> Frame:
 def gold_box(example: Example) -> Box:
     """The gold box. Raises UserError that names the example if the gold answer is not one box inside of the image."""
     frame = frame_of(example)
-    box, why = _gold_read(example.answer, frame)
+    box, why = _read_gold(example.answer, frame)
     if box is None:
         raise UserError(
             f"The gold answer {example.answer!r} of example {example.id!r} is not one box in {frame.coordinates} "
@@ -168,7 +170,7 @@ class Read(NamedTuple):
 
 
 @lru_cache(maxsize=1024)  # a gold answer is met once per completion
-def _gold_read(answer: str, frame: Frame) -> Read:
+def _read_gold(answer: str, frame: Frame) -> Read:
     return read_box(gold_text(answer), frame)
 
 
@@ -181,12 +183,12 @@ def read_box(text: str, frame: Frame) -> Read:
     if len(boxes) != 1:
         return Read(None, f"{len(boxes)} boxes where one is asked for")
     if not frame.holds(boxes[0]):
-        return Read(None, f"{shown(boxes[0])} is inverted, flat or outside of the image")
+        return Read(None, f"{format_box(boxes[0])} is inverted, flat or outside of the image")
     return Read(boxes[0])
 
 
 def parse_boxes(text: str) -> list[Box] | None:
-    """The boxes that a text states, in order and as they stand; None if it cannot be read. See `parse_detections`."""
+    """The boxes that a text states, in order and as they are; None if it cannot be read. See `parse_detections`."""
     detections = parse_detections(text)
     return None if detections is None else [detection.box for detection in detections]
 
@@ -198,28 +200,28 @@ def parse_detections(text: str) -> list[Detection] | None:
     and no "not" right before a box. Numbers are ASCII, with at most nine digits before and after the point. More than
     `MAX_BOXES` boxes are not read.
     """
-    if len(text) > MAX_LENGTH or hides(text):
+    if len(text) > MAX_LENGTH or has_hidden_characters(text):
         return None
-    text = _unfenced(text.translate(_SIGNS))
+    text = _strip_fence(text.translate(_SIGNS))
     if _NOTHING.fullmatch(text.strip("\"'. \t\r\n")):
         return []
     if text[:1] in {"[", "{"} and _is_deep(text):
         return None
-    value = _data(text) if text[:1] in {"[", "{"} else None
+    value = _parse_data(text) if text[:1] in {"[", "{"} else None
     if value is None:
-        return _from_text(_TOKEN.sub(" ", _REFERENCE.sub(" ", text)).strip())
+        return _parse_text(_TOKEN.sub(" ", _REFERENCE.sub(" ", text)).strip())
     found = list(_detections(value))[: MAX_BOXES + 1]
     good = [detection for detection in found if detection is not None]
     return good if len(good) == len(found) <= MAX_BOXES else None
 
 
-def _unfenced(text: str) -> str:
+def _strip_fence(text: str) -> str:
     """The content of the only fenced block, else the text itself."""
     fences = list(_FENCE.finditer(text)) if text.count("```") == 2 else []
     return (text[fences[0].end() : fences[1].start()] if len(fences) == 2 else text).strip()
 
 
-def _from_text(text: str) -> list[Detection] | None:
+def _parse_text(text: str) -> list[Detection] | None:
     text = _CORNER.sub("", text)
     if four := _FOUR.fullmatch(text):
         return [Detection(Box(*map(float, four.groups())))]
@@ -227,9 +229,11 @@ def _from_text(text: str) -> list[Detection] | None:
     for found in _BOX.finditer(text):
         if _ends_in_denial(text[end : found.start()]):
             return None
-        sure = _CONFIDENCE.match(text, found.end())
+        confidence_match = _CONFIDENCE.match(text, found.end())
         edges = (float(number) for number in found.groups() if number is not None)
-        boxes.append(Detection(Box(*edges), float(sure[1]) if sure else 1.0))
+        boxes.append(
+            Detection(Box(*edges), float(confidence_match[1]) if confidence_match else 1.0)
+        )
         if len(boxes) > MAX_BOXES:
             return None
         end = found.end()
@@ -245,7 +249,7 @@ def _ends_in_denial(text: str) -> bool:
     return bool(denying) and denying[-1][1] >= spans[-1][1]
 
 
-def _data(text: str) -> Any:
+def _parse_data(text: str) -> Any:
     """What a text says as JSON, also with a comma too many or objects in a row, or as Python; None if it is neither."""
     slips = _TRAILING_COMMA.sub("", text)
     row = f"[{_OBJECTS_IN_A_ROW.sub('},{', slips)}]" if text.startswith("{") else slips
@@ -337,6 +341,6 @@ def _is_deep(text: str) -> bool:
     return deepest > MAX_DEPTH
 
 
-def shown(box: Box) -> str:
+def format_box(box: Box) -> str:
     """`(100,200),(300,400)`"""
     return "({:g},{:g}),({:g},{:g})".format(*box)

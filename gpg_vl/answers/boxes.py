@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-from gpg_vl.answers.box import Detection, frame_of, parse_detections, shown
+from gpg_vl.answers.box import Detection, format_box, frame_of, parse_detections
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.answers.math.rectangles import HIT, Box, Frame, best_matching, iou
 from gpg_vl.answers.verdict import Verdict
@@ -15,11 +15,11 @@ def judge(answer: str, example: Example) -> Verdict:
     """The score of `detection_score`; the whole text is worth nothing if one of its boxes is not in order."""
     gold = gold_boxes(example)
     found = read_detections(answer, frame_of(example)) if answer else None
-    text = ", ".join(map(shown, gold)) or "no objects"
+    text = ", ".join(map(format_box, gold)) or "no objects"
     if found is None:
         return Verdict(score=0.0, parsed=None, gold=text)
 
-    parsed = ", ".join(f"{shown(box)} {confidence:g}" for box, confidence in found)
+    parsed = ", ".join(f"{format_box(box)} {confidence:g}" for box, confidence in found)
     return Verdict(score=detection_score(found, gold), parsed=parsed or "no objects", gold=text)
 
 
@@ -47,10 +47,10 @@ def read_detections(text: str, frame: Frame) -> list[Detection] | None:
     found = parse_detections(text)
     if found is None or not all(frame.holds(detection.box) for detection in found):
         return None
-    surest: dict[Box, float] = {}
+    highest: dict[Box, float] = {}
     for detection in found:
-        surest[detection.box] = max(detection.confidence, surest.get(detection.box, 0.0))
-    return [Detection(box, confidence) for box, confidence in surest.items()]
+        highest[detection.box] = max(detection.confidence, highest.get(detection.box, 0.0))
+    return [Detection(box, confidence) for box, confidence in highest.items()]
 
 
 def match_boxes(

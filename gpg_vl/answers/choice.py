@@ -3,7 +3,7 @@
 An answer is credited only if it can be read in one way: as a whole letter, as the verbatim text of an option, by one
 distinct capital letter, or by one option text in whole words. Where these rules leave room, the reading that credits
 less is taken: an article is not option A, a list of all options is not an answer, "5-6" is not 5, and who says that it
-is not (A) has not answered (A). A letter that is struck out, or beside what is not seen, is no letter, and neither is the
+is not (A) has not answered (A). A letter that is struck out, or next to what is not seen, is no letter, and neither is the
 C of "Vitamin C" where an option is "Vitamin D".
 """
 
@@ -21,18 +21,18 @@ from gpg_vl.answers.options import (
     letter_of,
     options_of_text,
     plain,
-    unlettered,
+    strip_letters,
     whole_letter,
 )
-from gpg_vl.answers.text.latex import unlatexed
+from gpg_vl.answers.text.latex import strip_latex
 from gpg_vl.answers.text.numerals import (
     CJK,
     denials,
-    denied_places,
+    find_denied,
     is_bounded,
     is_glued,
     is_list_of_numbers,
-    stands_free,
+    is_standalone,
     word_spans,
     word_values,
 )
@@ -47,7 +47,7 @@ _CAPITAL = re.compile(rf"(?<![^\W_{CJK}\uac00-\ud7af])(?<![∠△])([A-Z])(?![^\
 _LABELLED = re.compile(r"([^\W\d_]{2,})\s+[A-Z](?![^\W_])")
 _WORD_BEFORE = re.compile(r"([^\W\d_]{2,})\s+$")
 _NEXT_WORD = re.compile(r"[ \t]+[*_\"'“‘`]*([^\W_]+)")
-# No article stands before these, so "A or B" and "A is right, B is wrong" name two letters.
+# No article precedes these, so "A or B" and "A is right, B is wrong" name two letters.
 _AFTER_A_LETTER = frozenset(
     "and or nor but not vs versus is isn was are than because since as if over".split()  # noqa: SIM905
 )
@@ -70,7 +70,7 @@ _REFUTED = re.compile(
     r"|(?:is|are|was|were|does|do|did|has|ca|could|would|wo)n['’]?t|cannot)\b",
     re.IGNORECASE,
 )
-# These deny what stands right behind them, and not the rest of the clause: "what is other than red is on the left".
+# These deny what is right behind them, and not the rest of the clause: "what is other than red is on the left".
 _REFUSAL = re.compile(
     r"\b(?:(?:anything|everything|all)\s++but|(?:rul(?:e|es|ed|ing)|leav(?:e|es|ing))\s++out|opposite\s++of|contrary\s++to"
     r"|(?:other|rather)\s++than|instead\s++of|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed)|reject(?>(?:s|ed)?))(?![^\W_])"
@@ -110,19 +110,19 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     2. The candidate is the text of exactly one option, verbatim or else but for case, outer blanks and final punctuation.
        Letters that all options carry, as in `(A) ball`, are not of their text.
     3. It starts with a letter that is set off, as in `B. right`, and offers no other one behind it.
-    4. Exactly one distinct capital among the first n stands alone or in parentheses. `A` before a word is an article.
+    4. Exactly one distinct capital among the first n is alone or in parentheses. `A` before a word is an article.
     5. The text of exactly one option occurs in whole words; `three` is `3`, `3.0` is `3`, and `11` is not `1`. Of texts that
        lie within each other the longest counts. "No cubes" is the option 0.
 
     The verbatim text comes before the lone capital, so that "Vitamin C" is that option and not option C. From step 3 on what
     is denied is not named: behind a "not" in its clause, as in "not (A)" and "it did not turn left", or right before one,
     as in "(A) is not it"; a text is not named either behind "than" or "because". The "no" of an option's own text denies
-    nothing. Nor is a number named that is bounded, or one of two: "more than 3", "3 or 4". Nothing is named beside a letter
+    nothing. Nor is a number named that is bounded, or one of two: "more than 3", "3 or 4". Nothing is named next to a letter
     with an accent, a stroke or an invisible character, or in a text with characters that are not seen, unless an option has
     them too.
     """
-    candidate, given = unlatexed(candidate.strip()), tuple(choices)
-    choices = unlettered(given)
+    candidate, given = strip_latex(candidate.strip()), tuple(choices)
+    choices = strip_letters(given)
     if candidate in ARTICLES:
         return None
     letter = whole_letter(candidate, len(choices))
@@ -135,20 +135,22 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
         "".join(choices)
     ):
         return None
-    words = _read(candidate, choices)
+    words = _find_words(candidate, choices)
     letters = _letters(candidate, choices, words)
     if any(_is_marked(candidate, one) for one in letters):
         return None
     stated = [one for one in letters if not words.is_denied(one.start, one.end)]
-    letter = _leading(candidate, stated, choices)
+    letter = _find_leading_option(candidate, stated, choices)
     if letter is None:
-        letter = _lone(stated)
+        letter = _find_lone_option(stated)
     if letter is None:
-        return None if letters and not stated else _named_in_words(candidate, words, choices)
+        return None if letters and not stated else _find_option_text(candidate, words, choices)
     return None if letter in words.denied_options() else letter
 
 
-def _leading(candidate: str, letters: Sequence["_Letter"], choices: Sequence[str]) -> int | None:
+def _find_leading_option(
+    candidate: str, letters: Sequence["_Letter"], choices: Sequence[str]
+) -> int | None:
     """The option of a letter that leads the candidate and is set off, if nothing behind it offers another one."""
     found = _LEADING.match(candidate)
     if found is None or not letters or letters[0].end > found.end():
@@ -157,8 +159,8 @@ def _leading(candidate: str, letters: Sequence["_Letter"], choices: Sequence[str
     if plain(rest) == plain(choices[first]):
         return first
     others = [one for one in letters if one.option != first]
-    spoken_of = all(_SPOKEN_OF.match(candidate, one.end) for one in others)
-    return first if spoken_of and not (others and _HEDGE.search(rest)) else None
+    are_only_discussed = all(_SPOKEN_OF.match(candidate, one.end) for one in others)
+    return first if are_only_discussed and not (others and _HEDGE.search(rest)) else None
 
 
 class _Words(NamedTuple):
@@ -166,9 +168,9 @@ class _Words(NamedTuple):
 
     spans: Sequence[tuple[int, int]]
     options: Sequence[tuple[int, int, int]]
-    """(option, first word, word behind it) of every occurrence of an option's text that lies in no longer one."""
+    """(option, first word, word behind it) of every occurrence of an option's text that is in no longer one."""
     is_denied: Callable[[int, int], bool]
-    """Whether what stands from a character up to another is denied."""
+    """Whether what is from a character up to another is denied."""
 
     def denied_options(self) -> set[int]:
         """The options whose text is denied somewhere."""
@@ -179,12 +181,12 @@ class _Words(NamedTuple):
         return {option for option, start, end in places if self.is_denied(start, end)}
 
 
-def _read(candidate: str, choices: Sequence[str]) -> _Words:
+def _find_words(candidate: str, choices: Sequence[str]) -> _Words:
     spans = word_spans(candidate)
     options = _occurrences(word_values(candidate, spans), choices)
     quoted = {spans[place][0] for _, start, end in options for place in range(start, end)}
     denying = [span for span in denials(candidate, spans) if span[0] not in quoted]
-    is_denied_at = denied_places(candidate, spans, denying)
+    is_denied_at = find_denied(candidate, spans, denying)
     refused = {found.end() for found in _REFUSAL.finditer(candidate) if found.start() not in quoted}
 
     def is_denied(start: int, end: int) -> bool:
@@ -260,12 +262,12 @@ def _letters(candidate: str, choices: Sequence[str], words: _Words) -> list[_Let
 
 @lru_cache(maxsize=1024)
 def _labels(choices: tuple[str, ...]) -> frozenset[str]:
-    """The words that stand before a capital in the texts of options, such as "vitamin"."""
+    """The words that are before a capital in the texts of options, such as "vitamin"."""
     return frozenset(label.casefold() for option in choices for label in _LABELLED.findall(option))
 
 
 def _is_marked(candidate: str, letter: _Letter) -> bool:
-    """True if a mark stands right before a letter, or behind it and what closes it: a stroke, an accent, a joiner."""
+    """True if a mark is right before a letter, or behind it and what closes it: a stroke, an accent, a joiner."""
     closing = _CLOSING.match(candidate, letter.end)
     behind = closing.end() if closing else letter.end
     beside = candidate[max(0, letter.start - 1) : letter.start] + candidate[behind : behind + 1]
@@ -275,7 +277,7 @@ def _is_marked(candidate: str, letter: _Letter) -> bool:
     )
 
 
-def _lone(letters: Sequence[_Letter]) -> int | None:
+def _find_lone_option(letters: Sequence[_Letter]) -> int | None:
     """The only option that is mentioned by letter, if one of its mentions is a letter on its own."""
     mentioned = {one.option for one in letters}
     return mentioned.pop() if len(mentioned) == 1 and any(one.alone for one in letters) else None
@@ -287,7 +289,7 @@ def _reads_as_word(
     """How to take an `A` or `I` that a word may follow: an article or pronoun, part of a list, or (None) a letter.
 
     "A chair" is a word. "A or B", and "A left" where option A is "left", may be lists: not to be credited, but not to
-    be overlooked beside another letter either. "A, B" and "A B" are letters.
+    be overlooked next to another letter either. "A, B" and "A B" are letters.
     """
     if found[1] == "I" and candidate[found.end() : found.end() + 1] in {"'", "’"}:
         return "word"
@@ -302,8 +304,8 @@ def _reads_as_word(
     return "word"
 
 
-def _named_in_words(candidate: str, words: _Words, choices: Sequence[str]) -> int | None:
-    """The only option whose text is stated, if one of its occurrences stands free."""
+def _find_option_text(candidate: str, words: _Words, choices: Sequence[str]) -> int | None:
+    """The only option whose text is stated, if one of its occurrences is a word of its own."""
     if _EXPRESSION.search(candidate) or is_list_of_numbers(candidate, words.spans):
         return None
     if not words.options:
@@ -320,7 +322,7 @@ def _named_in_words(candidate: str, words: _Words, choices: Sequence[str]) -> in
     free = {
         index
         for index, start, end in stated
-        if stands_free(candidate, words.spans, start, end)
+        if is_standalone(candidate, words.spans, start, end)
         and not is_bounded(candidate, words.spans, start, end)
     }
     one = named.pop() if len(named) == 1 and named == free else None

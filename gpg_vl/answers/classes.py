@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from gpg_vl.answers.extract import gold_text
-from gpg_vl.answers.text.latex import unlatexed
+from gpg_vl.answers.text.latex import strip_latex
 from gpg_vl.answers.text.numerals import is_denied, is_glued, word_spans
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
@@ -36,7 +36,7 @@ def judge(answer: str, example: Example) -> Verdict:
     Needs the list of all classes, as `choices` or in the column `classes` of the data.
     """
     classes = classes_of(example)
-    gold, named = gold_class(example), named_class(answer, classes)
+    gold, named = gold_class(example), find_class(answer, classes)
     return Verdict(
         score=float(named == gold),
         parsed=None if named is None else classes[named],
@@ -75,7 +75,7 @@ def gold_class(example: Example) -> int:
     return index
 
 
-def named_class(candidate: str, classes: Sequence[str]) -> int | None:
+def find_class(candidate: str, classes: Sequence[str]) -> int | None:
     """The index of the one class that a text names, or None. Linear in the length of the text, whatever it holds.
 
     1. The text is the name of exactly one class, but for case, blanks, `_`, `-` and punctuation.
@@ -85,7 +85,7 @@ def named_class(candidate: str, classes: Sequence[str]) -> int | None:
     """
     names = tuple(classes)
     by_name = _by_name(names)
-    candidate = unlatexed(candidate)
+    candidate = strip_latex(candidate)
     lead = _LEAD.match(candidate)
     candidate = candidate[lead.end() :] if lead else candidate
     plain = plain_name(candidate) if len(candidate) <= MAX_CANDIDATE else ""
@@ -95,7 +95,7 @@ def named_class(candidate: str, classes: Sequence[str]) -> int | None:
     if index is not None:
         return index if index >= 0 else None
     spans = word_spans(candidate) if len(plain) <= 2 * max(map(len, by_name)) + 20 else []
-    found = set() if is_denied(candidate, spans) else _named_in_words(candidate, spans, by_name)
+    found = set() if is_denied(candidate, spans) else _find_class_text(candidate, spans, by_name)
     if len(found) != 1:
         return None
     name = found.pop()
@@ -121,7 +121,7 @@ def _by_name(classes: tuple[str, ...]) -> dict[str, int]:
     return names
 
 
-def _named_in_words(
+def _find_class_text(
     candidate: str, spans: Sequence[tuple[int, int]], by_name: dict[str, int]
 ) -> set[str]:
     """The plain names that runs of whole words spell, without those inside of a longer run that spells a name.

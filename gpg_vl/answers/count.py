@@ -10,7 +10,7 @@ from gpg_vl.answers.text.numerals import (
     is_changed,
     is_number,
     is_qualified,
-    stands_free,
+    is_standalone,
     with_digits,
     word_spans,
     word_values,
@@ -35,7 +35,7 @@ _NONE = re.compile(
     r"|there\s+(?:(?:is|are)\s+not|(?:is|are)n['’]t)\s+any\s+[a-z]+\b.*",
     re.IGNORECASE | re.DOTALL,
 )
-# "the one on the left" is no number beside another one.
+# "the one on the left" is no number next to another one.
 _PRONOUN = re.compile(
     r"\b(?:the|this|that|each|every|another|other|which|any|no|last|first|second|left|right|middle|only)\s+one\b"
     r"|\bone\s+(?:of|that|which|is|on|in|at|has|with)\b",
@@ -76,7 +76,7 @@ def parse_count(text: str) -> int | None:
     """The one whole number, not negative, that a text states; None if it states none, several, or something else.
 
     The same number may be stated twice, as in "four (4)". "There are no cubes" states 0; "the one on the left" states
-    nothing beside a number. Total, and linear in the length of the text.
+    nothing but a number. Total, and linear in the length of the text.
     """
     if len(text) > MAX_CANDIDATE:
         return None
@@ -117,7 +117,7 @@ def _numbers(text: str) -> set[int] | None:
             continue
         if (
             not _WHOLE.fullmatch(values[place])
-            or not stands_free(text, spans, place, place + 1)
+            or not is_standalone(text, spans, place, place + 1)
             or is_changed(text, start, end)
         ):
             return None

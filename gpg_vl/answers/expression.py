@@ -13,19 +13,25 @@ from gpg_vl.answers.math.equality import (
     first_of_approximations,
     has_relation,
     interval,
+    is_readable,
     normalize,
-    readable,
     right_side,
 )
 from gpg_vl.answers.text.numerals import (
     CJK,
-    hides,
+    has_hidden_characters,
     is_changed,
     is_qualified,
     with_digits,
     word_spans,
 )
-from gpg_vl.answers.text.prose import is_factor, is_sentence, is_word, without_label, without_unit
+from gpg_vl.answers.text.sentences import (
+    is_factor,
+    is_sentence,
+    is_word,
+    without_label,
+    without_unit,
+)
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
@@ -58,13 +64,17 @@ _PRIMES = re.compile(r"[0-9]\s*(?:'|’|\^\{?\\prime)")
 def judge(answer: str, example: Example) -> Verdict:
     """1.0 if the answer is mathematically the gold answer."""
     gold = gold_expression(example)
-    mine = stated(answer) if answer else None
-    return Verdict(score=float(mine is not None and _matches(mine, gold)), parsed=mine, gold=gold)
+    answer_value = find_expression(answer) if answer else None
+    return Verdict(
+        score=float(answer_value is not None and _matches(answer_value, gold)),
+        parsed=answer_value,
+        gold=gold,
+    )
 
 
 def gold_expression(example: Example) -> str:
     """The gold expression, normalised. Raises UserError that names the example if it cannot be read."""
-    gold = _gold_stated(example.answer)
+    gold = _read_gold(example.answer)
     if gold is None:
         raise UserError(
             f"The gold answer {example.answer!r:.200} of example {example.id!r} cannot be read as mathematics. An expression "
@@ -74,27 +84,29 @@ def gold_expression(example: Example) -> str:
 
 
 @lru_cache(maxsize=1024)  # a gold answer is met once per completion
-def _gold_stated(answer: str) -> str | None:
-    gold = stated(gold_text(answer))
-    return gold if gold is not None and (readable(gold) or _is_word(gold)) else None
+def _read_gold(answer: str) -> str | None:
+    gold = find_expression(gold_text(answer))
+    return gold if gold is not None and (is_readable(gold) or _is_word(gold)) else None
 
 
 def matches(answer: str, gold: str) -> bool:
     """True if the two answers mean the same. Total; what cannot be read, or would take long to compare, is not equal."""
-    mine, right = stated(answer), stated(gold_text(gold))
-    return mine is not None and right is not None and _matches(mine, right)
+    answer_value, gold_value = find_expression(answer), find_expression(gold_text(gold))
+    return (
+        answer_value is not None and gold_value is not None and _matches(answer_value, gold_value)
+    )
 
 
-def _matches(mine: str, gold: str) -> bool:
+def _matches(answer_value: str, gold: str) -> bool:
     """True if two statements mean the same: letters for a word, one side for an equation, intervals for inequalities."""
     if _is_word(gold):
-        return _letters(mine) == _letters(gold)
-    if has_relation(mine) != has_relation(gold) or r"\in" in mine + gold:
-        mine, gold = interval(mine) or mine, interval(gold) or gold
-    left: str | None = mine
-    if "=" in mine and "=" not in gold:
-        left = right_side(mine)
-    elif "=" in gold and "=" not in mine:
+        return _letters(answer_value) == _letters(gold)
+    if has_relation(answer_value) != has_relation(gold) or r"\in" in answer_value + gold:
+        answer_value, gold = interval(answer_value) or answer_value, interval(gold) or gold
+    left: str | None = answer_value
+    if "=" in answer_value and "=" not in gold:
+        left = right_side(answer_value)
+    elif "=" in gold and "=" not in answer_value:
         gold = right_side(gold) or gold
     if left is None:
         return False
@@ -107,7 +119,7 @@ def _matches(mine: str, gold: str) -> bool:
     return equal(left, gold)
 
 
-def stated(candidate: str) -> str | None:
+def find_expression(candidate: str) -> str | None:
     """The expression that an answer states, normalised, without units; None if it states none or several.
 
     A box counts as the answer, then the only formula between dollar signs, then the whole text if it is a formula, then the
@@ -116,7 +128,7 @@ def stated(candidate: str) -> str | None:
     """
     marked = candidate.rpartition("####")[2]  # as the gold answers of GSM8K are written
     inner = last_boxed(marked) or marked
-    if len(inner) > MAX_CANDIDATE or hides(inner):
+    if len(inner) > MAX_CANDIDATE or has_hidden_characters(inner):
         return None
     inner = without_label(inner.strip().strip("*`").strip())
     formula = _formula(first_of_approximations(inner))

@@ -6,7 +6,7 @@ is", "correct option:", "Final Answer", 答案是, 故选. What it encloses is t
 line, or else the next line that is not blank. Markers of one sort that "or" or "and" joins are one answer. Without a marker
 it is the only code fence, or else the whole text.
 
-Reasoning stands in `<think>`, `<thinking>`, `<analysis>` or `<reasoning>`, in any case: the four are one and the same tag, so
+Reasoning is in `<think>`, `<thinking>`, `<analysis>` or `<reasoning>`, in any case: the four are one and the same tag, so
 that `<thinking>` may be closed by `</think>`. What is never closed is reasoning to the end, and only a complete tag can
 answer in it. A tag that is opened and never closed was cut off, and nothing but a complete one can answer. Time grows with
 the length of the text, whatever it holds.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from gpg_vl.answers.text.emphasis import only_fence, peeled
+from gpg_vl.answers.text.markdown import only_fence, strip_markdown
 
 TRIES = 200
 """How many places of a word are looked at, from the last one on, for one that introduces an answer."""
@@ -149,7 +149,7 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
     unclosed = opened or (prefilled_think and not reasoned)
     blocks = _tags(rest)
     if unclosed or blocks.unclosed:
-        content = None if blocks.last is None else _inside(peeled(blocks.last.content))
+        content = None if blocks.last is None else _find_inside(strip_markdown(blocks.last.content))
         return Extracted(
             candidate=content or None,
             step="none" if blocks.last is None and not blocks.unclosed else "tag",
@@ -157,13 +157,13 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
             truncated=blocks.unclosed,
             several=blocks.complete > 1,
         )
-    plain = peeled(rest)
-    found = _latest(plain, blocks if plain == rest else _tags(plain))
+    plain = strip_markdown(rest)
+    found = _find_latest(plain, blocks if plain == rest else _tags(plain))
     if found is None:
-        whole = _trimmed(peeled(only_fence(rest)))
+        whole = _trim(strip_markdown(only_fence(rest)))
         return Extracted(candidate=whole or None, step="text" if whole else "none")
     return Extracted(
-        candidate=_trimmed(found.content) or None, step=found.step, several=blocks.complete > 1
+        candidate=_trim(found.content) or None, step=found.step, several=blocks.complete > 1
     )
 
 
@@ -174,7 +174,7 @@ def gold_text(answer: str) -> str:
     return (blocks.last.content if one and blocks.last else answer).strip()
 
 
-def _trimmed(text: str) -> str:
+def _trim(text: str) -> str:
     """Without outer blanks, ticks, and the tokens that end a turn."""
     text = text.strip().strip(_MARKS)
     while text.endswith(">") and (end := _END_TOKEN.search(text, max(0, len(text) - 30))):
@@ -195,7 +195,7 @@ class _Marked(NamedTuple):
     step: Step
 
 
-def _latest(text: str, tags: "_Tags | None", joints: int = 3) -> _Marked | None:
+def _find_latest(text: str, tags: "_Tags | None", joints: int = 3) -> _Marked | None:
     """The latest marker of a text with these tags, None where none counts. What a tag or a box encloses is looked at again."""
     enclosing = [one for one in (tags and tags.last, _box(text)) if one]
     best = max(enclosing, key=lambda one: one.start, default=None)
@@ -205,17 +205,17 @@ def _latest(text: str, tags: "_Tags | None", joints: int = 3) -> _Marked | None:
     around = [one for one in enclosing if one is not best and best.start < one.end]
     if around:  # a marker within another one: it ends with that
         outer = min(around, key=lambda one: one.start)
-        return outer._replace(content=_inside(outer.content))
-    return _joined(text, best, tags, joints) if joints else best
+        return outer._replace(content=_find_inside(outer.content))
+    return _join_earlier(text, best, tags, joints) if joints else best
 
 
-def _inside(content: str) -> str:
+def _find_inside(content: str) -> str:
     """The answer in what a tag or a box encloses: behind the latest marker in there, else all of it."""
-    found = _latest(content, None)
-    return _trimmed(content if found is None else found.content)
+    found = _find_latest(content, None)
+    return _trim(content if found is None else found.content)
 
 
-def _joined(text: str, last: _Marked, tags: "_Tags | None", joints: int) -> _Marked:
+def _join_earlier(text: str, last: _Marked, tags: "_Tags | None", joints: int) -> _Marked:
     """The marker with those before it that "or" or "and" joins to it: "Answer: A or answer: B"."""
     near = text[max(0, last.start - 60) : last.start].lower()
     may_join = any(joint in near for joint in _JOINTS)
@@ -223,7 +223,7 @@ def _joined(text: str, last: _Marked, tags: "_Tags | None", joints: int) -> _Mar
     if joint is None:
         return last
     before = text[: joint.start()]
-    other = _latest(before, None if tags is None else _tags(before), joints - 1)
+    other = _find_latest(before, None if tags is None else _tags(before), joints - 1)
     if other is None or other.step != last.step or before[other.end :].strip(" ,.;$"):
         return last
     return last._replace(content=f"{other.content} {joint['joint']} {last.content}")
@@ -255,13 +255,13 @@ def _phrase(text: str, after: _Marked | None) -> _Marked | None:
     """The last phrase that introduces an answer which is not blank, if it starts after another marker."""
     best: _Marked | None = None
     start = after.start + 1 if after else 0
-    lowered = _lowered(text[start:]).replace("answer>", "<a tag>")  # its name introduces nothing
+    lowered = _lower(text[start:]).replace("answer>", "<a tag>")  # its name introduces nothing
     for word, patterns in _PATTERNS.items():
         if word not in lowered:  # of most texts that is all that is looked at
             continue
         for pattern in patterns:
             places = _places(lowered, word, best.start - start if best else -1)
-            found = (_introduced(text, start + at, pattern) for at in places)
+            found = (_read_marker(text, start + at, pattern) for at in places)
             best = next(filter(None, found), best)
     if "answer" in lowered and ('"' in lowered or "'" in lowered):
         places = _places(lowered, "answer", best.start - start if best else -1)
@@ -269,7 +269,7 @@ def _phrase(text: str, after: _Marked | None) -> _Marked | None:
     return best
 
 
-def _lowered(text: str) -> str:
+def _lower(text: str) -> str:
     """In lower case, and of the same length: some letters are longer in lower case, and stay."""
     lowered = text.lower()
     if len(lowered) == len(text):
@@ -287,8 +287,8 @@ def _places(lowered: str, word: str, last: int) -> Iterator[int]:
         yield at
 
 
-def _introduced(text: str, at: int, pattern: re.Pattern[str]) -> _Marked | None:
-    """The marker at a place, with what it introduces; None if the pattern, or what stands around it, makes it none."""
+def _read_marker(text: str, at: int, pattern: re.Pattern[str]) -> _Marked | None:
+    """The marker at a place, with what it introduces; None if the pattern, or what is around it, makes it none."""
     if at and text[at - 1].isalpha() and text[at].isascii() and text[at - 1].isascii():
         return None
     found = pattern.match(text, at)
@@ -300,7 +300,7 @@ def _introduced(text: str, at: int, pattern: re.Pattern[str]) -> _Marked | None:
         return None
     start, end = _line_behind(text, found.end())
     filler = _FILLERS.match(text, start, end)
-    content = _balanced(text[filler.end() if filler else start : end].strip())
+    content = _drop_unopened_bracket(text[filler.end() if filler else start : end].strip())
     return _Marked(at, end, content, "phrase") if content.strip(" .:;,*_") else None
 
 
@@ -320,7 +320,7 @@ def _line_behind(text: str, start: int) -> tuple[int, int]:
     return start, end
 
 
-def _balanced(text: str) -> str:
+def _drop_unopened_bracket(text: str) -> str:
     """Without a closing bracket at the end that nothing in the text opens: "(Answer: B)"."""
     for opening, closing in ("()", "{}", "[]"):
         bare = text.rstrip(". ")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from gpg_vl.answers.extract import gold_text
-from gpg_vl.answers.text.latex import unlatexed
+from gpg_vl.answers.text.latex import strip_latex
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
@@ -54,7 +54,7 @@ def gold_readings(answer: str, choices: tuple[str, ...]) -> frozenset[int]:
     `B`, `(b)` and `B.` are letters, and so is a bare `a`, which would be an article in an answer. Or it is the text of an
     option, or both: `(B) cube`, where the two agree.
     """
-    gold, texts = gold_text(answer), unlettered(choices)
+    gold, texts = gold_text(answer), strip_letters(choices)
     readings = {*options_of_text(gold, texts), *options_of_text(gold, choices)}
 
     letter = 0 if gold.casefold() in ARTICLES else whole_letter(gold, len(texts))
@@ -70,10 +70,10 @@ def gold_readings(answer: str, choices: tuple[str, ...]) -> frozenset[int]:
 
 
 @lru_cache(maxsize=1024)
-def unlettered(choices: tuple[str, ...]) -> tuple[str, ...]:
+def strip_letters(choices: tuple[str, ...]) -> tuple[str, ...]:
     """The options without the letters that they carry: `ball` of `(A) ball`.
 
-    They are as they stand unless all of them, at least two, begin with their own letter and have text behind it.
+    They are unchanged unless all of them, at least two, begin with their own letter and have text behind it.
     """
     found = [_LETTERED.fullmatch(option.strip()) for option in choices]
     bare = []
@@ -89,7 +89,7 @@ def unlettered(choices: tuple[str, ...]) -> tuple[str, ...]:
 def equal_options(choices: tuple[str, ...]) -> Iterator[tuple[int, int]]:
     """(first, second) for each option that repeats an earlier one, but for case, outer blanks, final punctuation and letters."""
     first: dict[str, int] = {}
-    for place, text in enumerate(_plain_texts(unlettered(choices))):
+    for place, text in enumerate(_plain_texts(strip_letters(choices))):
         before = first.setdefault(text, place)
         if before != place and text:
             yield before, place
@@ -125,7 +125,7 @@ def options_of_text(text: str, choices: tuple[str, ...]) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def _plain_texts(choices: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(plain(unlatexed(option)) for option in choices)
+    return tuple(plain(strip_latex(option)) for option in choices)
 
 
 def plain(text: str) -> str:

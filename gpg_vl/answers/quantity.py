@@ -15,19 +15,19 @@ from gpg_vl.answers.math.equality import (
     equal,
     first_of_approximations,
     has_relation,
+    is_readable,
     normalize,
-    readable,
     right_side,
 )
 from gpg_vl.answers.text.numerals import (
     CJK,
-    hides,
+    has_hidden_characters,
     is_changed,
     is_qualified,
     with_digits,
     word_spans,
 )
-from gpg_vl.answers.text.prose import without_label
+from gpg_vl.answers.text.sentences import without_label
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
@@ -76,7 +76,7 @@ its own.
 _CANONICAL = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings}
 _SPELLINGS = "|".join(re.escape(spelling) for spelling in sorted(_CANONICAL, key=len, reverse=True))
 _POWER = r"(?:²|³|\^\{([23])\}|\^([23])\^?|(?<=[a-z])([23]))"
-# A unit stands behind a digit, a brace, a root or a letter of another script, with blanks or as a text command.
+# A unit follows a digit, a brace, a root or a letter of another script, with blanks or as a text command.
 _UNIT = re.compile(
     rf"\s*(?:\\(?:text|mathrm|mbox|rm)\s*\{{[\s~]*(?P<text>{_SPELLINGS})\s*\}}|(?<![A-Za-z\\])(?P<bare>{_SPELLINGS}))"
     rf"(?P<power>{_POWER})?\s*$"
@@ -124,8 +124,12 @@ Quantities: TypeAlias = tuple[Quantity, ...]
 def judge(answer: str, example: Example) -> Verdict:
     """1.0 if the answer is the gold quantity, or all cases of it; a unit may be left out, and another one is wrong."""
     gold = gold_quantities(example)
-    mine = _read_like(answer, gold) if answer else None
-    return Verdict(score=float(_same(mine, gold)), parsed=shown(mine), gold=str(shown(gold)))
+    found_quantities = _read_like(answer, gold) if answer else None
+    return Verdict(
+        score=float(_same(found_quantities, gold)),
+        parsed=format_quantities(found_quantities),
+        gold=str(format_quantities(gold)),
+    )
 
 
 def gold_quantities(example: Example) -> Quantities:
@@ -143,7 +147,7 @@ def gold_quantities(example: Example) -> Quantities:
 @lru_cache(maxsize=1024)  # a gold answer is met once per completion
 def _gold_cases(answer: str) -> Quantities | None:
     gold = parse_cases(gold_text(answer))
-    return gold if gold and all(readable(quantity.expression) for quantity in gold) else None
+    return gold if gold and all(is_readable(quantity.expression) for quantity in gold) else None
 
 
 def matches(answer: str, gold: str) -> bool:
@@ -152,7 +156,7 @@ def matches(answer: str, gold: str) -> bool:
     return right is not None and _same(_read_like(answer, right), right)
 
 
-def shown(quantities: Quantities | None) -> str | None:
+def format_quantities(quantities: Quantities | None) -> str | None:
     return None if quantities is None else " or ".join(map(str, quantities))
 
 
@@ -174,24 +178,24 @@ def _all(texts: Sequence[str]) -> Quantities | None:
     return quantities if len(quantities) == len(found) else None
 
 
-def _same(mine: Quantities | None, gold: Quantities) -> bool:
+def _same(found_quantities: Quantities | None, gold: Quantities) -> bool:
     """True if every gold quantity is stated, and nothing else."""
-    if mine is None or len(mine) != len(gold):
+    if found_quantities is None or len(found_quantities) != len(gold):
         return False
-    return all(any(_agree(one, right) for one in mine) for right in gold) and all(
-        any(_agree(one, right) for right in gold) for one in mine
+    return all(any(_agree(one, right) for one in found_quantities) for right in gold) and all(
+        any(_agree(one, right) for right in gold) for one in found_quantities
     )
 
 
-def _agree(mine: Quantity, gold: Quantity) -> bool:
-    if mine.unit and gold.unit and mine.unit != gold.unit:
+def _agree(found_quantities: Quantity, gold: Quantity) -> bool:
+    if found_quantities.unit and gold.unit and found_quantities.unit != gold.unit:
         return False
-    return equal(mine.expression, gold.expression)
+    return equal(found_quantities.expression, gold.expression)
 
 
 def parse_quantity(text: str) -> Quantity | None:
     """The one quantity that a text states; None if it states none or several, or hides something. Total."""
-    if len(text) > MAX_CANDIDATE or hides(text):
+    if len(text) > MAX_CANDIDATE or has_hidden_characters(text):
         return None
     text = without_label((last_boxed(text) or text).strip().strip("*`").strip(" .。,"))
     text = first_of_approximations(with_digits(text))

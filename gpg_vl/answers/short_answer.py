@@ -11,13 +11,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from gpg_vl.answers.extract import gold_text
-from gpg_vl.answers.text.latex import unlatexed
+from gpg_vl.answers.text.latex import strip_latex
 from gpg_vl.answers.text.metrics import (
     FLOAT,
     MAX_CANDIDATE,
     RELAXED,
     anls,
-    collapsed,
+    collapse_blanks,
     normalize_textvqa,
     normalize_vqa,
     soft_accuracy,
@@ -46,50 +46,52 @@ def judge_soft(answer: str, example: Example) -> Verdict:
         raise UserError(
             f"The answers of example {example.id!r} are empty: {golds!r:.80}. Correct the row."
         )
-    text = _said(bare(answer), golds)
-    score = min(1.0, soft_accuracy(text, golds, compared_vqa) / best)
-    return _verdict(score, compared_vqa(text), golds)
+    text = _find_yes_or_no(strip_wrapping(answer), golds)
+    score = min(1.0, soft_accuracy(text, golds, normal_form_vqa) / best)
+    return _verdict(score, normal_form_vqa(text), golds)
 
 
 def judge_accuracy(answer: str, example: Example) -> Verdict:
     """VQA accuracy as it is published, where `judge_soft` takes the share of what can be reached."""
     golds = gold_answers(example)
-    text = _said(bare(answer), golds)
-    return _verdict(soft_accuracy(text, golds, compared_vqa), compared_vqa(text), golds)
+    text = _find_yes_or_no(strip_wrapping(answer), golds)
+    return _verdict(soft_accuracy(text, golds, normal_form_vqa), normal_form_vqa(text), golds)
 
 
 def judge_textvqa(answer: str, example: Example) -> Verdict:
     """The same with the normal form of TextVQA."""
-    golds, text = gold_answers(example), bare(answer)
-    return _verdict(soft_accuracy(text, golds, compared_textvqa), compared_textvqa(text), golds)
+    golds, text = gold_answers(example), strip_wrapping(answer)
+    return _verdict(
+        soft_accuracy(text, golds, normal_form_textvqa), normal_form_textvqa(text), golds
+    )
 
 
 def judge_relaxed(answer: str, example: Example) -> Verdict:
     """1.0 for a number within 5 % of the gold number, or else the gold text but for case."""
     golds = gold_answers(example)
-    text = _said(bare(answer), golds)
+    text = _find_yes_or_no(strip_wrapping(answer), golds)
     return _verdict(float(any(match_relaxed(text, gold) for gold in golds)), text, golds)
 
 
 def judge_anls(answer: str, example: Example) -> Verdict:
     """Normalised Levenshtein similarity to the nearest accepted answer; 0 below one half."""
-    golds, text = gold_answers(example), bare(answer)
-    return _verdict(anls(text, golds), collapsed(text), golds)
+    golds, text = gold_answers(example), strip_wrapping(answer)
+    return _verdict(anls(text, golds), collapse_blanks(text), golds)
 
 
 def _verdict(score: float, parsed: str, golds: Sequence[str]) -> Verdict:
     return Verdict(score=score, parsed=parsed or None, gold=" | ".join(dict.fromkeys(golds)))
 
 
-def bare(answer: str) -> str:
+def strip_wrapping(answer: str) -> str:
     """An answer without LaTeX and quotes around it; signs and blanks of print as those of a keyboard."""
-    text = unlatexed(answer[: MAX_CANDIDATE + 1]).replace("{,}", ",").replace("−", "-")
+    text = strip_latex(answer[: MAX_CANDIDATE + 1]).replace("{,}", ",").replace("−", "-")
     text = _BLANKS.sub(" ", text).strip()
     quoted = _QUOTED.fullmatch(text)
     return (quoted[1] if quoted else text).strip(_QUOTES)
 
 
-def _said(text: str, golds: Sequence[str]) -> str:
+def _find_yes_or_no(text: str, golds: Sequence[str]) -> str:
     """The "yes" of "Yes, it is." where yes or no is asked for; else the text."""
     found = _YES_OR_NO.match(text)
     asked = found is not None and all(gold.strip(" .").lower() in {"yes", "no"} for gold in golds)
@@ -114,7 +116,7 @@ def gold_answers(example: Example) -> tuple[str, ...]:
     )
 
 
-def compared_vqa(text: str) -> str:
+def normal_form_vqa(text: str) -> str:
     """The normal form; where it leaves nothing ("a", "-"), the text itself but for case, blanks and a final point.
 
     So the answer to "What letter is it?" may be "A", and no article is as good as another one.
@@ -122,14 +124,14 @@ def compared_vqa(text: str) -> str:
     return normalize_vqa(text) or _plain(text)
 
 
-def compared_textvqa(text: str) -> str:
+def normal_form_textvqa(text: str) -> str:
     """The same with the normal form of TextVQA."""
     return normalize_textvqa(text) or _plain(text)
 
 
 @lru_cache(maxsize=1024)
 def _best_soft_accuracy(golds: tuple[str, ...]) -> float:
-    return max(soft_accuracy(gold, golds, compared_vqa) for gold in golds)
+    return max(soft_accuracy(gold, golds, normal_form_vqa) for gold in golds)
 
 
 def match_relaxed(candidate: str, gold: str) -> bool:
@@ -137,14 +139,22 @@ def match_relaxed(candidate: str, gold: str) -> bool:
 
     A year must be met exactly.
     """
-    mine, right = _amount(candidate), _gold_amount(gold)
-    if mine is None or right is None:
+    answer_value, gold_value = _amount(candidate), _gold_amount(gold)
+    if answer_value is None or gold_value is None:
         plain = _plain(candidate)
         return bool(plain) and plain == _plain(gold)
-    if right.value in YEARS and not right.percent and gold.strip().isdigit():
-        return mine.value == right.value
-    readings = {mine.value} if mine.percent == right.percent else {mine.value, mine.true_value}
-    golds = {right.value} if mine.percent == right.percent else {right.value, right.true_value}
+    if gold_value.value in YEARS and not gold_value.percent and gold.strip().isdigit():
+        return answer_value.value == gold_value.value
+    readings = (
+        {answer_value.value}
+        if answer_value.percent == gold_value.percent
+        else {answer_value.value, answer_value.true_value}
+    )
+    golds = (
+        {gold_value.value}
+        if answer_value.percent == gold_value.percent
+        else {gold_value.value, gold_value.true_value}
+    )
     return any(abs(one - other) <= RELAXED * abs(other) for one in readings for other in golds)
 
 

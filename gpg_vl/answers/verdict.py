@@ -33,7 +33,7 @@ Any answer has a verdict; a gold answer that cannot be read is a UserError that 
 """
 
 
-def judged(
+def judge_response(
     judge: Judge, response: str, example: Example, *, prefilled_think: bool = False
 ) -> Verdict:
     """The verdict on a whole response: its answer is found by `extract_answer` and judged; odd layouts are noted."""

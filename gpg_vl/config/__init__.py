@@ -1,27 +1,27 @@
-"""The configuration of a run: two levels, every key documented where it is declared.
+"""The configuration of a run: two levels, every key documented where it is declared; the items of a list, such as
+`data.sources`, are small sections of their own.
 
 A YAML file, then `section.key=value` overrides from the command line. Unknown keys are errors that name the nearest key.
 The entry point unpacks the sections into plain arguments: nothing below it receives a config. Nothing here imports torch.
 """
 
-from gpg_vl.config.algorithm import (
+from gpg_vl.config.algorithm import make_algorithm
+from gpg_vl.config.algorithm_sections import (
     AlgorithmConfig,
     GpgConfig,
     GrpoConfig,
     SampledConfig,
     SftConfig,
-    make_algorithm,
 )
+from gpg_vl.config.data_sections import DataConfig, PromptConfig, SourceConfig
 from gpg_vl.config.declaration import Section
 from gpg_vl.config.documentation import allowed_values, describe_keys, documented_keys
-from gpg_vl.config.loading import dump_config, load_config, parse_config
+from gpg_vl.config.loading import dump_config, load_config, make_config, parse_config
+from gpg_vl.config.model_section import ModelConfig
 from gpg_vl.config.sections import (
     Config,
-    DataConfig,
     EvalConfig,
-    ModelConfig,
     OutputConfig,
-    PromptConfig,
     RewardsConfig,
     RolloutConfig,
     TrainConfig,
@@ -42,6 +42,7 @@ __all__ = [
     "SampledConfig",
     "Section",
     "SftConfig",
+    "SourceConfig",
     "TrainConfig",
     "allowed_values",
     "describe_keys",
@@ -49,5 +50,6 @@ __all__ = [
     "dump_config",
     "load_config",
     "make_algorithm",
+    "make_config",
     "parse_config",
 ]

@@ -1,4 +1,4 @@
-"""What a section of the config is: frozen keys, each with the text that stands under it."""
+"""What a section of the config is: frozen keys, each with the text written under it."""
 
 from pydantic import BaseModel, ConfigDict
 

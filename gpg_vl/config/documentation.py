@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic_core import ErrorDetails
 
-from gpg_vl.config.algorithm import BUILTIN_SECTIONS, AlgorithmConfig
+from gpg_vl.config.algorithm_sections import BUILTIN_SECTIONS, AlgorithmConfig, SampledConfig
 from gpg_vl.config.declaration import Section
 from gpg_vl.config.sections import Config
 from gpg_vl.registry import did_you_mean
@@ -20,11 +20,15 @@ def documented_keys(
 ) -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, documentation) of every key, in the order of declaration.
 
-    `algorithm.name` comes once, then the keys of each algorithm in turn, their texts beginning with its name: a key of two
-    algorithms, such as `algorithm.beta_th`, comes twice, each time with the default it has there.
+    After the key of a list of sections come those of its items, N standing for the number of one.
+
+    `algorithm.name` comes once, then the keys of all algorithms that sample, then those of each in turn, their texts
+    beginning with its name. A key that an algorithm gives a default of its own, such as `algorithm.beta_th`, comes again.
     """
     for name, field in section.model_fields.items():
         kind = field.annotation
+        if _is_inherited(name, section):
+            continue
         if name == "algorithm" and section is Config:
             yield from _keys_of_algorithms(f"{prefix}{name}.")
         elif isinstance(kind, type) and issubclass(kind, Section):
@@ -32,11 +36,24 @@ def documented_keys(
         else:
             default = "(required)" if field.is_required() else repr(field.default)
             yield f"{prefix}{name}", default, _flat(field.description)
+            if item := _item_section(kind):
+                yield from documented_keys(item, f"{prefix}{name}.N.")
+
+
+def _is_inherited(name: str, section: type[Section]) -> bool:
+    """Whether it is a key of all algorithms that sample, which this one has as it is."""
+    if section is SampledConfig or not issubclass(section, SampledConfig):
+        return False
+    return name in SampledConfig.model_fields and name not in vars(section)["__annotations__"]
 
 
 def _keys_of_algorithms(prefix: str) -> Iterator[tuple[str, str, str]]:
     yield from documented_keys(AlgorithmConfig, prefix)
-    for name, section in BUILTIN_SECTIONS.items():
+    owned: dict[str, type[Section]] = {
+        "every algorithm that samples": SampledConfig,
+        **BUILTIN_SECTIONS,
+    }
+    for name, section in owned.items():
         for key, default, text in documented_keys(section, prefix):
             if key != f"{prefix}name":
                 yield key, default, f"{name}: {text}"
@@ -50,6 +67,8 @@ def describe_keys() -> str:
         assert kind is not None, name
         blocks.append(_block(f"{name}: {_flat(kind.__doc__)}", kind, name))
         if name == "algorithm":
+            sampled = f"{name} of every kind that samples: {_flat(SampledConfig.__doc__)}"
+            blocks.append(_block(sampled, SampledConfig, name))
             for owner, section in BUILTIN_SECTIONS.items():
                 blocks.append(
                     _block(f"{name} with name {owner}: {_flat(section.__doc__)}", section, name)
@@ -71,9 +90,11 @@ def _block(heading: str, section: type[Section], prefix: str) -> str:
 def allowed_values(key: str) -> tuple[str, ...]:
     """The values of a choice key such as `algorithm.age`, or () if the key takes any value of its type."""
     section_name, _, name = key.partition(".")
+    if "." in name:
+        return ()  # of an item of a list, which has no such keys
     sections = [_section_at([section_name], AlgorithmConfig)]
     if section_name == "algorithm":
-        sections += BUILTIN_SECTIONS.values()
+        sections += [SampledConfig, *BUILTIN_SECTIONS.values()]
 
     owners = [section for section in sections if section and name in section.model_fields]
     kind = owners[0].model_fields[name].annotation if owners else None
@@ -95,8 +116,8 @@ def explain(error: ErrorDetails, algorithm: type[AlgorithmConfig]) -> str:
         case "missing":
             return f"{where}: is required and missing. {_documentation(loc, algorithm)}"
         case "value_error":
-            said = str(error["ctx"]["error"])
-            return f"{where}: {said}" if where else said
+            message = str(error["ctx"]["error"])
+            return f"{where}: {message}" if where else message
         case _:
             given = f"{error['input']!r} was given. {error['msg']}."
             return f"{where}: {given} {_documentation(loc, algorithm)}"
@@ -112,8 +133,11 @@ def _no_such_key(loc: Sequence[int | str], algorithm: type[AlgorithmConfig]) -> 
     owners = [n for n, s in BUILTIN_SECTIONS.items() if key in s.model_fields]
     if not owners:
         return f": {name} has no such key. {did_you_mean(key, known)}"
+    whose = ", ".join(owners)
+    if key in SampledConfig.model_fields:
+        whose = "every algorithm that samples"
     return (
-        f" is a key of {' and '.join(owners)}; name is {name}, whose keys are {', '.join(known[1:])}. "
+        f" is a key of {whose}; name is {name}, whose keys are {', '.join(known[1:])}. "
         f"Remove it, or set algorithm.name to {owners[0]}."
     )
 
@@ -121,12 +145,25 @@ def _no_such_key(loc: Sequence[int | str], algorithm: type[AlgorithmConfig]) -> 
 def _section_at(loc: Sequence[int | str], algorithm: type[AlgorithmConfig]) -> type[Section] | None:
     section: type[Section] | None = Config
     for part in loc:
+        # a number leads into an item of the list that was named before it
+        if isinstance(part, int):
+            continue
         field = section.model_fields.get(str(part)) if section else None
         kind: Any = field.annotation if field else None
         if section is Config and part == "algorithm":
             kind = algorithm
-        section = kind if isinstance(kind, type) and issubclass(kind, Section) else None
+        section = kind if _is_section(kind) else _item_section(kind)
     return section
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _item_section(kind: Any) -> type[Section] | None:
+    """The section of the items, if a key takes a list of sections."""
+    items = [item for item in typing.get_args(kind) if _is_section(item)]
+    return items[0] if typing.get_origin(kind) is tuple and items else None
 
 
 def _documentation(loc: Sequence[int | str], algorithm: type[AlgorithmConfig]) -> str:

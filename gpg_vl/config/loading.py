@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from gpg_vl.config.algorithm import AlgorithmConfig, section_for
+from gpg_vl.config.algorithm import section_for
+from gpg_vl.config.algorithm_sections import AlgorithmConfig
 from gpg_vl.config.documentation import explain
 from gpg_vl.config.sections import Config
 from gpg_vl.errors import UserError
+from gpg_vl.shipped import shipped_folder
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,7 +29,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         if repeated := next((key for key in keys if keys.count(key) > 1), None):
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {repeated!r} stands twice", node.start_mark
+                None, None, f"the key {repeated!r} appears twice", node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
 
@@ -38,13 +41,56 @@ _Loader.add_implicit_resolver(
 
 def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:
     """The config in `file` with `section.key=value` overrides (values are YAML). Raises UserError."""
-    path = Path(file)
+    tree = _read_tree(Path(file))
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, str(file))
+
+
+def make_config(
+    given: Config | Path | str | Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Config:
+    """A config from Python: one that is there, the path of a file, or sections; with overrides.
+
+    overrides: `{"train": {"steps": 5}}` or `{"train.steps": 5}`; keys of a section that are not named keep their values.
+    Raises UserError.
+
+    Example: `make_config("my.yaml", {"train": {"steps": 5}, "output.folder": Path("runs/try")})`
+    """
+    if isinstance(given, Config):
+        tree, source = given.model_dump(mode="json"), "given"
+    elif isinstance(given, Mapping):
+        tree, source = {name: _copy(section) for name, section in given.items()}, "given"
+    else:
+        tree, source = _read_tree(Path(given)), str(given)
+
+    for name, value in overrides.items():
+        if "." in name:
+            _set(tree, name, value)
+        elif isinstance(value, Mapping):
+            for key, part in value.items():
+                _set(tree, f"{name}.{key}", part)
+        else:
+            raise UserError(
+                f"The override {name}={value!r} names no key. Give a section with its keys, as in "
+                f"train={{'learning_rate': 1e-6}}, or **{{'train.learning_rate': 1e-6}}."
+            )
+    return parse_config(tree, source)
+
+
+def _copy(section: Any) -> Any:
+    """A section that overrides may change, lists of sections in it too."""
+    return deepcopy(dict(section)) if isinstance(section, Mapping) else section
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    """The sections in a file. Raises UserError."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(
-            f"There is no config file {path}. Give the path of a YAML file; the ones that come with the "
-            f"project are in configs/."
+            f"There is no config file {path}. Give the path of a YAML file; the ones that come with "
+            f"gpg_vl are in {shipped_folder('configs')}."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The config file {path} cannot be read: {error}.") from None
@@ -57,14 +103,12 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(
             f"The config file {path} holds {type(tree).__name__}, not sections. Start with `model:`."
         )
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, str(path))
+    return tree
 
 
 def parse_config(tree: Mapping[str, Any], source: str) -> Config:
     """A config from nested dictionaries. Raises UserError that lists every mistake, each with its remedy."""
-    named = _named_algorithm(tree)
+    named = _find_algorithm(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -75,11 +119,11 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
         ) from None
 
 
-def _named_algorithm(tree: Mapping[str, Any]) -> type[AlgorithmConfig]:
+def _find_algorithm(tree: Mapping[str, Any]) -> type[AlgorithmConfig]:
     """The section that the algorithm's keys belong to.
 
     Found before anything is validated, so that a file which fails to import does so with its own traceback; a name that
-    means nothing is told together with the other mistakes.
+    means nothing is reported together with the other mistakes.
     """
     section = tree.get("algorithm")
     name = section.get("name", "gpg") if isinstance(section, Mapping) else "gpg"
@@ -108,12 +152,37 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _Loader) if text else None
     except (yaml.YAMLError, ValueError):
         value = text
+    _set(tree, key, value)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set `section.key`, `section.key.name` in a key that holds names, or `section.key.0.name` in one that holds a list."""
+    parts = key.split(".", 2)
     node = tree
-    for part in parts[:-1]:
+    for place, part in enumerate(parts[:-1]):
         below = node.setdefault(part, {})
+        if isinstance(below, list) and place == 1:
+            _set(_item(below, key, parts), f"_.{parts[2].partition('.')[2]}", value)
+            return
         if not isinstance(below, dict):
             raise UserError(
-                f"The override {override!r} goes into {part!r}, which is {below!r} and has no keys."
+                f"The override of {key!r} goes into {part!r}, which is {below!r} and has no keys."
             )
         node = below
-    node[parts[-1]] = value
+    node[parts[-1]] = str(value) if isinstance(value, Path) else value
+
+
+def _item(items: list[Any], key: str, parts: Sequence[str]) -> dict[str, Any]:
+    """The item of a list that an override names by its number, as the section `_` of a tree. Raises UserError."""
+    number, _, name = parts[2].partition(".")
+    listed = ".".join(parts[:2])
+    if not number.isdecimal() or int(number) >= len(items) or not name:
+        raise UserError(
+            f"The override of {key!r} goes into {listed!r}, a list of {len(items)}. An item is named by its number, from 0 to "
+            f"{len(items) - 1}, and then its key, as in {listed}.0.{name or 'path'}. Name one, or give the whole list."
+        )
+    if not isinstance(items[int(number)], dict):
+        raise UserError(
+            f"The override of {key!r} goes into item {number} of {listed!r}, which is {items[int(number)]!r} and has no keys."
+        )
+    return {"_": items[int(number)]}

@@ -1,136 +1,15 @@
 """The sections of a config: every key, its type, its default and what it means."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gpg_vl.config.algorithm import AnyAlgorithm, GpgConfig, why_not_reusable
+from gpg_vl.config.algorithm import AnyAlgorithm, why_not_reusable
+from gpg_vl.config.algorithm_sections import GpgConfig, SampledConfig
+from gpg_vl.config.data_sections import DataConfig, PromptConfig, refuse_no_reward
 from gpg_vl.config.declaration import Section
-from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, GOLD_FORM, PROMPT_PLACE
-
-Part = Literal["vision", "merger", "language"]
-"""The vision tower, the merger behind it, the language model."""
-
-
-class ModelConfig(Section):
-    """Which policy is trained, and which part of it."""
-
-    path: str
-    """A checkpoint folder in the Hugging Face format (or a hub name, where a network is to be had)."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub checkpoint."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the forward pass. bfloat16 runs under autocast: what is trained stays float32 (see `weights`), frozen matrices
-    are held in bfloat16, which gives the same numbers."""
-    weights: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of what is trained. bfloat16, only with `dtype: bfloat16`, holds its matrices in 2 bytes instead of 4: each step is
-    rounded at random to one of the two nearest numbers, right on average. Under `train.sharding: fsdp2` each process keeps its
-    part in float32, and what is gathered is bfloat16. Norms and biases, gradients and moments stay float32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    freeze: tuple[Part, ...] = ()
-    """Parts whose weights must not change: the vision tower, the merger behind it, the language model."""
-    vision_cache_mb: int = Field(2048, ge=0)
-    """Memory for the features of images while vision and merger are frozen: each image is encoded once per run. 0: none."""
-    lora_rank: int = Field(0, ge=0)
-    """Rank of low-rank adapters (peft). 0 trains the weights themselves."""
-    lora_alpha: float = Field(32.0, gt=0)
-    """Scale of the adapters: they add alpha/rank times their product."""
-    lora_on: tuple[Part, ...] = Field(("language",), min_length=1)
-    """Parts that get adapters: vision, merger, language. Every other weight is frozen."""
-    lora_targets: tuple[str, ...] | None = Field(None, min_length=1)
-    """Names of linear layers in these parts that get adapters, such as `[q_proj, v_proj]`; None: all of them but the head."""
-    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Must be 0: dropout would make the log-probs of training differ from those that were sampled."""
-
-    @model_validator(mode="after")
-    def _trains_its_adapters(self) -> "ModelConfig":
-        if not self.lora_rank and self.lora_on != ModelConfig.model_fields["lora_on"].default:
-            raise ValueError(
-                f"lora_on is {list(self.lora_on)}, but lora_rank is 0: there would be no adapters, and every weight would be "
-                f"trained. Set lora_rank, to 16 for example, or leave lora_on out."
-            )
-        if self.lora_rank and (both := [part for part in self.lora_on if part in self.freeze]):
-            raise ValueError(
-                f"freeze names {', '.join(both)}, which lora_on puts adapters on: they would never be trained. All weights but "
-                f"those of adapters are frozen anyway: take {', '.join(both)} out of freeze, or out of lora_on."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _weights_of_the_forward_pass(self) -> "ModelConfig":
-        if self.weights == "bfloat16" and self.dtype != "bfloat16":
-            raise ValueError(
-                f"weights is bfloat16, but dtype is {self.dtype}: rounded weights would be computed with as if they were exact. "
-                f"bfloat16 weights go with dtype bfloat16 alone. Set dtype to bfloat16, or weights to float32."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _no_dropout(self) -> "ModelConfig":
-        if self.lora_dropout:
-            raise ValueError(
-                f"lora_dropout is {self.lora_dropout}; only 0 is allowed: GPG has no ratio that could correct "
-                f"for a policy that samples and trains under different dropout masks. Set it to 0."
-            )
-        return self
-
-
-class DataConfig(Section):
-    """What the policy is trained on."""
-
-    train: str
-    """A .jsonl, .json or .parquet file, a folder of them, a pattern such as `data/train-*`, or `datasets:NAME[:split]`."""
-    root: str | None = None
-    """The folder that image paths are relative to and may not leave. Default: the folder of `train`."""
-    columns: dict[str, str] = {}
-    """Our field to the source's column: id, images, prompt, answer, choices, task. Common names are found alone."""
-    limit: int | None = Field(None, ge=1)
-    """Use only the first N rows."""
-    max_prompt_tokens: int = Field(1024, ge=1)
-    """A longer prompt, image tokens included, is refused by the data check. Nothing is ever cut."""
-    min_pixels: int = Field(DEFAULT_LIMITS.min_pixels, ge=28 * 28)
-    """Smaller images are enlarged to this many pixels."""
-    max_pixels: int = Field(DEFAULT_LIMITS.max_pixels, ge=28 * 28)
-    """Larger images are shrunk to this many pixels (401408 is 512 image tokens)."""
-    max_image_pixels: int = Field(DEFAULT_LIMITS.max_image_pixels, ge=1)
-    """An image file that declares more pixels than this is not decoded (decompression bomb)."""
-
-    @model_validator(mode="after")
-    def _some_size_is_allowed(self) -> "DataConfig":
-        if self.max_pixels < self.min_pixels:
-            raise ValueError(
-                f"max_pixels is {self.max_pixels}, below min_pixels, {self.min_pixels}: no image could have an allowed "
-                f"size. Raise data.max_pixels, or lower data.min_pixels."
-            )
-        return self
-
-
-class PromptConfig(Section):
-    """How an example becomes the text the model reads."""
-
-    template: str = DEFAULT_STYLE.template
-    """The user's turn. `{prompt}` is the example's prompt and must be in it; `{choices}` its options as `a, b or c`."""
-    system: str | None = DEFAULT_STYLE.system
-    """A system turn in front. None leaves it to the chat template."""
-    chat: Literal["auto", "template", "plain"] = DEFAULT_STYLE.chat
-    """`template`: the tokenizer's chat template. `plain`: the bare text, for base models. `auto`: whichever is there."""
-    prefill: str = DEFAULT_STYLE.prefill
-    """Text that already begins the answer, such as `<think>`."""
-
-    @model_validator(mode="after")
-    def _asks_the_question(self) -> "PromptConfig":
-        if PROMPT_PLACE in self.template:
-            return self
-
-        # other programs have other names for the place of the question
-        places = re.findall(r"\{\w*\}", self.template)
-        instead = f"Write {PROMPT_PLACE} instead of {places[0]}" if places else "Put it in"
-        raise ValueError(
-            f"template is {self.template!r}, without {PROMPT_PLACE}: the question of a row would never be shown, and all "
-            f"prompts would be equal. {PROMPT_PLACE} is where the row's prompt goes. {instead}."
-        )
+from gpg_vl.config.model_section import ModelConfig, Part
+from gpg_vl.prompting import GOLD_FORM
 
 
 class RolloutConfig(Section):
@@ -171,8 +50,9 @@ class RolloutConfig(Section):
 class RewardsConfig(Section):
     """How rewards are computed and what happens when one breaks."""
 
-    weights: dict[str, float]
-    """Reward name to weight: `{choice: 1.0, format: 0.2, my_rewards.py:in_order: 1.0}`."""
+    weights: dict[str, float] = {}
+    """Reward name to weight: `{choice: 1.0, format: 0.2, my_rewards.py:in_order: 1.0}`. At least one is needed, unless each of
+    `data.sources` has rewards of its own."""
     time_limit: float = Field(10.0, gt=0)
     """Seconds that one completion may take."""
     workers: int = Field(1, ge=1)
@@ -181,18 +61,17 @@ class RewardsConfig(Section):
     """How a gold answer is written as a response, with `{answer}` in its place, for the proof that it gets full marks. A
     reward that declares its own form (`@gold_form`) is proved in that."""
     on_error: Literal["stop", "drop_group"] = "stop"
-    """What a reward that hangs, crashes or returns no number does: stop the run, or lose its group (reported, counted)."""
+    """What a reward that hangs, crashes or returns no number does: stop the run, or lose its group
+    (counted and shown; above half of the groups of a step the run stops)."""
 
     @model_validator(mode="after")
     def _some(self) -> "RewardsConfig":
-        if not self.weights or not any(self.weights.values()):
-            raise ValueError(
-                "weights names no reward with a weight other than 0. Name at least one: weights: {choice: 1.0}."
-            )
+        if self.weights:
+            refuse_no_reward("weights", self.weights)
         if "{answer}" not in self.gold:
             raise ValueError(
                 f"gold is {self.gold!r}, which has no {{answer}}: every gold answer would be written alike. Write "
-                f"{{answer}} where the answer stands, as in '<answer>{{answer}}</answer>'. A reward that needs no gold "
+                f"{{answer}} where the answer goes, as in '<answer>{{answer}}</answer>'. A reward that needs no gold "
                 f"answer declares that itself: @gold_form(None)."
             )
         return self
@@ -238,8 +117,7 @@ class TrainConfig(Section):
     part, by torch's fully_shard, and gathers a layer when it computes with it. `zero2`: each holds all weights and a part of
     gradients and moments, by DeepSpeed; `zero3`: a part of the weights too."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What waits in the memory of the CPU while it is not computed with: the optimizer's moments, or all that is spread. Saves
-    memory of the GPU and costs time."""
+    """What waits in the CPU's memory, off the GPU, until it is computed with: the moments, or all that is spread. Costs time."""
     defer_reduction: bool = False
     """Under `fsdp2`, sum gradients over the processes once a step instead of after every backward pass: less traffic, and each
     process holds a gradient of all it trains meanwhile, 4 bytes per weight. The sum is the same."""
@@ -287,6 +165,12 @@ class OutputConfig(Section):
     """Steps between checkpoints; 0 only at the end."""
     keep_checkpoints: int = Field(2, ge=1)
     """Older checkpoints are deleted once newer ones are complete."""
+    keep_best: str | None = None
+    """A score of `eval.task`, such as official: the checkpoint with its best value is kept too, whenever an evaluation finds one,
+    and `checkpoints/best` leads to it. The evaluation before the first step does not count."""
+    weights: Literal["trained", "bfloat16"] = "trained"
+    """Numbers in `model/` of a checkpoint: as they are trained, or all of them rounded to bfloat16, half the size to pass on.
+    A resumed run reads what is exact: where `model/` was that, the checkpoint keeps it in `weights/` besides."""
     samples_every: int = Field(10, ge=0)
     """Steps between dumps of prompts, images, completions and rewards to samples/; 0 never."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
@@ -298,7 +182,7 @@ class OutputConfig(Section):
     run_group: str | None = None
     """A name that several runs share in wandb and trackio, such as the seeds of one setting."""
     resume_id: str | None = None
-    """A name that wandb knows the run by, so that a resumed run goes on in the same curves; trackio takes it for the name."""
+    """A name that wandb knows the run by, so that a resumed run continues the same curves; trackio takes it for the name."""
 
 
 class Config(Section):
@@ -313,6 +197,14 @@ class Config(Section):
     algorithm: AnyAlgorithm = GpgConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _rewards_for_all_rows(self) -> "Config":
+        if not self.rewards.weights and not (
+            self.data.sources and all(source.rewards for source in self.data.sources)
+        ):
+            refuse_no_reward("rewards.weights", {})
+        return self
 
     @model_validator(mode="after")
     def _whole_policy_where_needed(self) -> "Config":
@@ -338,6 +230,25 @@ class Config(Section):
             raise ValueError(
                 f"train.optimizer is adamw_8bit, but under train.sharding {sharding} DeepSpeed keeps moments of its own, in "
                 f"float32. adamw_8bit goes with none and fsdp2. Set train.optimizer to adamw, or train.sharding to fsdp2."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_solve(self) -> "Config":
+        if self.data.skip_solved and not isinstance(self.algorithm, SampledConfig):
+            raise ValueError(
+                f"data.skip_solved is {self.data.skip_solved}, but algorithm {self.algorithm.name} learns gold answers and "
+                f"samples none: every row would count as solved. It goes with algorithms that sample. Set data.skip_solved "
+                f"to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_be_best(self) -> "Config":
+        if self.output.keep_best is not None and self.eval.task is None:
+            raise ValueError(
+                f"output.keep_best is {self.output.keep_best!r}, a score of an evaluation, but eval.task is null: nothing is "
+                f"evaluated. Set eval.task, eval.data and eval.every, or leave output.keep_best out."
             )
         return self
 

@@ -1,6 +1,6 @@
 """What Arrow's types say of a cell that the Python value alone does not.
 
-A class label is a number whose names stand in the schema's metadata, and a 32-bit number, widened,
+A class label is a number whose names are in the schema's metadata, and a 32-bit number, widened,
 gets digits that nobody wrote: 3.14 becomes 3.140000104904175. `make_reader` looks at the type once
 and gives a function of cells.
 """
@@ -77,7 +77,7 @@ def make_readers(schema: pa.Schema, features: Mapping[str, Any]) -> dict[str, Re
 
 
 def make_reader(kind: pa.DataType, feature: object) -> ReadCell | None:
-    """How cells of an Arrow type are to be read, however deep they lie; None: as they are.
+    """How cells of an Arrow type are to be read, however deep they are nested; None: as they are.
 
     A class label becomes its name, and null where it has none; a 16- or 32-bit number the shortest
     one of its type; a decimal a whole number, or a float, or text where a float cannot hold it.
@@ -129,7 +129,12 @@ def _element(feature: object) -> object:
 
 
 def _skip_null(read: ReadCell) -> ReadCell:
-    return lambda cell: cell if cell is None or isinstance(cell, UnreadableCell) else read(cell)
+    # no function in a function: a table travels to the processes that read ahead
+    return partial(_read_unless_null, read)
+
+
+def _read_unless_null(read: ReadCell, cell: Any) -> Any:
+    return cell if cell is None or isinstance(cell, UnreadableCell) else read(cell)
 
 
 def _name_label(names: Sequence[str], number: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from gpg_vl.errors import UserError
+from gpg_vl.errors import UserError, cut
 
 Kind = Literal[
     "source",
@@ -49,5 +49,4 @@ def refuse_surrogates(text: str, kind: Kind) -> str:
 
 def quote(cell: object) -> str:
     """A cell for a message, cut to a line."""
-    text = "null" if cell is None else repr(cell)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut("null" if cell is None else repr(cell))

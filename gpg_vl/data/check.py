@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from gpg_vl.console import plain, text_column
+from gpg_vl.console import plain, progress
 from gpg_vl.data.cells import Kind
 from gpg_vl.data.dataset_notes import DatasetNotes, Reader
 from gpg_vl.data.gold_answers import answer_problems
@@ -60,6 +59,22 @@ Count = Callable[[Example], PromptCounts]
 be encoded."""
 ReadGold = Callable[[Example], object]
 """Reads the gold answer of an example as a reward does. Raises UserError where it cannot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks:
+    """What is asked of every row.
+
+    Example: `Checks(count=encoder.count, max_prompt_tokens=1024)`
+    """
+
+    count: Count
+    max_prompt_tokens: int | None
+    """A longer prompt is a problem; None is no limit."""
+    answers: bool = True
+    """Whether every row needs a gold answer."""
+    read_gold: ReadGold | None = None
+    """Finds gold answers that a reward of the run cannot read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,40 +155,28 @@ class DataReport:
 def check(
     rows: Iterable[Row],
     *,
-    count: Count,
-    max_prompt_tokens: int | None,
+    checks: Checks,
     source: str = "",
-    console: Console | None = None,
-    total: int | None = None,
     dataset_notes: DatasetNotes | None = None,
-    read_gold: ReadGold | None = None,
     notes: Iterable[str] = (),
-    answers: bool = True,
 ) -> DataReport:
     """Read every row, count every prompt, and report everything that is wrong.
 
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too.
 
-    total: the expected number of rows, for the progress bar that is shown if there is a console.
     dataset_notes: is given every example; without it, the notes are those that need no model.
-    read_gold: finds gold answers that a reward of the run cannot read.
     notes: what is known of the source besides its rows; it is asked for once they are read.
-    answers: whether every row needs a gold answer.
     """
     tally = _Tally()
     dataset_notes = dataset_notes or DatasetNotes(Reader())
-    for number, row in enumerate(_show_progress(_read_to_end(rows, source), console, total)):
+    for number, row in enumerate(_read_to_end(rows, source)):
         if isinstance(row, RowProblem):
             tally.add_unread(row)
             continue
 
         first = tally.first_row.setdefault(row.id, (number, row.place))
-        counts, found = _check_example(row, count, max_prompt_tokens, first, number)
-        if answers or row.answer.strip():
-            found = [*answer_problems(row), *found]
-        if read_gold is not None and not found:
-            found += _read_gold(row, read_gold)
+        counts, found = _check_example(row, checks, first, number)
         tally.add(number, row, counts, found)
 
         place = f"row {number}" + (f", {row.place}" if row.place else "")
@@ -190,9 +193,23 @@ def check(
     return _make_report(
         tally,
         source=source,
-        max_prompt_tokens=max_prompt_tokens,
+        max_prompt_tokens=checks.max_prompt_tokens,
         notes=(*(notes if tally.rows else ()), *dataset_notes.notes()),
     )
+
+
+def show_progress(
+    rows: Iterable[Row], console: Console | None, *, source: str = "", total: int | None = None
+) -> Iterator[Row]:
+    """The same rows, with a progress bar while they are read if there is a console.
+
+    source: what the rows are read from, for the text. total: the expected number of rows.
+    """
+    where = f" of {source}" if source else ""
+    with progress(console, f"checking rows{where}: texts, pictures, lengths", total) as advance:
+        for row in rows:
+            yield row
+            advance()
 
 
 @dataclass(slots=True)
@@ -265,41 +282,40 @@ def _make_source_problem(row: int, source: str, message: str) -> RowProblem:
     return RowProblem(row=row, source=source, kind="source", message=message)
 
 
-def _show_progress(
-    rows: Iterator[Row], console: Console | None, total: int | None
-) -> Iterator[Row]:
-    if console is None:
-        yield from rows
-        return
-
-    columns = (text_column("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        yield from progress.track(rows, total=total, description="checking rows")
-
-
 def _check_example(
-    example: Example, count: Count, limit: int | None, first: tuple[int, str], row: int
+    example: Example, checks: Checks, first: tuple[int, str], row: int
 ) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
-    """The counts of one example, None if it cannot be encoded, and all that is wrong with it."""
+    """The counts of one example, None if it cannot be encoded, and all that is wrong with it.
+
+    first: number and place of the first row of that id.
+    """
     found: list[tuple[Kind, str]] = []
-    first_row, place = first
-    if first_row != row:
-        where = f" ({place})" if place else ""
-        text = (
-            f"The id {example.id!r} already belongs to row {first_row}{where}. Each id is allowed once, because "
-            f"predictions and logs are found by it. Rename one, or remove the repetition."
-        )
-        found.append(("id", text))
+    if checks.answers or example.answer.strip():
+        found += answer_problems(example)
+    if first[0] != row:
+        found.append(("id", _describe_repeated_id(example.id, *first)))
 
+    counts: PromptCounts | None = None
     try:
-        counts = count(example)
+        counts = checks.count(example)
     except UserError as error:
-        kind: Kind = "image" if isinstance(error, ImageError) else "encode"
-        return None, [*found, (kind, str(error))]
-
-    if limit is not None and counts.tokens > limit:
+        found.append(("image" if isinstance(error, ImageError) else "encode", str(error)))
+    limit = checks.max_prompt_tokens
+    if counts is not None and limit is not None and counts.tokens > limit:
         found.append(("length", _describe_length(counts, limit)))
+
+    # a reward that cannot read what is known to be wrong would say it a second time
+    if checks.read_gold is not None and not found:
+        found += _read_gold(example, checks.read_gold)
     return counts, found
+
+
+def _describe_repeated_id(identity: str, row: int, place: str) -> str:
+    where = f" ({place})" if place else ""
+    return (
+        f"The id {identity!r} already belongs to row {row}{where}. Each id is allowed once, because "
+        f"predictions and logs are found by it. Rename one, or remove the repetition."
+    )
 
 
 def _read_gold(example: Example, read: ReadGold) -> Iterator[tuple[Kind, str]]:

@@ -28,7 +28,7 @@ _SPLIT_WORDS: Mapping[str, str] = {
 }
 # `testset` and `traindata` are words of their own
 _OF_SPLIT = re.compile(r"(?:data|dataset|set|split|file)$")
-# What stands beside rows and is none: pictures, films, sounds, texts about the data, programs.
+# What a folder of rows holds besides rows: pictures, films, sounds, texts about the data, programs.
 _NO_ROWS = re.compile(
     r"png|jpe?g?|jpe|jfif|webp|gif|bmp|tiff?|avif|hei[cf]|jp2|j2k|jxl|svg|p[bgnp]m|ico|psd|mp4|mov|avi|mkv|webm|wav|mp3"
     r"|flac|md|txt|rst|html?|pdf|py|ipynb|sh|ya?ml|toml|cfg|ini|log|lock|bib|sha256|md5|partial"
@@ -40,7 +40,7 @@ _LOOKED_AT = 5000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The files of a folder that are read, in the order of their names, and what is to be said of the others.
+    """The files of a folder that are read, in the order of their names, and notes on the others.
 
     Example: `Selection(files=(Path("d/a.jsonl"),), notes=("Not read of d: b.csv. ...",))`
     """
@@ -59,6 +59,15 @@ def kind_of(file: Path) -> str | None:
     if name.endswith(LINES):
         return ".jsonl"
     return ".json" if name.endswith(DOCUMENT) else None
+
+
+def refuse_other_kind(file: Path) -> None:
+    """Raise UserError for a file whose name is not that of a file of rows."""
+    if kind_of(file) is None:
+        raise UserError(
+            f"The data file {str(file)!r} ends in {file.suffix!r}. {ALLOWED} are allowed. Convert it, or give it the "
+            f"right name."
+        )
 
 
 def select_files(folder: Path, fields: Collection[str]) -> Selection:
@@ -125,10 +134,12 @@ def _is_no_row(path: Path) -> bool:
 def _files_below(folder: Path) -> Iterator[str]:
     """Files of rows in subfolders, as paths below the folder; of a folder of many files, among the first thousands."""
     for path in islice(folder.rglob("*"), _LOOKED_AT):
+        if kind_of(path) not in (".jsonl", ".parquet"):
+            continue
+
         inside = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in inside.parts)
-        is_rows = kind_of(path) in (".jsonl", ".parquet") and path.is_file()
-        if len(inside.parts) > 1 and is_rows and not is_hidden:
+        if len(inside.parts) > 1 and not is_hidden and path.is_file():
             yield inside.as_posix()
 
 
@@ -145,7 +156,7 @@ def split_of(name: str) -> str:
 
 
 def refuse_splits(folder: Path, files: Sequence[Path]) -> None:
-    """Raise UserError if files of a test or validation split stand among others."""
+    """Raise UserError if files of a test or validation split are among others."""
     splits: dict[str, list[str]] = {}
     for file in files:
         splits.setdefault(split_of(file.name), []).append(file.name)

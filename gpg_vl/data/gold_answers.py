@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gpg_vl.answers.extract import gold_text
-from gpg_vl.answers.options import equal_options, gold_readings, letter_of, unlettered
+from gpg_vl.answers.options import equal_options, gold_readings, letter_of, strip_letters
 from gpg_vl.data.cells import Kind
 from gpg_vl.types import Example
 
@@ -37,7 +37,7 @@ def _choice_problems(answer: str, choices: tuple[str, ...]) -> Iterator[tuple[Ki
         yield "choices", text
 
     # an option that only looks alike, such as Cu and cu, may be another one
-    texts = unlettered(choices)
+    texts = strip_letters(choices)
     for first, second in equal_options(choices):
         if texts[first].strip() == texts[second].strip() and named & {first, second}:
             text = (

@@ -70,16 +70,17 @@ def jsonl_rows(file: Path, *, name: str | None = None) -> Iterator[PlacedCells]:
     `name` is what places call the file. Raises UserError.
     """
     name = name or str(file)
-    decode = _Decoder()
-    with _open_text(file) as stream:
-        _refuse_one_document(file, stream)
+    decode = Decoder()
+    with open_text(file) as stream:
+        refuse_one_document(file, stream)
         number = 0
         while line := stream.readline(MAX_LINE + 1):
             number += 1
             if len(line) > MAX_LINE:
-                yield f"{name}:{number}", _refuse_long_line(stream)
+                skip_line(stream)
+                yield f"{name}:{number}", long_line()
             elif line.strip():
-                yield f"{name}:{number}", _parse_line(line, decode)
+                yield f"{name}:{number}", parse_line(line, decode)
 
 
 def json_rows(file: Path, *, name: str | None = None) -> Iterator[PlacedCells]:
@@ -89,14 +90,19 @@ def json_rows(file: Path, *, name: str | None = None) -> Iterator[PlacedCells]:
         UserError: if the file breaks off or is not JSON; an element that is no object is a CellError in its place.
     """
     name = name or str(file)
-    with _open_text(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
+    with open_text(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
         try:
-            for number, cells in enumerate(_elements(text.read)):
+            for number, (_, _, cells) in enumerate(elements(text.read)):
                 yield f"{name}[{number}]", cells
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{file} is not JSON: {error}. A list of objects, in UTF-8, is allowed. Fetch or export it again."
-            ) from error
+            raise not_json(file, error) from error
+
+
+def not_json(file: Path, error: Exception) -> UserError:
+    """What to say of a file that breaks off or is not JSON."""
+    return UserError(
+        f"{file} is not JSON: {error}. A list of objects, in UTF-8, is allowed. Fetch or export it again."
+    )
 
 
 def json_or_jsonl_rows(file: Path, *, name: str | None = None) -> Iterator[PlacedCells]:
@@ -104,7 +110,7 @@ def json_or_jsonl_rows(file: Path, *, name: str | None = None) -> Iterator[Place
 
     Raises UserError.
     """
-    rows = jsonl_rows if _holds_lines(file) else json_rows
+    rows = jsonl_rows if holds_lines(file) else json_rows
     yield from rows(file, name=name)
 
 
@@ -139,7 +145,7 @@ def _refuse_other_head(file: Path, head: bytes, wanted: str) -> None:
 
 
 @contextmanager
-def _open_text(file: Path) -> Iterator[BinaryIO]:
+def open_text(file: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked where it is gzipped, whatever its name says. Raises UserError."""
     try:
         with file.open("rb") as raw:
@@ -162,7 +168,7 @@ def _open_text(file: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def _refuse_one_document(file: Path, stream: BinaryIO) -> None:
+def refuse_one_document(file: Path, stream: BinaryIO) -> None:
     """Every line of a document that runs over several lines would be a problem of its own."""
     first = stream.readline(_CHUNK).removeprefix(b"\xef\xbb\xbf").strip()
     stream.seek(0)
@@ -174,10 +180,14 @@ def _refuse_one_document(file: Path, stream: BinaryIO) -> None:
         )
 
 
-def _refuse_long_line(stream: BinaryIO) -> CellError:
-    """The problem of a line beyond the bound, which is read to its end and not kept."""
+def skip_line(stream: BinaryIO) -> None:
+    """Read the rest of a line and keep nothing of it."""
     while (piece := stream.readline(_CHUNK)) and not piece.endswith(b"\n"):
         pass
+
+
+def long_line() -> CellError:
+    """What is wrong with a line of more than `MAX_LINE` bytes."""
     return CellError(
         "json",
         f"The line is longer than {MAX_LINE >> 20} MiB. Shorter lines are allowed. Store pictures as files and name "
@@ -185,7 +195,8 @@ def _refuse_long_line(stream: BinaryIO) -> CellError:
     )
 
 
-def _parse_line(line: bytes, decode: "_Decoder") -> Cells | CellError:
+def parse_line(line: bytes, decode: "Decoder") -> Cells | CellError:
+    """The object on a line, or what is wrong with it."""
     try:
         value = decode.whole(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -220,7 +231,7 @@ def _check_object(value: object, twice: list[str], what: str) -> Cells | CellErr
     )
 
 
-class _Decoder:
+class Decoder:
     """A JSON decoder that remembers which names an object has more than once.
 
     twice: such names in what was decoded last.
@@ -247,9 +258,9 @@ class _Decoder:
         return cells
 
 
-def _holds_lines(file: Path) -> bool:
-    """Whether the first line of a file is a whole object, and another one stands behind it."""
-    with _open_text(file) as stream:
+def holds_lines(file: Path) -> bool:
+    """Whether the first line of a file is a whole object, and another one follows it."""
+    with open_text(file) as stream:
         first = stream.readline(_LONGEST_ELEMENT)
         following = stream.readline(_CHUNK)
         while following and not following.strip():
@@ -261,41 +272,66 @@ def _holds_lines(file: Path) -> bool:
         return False
 
 
-def _elements(read: Callable[[int], str]) -> Iterator[Cells | CellError]:
-    """The elements of a list, each as soon as the comma or bracket behind it is there."""
-    decode = _Decoder()
-    text, first, ended = read(_CHUNK), True, False
+def elements(read: Callable[[int], str]) -> Iterator[tuple[int, int, Cells | CellError]]:
+    """The elements of a list, each as soon as the comma or bracket behind it is there; or the only object.
+
+    Each comes with the places of its first character and of the one behind it, counted over the whole text.
+    Raises ValueError or RecursionError.
+    """
+    decode = Decoder()
+    text, ended, before = read(_CHUNK), False, 0
     at = _blanks(text, 0)
     if not text.startswith("[", at):
-        value = decode.whole(text + read(_LONGEST_ELEMENT))
-        yield _check_object(value, decode.twice, "file")
+        text += read(_LONGEST_ELEMENT)
+        value = decode.whole(text)
+        yield at, len(text), _check_object(value, decode.twice, "file")
         return
-    at += 1
+
+    at, first = at + 1, True
     while True:
         at = _blanks(text, at)
         if first and text.startswith("]", at):
+            end = at
             break
+
         try:
-            value, end = decode.at(text, at)
-            end = _blanks(text, end)
-            if text[end : end + 1] not in (
-                ",",
-                "]",
-            ):  # cut here, or a number goes on in the next piece
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
+            value, last, end = _decode_element(decode, text, at)
         except json.JSONDecodeError:
             if ended or len(text) - at > _LONGEST_ELEMENT:
                 raise
+
+            # it may only be cut here: once more with the next piece
             more = read(_CHUNK)
+            before += at
             text, at, ended = text[at:] + more, 0, not more
             continue
-        yield _check_object(value, decode.twice, "element")
-        first, at = False, end + 1
+
+        yield before + at, before + last, _check_object(value, decode.twice, "element")
+        at, first = end + 1, False
         if text[end] == "]":
             break
-    rest = text[at + first :] + read(_CHUNK)
+
+    rest = text[end + 1 :] + read(_CHUNK)
     if rest.strip():
         raise json.JSONDecodeError("Something stands behind the list", rest, 0)
+
+
+def _decode_element(decode: Decoder, text: str, at: int) -> tuple[object, int, int]:
+    """The element that begins at a place, where it ends, and where the comma or bracket behind it is.
+
+    Raises JSONDecodeError, also where the text ends before: a number might continue.
+    """
+    value, last = decode.at(text, at)
+    end = _blanks(text, last)
+    if text[end : end + 1] not in (",", "]"):
+        raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
+    return value, last, end
+
+
+def parse_element(content: bytes) -> Cells | CellError:
+    """An element of a list, or the only object of a file, that was read before. Raises ValueError or RecursionError."""
+    decode = Decoder()
+    return _check_object(decode.whole(content.decode()), decode.twice, "element")
 
 
 def _blanks(text: str, at: int) -> int:

@@ -1,4 +1,4 @@
-"""What is left of a picture once it has 8 bits per channel and stands on white.
+"""What is left of a picture once it has 8 bits per channel and a white background.
 
 Grey of 12 bits in a file of 16 keeps 16 of its 4096 levels and is almost black; a white drawing on
 a transparent ground is a white sheet. Such a picture shows a model nothing of what the question is
@@ -24,6 +24,9 @@ def find_loss(stored: Image.Image, shown: Image.Image) -> str | None:
     many, and where grey of 16 bits has fewer levels than before and none above a quarter of white.
     A picture that its file stores so is what it is.
     """
+    # most pictures have nothing to lose, and their colours need not be counted
+    if not (stored.mode.startswith("I;16") or stored.has_transparency_data):
+        return None
     colours = shown.getcolors(FEW)
     if colours is None:
         return None
@@ -34,11 +37,9 @@ def find_loss(stored: Image.Image, shown: Image.Image) -> str | None:
     if stored.mode.startswith("I;16"):
         before = len(np.unique(np.asarray(stored)))
         what, is_dark = "grey levels", max(brightness) < _DARK
-    elif stored.has_transparency_data:
+    else:
         before = _count_visible(stored)
         what = "colours"
-    else:
-        return None
     if before <= left or not (left == 1 or 8 * left <= before or is_dark):
         return None
     return f"{before} {what}, of which {left} are left, from {min(brightness)} to {max(brightness)} of 255"

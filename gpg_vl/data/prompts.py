@@ -96,8 +96,8 @@ def _parse_conversation(cells: Sequence[object]) -> tuple[Message, ...]:
         raise CellError(
             "prompt",
             f"The conversation ends with a turn of the {messages[-1].role}. The last turn "
-            f"must be the user's, because the model writes the next one. Remove the turns "
-            f"after it.",
+            f"must be the user's, because the model writes the next one. Remove the turns after it; where the last turn is "
+            f"the gold answer, declare it: columns: {{answer: <column of the conversation>}}.",
         )
     return tuple(messages)
 
@@ -124,7 +124,7 @@ def _parse_message(cell: object, name: str) -> Message:
 
 
 def _mark_pictures(text: str, message: Mapping[str, Any], name: str) -> str:
-    """The text of a message with a mark for each picture that the message lists beside it, in
+    """The text of a message with a mark for each picture that the message lists next to it, in
     front if it has none.
     """
     for key in _other_media(message):
@@ -141,7 +141,7 @@ def _mark_pictures(text: str, message: Mapping[str, Any], name: str) -> str:
             f"remove it.",
         )
 
-    pictures, marks = len(_pictures_beside(message)), text.count(IMAGE_MARK)
+    pictures, marks = len(_listed_pictures(message)), text.count(IMAGE_MARK)
     if not pictures or marks == pictures:
         return text
     if not marks:
@@ -198,7 +198,7 @@ def pictures_in_messages(cell: object) -> list[object]:
     for message in cell if isinstance(cell, list) else ():
         if not isinstance(message, dict):
             continue
-        found += _pictures_beside(message)
+        found += _listed_pictures(message)
 
         content = message.get("content")
         for part in content if isinstance(content, list) else ():
@@ -207,8 +207,8 @@ def pictures_in_messages(cell: object) -> list[object]:
     return found
 
 
-def _pictures_beside(message: Mapping[str, Any]) -> list[object]:
-    """The pictures that a message lists beside its content, under `image` or `images`."""
+def _listed_pictures(message: Mapping[str, Any]) -> list[object]:
+    """The pictures that a message lists next to its content, under `image` or `images`."""
     found: list[object] = []
     for key in _PICTURES:
         cell = message.get(key)
@@ -217,7 +217,7 @@ def _pictures_beside(message: Mapping[str, Any]) -> list[object]:
 
 
 def _is_picture_part(part: object) -> bool:
-    """True for a part of a content that stands for one picture, with or without the picture itself."""
+    """True for a part of a content that is one picture, with or without the picture itself."""
     return isinstance(part, dict) and part.get("type") in _PART_TYPES
 
 

@@ -5,14 +5,18 @@ A source that cannot be read at all (no such file, not Parquet, no column for th
 caller sees every row exactly once.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import islice
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from gpg_vl.data.cells import CellError
+from gpg_vl.data.json_rows import Cells
+from gpg_vl.data.layouts import PROMPT_NAMES, columns_of_layout
 from gpg_vl.data.rows import Row, RowProblem, parse_row
-from gpg_vl.data.sources import Table, choose_files, tables
+from gpg_vl.data.sources import choose_files, tables
+from gpg_vl.data.tables import Table
 from gpg_vl.errors import UserError
 from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
@@ -24,11 +28,75 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
     "answer": ("answer", "solution", "ground_truth"),
     "choices": ("choices", "options"),
     "task": ("task",),
+    "system": (),
 }
-"""The fields of an example, and the column names that are taken for them where none is declared."""
+"""The fields of an example, and the column names that are taken for them where none is declared. Rows of other programs:
+`data.layouts`."""
 REQUIRED = ("prompt", "answer")
 OnExample = Callable[[Mapping[str, Any], Example, Collection[str]], None]
 """Called with the cells of a row, the example they became, and the columns that its fields took."""
+
+
+class Examples(Sequence[Example]):
+    """The examples of a source, or of its first `limit` rows, each read when it is asked for.
+
+    What is kept is where rows begin: pictures, texts and answers stay in the files. Raises UserError if the source cannot
+    be read or holds no row; later, where a row is broken. The arguments are those of `read_rows`.
+
+    Example: `Examples("data/train")[7].answer`
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        columns: Mapping[str, str] | None = None,
+        *,
+        limit: int | None = None,
+        answers: bool = True,
+    ) -> None:
+        self._source, self._answers = str(source), answers
+        self._declared = _check_mapping(columns or {})
+        self._tables = tuple(tables(self._source, _names_of_rows(self._declared)))
+        self._ends = list(accumulate(map(len, self._tables)))
+        self._mappings = Mappings(self._declared)
+
+        rows = self._ends[-1] if self._ends else 0
+        self._size = rows if limit is None else min(limit, rows)
+        if not self._size:
+            raise _no_rows(source)
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self._read(number) for number in range(*index.indices(len(self)))]
+        return self._read(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        """One after the other, which is faster than each by its number."""
+        number = 0
+        for table in self._tables:
+            for place, cells in islice(table.rows(), len(self) - number):
+                yield self._parse(number, place, cells)
+                number += 1
+
+    def _read(self, number: int) -> Example:
+        at = bisect_right(self._ends, number)
+        place, cells = self._tables[at].row(number - (self._ends[at - 1] if at else 0))
+        return self._parse(number, place, cells)
+
+    def _parse(self, number: int, place: str, cells: Cells | CellError) -> Example:
+        row = self._mappings.parse(cells, row=number, source=place, answers=self._answers)
+        if isinstance(row, RowProblem):
+            raise UserError(f"A row of {self._source} cannot be used: {row}")
+        return row
 
 
 def load_examples(
@@ -57,10 +125,14 @@ def load_examples(
         )
 
     if not rows:
-        raise UserError(
-            f"{source} holds no rows. At least one is needed. Check that it was written completely."
-        )
+        raise _no_rows(source)
     return [row for row in rows if isinstance(row, Example)]
+
+
+def _no_rows(source: str | Path) -> UserError:
+    return UserError(
+        f"{source} holds no rows. At least one is needed. Check that it was written completely."
+    )
 
 
 def read_rows(
@@ -76,10 +148,11 @@ def read_rows(
     `source` is a `.jsonl`, `.json` or `.parquet` file, a folder of these (in the order of their
     names) or a pattern such as `folder/train-*`, a folder written by `datasets.save_to_disk`, or
     `datasets:NAME_OR_PATH[:SPLIT]`. JSON may be gzipped. `columns` maps
-    our fields (id, images, prompt, answer, choices, task) to the columns of the source, with dots
-    to reach into structs (`answer: reward_model.ground_truth`); what it leaves out is found by the
-    names in `COMMON_NAMES`. Rows without an id are called by their number. `on_example` is shown each
-    example with the cells it was made of.
+    our fields (id, images, prompt, answer, choices, task, system) to the columns of the source,
+    with dots to reach into structs (`answer: meta.gold`); what it leaves out is found by the names
+    in `COMMON_NAMES`, or by those of other programs in `gpg_vl.data.layouts`. An answer that is
+    declared to be in the column of the prompt is the last turn of its conversation. Rows without an
+    id are called by their number. `on_example` is shown each example with the cells it was made of.
 
     answers: whether each row needs a gold answer; False: a row without one has the answer "".
 
@@ -93,12 +166,22 @@ def read_rows(
 
 
 def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """What is to be said of a source beside its rows: which of its files are not read.
+    """Notes on a source itself: which of its files are not read.
 
     Raises UserError as `read_rows` does.
     """
     declared = _check_mapping(columns or {})
     return choose_files(str(source), _names_of_rows(declared)).notes
+
+
+def files_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """The files that hold the rows of a source; none if some of its rows are in no file that is known.
+
+    Raises UserError as `read_rows` does.
+    """
+    declared = _check_mapping(columns or {})
+    by_table = [table.files for table in tables(str(source), _names_of_rows(declared))]
+    return tuple(file for files in by_table for file in files) if all(by_table) else ()
 
 
 def _all_rows(
@@ -125,7 +208,7 @@ def _names_of_rows(declared: Mapping[str, str]) -> frozenset[str]:
     names: set[str] = set()
     for field in REQUIRED:
         names |= {declared[field].split(".")[0]} if field in declared else set(COMMON_NAMES[field])
-    return frozenset(names)
+    return frozenset(names if "prompt" in declared else names | set(PROMPT_NAMES))
 
 
 def _parse_table(
@@ -140,33 +223,50 @@ def _parse_table(
     if table.columns is not None:
         _require(table.columns, declared, required, where=table.name)
 
-    # most rows have the columns of the one before; those of all rows are kept in order
-    columns: dict[str, None] = {}
-    mappings: dict[tuple[str, ...], Mapping[str, str]] = {}
-    for number, (place, cells) in enumerate(table.rows, first):
-        if isinstance(cells, CellError):
-            yield RowProblem(row=number, source=place, kind=cells.kind, message=cells.message)
-            continue
-
-        names = tuple(cells)
-        if names not in mappings:
-            mappings[names] = resolve_columns(names, declared, where=place)
-            columns |= dict.fromkeys(names)
-        row = parse_row(cells, mappings[names], row=number, source=place, answers=answers)
+    mappings = Mappings(declared)
+    for number, (place, cells) in enumerate(table.rows(), first):
+        row = mappings.parse(cells, row=number, source=place, answers=answers)
         if on_example is not None and isinstance(row, Example):
-            on_example(cells, row, mappings[names].values())
+            assert not isinstance(cells, CellError), place
+            on_example(cells, row, mappings.of(cells, place).values())
         yield row
 
     # the rows of a JSONL file may lack a column one by one, but one that all lack is a wrong name
-    if columns:
-        _require(columns, declared, required, where=table.name)
+    if mappings.columns:
+        _require(mappings.columns, declared, required, where=table.name)
+
+
+class Mappings:
+    """The column of each field, which most rows have like the one before."""
+
+    def __init__(self, declared: Mapping[str, str]) -> None:
+        self._declared = declared
+        self._known: dict[tuple[str, ...], Mapping[str, str]] = {}
+        self.columns: dict[str, None] = {}
+        """Those of all rows, in order."""
+
+    def of(self, cells: Cells, place: str) -> Mapping[str, str]:
+        """The mapping of a row. Raises UserError as `resolve_columns` does."""
+        names = tuple(cells)
+        if names not in self._known:
+            self._known[names] = resolve_columns(names, self._declared, where=place)
+            self.columns |= dict.fromkeys(names)
+        return self._known[names]
+
+    def parse(self, cells: Cells | CellError, *, row: int, source: str, answers: bool) -> Row:
+        """A row of a table, with its number in the whole source and its place."""
+        if isinstance(cells, CellError):
+            return RowProblem(row=row, source=source, kind=cells.kind, message=cells.message)
+        mapping = self.of(cells, source)
+        return parse_row(cells, mapping, row=row, source=source, answers=answers)
 
 
 def resolve_columns(
     available: Collection[str], declared: Mapping[str, str], *, where: str
 ) -> dict[str, str]:
     """The column of each field: the declared one, else the only one with a common name. Other
-    fields are absent.
+    fields are absent. Where a field has none of these, what other programs call it is taken
+    (`gpg_vl.data.layouts`).
 
     Raises:
         UserError: if two columns have common names for one field and none of them is declared.
@@ -178,17 +278,24 @@ def resolve_columns(
             continue
 
         if len(found) > 1:
-            raise UserError(
-                f"{where} has the columns {' and '.join(map(repr, found))}, and each could be the "
-                f"{field}. One column per field is allowed. Declare which it is: columns: {{{field}: "
-                f"{found[0]}}}."
-            )
+            raise _several_columns(field, found, where)
         mapping[field] = found[0]
-    return mapping
+
+    of_layout, several = columns_of_layout(available, mapping)
+    if several:
+        raise _several_columns("prompt", several, where)
+    return mapping | of_layout
+
+
+def _several_columns(field: str, found: Sequence[str], where: str) -> UserError:
+    return UserError(
+        f"{where} has the columns {' and '.join(map(repr, found))}, and each could be the {field}. One column per field is "
+        f"allowed. Declare which it is: columns: {{{field}: {found[0]}}}."
+    )
 
 
 def folder_of(source: str | Path) -> Path | None:
-    """The folder that paths of pictures start from if nothing else is said; None of `datasets:` and what it names."""
+    """The folder that paths of pictures start from by default; None of `datasets:` and what it names."""
     if str(source).startswith("datasets:"):
         return None
     path = Path(source)
@@ -219,10 +326,14 @@ def _require(
     where: str,
 ) -> None:
     """Raise UserError if a declared column, or any column for a required field, is missing."""
+    common = {
+        field: name for field, names in COMMON_NAMES.items() for name in names if name in available
+    }
+    of_layout, several = columns_of_layout(available, common | dict(declared))
     for field, common_names in COMMON_NAMES.items():
         if field in declared:
             names: tuple[str, ...] = (declared[field],)
-        elif field in required:
+        elif field in required and not several and field not in of_layout:
             names = common_names
         else:
             continue

@@ -14,6 +14,7 @@ from gpg_vl.answers.math.rectangles import COORDINATES, Box
 from gpg_vl.answers.options import equal_options, gold_readings, letter_of
 from gpg_vl.data.media import is_media_path
 from gpg_vl.data.prompts import IMAGE_MARK, turns_of
+from gpg_vl.errors import cut
 from gpg_vl.types import Example, Message
 
 Note = tuple[str, str]
@@ -116,7 +117,7 @@ def find_notes(example: Example) -> Iterator[Note]:
 
 def shown(text: str) -> str:
     """A text for a message, escaped and cut to a few words."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    return repr(cut(text, 60))
 
 
 def _of_texts(text: str) -> Iterator[Note]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpg_vl.data.cells import CellError, Kind, quote, refuse_surrogates
+from gpg_vl.data.layouts import read_asked
 from gpg_vl.data.media import is_media_path
 from gpg_vl.data.numbers import likely_written, write_number
 from gpg_vl.data.prompts import parse_prompt, pictures_in_messages
@@ -43,7 +44,7 @@ class RowProblem:
     row: int
     """The number of the row in the whole source, from 0."""
     source: str
-    """Where it stands: `file.jsonl:LINE`, from 1, or `file.parquet[ROW]`, from 0 in that file. May
+    """Its place: `file.jsonl:LINE`, from 1, or `file.parquet[ROW]`, from 0 in that file. May
     be empty."""
     kind: Kind
     """What kind of problem it is, to count by."""
@@ -81,11 +82,20 @@ def parse_row(
     try:
         given = _find_cell(cells, mapping, "id")
         name = str(row) if given in (None, "") else parse_text(given, "id")
-        asked = _require_cell(cells, mapping, "prompt")
-        images = _join_images(_find_cell(cells, mapping, "images"), pictures_in_messages(asked))
-        prompt = parse_prompt(asked, images=len(images))
-        gold = (_require_cell if answers else _find_cell)(cells, mapping, "answer")
-        answer = "" if gold is None else parse_answer(gold)
+        asked = read_asked(
+            _require_cell(cells, mapping, "prompt"),
+            cells,
+            mapping,
+            system=_find_cell(cells, mapping, "system"),
+            answers=answers,
+        )
+        of_messages = pictures_in_messages(asked.prompt)
+        images = _join_images(_find_cell(cells, mapping, "images"), of_messages)
+        prompt = parse_prompt(asked.prompt, images=len(images))
+        gold = asked.last_turn
+        if mapping.get("answer") != mapping.get("prompt"):
+            gold = (_require_cell if answers else _find_cell)(cells, mapping, "answer")
+        answer = "" if gold is None and not answers else parse_answer(gold)
         choices = parse_choices(_find_cell(cells, mapping, "choices"))
         task = _find_cell(cells, mapping, "task")
         return Example(
@@ -109,7 +119,7 @@ def parse_row(
 
 
 def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
-    """A string as it stands; a number as a person writes it (`7`, `0.5`, `3` for 3.0); `true` or
+    """A string as it is; a number as a person writes it (`7`, `0.5`, `3` for 3.0); `true` or
     `false`.
 
     Raises CellError.
@@ -168,8 +178,8 @@ def parse_images(cell: object) -> tuple[str | bytes, ...]:
 
 
 def _join_images(cell: object, in_messages: Sequence[object]) -> tuple[str | bytes, ...]:
-    """The pictures of a row, which may stand in the images column or in its messages. Raises
-    CellError if they stand in both and are not the same.
+    """The pictures of a row, which may be in the images column or in its messages. Raises
+    CellError if they are in both and are not the same.
     """
     images = parse_images(cell)
     if not in_messages:
@@ -230,12 +240,14 @@ def _refuse_other_text(cell: str, name: str) -> None:
             f"{name} is {quote(cell)}, {len(cell)} characters that look like base64. Paths, bytes and base64 behind "
             f"data:image/...;base64, are allowed. Write data:image/png;base64, (or jpeg, webp ...) in front of it.",
         )
+
     if _OTHER_DATA_URI.match(cell):
         raise CellError(
             "image",
             f"{name} is {quote(cell)}, which is no data URI of a picture in base64. One begins with "
             f"data:image/png;base64, (or jpeg, webp ...). Correct its beginning, and encode the picture in base64.",
         )
+
     if _URL.match(cell):
         raise CellError(
             "image",
@@ -243,6 +255,7 @@ def _refuse_other_text(cell: str, name: str) -> None:
             f"allowed; nothing is fetched from the network. Download the picture and write its "
             f"path.",
         )
+
     if _PRINTED.fullmatch(cell) and (len(cell) > _LONGEST_PATH or not is_media_path(cell)):
         raise CellError(
             "image",

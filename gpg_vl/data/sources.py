@@ -1,54 +1,50 @@
-"""Where rows lie: JSONL and Parquet files, folders of these, and what the `datasets` library knows.
+"""Where tables come from: files, folders of these, their splits, and what the `datasets` library knows.
 
-A source becomes tables of rows, each a place and its cells; `gpg_vl.data.read` gives the cells a
-meaning. Files are read a few rows at a time, because a row may hold several megabytes of pictures.
-A source that cannot be read is a `UserError`; a JSONL line that cannot be read is a `CellError` in
-the place of its cells.
+A source becomes tables of rows (`gpg_vl.data.tables`); `gpg_vl.data.read` gives the cells a meaning.
+Nothing of a data set is run, and pickles are refused: opening one runs what its author wrote. A
+source that cannot be read is a `UserError`.
 """
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gpg_vl.data.arrow_cells import ReadCell, batch_rows, make_readers, stored_features
-from gpg_vl.data.folder import ALLOWED, Selection, kind_of, refuse_splits, select_files
-from gpg_vl.data.json_rows import Cells as Cells
-from gpg_vl.data.json_rows import (
-    PlacedCells,
-    json_or_jsonl_rows,
-    jsonl_rows,
-    refuse_no_parquet,
-)
+from gpg_vl.data.folder import Selection, refuse_other_kind, refuse_splits, select_files
+from gpg_vl.data.json_rows import PlacedCells
+from gpg_vl.data.tables import Table, cannot_read, one_line, open_dataset, open_file
 from gpg_vl.errors import UserError
+from gpg_vl.hub import (
+    UnreachableError,
+    cached_data_only,
+    describe_unreachable_data,
+    is_hub_name,
+    is_reachable,
+)
 from gpg_vl.registry import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+T = TypeVar("T")
+PICKLES = (".p", ".pkl", ".pickle", ".pth", ".pt", ".npy", ".npz")
+LAYOUT = (
+    "{split}-*.parquet",
+    "data/{split}-*.parquet",
+    "{split}.parquet",
+    "{split}.jsonl",
+    "{split}.json",
+    "{split}/*.parquet",
+    "{split}/*.jsonl",
+)
+"""Where the files of a split are in a folder, unless a recipe knows better."""
 _HUB = "datasets:"
-_BATCH_ROWS = 32
-_BUFFER_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """One file or data set.
-
-    Example: `Table(name="a.jsonl", columns=None, rows=iter([("a.jsonl:1", {"prompt": "2+2?",
-        "answer": 4})]))`
-    """
-
-    name: str
-    """What messages call it."""
-    columns: Sequence[str] | None
-    """The columns of every row; None where each row brings its own."""
-    rows: Iterator[PlacedCells]
-    """The place of each row, for messages, and its cells, or why they cannot be read."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def tables(source: str, fields: Collection[str]) -> Iterator[Table]:
@@ -59,17 +55,14 @@ def tables(source: str, fields: Collection[str]) -> Iterator[Table]:
     """
     if source.startswith(_HUB):
         yield _open_hub(source)
-        return
-    if _is_saved_dataset(Path(source)):
-        yield _make_table(source, _load_saved(source, Path(source), split=None))
-        return
-
-    for file in choose_files(source, fields).files:
-        yield _open_file(file)
+    elif _is_saved_dataset(Path(source)):
+        yield open_dataset(source, _load_saved(source, Path(source), split=None))
+    else:
+        yield from map(open_file, choose_files(source, fields).files)
 
 
 def choose_files(source: str, fields: Collection[str]) -> Selection:
-    """The files of a source, and what is to be said of those that are not read. None where the
+    """The files of a source, and notes on those that are not read. None where the
     `datasets` library reads it.
 
     Raises UserError.
@@ -92,27 +85,16 @@ def choose_files(source: str, fields: Collection[str]) -> Selection:
                 f"The data source {str(file)!r} is no regular file. It is read more than once, so a pipe or a device is not "
                 f"allowed. Write its rows to a file."
             )
-        if kind_of(file) is None:
-            raise UserError(
-                f"The data file {str(file)!r} ends in {file.suffix!r}. {ALLOWED} are allowed. Convert it, or give it the "
-                f"right name."
-            )
+        refuse_other_kind(file)
     refuse_splits(path.parent, files)
     return Selection(files=tuple(files))
 
 
 def _match_pattern(path: Path) -> list[Path]:
-    """The files that a pattern in the last part of a path stands for."""
+    """The files that a pattern in the last part of a path matches."""
     if not any(sign in path.name for sign in "*?["):
         return []
     return sorted(file for file in path.parent.glob(path.name) if file.is_file())
-
-
-def _open_file(file: Path) -> Table:
-    if kind_of(file) == ".parquet":
-        return _open_parquet(file)
-    rows = jsonl_rows if kind_of(file) == ".jsonl" else json_or_jsonl_rows
-    return Table(name=str(file), columns=None, rows=rows(file))
 
 
 def _suggest_name(path: Path) -> str:
@@ -121,99 +103,89 @@ def _suggest_name(path: Path) -> str:
     return f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 
-def _open_parquet(file: Path) -> Table:
-    try:
-        schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
-        refuse_no_parquet(file, "a complete Parquet file")
-        raise _make_error(str(file), "a complete Parquet file", error) from error
+# ---- one split of a folder
 
-    # of two columns with one name a row could hold only one
-    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+
+def split_files(folder: Path, split: str, pattern: str | None = None) -> list[Path]:
+    """The files of a split, in the order of their names. Raises UserError if there are none or too many kinds."""
+    if pattern and (files := sorted(folder.glob(pattern))):
+        return files
+
+    forms = [form.format(split=split) for form in LAYOUT]
+    matched = {form: files for form in forms if (files := sorted(folder.glob(form)))}
+    if len(matched) == 1:
+        return next(iter(matched.values()))
+    if matched:
         raise UserError(
-            f"{file} has the column {twice[0]!r} more than once. Each name is allowed once. Rename or remove one."
+            f"The folder {folder} holds the split {split!r} more than once: {', '.join(matched)}. One kind of file per "
+            f"split is allowed. Give the file itself, or remove the others."
         )
-    readers = make_readers(schema, stored_features(schema))
-    return Table(
-        name=str(file), columns=schema.names, rows=_apply_readers(parquet_rows(file), readers)
+
+    wanted = ", ".join([pattern, *forms] if pattern else forms)
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    raise UserError(
+        f"The folder {folder} holds no file of the split {split!r}; looked for {wanted}. Give --split, or the folder that "
+        f"holds the files.{' ' + refusal_of_pickle(pickles[0]) if pickles else ''}"
     )
 
 
-def _apply_readers(
-    rows: Iterator[tuple[str, Cells]], readers: Mapping[str, ReadCell]
-) -> Iterator[PlacedCells]:
-    """The rows with the cells of some columns read anew."""
-    for place, cells in rows:
-        for name, read in readers.items():
-            cells[name] = read(cells[name])
-        yield place, cells
-
-
-def parquet_rows(
-    file: Path, *, name: str | None = None, columns: Sequence[str] | None = None, start: int = 0
-) -> Iterator[tuple[str, Cells]]:
-    """The place and cells of each row from number `start` on, whole row groups before it unread; of
-    some columns only.
-    """
-    name = name or str(file)
-    try:
-        # pre_buffer would keep every column of every row group until the last row is read
-        with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
-            groups, number = _find_row_groups(parquet, start)
-            batches = parquet.iter_batches(
-                batch_size=_BATCH_ROWS, row_groups=groups, columns=columns
-            )
-            for batch in batches:
-                for cells in batch_rows(batch):
-                    if number >= start:
-                        yield f"{name}[{number}]", cells
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise _make_error(str(file), "a complete Parquet file", error) from error
-
-
-def _find_row_groups(parquet: pq.ParquetFile, start: int) -> tuple[list[int], int]:
-    """The row groups that hold row `start` and what follows, and the number of their first row."""
-    first = 0
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        if first + rows > start:
-            return list(range(group, parquet.num_row_groups)), first
-        first += rows
-    return [], first
-
-
-def _make_error(name: str, needed: str, error: Exception) -> UserError:
-    reason = _join_lines(error)
-    return UserError(
-        f"{name} cannot be read: {reason}. It must be {needed}. Write or fetch it again."
+def refusal_of_pickle(name: str) -> str:
+    """Why a pickle is not opened, and how to convert it."""
+    return (
+        f"{name} is a pickle (or may hold one), which runs code when it is opened, so it is never opened here. Convert it "
+        f"where you trust it: read it with its publisher's own code and write one JSON object per line, with the columns "
+        f"that --help lists; or fetch the Parquet copy of this data set."
     )
 
 
-def _join_lines(error: Exception) -> str:
-    """A library's message, which may run over several lines, as part of a sentence."""
-    return " ".join(str(error).split()).rstrip(".")
+# ---- what the datasets library knows
+
+
+def hub_name(source: str) -> str | None:
+    """The name on the hub in a source; None if it is a path, or no hub is meant."""
+    if not source.startswith(_HUB):
+        return None
+    name, _ = _name_and_split(source)
+    return name if is_hub_name(name) else None
+
+
+def refuse_unreachable_source(source: str) -> None:
+    """Raise UnreachableError for a data set of the hub that is not in the cache, if the hub cannot be asked."""
+    if hub_name(source) is not None and not is_reachable():
+        _open_hub(source)
+
+
+def _name_and_split(source: str) -> tuple[str, str | None]:
+    name = source.removeprefix(_HUB)
+    if ":" not in name or Path(name).exists():
+        return name, None
+    name, _, split = name.rpartition(":")
+    return name, split
 
 
 def _open_hub(source: str) -> Table:
-    """`datasets:NAME_OR_PATH[:SPLIT]`, from a saved folder or through `datasets.load_dataset`."""
+    """`datasets:NAME_OR_PATH[:SPLIT]`, from a saved folder or through `datasets.load_dataset`.
+
+    Raises UnreachableError for a name that is not in the cache, where the hub cannot be asked.
+    """
     import datasets  # takes a second to import, and only these sources need it
 
-    name, split = source.removeprefix(_HUB), None
-    if ":" in name and not Path(name).exists():
-        name, _, split = name.rpartition(":")
+    name, split = _name_and_split(source)
     if _is_saved_dataset(Path(name)):
-        return _make_table(source, _load_saved(source, Path(name), split))
+        return open_dataset(source, _load_saved(source, Path(name), split))
 
     try:
-        loaded = datasets.load_dataset(name)
+        with cached_data_only() if is_hub_name(name) else nullcontext():
+            loaded = datasets.load_dataset(name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if is_hub_name(name) and not is_reachable():
+            raise UnreachableError(describe_unreachable_data(name)) from None
         raise UserError(
-            f"{source!r} cannot be loaded: {_join_lines(error)}. {_HUB}NAME_OR_PATH[:SPLIT] names a "
+            f"{source!r} cannot be loaded: {one_line(error)}. {_HUB}NAME_OR_PATH[:SPLIT] names a "
             f"data set that the datasets library finds. Check the name and the network, or download the "
             f"data set and give its files."
         ) from error
-    return _make_table(source, _choose_split(source, name, loaded, split))
+    return open_dataset(source, _choose_split(source, name, loaded, split))
 
 
 def _is_saved_dataset(folder: Path) -> bool:
@@ -228,7 +200,7 @@ def _load_saved(source: str, folder: Path, split: str | None) -> "Dataset":
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         needed = "a complete folder written by datasets.save_to_disk"
-        raise _make_error(str(folder), needed, error) from error
+        raise cannot_read(str(folder), needed, error) from error
     return _choose_split(source, str(folder), loaded, split)
 
 
@@ -255,21 +227,94 @@ def _choose_split(
     return loaded[chosen]
 
 
-def _make_table(source: str, dataset: "Dataset") -> Table:
-    """Arrow keeps pictures encoded, however deep they lie."""
-    schema = dataset.features.arrow_schema
-    readers = make_readers(schema, dataset.features.to_dict())
-    rows = _apply_readers(_read_dataset(source, dataset), readers)
-    return Table(name=source, columns=dataset.column_names, rows=rows)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubStream:
+    """A split of a data set on the hub at one commit, of which nothing is downloaded as a whole; pictures stay encoded.
+
+    Example: `HubStream(repository="owner/set", split="train", commit="0123...", needed=("image",))`
+    """
+
+    repository: str
+    split: str
+    commit: str
+    needed: Sequence[str]
+    """Columns that must be there; they and the `optional` ones are read, no others."""
+    optional: Sequence[str] = ()
+    pattern: str | None = None
+    """The files of the split, where the hub does not know them."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.repository}@{self.commit[:8]}/{self.split}"
+
+    @property
+    def columns(self) -> None:
+        """They are known once the stream is open."""
+        return
+
+    def rows(self, start: int = 0) -> Iterator[PlacedCells]:
+        """See `Table`. Raises UserError, also where the stream breaks off."""
+        rows = _ask_hub(self.repository, lambda: iter(self._open().skip(start)))
+        number = start
+        while (cells := _ask_hub(self.repository, lambda: next(rows, None))) is not None:
+            yield f"{self.name}[{number}]", cells
+            number += 1
+
+    def _open(self) -> Any:
+        import datasets  # takes a second to import, and only this source needs it
+
+        files = {self.split: self.pattern} if self.pattern else None
+        stream = datasets.load_dataset(
+            self.repository,
+            data_files=files,
+            split=self.split,
+            streaming=True,
+            revision=self.commit,
+        ).decode(False)
+
+        # unknown for JSON files before the first row
+        present = stream.column_names or []
+        if not present:
+            return stream
+        if missing := [column for column in self.needed if column not in present]:
+            raise UserError(
+                f"{self.repository} has no column {missing[0]!r}; it has {', '.join(present)}. "
+                f"{did_you_mean(missing[0], present)} Give the data set that this recipe is made for; --help names it."
+            )
+        wanted = (*self.needed, *self.optional)
+        return stream.select_columns([column for column in wanted if column in present])
 
 
-def _read_dataset(source: str, dataset: "Dataset") -> Iterator[tuple[str, Cells]]:
-    number = 0
+def find_commit(repository: str, revision: str | None) -> str:
+    """The commit of a branch or tag, so that a resumed run reads what the first one read. Raises UserError."""
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    import huggingface_hub
+
+    def ask() -> str:
+        return str(huggingface_hub.HfApi().dataset_info(repository, revision=revision).sha)
+
+    return _ask_hub(repository, ask)
+
+
+def _ask_hub(name: str, ask: Callable[[], T]) -> T:
+    """What the hub answers. Raises UserError for what is wrong there or on the way there."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # the error of the HTTP library below the hub's client, whichever that is in its version
+    kinds = HfHubHTTPError.__mro__
+    transport = tuple(
+        kind for kind in kinds if kind.__name__ == "HTTPError" and issubclass(kind, Exception)
+    )
     try:
-        for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            for batch in table.to_batches():
-                for cells in batch_rows(batch):
-                    yield f"{source}[{number}]", cells
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise _make_error(source, "a complete data set", error) from error
+        return ask()
+    except UserError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, *transport) as error:
+        raise UserError(
+            f"The hub's data set {name!r} cannot be read: {one_line(error)}. There is no local file or folder of that "
+            f"name either. Check the name, the split and the network and run the same command again, or fetch the files and give "
+            f"their folder as --source."
+        ) from error

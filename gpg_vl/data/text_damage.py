@@ -53,9 +53,9 @@ def find_damage(example: Example) -> Iterator[tuple[str, str]]:
     # nearly every text is plain, and that is quickly known
     if _PLAIN.fullmatch(text):
         return
-    for kind, pattern, said in _SIGNS:
+    for kind, pattern, words in _SIGNS:
         if pattern.search(text):
-            yield kind, said
+            yield kind, words
 
 
 def find_control(text: str) -> str | None:

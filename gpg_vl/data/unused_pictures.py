@@ -1,4 +1,4 @@
-"""Pictures and videos that no field is mapped to: a run on such data would be blind, and nobody would know."""
+"""Pictures and videos that no field is mapped to: a run on such data would not see them."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def _is_among(leaf: object, images: Sequence[str | bytes]) -> bool:
 def _leaves(
     name: str, cell: object, taken: Collection[str], depth: int
 ) -> Iterator[tuple[str, object]]:
-    """(dotted name, cell) of what lies in a column, a few items of each list; what a field takes is left out."""
+    """(dotted name, cell) of what is in a column, a few items of each list; what a field takes is left out."""
     if name in taken or depth == 0:
         return
     if isinstance(cell, list):

@@ -18,7 +18,7 @@ def examine() -> Report:
     """
     ranges = packages.read_ranges()
     required = _check_required(ranges)
-    findings = [packages.check_python(), *required.values()]
+    findings = [packages.check_package(), packages.check_python(), *required.values()]
 
     # Without a torch that loads, what torch would say about the machine stays unsaid.
     if required["torch"].status == "ok":
@@ -61,5 +61,5 @@ def _guard(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
         return list(look())
     except Exception as error:  # noqa: BLE001 - a broken installation fails in ways nobody can list
         detail = f"{type(error).__name__}: {first_line(error)}"
-        remedy = "make a fresh environment in the project's folder: rm -r .venv && make install"
+        remedy = "make a new environment and install gpg_vl there (in the project's folder: rm -r .venv && make install)"
         return [Finding(name=name, status="problem", detail=detail, remedy=remedy)]

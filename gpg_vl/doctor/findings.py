@@ -55,6 +55,8 @@ def render(report: Report, console: "Console") -> int:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
+    for is_prose in (False, False, True, True):
+        table.add_column(no_wrap=not is_prose)
     for finding in report.findings:
         style = "green" if finding.status == "ok" else "bold red" if finding.required else "yellow"
         purpose = f"for {finding.needed_for}" if finding.needed_for else ""

@@ -26,7 +26,7 @@ def check_gpus() -> Iterator[Finding]:
     gpu = Finding(
         name="GPU", status="ok", detail="", needed_for="models of real size", required=False
     )
-    with warnings.catch_warnings(record=True) as caught:  # an old driver is told as a warning
+    with warnings.catch_warnings(record=True) as caught:  # an old driver is reported as a warning
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
 
@@ -94,7 +94,7 @@ def check_wait_policy() -> Finding:
         name="OMP_WAIT_POLICY",
         status="ok",
         detail=policy or "not set",
-        needed_for="speed beside other programs: unless it is passive, waiting threads spin",
+        needed_for="speed next to other programs: unless it is passive, waiting threads spin",
         required=False,
     )
     if policy.lower() == "passive":
@@ -110,7 +110,7 @@ def check_memory() -> Iterator[Finding]:
 
     memory = psutil.virtual_memory()
     detail = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available"
-    yield _tell_room("memory", memory.available >= LEAST_MEMORY, detail, "close other programs")
+    yield _report_space("memory", memory.available >= LEAST_MEMORY, detail, "close other programs")
 
 
 def check_disk(folder: Path) -> Finding:
@@ -127,10 +127,10 @@ def check_disk(folder: Path) -> Finding:
 
     free = shutil.disk_usage(folder).free
     detail = f"{free / GIB:.1f} GiB free in {folder}"
-    return _tell_room("disk", free >= LEAST_DISK, detail, "make room, or start elsewhere")
+    return _report_space("disk", free >= LEAST_DISK, detail, "make room, or start elsewhere")
 
 
-def _tell_room(name: str, enough: bool, detail: str, remedy: str) -> Finding:
+def _report_space(name: str, enough: bool, detail: str, remedy: str) -> Finding:
     found = Finding(
         name=name, status="ok", detail=detail, needed_for="the quickstart and more", required=False
     )

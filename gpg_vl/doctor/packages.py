@@ -4,10 +4,12 @@ Packages that may be absent or slow to load (vllm, deepspeed) are looked up, not
 """
 
 import importlib.util
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpg_vl.doctor.findings import Finding, first_line
@@ -28,6 +30,7 @@ REQUIRED = {  # distribution: (module, what it is needed for); version ranges: p
     "jinja2": ("jinja2", "chat templates"),
     "qwen-vl-utils": ("qwen_vl_utils", "images as Qwen2-VL wants them"),
     "pillow": ("PIL", "decoding images"),
+    "xxhash": ("xxhash", "telling images apart"),
     "pyarrow": ("pyarrow", "Parquet data"),
     "datasets": ("datasets", "data named as datasets:NAME"),
     "huggingface_hub": ("huggingface_hub", "training sets of the hub, by their revision"),
@@ -63,6 +66,27 @@ OPTIONAL = {  # extra of this package: (distributions that bring it, module, wha
 }
 
 
+def install(requirements: str, *options: str) -> str:
+    """The command that installs something into the environment of this very Python, whichever `pip` the shell would find.
+
+    The packages themselves are named, not an extra of this one, which no registry need have.
+
+    Example: `install("peft>=0.19")` is `/home/me/.venv/bin/python -m pip install 'peft>=0.19'`.
+    """
+    words = [shlex.quote(word) for word in (*options, *requirements.split())]
+    return f"{shlex.quote(sys.executable)} -m pip install {' '.join(words)}"
+
+
+def check_package() -> Finding:
+    """The version of this package, and where it is."""
+    folder = Path(__file__).resolve().parents[1]
+    return Finding(
+        name="gpg_vl",
+        status="ok",
+        detail=f"{find_version('gpg_vl') or 'not installed'} in {folder}",
+    )
+
+
 def check_python() -> Finding:
     """Whether this Python is new enough."""
     needed = ".".join(map(str, PYTHON))
@@ -79,7 +103,8 @@ def check_python() -> Finding:
         found,
         status="problem",
         detail=f"{found.detail}; {needed} or newer is needed",
-        remedy=f"rm -r .venv && make install PYTHON=python{needed}",
+        remedy=f"install Python {needed} or newer and make a new environment with it (in the project's folder: rm -r .venv && "
+        f"make install PYTHON=python{needed})",
     )
 
 
@@ -88,7 +113,7 @@ def check_required(distribution: str, ranges: "Ranges") -> Finding:
     module, needed_for = REQUIRED[distribution]
     requirement = ranges.get((distribution, ""))
     found = _look_up(
-        (distribution,), module, requirement, remedy=f"pip install '{requirement or distribution}'"
+        (distribution,), module, requirement, remedy=install(str(requirement or distribution))
     )
     return replace(found, name=distribution, needed_for=needed_for)
 
@@ -96,11 +121,9 @@ def check_required(distribution: str, ranges: "Ranges") -> Finding:
 def check_optional(extra: str, ranges: "Ranges") -> Finding:
     """Whether what an extra of `OPTIONAL` brings is there."""
     distributions, module, needed_for = OPTIONAL[extra]
+    requirement = ranges.get((distributions[0], extra))
     found = _look_up(
-        distributions,
-        module,
-        ranges.get((distributions[0], extra)),
-        remedy=f"pip install 'gpg_vl[{extra}]'",
+        distributions, module, requirement, remedy=install(str(requirement or distributions[0]))
     )
     return replace(found, name=extra, needed_for=needed_for, required=False)
 
@@ -111,7 +134,7 @@ def load_torch(found: Finding) -> Iterator[Finding]:
         import torch
     except (ImportError, OSError) as error:
         detail = f"{found.detail} does not load: {first_line(error)}"
-        remedy = "pip install --force-reinstall torch"
+        remedy = install("torch", "--force-reinstall")
         yield replace(found, status="problem", detail=detail, remedy=remedy)
         return
 
@@ -130,7 +153,9 @@ def load_torchvision(found: Finding) -> Iterator[Finding]:
         import torchvision  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         detail = f"{found.detail} does not load: {first_line(error)}"
-        remedy = "take the one made for your torch: pip install --force-reinstall torch torchvision"
+        remedy = (
+            f"take the one made for your torch: {install('torch torchvision', '--force-reinstall')}"
+        )
         yield replace(found, status="problem", detail=detail, remedy=remedy)
         return
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpg_vl.doctor.findings import Finding
+from gpg_vl.doctor.packages import install
 
 LARGEST_GAP = 1e-4
 """Between the log-probs that sampling records and those that training computes."""
@@ -32,8 +33,8 @@ def run_self_test() -> Iterator[Finding]:
         return
 
     remedy = (
-        "torch and transformers do not compute alike with and without a cache: "
-        "pip install -r constraints.txt"
+        "torch and transformers do not compute alike with and without a cache: take the versions that were tested, in the "
+        f"project's folder: {install('-r constraints.txt')}"
     )
     detail = f"{detail}; {LARGEST_GAP:g} is allowed"
     yield replace(found, status="problem", detail=detail, remedy=remedy)

@@ -8,23 +8,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gpg_vl.console import escaped_output, guard, make_console, say
+from gpg_vl.console import escaped_output, guard, make_console, progress, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.eval.arguments import GENERATION, PIXELS, make_parser
 from gpg_vl.eval.compare import Comparison, compare, comparison_json
-from gpg_vl.eval.coordinates import DEFAULT, located, model_coordinates
+from gpg_vl.eval.coordinates import DEFAULT, model_coordinates, with_coordinates
 from gpg_vl.eval.display import (
-    comparison_table,
+    comparison_tables,
     disagreement_table,
     results_notes,
-    results_table,
+    results_tables,
     size_note,
 )
+from gpg_vl.eval.doc_json import read_docs
 from gpg_vl.eval.listing import print_list
 from gpg_vl.eval.predictions import Prediction, Responder, read_predictions
-from gpg_vl.eval.records import read_docs
 from gpg_vl.eval.results import Results, results_json, sample_records, write_results
-from gpg_vl.eval.runner import Answerer, evaluate, proved, score, score_rows, select
+from gpg_vl.eval.runner import Answerer, evaluate, score, score_rows, select, select_proved
 from gpg_vl.eval.settings import (
     FIXED,
     EvalSettings,
@@ -34,8 +34,10 @@ from gpg_vl.eval.settings import (
 )
 from gpg_vl.eval.task import Doc, Scorer, Task, pick_scorers
 from gpg_vl.eval.tasks import tasks
+from gpg_vl.hub import PREFIX, fetch_data
 from gpg_vl.models.digest import model_sha
-from gpg_vl.pipes import until_the_reader_leaves
+from gpg_vl.models.run_checkpoints import find_model
+from gpg_vl.pipes import run_until_pipe_breaks
 from gpg_vl.prompting import DEFAULT_LIMITS, PixelLimits
 from gpg_vl.registry import UnknownNameError
 
@@ -45,7 +47,7 @@ Predictions = Mapping[int, Sequence[Prediction]]
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m gpg_vl.eval") -> int:
     """Run the program and return its exit code. What the user got wrong is one message, without a traceback."""
-    return until_the_reader_leaves(lambda: _main(argv, prog))
+    return run_until_pipe_breaks(lambda: _main(argv, prog))
 
 
 def _main(argv: Sequence[str] | None, prog: str) -> int:
@@ -62,13 +64,13 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
         return 2
     except RunError as error:
         say(
-            f"stopped: {error} The responses so far are kept; the same command goes on from there.",
+            f"stopped: {error} The responses so far are kept; the same command resumes there.",
             error=True,
         )
         return 1
     except KeyboardInterrupt:
         say(
-            "stopped. The responses so far are kept; the same command goes on from there.",
+            "stopped. The responses so far are kept; the same command resumes there.",
             error=True,
         )
         return 130
@@ -102,19 +104,20 @@ class _Outcome:
 
 def _run(arguments: argparse.Namespace) -> int:
     _refuse_incomplete(arguments)
+    _find_files(arguments)
     job, given, others = _read_files(arguments, _job(arguments))
     scorers = _scorers(arguments, job, given)
 
     outcome = (
-        _generated(arguments, job, scorers)
+        _generate(arguments, job, scorers)
         if given is None
-        else _scored(arguments, job, given, scorers)
+        else _score_file(arguments, job, given, scorers)
     )
     rows = outcome.results.rows
     if others is not None:
         docs = list({row.doc.doc_id: row.doc for row in rows}.values())  # as the proof left them
-        theirs = score_rows(docs, others, scorers)
-        outcome = replace(outcome, comparison=compare(job.task, rows, theirs, seed=job.seed))
+        other_rows = score_rows(docs, others, scorers)
+        outcome = replace(outcome, comparison=compare(job.task, rows, other_rows, seed=job.seed))
 
     if outcome.output:
         _write(arguments, job, outcome, outcome.output)
@@ -132,6 +135,7 @@ def _refuse_incomplete(arguments: argparse.Namespace) -> None:
             f"No benchmark was named. Known: {', '.join(tasks.names())}. Write it first, as in "
             "python -m gpg_vl.eval cvbench --help."
         )
+
     if not (arguments.model or arguments.predictions):
         raise UserError(
             "There is nothing to measure. Name a checkpoint with --model DIR, or a file of responses with "
@@ -141,16 +145,14 @@ def _refuse_incomplete(arguments: argparse.Namespace) -> None:
         raise UserError(
             "There are no questions. Name the benchmark's file or folder with --data PATH; --help shows examples."
         )
+
     if arguments.intersect and not arguments.compare:
         raise UserError(
             "--intersect says which rows are compared, but there is nothing to compare with. Name the other predictions "
             "with --compare FILE, or leave --intersect out."
         )
-    if arguments.model and not arguments.model.is_dir():
-        raise UserError(
-            f"There is no checkpoint folder {arguments.model}. Give a folder with config.json and weights; nothing is "
-            "downloaded."
-        )
+
+    # what is asked of a checkpoint
     if arguments.model and arguments.repeats > 1 and not arguments.temperature:
         raise UserError(
             f"--repeats {arguments.repeats} asks for answers that differ, but greedy answers do not. Give --temperature "
@@ -158,26 +160,35 @@ def _refuse_incomplete(arguments: argparse.Namespace) -> None:
         )
 
 
+def _find_files(arguments: argparse.Namespace) -> None:
+    """Replace the folder of a run by its newest model, and a data set of the hub by the folder that it is fetched to."""
+    if arguments.model:
+        arguments.model = find_model(arguments.model)
+    named = str(arguments.data or "")
+    if named.startswith(PREFIX):
+        arguments.data = fetch_data(named.removeprefix(PREFIX))
+
+
 def _job(arguments: argparse.Namespace) -> _Job:
     task = tasks.get(arguments.task)()
     if arguments.scorer is not None:
-        pick_scorers(
-            task, arguments.scorer.split(",")
-        )  # a wrong name is refused before the data is read
+        # a wrong name is refused before the data is read
+        pick_scorers(task, arguments.scorer.split(","))
+
     names = (*GENERATION, "repeats", "coordinates")
     changes = {name: getattr(arguments, name) for name in names} | {"limits": _limits(arguments)}
     settings = settings_for(task, arguments.prompt, seed=arguments.seed, **changes)
     if arguments.coordinates and not task.boxes:
-        say(
-            f"note: --coordinates has no effect on {task.name}, where no boxes are answered.",
-            error=True,
-        )
+        note = f"note: --coordinates has no effect on {task.name}, where no boxes are answered."
+        say(note, error=True)
+
     if arguments.data:
-        loaded = task.load(
-            arguments.data, images=arguments.model is not None, root=arguments.images
-        )
+        has_model = arguments.model is not None
+        loaded = task.load(arguments.data, images=has_model, root=arguments.images)
     else:
         loaded = read_docs(arguments.predictions)
+
+    # whose numbers a box is written in: those of the command line, else of the model
     if task.boxes and (arguments.data or settings.coordinates):
         coordinates, side = settings.coordinates, None
         if arguments.model and coordinates is None:
@@ -185,7 +196,10 @@ def _job(arguments: argparse.Namespace) -> _Job:
         settings = settings_for(
             task, arguments.prompt, seed=arguments.seed, **changes | {"coordinates": coordinates}
         )
-        loaded = located(loaded, coordinates or DEFAULT, settings, *([side] if side else []))
+        loaded = with_coordinates(
+            loaded, coordinates or DEFAULT, settings, *([side] if side else [])
+        )
+
     docs = select(task, loaded, arguments.limit, arguments.seed)
     return _Job(
         task=task, settings=settings, loaded=loaded, docs=docs, asked=len(docs), seed=arguments.seed
@@ -208,16 +222,18 @@ def _read_files(
     if arguments.predictions:
         limited = arguments.limit is not None
         docs = job.loaded if limited else job.docs
-        given = _read(arguments.predictions, job, docs, partial=limited or arguments.intersect)
+        given = _read_responses(
+            arguments.predictions, job, docs, partial=limited or arguments.intersect
+        )
         there = [doc for doc in docs if doc.doc_id in given]
         job = replace(job, docs=select(job.task, there, job.asked, job.seed) if limited else there)
     if arguments.compare:  # before hours are spent on the answers of a model
-        others = _read(arguments.compare, job, job.docs, partial=arguments.intersect)
+        others = _read_responses(arguments.compare, job, job.docs, partial=arguments.intersect)
         job = replace(job, docs=[doc for doc in job.docs if doc.doc_id in others])
     return job, given, others
 
 
-def _read(
+def _read_responses(
     file: Path, job: _Job, docs: Sequence[Doc], *, partial: bool
 ) -> dict[int, tuple[Prediction, ...]]:
     return read_predictions(
@@ -252,17 +268,19 @@ def _scorers(
     return scorers
 
 
-def _generated(arguments: argparse.Namespace, job: _Job, scorers: Mapping[str, Scorer]) -> _Outcome:
+def _generate(arguments: argparse.Namespace, job: _Job, scorers: Mapping[str, Scorer]) -> _Outcome:
     model: Path = arguments.model
     digest = model_sha(model)
     named = f"eval-{job.task.name}-{model.resolve().name}-{digest[:8]}"
     output = arguments.output or Path("runs") / named
+    console = make_console(error=True)
 
     def make_responder() -> Responder:
         # imports torch, which scoring a file does not need
         from gpg_vl.eval.generate import model_responder
 
-        return model_responder(model, job.settings)
+        with progress(console, f"loading the weights of {model}"):
+            return model_responder(model, job.settings)
 
     results = evaluate(
         job.task,
@@ -271,7 +289,7 @@ def _generated(arguments: argparse.Namespace, job: _Job, scorers: Mapping[str, S
         scorers,
         log=output / "predictions.jsonl",
         allow_errors=arguments.allow_errors,
-        console=make_console(error=True),
+        console=console,
     )
     weights = {"model": str(model), "model_sha": digest, "revision": model_revision(model)}
     return _Outcome(
@@ -279,7 +297,7 @@ def _generated(arguments: argparse.Namespace, job: _Job, scorers: Mapping[str, S
     )
 
 
-def _scored(
+def _score_file(
     arguments: argparse.Namespace, job: _Job, given: Predictions, scorers: Mapping[str, Scorer]
 ) -> _Outcome:
     without_effect = GENERATION if job.task.boxes else GENERATION | PIXELS
@@ -290,7 +308,7 @@ def _scored(
                 error=True,
             )
 
-    docs, ceilings = proved(job.task, job.docs, scorers, allow_errors=arguments.allow_errors)
+    docs, ceilings = select_proved(job.task, job.docs, scorers, allow_errors=arguments.allow_errors)
     results = score(job.task, docs, given, scorers, seed=job.seed, ceilings=ceilings)
 
     # How somebody else's responses were asked for is known only if the user says so.
@@ -329,20 +347,22 @@ def _write(arguments: argparse.Namespace, job: _Job, outcome: _Outcome, output: 
 
 
 def _print(arguments: argparse.Namespace, job: _Job, outcome: _Outcome) -> None:
-    """The tables, and what stands under them."""
+    """The tables, and what is under them."""
     prompt = job.settings.prompt if arguments.model or arguments.prompt else "not given"
     coordinates = f"   coordinates: {_coordinates(job)}" if job.task.boxes else ""
     source = arguments.model or arguments.predictions
     say(f"{job.task.name}   {source}   prompt: {prompt}{coordinates}")
 
     console, results = make_console(width=160), outcome.results
-    console.print(results_table(results))
+    for table in results_tables(results, console):
+        console.print(table)
     say("\n".join(results_notes(results, prompt=prompt)))
     if (disagreement := disagreement_table(results.rows)) is not None:
         console.print(disagreement)
     if outcome.comparison is not None:
         say(f"\nminus {arguments.compare}, on the same {results.docs} rows")
-        console.print(comparison_table(outcome.comparison))
+        for table in comparison_tables(outcome.comparison, console):
+            console.print(table)
 
 
 def _notes(arguments: argparse.Namespace, job: _Job, results: Results) -> Iterator[str]:

@@ -42,7 +42,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The parser; `prog` is how the program is called."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Measure a vision-language model on a benchmark, from local files only.",
+        description="Measure a vision-language model on a benchmark, from local files, unless --data says hub:.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,7 +52,8 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--list", action="store_true", help=listing)
 
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", type=Path, metavar="DIR", help="answer with this checkpoint")
+    model = "answer with this checkpoint, or with the newest one of this run folder"
+    what.add_argument("--model", type=Path, metavar="DIR", help=model)
     scored = "score these responses; no model is loaded"
     what.add_argument("--predictions", type=Path, metavar="FILE", help=scored)
 
@@ -63,7 +64,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
-    data = "the benchmark's data: a .parquet or .jsonl file, or its folder"
+    data = (
+        "the benchmark's data: a .parquet or .jsonl file, or its folder, or hub:OWNER/NAME to fetch it "
+        "(TASK --list says which)"
+    )
     group.add_argument("--data", type=Path, metavar="PATH", help=data)
     images = "where image paths start (default: the folder of the table)"
     group.add_argument("--images", type=Path, metavar="DIR", help=images)

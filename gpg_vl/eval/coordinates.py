@@ -16,7 +16,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.eval.settings import EvalSettings
 from gpg_vl.eval.task import Doc
 from gpg_vl.models.families import boxes_of, known_for_boxes
-from gpg_vl.models.families.boxes import PUBLISHED, resized
+from gpg_vl.models.families.boxes import PUBLISHED, resized_size
 
 DEFAULT = PUBLISHED.coordinates
 """Assumed for a file of answers of which nothing is said: what Qwen2-VL, and so the published rows, answer in."""
@@ -47,28 +47,28 @@ def model_coordinates(folder: Path) -> tuple[str, int]:
     return boxes.coordinates, boxes.image_side(config)
 
 
-def located(
+def with_coordinates(
     docs: Sequence[Doc], coordinates: str, settings: EvalSettings, side: int = DEFAULT_SIDE
 ) -> list[Doc]:
     """The docs with the columns `coordinates`, `image_size` and `input_size`, from their `width` and `height`."""
     return [
-        _located(doc, coordinates, settings, side) if doc.problem is None else doc for doc in docs
+        _with_coordinates(doc, coordinates, settings, side) if doc.problem is None else doc
+        for doc in docs
     ]
 
 
-def _located(doc: Doc, coordinates: str, settings: EvalSettings, side: int) -> Doc:
+def _with_coordinates(doc: Doc, coordinates: str, settings: EvalSettings, side: int) -> Doc:
     width, height = doc.columns["width"], doc.columns["height"]
     limits = settings.limits
     more = {
         "coordinates": coordinates,
         "image_size": [width, height],
-        "input_size": list(resized(width, height, limits.min_pixels, limits.max_pixels, side)),
+        "input_size": list(resized_size(width, height, limits.min_pixels, limits.max_pixels, side)),
     }
-    columns = {**doc.columns, **more}
-    return replace(doc, columns=columns, example=replace(doc.example, meta=columns))
+    return replace(doc, example=replace(doc.example, meta={**doc.columns, **more}))
 
 
-def written(box: Box, doc: Doc) -> str:
+def write_box(box: Box, doc: Doc) -> str:
     """A box in pixels of the image file as a right answer in the doc's convention: `(x1,y1),(x2,y2)`."""
     frame = frame_of(doc.example)
     edges = convert(box, pixels_of(doc), frame)

@@ -2,47 +2,50 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+from rich.console import Console
 from rich.table import Table
 
-from gpg_vl.console import plain
+from gpg_vl.console import fit_tables, plain
 from gpg_vl.eval.compare import Comparison
 from gpg_vl.eval.results import Results, ScoredRow
 from gpg_vl.eval.statistics import DRAWS, Estimate
 from gpg_vl.eval.task import Task
 
-_WIDE = 3  # scorers beside each other with their whole intervals; more get half-widths only
 _PATTERNS = 8  # kinds of disagreement that are shown
 _ANSWERED = 0.9  # below this share a reader should ask whether the prompt fits the model
 
 
-def results_table(results: Results) -> Table:
-    """Aggregates by scorers: per cent, half-width and 95% interval, with chance beside them."""
+def results_tables(results: Results, console: Console) -> list[Table]:
+    """Aggregates by scorers: per cent, half-width and 95% interval, with chance next to them."""
+    return fit_tables(console, list(results.estimates), partial(_results_table, results))
+
+
+def _results_table(results: Results, scorers: Sequence[str], brief: bool) -> Table:
     table = Table()
     table.add_column("score, %")
-    for scorer in results.estimates:
-        table.add_column(scorer, justify="right")
+    for scorer in scorers:
+        table.add_column(scorer, justify="right", no_wrap=True)
     table.add_column("chance", justify="right")
-    brief = len(results.estimates) > _WIDE
     for name in results.chance:
         if all(math.isnan(estimates[name].value) for estimates in results.estimates.values()):
             continue
-        cells = [
-            interval_cell(estimates[name], brief=brief) for estimates in results.estimates.values()
-        ]
+        cells = [interval_cell(results.estimates[one][name], brief=brief) for one in scorers]
         table.add_row(name, *cells, percent(results.chance[name]))
     for k in next(iter(results.pass_at_k.values())):
-        cells = [interval_cell(of[k], brief=brief) for of in results.pass_at_k.values()]
+        cells = [interval_cell(results.pass_at_k[one][k], brief=brief) for one in scorers]
         table.add_row(f"pass@{k}", *cells, "")
     table.add_section()
-    table.add_row("answered", *(percent(share) for share in results.answered.values()), "")
+    table.add_row("answered", *(percent(results.answered[one]) for one in scorers), "")
     if any(ceiling < 1 for ceiling in results.ceilings.values()):
-        table.add_row("ceiling: mean score", *map(percent, results.ceilings.values()), "")
+        ceilings = [percent(results.ceilings[one]) for one in scorers]
+        table.add_row("ceiling: mean score", *ceilings, "")
     return table
 
 
 def results_notes(results: Results, *, prompt: str) -> list[str]:
-    """What stands under the table: how many rows, how they ended, what was answered, and what to be careful about."""
+    """What is under the table: how many rows, how they ended, what was answered, and what to be careful about."""
     truncated = "not recorded" if results.truncated is None else percent(results.truncated) + "%"
     times = "" if results.repeats == 1 else f" x {results.repeats} answers (avg@{results.repeats})"
     lines = [
@@ -90,6 +93,7 @@ def disagreement_table(rows: Sequence[ScoredRow]) -> Table | None:
             patterns.setdefault(scores, []).append(row)
     if not patterns:
         return None
+
     ordered = sorted(patterns.items(), key=lambda item: (-len(item[1]), item[0]))
     differing = sum(map(len, patterns.values()))
     table = Table(
@@ -99,12 +103,13 @@ def disagreement_table(rows: Sequence[ScoredRow]) -> Table | None:
     for scorer in rows[0].scores:
         table.add_column(scorer, justify="right")
     table.add_column("for example", overflow="ellipsis", no_wrap=True, max_width=60)
+
     for scores, members in ordered[:_PATTERNS]:
         one = members[0]
-        example = (
-            f"doc {one.doc.doc_id}, gold {one.doc.gold!r}: {one.prediction.response.text[-200:]!r}"
-        )
+        response = one.prediction.response.text[-200:]
+        example = f"doc {one.doc.doc_id}, gold {one.doc.gold!r}: {response!r}"
         table.add_row(str(len(members)), *(f"{score:g}" for score in scores), plain(example))
+
     if len(ordered) > _PATTERNS:
         rest = sum(len(members) for _, members in ordered[_PATTERNS:])
         table.add_row(
@@ -113,21 +118,26 @@ def disagreement_table(rows: Sequence[ScoredRow]) -> Table | None:
     return table
 
 
-def comparison_table(comparison: Mapping[str, Comparison]) -> Table:
-    """Differences in percentage points with their paired 95% intervals, and McNemar's counts and p."""
+def comparison_tables(comparison: Mapping[str, Comparison], console: Console) -> list[Table]:
+    """Differences in percentage points with paired 95% intervals, and McNemar's counts and p."""
+    return fit_tables(console, list(comparison), partial(_comparison_table, comparison))
+
+
+def _comparison_table(
+    comparison: Mapping[str, Comparison], scorers: Sequence[str], brief: bool
+) -> Table:
     table = Table()
     table.add_column("difference, points")
-    for scorer in comparison:
-        table.add_column(scorer, justify="right")
-    brief = len(comparison) > _WIDE
-    for name in next(iter(comparison.values())).differences:
-        cells = [
-            interval_cell(one.differences[name], sign="+", brief=brief)
-            for one in comparison.values()
-        ]
+    for scorer in scorers:
+        table.add_column(scorer, justify="right", no_wrap=True)
+    chosen = [comparison[scorer] for scorer in scorers]
+    for name in chosen[0].differences:
+        if all(math.isnan(one.differences[name].value) for one in chosen):
+            continue
+        cells = [interval_cell(one.differences[name], sign="+", brief=brief) for one in chosen]
         table.add_row(name, *cells)
     table.add_section()
-    tests = [one.mcnemar for one in comparison.values()]
+    tests = [one.mcnemar for one in chosen]
     table.add_row(
         "only this / only other right",
         *(f"{t.only_first} / {t.only_second}" if t else "-" for t in tests),

@@ -22,7 +22,7 @@ from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.types import Completion, Example, Prompt
 
 MEMORY = 0.85
-"""Share of a GPU for an engine that manages its memory itself: nothing is trained beside it."""
+"""Share of a GPU for an engine that manages its memory itself: nothing is trained next to it."""
 
 
 def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
@@ -55,7 +55,7 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
     def respond(examples: Sequence[Example]) -> Iterator[Answers]:
         for start in range(0, max(1, len(examples)), settings.batch_size):
             batch = [
-                (example, _encoded(encoder, example))
+                (example, _encode(encoder, example))
                 for example in examples[start : start + settings.batch_size]
             ]
             requests = [
@@ -72,7 +72,7 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
     return respond
 
 
-def _encoded(encoder: Encoder, example: Example) -> Prompt | Failed:
+def _encode(encoder: Encoder, example: Example) -> Prompt | Failed:
     try:
         return encoder.encode(example)
     except UserError as error:

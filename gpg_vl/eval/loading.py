@@ -11,14 +11,19 @@ from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
 from typing import Any
 
+from gpg_vl.data.cells import CellError
+from gpg_vl.data.folder import kind_of
 from gpg_vl.data.images import ImageError, image_size
+from gpg_vl.data.json_rows import Cells, PlacedCells
 from gpg_vl.data.rows import collect_meta
+from gpg_vl.data.tables import open_file, read_schema
 from gpg_vl.errors import UserError
-from gpg_vl.eval.tables import SUFFIXES, read_rows
 from gpg_vl.eval.task import Doc, Loader
 from gpg_vl.types import Example
 
 Row = Mapping[str, Any]
+SUFFIXES = (".parquet", ".jsonl")
+"""Of the tables that are looked for in a folder."""
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.parquet")
 
 
@@ -63,7 +68,7 @@ def tables(
     if not path.is_dir():
         raise UserError(
             f"There is no {name} data at {path}. Give a .parquet or .jsonl file, or the folder of the "
-            "downloaded data set."
+            "downloaded data set; hub:OWNER/NAME fetches one of the hub, and TASK --list says how each is downloaded."
         )
     for layout in layouts:
         present = [part for part in layout if (path / part).is_file()]
@@ -119,16 +124,62 @@ def rows_of(
     without: Sequence[str] = (),
     root: Path | None = None,
 ) -> Iterator[tuple[Row, Place]]:
-    """Every row of the files in order, with its place. Raises UserError for unreadable files and if there is no row."""
+    """Every row of the files in order, with its place. Columns in `without` are not read.
+
+    Raises UserError for an unreadable file or line, a required column that is missing, and if there is no row.
+    """
     empty = True
     for file in files:
-        for number, row in enumerate(read_rows(file, required=required, without=without)):
+        for number, row in enumerate(_read(file, required, without)):
             empty = False
             yield row, Place(file, number, root)
     if empty:
         raise UserError(
             f"{' and '.join(map(str, files))} has no rows. Give the right file, or fetch it again."
         )
+
+
+def _read(file: Path, required: Sequence[str], without: Sequence[str]) -> Iterator[Cells]:
+    """The rows of one file, each with the columns that it must have."""
+    columns = None
+    if kind_of(file) == ".parquet":
+        columns = read_schema(file).names
+        _require(str(file), required, columns)
+    wanted = None if columns is None else [name for name in columns if name not in without]
+
+    rows = open_file(file, columns=wanted, as_stored=True).rows()
+    for place, cells in _rows_by_id(rows) if kind_of(file) == ".json" else rows:
+        if isinstance(cells, CellError):
+            raise UserError(f"{place}: {cells}")
+        _require(place, required, cells if columns is None else columns)
+        yield {name: cell for name, cell in cells.items() if name not in without}
+
+
+def _require(place: str, required: Sequence[str], present: Collection[str]) -> None:
+    for column in required:
+        if column not in present:
+            raise UserError(
+                f"{place} has no column {column!r}; it has {', '.join(present) or 'none'}. Give the "
+                "benchmark's own file, or add the column."
+            )
+
+
+def _rows_by_id(rows: Iterator[PlacedCells]) -> Iterator[PlacedCells]:
+    """The rows; of a file that is one object of rows by their ids these, in its order."""
+    first = next(rows, None)
+    second = None if first is None else next(rows, None)
+    if first is None:
+        return
+
+    place, cells = first
+    of_ids = cells if second is None and isinstance(cells, dict) else {}
+    if of_ids and all(isinstance(row, dict) for row in of_ids.values()):
+        yield from ((f"{place}[{key!r}]", row) for key, row in of_ids.items())
+        return
+    yield first
+    if second is not None:
+        yield second
+        yield from rows
 
 
 def image_cell(cell: object, column: str, place: Place) -> str | bytes:
@@ -152,9 +203,8 @@ def sized(doc: Doc, image: str | bytes, *, keep: bool) -> Doc:
         width, height = image_size(image, root=doc.root)
     except ImageError as error:
         return replace(doc, problem=str(error))
-    columns = {**doc.columns, "width": width, "height": height}
-    images = (image,) if keep else ()
-    return replace(doc, columns=columns, example=replace(doc.example, meta=columns, images=images))
+    sized_doc = with_columns(doc, width=width, height=height)
+    return replace(sized_doc, example=replace(sized_doc.example, images=(image,) if keep else ()))
 
 
 def box_cell(edges: object, doc: Doc, column: str, place: Place) -> list[float]:
@@ -174,8 +224,7 @@ def box_cell(edges: object, doc: Doc, column: str, place: Place) -> list[float]:
 
 def with_columns(doc: Doc, **more: Any) -> Doc:
     """The doc with more columns."""
-    columns = {**doc.columns, **more}
-    return replace(doc, columns=columns, example=replace(doc.example, meta=columns))
+    return replace(doc, example=replace(doc.example, meta={**doc.columns, **more}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +304,6 @@ class Entry:
     ) -> Doc:
         """The doc. Its columns are those that JSON can hold but for `without`, and `more`."""
         kept = {name: value for name, value in self.row.items() if name not in without}
-        columns = {**collect_meta(kept, {}), **(more or {})}
         example = Example(
             id=str(self.doc_id),
             images=images,
@@ -263,11 +311,9 @@ class Entry:
             answer=gold,
             choices=None if choices is None else tuple(choices),
             task=kind,
-            meta=columns,
+            meta={**collect_meta(kept, {}), **(more or {})},
         )
-        return Doc(
-            doc_id=self.doc_id, example=example, gold=gold, columns=columns, root=self.place.root
-        )
+        return Doc(doc_id=self.doc_id, example=example, root=self.place.root)
 
 
 def loader(

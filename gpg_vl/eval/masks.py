@@ -49,7 +49,7 @@ def decode(run_lengths: Mapping[str, Any]) -> Mask:
         raise ValueError(f"the size is {size!r:.60}; it must be [height, width]")
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{size[0]} x {size[1]} is more than {MAX_PIXELS} pixels")
-    runs = _unpacked(counts) if isinstance(counts, str) else counts
+    runs = _unpack(counts) if isinstance(counts, str) else counts
     if not (isinstance(runs, Sequence) and all(isinstance(n, int) and n >= 0 for n in runs)):
         raise ValueError(f"the counts are {counts!r:.60}; they must be run lengths")
     if sum(runs) != size[0] * size[1]:
@@ -60,7 +60,7 @@ def decode(run_lengths: Mapping[str, Any]) -> Mask:
     return flat.reshape((size[0], size[1]), order="F")
 
 
-def _unpacked(text: str) -> list[int]:
+def _unpack(text: str) -> list[int]:
     """pycocotools' string: five bits a character from 48 on, the sixth says that more follow, the last is signed; from the
     fourth number on they are differences to the last but one."""
     runs: list[int] = []
@@ -90,7 +90,7 @@ def can_draw() -> bool:
 def polygon(points: Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
     """A filled polygon with its outline on an image of (width, height), pixel by pixel as LISA draws it.
 
-    Corners are cut to whole pixels, towards 0; where the outline crosses itself, what lies within an even number of turns is
+    Corners are cut to whole pixels, towards 0; where the outline crosses itself, what is within an even number of turns is
     outside. Raises UserError without OpenCV.
     """
     if not can_draw():

@@ -102,7 +102,7 @@ def predictions_of(doc_id: int, answers: Answers, repeats: int) -> tuple[Predict
 
 
 def to_record(key: Key, prediction: Prediction, doc: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the log. `doc` is what scorers need (`gpg_vl.eval.records`), so that the log outlives the data."""
+    """A line of the log. `doc` is what scorers need (`gpg_vl.eval.doc_json`), so that the log outlives the data."""
     response = prediction.response
     return {
         "task": key.task,
@@ -288,7 +288,7 @@ def json_rows(file: Path, *, torn_end: bool) -> Iterator[tuple[int, dict[str, An
     for number, line in _numbered_lines(file):
         if not line.strip():
             continue
-        row = _parsed(line)
+        row = _parse_json(line)
         if isinstance(row, dict):
             yield number, row
         elif line.endswith(b"\n") or not torn_end:
@@ -317,7 +317,7 @@ def _numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
         ) from None
 
 
-def _parsed(line: bytes) -> object:
+def _parse_json(line: bytes) -> object:
     """The JSON value of a line, None if it has none."""
     try:
         return json.loads(line)
@@ -368,7 +368,7 @@ def _cut_torn_end(file: Path) -> None:
     with file.open("rb+") as stream:
         content = stream.read()
         end = content.rfind(b"\n") + 1
-        if isinstance(_parsed(content[end:]), dict):
+        if isinstance(_parse_json(content[end:]), dict):
             stream.write(b"\n")  # whole after all, only its newline is missing
         else:
             stream.truncate(end)

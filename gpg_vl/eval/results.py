@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpg_vl.answers.verdict import Verdict
+from gpg_vl.eval.doc_json import doc_record
 from gpg_vl.eval.predictions import Prediction
-from gpg_vl.eval.records import doc_record
-from gpg_vl.eval.settings import EvalSettings, asked
+from gpg_vl.eval.settings import EvalSettings, render_turn
 from gpg_vl.eval.statistics import (
     DRAWS,
     Estimate,
@@ -236,7 +236,7 @@ def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[
             "task": results.task,
             "doc_id": doc.doc_id,
             "sample": row.prediction.sample,
-            "input": asked(settings, doc) if settings else doc.example.prompt,
+            "input": render_turn(settings, doc) if settings else doc.example.prompt,
             "target": doc.gold,
             "response": response.text,
             "prefill": response.prefill,

@@ -18,6 +18,7 @@ from gpg_vl.answers.verdict import Verdict
 from gpg_vl.console import text_column
 from gpg_vl.data.images import ImageError, load_image, read_image
 from gpg_vl.errors import UserError
+from gpg_vl.eval.doc_json import doc_record
 from gpg_vl.eval.predictions import (
     Answers,
     Failed,
@@ -30,10 +31,9 @@ from gpg_vl.eval.predictions import (
     read_log,
     to_record,
 )
-from gpg_vl.eval.records import doc_record
 from gpg_vl.eval.results import Results, ScoredRow, summarise
 from gpg_vl.eval.settings import EvalSettings, generation_sha, prompt_sha, render
-from gpg_vl.eval.task import Doc, Scorer, Task, scored, stratum
+from gpg_vl.eval.task import Doc, Scorer, Task, make_verdict, stratum
 from gpg_vl.types import Example
 
 EXACT = 1e-6  # a gold box that is written with finitely many digits is right all the same
@@ -60,7 +60,7 @@ def select(task: Task, docs: Sequence[Doc], limit: int | float | None, seed: int
     taken = {
         doc.doc_id
         for name, group in members.items()
-        for doc in sorted(group, key=lambda doc: _lot(seed, doc.doc_id))[: quotas[name]]
+        for doc in sorted(group, key=lambda doc: _draw_lot(seed, doc.doc_id))[: quotas[name]]
     }
     return [doc for doc in docs if doc.doc_id in taken]
 
@@ -71,26 +71,27 @@ def check_gold(task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer]) -
     Scorers that the task calls flawed need not. The result is the ceiling of each of the scorers: the mean score of right
     answers, each written in the way that the scorer likes best. Raises UserError with the first doc that fails.
     """
-    return proved(task, docs, scorers, allow_errors=False)[1]
+    return select_proved(task, docs, scorers, allow_errors=False)[1]
 
 
-def proved(
+def select_proved(
     task: Task, docs: Sequence[Doc], scorers: Mapping[str, Scorer], *, allow_errors: bool
 ) -> tuple[list[Doc], dict[str, float]]:
     """The docs, and what `check_gold` returns. With `allow_errors` a doc that fails says in `refused` who refuses it."""
-    sound = [doc for doc in docs if doc.problem is None]
+    usable_docs = [doc for doc in docs if doc.problem is None]
     ceilings: dict[str, float] = {}
     refused: dict[int, dict[str, str]] = {}
     for name, scorer in {"strict": task.scorers["strict"], **scorers}.items():
         more_ways = task.published_golds if name in task.flawed else (lambda doc: ())
         best = [
-            _best(scorer, doc, chain(task.gold_responses(doc), more_ways(doc))) for doc in sound
+            _best(scorer, doc, chain(task.gold_responses(doc), more_ways(doc)))
+            for doc in usable_docs
         ]
         if name in scorers:
             ceilings[name] = sum(best) / max(1, len(best))
         if name in task.flawed:
             continue
-        for doc, score in zip(sound, best, strict=True):
+        for doc, score in zip(usable_docs, best, strict=True):
             if score < task.full_marks(doc) - EXACT or (
                 name == "strict" and not _accepts_all(task, scorer, doc)
             ):
@@ -174,7 +175,7 @@ def evaluate(
     run before a model is made, by a UserError that names it; with `allow_errors` it is an error row, scored 0. Errors in
     the log are asked again. Raises UserError.
     """
-    docs, ceilings = proved(task, docs, scorers, allow_errors=allow_errors)
+    docs, ceilings = select_proved(task, docs, scorers, allow_errors=allow_errors)
     predictions = _ask(task, docs, answerer, log=log, allow_errors=allow_errors, console=console)
     return score(task, docs, predictions, scorers, seed=answerer.settings.seed, ceilings=ceilings)
 
@@ -258,17 +259,18 @@ def score_rows(
             if doc.problem is not None and prediction.error is None:
                 prediction = replace(prediction, error=doc.problem)
             scores = {
-                name: _scored(name, scorer, doc, prediction) for name, scorer in scorers.items()
+                name: _score_response(name, scorer, doc, prediction)
+                for name, scorer in scorers.items()
             }
             rows.append(ScoredRow(doc=doc, prediction=prediction, scores=scores))
     return rows
 
 
-def _scored(name: str, scorer: Scorer, doc: Doc, prediction: Prediction) -> Verdict:
+def _score_response(name: str, scorer: Scorer, doc: Doc, prediction: Prediction) -> Verdict:
     void = doc.refused.get(name) if prediction.error is None else prediction.error
     if void is None:
         return scorer(doc, prediction.response)
-    return scored(doc, 0.0, None, note=f"error: {void}")
+    return make_verdict(doc, 0.0, None, note=f"error: {void}")
 
 
 def prepare(
@@ -334,7 +336,7 @@ def _keys(
     }
 
 
-def _lot(seed: int, doc_id: int) -> bytes:
+def _draw_lot(seed: int, doc_id: int) -> bytes:
     return hashlib.sha256(f"{seed} {doc_id}".encode()).digest()
 
 

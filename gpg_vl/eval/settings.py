@@ -82,7 +82,7 @@ class EvalSettings:
             )
 
     def record(self) -> dict[str, Any]:
-        """Every setting by its own name, on one level, as they stand in results.json."""
+        """Every setting by its own name, on one level, as they are in results.json."""
         record: dict[str, Any] = {}
         for name, value in asdict(self).items():
             record |= value if isinstance(value, dict) else {name: value}
@@ -115,14 +115,14 @@ def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalS
 
 def render(settings: EvalSettings, doc: Doc) -> Example:
     """The doc's example as it is asked: template filled in, system turn in front. Only the chat template is missing."""
-    user = Message(role="user", content=asked(settings, doc))
+    user = Message(role="user", content=render_turn(settings, doc))
     if settings.style.system is None:
         return replace(doc.example, prompt=(user,))
     system = Message(role="system", content=settings.style.system)
     return replace(doc.example, prompt=(system, user))
 
 
-def asked(settings: EvalSettings, doc: Doc) -> str:
+def render_turn(settings: EvalSettings, doc: Doc) -> str:
     """The text of the user's turn: the template with the doc's prompt, options and letters in it."""
     if not isinstance(doc.example.prompt, str):
         raise TypeError(

@@ -32,7 +32,7 @@ class Sample:
     """Labels that rows are chosen by, each of shape [N]."""
     weights_R_N: Floats
     parts: Mapping[str, Floats] = field(default_factory=dict)
-    """Numbers beside the score that `ratio` adds up, each [N]."""
+    """Numbers next to the score that `ratio` adds up, each [N]."""
 
     def mean(self, **where: str) -> Floats:
         """Weighted mean score of the rows whose columns have these values, [R]; NaN where there is no such row."""
@@ -48,19 +48,19 @@ class Sample:
         """Sum of one part over the sum of another, [R]; NaN where the lower sum is 0 or the parts are not there."""
         if above not in self.parts or below not in self.parts:
             return np.full(len(self.weights_R_N), np.nan)
-        return _divided(self.weights_R_N @ self.parts[above], self.weights_R_N @ self.parts[below])
+        return _divide(self.weights_R_N @ self.parts[above], self.weights_R_N @ self.parts[below])
 
     def _mean(self, values_N: Floats, where: Mapping[str, str]) -> Floats:
         chosen_N = ~np.isnan(self.scores_N)
         for column, value in where.items():
             chosen_N &= self.columns[column] == value
-        return _divided(
+        return _divide(
             self.weights_R_N @ np.where(chosen_N, values_N, 0.0),
             self.weights_R_N @ chosen_N.astype(np.float64),
         )
 
 
-def _divided(above_R: Floats, below_R: Floats) -> Floats:
+def _divide(above_R: Floats, below_R: Floats) -> Floats:
     quotient_R = np.full(len(below_R), np.nan)
     np.divide(above_R, below_R, out=quotient_R, where=below_R > 0)
     return quotient_R

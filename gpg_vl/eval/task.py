@@ -1,7 +1,7 @@
 """What an eval task is. A new benchmark is one module that builds a `Task`; a new rule is one entry of its `scorers`.
 
 A task is data and pure functions: how rows are read, how they are asked, how an answer is scored, how scores become
-numbers. Generating, resuming, statistics and printing are the same for all of them and stand in the runner.
+numbers. Generating, resuming, statistics and printing are the same for all of them and are in the runner.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,26 +23,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doc:
-    """One row of a benchmark.
+    """One row of a benchmark: an example, and what an evaluation has to know besides.
 
     Example: `Doc(doc_id=0, example=Example(id="0", images=(b"...",), prompt="How many organs are in the image? Select
-    ...", answer="(C)", choices=("3", "2", "1", "0"), task="Count"), gold="(C)", columns={"type": "2D", ...})`
+    ...", answer="(C)", choices=("3", "2", "1", "0"), task="Count", meta={"type": "2D", ...}))`
     """
 
     doc_id: int
     """The row's number in the benchmark's own order, from 0. It joins predictions to docs."""
     example: Example
     """What is asked. Images are encoded files, or paths below `root`."""
-    gold: str
-    """The right answer, as the benchmark writes it."""
-    columns: Mapping[str, Any]
-    """Every other column of the row (JSON values, never image bytes), unknown ones included."""
     root: Path | None = None
     """The folder that image paths start from and may not leave."""
     problem: str | None = None
     """Why the doc can neither be asked nor scored, such as an image without a size; it is then an error row."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Scorers that do not accept the doc's own gold answer, and how that came out. It scores 0 under these alone."""
+
+    @property
+    def gold(self) -> str:
+        """The right answer, as the benchmark writes it."""
+        return self.example.answer
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """Every other column of the row (JSON values, never image bytes), unknown ones included."""
+        return self.example.meta
 
 
 Scorer = Callable[[Doc, Response], Verdict]
@@ -53,7 +59,7 @@ that a published rule leaves the row out of its denominator; `strict` never does
 """
 
 
-def scored(
+def make_verdict(
     doc: Doc,
     score: float,
     parsed: str | None,

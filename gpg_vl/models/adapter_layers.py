@@ -96,7 +96,7 @@ def _known(names: Iterable[str]) -> str:
 
 
 def _short_names(names: Iterable[str]) -> list[str]:
-    """`q_proj`, `fc1`; with what stands before it where that is only a number: `mlp.0`. Each once, in order."""
+    """`q_proj`, `fc1`; with what is before it where that is only a number: `mlp.0`. Each once, in order."""
     short = []
     for name in names:
         owner, _, last = name.rpartition(".")

@@ -66,17 +66,22 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def merged_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of a weight with adapters added in: in bfloat16 the sum would lose what is small beside the weight."""
+    """Of a weight with adapters added in: in bfloat16 the sum would lose what is small compared with the weight."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def adapted_weights(model: nn.Module) -> set[str]:
+    """The names, in the plain model, of the weights that adapters are added to."""
+    from peft.tuners.lora import LoraLayer
+
+    return {
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
 
 
 def merged_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """Of each tensor that `merged_weights` gives."""
-    from peft.tuners.lora import LoraLayer
-
-    adapted = {
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, LoraLayer)
-    }
+    adapted = adapted_weights(model)
     return {
         name: merged_dtype(tensor.dtype) if name in adapted else tensor.dtype
         for name, tensor in plain_weights(model).items()

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gpg_vl.errors import UserError
-from gpg_vl.models.padded import Padded
+from gpg_vl.models.padding import Padded
 
 NAME = "gpg_shared_prefix"
 """What the attention function is called in transformers' registry."""

@@ -1,4 +1,4 @@
-"""What tells one checkpoint from another."""
+"""Digests of a checkpoint, to tell whether it is the same."""
 
 import hashlib
 from pathlib import Path

@@ -62,16 +62,21 @@ class Encoder:
         refuse_loss(example, messages, text, self.processing.family.image_token)
         return text + self.style.prefill
 
-    def count(self, example: Example) -> PromptCounts:
-        """Tokens of the prompt, image tokens included, without computing patches.
-
-        Raises UserError.
-        """
-        self._refuse_images_of_text_model(example)
-        examined = [
+    def examine(self, example: Example) -> list[Examined]:
+        """What the images of an example are, each decoded to its last pixel. Any thread may call it. Raises ImageError."""
+        return [
             examine_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
             for image in example.images
         ]
+
+    def count(self, example: Example, examined: Sequence[Examined] | None = None) -> PromptCounts:
+        """Tokens of the prompt, image tokens included, without computing patches.
+
+        examined: what `examine` has found; None: it is still to be done. Raises UserError.
+        """
+        self._refuse_images_of_text_model(example)
+        if examined is None:
+            examined = self.examine(example)
         sizes = [self._size((image.width, image.height), example) for image in examined]
         per_image = [self.processing.family.image_tokens(width, height) for width, height in sizes]
         text = self.render(example)

@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 
 from gpg_vl.data.prompts import IMAGE_MARK
 from gpg_vl.errors import UserError
+from gpg_vl.hub import is_hub_name, is_local_only, refuse_unreachable
 from gpg_vl.models.families import Family, family_of
-from gpg_vl.models.refusal import refuse_foreign_parts
 from gpg_vl.models.template import try_template
 from gpg_vl.models.torchvision_shim import ensure_torchvision
+from gpg_vl.models.unsupported import refuse_foreign_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,17 +72,24 @@ def read_config(path: str, revision: str | None = None) -> Any:
 
     folder = Path(path)
     _refuse_adapters(folder)
-    looks_local = folder.exists() or path.startswith((".", "/", "~"))
-    if looks_local and not (folder / "config.json").is_file():
+    if not is_hub_name(path) and not (folder / "config.json").is_file():
+        missing = (
+            "" if folder.exists() else " (the folder does not exist; a hub name has one slash)"
+        )
         raise UserError(
-            f"The checkpoint {path} has no config.json{'' if folder.exists() else ' (the folder does not exist)'}. "
-            f"Give a folder written by save_pretrained, or a hub name."
+            f"The checkpoint {path} has no config.json{missing}. Give a folder written by save_pretrained, or a hub name."
         )
     try:
         written = _read_json(path, revision, "config.json")
+        if not written:
+            refuse_unreachable(path)
         refuse_foreign_parts(written, path)
         return AutoConfig.from_pretrained(
-            path, revision=revision, trust_remote_code=False, attn_implementation="sdpa"
+            path,
+            revision=revision,
+            trust_remote_code=False,
+            local_files_only=is_local_only(path),
+            attn_implementation="sdpa",
         )
     except UserError:
         raise
@@ -110,7 +118,7 @@ def _refuse_adapters(folder: Path) -> None:
     else:
         instead = (
             f"Merge them into their base model, {_base_of(file)} (PeftModel.from_pretrained, merge_and_unload, save_pretrained), "
-            f"and give that folder; a checkpoint of gpg_vl has it already, as model/ beside adapter/."
+            f"and give that folder; a checkpoint of gpg_vl has it already, as model/ next to adapter/."
         )
     raise UserError(
         f"The folder {folder} holds adapters (peft), not a model; a whole checkpoint is needed. {instead}"
@@ -137,10 +145,13 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
     family = family_of(config.model_type, path)
     images = None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        local = is_local_only(path)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=False, local_files_only=local
+        )
         if family.has_vision:
             images = AutoImageProcessor.from_pretrained(
-                path, revision=revision, trust_remote_code=False
+                path, revision=revision, trust_remote_code=False, local_files_only=local
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -288,7 +299,14 @@ def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
     """
     from transformers.utils.hub import cached_file
 
-    file = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(
+        path,
+        name,
+        revision=revision,
+        local_files_only=is_local_only(path),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=not is_local_only(path),
+    )
     if not file:
         return {}
     try:
@@ -321,15 +339,17 @@ def load_model(
     model_class = getattr(transformers, family.model_class)
 
     try:
-        model, report = model_class.from_pretrained(
-            path,
-            revision=revision,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            attn_implementation=attention,
-            output_loading_info=True,
-            use_safetensors=True,
-        )
+        with quiet():
+            model, report = model_class.from_pretrained(
+                path,
+                revision=revision,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                local_files_only=is_local_only(path),
+                attn_implementation=attention,
+                output_loading_info=True,
+                use_safetensors=True,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(
             f"The weights of {path} cannot be read: {_first_line(error)} Copy the checkpoint again; only safetensors "

@@ -67,7 +67,7 @@ def forward_backward(
         outputs.append(output._replace(loss=output.loss.detach()))
         collected = [_take_gradient(x, held) for x, held in zip(boundary, collected, strict=True)]
         at = part.stop
-        del output, request  # the next chunk must not stand beside this one
+        del output, request  # the next chunk must not be in memory together with this one
 
     if goes_on:
         backward(_continue(prefix.tensors, collected), True)

@@ -2,27 +2,33 @@
 
 Every use of a parameter is a request through `forward` (`models.requests`), so that wrappers which gather, shard or copy
 weights see ordinary module calls, each with an ordinary backward. How a micro-batch that is too large for one call is
-computed with such calls stands in `models.phases`.
+computed with such calls is in `models.phases`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpg_vl.models import attention
+from gpg_vl.models import attention, patch_embedding
 from gpg_vl.models.attention import Kernel, LayerAttention, Segments, SharedPrefix
 from gpg_vl.models.families import Family
 from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import FeatureCache
-from gpg_vl.models.head import Objective, fused_head, sampling_logits, score_tokens
+from gpg_vl.models.head import (
+    Objective,
+    compute_dtype,
+    fused_head,
+    sampling_logits,
+    score_tokens,
+)
 from gpg_vl.models.images import ImageEncoder
 from gpg_vl.models.layout import Chunk, Packed
 from gpg_vl.models.load import Tokens
-from gpg_vl.models.refusal import refuse_unsupported
 from gpg_vl.models.requests import (
+    CastHead,
     CastMatrices,
     Decode,
     Features,
@@ -33,6 +39,7 @@ from gpg_vl.models.requests import (
     Score,
     ScoreOutput,
 )
+from gpg_vl.models.unsupported import refuse_unsupported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +58,7 @@ class Policy(nn.Module):
     kernel: how attention over shared prefixes is computed, see `models.attention`.
     features: kept image features; None computes every image of every micro-batch.
 
-    Raises UserError if the model cannot be trained exactly (`models.refusal`).
+    Raises UserError if the model cannot be trained exactly (`models.unsupported`).
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class Policy(nn.Module):
         super().__init__()
         refuse_unsupported(model)
         attention.install(model, has_vision=family.has_vision)
+        patch_embedding.install(model, family)
         self.model: Any = model
         self.family = family
         self.temperature = temperature
@@ -80,7 +88,7 @@ class Policy(nn.Module):
         self.register_buffer("never_sampled_V", never, persistent=False)
 
     def forward(self, request: Request) -> Any:
-        """Answer a request; what the answer is stands with each request."""
+        """Answer a request; the answer is described with each request."""
         match request:
             case Score():
                 return self._score(request)
@@ -88,14 +96,17 @@ class Policy(nn.Module):
                 return self._prefill(packed)
             case Decode():
                 return self._decode(request)
-            case Predict(hidden_B_H=hidden_B_H, temperature=temperature):
+            case Predict(hidden_B_H=hidden_B_H, head_V_H=head_V_H, temperature=temperature):
                 return sampling_logits(
-                    hidden_B_H, self._head_weight, self.never_sampled_V, temperature=temperature
+                    hidden_B_H, head_V_H, self.never_sampled_V, temperature=temperature
                 )
             case Features(packed=packed):
                 return self.images.features(packed)
             case CastMatrices(dtype=dtype):
                 return self._cast_matrices(dtype)
+            case CastHead():
+                weight_V_H = self._head_weight.detach()
+                return weight_V_H.to(compute_dtype(weight_V_H))
 
     @property
     def device(self) -> torch.device:
@@ -139,9 +150,9 @@ class Policy(nn.Module):
             suffix_lengths=chunk.lengths,
             prefixes=chunk.prefixes,
         )
-        embeddings_T_H = self._embed(packed, _append(packed.ids_S, chunk.ids_U))
+        embeddings_T_H, deep = self._embed(packed, _append(packed.ids_S, chunk.ids_U))
         positions_3_T = _append(packed.positions_3_S, chunk.positions_3_U)
-        states_T_H = self._run_tower(embeddings_T_H, positions_3_T, self._attend(segments))
+        states_T_H = self._run_tower(embeddings_T_H, positions_3_T, self._attend(segments), deep)
         return self._read_head(states_T_H[chunk.source_K], chunk, objective)
 
     def _score_chunk(
@@ -177,9 +188,10 @@ class Policy(nn.Module):
 
     def _prefill(self, packed: Packed) -> Prefix:
         segments = Segments(prefix_lengths=packed.prefix_lengths)
+        embeddings_S_H, deep = self._embed(packed, packed.ids_S)
         with attention.keep_keys(self.family.attentions(self.model)) as keys:
             states_S_H = self._run_tower(
-                self._embed(packed, packed.ids_S), packed.positions_3_S, self._attend(segments)
+                embeddings_S_H, packed.positions_3_S, self._attend(segments), deep
             )
         # a wrapper cannot watch a view that leaves it
         return Prefix(states_S_H.clone(), keys)
@@ -202,8 +214,17 @@ class Policy(nn.Module):
 
     # ---- the parts of the model
 
-    def _run_tower(self, embeddings: Tensor, positions: Tensor, shared: LayerAttention) -> Tensor:
-        """The text tower alone: [T, H] or, for S rows of one token, [S, 1, H]. Positions and attention are given."""
+    def _run_tower(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        shared: LayerAttention,
+        deep: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """The text tower alone: [T, H] or, for S rows of one token, [S, 1, H]. Positions and attention are given.
+
+        deep: what enters behind its first layers, see `Family.deep_features`.
+        """
         is_one_row = embeddings.dim() == 2
         embeddings_B_T_H = embeddings[None] if is_one_row else embeddings
         positions_3_B_T = positions[:, None] if is_one_row else positions
@@ -212,9 +233,11 @@ class Policy(nn.Module):
         states_B_T_H: Tensor = self.family.language_model(self.model)(
             inputs_embeds=embeddings_B_T_H,
             position_ids=self.family.tower_positions(positions_3_B_T),
-            attention_mask={"full_attention": None},
+            # one of four axes is handed on as it is, and `shared` looks at none
+            attention_mask=embeddings.new_empty(1, 1, 0, 0),
             use_cache=False,
             shared=shared,
+            **(deep or {}),
         ).last_hidden_state
         return states_B_T_H[0] if is_one_row else states_B_T_H
 
@@ -223,21 +246,25 @@ class Policy(nn.Module):
     ) -> SharedPrefix:
         return SharedPrefix(attention.make_attend(self.kernel, segments, self.device), given)
 
-    def _embed(self, packed: Packed, ids_T: Tensor) -> Tensor:
-        """[T, H]: embeddings of the prefixes' ids, image features in their places, and of what follows them in `ids_T`."""
+    def _embed(self, packed: Packed, ids_T: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
+        """[T, H]: embeddings of the prefixes' ids, image features in their places, and of what follows them in `ids_T`.
+
+        And what `_run_tower` takes as `deep`.
+        """
         embeddings_T_H = self._embed_tokens(ids_T)
         if packed.pixel_values_N is None:
-            return embeddings_T_H
+            return embeddings_T_H, {}
 
         features = self.images.features(packed)
         if not packed.image_places:
             # computed to be in step with other processes: adds exactly nothing, in both passes
-            return embeddings_T_H + 0.0 * torch.cat(features).sum()
+            return embeddings_T_H + 0.0 * torch.cat(features).sum(), {}
 
         in_order = [features[number] for number in packed.image_places]
         following = len(ids_T) - len(packed.ids_S)
         mask_T = nn.functional.pad(packed.image_mask_S, (0, following))
-        return self.family.place_features(embeddings_T_H, in_order, mask_T)
+        placed_T_H = self.family.place_features(embeddings_T_H, in_order, mask_T)
+        return placed_T_H, self.family.deep_features(self.model, in_order, mask_T)
 
     def _embed_tokens(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.model.get_input_embeddings()(ids)

@@ -1,4 +1,4 @@
-"""Prompts that the rollout has computed with their graph, for training to go on from.
+"""Prompts that the rollout has computed with their graph, for training to reuse.
 
 Image and prompt are then computed once in the whole step. The activations of all prompts of a step are held meanwhile.
 """

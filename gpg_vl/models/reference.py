@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from gpg_vl.models.adapters import adapters_off, has_adapters
-from gpg_vl.models.held import hold_matrices
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.requests import Score, ScoreOutput
+from gpg_vl.models.weight_precision import hold_matrices
 
 Reference = Callable[[Score], ScoreOutput]
 """Scores completions with the weights of the beginning, without gradient."""

@@ -85,6 +85,8 @@ class Predict:
     """Logits [B, V] of the sampling distribution after B hidden states: over the temperature, vision tokens out of reach."""
 
     hidden_B_H: Tensor
+    head_V_H: Tensor
+    """What `CastHead` gave, while the weights are the same."""
     temperature: float
 
 
@@ -105,4 +107,13 @@ class CastMatrices:
     dtype: torch.dtype
 
 
-Request = Score | Prefill | Decode | Predict | Features | CastMatrices
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CastHead:
+    """The head's weight in the dtype that products are computed in. Answered by [V, H] without gradient.
+
+    Autocast keeps its own cast of a weight only if the weight is trained and is the factor itself, not its transpose. Without
+    autocast, and where it is held in that dtype, it is the weight itself.
+    """
+
+
+Request = Score | Prefill | Decode | Predict | Features | CastMatrices | CastHead

@@ -1,13 +1,15 @@
-"""A model as an ordinary checkpoint, written tensor by tensor: no process ever holds all of it beside the one it trains.
+"""A model as an ordinary checkpoint, written tensor by tensor: no process ever holds a second whole copy.
 
 Files, names and bytes are those that transformers itself would write. Each tensor is written in the dtype that it is held in,
 so that reading it back loses nothing; the config names the widest of them, which a reader that wants one for all must take.
 
-The small files beside the weights say how the model was trained: the processor makes the image tokens of the run.
+The small files next to the weights say how the model was trained: the processor makes the image tokens of the run.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,24 +32,33 @@ _DTYPES = {
 """What safetensors calls them."""
 
 
-def save_model(model: Any, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+def save_model(
+    model: Any,
+    weights: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write config and weights of a transformers model. Iterates the weights to the end.
 
     model: says what there is, under which names; it may have adapters, or hold parts of its tensors only.
     weights: whole tensors under the names of the plain model, see `adapters.merged_weights`.
+    dtype: of every number that is written, each rounded to the nearest; None writes them as they are held.
     """
-    save_model_configs(model, folder)
-    places = _lay_out(model, folder)
+    save_model_configs(model, folder, dtype)
+    places = _lay_out(model, folder, dtype)
     for name, tensor in weights:
         if (place := places.pop(name, None)) is not None:
-            place.write(tensor)
+            place.write(tensor if dtype is None else tensor.to(dtype))
     assert not places, f"no weights came for {sorted(places)[:3]} and others, {len(places)} in all"
 
 
-def save_model_configs(model: Any, folder: Path) -> None:
-    """Write config.json and generation_config.json of a transformers model, without its weights."""
+def save_model_configs(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write config.json and generation_config.json of a transformers model, without its weights.
+
+    dtype: of all its weights; None: each is written as it is held.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    widest = reduce(torch.promote_types, merged_dtypes(model).values())
+    widest = dtype or reduce(torch.promote_types, merged_dtypes(model).values())
     model.config.dtype = str(widest).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -67,13 +78,25 @@ def _save_generation_config(settings: Any, folder: Path) -> None:
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """tokenizers raises a bare Exception for what the operating system refuses; here it is an OSError as it is elsewhere."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error
+
+
 def save_processing(processing: Processing, limits: PixelLimits, folder: Path) -> None:
     """Write tokenizer, chat template and processors, so that `AutoProcessor.from_pretrained` makes the image tokens of training.
 
     limits: those that images were resized under; the checkpoint that was trained may have had others.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    processing.tokenizer.save_pretrained(folder)
+    with _as_os_error():
+        processing.tokenizer.save_pretrained(folder)
     if processing.image_processor is None:
         return
 
@@ -88,13 +111,22 @@ def save_processing(processing: Processing, limits: PixelLimits, folder: Path) -
         _write_json(folder / "video_preprocessor_config.json", processing.video_settings)
 
 
+def follow_umask(folder: Path) -> None:
+    """Give every file below the permissions that a new file has here: safetensors makes its own for their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
+
+
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     file.write_text(text, encoding="utf-8")
 
 
 class Place(NamedTuple):
-    """Where a tensor stands in its file."""
+    """Where a tensor is in its file."""
 
     file: Path
     start: int
@@ -108,11 +140,11 @@ class Place(NamedTuple):
             file.write(numbers.numpy().data)
 
 
-def _lay_out(model: Any, folder: Path) -> dict[str, Place]:
+def _lay_out(model: Any, folder: Path, dtype: torch.dtype | None) -> dict[str, Place]:
     """Files with everything but the numbers: the place of each tensor that is saved, by its name in the model."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    saved = _saved_names(model)
+    saved = _saved_names(model, dtype)
     stand_ins = dict(saved.values())
     split = split_torch_state_dict_into_shards(
         stand_ins, filename_pattern="model{suffix}.safetensors", max_shard_size=LARGEST_FILE
@@ -131,7 +163,7 @@ def _lay_out(model: Any, folder: Path) -> dict[str, Place]:
     return {name: Place(*starts[saved_as], tensor) for name, (saved_as, tensor) in saved.items()}
 
 
-def _saved_names(model: Any) -> dict[str, tuple[str, Tensor]]:
+def _saved_names(model: Any, dtype: torch.dtype | None) -> dict[str, tuple[str, Tensor]]:
     """The name in a checkpoint, and a tensor without numbers, of each weight that is saved; of tied ones the first alone."""
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -144,7 +176,7 @@ def _saved_names(model: Any) -> dict[str, tuple[str, Tensor]]:
     tied = set(model.all_tied_weights_keys)
     dtypes = merged_dtypes(model)
     stand_ins = {
-        name: torch.empty(shapes[name], dtype=dtypes[name], device="meta")
+        name: torch.empty(shapes[name], dtype=dtype or dtypes[name], device="meta")
         for name, tensor in plain_weights(model).items()
         if name not in tied
     }

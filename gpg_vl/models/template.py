@@ -84,11 +84,11 @@ def _run(template: str, variables: tuple[tuple[str, str], ...], has_vision: bool
 
 def _conversations(has_vision: bool) -> list[dict[str, Any]]:
     """The shapes that prompts have: with a picture, a system turn, several turns; last one that is answered."""
-    said: Any = "Which is red?"
+    content: Any = "Which is red?"
     if has_vision:
-        said = [{"type": "image"}, {"type": "text", "text": said}]
+        content = [{"type": "image"}, {"type": "text", "text": content}]
     system = {"role": "system", "content": "Think first."}
-    user = {"role": "user", "content": said}
+    user = {"role": "user", "content": content}
     answer = {"role": "assistant", "content": ANSWER}
 
     prompts = [[user], [system, user], [user, answer, user], [system, user, answer, user]]

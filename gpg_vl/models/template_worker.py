@@ -75,7 +75,7 @@ def make_environment() -> Any:
 
 
 def _generation() -> Any:
-    """The extension of `{% generation %}`, a block that marks answers and writes what stands in it."""
+    """The extension of `{% generation %}`, a block that marks answers and writes what is in it."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 

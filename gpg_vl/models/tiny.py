@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from gpg_vl.models.adapters import merged_weights
 from gpg_vl.models.families import DEFAULT, families
-from gpg_vl.models.load import quiet
+from gpg_vl.models.save import follow_umask, save_model
 from gpg_vl.models.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
@@ -82,10 +83,10 @@ def tiny_model(config: Any, seed: int) -> PreTrainedModel:
 
 def save_checkpoint(model: PreTrainedModel, processor: Any, folder: Path) -> None:
     """Write weights, configuration, tokenizer, processor and chat template as `from_pretrained` expects them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        model.save_pretrained(folder)
+    # the library's own way would import DeepSpeed where it is installed, and that says so on the screen
+    save_model(model, merged_weights(model), folder)
     processor.save_pretrained(folder)
+    follow_umask(folder)
 
     text = model.config.get_text_config()
     near_greedy = {

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from gpg_vl.answers.extract import gold_text
-from gpg_vl.answers.options import unlettered, whole_letter
+from gpg_vl.answers.options import strip_letters, whole_letter
 from gpg_vl.data.prompts import IMAGE_MARK, count_marks, turns_of
-from gpg_vl.errors import UserError
+from gpg_vl.errors import UserError, cut
 from gpg_vl.prompting import CHOICES_PLACE, PROMPT_PLACE, PromptStyle
 from gpg_vl.types import Example, Message
 
@@ -133,9 +133,8 @@ def refuse_loss(
 
 
 def _raise_loss(example_id: str, number: int, message: Message, missing: str) -> None:
-    shown = missing if len(missing) <= 80 else missing[:77] + "..."
     raise UserError(
-        f"Example {example_id}: the chat template of the checkpoint leaves out or moves {shown!r} of turn {number} "
+        f"Example {example_id}: the chat template of the checkpoint leaves out or moves {cut(missing)!r} of turn {number} "
         f"({message.role}). Every turn of the prompt is to be read as the row says it. Use the checkpoint's original chat "
         f"template, a prompt without such a turn, or prompt.chat: plain."
     )
@@ -145,20 +144,20 @@ def notes_on(example: Example, style: PromptStyle) -> Iterator[tuple[str, str]]:
     """(kind, text) of what is odd about the question as the model is asked it."""
     asked = turns_of(example.prompt)[-1].content.replace(IMAGE_MARK, "")
     if not asked.strip() and style.template.strip() == PROMPT_PLACE:
-        said = "the question is empty, and the model is shown images alone. Write one, or ask it in prompt.template"
-        yield "question", said
+        loss_text = "the question is empty, and the model is shown images alone. Write one, or ask it in prompt.template"
+        yield "question", loss_text
     if CHOICES_PLACE not in style.template and _names_unseen(example):
-        said = (
+        loss_text = (
             "the options are not in its prompt, though the answer is the letter of one. Write them into the question, or "
             f"{CHOICES_PLACE} into prompt.template"
         )
-        yield "options", said
+        yield "options", loss_text
     if place := _OTHER_PLACE.search(style.template):
-        said = (
+        loss_text = (
             f"prompt.template has {place[0]}, which stays as it is: the places are {PROMPT_PLACE} and {CHOICES_PLACE}. "
             f"Use these, or write it in other words"
         )
-        yield "template", said
+        yield "template", loss_text
 
 
 def _names_unseen(example: Example) -> bool:
@@ -166,7 +165,7 @@ def _names_unseen(example: Example) -> bool:
     if not example.choices or whole_letter(gold_text(example.answer), len(example.choices)) is None:
         return False
     asked = _words(" ".join(turn.content for turn in turns_of(example.prompt)))
-    return not all(_words(option) in asked for option in unlettered(example.choices))
+    return not all(_words(option) in asked for option in strip_letters(example.choices))
 
 
 def _words(text: str) -> str:

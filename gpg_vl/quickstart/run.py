@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,32 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from gpg_vl.console import plain, say
+from gpg_vl.console import fit_tables, plain, progress, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.quickstart import scenes
 
 TEST_SEED = 1_000_000
 """Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed,
 pre-training's 5: odd, so that neither shares a scene with the held-out ones."""
+SCENES_PER_SECOND = 200
+"""Of one core, as a rough number to be told."""
 SHOWN = ("official", "Count", "Relation", "Depth", "Distance")
 
 
-def prepare(folder: Path, seed: int, *, train_rows: int, test_rows: int) -> Path:
+def prepare(
+    folder: Path, seed: int, *, train_rows: int, test_rows: int, console: Console | None = None
+) -> Path:
     """Write base/ (checkpoint), train.parquet and test.parquet into `folder`.
 
-    What is there already is kept.
+    What is there already is kept. console: says what is made, and how far it is.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "base" / "config.json").exists():
-            write_base(folder / "base")
-        _write_scenes(folder / "train.parquet", TEST_SEED + 1 + 2 * seed, train_rows)
-        _write_scenes(folder / "test.parquet", TEST_SEED, test_rows)
+            with progress(console, "writing the tiny base model"):
+                write_base(folder / "base")
+        _write_scenes(folder / "train.parquet", TEST_SEED + 1 + 2 * seed, train_rows, console)
+        _write_scenes(folder / "test.parquet", TEST_SEED, test_rows, console)
     except OSError as error:
         raise UserError(
             f"The folder {folder} cannot be written: {error}. Choose another one with --folder."
@@ -46,12 +52,21 @@ def prepare(folder: Path, seed: int, *, train_rows: int, test_rows: int) -> Path
     return folder
 
 
-def _write_scenes(file: Path, seed: int, number: int) -> None:
+def _write_scenes(file: Path, seed: int, number: int, console: Console | None) -> None:
     if file.exists():
         return
 
+    seconds = round(number / SCENES_PER_SECOND)
+    usual = f", usually {seconds} seconds" if seconds else ""
+    what = f"drawing {number} scenes for {file.name}{usual}"
+    drawn = []
+    with progress(console, what, number) as advance:
+        for row in scenes.rows(seed, number):
+            drawn.append(row)
+            advance()
+
     partial = file.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(list(scenes.rows(seed, number))), partial)
+    pq.write_table(pa.Table.from_pylist(drawn), partial)
     partial.replace(file)
 
 
@@ -92,7 +107,7 @@ def quickstart(
 
     sizes = f"{train_rows} training scenes and {test_rows} held-out scenes"
     _say(console, "1/4", f"writing a tiny Qwen2-VL, {sizes} into {folder}")
-    prepare(folder, seed, train_rows=train_rows, test_rows=test_rows)
+    prepare(folder, seed, train_rows=train_rows, test_rows=test_rows, console=console)
 
     _say(console, "2/4", "evaluating the base model")
     base_answers = folder / "eval-base" / "predictions.jsonl"
@@ -107,7 +122,10 @@ def quickstart(
 
     before = json.loads((folder / "eval-base" / "results.json").read_text())
     after = json.loads((folder / "eval-trained" / "results.json").read_text())
-    console.print(summary_table(before, after))
+    for table in fit_tables(
+        console, ("base", "trained", "difference"), partial(summary_table, before, after)
+    ):
+        console.print(table)
     console.print(what_next(folder / "run", trained), soft_wrap=True)
 
     # the last line is for scripts: nothing may follow it
@@ -136,39 +154,62 @@ def _train(folder: Path, config: Path, seed: int) -> None:
     _run([*command, *settings])
 
 
-def summary_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
-    """Base, trained, difference with its paired 95% interval, and chance, in per cent."""
+def summary_table(
+    before: dict[str, Any], after: dict[str, Any], columns: Sequence[str], brief: bool
+) -> Table:
+    """Base, trained and their paired difference with 95% intervals, and chance, in per cent.
+
+    brief: half of an interval's width in the place of its bounds.
+    """
     base, trained = before["results"]["cvbench"], after["results"]["cvbench"]
     differences = after["comparison"]["strict"]
     table = Table(
-        title=f"CV-Bench scenes, strict, {trained['n']} held-out rows, accuracy in % with 95% intervals",
+        title=f"drawn scenes, scored as CV-Bench, strict, {trained['n']} held-out rows, "
+        "accuracy in % with 95% intervals",
         title_justify="left",
+        box=None,
+        pad_edge=False,
     )
-    for name in ("", "base", "trained", "difference", "chance"):
-        table.add_column(name, justify="right" if name else "left")
+    for name in ("", *columns, "chance"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
 
     for name in SHOWN:
-        cells = [name]
-        for row in (base, trained):
-            cells.append(_format_share(row[f"acc_{name},strict"], row[f"acc_{name}_ci95,strict"]))
+        value, interval = f"acc_{name},strict", f"acc_{name}_ci95,strict"
         gain = differences[f"diff_{name}"]
-        cells.append(_format_share(gain["value"], gain["ci95"], sign="+"))
-        cells.append(f"{100 * trained[f'chance_{name}']:.1f}")
-        table.add_row(*cells)
+        cells = {
+            "base": _format_share(base[value], base[interval], brief),
+            "trained": _format_share(trained[value], trained[interval], brief),
+            "difference": _format_share(gain["value"], gain["ci95"], brief, sign="+"),
+        }
+        chance = f"{100 * trained[f'chance_{name}']:.1f}"
+        table.add_row(name, *(cells[column] for column in columns), chance)
     return table
 
 
 def what_next(run: Path, trained: Path) -> str:
     """Where to look, and what to type, for somebody who has never seen such a folder."""
+    program = _program()
     return (
         f"run folder: {run}\n"
         f"  all of it on one page, for a browser: {run / 'report.html'}\n"
         f"  its answers, with rewards, as training went on: {run / 'samples'}\n"
         f"  every step in numbers: {run / 'metrics.jsonl'}; the settings, each key of them: {run / 'config.yaml'}\n"
         f"  the trained model, an ordinary Hugging Face folder: {trained}\n"
-        "next: copy configs/quickstart.yaml, name your own data, model and rewards in it, and try it without training:\n"
-        "  .venv/bin/gpg-vl train my.yaml --dry-run      (.venv/bin/gpg-vl config explains every key)"
+        "next: write a config for your own data, look at it, and try it without training:\n"
+        f"  {program} init DATA --out my.yaml\n"
+        f"  {program} train my.yaml --dry-run      ({program} config explains every key)"
     )
+
+
+def _program() -> str:
+    """What a user types to call this program, wherever it is installed."""
+    if shutil.which("gpg-vl"):
+        return "gpg-vl"
+    beside = Path(sys.executable).with_name("gpg-vl")
+    if not beside.is_file():
+        return "python -m gpg_vl"
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 def last_line(before: dict[str, Any], after: dict[str, Any], seconds: float, run: Path) -> str:
@@ -185,9 +226,12 @@ def last_line(before: dict[str, Any], after: dict[str, Any], seconds: float, run
     )
 
 
-def _format_share(value: float, interval: Sequence[float], sign: str = "") -> str:
-    """`24.0 [21.6, 26.4]`, in per cent."""
-    return f"{100 * value:{sign}.1f} [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
+def _format_share(value: float, interval: Sequence[float], brief: bool, sign: str = "") -> str:
+    """`24.0 [21.6, 26.4]` or, in brief, `24.0 ± 2.4`, in per cent."""
+    low, high = (100 * bound for bound in interval)
+    if brief:
+        return f"{100 * value:{sign}.1f} ± {(high - low) / 2:.1f}"
+    return f"{100 * value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def _say(console: Console, step: str, text: str) -> None:

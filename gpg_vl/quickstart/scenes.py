@@ -18,15 +18,19 @@ import hashlib
 import io
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw
 
+from gpg_vl.quickstart.glyphs import draw_sign
+
 CELL = 28
 SUPERSAMPLE = 3
 SHAPES = ("ball", "cube", "cone", "star", "ring", "cross")
+DIGITS = tuple("0123456789")
+"""A sign is a thing whose shape is the digit on it."""
 COLOURS = {
     "orange": (238, 140, 40),
     "yellow": (240, 214, 60),
@@ -50,6 +54,9 @@ PALETTES = {  # two day times: (top left, change downwards, change to the right)
     "COCO": ((120, 128, 150), (50, 30, -30), (60, -10, -50)),
     "Omni3D": ((176, 196, 226), (-60, -64, -110), (44, -30, -8)),
 }
+REPORTED_AS = {"ADE20K": "drawn 2D bright", "COCO": "drawn 2D dark", "Omni3D": "drawn 3D"}
+"""The column `source` of a row: no picture here is one of CV-Bench's. `Scene.source` chooses the
+palette and the side."""
 GRIDS = ((4, 4), (5, 4), (4, 5))  # columns, rows
 
 
@@ -79,15 +86,29 @@ class Scene(NamedTuple):
     answer: int
 
 
+def make_unasked(rng: random.Random, columns: int, rows: int, things: Sequence[Thing]) -> Scene:
+    """A scene of these things that nothing is asked about, on a background that is drawn."""
+    return Scene(
+        task="",
+        source=rng.choice(sorted(PALETTES)),
+        columns=columns,
+        rows=rows,
+        things=tuple(things),
+        question="",
+        options=(),
+        answer=0,
+    )
+
+
 _Question = tuple[list[Thing], str, list[str]]
 """What is drawn, what is asked, and the options, the right one at the place it was asked for."""
 
 
-def _draw_cells(rng: random.Random, columns: int, rows: int, number: int) -> list[tuple[int, int]]:
+def draw_cells(rng: random.Random, columns: int, rows: int, number: int) -> list[tuple[int, int]]:
     return rng.sample([(c, r) for c in range(columns) for r in range(rows)], number)
 
 
-def _make_flat(rng: random.Random, shape: str, cell: tuple[int, int]) -> Thing:
+def make_flat(rng: random.Random, shape: str, cell: tuple[int, int]) -> Thing:
     return Thing(shape, rng.choice(sorted(COLOURS)), *cell, size=rng.randint(17, 23))
 
 
@@ -120,8 +141,8 @@ def _ask_count(rng: random.Random, columns: int, rows: int, letter: int) -> _Que
     numbers = list(range(lowest, lowest + 4))
     number = rng.choice(numbers)
     shape = rng.choice(SHAPES)
-    things = [_make_flat(rng, shape, cell) for cell in _draw_cells(rng, columns, rows, number)]
-    things += _make_distractors(rng, things, {shape}, columns, rows, 2, _make_flat)
+    things = [make_flat(rng, shape, cell) for cell in draw_cells(rng, columns, rows, number)]
+    things += _make_distractors(rng, things, {shape}, columns, rows, 2, make_flat)
 
     # in any order: an ascending one would tell small numbers from large ones by their letters
     options = rng.sample([other for other in numbers if other != number], 3)
@@ -137,15 +158,15 @@ def _ask_relation(rng: random.Random, columns: int, rows: int, letter: int) -> _
 
     # the answer must be plain: two cells apart at least, and further than across
     while True:
-        cells = _draw_cells(rng, columns, rows, 2)
+        cells = draw_cells(rng, columns, rows, 2)
         gap = cells[0][axis] - cells[1][axis]
         if abs(gap) >= 2 and abs(gap) > abs(cells[0][1 - axis] - cells[1][1 - axis]):
             break
     things = [
-        _make_flat(rng, first, cells[0])._replace(box="red"),
-        _make_flat(rng, second, cells[1])._replace(box="blue"),
+        make_flat(rng, first, cells[0])._replace(box="red"),
+        make_flat(rng, second, cells[1])._replace(box="blue"),
     ]
-    things += _make_distractors(rng, things, {first, second}, columns, rows, 3, _make_flat)
+    things += _make_distractors(rng, things, {first, second}, columns, rows, 3, make_flat)
 
     right = words[0] if gap < 0 else words[1]
     options = [word for word in words if word != right]
@@ -161,7 +182,7 @@ def _ask_depth(rng: random.Random, columns: int, rows: int, letter: int) -> _Que
     first, second = rng.sample(SHAPES, 2)
     make = partial(_make_standing, rows=rows)
     while True:
-        cells = _draw_cells(rng, columns, rows, 2)
+        cells = draw_cells(rng, columns, rows, 2)
         gap = cells[0][1] - cells[1][1]
         if abs(gap) >= 2:
             break
@@ -184,7 +205,7 @@ def _ask_distance(rng: random.Random, columns: int, rows: int, letter: int) -> _
 
     # the anchor stands in front, one of the others beside or right behind it, the other far back
     while True:
-        a, b, c = _draw_cells(rng, columns, rows, 3)
+        a, b, c = draw_cells(rng, columns, rows, 3)
         to_first, to_second = (abs(x[0] - a[0]) + abs(x[1] - a[1]) for x in (b, c))
         far = c if to_first < to_second else b
         if a[1] == rows - 1 and min(to_first, to_second) == 1 and a[1] - far[1] >= 2:
@@ -241,12 +262,12 @@ def scene(seed: int, number: int) -> Scene:
         )
 
         # each picture belongs to one side, so that training never shows one of the held-out scenes
-        if _choose_side(candidate) == seed % 2:
+        if choose_side(candidate) == seed % 2:
             return candidate
     raise AssertionError("unreachable: attempts do not end")
 
 
-def _choose_side(scene: Scene) -> int:
+def choose_side(scene: Scene) -> int:
     """0 or 1 by what the picture shows, whatever is asked about it."""
     picture = (scene.source, scene.columns, scene.rows, sorted(map(repr, scene.things)))
     return hashlib.sha256(repr(picture).encode()).digest()[0] % 2
@@ -291,7 +312,9 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, jitter: tuple[int, int]
     colour = COLOURS[thing.colour]
     outline = tuple(round(c * 0.45) for c in colour)
 
-    if thing.shape == "ball":
+    if thing.shape in DIGITS:
+        draw_sign(draw, int(thing.shape), x, y, size=thing.size, scale=k, colour=colour)
+    elif thing.shape == "ball":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=outline, width=k)
     elif thing.shape == "ring":
         draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=round(r * 0.42))
@@ -364,7 +387,7 @@ def rows(seed: int, number: int, start: int = 0) -> Iterator[dict[str, Any]]:
             "answer": f"({chr(65 + s.answer)})",
             "prompt": prompt,
             "filename": name,
-            "source": s.source,
+            "source": REPORTED_AS[s.source],
             "source_dataset": "drawn scenes",
             "source_filename": f"drawn_{seed}_{i}",
             "target_class": None,

@@ -1,11 +1,11 @@
-"""Which curves are drawn, of which columns: data for the page's script, for one run or two beside each other."""
+"""Which curves are drawn, of which columns: data for the page's script, for one run or two side by side."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gpg_vl.report.curves import Table
-from gpg_vl.report.text import line
+from gpg_vl.report.visible_text import line
 
 MOST_SERIES = 12
 """Curves of one chart and run."""
@@ -13,7 +13,7 @@ MOST_SERIES = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A chart of training: its columns by name, or all whose name begins so.
+    """A chart of training: its columns by name, or all whose name begins and ends so.
 
     Example: `Kind(title="Gradient norm", columns=("grad_norm",))`
     """
@@ -21,6 +21,7 @@ class Kind:
     title: str
     columns: tuple[str, ...] = ()
     beginning: str | None = None
+    ending: str = ""
     note: str = ""
     log: bool = False
 
@@ -28,15 +29,41 @@ class Kind:
         """The columns of the table that the chart shows."""
         if self.beginning is None:
             return [name for name in self.columns if name in table.columns]
-        found = [name for name in table.columns if name.startswith(self.beginning)]
+        found = [
+            name
+            for name in table.columns
+            if name.startswith(self.beginning) and name.endswith(self.ending)
+        ]
         return sorted(found)[:MOST_SERIES]
 
 
 TRAINING = (
-    Kind(title="Reward", columns=("reward",), note="weighted total, mean over all answers"),
+    Kind(
+        title="Reward",
+        columns=("reward", "greedy_reward"),
+        note="weighted total, mean over all answers",
+    ),
     Kind(title="Reward by function", beginning="reward/", note="unweighted means"),
     Kind(title="Reward by task", beginning="reward_by_task/", note="weighted total"),
-    Kind(title="Accuracy", columns=("accuracy",), note="share with full marks in the first reward"),
+    Kind(title="Reward by source", beginning="source/", ending="/reward", note="weighted total"),
+    Kind(
+        title="Accuracy by source",
+        beginning="source/",
+        ending="/accuracy",
+        note="share with full marks in the first reward of the source",
+    ),
+    Kind(
+        title="Groups by source",
+        beginning="source/",
+        ending="/valid_share",
+        note="share with unequal rewards",
+    ),
+    Kind(title="Length by source", beginning="source/", ending="/length", note="tokens"),
+    Kind(
+        title="Accuracy",
+        columns=("accuracy", "greedy_accuracy"),
+        note="share with full marks in the first reward",
+    ),
     Kind(
         title="Groups",
         columns=("valid_share", "all_right_share", "all_wrong_share"),
@@ -56,6 +83,7 @@ TRAINING = (
     Kind(title="Loss", columns=("loss",)),
     Kind(title="Learning rate", beginning="learning_rate"),
     Kind(title="Seconds", beginning="seconds/", note="per step, by phase"),
+    Kind(title="Share of a step", beginning="share_of_step/", note="data: waiting for prompts"),
 )
 _NO_SCORES = ("answered", "truncated", "rows")
 _BLANK = "blank_"
@@ -76,7 +104,7 @@ def chart_data(
 
 
 def score_names(table: Table) -> list[str]:
-    """The scores of evaluations, without what stands beside them."""
+    """The scores of evaluations, without what is next to them."""
     return [
         name
         for name in table.columns
@@ -103,7 +131,7 @@ def _training(tables: Sequence[Table], labels: Sequence[str]) -> Iterator[dict[s
         if names:
             series = [
                 # each run has colours of its own: a dash is hard to see on a curve that jumps
-                _series(run, name, hue + run * len(names), labels, kind.beginning)
+                _series(run, name, hue + run * len(names), labels, kind)
                 for hue, name in enumerate(names)
                 for run, table in enumerate(tables)
                 if name in table.columns
@@ -111,10 +139,10 @@ def _training(tables: Sequence[Table], labels: Sequence[str]) -> Iterator[dict[s
             yield {"title": kind.title, "note": kind.note, "log": kind.log, "series": series}
 
 
-def _series(
-    run: int, name: str, hue: int, labels: Sequence[str], beginning: str | None
-) -> dict[str, Any]:
-    short = name.removeprefix(beginning) if beginning and beginning.endswith("/") else name
+def _series(run: int, name: str, hue: int, labels: Sequence[str], kind: Kind) -> dict[str, Any]:
+    short = name.removesuffix(kind.ending)
+    if kind.beginning and kind.beginning.endswith("/"):
+        short = short.removeprefix(kind.beginning)
     return {
         "label": _label(short, run, labels),
         "column": f"{run}:{name}",

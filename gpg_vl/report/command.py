@@ -1,4 +1,4 @@
-"""`gpg-vl report RUN [OTHER_RUN]`: the page of a run as a file, or served while the run goes on."""
+"""`gpg-vl report RUN [OTHER_RUN]`: the page of a run as a file, or served during the run."""
 
 import argparse
 from pathlib import Path
@@ -32,7 +32,7 @@ def add_command(commands: "_Commands") -> None:
     report.add_argument(
         "--live",
         action="store_true",
-        help="serve the page on this machine while the run goes on; Ctrl-C ends it",
+        help="serve the page on this machine during the run; Ctrl-C ends it",
     )
     report.add_argument(
         "--port", type=_port, default=PORT, help="of --live, 0 for a free one (default %(default)s)"

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpg_vl.report.rows import Row, number, read_rows, whole
+from gpg_vl.report.json_lines import Row, number, read_rows, whole
 
 MOST_POINTS = 1000
 """Points of a curve; a longer run has every second step drawn, every fourth, every eighth ..."""
@@ -48,14 +49,15 @@ class _Thinned:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._kept: list[tuple[int, Row]] = []
+        self._kept: list[_Point] = []
         self._last: tuple[int, Row] | None = None
         self.every, self.rows = 1, 0
 
-    def add(self, step: int, values: Row) -> None:
-        self._last = (step, values)
+    def add(self, step: int, row: Row) -> None:
+        # most rows of a long run are left out: their numbers are not even looked for
+        self._last = (step, row)
         if self.rows % self.every == 0:
-            self._kept.append(self._last)
+            self._kept.append(_point(self.rows, step, row))
         self.rows += 1
 
         if len(self._kept) > self._most:
@@ -64,15 +66,27 @@ class _Thinned:
 
     def table(self) -> Table:
         kept = list(self._kept)
-        if self._last is not None and kept[-1] is not self._last:
-            kept.append(self._last)
-        names = list(dict.fromkeys(name for _, values in kept for name in values))[:MOST_COLUMNS]
+        if self._last is not None and kept[-1].place != self.rows - 1:
+            kept.append(_point(self.rows - 1, *self._last))
+        names = list(dict.fromkeys(name for one in kept for name in one.values))[:MOST_COLUMNS]
         return Table(
-            steps=tuple(step for step, _ in kept),
-            columns={name: tuple(values.get(name) for _, values in kept) for name in names},
+            steps=tuple(one.step for one in kept),
+            columns={name: tuple(one.values.get(name) for one in kept) for name in names},
             rows=self.rows,
             every=self.every,
         )
+
+
+class _Point(NamedTuple):
+    """A row that is kept: its place among those of its kind, its step, its numbers."""
+
+    place: int
+    step: int
+    values: dict[str, int | float]
+
+
+def _point(place: int, step: int, row: Row) -> _Point:
+    return _Point(place, step, dict(islice(_numbers(row), MOST_COLUMNS)))
 
 
 def read_metrics(file: Path) -> Metrics:
@@ -82,14 +96,13 @@ def read_metrics(file: Path) -> Metrics:
     unread = 0
     for row in read_rows(file):
         step = None if row is None else whole(row.get("step"))
-        if row is None or step is None or row.get("kind") not in kinds:
+        if row is None or step is None or row.get("kind") not in ("train", "eval"):
             unread += 1
             continue
-        values = dict(_numbers(row))
-        kinds[row["kind"]].add(step, values)
-        for name, value in values.items():
-            if name.startswith("seconds/"):
-                phase = name.removeprefix("seconds/")
+        kinds[row["kind"]].add(step, row)
+        for name, value in _flat("seconds", row.get("seconds"), depth=2):
+            phase = name.removeprefix("seconds/")
+            if phase in seconds or len(seconds) < MOST_COLUMNS:
                 seconds[phase] = seconds.get(phase, 0.0) + value
 
     return Metrics(

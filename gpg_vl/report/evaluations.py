@@ -1,13 +1,13 @@
 """evaluations/ of a run: what the policy answered to each held-out row, and which rows it has learnt or lost."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpg_vl.report.groups import spread
-from gpg_vl.report.rows import Row, get, number, read_rows
+from gpg_vl.report.json_lines import Row, get, number, read_rows
 
 MOST_ROWS = 200_000
 """Rows of an evaluation whose outcome is held in memory."""
@@ -126,9 +126,11 @@ def _outcomes(file: Path) -> tuple[dict[str, bool], bool]:
     return right, False
 
 
-def _texts(file: Path, wanted: Iterable[str]) -> dict[str, tuple[Question, Outcome]]:
-    found = {}
+def _texts(file: Path, wanted: Collection[str]) -> dict[str, tuple[Question, Outcome]]:
+    found: dict[str, tuple[Question, Outcome]] = {}
     for row in read_rows(file):
+        if len(found) == len(wanted):
+            break
         if row is not None and (doc_id := str(row.get("doc_id"))) in wanted:
             found[doc_id] = (_question(doc_id, row), _outcome(doc_id, row))
     return found

@@ -34,7 +34,7 @@ class Run:
     evaluations: Mapping[int, Path]
     """The file of each evaluation by step."""
     changed: Changed | None
-    """The first evaluation beside the last; None without two of them."""
+    """The first evaluation next to the last; None without two of them."""
     missing: tuple[str, ...] = field(default_factory=tuple)
     """What the folder lacks or what of it cannot be read, in sentences."""
 
@@ -46,14 +46,14 @@ def read_run(folder: Path) -> Run:
             f"There is no folder {folder}. Give the run folder, which output.folder of the run's config names."
         )
     try:
-        return _read(folder)
+        return _read_run(folder)
     except OSError as error:
         raise UserError(
             f"The run folder {folder} cannot be read: {error}. Check its permissions and its disk."
         ) from None
 
 
-def _read(folder: Path) -> Run:
+def _read_run(folder: Path) -> Run:
     missing: list[str] = []
     config = _read_config(folder / "config.yaml", missing)
     launches = _read_launches(folder / "run.json", missing)
@@ -70,7 +70,7 @@ def _read(folder: Path) -> Run:
     changed = None
     if len(ends) > 1:
         changed = compare((ends[0], evaluations[ends[0]]), (ends[-1], evaluations[ends[-1]]))
-    missing += _lacks(metrics, samples, evaluations)
+    missing += _list_missing(metrics, samples, evaluations)
     return Run(
         folder=folder,
         config=config,
@@ -89,26 +89,26 @@ def _of_this_run(files: Mapping[int, Path], metrics: Metrics) -> dict[int, Path]
     return {step: file for step, file in files.items() if last is None or step <= last}
 
 
-def _lacks(metrics: Metrics, samples: Samples, evaluations: Mapping[int, Path]) -> list[str]:
-    said = []
+def _list_missing(metrics: Metrics, samples: Samples, evaluations: Mapping[int, Path]) -> list[str]:
+    messages = []
     if not metrics.train.rows:
-        said.append("There is no training step in metrics.jsonl yet, so there are no curves.")
+        messages.append("There is no training step in metrics.jsonl yet, so there are no curves.")
     if metrics.unread:
-        said.append(f"{metrics.unread} line(s) of metrics.jsonl hold no row of a run.")
+        messages.append(f"{metrics.unread} line(s) of metrics.jsonl hold no row of a run.")
     if not samples.steps:
-        said.append("There are no samples: output.samples_every is 0, or no step is done yet.")
+        messages.append("There are no samples: output.samples_every is 0, or no step is done yet.")
     if samples.unread:
-        said.append(f"{samples.unread} line(s) of samples/ hold no group.")
+        messages.append(f"{samples.unread} line(s) of samples/ hold no group.")
     if not metrics.eval.rows:
-        said.append(
+        messages.append(
             "There is no evaluation in metrics.jsonl: eval.task is not set, or none is due yet."
         )
     elif len(evaluations) < 2:
-        said.append(
+        messages.append(
             "The answers of two evaluations are needed to show before and after; set eval.at_start to have one "
             "before the first step. Runs of older versions kept none."
         )
-    return said
+    return messages
 
 
 def _read_config(file: Path, missing: list[str]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """samples/ into the groups that the page shows: of the first and the last step, of steps between, and the extremes."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +8,16 @@ from heapq import nlargest, nsmallest
 from pathlib import Path
 from typing import Any
 
-from gpg_vl.report.rows import Row, get, number, read_rows, whole
+from gpg_vl.report.json_lines import Row, get, number, read_rows, whole
 
 MOST_STEPS = 12
 """Steps whose groups are shown."""
 MOST_SCANNED = 400
 """Steps whose samples are read to find the extremes."""
+MOST_READ = 1000
+"""Groups of a step that are read."""
 MOST_PER_STEP = 6
+"""Groups of a step that are shown."""
 EXTREMES = 3
 """Groups of each kind of extreme."""
 MOST_ANSWERS = 16
@@ -23,10 +27,10 @@ _STEP = re.compile(r"step-([0-9]{1,15})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class StoredVerdict:
     """What a reward of the run's own said of an answer while the run had it.
 
-    Example: `Told(parsed="4", note="off by one", score=0.5)`
+    Example: `StoredVerdict(parsed="4", note="off by one", score=0.5)`
     """
 
     parsed: str | None
@@ -38,7 +42,7 @@ class Told:
 class Answer:
     """One of the G answers.
 
-    Example: `Answer(text="(B)", prefill="", finish_reason="stop", tokens=3, reward=1.0, parts={"choice": 1.0}, told={})`
+    Example: `Answer(text="(B)", prefill="", finish_reason="stop", tokens=3, reward=1.0, parts={"choice": 1.0}, verdicts={})`
     """
 
     text: str
@@ -49,8 +53,8 @@ class Answer:
     """The weighted total."""
     parts: Mapping[str, int | float]
     """By reward function."""
-    told: Mapping[str, Told]
-    """By reward function, of those that nobody can ask again."""
+    verdicts: Mapping[str, StoredVerdict]
+    """By reward function, of those that cannot be asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +66,20 @@ class Group:
     """Among the groups of its step, from 0."""
     id: str
     task: str
+    source: str
+    """The data set, where the run was trained on several."""
     question: str
     gold: str
     choices: tuple[str, ...] | None
     meta: Mapping[str, Any]
     images: tuple[str, ...]
-    """Names of files, in the folder of the step, or paths of the data that lie elsewhere."""
+    """Names of files, in the folder of the step, or paths of the data that are elsewhere."""
     folder: Path
     answers: tuple[Answer, ...]
     more_answers: int
     """Of the group that are left out here."""
+    greedy: Answer | None = None
+    """What the others are compared with, if the algorithm asks for it."""
 
     @property
     def rewards(self) -> list[int | float]:
@@ -81,6 +89,18 @@ class Group:
     def mean(self) -> float | None:
         """Of the rewards; None without any."""
         return sum(self.rewards) / len(self.rewards) if self.rewards else None
+
+    @property
+    def baseline(self) -> float | None:
+        """What an answer's reward is compared with: the greedy answer's, or the mean; None without any."""
+        if self.greedy is not None and self.greedy.reward is not None:
+            return self.greedy.reward
+        return self.mean
+
+    @property
+    def shown(self) -> tuple[Answer, ...]:
+        """The answers, the greedy one first if there is one."""
+        return self.answers if self.greedy is None else (self.greedy, *self.answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +113,9 @@ class Samples:
     read: int = 0
     """Of these, those that were read."""
     seen: int = 0
-    """Groups in them."""
+    """Groups in them that were read."""
+    cut: int = 0
+    """How many groups of a step were read at most, if one of them has more; else 0."""
     unread: int = 0
     """Lines that hold no group."""
 
@@ -106,10 +128,13 @@ def read_samples(folder: Path) -> Samples:
     chosen: dict[tuple[int, int], Group] = {}
     lowest: list[Group] = []
     highest: list[Group] = []
-    seen = unread = 0
+    seen = unread = cut = 0
     for number_of_step, step in scanned:
         groups = []
         for place, row in enumerate(read_rows(step / "samples.jsonl")):
+            if place == MOST_READ:
+                cut = MOST_READ
+                break
             group = None if row is None else _group(row, number_of_step, place, step)
             if group is None:
                 unread += 1
@@ -130,6 +155,7 @@ def read_samples(folder: Path) -> Samples:
         steps=len(steps),
         read=len(scanned),
         seen=seen,
+        cut=cut,
         unread=unread,
     )
 
@@ -148,11 +174,13 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
 def _steps(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
-    return sorted(
-        (int(match[1]), path)
-        for path in folder.iterdir()
-        if (match := _STEP.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
-    )
+    # a listing says itself what is a folder: no file is asked for one by one
+    with os.scandir(folder) as entries:
+        return sorted(
+            (int(match[1]), folder / entry.name)
+            for entry in entries
+            if (match := _STEP.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
+        )
 
 
 def _group(row: Row, step: int, place: int, folder: Path) -> Group | None:
@@ -167,6 +195,7 @@ def _group(row: Row, step: int, place: int, folder: Path) -> Group | None:
         place=place,
         id=get(row, "id", str) or "",
         task=get(row, "task", str) or "",
+        source=get(row, "source", str) or "",
         question=prompt if prompt is not None else get(row, "prompt", str) or "",
         gold=get(row, "answer", str) or "",
         choices=_texts(row.get("choices")),
@@ -175,6 +204,7 @@ def _group(row: Row, step: int, place: int, folder: Path) -> Group | None:
         folder=folder,
         answers=tuple(answers[:MOST_ANSWERS]),
         more_answers=max(len(answers) - MOST_ANSWERS, 0),
+        greedy=_answer(row.get("greedy")),
     )
 
 
@@ -188,7 +218,7 @@ def _answer(row: object) -> Answer | None:
         tokens=whole(row.get("tokens")),
         reward=number(row.get("reward")),
         parts=dict(_parts(row)),
-        told=dict(_told(row)),
+        verdicts=dict(_read_reasons(row)),
     )
 
 
@@ -198,12 +228,12 @@ def _parts(row: Row) -> Iterator[tuple[str, int | float]]:
             yield name.removeprefix("reward/"), plain
 
 
-def _told(row: Row) -> Iterator[tuple[str, Told]]:
+def _read_reasons(row: Row) -> Iterator[tuple[str, StoredVerdict]]:
     for name, value in row.items():
         if name.startswith("verdict/") and isinstance(value, dict):
             yield (
                 name.removeprefix("verdict/"),
-                Told(
+                StoredVerdict(
                     parsed=get(value, "parsed", str),
                     note=get(value, "note", str) or "",
                     score=number(value.get("score")),

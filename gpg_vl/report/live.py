@@ -1,4 +1,4 @@
-"""The page of a run that goes on, for a browser on this machine.
+"""The page of a run in progress, for a browser on this machine.
 
 The server knows two addresses, `/` and `/stamp`, and reads no path from a request: there is nothing that it could be
 led to. It listens on the loopback alone, answers nobody who calls it by another name (a page elsewhere whose name was
@@ -39,15 +39,15 @@ class Pages:
     def __init__(self, make: Callable[[], str], now: Callable[[], str]) -> None:
         self._make, self.now = make, now
         self._lock = threading.Lock()
-        self._made: tuple[str, bytes] | None = None
+        self._cached: tuple[str, bytes] | None = None
 
     def page(self) -> bytes:
         # one at a time: several tabs must not read a large folder at once
         with self._lock:
             stamp = self.now()
-            if self._made is None or self._made[0] != stamp:
-                self._made = stamp, self._make().encode()
-            return self._made[1]
+            if self._cached is None or self._cached[0] != stamp:
+                self._cached = stamp, self._make().encode()
+            return self._cached[1]
 
 
 def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:

@@ -24,7 +24,7 @@ from gpg_vl.report.folder import Run, read_run
 from gpg_vl.report.groups import spread
 from gpg_vl.report.phases import phases
 from gpg_vl.report.pictures import Album
-from gpg_vl.report.text import line
+from gpg_vl.report.visible_text import line
 
 PICTURE_BYTES = 9 << 20
 """Characters of all pictures of a page; with them and its texts it stays below 15 MB."""
@@ -45,7 +45,7 @@ class Pairs:
 
 
 def write_report(folder: Path, other: Path | None = None, to: Path | None = None) -> Path:
-    """Write the page of a run, beside another one if there is one. Returns its file, `report.html` in the run folder.
+    """Write the page of a run, next to another one if there is one. Returns its file, `report.html` in the run folder.
 
     Raises UserError if there is no such run, OSError if the page cannot be written.
     """
@@ -84,8 +84,12 @@ def render(run: Run, other: Run | None = None, *, live: bool = False) -> str:
             data=embed(data),
             data_steps=any(one.metrics.train.rows for one in runs),
             facts=[view.facts(one) for one in runs],
-            missing=[[line(said, 400) for said in one.missing] for one in runs],
-            thinned=[said for one in runs for said in _thinned(one.metrics.train, "steps")],
+            missing=[[line(message, 400) for message in one.missing] for one in runs],
+            thinned=[
+                message
+                for one in runs
+                for message in _describe_thinning(one.metrics.train, "steps")
+            ],
             evaluations=[_evaluations(one) for one in runs],
             differences=view.differences(run, other) if other is not None else [],
             pairs=[_pairs(*one, album) for one in _changes(run, other, labels)],
@@ -96,7 +100,7 @@ def render(run: Run, other: Run | None = None, *, live: bool = False) -> str:
 
 
 def embed(data: Any) -> str:
-    """JSON that may stand in a script element: it holds no character with which HTML could end or begin anything."""
+    """JSON that may be in a script element: it holds no character with which HTML could end or begin anything."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -123,7 +127,7 @@ def _evaluations(run: Run) -> list[tuple[int, list[view.Score]]]:
     return [(table.steps[place], view.scores(run, place, names)) for place in places]
 
 
-def _thinned(table: Table, what: str) -> list[str]:
+def _describe_thinning(table: Table, what: str) -> list[str]:
     if table.every == 1:
         return []
     return [f"Of {table.rows:,} {what} every {table.every:,}th is drawn, and the last."]

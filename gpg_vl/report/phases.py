@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpg_vl.report.folder import Run
-from gpg_vl.report.rows import get, whole
-from gpg_vl.report.text import line
+from gpg_vl.report.json_lines import get, whole
+from gpg_vl.report.visible_text import line
 
 MEMORY = "peak memory by phase"
 """The key of a launch in run.json: bytes by phase, of the `process` and of the `gpu`."""

@@ -1,7 +1,7 @@
-"""Why an answer got what it got: the verdict that stands beside each reward, asked for again.
+"""Why an answer got its reward: the verdict shown with each reward, computed again.
 
 Only rewards of this package are asked: a run folder that somebody sent must not decide which code runs. What one of the
-run's own said at the time, if it is `@explained`, stands beside its value in samples.jsonl. Rewards that may be slow on
+run's own said at the time, if it is `@explained`, is next to its value in samples.jsonl. Rewards that may be slow on
 some texts answer in a process of their own, which is ended when its time is over.
 """
 
@@ -81,8 +81,8 @@ def _explain_quickly(question: Question) -> Reason:
 
 def _of_its_own(question: Question) -> Reason:
     """What a reward of the run's own said at the time, if it did."""
-    told = question.answer.told.get(question.reward)
-    if told is None:
+    stored = question.answer.verdicts.get(question.reward)
+    if stored is None:
         text = question.answer.prefill + question.answer.text
         return Reason(
             parsed=extract_answer(text).candidate if _short(question) else None,
@@ -90,13 +90,13 @@ def _of_its_own(question: Question) -> Reason:
         )
 
     # its score is that of the explanation, which is another function than the reward
-    recorded, notes = question.answer.parts[question.reward], [told.note]
-    if told.score is not None and not isclose(told.score, recorded, abs_tol=1e-6):
-        notes.append(f"the run recorded {recorded:g}, its explanation says {told.score:g}")
+    recorded, notes = question.answer.parts[question.reward], [stored.note]
+    if stored.score is not None and not isclose(stored.score, recorded, abs_tol=1e-6):
+        notes.append(f"the run recorded {recorded:g}, its explanation says {stored.score:g}")
     return Reason(
-        parsed=told.parsed,
+        parsed=stored.parsed,
         note="; ".join(filter(None, notes)),
-        score=None if told.score is None else recorded,
+        score=None if stored.score is None else recorded,
     )
 
 

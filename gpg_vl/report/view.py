@@ -1,4 +1,4 @@
-"""A run as the page shows it: every text made visible, every number with the one that stands in the file."""
+"""A run as the page shows it: every text made visible, every number as it is in the file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any
 from gpg_vl.report.evaluations import Changed, Outcome, Question
 from gpg_vl.report.folder import Run
 from gpg_vl.report.groups import Answer, Group
+from gpg_vl.report.json_lines import number
 from gpg_vl.report.phases import MEMORY
 from gpg_vl.report.pictures import Album, Thumbnail
-from gpg_vl.report.rows import number
-from gpg_vl.report.text import Shown, line, shown
 from gpg_vl.report.verdicts import Question as Asked
 from gpg_vl.report.verdicts import Reason, explain_all
+from gpg_vl.report.visible_text import Shown, line, make_visible
 
 QUESTION = 1500
 """Characters of a question that are shown."""
@@ -30,11 +30,12 @@ class AnswerView:
     truncated: bool
     reward: int | float | None
     advantage: float | None
-    """Reward minus the mean of the group; None without a reward."""
+    """Reward minus that of the greedy answer, or minus the mean of the group without one; None without a reward."""
     shade: str
     """`up3` to `up1`, `level`, `down1` to `down3`."""
     parts: tuple[tuple[str, int | float], ...]
     reasons: tuple[str, ...]
+    is_greedy: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class GroupView:
     pictures: tuple[Thumbnail, ...]
     mean: float | None
     outcome: str
-    """`mixed`, `equal high` or `equal low`: how the rewards of the group lie; `none` without any."""
+    """`mixed`, `equal high` or `equal low`: how the rewards of the group are distributed; `none` without any."""
     answers: tuple[AnswerView, ...]
     more_answers: int
 
@@ -78,7 +79,7 @@ def group_views(groups: Sequence[Group], album: Album) -> list[GroupView]:
     asked = [
         Asked(reward=name, group=group, answer=answer)
         for group in groups
-        for answer in group.answers
+        for answer in group.shown
         for name in answer.parts
     ]
     reasons = iter(explain_all(asked))
@@ -86,7 +87,7 @@ def group_views(groups: Sequence[Group], album: Album) -> list[GroupView]:
     for group in groups:
         answers = tuple(
             _answer_view(answer, group, {name: next(reasons) for name in answer.parts})
-            for answer in group.answers
+            for answer in group.shown
         )
         views.append(_group_view(group, answers, album))
     return views
@@ -97,9 +98,9 @@ def _group_view(group: Group, answers: tuple[AnswerView, ...], album: Album) -> 
         step=group.step,
         place=group.place,
         id=line(group.id, 80),
-        task=line(group.task, 80),
-        question=shown(group.question, QUESTION),
-        gold=shown(group.gold, 300),
+        task=" · ".join(line(word, 80) for word in (group.source, group.task) if word),
+        question=make_visible(group.question, QUESTION),
+        gold=make_visible(group.gold, 300),
         pictures=tuple(album.show(group.folder, name) for name in group.images[:8]),
         mean=group.mean,
         outcome=_outcome(group),
@@ -119,10 +120,10 @@ def _outcome(group: Group) -> str:
 
 def _answer_view(answer: Answer, group: Group, reasons: Mapping[str, Reason]) -> AnswerView:
     advantage = None
-    if answer.reward is not None and group.mean is not None:
-        advantage = answer.reward - group.mean
+    if answer.reward is not None and group.baseline is not None:
+        advantage = answer.reward - group.baseline
     return AnswerView(
-        text=shown(answer.prefill + answer.text),
+        text=make_visible(answer.prefill + answer.text),
         tokens=answer.tokens,
         truncated=answer.finish_reason == "length",
         reward=answer.reward,
@@ -134,19 +135,24 @@ def _answer_view(answer: Answer, group: Group, reasons: Mapping[str, Reason]) ->
             for name, reason in reasons.items()
             if (said := _say(reason, answer.parts[name]))
         ),
+        is_greedy=answer is group.greedy,
     )
 
 
 def _shade(advantage: float | None, group: Group) -> str:
     rewards = group.rewards
-    if advantage is None or max(rewards) == min(rewards):
+    if advantage is None:
         return "level"
-    assert group.mean is not None
-    largest = max(abs(reward - group.mean) for reward in rewards)
+    baseline = group.baseline
+    assert baseline is not None
+    # equal rewards are off their mean by rounding at most
+    if baseline == group.mean and max(rewards) == min(rewards):
+        return "level"
+    largest = max((abs(reward - baseline) for reward in rewards), default=0.0)
     if isclose(advantage, 0.0, abs_tol=1e-6 * largest):
         return "level"
 
-    # what lies off the mean has a colour, however far the others lie
+    # what is off the baseline has a colour, however far the others lie
     depth = max(1, round(SHADES * abs(advantage) / largest))
     return f"{'up' if advantage > 0 else 'down'}{depth}"
 
@@ -182,11 +188,11 @@ def _pair(
 ) -> PairView:
     return PairView(
         task=line(question.task, 80),
-        question=shown(question.question, QUESTION),
-        gold=shown(question.gold, 300),
+        question=make_visible(question.question, QUESTION),
+        gold=make_visible(question.gold, 300),
         pictures=tuple(album.show(folder, name) for name in question.images[:4]),
-        before=shown(before.response, 1500),
-        after=shown(after.response, 1500),
+        before=make_visible(before.response, 1500),
+        after=make_visible(after.response, 1500),
         before_why=_why(before),
         after_why=_why(after),
         before_right=before.right,
@@ -214,6 +220,7 @@ class Fact:
 _KEYS = (
     ("model", "model.path"),
     ("trained on", "data.train"),
+    ("trained on several", "data.sources"),
     ("rewards", "rewards.weights"),
     ("algorithm", "algorithm.name"),
     ("group size", "rollout.group_size"),
@@ -231,6 +238,8 @@ def facts(run: Run) -> list[Fact]:
     for name, key in _KEYS:
         section, _, word = key.partition(".")
         value = run.config.get(section, {}).get(word)
+        if key == "data.sources":
+            value = _name_sources(value)
         if value is not None:
             found.append(Fact(name=name, value=_spell(value)))
 
@@ -242,6 +251,16 @@ def facts(run: Run) -> list[Fact]:
             if value is not None and name != MEMORY
         ]
     return found
+
+
+def _name_sources(value: object) -> str | None:
+    """The paths of several sets, with the weights that they were given; None of a run on one."""
+    sources = [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    named = []
+    for one in sources:
+        weight = one.get("weight")
+        named.append(f"{one.get('path')}" if weight is None else f"{one.get('path')} x {weight}")
+    return ", ".join(named) or None
 
 
 def _spell(value: object) -> str:
@@ -257,7 +276,7 @@ def _spell(value: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One number of an evaluation with what stands beside it.
+    """One number of an evaluation with what is next to it.
 
     Example: `Score(name="official", value=0.62, low=0.55, high=0.69, blank=0.44, chance=0.4375)`
     """
@@ -295,9 +314,9 @@ def differences(one: Run, other: Run) -> list[tuple[str, str, str]]:
     """(key, value of the one, value of the other) of each key of the configs that differs."""
     found = []
     for section in dict.fromkeys((*one.config, *other.config)):
-        mine, theirs = one.config.get(section, {}), other.config.get(section, {})
-        for key in dict.fromkeys((*mine, *theirs)):
-            left, right = line(mine.get(key)), line(theirs.get(key))
+        first_section, second_section = one.config.get(section, {}), other.config.get(section, {})
+        for key in dict.fromkeys((*first_section, *second_section)):
+            left, right = line(first_section.get(key)), line(second_section.get(key))
             if left != right:
                 found.append((line(f"{section}.{key}", 80), left, right))
     return found

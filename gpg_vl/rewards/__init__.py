@@ -28,6 +28,7 @@ choice classification counting detection geometry grounding grounding_giou groun
 BUILTIN = {
     "format": "gpg_vl.rewards.format:format",
     "length": "gpg_vl.rewards.length:length",
+    "verbatim": "gpg_vl.rewards.verbatim:verbatim",
     **{name: f"gpg_vl.rewards.builtin:{name}" for name in _JUDGING.split()},
 }
 """The rewards of this package."""

@@ -12,7 +12,7 @@ from gpg_vl.answers import (
 from gpg_vl.answers import (
     choice as choices,
 )
-from gpg_vl.answers.verdict import judged
+from gpg_vl.answers.verdict import judge_response
 from gpg_vl.rewards.samples import Sample, by, explained
 from gpg_vl.types import Completion, Example
 
@@ -31,7 +31,7 @@ _CHOICE = (
 @explained(by(choices.judge), _CHOICE)
 def choice(completion: Completion, example: Example) -> float:
     """1.0 if the completion names the right option, else 0.0. Needs `example.choices`."""
-    return judged(choices.judge, completion.response, example).score
+    return judge_response(choices.judge, completion.response, example).score
 
 
 _FLOWERS = ("rose", "desert-rose", "tulip", "daisy")
@@ -53,7 +53,7 @@ def classification(completion: Completion, example: Example) -> float:
     or a short text, at most twice as long, in which one class is named. A part of a name, a list of classes and "not a
     rose" name none. A name inside of a longer name ("rose" in "desert rose") does not count.
     """
-    return judged(classes.judge, completion.response, example).score
+    return judge_response(classes.judge, completion.response, example).score
 
 
 _COUNT = (
@@ -73,7 +73,7 @@ def counting(completion: Completion, example: Example) -> float:
     `4`, `4.0`, `four`, `1,234`, `4个` and "There are 4 items." state one number, and "There are no items." states 0; "4 or 5",
     "3 red and 1 blue", "-4", "4.5", "not 4" and "2+2" state none that could be credited. Digits of other scripts are not read.
     """
-    return judged(count.judge, completion.response, example).score
+    return judge_response(count.judge, completion.response, example).score
 
 
 _GEOMETRY = (
@@ -95,7 +95,7 @@ def geometry(completion: Completion, example: Example) -> float:
     unit than that of the gold answer, and any word that is no unit, is wrong, and nothing is converted. Of a sentence the only
     expression in it counts; two numbers are no answer, unless the gold is two: of `60°或120°` both have to be stated.
     """
-    return judged(quantity.judge, completion.response, example).score
+    return judge_response(quantity.judge, completion.response, example).score
 
 
 _MATH = (
@@ -121,7 +121,7 @@ def math(completion: Completion, example: Example) -> float:
     last member. A decimal must agree with an irrational or periodic gold to six places and a relative 2e-6. A unit behind a
     number is passed over, `11 cm` is `11`, but `3 xy` is not `3`.
     """
-    return judged(expression.judge, completion.response, example).score
+    return judge_response(expression.judge, completion.response, example).score
 
 
 _META = {"coordinates": "rel1000"}
@@ -148,13 +148,13 @@ def grounding(completion: Completion, example: Example) -> float:
     the image in pixels as [width, height], in `input_size` or `image_size`. The gold answer is written in the same way
     and in the same coordinates as the model is asked to answer in.
     """
-    return judged(box.judge, completion.response, example).score
+    return judge_response(box.judge, completion.response, example).score
 
 
 @explained(by(box.judge_hit), _BOXES)
 def grounding_hit(completion: Completion, example: Example) -> float:
     """1.0 if the stated box has an IoU of at least 0.5 with the gold box, else 0.0. Needs what `grounding` needs."""
-    return judged(box.judge_hit, completion.response, example).score
+    return judge_response(box.judge_hit, completion.response, example).score
 
 
 @explained(by(box.judge_giou), _BOXES)
@@ -164,7 +164,7 @@ def grounding_giou(completion: Completion, example: Example) -> float:
     It tells boxes that miss apart by how far off they are, which `grounding` does not; in return any box earns something,
     and the whole image at least 0.5. Use it where a model rarely hits at first. Needs what `grounding` needs.
     """
-    return judged(box.judge_giou, completion.response, example).score
+    return judge_response(box.judge_giou, completion.response, example).score
 
 
 _ONE = "{'Position': [0, 0, 100, 100], 'Confidence': 1.0}"
@@ -188,7 +188,7 @@ def detection(completion: Completion, example: Example) -> float:
     confidence counts as sure. `No Objects`, or `[]`, is worth 1.0 if there is no gold box. A text with a box that is
     inverted or outside of the image is worth 0.0. Needs what `grounding` needs.
     """
-    return judged(boxes.judge, completion.response, example).score
+    return judge_response(boxes.judge, completion.response, example).score
 
 
 _TEN = {"answers": ["red"] * 6 + ["dark red"] * 4}
@@ -221,7 +221,7 @@ def vqa(completion: Completion, example: Example) -> float:
     rewards of its group would be closer together than those of an easy one. The evaluation takes no share. The answers are
     in the column `answers`; without it there is one, the gold answer.
     """
-    return judged(short_answer.judge_soft, completion.response, example).score
+    return judge_response(short_answer.judge_soft, completion.response, example).score
 
 
 @explained(by(short_answer.judge_relaxed), _RELAXED)
@@ -231,7 +231,7 @@ def vqa_relaxed(completion: Completion, example: Example) -> float:
     The published rule reads `12%` as 0.12 and does not know `$` or `1,234`, so that "12" for "12%" is wrong; here they
     are read, and a percent sign may be left out. A gold that is a year must be met exactly. A range or a list is no number.
     """
-    return judged(short_answer.judge_relaxed, completion.response, example).score
+    return judge_response(short_answer.judge_relaxed, completion.response, example).score
 
 
 @explained(by(short_answer.judge_anls), _ANLS)
@@ -241,4 +241,4 @@ def vqa_anls(completion: Completion, example: Example) -> float:
     The published rule divides by the length with all blanks counted, so that a text padded with blanks resembles any
     answer; here runs of blanks count as one.
     """
-    return judged(short_answer.judge_anls, completion.response, example).score
+    return judge_response(short_answer.judge_anls, completion.response, example).score

@@ -59,22 +59,22 @@ def documentation(reward: Reward) -> str:
     return inspect.cleandoc(reward.function.__doc__ or "")
 
 
-def shown(reward: Reward) -> list[Shown]:
+def run_samples(reward: Reward) -> list[Shown]:
     """The samples that the reward carries, each run through it now."""
     samples: Sequence[Sample] = getattr(reward.function, "examples", ())
     explain = getattr(reward.function, "explain", None)
-    made = []
+    results = []
     for sample in samples:
         completion, example = sample.completion(), sample.example()
         score = call(reward, [completion] if reward.batched else completion, example)[0]
-        made.append(
+        results.append(
             Shown(
                 sample=sample,
                 score=score,
                 verdict=None if explain is None else explain(completion, example),
             )
         )
-    return made
+    return results
 
 
 def _source(name: str, reward: Reward) -> str:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.console import escaped_output, make_console, plain
-from gpg_vl.errors import UserError
+from gpg_vl.errors import UserError, cut
 from gpg_vl.prompting import GOLD_FORM
-from gpg_vl.rewards.catalogue import documentation, entries, entry, shown
+from gpg_vl.rewards.catalogue import documentation, entries, entry, run_samples
 from gpg_vl.rewards.gold_proof import SAME_FAILURES, ways_on
 from gpg_vl.rewards.scoring import Item, RewardFailure, load
-from gpg_vl.rewards.trial import Trial, read_responses, try_reward
+from gpg_vl.rewards.try_reward import Trial, read_responses, try_reward
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,7 +123,7 @@ def _list(_: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     with escaped_output():
         reward, about = load(arguments.name), entry(arguments.name)
-        samples = shown(reward)
+        samples = run_samples(reward)
     console = make_console()
     console.print(
         plain(f"{about.name}: {about.low:g} to {about.high:g}, {about.source}"), style="bold"
@@ -151,7 +151,7 @@ def _test(arguments: argparse.Namespace) -> int:
 
     if "{answer}" not in arguments.gold:
         raise UserError(
-            f"--gold is {arguments.gold!r}, which has no {{answer}}. Write {{answer}} where the gold answer stands, as in "
+            f"--gold is {arguments.gold!r}, which has no {{answer}}. Write {{answer}} where the gold answer goes, as in "
             f"'<answer>{{answer}}</answer>'."
         )
     examples = load_examples(arguments.data, _columns(arguments.columns), answers=False)
@@ -191,7 +191,7 @@ def _print_trial(trial: Trial, console: "Console", arguments: argparse.Namespace
     scores, problems, rows = trial.scores, trial.gold_problems, arguments.rows
     if trial.tried:
         ordered = sorted(trial.tried, key=lambda one: trial.score(one[1], failed=float("-inf")))
-        console.print(_tried(ordered[:rows], explained=trial.explained))
+        console.print(_make_trial_table(ordered[:rows], explained=trial.explained))
         if len(ordered) > rows:
             console.print(
                 f"... and {len(ordered) - rows} more with the same or a greater value (--rows)",
@@ -204,7 +204,7 @@ def _print_trial(trial: Trial, console: "Console", arguments: argparse.Namespace
         )
     console.print(_gold_line(trial))
     if problems:
-        console.print(_tried(problems[:_SHOWN_GOLD], explained=trial.explained))
+        console.print(_make_trial_table(problems[:_SHOWN_GOLD], explained=trial.explained))
         if len(problems) > _SHOWN_GOLD:
             console.print(f"... and {len(problems) - _SHOWN_GOLD} more")
     _say_failures([*problems[:_SHOWN_GOLD], *trial.tried], console)
@@ -213,7 +213,7 @@ def _print_trial(trial: Trial, console: "Console", arguments: argparse.Namespace
     if not trial.explained and (trial.tried or problems):
         console.print(
             f"\n{trial.name} does not say what it reads in a response. Decorate it with @explained of "
-            f"gpg_vl.rewards.samples, and it stands here beside each value.",
+            f"gpg_vl.rewards.samples, and it is shown here next to each value.",
             soft_wrap=True,
         )
 
@@ -242,7 +242,9 @@ def _say_failures(
         console.print(plain(f"\n{message}"))
 
 
-def _tried(outcomes: Sequence[tuple[Item, Verdict | RewardFailure]], *, explained: bool) -> Any:
+def _make_trial_table(
+    outcomes: Sequence[tuple[Item, Verdict | RewardFailure]], *, explained: bool
+) -> Any:
     table = _table("id", *(_EXPLAINED if explained else _UNEXPLAINED))
     for (example, (completion,)), outcome in outcomes:
         score = None if isinstance(outcome, RewardFailure) else outcome.score
@@ -274,4 +276,4 @@ def _why(verdict: Verdict | RewardFailure | None, answer: str) -> list[str]:
 
 def _short(text: str, width: int = 60) -> str:
     text = " ".join(text[: 4 * width].split()) if len(text) > 4 * width else " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
+    return cut(text, width)

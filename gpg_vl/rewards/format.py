@@ -32,7 +32,7 @@ def verdict(completion: Completion, example: Example) -> Verdict:
 def format(completion: Completion, example: Example) -> float:
     """1.0 if the response is one `<think>...</think>`, then one `<answer>...</answer>` that is not empty, else 0.0.
 
-    Only blanks may stand before, between and after the two blocks. The reasoning may be empty. The whole response is
+    Only blanks may be before, between and after the two blocks. The reasoning may be empty. The whole response is
     looked at, so a `<think>` that the prompt had already written counts as the opening tag.
 
     The legacy rule, a full match of `<think>.*?</think>\\s*<answer>.*?</answer>` with `.` matching newlines, also

@@ -5,7 +5,7 @@ A gold answer is written as a response in the form that the reward declares (`@g
 that reads another form; `explain` says which ways there are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,8 @@ from gpg_vl.types import Completion, Example
 
 SAME_FAILURES = 3
 """A reward that fails so often for one cause is broken: the proof ends there, and does not say so once per row."""
+_BATCH, _BATCH_BYTES = 512, 64 << 20
+"""Examples that are proved together, and the bytes of pictures that they may bring."""
 _SHOWN = 5
 """Rows that are named of each reward."""
 
@@ -52,7 +54,7 @@ class GoldProblem:
     """What the reward gave; None if it gave no valid number."""
     best: float
     """What it should have given: its declared maximum, or its minimum if its weight is negative."""
-    saw: str
+    scored_text: str
     """The response that was scored, followed by the failure if there was one."""
     ends: bool = False
     """The reward has failed for this cause `SAME_FAILURES` times, and the proof of it ended: rows were not tried."""
@@ -63,7 +65,7 @@ class GoldProblem:
             if self.score is None
             else f"gives {self.score:g} instead of {self.best:g} to"
         )
-        return f"The reward {self.reward!r} {gave} the gold answer of example {self.example_id!r}. It saw: {self.saw}"
+        return f"The reward {self.reward!r} {gave} the gold answer of example {self.example_id!r}. It scored: {self.scored_text}"
 
 
 class Isolated(Protocol):
@@ -88,7 +90,7 @@ def gold_completion(example: Example, form: GoldForm = GOLD_FORM) -> Completion:
             f"The gold form of a reward returned {text!r:.200} for example {example.id!r}. It must return the text of a "
             f"whole response."
         )
-    return Completion(token_ids=(), logprobs=(), text=text, finish_reason="stop")
+    return Completion(text=text)
 
 
 def needs_answer(form: GoldForm) -> bool:
@@ -117,28 +119,89 @@ def check_gold(
 
     gold: how gold answers are written for rewards that do not declare it. A pool has its own.
     """
-    rows = list(examples)
-    problems: list[GoldProblem] = []
-    for name, weight in checked_weights(weights).items():
-        if name in QUICK:
-            reward = load(name, gold)
-            low, high = reward.low, reward.high
-            outcomes: Sequence[GoldOutcome] = [_scored_here(reward, row) for row in rows]
-        elif pool is None:
+    proofs = [_Proof(name, weight, gold) for name, weight in checked_weights(weights).items()]
+    if pool is not None and not all(name in QUICK for name in weights):
+        pool.ranges()  # loads them, also where there is no row to prove them on
+    for rows in _batches(examples):
+        for proof in proofs:
+            proof.add(rows, pool)
+    return [problem for proof in proofs for problem in proof.problems]
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """The examples, a few at a time: they may bring their pictures."""
+    batch: list[Example] = []
+    held = 0
+    for example in examples:
+        batch.append(example)
+        held += sum(len(image) for image in example.images if isinstance(image, bytes))
+        if len(batch) == _BATCH or held > _BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+class _Proof:
+    """The proof of one reward, over all rows."""
+
+    def __init__(self, name: str, weight: float, gold: str) -> None:
+        self._name, self._weight = name, weight
+        self._quick = load(name, gold) if name in QUICK else None
+        self._times: dict[str, int] = {}
+        """How often it failed, by cause."""
+        self.problems: list[GoldProblem] = []
+
+    def add(self, rows: Sequence[Example], pool: Isolated | None) -> None:
+        """Prove some more rows, in their order, unless the proof has ended."""
+        if any(problem.ends for problem in self.problems):
+            return
+        if self._quick is not None:
+            reward = self._quick
+            self._judge(rows, [_score_gold(reward, row) for row in rows], reward.low, reward.high)
+            return
+
+        if pool is None:
             raise ValueError(
-                f"The reward {name!r} is not known to be quick on any text, so it must not run in this process. "
+                f"The reward {self._name!r} is not known to be quick on any text, so it must not run in this process. "
                 f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(sorted(QUICK))}."
             )
-        elif name in pool.unproved():
-            continue
-        else:
-            low, high = pool.ranges()[name]
-            outcomes = pool.prove(rows, name)
-        problems += _problems(name, rows, outcomes, best=low if weight < 0 else high)
-    return problems
+        if self._name not in pool.unproved():
+            self._judge(rows, pool.prove(rows, self._name), *pool.ranges()[self._name])
+
+    def _judge(
+        self, rows: Sequence[Example], outcomes: Sequence[GoldOutcome], low: float, high: float
+    ) -> None:
+        """Failures of one cause are listed up to the end of the proof."""
+        best = low if self._weight < 0 else high
+        for example, outcome in zip(rows, outcomes, strict=True):
+            score, scored_text, ends = None, "", False
+            if outcome is None:
+                continue
+            if isinstance(outcome, RewardFailure):
+                scored_text = outcome.message
+                if outcome.cause:
+                    times = self._times[outcome.cause] = self._times.get(outcome.cause, 0) + 1
+                    if times > SAME_FAILURES:
+                        continue
+                    ends = times == SAME_FAILURES
+            elif abs(outcome.value - best) <= RANGE_SLACK:
+                continue
+            else:
+                score, scored_text = outcome.value, outcome.response
+            self.problems.append(
+                GoldProblem(
+                    reward=self._name,
+                    example_id=example.id,
+                    score=score,
+                    best=best,
+                    scored_text=scored_text,
+                    ends=ends,
+                )
+            )
 
 
-def _scored_here(reward: Reward, example: Example) -> GoldOutcome:
+def _score_gold(reward: Reward, example: Example) -> GoldOutcome:
     """In this process; a built-in reward raises ValueError on impossible rows."""
     try:
         return score_gold(reward, example)
@@ -150,35 +213,6 @@ def _scored_here(reward: Reward, example: Example) -> GoldOutcome:
             member=0,
             message=f"{gold_completion(example, reward.gold).response}\n{error}",
         )
-
-
-def _problems(
-    name: str, examples: Sequence[Example], outcomes: Sequence[GoldOutcome], *, best: float
-) -> list[GoldProblem]:
-    """Those of one reward, in the order of the rows. Failures of one cause are listed up to the end of the proof."""
-    problems: list[GoldProblem] = []
-    times: dict[str, int] = {}
-    for example, outcome in zip(examples, outcomes, strict=True):
-        if outcome is None:
-            continue
-        score, saw, ends = None, "", False
-        if isinstance(outcome, RewardFailure):
-            saw = outcome.message
-            if outcome.cause:
-                times[outcome.cause] = times.get(outcome.cause, 0) + 1
-                if times[outcome.cause] > SAME_FAILURES:
-                    continue
-                ends = times[outcome.cause] == SAME_FAILURES
-        elif abs(outcome.value - best) <= RANGE_SLACK:
-            continue
-        else:
-            score, saw = outcome.value, outcome.response
-        problems.append(
-            GoldProblem(
-                reward=name, example_id=example.id, score=score, best=best, saw=saw, ends=ends
-            )
-        )
-    return problems
 
 
 def explain(problems: Sequence[GoldProblem], gold: str = GOLD_FORM) -> str:
@@ -217,5 +251,5 @@ def _explain_reward(problems: Sequence[GoldProblem]) -> str:
     return (
         f"  The reward {end.reward!r} failed {SAME_FAILURES} times for the same cause, and its proof ended there. Correct "
         f"the reward. It failed on the gold answers of examples {', '.join(others[:_SHOWN])} and {end.example_id!r}; the "
-        f"last time: {end.saw}"
+        f"last time: {end.scored_text}"
     )

@@ -17,6 +17,7 @@ from gpg_vl.answers.classes import gold_class
 from gpg_vl.answers.count import gold_count
 from gpg_vl.answers.options import gold_index
 from gpg_vl.console import plain
+from gpg_vl.errors import cut
 from gpg_vl.rewards import QUICK
 from gpg_vl.rewards.scoring import load
 from gpg_vl.types import Completion, Example
@@ -74,7 +75,7 @@ def read_golds(names: Iterable[str], examples: Sequence[Example]) -> list[GoldRe
 
 
 def render_golds(names: Iterable[str], examples: Sequence[Example], console: Console) -> None:
-    """Print the golds, each beside what the rewards read in it."""
+    """Print the golds, each next to what the rewards read in it."""
     read = read_golds(names, examples)
     if not read:
         return
@@ -84,18 +85,13 @@ def render_golds(names: Iterable[str], examples: Sequence[Example], console: Con
     )
     for one in read:
         cells = (one.example.id, one.example.answer, *one.readings.values())
-        table.add_row(*(plain(_shorten(cell)) for cell in cells))
+        table.add_row(*(plain(cut(repr(cell)[1:-1], _WIDTH)) for cell in cells))
     console.print(table)
 
 
 def _read_gold(explain: Any, example: Example) -> str:
-    nothing = Completion(token_ids=(), logprobs=(), text="", finish_reason="stop")
+    nothing = Completion(text="")
     try:
         return str(explain(nothing, example).gold)
     except ValueError as error:
         return f"cannot be read: {error}"
-
-
-def _shorten(text: str) -> str:
-    text = repr(text)[1:-1]
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."

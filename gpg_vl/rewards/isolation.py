@@ -8,11 +8,9 @@ Workers are spawned, so they inherit no threads and no device; they import the r
 """
 
 import atexit
-import signal
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -24,10 +22,19 @@ from gpg_vl.errors import RunError, UserError
 from gpg_vl.registry import did_you_mean
 from gpg_vl.rewards import GOLD_FORM, rewards
 from gpg_vl.rewards.gold_proof import SAME_FAILURES, GoldOutcome
-from gpg_vl.rewards.output import Printed
-from gpg_vl.rewards.process import START_LIMIT, Worker
-from gpg_vl.rewards.scoring import Item, Parts, RewardFailure, Scored, checked_weights, with_rewards
-from gpg_vl.rewards.worker import Chunk, Outcome, Ready, Refused, Setting, Task, where
+from gpg_vl.rewards.lost_call import describe_end, lost_call
+from gpg_vl.rewards.scoring import (
+    Item,
+    Parts,
+    RewardFailure,
+    Scored,
+    SourceRewards,
+    checked_weights,
+    with_rewards,
+)
+from gpg_vl.rewards.worker import Chunk, Outcome, Ready, Refused, Setting, Task
+from gpg_vl.rewards.worker_output import Printed
+from gpg_vl.rewards.worker_process import START_LIMIT, Worker
 from gpg_vl.types import Example, Group
 
 CHUNKS_PER_WORKER = 4
@@ -43,7 +50,8 @@ class _Job:
     """One call of `evaluate` under way."""
 
     items: Sequence[Item]
-    names: tuple[str, ...]
+    names: Sequence[tuple[str, ...]]
+    """The rewards of each item."""
     queue: deque[list[int]]
     """Chunks that no worker has, as places in `items`."""
     outcomes: dict[int, Outcome]
@@ -67,13 +75,38 @@ class _Job:
         return len(self.outcomes) == len(self.items) or self.is_hopeless
 
 
+def _modules_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The modules that workers import for rewards which this process has registered with `@reward`.
+
+    Raises UserError for a reward that no other process can import.
+    """
+    modules = []
+    for name in names:
+        origin = rewards.origin(name)
+        if origin is None:
+            continue
+        module, function = origin
+        if module == "__main__" or "<locals>" in function:
+            where = "in a notebook or in the script that was started"
+            where = where if module == "__main__" else f"inside of another function, as {function}"
+            raise UserError(
+                f"The reward {name!r} is defined {where}. Rewards run in processes of their own, which cannot import it "
+                f"from there. Write the function into a file, such as my_rewards.py, and name it in rewards.weights as "
+                f"my_rewards.py:{function.rpartition('.')[2]}; in a notebook a cell that starts with %%writefile "
+                f"my_rewards.py does so."
+            )
+        modules.append(module)
+    return tuple(dict.fromkeys(modules))
+
+
 class RewardPool:
     """Scores groups in worker processes. Use it as a context manager; one call at a time.
 
     The workers start at the first call, or with `start`. `time_limit` is in seconds, for one call of a reward: one
     completion, or all of an example if it is batched. A relative `file.py:function` is found from the present folder.
     `gold` is how gold answers are written for rewards that do not declare it. `root` is the folder that paths of images
-    start from: rewards are given absolute ones.
+    start from: rewards are given absolute ones. An example whose `source` is in `sources` has the rewards, weights and
+    root of its own that are said there; `weights` names the rewards of all.
 
     Example:
         `with RewardPool({"choice": 1.0, "format": 0.2}) as pool: scored = pool.score(groups)`
@@ -87,8 +120,13 @@ class RewardPool:
         workers: int = 2,
         gold: str = GOLD_FORM,
         root: str | Path | None = None,
+        sources: Mapping[str, SourceRewards] | None = None,
     ) -> None:
         self.weights = checked_weights(weights)
+        by_source = {"": SourceRewards(weights=self.weights, root=root), **(sources or {})}
+        self._weights_of = {name: checked_weights(one.weights) for name, one in by_source.items()}
+
+        # what cannot work is refused before a process is started for it
         if not 0.0 < time_limit < float("inf"):
             raise UserError(
                 f"The time limit of the rewards is {time_limit!r}. It must be a positive number of "
@@ -98,6 +136,7 @@ class RewardPool:
             raise UserError(
                 f"The number of reward workers is {workers!r}. It must be at least 1; 2 is the default."
             )
+
         known = rewards.names()
         for name in self.weights:
             if name not in known and ".py:" not in name:
@@ -105,13 +144,15 @@ class RewardPool:
                     f"There is no reward called {name!r}. {did_you_mean(name, known)} "
                     f"A function of your own is named as path/to/file.py:function."
                 )
+
         self._size = workers
         self._setting = Setting(
             names=tuple(self.weights),
             folder=str(Path.cwd()),
             time_limit=time_limit,
             gold=gold,
-            root=None if root is None else str(Path(root).absolute()),
+            roots={name: _absolute(one.root) for name, one in by_source.items()},
+            modules=_modules_of(self.weights),
         )
         self._printed = Printed()
         self._workers: list[Worker] = []
@@ -135,7 +176,7 @@ class RewardPool:
         self._declarations()
 
     def _declarations(self) -> Ready:
-        nothing = _Job(items=(), names=(), queue=deque(), outcomes={})
+        nothing = _Job(items=[], names=[], queue=deque(), outcomes={})
         while self._declared is None:
             self._fill()
             self._advance(nothing)
@@ -157,14 +198,18 @@ class RewardPool:
         """The rewards that tell their verdicts. Starts the workers."""
         return self._declarations().explained
 
+    def weights_of(self, example: Example) -> Mapping[str, float]:
+        """The rewards that an example is scored by, with their weights."""
+        return self._weights_of[example.source]
+
     def score(self, groups: Sequence[Group]) -> Scored:
         """The groups with their rewards. A group in which a call fails is left out, and its first failure reported.
 
         Raises UserError if a reward cannot be loaded, RunError if workers die without a reward being at fault.
         """
-        outcomes = self.evaluate([Item(group.example, group.completions) for group in groups])
+        outcomes = self.evaluate([Item(group.example, group.answers) for group in groups])
         scored = [
-            with_rewards(group, outcome, self.weights)
+            with_rewards(group, outcome, self.weights_of(group.example))
             for group, outcome in zip(groups, outcomes, strict=True)
             if not isinstance(outcome, RewardFailure)
         ]
@@ -176,8 +221,13 @@ class RewardPool:
     def evaluate(
         self, items: Sequence[Item], names: Sequence[str] | None = None
     ) -> list[Parts | RewardFailure]:
-        """The values of the named rewards (default: all) for every item, or why there are none; in the order given."""
-        job = self._job(items, tuple(self.weights if names is None else names))
+        """The values of the named rewards for every item (default: of all that its source asks for), or why there are none; in
+        the order given.
+        """
+        if names is None:
+            job = self._job(items, [tuple(self.weights_of(item.example)) for item in items])
+        else:
+            job = self._job(items, [tuple(names)] * len(items))
         self._run(job)
         return [cast(Parts | RewardFailure, job.outcomes[index]) for index in range(len(items))]
 
@@ -186,21 +236,30 @@ class RewardPool:
 
         Once it has failed for one cause `SAME_FAILURES` times, examples that were not tried by then have None.
         """
-        job = self._job([Item(example, ()) for example in examples], (name,), "gold")
+        items = [Item(example, ()) for example in examples]
+        job = self._job(items, [(name,)] * len(items), "gold")
         self._run(job)
         return [cast(GoldOutcome, job.outcomes.get(index)) for index in range(len(examples))]
 
     def explain(self, items: Sequence[Item], name: str) -> list[Verdict | RewardFailure]:
         """The verdict of a reward that tells it (`explained`) on the one completion of every item, in the order given."""
-        job = self._job(items, (name,), "explain")
+        job = self._job(items, [(name,)] * len(items), "explain")
         self._run(job)
         return [cast(Verdict | RewardFailure, job.outcomes[index]) for index in range(len(items))]
 
-    def _job(self, items: Sequence[Item], names: tuple[str, ...], task: Task = "score") -> _Job:
+    def _job(
+        self, items: Sequence[Item], names: Sequence[tuple[str, ...]], task: Task = "score"
+    ) -> _Job:
         size = min(MAX_CHUNK, max(1, -(-len(items) // (self._size * CHUNKS_PER_WORKER))))
+
+        # a chunk is of items that are asked for the same rewards
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for index, asked in enumerate(names):
+            alike.setdefault(asked, []).append(index)
         queue = deque(
-            list(range(start, min(start + size, len(items))))
-            for start in range(0, len(items), size)
+            indices[start : start + size]
+            for indices in alike.values()
+            for start in range(0, len(indices), size)
         )
         return _Job(items=items, names=names, queue=queue, outcomes={}, task=task)
 
@@ -234,8 +293,9 @@ class RewardPool:
     def _hand_out(self, job: _Job) -> None:
         for worker in self._workers:
             if job.queue and worker.ready and not worker.pending:
-                items = [(index, job.items[index]) for index in job.queue.popleft()]
-                worker.give(Chunk(job.names, items, job.task))
+                indices = job.queue.popleft()
+                items = [(index, job.items[index]) for index in indices]
+                worker.give(Chunk(job.names[indices[0]], items, job.task))
 
     def _advance(self, job: _Job) -> None:
         """Wait until something happens, and deal with it: results, a death, a deadline."""
@@ -271,14 +331,16 @@ class RewardPool:
         entered = worker.place.since
         self._workers.remove(worker)
         code = worker.end(patience=0.0 if late else 1.0)
+
+        # where it died says whose fault it is: in no call, in one, or in one that had just come through
         place = worker.place.read()
-        how = f"was killed after {START_LIMIT:g} s" if late else _ended(code)
+        how = f"was killed after {START_LIMIT:g} s" if late else describe_end(code)
         if place is None or place[0] not in worker.pending:
             self._stillborn += 1
             if self._stillborn >= MAX_STILLBORN:
                 raise RunError(
                     f"A reward worker {how} while no reward was running, {MAX_STILLBORN} times in a row. "
-                    f"Its own messages stand above; look at the memory that is left, and for a module of a "
+                    f"Its own messages are printed above; look at the memory that is left, and for a module of a "
                     f"reward that ends the process when it is imported."
                 )
         elif not (
@@ -288,34 +350,17 @@ class RewardPool:
             index, number, member = place
             at = None if member < 0 else member
             limit = self._setting.time_limit if late else None
-            job.keep({index: _fatal(job.names[number], job.items[index], at, how, limit=limit)})
+            job.keep(
+                {index: lost_call(job.names[index][number], job.items[index], at, how, limit=limit)}
+            )
+
         rest = [index for index in worker.pending if index not in job.outcomes]
         if rest:
             job.queue.appendleft(rest)
 
 
-def _fatal(
-    name: str, item: Item, member: int | None, how: str, *, limit: float | None
-) -> RewardFailure:
-    """The failure of a call that took its worker with it: a time limit, or else a crash."""
-    if limit is not None:
-        message = (
-            f"The reward {name!r} gave no result within {limit:g} s on {where(item, member)}. "
-            f"Make it faster, or raise rewards.time_limit."
-        )
-    else:
-        message = (
-            f"The reward {name!r} {how} on {where(item, member)}. A reward must return or raise; "
-            f"look for sys.exit, os._exit, native code and memory."
-        )
-    return RewardFailure(
-        kind="crash" if limit is None else "timeout",
-        reward=name,
-        example_id=item.example.id,
-        member=member,
-        message=message,
-        cause=how if limit is None else "timeout",
-    )
+def _absolute(root: str | Path | None) -> str | None:
+    return None if root is None else str(Path(root).absolute())
 
 
 def _refusal(refused: Refused) -> str:
@@ -331,12 +376,3 @@ def _refusal(refused: Refused) -> str:
             f"{refused.message}"
         )
     return refused.message
-
-
-def _ended(code: int | None) -> str:
-    """`ended its process (exit code 3)`, `brought its process down (SIGSEGV)`"""
-    if code is None or code >= 0:
-        return f"ended its process (exit code {code})"
-    with suppress(ValueError):
-        return f"brought its process down ({signal.Signals(-code).name})"
-    return f"brought its process down (signal {-code})"

@@ -1,7 +1,7 @@
 """The penalty for answers that are too long: soft and linear before the limit, as DAPO has it.
 
 `(limit - cache - tokens) / cache` between `limit - cache` and `limit` tokens, 0 before and -1 after (DAPO,
-arXiv:2503.14476, eq. 13). An answer that nears the limit is thereby told to be shorter before it is cut off.
+arXiv:2503.14476, eq. 13). An answer that nears the limit is thereby pushed to be shorter before it is cut off.
 """
 
 from collections.abc import Callable

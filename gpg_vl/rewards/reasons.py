@@ -18,7 +18,7 @@ LONGEST = 2000
 Reason = dict[str, str | float | None]
 """`parsed` (what the answer was read as), `note` and `score`, each None or "" where the reward does not say."""
 Reasons = dict[str, list[Reason]]
-"""Of one group: by reward, one for each completion."""
+"""Of one group: by reward, one for each of `Group.answers`."""
 
 
 class Explainer:
@@ -36,13 +36,20 @@ class Explainer:
         """The reasons of each group, in the order given; none for rewards of this package or without `@explained`."""
         own = [name for name in self._pool.weights if name not in BUILTIN]
         asked = [name for name in own if name in self._pool.explained()] if own else []
-        return [{name: self._ask(name, group) for name in asked} for group in groups]
+        return [
+            {
+                name: self._ask(name, group)
+                for name in asked
+                if name in self._pool.weights_of(group.example)
+            }
+            for group in groups
+        ]
 
     def _ask(self, name: str, group: Group) -> list[Reason]:
         if name in self._given_up:
-            return [_unexplained(self._given_up[name]) for _ in group.completions]
+            return [_make_unexplained(self._given_up[name]) for _ in group.answers]
 
-        items = [Item(group.example, (completion,)) for completion in group.completions]
+        items = [Item(group.example, (answer,)) for answer in group.answers]
         verdicts = self._pool.explain(items, name)
         for verdict in verdicts:
             if isinstance(verdict, RewardFailure) and verdict.kind in ("timeout", "crash"):
@@ -52,7 +59,7 @@ class Explainer:
 
 def _reason(verdict: Verdict | RewardFailure) -> Reason:
     if isinstance(verdict, RewardFailure):
-        return _unexplained(str(verdict))
+        return _make_unexplained(str(verdict))
 
     # what a user's function has put into a verdict need not be of the declared types
     score = verdict.score if isinstance(verdict.score, int | float) else None
@@ -64,5 +71,5 @@ def _reason(verdict: Verdict | RewardFailure) -> Reason:
     }
 
 
-def _unexplained(why: str) -> Reason:
+def _make_unexplained(why: str) -> Reason:
     return {"parsed": None, "note": f"not explained: {why}"[:LONGEST], "score": None}

@@ -1,6 +1,6 @@
-"""What stands beside a reward for people: its verdict on a completion, and responses to show it by.
+"""What explains a reward: its verdict on a completion, and example responses.
 
-A reward returns a number and nothing else. Beside it may stand a pure function that gives the whole `Verdict` on the same
+A reward returns a number and nothing else. Next to it there may be a pure function that gives the whole `Verdict` on the same
 completion and example; `gpg-vl rewards show` and `gpg-vl rewards test` print it, and the report of a run shows it. No
 number of a run depends on it.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from gpg_vl.answers.verdict import Judge, Verdict, judged
+from gpg_vl.answers.verdict import Judge, Verdict, judge_response
 from gpg_vl.types import Completion, Example
 
 
@@ -58,4 +58,4 @@ def explained(explain: Explain, examples: Sequence[Sample] = ()) -> Callable[[F]
 
 def by(judge: Judge) -> Explain:
     """The verdicts of a judge of `gpg_vl.answers` on completions."""
-    return lambda completion, example: judged(judge, completion.response, example)
+    return lambda completion, example: judge_response(judge, completion.response, example)

@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 from gpg_vl.errors import UserError
@@ -72,6 +73,18 @@ class Reward:
     """How a gold answer is written for it; None: none can get full marks."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRewards:
+    """How the rows of one of several data sets are scored.
+
+    Example: `SourceRewards(weights={"choice": 1.0}, root=Path("data/sat"))`
+    """
+
+    weights: Mapping[str, float]
+    root: str | Path | None = None
+    """The folder that paths of images start from."""
+
+
 class Item(NamedTuple):
     """What is scored together: one example and completions of it."""
 
@@ -110,6 +123,7 @@ def check_signature(name: str, function: Callable[..., object], *, is_batched: b
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C do not tell
         return
+
     try:
         signature.bind(object(), object())
     except TypeError as error:
@@ -117,6 +131,8 @@ def check_signature(name: str, function: Callable[..., object], *, is_batched: b
             f"The reward {name!r} is declared as `{signature}`. It is called with exactly two arguments, "
             f"({first}, example): {error}. {wanted}; everything else is in `example.meta`."
         ) from None
+
+    # it can be called, but with something else than the names say
     names = list(signature.parameters)
     if names[0] == "example" or names[1:2] in (["completion"], ["completions"]):
         raise UserError(
@@ -127,6 +143,7 @@ def check_signature(name: str, function: Callable[..., object], *, is_batched: b
             f"The reward {name!r} is declared as `{signature}`, but it is given one completion at a time. "
             f"Decorate it with @batched (gpg_vl.rewards) to be given all completions of an example."
         )
+
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise UserError(
             f"The reward {name!r} is a coroutine or a generator, but it must return its value. "
@@ -199,5 +216,16 @@ def totals(parts: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -
 
 
 def with_rewards(group: Group, parts: Parts, weights: Mapping[str, float]) -> Group:
-    """The group with the rewards of its completions."""
-    return replace(group, rewards=totals(parts, weights), reward_parts=parts)
+    """The group with the rewards of its answers. parts: in the order of `Group.answers`."""
+    rewards = totals(parts, weights)
+    if group.greedy is None:
+        return replace(group, rewards=rewards, reward_parts=parts)
+
+    *sampled, last = rewards
+    greedy_parts = {name: values[-1] for name, values in parts.items()}
+    return replace(
+        group,
+        rewards=tuple(sampled),
+        reward_parts={name: values[:-1] for name, values in parts.items()},
+        greedy=replace(group.greedy, reward=last, reward_parts=greedy_parts),
+    )

@@ -1,6 +1,6 @@
 """The inside of a reward worker: load the rewards, score chunks of items, say in shared memory which call is running.
 
-User code runs here and nowhere else, so here, in `_caught`, is the one place where any exception is caught.
+User code runs here and nowhere else, so here, in `_catch`, is the one place where any exception is caught.
 """
 
 import faulthandler
@@ -13,12 +13,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.registry import UnknownNameError
+from gpg_vl.rewards.descendants import Mark, kill_marked
 from gpg_vl.rewards.gold_proof import GoldScore, needs_answer, score_gold
 from gpg_vl.rewards.scoring import Item, Parts, Reward, RewardFailure, RewardValueError, call, load
 from gpg_vl.types import Example
@@ -46,8 +48,10 @@ class Setting(NamedTuple):
     time_limit: float
     gold: str
     """How gold answers are written for rewards that do not declare it."""
-    root: str | None
-    """The folder that paths of images start from."""
+    roots: Mapping[str, str | None]
+    """By source of the example: the folder that paths of images start from. A run on one set has one source, ""."""
+    modules: tuple[str, ...] = ()
+    """To be imported first: they register rewards."""
 
 
 class Chunk(NamedTuple):
@@ -102,7 +106,7 @@ class Place:
         return None if index < 0 else (int(index), int(reward), int(member))
 
 
-def serve(pipe: Connection, output: Connection, memory: Any, setting: Setting) -> None:
+def serve(pipe: Connection, output: Connection, memory: Any, setting: Setting, mark: Mark) -> None:
     """The worker's life, which ends when the parent closes the pipe or is gone."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
@@ -117,12 +121,13 @@ def serve(pipe: Connection, output: Connection, memory: Any, setting: Setting) -
     os.chdir(setting.folder)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _load_and_score(pipe, Place(memory), setting)
-    _end_group()
+    _end_all(mark)
 
 
-def _end_group() -> NoReturn:
+def _end_all(mark: Mark) -> NoReturn:
     """End this process and all that rewards have started: threads and processes must not outlive the pool."""
     sys.stderr.flush()
+    kill_marked(mark)
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
@@ -130,13 +135,21 @@ def _end_group() -> NoReturn:
 
 def _load_and_score(pipe: Connection, place: Place, setting: Setting) -> None:
     parent = os.getppid()
+    for module in setting.modules:
+        _, error = _catch(import_module, module)
+        if error is not None:
+            pipe.send(_make_refused(module, error))
+            return
+
     rewards: dict[str, Reward] = {}
     for name in setting.names:
-        reward, error = _caught(load, name, setting.gold)
+        reward, error = _catch(load, name, setting.gold)
         if error is not None:
-            pipe.send(_refused(name, error))
+            pipe.send(_make_refused(name, error))
             return
         rewards[name] = reward
+
+    # the parent learns what each reward declares before it hands out work
     pipe.send(
         Ready(
             ranges={name: (reward.low, reward.high) for name, reward in rewards.items()},
@@ -147,22 +160,22 @@ def _load_and_score(pipe: Connection, place: Place, setting: Setting) -> None:
             ),
         )
     )
-    desk = _Desk(pipe, place, setting)
-    while (
-        os.getppid() == parent
-    ):  # asked beside the pipe's end, which a fork of the parent may keep open
+
+    # who the parent is, is asked next to the pipe's end, which a fork of the parent may keep open
+    scorer = _ChunkScorer(pipe, place, setting)
+    while os.getppid() == parent:
         if pipe.poll(2.0):
             chunk = pipe.recv()
-            desk.score([rewards[name] for name in chunk.names], chunk)
+            scorer.score([rewards[name] for name in chunk.names], chunk)
 
 
-class _Desk:
+class _ChunkScorer:
     """Where a worker scores: its pipe, its place, and the clock that ends it if its parent cannot."""
 
     def __init__(self, pipe: Connection, place: Place, setting: Setting) -> None:
         self._pipe = pipe
         self._place = place
-        self._root = setting.root
+        self._roots = setting.roots
         self._end_after = setting.time_limit + ORPHAN_GRACE
         self._armed = float("-inf")
 
@@ -174,7 +187,8 @@ class _Desk:
             if done and now - flushed > FLUSH_INTERVAL:
                 self._pipe.send(done)
                 done, flushed = [], now
-            item = Item(located(item.example, self._root), item.completions)
+            root = self._roots.get(item.example.source)
+            item = Item(with_absolute_paths(item.example, root), item.completions)
             outcome = (
                 self._score_item(rewards, index, item)
                 if chunk.task == "score"
@@ -196,7 +210,7 @@ class _Desk:
             ):
                 who = None if reward.batched else member
                 self._enter(index, number, who)
-                got, error = _caught(call, reward, given, item.example)
+                got, error = _catch(call, reward, given, item.example)
                 if error is not None:
                     return _failure(reward.name, item, who, error)
                 values += got
@@ -208,7 +222,7 @@ class _Desk:
     ) -> Outcome:
         member = 0 if item.completions else None
         self._enter(index, 0, member)
-        got, error = _caught(ask, reward, item)
+        got, error = _catch(ask, reward, item)
         return got if error is None else _failure(reward.name, item, member, error)
 
     def _enter(self, index: int, number: int, member: int | None) -> None:
@@ -220,7 +234,7 @@ class _Desk:
 
 
 def _explain(reward: Reward, item: Item) -> Verdict:
-    """Raises RewardValueError if what stands beside the reward (`@explained`) returns something else."""
+    """Raises RewardValueError if what is next to the reward (`@explained`) returns something else."""
     verdict = reward.function.explain(item.completions[0], item.example)  # type: ignore[attr-defined]  # set by @explained
     if not isinstance(verdict, Verdict):
         raise RewardValueError(
@@ -236,13 +250,16 @@ _TASKS: Mapping[str, Callable[[Reward, Item], Outcome]] = {
 }
 
 
-def where(item: Item, member: int | None) -> str:
+def name_place(item: Item, member: int | None) -> str:
     """`completion 3 of example '7' ('<think>...')`, for messages."""
+    example = f"example {item.example.id!r}"
+    if item.example.source:
+        example += f" of {item.example.source}"
     if not item.completions:
-        return f"the gold answer of example {item.example.id!r}"
+        return f"the gold answer of {example}"
     if member is None:
-        return f"the completions of example {item.example.id!r}"
-    return f"completion {member} of example {item.example.id!r} ({_short.repr(item.completions[member].response)})"
+        return f"the completions of {example}"
+    return f"completion {member} of {example} ({_short.repr(item.completions[member].response)})"
 
 
 _short = reprlib.Repr()
@@ -256,10 +273,12 @@ def _failure(name: str, item: Item, member: int | None, error: Exception) -> Rew
             reward=name,
             example_id=item.example.id,
             member=member,
-            message=f"{error} It was given {where(item, member)}.",
+            message=f"{error} It was given {name_place(item, member)}.",
             cause="value",
         )
-    if isinstance(error, UserError):  # the example is at fault, and the message says how
+
+    # the example is at fault, and the message says how
+    if isinstance(error, UserError):
         return RewardFailure(
             kind="exception",
             reward=name,
@@ -267,13 +286,14 @@ def _failure(name: str, item: Item, member: int | None, error: Exception) -> Rew
             member=member,
             message=f"The reward {name!r} cannot score example {item.example.id!r}: {error}",
         )
+
     return RewardFailure(
         kind="exception",
         reward=name,
         example_id=item.example.id,
         member=member,
         message=f"The reward {name!r} must return 0.0 for what it cannot parse, but it raised an "
-        f"exception on {where(item, member)}:\n{_traceback(error)}",
+        f"exception on {name_place(item, member)}:\n{_traceback(error)}",
         cause=_cause(error),
     )
 
@@ -286,7 +306,7 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}{place}"
 
 
-def located(example: Example, root: str | None) -> Example:
+def with_absolute_paths(example: Example, root: str | None) -> Example:
     """The example as a reward is given it: with absolute paths of its images, where they are paths."""
     if root is None or all(isinstance(image, bytes) for image in example.images):
         return example
@@ -297,7 +317,7 @@ def located(example: Example, root: str | None) -> Example:
     return replace(example, images=images)
 
 
-def _refused(name: str, error: Exception) -> Refused:
+def _make_refused(name: str, error: Exception) -> Refused:
     if isinstance(error, UnknownNameError):
         return Refused(name, "unknown", str(error))
     if isinstance(error, UserError):
@@ -305,7 +325,7 @@ def _refused(name: str, error: Exception) -> Refused:
     return Refused(name, "import", _traceback(error))
 
 
-def _caught(function: Callable[..., Any], *given: object) -> tuple[Any, Exception | None]:
+def _catch(function: Callable[..., Any], *given: object) -> tuple[Any, Exception | None]:
     """What a function returns, and what it raised."""
     try:
         return function(*given), None
@@ -314,7 +334,7 @@ def _caught(function: Callable[..., Any], *given: object) -> tuple[Any, Exceptio
 
 
 def _traceback(error: Exception) -> str:
-    """The traceback from the frame after `_caught` on."""
+    """The traceback from the frame after `_catch` on."""
     frames = error.__traceback__
     return "".join(
         traceback.format_exception(type(error), error, frames.tb_next if frames else None)

@@ -26,7 +26,7 @@ DEFAULT = "native"
 def refuse_engine(name: str, family: "Family", options: "EngineOptions", processes: int) -> None:
     """Raises UserError for a name that nobody has, and for an engine that says it cannot work here.
 
-    An engine says so in a function `check(family, options, processes)` beside its own, which loads no weights.
+    An engine says so in a function `check(family, options, processes)` next to its own, which loads no weights.
     """
     check = getattr(engines.get(name), "check", None)
     if check is not None:

@@ -1,6 +1,6 @@
 """What a rollout engine is: requests in, completions out, and the weights it answers with.
 
-How tokens are drawn is the same for all of them and stands in `rollout.sampling`. An engine is found by its name in
+How tokens are drawn is the same for all of them and is in `rollout.sampling`. An engine is found by its name in
 `rollout.engines`.
 """
 
@@ -94,7 +94,8 @@ class Engine(Protocol):
         sampling: Sampling,
         done: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """`group_size` completions for each request, in order, each with the version that sampled it.
+        """`sampling.answers` completions for each request, in order, each with the version that sampled it. All of a request
+        are answers to one prompt that is computed once, the greedy one, if it is wanted, the last of them.
 
         Every process of a launch calls it equally often, with no requests where it has nothing to ask: some engines are
         shared by several of them, who ask together.

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from gpg_vl.clock import timed
 from gpg_vl.errors import UserError
-from gpg_vl.models.copy import fill
 from gpg_vl.models.families import Family
+from gpg_vl.models.key_sharing import shares_prompts
 from gpg_vl.models.layout import pack
 from gpg_vl.models.policy import Policy
-from gpg_vl.models.requests import Predict, Prefill, Prefix
-from gpg_vl.rollout.decode import BUCKET, GraphDecoder, Slots, decode
+from gpg_vl.models.policy_copy import copy_weights
+from gpg_vl.models.requests import CastHead, Predict, Prefill, Prefix
+from gpg_vl.rollout.decode import BUCKET, GraphDecoder, decode
 from gpg_vl.rollout.engine import (
     EngineOptions,
     EngineSetup,
@@ -27,8 +28,9 @@ from gpg_vl.rollout.engine import (
     SyncReport,
     Weights,
 )
-from gpg_vl.rollout.sampling import Sampling, choose, truncate, uniforms
-from gpg_vl.types import Completion, FinishReason, Prompt
+from gpg_vl.rollout.sampling import Sampling, draw_tokens, uniforms
+from gpg_vl.rollout.slots import SharedSlots, Slots
+from gpg_vl.types import Completion, Prompt
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class NativeEngine:
         self._version = version
         if not self._setup.fills_policy:
             return SyncReport(version=version)
-        tensors, size = fill(self._policy.model, weights())
+        tensors, size = copy_weights(self._policy.model, weights())
         return SyncReport(version=version, tensors=tensors, bytes=size)
 
     def rest(self) -> None:
@@ -117,7 +119,6 @@ class _Start:
 
     keys_L_2_H_P_D: Tensor
     hidden_H: Tensor
-    next_position: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -146,12 +147,14 @@ class _Run:
         self._policy, self._device = policy, policy.device
         self._requests, self._sampling = requests, sampling
         self._ends = frozenset(setup.processing.tokens.ends)
+        # cast once: the weights stay the same for the whole call
+        self._head_V_H: Tensor = policy(CastHead())
 
         # answers wait in the order of the requests, so that a prompt is forgotten once its last member is admitted
         self._waiting = deque(
             _Answer(request=number, member=member)
             for number in range(len(requests))
-            for member in range(sampling.group_size)
+            for member in range(sampling.answers)
         )
         self._finished: dict[tuple[int, int], _Answer] = {}
         self._starts: dict[int, _Start] = {}
@@ -162,8 +165,7 @@ class _Run:
         self._random_S_T = torch.zeros(
             count, sampling.max_new_tokens, dtype=torch.float64, device=self._device
         )
-        self._offset_S = torch.zeros(count, dtype=torch.long, device=self._device)
-        self._slots: Slots | None = None
+        self._slots: Slots | SharedSlots | None = None
         self._decoder: GraphDecoder | None = None
 
     def answer(self, done: Callable[[int], None] | None) -> list[tuple[Completion, ...]]:
@@ -174,7 +176,7 @@ class _Run:
 
         answered = []
         for number in range(len(self._requests)):
-            members = [self._finished[number, m] for m in range(self._sampling.group_size)]
+            members = [self._finished[number, m] for m in range(self._sampling.answers)]
             answered.append(tuple(self._complete(answer) for answer in members))
         return answered
 
@@ -213,11 +215,9 @@ class _Run:
                 self._answers[slot] = answer
                 slots_of.setdefault(answer.request, []).append(slot)
 
+            assert self._slots is not None
             for number, slots in slots_of.items():
-                start = self._starts[number]
-                self._open_slots(start).admit(start.keys_L_2_H_P_D, slots)
-                index = torch.tensor(slots, device=self._device)
-                self._offset_S[index] = start.next_position - self._requests[number].prompt.length
+                self._slots.admit(self._starts[number].keys_L_2_H_P_D, slots)
 
             rows = []
             for _, answer in admitted:
@@ -226,15 +226,23 @@ class _Run:
             index = torch.tensor([slot for slot, _ in admitted], device=self._device)
             self._random_S_T[index] = torch.stack(rows).to(self._device)
 
-    def _open_slots(self, start: _Start) -> Slots:
-        """Slots for the longest sequence there may be, made with the first prompt that shows what keys look like."""
-        if self._slots is None:
-            longest = max(request.prompt.length for request in self._requests)
-            width = longest + self._sampling.max_new_tokens
-            self._slots = Slots(start.keys_L_2_H_P_D, slots=len(self._answers), width=width)
-            if self._device.type == "cuda":
-                self._decoder = GraphDecoder(self._policy, self._slots, self._setup.autocast)
-        return self._slots
+    def _open_slots(self, like_L_2_H_P_D: Tensor) -> Slots | SharedSlots:
+        """Slots for the longest sequence there may be, made with the first keys that show what keys look like."""
+        lengths = [request.prompt.length for request in self._requests]
+        count, own = len(self._answers), self._sampling.max_new_tokens
+        layers, _, _, tokens, _ = like_L_2_H_P_D.shape
+        if shares_prompts(
+            self._device,
+            key_bytes=like_L_2_H_P_D.nbytes / (layers * tokens),
+            prompt=sum(lengths) / len(lengths),
+            answers=min(self._sampling.group_size, count),
+        ):
+            return SharedSlots(like_L_2_H_P_D, slots=count, width=own)
+
+        slots = Slots(like_L_2_H_P_D, slots=count, width=max(lengths) + own)
+        if self._device.type == "cuda":
+            self._decoder = GraphDecoder(self._policy, slots, self._setup.autocast)
+        return slots
 
     def _compute_prompts_up_to(self, last: int) -> None:
         while self._computed <= last:
@@ -258,13 +266,17 @@ class _Run:
         with self._timed("prefill_seconds"):
             prefix = self._compute_prefix(prompts)
             keys_L_2_H_S_D = torch.stack([torch.cat(pair) for pair in prefix.keys])
+            if self._slots is None:
+                self._slots = self._open_slots(keys_L_2_H_S_D)
+            is_shared = isinstance(self._slots, SharedSlots)
             at = 0
             for number, prompt in zip(numbers, prompts, strict=True):
                 end = at + prompt.length
+                keys = keys_L_2_H_S_D[:, :, :, at:end]
                 self._starts[number] = _Start(
-                    keys_L_2_H_P_D=keys_L_2_H_S_D[:, :, :, at:end],
+                    # what is held while answers are decoded must not keep the whole batch of prompts in memory
+                    keys_L_2_H_P_D=keys.contiguous() if is_shared else keys,
                     hidden_H=prefix.states_S_H[end - 1],
-                    next_position=prompt.next_position,
                 )
                 at = end
 
@@ -291,16 +303,18 @@ class _Run:
         assert self._slots is not None
         busy = self._find_busy()
         with self._timed("decode_seconds"):
-            lengths, tokens = [], []
+            lengths, tokens, positions = [], [], []
+            is_shared = isinstance(self._slots, SharedSlots)
             for answer in self._answers:
                 if answer is None:
                     tokens.append(self._setup.processing.tokens.pad)
+                    positions.append(0)
                     continue
                 prompt = self._requests[answer.request].prompt
-                lengths.append(prompt.length + len(answer.tokens))
+                lengths.append(len(answer.tokens) + (0 if is_shared else prompt.length))
                 tokens.append(answer.tokens[-1])
-            token_S = torch.tensor(tokens, device=self._device)
-            position_S = self._slots.length_S + self._offset_S
+                positions.append(prompt.next_position + len(answer.tokens) - 1)
+            token_S, position_S = torch.tensor([tokens, positions], device=self._device)
 
             if self._decoder is None:
                 self._slots.attended = max(lengths)
@@ -322,7 +336,15 @@ class _Run:
         with self._timed("decode_seconds"):
             turn_B = torch.tensor([len(answer.tokens) for answer in answers], device=self._device)
             random_B = self._random_S_T[torch.tensor(slots, device=self._device), turn_B]
-            token_B, logp_B = draw_tokens(self._policy, hidden_B_H, self._sampling, random_B)
+            logits_B_V = self._policy(
+                Predict(
+                    hidden_B_H=hidden_B_H,
+                    head_V_H=self._head_V_H,
+                    temperature=self._sampling.temperature or 1.0,
+                )
+            )
+            greedy_B = self._find_greedy(answers) if self._sampling.with_greedy else None
+            token_B, logp_B = draw_tokens(logits_B_V, self._sampling, random_B, greedy_B)
             tokens, logps = token_B.tolist(), logp_B.tolist()
 
         ended = 0
@@ -338,6 +360,11 @@ class _Run:
         if ended and done:
             done(ended)
 
+    def _find_greedy(self, answers: Sequence[_Answer]) -> Tensor:
+        """True for the last member of each group."""
+        last = self._sampling.group_size
+        return torch.tensor([answer.member == last for answer in answers], device=self._device)
+
     def _shrink(self) -> None:
         """Nobody waits: where shapes may change, half-empty slots are given up."""
         busy = self._find_busy()
@@ -347,18 +374,17 @@ class _Run:
 
         index = torch.tensor(busy, device=self._device)
         self._slots.keep(busy)
-        self._random_S_T, self._offset_S = self._random_S_T[index], self._offset_S[index]
+        self._random_S_T = self._random_S_T[index]
         self._answers = [self._answers[slot] for slot in busy]
 
     def _complete(self, answer: _Answer) -> Completion:
-        reason: FinishReason = "stop" if answer.tokens[-1] in self._ends else "length"
-        decode_text = self._setup.processing.tokenizer.decode
+        tokenizer = self._setup.processing.tokenizer
         return Completion(
             token_ids=tuple(answer.tokens),
             logprobs=tuple(answer.logps),
-            finish_reason=reason,
+            finish_reason="stop" if answer.tokens[-1] in self._ends else "length",
             prefill=self._requests[answer.request].prompt.prefill,
-            text=decode_text(answer.tokens, skip_special_tokens=True),
+            text=tokenizer.decode(answer.tokens, skip_special_tokens=True),
             version=self._version,
         )
 
@@ -371,22 +397,4 @@ class _Run:
 
 def _shown_more_than_once(requests: Sequence[RolloutRequest]) -> set[str]:
     shown = Counter(key for request in requests for key in request.prompt.image_keys)
-    return {key for key, times in shown.items() if times > 1}
-
-
-def draw_tokens(
-    policy: Policy, hidden_B_H: Tensor, sampling: Sampling, random_B: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Tokens, and their log-probs under the distribution that they were drawn from (under the model if greedy)."""
-    temperature = sampling.temperature or 1.0
-    logits_B_V: Tensor = policy(Predict(hidden_B_H=hidden_B_H, temperature=temperature))
-    logp_B_V = torch.log_softmax(logits_B_V, dim=-1)
-
-    if sampling.temperature == 0:
-        token_B = logp_B_V.argmax(dim=-1)
-    else:
-        if sampling.top_k > 0 or sampling.top_p < 1.0:
-            kept_B_V = truncate(logp_B_V, top_k=sampling.top_k, top_p=sampling.top_p)
-            logp_B_V = torch.log_softmax(kept_B_V, dim=-1)
-        token_B = choose(logp_B_V, random_B)
-    return token_B, logp_B_V.gather(1, token_B[:, None])[:, 0]
+    return {key for key in shown if shown[key] > 1}

@@ -1,4 +1,4 @@
-"""The sampling law that all engines obey.
+"""The sampling distribution that all engines share.
 
 Sampling is always explicit: a checkpoint's own generation_config is never consulted. (Released Qwen2-VL checkpoints ship
 near-greedy settings there, under which all answers of a group would be the same.)
@@ -26,6 +26,13 @@ class Sampling:
     """Below 1 only the likeliest tokens that together reach this probability are drawn. Evaluation only."""
     top_k: int = 0
     """Above 0 only so many of the likeliest tokens are drawn. Evaluation only."""
+    with_greedy: bool = False
+    """Whether each prompt is answered once more, with the likeliest token every time: the last of its completions."""
+
+    @property
+    def answers(self) -> int:
+        """Completions of each prompt."""
+        return self.group_size + self.with_greedy
 
 
 def uniforms(sampling: Sampling, draw: int, member: int) -> np.ndarray:
@@ -35,6 +42,28 @@ def uniforms(sampling: Sampling, draw: int, member: int) -> np.ndarray:
     """
     key = np.array([sampling.seed & (2**64 - 1), (draw << 20) + member], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(sampling.max_new_tokens)
+
+
+def draw_tokens(
+    logits_B_V: Tensor, sampling: Sampling, random_B: Tensor, greedy_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens, and their log-probs under the distribution that they were drawn from (under the model if greedy).
+
+    logits_B_V: over the temperature already.
+    greedy_B: bool, True where the likeliest token is taken; None: in no row.
+    """
+    logp_B_V = torch.log_softmax(logits_B_V, dim=-1)
+
+    if sampling.temperature == 0:
+        token_B = logp_B_V.argmax(dim=-1)
+    else:
+        if sampling.top_k > 0 or sampling.top_p < 1.0:
+            kept_B_V = truncate(logp_B_V, top_k=sampling.top_k, top_p=sampling.top_p)
+            logp_B_V = torch.log_softmax(kept_B_V, dim=-1)
+        token_B = choose(logp_B_V, random_B)
+    if greedy_B is not None:
+        token_B = torch.where(greedy_B, logp_B_V.argmax(dim=-1), token_B)
+    return token_B, logp_B_V.gather(1, token_B[:, None])[:, 0]
 
 
 def truncate(logp_B_V: Tensor, *, top_k: int, top_p: float) -> Tensor:

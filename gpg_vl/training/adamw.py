@@ -1,6 +1,6 @@
 """AdamW for weights in bfloat16 and moments of a byte: held in fewer bits, computed in float32.
 
-A step of 1e-6 is a hundredth of what lies between two bfloat16 numbers near 0.02, so rounding to the nearest would undo
+A step of 1e-6 is a hundredth of the distance between two bfloat16 numbers near 0.02, so rounding to the nearest would undo
 it, every time. Stochastic rounding takes the upper neighbour with the probability that the number is near it: each step is
 right on average, and many of them move a weight as far as in float32. Moments are never bfloat16: with beta2 0.999 the
 second moment shrinks by a thousandth a step, less than bfloat16 can show, and would only ever grow.
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from gpg_vl.models.held import is_matrix
+from gpg_vl.models.weight_precision import is_matrix
 from gpg_vl.training import eight_bit
 
 PIECE = 2**22
-"""Numbers that are computed at a time: what comes and goes stays small beside the largest matrix."""
+"""Numbers that are computed at a time: what comes and goes stays small compared with the largest matrix."""
 SMALLEST_OF_BYTES = 4096
 """Numbers of a matrix from which on its moments may take a byte each; those of smaller ones are not worth it."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -106,8 +106,8 @@ class NarrowAdamW(torch.optim.Optimizer):
 
         for piece in _pieces(weights):
             gradient = gradients[piece].float()
-            first = _read(held, MOMENTS[0], piece).lerp_(gradient, 1 - beta1)
-            second = _read(held, MOMENTS[1], piece).lerp_(gradient.square(), 1 - beta2)
+            first = _read_moment(held, MOMENTS[0], piece).lerp_(gradient, 1 - beta1)
+            second = _read_moment(held, MOMENTS[1], piece).lerp_(gradient.square(), 1 - beta2)
 
             weight = weights[piece].float()
             weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -164,7 +164,7 @@ def _zero_scales(parameter: Tensor) -> Tensor:
     )
 
 
-def _read(held: Mapping[str, Tensor], name: str, piece: slice) -> Tensor:
+def _read_moment(held: Mapping[str, Tensor], name: str, piece: slice) -> Tensor:
     """A moment in float32, to be changed."""
     rows = held[name][piece]
     if rows.dtype != torch.uint8:

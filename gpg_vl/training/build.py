@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,25 +12,28 @@ import torch
 from accelerate import Accelerator
 
 from gpg_vl.config import Config, SampledConfig
+from gpg_vl.data.solved_rows import SkipRule
 from gpg_vl.model import Model
 from gpg_vl.models.families import Family
+from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import make_reference
 from gpg_vl.rollout.engine import Engine
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.training.collect import Collector, EngineResponder, Quota, Responder, Rewarder
 from gpg_vl.training.display import Display
+from gpg_vl.training.encode_ahead import encoding_ahead
 from gpg_vl.training.gold_responder import GoldResponder
 from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.loop import Intervals
+from gpg_vl.training.meta_model import add_configured_adapters
 from gpg_vl.training.micro_batch import Layout
 from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
-from gpg_vl.training.outline import add_configured_adapters
 from gpg_vl.training.prepare import Prepared, engine_options
+from gpg_vl.training.prompt_source import PromptSource, Source
 from gpg_vl.training.samples import PictureSource
 from gpg_vl.training.sharding import shardings
 from gpg_vl.training.sharding.protocol import Sharding, ShardingSetup
-from gpg_vl.training.source import PromptSource
 
 MAX_LOGP_GAP = {"float32": 1e-4, "bfloat16": 0.1}
 """Of the mean over the tokens of a step: what rounding may do to two ways of computing the same, and no more."""
@@ -53,7 +57,7 @@ def load_model(prepared: Prepared, sharding: Sharding, accelerator: Accelerator)
         config.model.path,
         revision=config.model.revision,
         dtype=config.model.dtype,
-        gathered=_weights_dtype(config),
+        gathered=weights_dtype(config),
         device=accelerator.device,
         placed=sharding.holds_whole,
         temperature=config.rollout.temperature,
@@ -70,13 +74,19 @@ def make_sharding(config: Config, accelerator: Accelerator) -> Sharding:
         processes=accelerator.num_processes,
         is_main=accelerator.is_main_process,
         offload=config.train.offload,
-        weights=_weights_dtype(config),
+        weights=weights_dtype(config),
         defer_reduction=config.train.defer_reduction,
+        keeps_weights=export_dtype(config) is not None,
     )
     return shardings.get(config.train.sharding)(setup)
 
 
-def _weights_dtype(config: Config) -> torch.dtype | None:
+def export_dtype(config: Config) -> torch.dtype | None:
+    """Of every number in `model/` of a checkpoint; None: each as it is held."""
+    return torch.bfloat16 if config.output.weights == "bfloat16" else None
+
+
+def weights_dtype(config: Config) -> torch.dtype | None:
     """Of what is trained; None leaves it as it was loaded."""
     return torch.bfloat16 if config.model.weights == "bfloat16" else None
 
@@ -115,16 +125,21 @@ def make_learner(
             max_logp_gap=max_logp_gap(config),
         ),
         accelerator,
-        make_optimizer=partial(
-            make_adamw,
-            betas=config.train.betas,
-            weight_decay=config.train.weight_decay,
-            parts=parts,
-            bytes_of_moments=BYTES_OF_MOMENTS[config.train.optimizer],
-            seed=config.train.seed,
-        ),
+        make_optimizer=optimizer_maker(config),
         reference=reference,
         prefixes=prefixes,
+    )
+
+
+def optimizer_maker(config: Config) -> Callable[[Policy], torch.optim.Optimizer]:
+    """Makes the optimizer of a policy's trained weights."""
+    return partial(
+        make_adamw,
+        betas=config.train.betas,
+        weight_decay=config.train.weight_decay,
+        parts=tuple(config.train.learning_rates),
+        bytes_of_moments=BYTES_OF_MOMENTS[config.train.optimizer],
+        seed=config.train.seed,
     )
 
 
@@ -166,13 +181,25 @@ def make_engine(
 
 def make_source(prepared: Prepared) -> PromptSource:
     return PromptSource(
-        examples=prepared.examples, encoder=prepared.encoder, seed=prepared.config.train.seed
+        examples=prepared.examples,
+        encoder=prepared.sets[0].encoder,
+        seed=prepared.config.train.seed,
+        rows=prepared.rows,
+        order=prepared.order,
+        encoders={one.name: one.encoder for one in prepared.sets},
     )
+
+
+def encode_ahead(config: Config, source: Source) -> AbstractContextManager[Source]:
+    """Within, the source has its groups made ahead by processes, if the config wants any."""
+    if not config.data.workers:
+        return nullcontext(source)
+    return encoding_ahead(source, workers=config.data.workers, ahead=config.train.prompts_per_step)
 
 
 def make_collector(
     prepared: Prepared,
-    source: PromptSource,
+    source: Source,
     engine: Engine,
     rewarder: Rewarder,
     display: Display,
@@ -185,7 +212,19 @@ def make_collector(
         _make_quota(prepared.config),
         accelerator,
         drop_broken=prepared.config.rewards.on_error == "drop_group",
-        progress=display.phase,
+        progress=display,
+        skip=_make_skip_rule(prepared),
+    )
+
+
+def _make_skip_rule(prepared: Prepared) -> SkipRule | None:
+    config = prepared.config
+    if not config.data.skip_solved:
+        return None
+    return SkipRule(
+        needed=config.data.skip_solved,
+        rows=prepared.plan.examples - prepared.plan.left_out,
+        least=config.train.prompts_per_step,
     )
 
 
@@ -198,6 +237,7 @@ def _make_responder(prepared: Prepared, engine: Engine) -> Responder:
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
         seed=config.train.seed,
+        with_greedy="greedy_reward" in prepared.algorithm.needs,
     )
     return EngineResponder(engine=engine, sampling=sampling)
 
@@ -217,9 +257,21 @@ def _make_quota(config: Config) -> Quota:
     )
 
 
+def count_rounds(config: Config) -> int:
+    """Rounds of answers that a step may sample; 0 where the algorithm samples none."""
+    section = config.algorithm
+    if not isinstance(section, SampledConfig):
+        return 0
+    return section.max_resample_attempts if section.beta_th else 1
+
+
 def make_picture_source(prepared: Prepared) -> PictureSource:
-    encoder = prepared.encoder
-    return PictureSource(root=encoder.root, max_pixels=encoder.limits.max_image_pixels)
+    encoder = prepared.sets[0].encoder
+    return PictureSource(
+        root=encoder.root,
+        max_pixels=encoder.limits.max_image_pixels,
+        roots={one.name: one.encoder.root for one in prepared.sets},
+    )
 
 
 def make_intervals(config: Config, steps: int) -> Intervals:
@@ -228,4 +280,5 @@ def make_intervals(config: Config, steps: int) -> Intervals:
         eval_every=config.eval.every,
         checkpoint_every=config.output.checkpoint_every,
         samples_every=config.output.samples_every,
+        keep_best=config.output.keep_best,
     )

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, and from which a run goes on bit for bit.
+"""Checkpoints that are complete or absent, and from which a run resumes bit for bit.
 
     checkpoints/step-000040/
         manifest.json       size and digest of every other file, and what the run depends on besides
@@ -6,17 +6,20 @@
         adapter/            adapters if there are any, as peft writes and reads them
         state.json          step, data position, counters
         data.digests        of each row of the data
+        weights/            what is trained, in its own dtype, where `model/` is rounded and has to be read again
         rank-0.pt           per process: random states and surplus groups
         ...                 what the sharding writes: optimizer.pt, or parts/
 
-Everything is written into a hidden folder beside it, digested, flushed to the disk and then renamed: a killed process leaves
+    checkpoints/best        a link to the best of them by `output.keep_best`
+
+Everything is written into a hidden folder next to it, digested, flushed to the disk and then renamed: a killed process leaves
 a hidden folder that no resume looks at. Files are read with `weights_only=True`: a checkpoint cannot run code.
 """
 
+import logging
 import os
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +31,10 @@ from safetensors import SafetensorError
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.model import Model
 from gpg_vl.models.adapter_folder import FOLDER, save_adapters
-from gpg_vl.models.save import save_model, save_processing
-from gpg_vl.training.finite import checked
+from gpg_vl.models.run_checkpoints import MODEL, PREFIX, STATE, by_step, latest
+from gpg_vl.models.save import follow_umask, save_model, save_processing
+from gpg_vl.training.collectives import gather, wait_for_all
+from gpg_vl.training.finite_weights import check_finite
 from gpg_vl.training.identity import Identity
 from gpg_vl.training.manifest import (
     Entry,
@@ -39,6 +44,8 @@ from gpg_vl.training.manifest import (
     share_of,
     write_manifest,
 )
+from gpg_vl.training.model_card import FILE as CARD
+from gpg_vl.training.prompt_source import PromptSource
 from gpg_vl.training.rank_state import (
     deal_carry,
     dump_rank_state,
@@ -47,26 +54,17 @@ from gpg_vl.training.rank_state import (
     restore_carry,
     restore_random_states,
 )
-from gpg_vl.training.ranks import gathered, wait_for_all
 from gpg_vl.training.sharding.protocol import Sharding
-from gpg_vl.training.source import PromptSource
 from gpg_vl.training.state import RunState, SavedState, dump_state, read_state
 from gpg_vl.types import Group
 
-PREFIX = "step-"
-STATE, ROWS = "state.json", "data.digests"
+ROWS, BEST = "data.digests", "best"
+
+log = logging.getLogger("gpg_vl.run")
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, or None."""
-    found = [path for path in _by_step(folder) if (path / STATE).is_file()]
-    return found[-1] if found else None
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """The step that the name of a folder says; None if it is not the name of a checkpoint."""
-    found = re.fullmatch(rf"{PREFIX}(\d+)", checkpoint.name)
-    return int(found[1]) if found else None
+LITTLE_ROOM = 1 << 20
+"""Bytes that are free on a disk that counts as full: files are written in blocks, and a last small one may fit."""
 
 
 class Checkpoints:
@@ -74,8 +72,10 @@ class Checkpoints:
 
     folder: where they are; each is a folder of its own in there.
     metrics: metrics.jsonl of the run.
-    keep: older checkpoints are deleted once so many newer ones are complete.
+    keep: older checkpoints are deleted once so many newer ones are complete; the best one stays.
     identity: what the run depends on; needed on the main process.
+    export: dtype of every number in `model/`; None: as it is held.
+    card: the text of the model card after so many steps; None writes none.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class Checkpoints:
         sharding: Sharding,
         source: PromptSource,
         accelerator: Accelerator,
+        export: torch.dtype | None = None,
+        card: Callable[[int], str] | None = None,
     ) -> None:
         assert identity is not None or not accelerator.is_main_process
         self._folder = folder
@@ -99,13 +101,15 @@ class Checkpoints:
         self._sharding = sharding
         self._source = source
         self._accelerator = accelerator
+        self._export = export
+        self._card = card
 
     def save(self, state: RunState) -> Path:
-        """Write a checkpoint of the run after `state.step` steps and delete all but the newest.
+        """Write a checkpoint of the run after `state.step` steps and delete all but the newest and the best.
 
         Returns its folder. Raises RunError; NonFiniteWeightsError if the weights are no numbers.
         """
-        final = self._folder / f"{PREFIX}{state.step:06d}"
+        final = self._folder / _name(state.step)
         hidden = self._folder / f".{final.name}.partial"
         wait, main = partial(wait_for_all, self._accelerator), self._accelerator.is_main_process
         try:
@@ -116,13 +120,18 @@ class Checkpoints:
             self._write(hidden, state)
             wait()
 
+            if main:
+                follow_umask(hidden)
             files = _digest_all(self._accelerator, hidden)
             if main:
                 self._write_manifest(hidden, files)
                 _flush(hidden)
                 _put_in_place(hidden, final)
-                for old in _by_step(self._folder)[: -self._keep]:
-                    shutil.rmtree(old)
+                best = self._folder / _name(state.best.step) if state.best else None
+                for old in by_step(self._folder)[: -self._keep]:
+                    if old != best:
+                        shutil.rmtree(old)
+                _link_best(self._folder, best)
         except (
             RunError
         ):  # broken weights, or another process that has ended: the disk is not to blame
@@ -134,10 +143,11 @@ class Checkpoints:
             RuntimeError,
             SafetensorError,
         ) as error:  # a full disk, as torch and safetensors put it
+            why = _describe_refusal(error, self._folder)
             shutil.rmtree(hidden, ignore_errors=True)
             raise RunError(
-                f"The checkpoint {final} could not be written: {error}. The last complete one is "
-                f"{latest(self._folder) or 'none'}; make room and go on with --resume."
+                f"The checkpoint {final} could not be written: {why}. The last complete one is "
+                f"{latest(self._folder) or 'none'}; free disk space and resume with --resume."
             ) from error
         wait()
         return final
@@ -159,7 +169,7 @@ class Checkpoints:
                 raise
             raise UserError(
                 f"The checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Delete this folder; "
-                f"--resume then goes on from the one before it."
+                f"--resume then takes the one before it."
             ) from error
         return replace(saved.state, carry=carry)
 
@@ -168,7 +178,7 @@ class Checkpoints:
     def _write(self, hidden: Path, state: RunState) -> None:
         own = hidden / _rank_file(self._accelerator.process_index)
         torch.save(dump_rank_state(state.carry), own)
-        self._save_model(hidden / "model", state.step)
+        self._save_model(hidden / MODEL, state.step)
         self._save_adapters(hidden / FOLDER)
         self._sharding.save(hidden)
 
@@ -181,13 +191,15 @@ class Checkpoints:
 
     def _save_model(self, folder: Path, step: int) -> None:
         """An ordinary checkpoint that `from_pretrained` and other engines load; adapters are merged in."""
-        weights = checked(self._sharding.full_weights(), step)
+        weights = check_finite(self._sharding.full_weights(), step)
         if not self._accelerator.is_main_process:
             for _ in weights:
                 pass
             return
-        save_model(self._model.policy.model, weights, folder)
+        save_model(self._model.policy.model, weights, folder, self._export)
         save_processing(self._model.processing, self._source.encoder.limits, folder)
+        if self._card is not None:
+            (folder / CARD).write_text(self._card(step), encoding="utf-8")
 
     def _save_adapters(self, folder: Path) -> None:
         """A folder that peft loads onto the model that the run began with."""
@@ -226,7 +238,7 @@ class Checkpoints:
             raise UserError(
                 f"The checkpoint {checkpoint} was written under train.sharding {saved.sharding}; this run has "
                 f"{self._sharding.name}, which reads only its own. Resume with train.sharding={saved.sharding}, or start a "
-                f"new run from {checkpoint / 'model'}, an ordinary model."
+                f"new run from {checkpoint / MODEL}, an ordinary model."
             )
         here = self._accelerator.num_processes
         if saved.processes != here and not self._sharding.any_processes:
@@ -244,7 +256,7 @@ def digest_together(
     The processes of the first node share the work: a network file system may show the others a file only later.
     """
     index = accelerator.process_index
-    is_near = gathered(accelerator, index == accelerator.local_process_index)
+    is_near = gather(accelerator, index == accelerator.local_process_index)
     near = [rank for rank, here in enumerate(is_near) if here]
 
     found: dict[str, Entry | None] = {}
@@ -254,17 +266,27 @@ def digest_together(
                 found[name] = digest_file(folder / name)
             except OSError:
                 found[name] = None
-    return {name: entry for share in gathered(accelerator, found) for name, entry in share.items()}
+    return {name: entry for share in gather(accelerator, found) for name, entry in share.items()}
+
+
+def _describe_refusal(error: Exception, folder: Path) -> str:
+    """Why a file could not be written. Asked for while what there is of the checkpoint still fills the disk.
+
+    torch and safetensors speak of their own insides where the operating system has refused.
+    """
+    if isinstance(error, OSError) or shutil.disk_usage(folder).free > LITTLE_ROOM:
+        return str(error)
+    return f"no space left on device ({error})"
 
 
 def _digest_all(accelerator: Accelerator, folder: Path) -> dict[str, Entry]:
     """Of every file that was written. Raises OSError."""
-    mine: dict[str, int] = {}
+    own_sizes: dict[str, int] = {}
     if accelerator.is_main_process:
-        mine = {name: (folder / name).stat().st_size for name in list_files(folder)}
+        own_sizes = {name: (folder / name).stat().st_size for name in list_files(folder)}
 
     digested: dict[str, Entry] = {}
-    sizes = gathered(accelerator, mine)[0]
+    sizes = gather(accelerator, own_sizes)[0]
     for name, entry in digest_together(accelerator, folder, sizes).items():
         if entry is None:
             raise OSError(f"{name} was written and cannot be read")
@@ -272,16 +294,32 @@ def _digest_all(accelerator: Accelerator, folder: Path) -> dict[str, Entry]:
     return digested
 
 
+def _name(step: int) -> str:
+    """Of the folder of a checkpoint."""
+    return f"{PREFIX}{step:06d}"
+
+
+def _link_best(folder: Path, best: Path | None) -> None:
+    """Let `best` lead to a checkpoint, by a path that stays right when the run folder is moved; None takes it away.
+
+    It is there for people and programs that want a path: resuming reads state.json. So a file system without links is no
+    reason to end a run.
+    """
+    link, new = folder / BEST, folder / f".{BEST}.partial"
+    if best is None or not best.is_dir():
+        if link.is_symlink():
+            link.unlink()
+        return
+    try:
+        new.unlink(missing_ok=True)
+        new.symlink_to(best.name, target_is_directory=True)
+        new.replace(link)
+    except OSError as error:
+        log.warning("%s cannot be a link to %s: %s", link, best.name, error)
+
+
 def _rank_file(process: int) -> str:
     return f"rank-{process}.pt"
-
-
-def _by_step(folder: Path) -> Sequence[Path]:
-    """The folders of checkpoints, complete or not, the oldest first."""
-    found = [
-        (step, path) for path in folder.glob(f"{PREFIX}*") if (step := step_of(path)) is not None
-    ]
-    return [path for _, path in sorted(found)]
 
 
 def _is_unreadable(error: Exception) -> bool:

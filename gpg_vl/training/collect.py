@@ -1,8 +1,8 @@
-"""The groups of one optimizer step: drawn, encoded, answered, scored, and sampled again until enough carry a signal."""
+"""The groups of one optimizer step: selected, encoded, answered, scored, and sampled again until enough carry a signal."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Protocol
 
 from accelerate import Accelerator
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from gpg_vl.activity import doing
 from gpg_vl.algorithms.age import collect, groups_needed
 from gpg_vl.clock import Clock
+from gpg_vl.data.solved_rows import Judged, SkipRule, Solved, list_solved, next_draws
 from gpg_vl.errors import RunError
 from gpg_vl.rewards.scoring import RewardFailure, Scored
 from gpg_vl.rollout.engine import (
@@ -19,11 +20,13 @@ from gpg_vl.rollout.engine import (
     refuse_non_finite_answers,
 )
 from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.training.collectives import gather, sums
+from gpg_vl.training.dropped_groups import refuse_too_many
 from gpg_vl.training.failures import raise_lost
-from gpg_vl.training.ranks import gathered, sums
-from gpg_vl.training.source import PromptSource
+from gpg_vl.training.prompt_source import Source
+from gpg_vl.training.signals import Seen, count_seen
 from gpg_vl.training.state import RunState
-from gpg_vl.types import Completion, Group
+from gpg_vl.types import Completion, GreedyAnswer, Group
 
 
 class Rewarder(Protocol):
@@ -40,7 +43,15 @@ class Responder(Protocol):
 
     def answer(
         self, groups: Sequence[Group], progress: Callable[[str, int, int], None]
-    ) -> list[tuple[Completion, ...]]: ...
+    ) -> list[Group]: ...
+
+
+class Progress(Protocol):
+    """Receives the progress of a step; see `gpg_vl.training.display.Display`."""
+
+    def phase(self, phase: str, done: int, of: int) -> None: ...
+
+    def round(self, number: int, of: int, *, valid: int, needed: int, seen: Seen) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +67,8 @@ class EngineResponder:
 
     def answer(
         self, groups: Sequence[Group], progress: Callable[[str, int, int], None]
-    ) -> list[tuple[Completion, ...]]:
-        total = len(groups) * self.sampling.group_size
+    ) -> list[Group]:
+        total = len(groups) * self.sampling.answers
         requests = [
             RolloutRequest(prompt=group.prompt, draw=group.draw, images=group.example.images)
             for group in groups
@@ -66,7 +77,20 @@ class EngineResponder:
             requests, self.sampling, done=lambda number: progress("rollout", number, total)
         )
         refuse_non_finite_answers(requests, answers)
-        return answers
+        return [
+            _with_answers(group, completions, has_greedy=self.sampling.with_greedy)
+            for group, completions in zip(groups, answers, strict=True)
+        ]
+
+
+def _with_answers(group: Group, answers: tuple[Completion, ...], *, has_greedy: bool) -> Group:
+    """The group with what an engine has answered, a greedy answer last."""
+    if not has_greedy:
+        return replace(group, completions=answers)
+    *sampled, last = answers
+    # nobody has sampled it, so it has no log-probs either
+    greedy = GreedyAnswer(completion=replace(last, logprobs=()))
+    return replace(group, completions=tuple(sampled), greedy=greedy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,25 +120,28 @@ class Collection:
     failures: tuple[RewardFailure, ...]
     """What went wrong in rewards, on all processes."""
     seconds: Mapping[str, float]
+    solved: Solved | None = None
+    """The rows that are solved after it, over all processes; None in a run that skips none."""
 
 
 class Collector:
     """Collects the groups of a step, in step with the other processes.
 
-    drop_broken: groups whose reward breaks are left out and counted, instead of ending the run.
-    progress: (phase, done, of): life signs.
+    drop_broken: groups whose reward breaks are left out and counted, up to half of a step, instead
+    of ending the run. skip: which rows are passed over because they are solved; None passes over none.
     """
 
     def __init__(
         self,
-        source: PromptSource,
+        source: Source,
         responder: Responder,
         rewarder: Rewarder,
         quota: Quota,
         accelerator: Accelerator,
         *,
         drop_broken: bool,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
+        skip: SkipRule | None = None,
     ) -> None:
         self._source = source
         self._responder = responder
@@ -123,10 +150,17 @@ class Collector:
         self._accelerator = accelerator
         self._drop_broken = drop_broken
         self._progress = progress
+        self._skip = skip
         self._slots = quota.prompts_per_step // accelerator.num_processes
+        self._needed = groups_needed(quota.beta_th, quota.prompts_per_step)
         self._clock = Clock()
         self._step = 0
+        self._answered = 0
         self._position = 0
+        self._round = 0
+        self._valid = 0
+        self._own = self._seen = Seen(groups=0, valid=0, all_right=0, all_wrong=0)
+        self._solved: frozenset[int] = frozenset()
         self._failures: list[RewardFailure] = []
 
     @property
@@ -138,21 +172,25 @@ class Collector:
         """The groups of the step after `state`.
 
         Raises EngineLostError if the engine of any process is lost, and RunError if a reward breaks, unless such groups are
-        dropped; on all processes in the same round.
+        dropped, or if more than half of them are; on all processes in the same round.
         """
         self._clock = Clock()
         self._step = state.step + 1
         self._position = state.position
+        self._answered = self._round = self._valid = 0
+        self._own = self._seen = count_seen(())
+        if self._skip is not None:
+            self._solved = list_solved(state.streaks, needed=self._skip.needed)
         self._failures = []
 
         collected = collect(
             state.carry,
             slots=self._slots,
-            needed=groups_needed(self._quota.beta_th, self._quota.prompts_per_step),
+            needed=self._needed,
             max_rounds=self._quota.max_resample_attempts,
             is_valid=attrgetter("is_valid"),
             draw=self._draw_round,
-            total=lambda number: int(sums(self._accelerator, [number])[0]),
+            total=self._count_valid,
         )
         return Collection(
             used=collected.used,
@@ -163,43 +201,71 @@ class Collector:
             cap_hit=collected.cap_hit,
             failures=tuple(self._failures),
             seconds=self._clock.seconds,
+            solved=self._settle(state, collected.seen),
         )
+
+    def _settle(self, state: RunState, seen: Sequence[Group]) -> Solved | None:
+        """Which rows are solved after the groups of all processes."""
+        if self._skip is None:
+            return None
+        own = [Judged(g.draw, self._source.row_at(g.draw), g.is_all_right) for g in seen]
+        judged = [group for of_one in gather(self._accelerator, own) for group in of_one]
+        return self._skip.settle(state.streaks, judged)
+
+    def _count_valid(self, number: int) -> int:
+        """Places that hold a group with signal, over all processes."""
+        valid, *seen = sums(self._accelerator, [number, *self._own])
+        self._valid, self._seen = int(valid), Seen(*map(int, seen))
+        return self._valid
 
     def _draw_round(self, has_room: bool) -> list[Group]:
         """Scored groups for this process's free slots; none without one, but all processes take part in each round."""
-        # every process takes the next examples of the common order, those without a free slot none
-        drawing = gathered(self._accelerator, has_room)
-        first = self._position + self._slots * sum(drawing[: self._accelerator.process_index])
-        self._position += self._slots * sum(drawing)
-        draws = range(first, first + self._slots) if has_room else ()
+        self._round += 1
+        if self._round > 1:
+            rounds = self._quota.max_resample_attempts
+            self._progress.round(
+                self._round, rounds, valid=self._valid, needed=self._needed, seen=self._seen
+            )
+        draws = self._next_draws(has_room)
 
         with self._clock.phase("encode"), doing(f"the reading of examples for step {self._step}"):
             fresh = [self._source.group_at(draw) for draw in draws]
         try:
             with self._clock.phase("rollout"), doing(f"the rollout of step {self._step}"):
-                answers = self._responder.answer(fresh, self._progress)
+                answered = self._responder.answer(fresh, self._progress.phase)
         except EngineLostError as error:
             self._report(lost=str(error))
             raise  # the report has raised already, here as on the other processes
-        answered = []
-        for group, completions in zip(fresh, answers, strict=True):
-            answered.append(replace(group, completions=completions))
 
         with self._clock.phase("reward"), doing(f"the rewards of step {self._step}"):
             scored = self._rewarder.score(answered)
         self._report(failures=scored.failures)
+        self._own = Seen(*map(add, self._own, count_seen(scored.groups)))
         return scored.groups
+
+    def _next_draws(self, has_room: bool) -> Sequence[int]:
+        """The places of this process in a round: each takes the next ones of the common order, those without room none."""
+        drawing = gather(self._accelerator, has_room)
+        number = self._slots * sum(drawing)
+        draws = next_draws(self._position, number, self._source.row_at, self._solved)
+        if draws:
+            self._position = draws[-1] + 1
+        self._answered += number
+
+        first = self._slots * sum(drawing[: self._accelerator.process_index])
+        return draws[first : first + self._slots] if has_room else ()
 
     def _report(self, *, lost: str | None = None, failures: Sequence[RewardFailure] = ()) -> None:
         """Tell the other processes what went wrong in this round, and stop with them if that is not to be lived with."""
-        reports = gathered(self._accelerator, (lost, list(failures)))
-        raise_lost([said for said, _ in reports])
+        reports = gather(self._accelerator, (lost, list(failures)))
+        raise_lost([message for message, _ in reports])
 
         broken = [failure for _, failures in reports for failure in failures]
         self._failures += broken
         if broken and not self._drop_broken:
             more = f" ({len(broken) - 1} more in this round)" if len(broken) > 1 else ""
             raise RunError(
-                f"A reward broke: {broken[0]}{more} Correct the reward, or set rewards.on_error to drop_group to go on "
+                f"A reward broke: {broken[0]}{more} Correct the reward, or set rewards.on_error to drop_group to continue "
                 f"without such groups."
             )
+        refuse_too_many(self._failures, self._answered, self._step)

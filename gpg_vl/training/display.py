@@ -1,12 +1,13 @@
-"""Live signs of a run: one line of numbers that moves on a terminal, plain lines where there is
-none.
-"""
+"""Live signs of a run: on a terminal a bar, the last step and the current phase; else plain lines."""
 
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,62 +15,101 @@ from rich.progress import (
     SpinnerColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-from gpg_vl.console import text_column
+from gpg_vl.console import plain, text_column
+from gpg_vl.training.dropped_groups import Dropped, read_step, warn
+from gpg_vl.training.signals import (
+    LEAST_ROUNDS,
+    Seen,
+    advise,
+    describe_few_signals,
+    read_seen,
+)
+
+WARN_EVERY = 50
+"""Steps between two warnings of the same kind."""
 
 
-def no_signal(*, steps: int, skipped: int, folder: Path) -> str | None:
+def no_signal(
+    *, steps: int, skipped: int, folder: Path, dropped: Dropped, seen: Seen
+) -> str | None:
     """What to say of a run that is over and in which nothing could be learnt; None of any other
-    run.
+    run. seen: the groups of the whole run.
     """
     if skipped < steps or not steps:
         return None
 
+    broken = ""
+    if dropped.number:
+        broken = (
+            f" {dropped} groups were dropped because a reward broke (rewards.on_error: "
+            f"drop_group): correct that first; reward_failure in {folder / 'metrics.jsonl'} has the messages."
+        )
     return (
-        f"Nothing was learnt: in all {steps} steps every answer to a prompt got the same reward as the others, so the weights "
-        f"are those the run began with. Read what the model answers ({folder / 'samples'}) and what the reward makes of it "
-        f"(gpg-vl rewards test); if both are as meant, all_wrong_share and all_right_share in "
-        f"{folder / 'metrics.jsonl'} tell whether the data are too hard or too easy, and a higher rollout.temperature or a "
-        f"larger rollout.group_size makes answers differ."
+        f"Nothing was learnt: in all {steps} steps every answer to a prompt got the same reward as "
+        f"the others, so the weights are those the run began with.{broken} Of {seen.groups} groups "
+        f"{seen.all_wrong} were all wrong and {seen.all_right} all right (all_wrong_share, all_right_share in "
+        f"{folder / 'metrics.jsonl'}). Read what the model answers ({folder / 'samples'}) and what "
+        f"the reward makes of it (gpg-vl rewards test). {advise(seen)}"
     )
 
 
 class Display:
     """Shows steps as they happen. Use as a context manager.
 
-    `plain_every`: without a terminal, one line is printed per so many steps.
+    Without a terminal one line is printed per `plain_every` steps, and one per `plain_seconds` in a
+    step that takes longer. `rounds` of answers may be sampled in a step; 0 of an algorithm that samples none.
     """
 
     def __init__(
-        self, console: Console, *, steps: int, done: int, enabled: bool, plain_every: int = 10
+        self,
+        console: Console,
+        *,
+        steps: int,
+        done: int,
+        enabled: bool,
+        plain_every: int = 10,
+        plain_seconds: float = 30.0,
+        rounds: int = 0,
     ) -> None:
         self._console = console
         self._enabled = enabled
         self._plain_every = plain_every
+        self._plain_seconds = plain_seconds
         self._steps = steps
 
         # the pace is that of this process: what was done before a resumption took none of its time
         self._started, self._first = time.perf_counter(), done
-        self._progress = Progress(
+        self._printed = self._started
+        self._done, self._rounds = done, rounds
+        self._warned: dict[str, int] = {}
+
+        # a line of its own for what must be seen at any width
+        self._bar = Progress(
             SpinnerColumn(),
             text_column("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=16),
-            text_column("{task.description}"),
             TimeRemainingColumn(compact=True),
             text_column("left"),
             console=console,
-            disable=not (enabled and console.is_terminal),
             speed_estimate_period=120,
         )
-        self._task = self._progress.add_task("starting", total=steps, completed=done)
+        self._task = self._bar.add_task("", total=steps, completed=done)
+        self._numbers: tuple[Part, ...] = ()
+        self._round = ""
+        self._phase = "starting"
+        self._live = Live(console=console, get_renderable=self._render)
 
     def __enter__(self) -> "Display":
-        self._progress.start()
+        if self._enabled and self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._round = self._phase = ""
+        self._live.stop()
 
     def step(self, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
         """Show a finished step, or the scores of an evaluation."""
@@ -77,35 +117,113 @@ class Display:
             return
         if "reward" not in metrics:
             shares = [f"{k} {100 * v:.1f}" for k, v in metrics.items() if isinstance(v, float)]
-            line = f"step {step:>5}  evaluation  {'  '.join(shares)}"
-            self._console.print(line)
+            self._print_lines([f"step {step:>5}", "evaluation", *shares])
             return
 
-        line = _describe_step(metrics, seconds)
-        self._progress.update(self._task, completed=step, description=line)
+        self._round = self._phase = ""
+        self._done = step
+        self._numbers = _describe_step(metrics, seconds)
+        self._bar.update(self._task, completed=step)
+        self._warn_of_step(step, metrics)
+
         is_due = step % self._plain_every == 0 or step in (1, self._steps)
         if is_due and not self._console.is_terminal:
             pace = (time.perf_counter() - self._started) / max(step - self._first, 1)
             left = round(pace * (self._steps - step))
-            self._console.print(
-                f"step {step:>5}/{self._steps}  {line}  {left // 60}:{left % 60:02d} left",
-            )
+            line = "  ".join(part.text for part in self._numbers)
+            self._print(f"step {step:>5}/{self._steps}  {line}  {left // 60}:{left % 60:02d} left")
 
     def phase(self, phase: str, done: int, of: int) -> None:
         """Life signs within a step; only a terminal shows them."""
-        if not self._enabled or not self._console.is_terminal:
-            return
+        self._phase = f"{phase} {done} of {of}"
 
-        # from the second step on the line of the last one says more
-        if not self._progress.tasks[self._task].completed:
-            self._progress.update(self._task, description=f"{phase} of the first step")
+    def round(self, number: int, of: int, *, valid: int, needed: int, seen: Seen) -> None:
+        """A step samples again: so many of the groups that it needs have a signal by now. seen: those of the rounds before."""
+        self._round = f"round {number}/{of}, {valid} of {needed} groups with signal"
+        silent = time.perf_counter() - self._printed
+        if self._enabled and not self._console.is_terminal and silent >= self._plain_seconds:
+            self._print(self._round)
+        if number > LEAST_ROUNDS:
+            self._warn_of_signals(self._done + 1, seen)
+
+    def _warn_of_step(self, step: int, metrics: dict[str, Any]) -> None:
+        if message := warn(step, metrics):
+            self._warn("dropped", step, message)
+        if self._rounds:
+            self._warn_of_signals(step, read_seen([metrics]))
+        if again := metrics.get("solved_rows_again"):
+            self._warn("solved", step, _describe_again(step, again))
+
+    def _warn_of_signals(self, step: int, seen: Seen) -> None:
+        if self._rounds and seen.are_few:
+            self._warn("signals", step, describe_few_signals(step, seen, rounds=self._rounds))
+
+    def _warn(self, kind: str, step: int, message: str) -> None:
+        """Print a warning, but not more than one of a kind in `WARN_EVERY` steps."""
+        is_early = kind in self._warned and step < self._warned[kind] + WARN_EVERY
+        if self._enabled and not is_early:
+            self._console.print(plain(message, style="yellow"), soft_wrap=True)
+            self._warned[kind] = step
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+        self._printed = time.perf_counter()
+
+    def _print_lines(self, words: Sequence[str]) -> None:
+        """The words on as many lines as the terminal needs, none of them broken; else on one."""
+        width = self._console.width if self._console.is_terminal else sys.maxsize
+        line = ""
+        for word in words:
+            if line and len(line) + 2 + len(word) > width:
+                self._print(line)
+                line = " " * 12
+            line += ("  " if line.strip() else "") + word
+        self._print(line)
+
+    def _render(self) -> Group:
+        """The lines on a terminal, each as wide as it is now."""
+        width = self._console.width
+        now = "  ".join(text for text in (self._round, self._phase) if text)
+        lines = [fit(self._numbers, width), now]
+        return Group(self._bar, *(_one_line(line) for line in lines if line))
 
 
-def _describe_step(metrics: dict[str, Any], seconds: dict[str, float]) -> str:
-    alpha = metrics.get("alpha")
+def _describe_again(step: int, rows: int) -> str:
     return (
-        f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  "
-        f"valid {metrics['valid_share']:.2f}  "
-        f"{'' if alpha is None else f'alpha {alpha:.2f}  '}"
-        f"length {metrics['length_all']:.1f}  {seconds['step']:.2f} s/step"
+        f"warning: step {step}: {rows} rows were solved (data.skip_solved), and fewer than train.prompts_per_step were left, so "
+        f"all rows are drawn again. If the evaluation agrees, the task is learnt: stop here, or continue on harder rows."
+    )
+
+
+class Part(NamedTuple):
+    """One number of a line; of those that find no place the greatest `rank` goes first."""
+
+    rank: int
+    text: str
+
+
+def fit(parts: Sequence[Part], width: int) -> str:
+    """The parts in their order, as many as `width` columns hold."""
+    kept = list(parts)
+    while kept and len("  ".join(part.text for part in kept)) > width:
+        kept.remove(max(kept))
+    return "  ".join(part.text for part in kept)
+
+
+def _one_line(text: str) -> Text:
+    line = plain(text)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
+
+
+def _describe_step(metrics: dict[str, Any], seconds: dict[str, float]) -> tuple[Part, ...]:
+    alpha, dropped = metrics.get("alpha"), read_step(metrics)
+    return (
+        *([Part(0, f"dropped {dropped}")] if dropped.number else []),
+        Part(1, f"reward {metrics['reward']:.3f}"),
+        Part(4, f"accuracy {metrics['accuracy']:.3f}"),
+        Part(2, f"valid {metrics['valid_share']:.2f}"),
+        *([] if alpha is None else [Part(5, f"alpha {alpha:.2f}")]),
+        Part(6, f"length {metrics['length_all']:.1f}"),
+        Part(3, f"{seconds['step']:.2f} s/step"),
     )

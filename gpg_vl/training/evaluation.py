@@ -5,39 +5,55 @@ prompt and its pixels.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
+from rich.console import Console
 
 from gpg_vl.activity import doing
 from gpg_vl.config import Config
+from gpg_vl.console import progress
 from gpg_vl.errors import UserError
-from gpg_vl.eval.coordinates import DEFAULT, DEFAULT_SIDE, located
+from gpg_vl.eval.coordinates import DEFAULT, DEFAULT_SIDE, with_coordinates
 from gpg_vl.eval.generate import engine_responder, eval_encoder
 from gpg_vl.eval.predictions import Answers, Responder
 from gpg_vl.eval.runner import check_gold, evaluate_responder, prepare, select
 from gpg_vl.eval.settings import EvalSettings, settings_for
-from gpg_vl.eval.task import pick_scorers
+from gpg_vl.eval.task import pick, pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.models.load import Processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rollout.engine import Engine, EngineLostError
-from gpg_vl.training.evaluation_files import Evaluated, evaluated, with_blank_pictures
+from gpg_vl.training.collectives import gather
+from gpg_vl.training.evaluation_files import Evaluated, make_evaluated, with_blank_pictures
 from gpg_vl.training.failures import raise_lost
-from gpg_vl.training.prepare import OncePerNode, alone
-from gpg_vl.training.ranks import gathered
+from gpg_vl.training.prepare import OncePerNode, run_alone
 from gpg_vl.types import Example
 
-Evaluation = Callable[[Engine, Processing, Accelerator], Evaluated]
-"""Scores the current policy; the same on every process. Raises EngineLostError, on all processes."""
+StopWanted = Callable[[], bool]
+"""Whether this process was asked to stop."""
+Evaluation = Callable[[Engine, Processing, Accelerator, StopWanted], Evaluated | None]
+"""Scores the current policy; the same on every process. None if one of them was asked to stop before all was answered.
+
+Raises EngineLostError, on all processes.
+"""
+
+
+class _StopError(Exception):
+    """Not all was answered: the run was asked to stop."""
 
 
 def make_evaluation(
-    config: Config, processing: Processing, once_per_node: OncePerNode = alone
+    config: Config,
+    processing: Processing,
+    once_per_node: OncePerNode = run_alone,
+    *,
+    console: Console | None = None,
 ) -> Evaluation | None:
     """The evaluation that the config's `eval` section asks for: data read, scorers proved, every
     doc encoded once.
 
+    console: shows how far the check of the data is.
     Raises UserError: what is wrong with the data must not come out after the training.
     """
     if config.eval.task is None:
@@ -48,13 +64,15 @@ def make_evaluation(
         )
 
     task = tasks.get(config.eval.task)()
+    if (best := config.output.keep_best) is not None:
+        pick(task, "score", best, task.aggregates)
     settings, docs = eval_settings(config), task.load(Path(config.eval.data))
     if task.boxes:
         taught = processing.family.boxes
         coordinates = settings.coordinates or (taught.coordinates if taught else DEFAULT)
         # the encoder cuts images by the family's own measures, whatever the config says
         side = taught.image_side({}) if taught else DEFAULT_SIDE
-        docs = located(docs, coordinates, settings, side)
+        docs = with_coordinates(docs, coordinates, settings, side)
     docs = select(task, docs, config.eval.limit, seed=0)
     scorers = pick_scorers(task, ["strict"])
     ready, void = prepare(docs, settings)
@@ -66,22 +84,32 @@ def make_evaluation(
 
     # what cannot be proved or encoded must come out now
     def check() -> None:
-        check_gold(task, docs, scorers)
-        encoder = eval_encoder(processing, settings)
-        for example in ready.values():
-            encoder.count(example)
+        what = f"checking {len(ready)} rows of {config.eval.data} for evaluation"
+        with progress(console, what, len(ready)) as advance:
+            check_gold(task, docs, scorers)
+            encoder = eval_encoder(processing, settings)
+            for example in ready.values():
+                encoder.count(example)
+                advance()
 
     with doing("the check of the data of the evaluation"):
         once_per_node(check)
 
     blank_docs = with_blank_pictures(docs, task.name) if config.eval.blank_image else None
 
-    def evaluate(engine: Engine, processing: Processing, accelerator: Accelerator) -> Evaluated:
+    def evaluate(
+        engine: Engine, processing: Processing, accelerator: Accelerator, stop_wanted: StopWanted
+    ) -> Evaluated | None:
         responder = engine_responder(engine, processing, settings)
-        respond = shared(responder, accelerator, batch_size=settings.batch_size)
-        results = evaluate_responder(task, docs, respond, settings, scorers)
-        blank = blank_docs and evaluate_responder(task, blank_docs, respond, settings, scorers)
-        return evaluated(
+        respond = share_over_processes(
+            responder, accelerator, batch_size=settings.batch_size, stop_wanted=stop_wanted
+        )
+        try:
+            results = evaluate_responder(task, docs, respond, settings, scorers)
+            blank = blank_docs and evaluate_responder(task, blank_docs, respond, settings, scorers)
+        except _StopError:
+            return None
+        return make_evaluated(
             task, results, blank or None, ready, max_pixels=settings.limits.max_image_pixels
         )
 
@@ -105,26 +133,39 @@ def eval_settings(config: Config) -> EvalSettings:
     return EvalSettings(task=config.eval.task, prompt="run", style=style, **common)
 
 
-def shared(responder: Responder, accelerator: Accelerator, *, batch_size: int) -> Responder:
+class _Report(NamedTuple):
+    """What a process tells the others after each batch."""
+
+    answers: list[Answers]
+    lost: str | None
+    """What its engine said when it was lost."""
+    stop: bool
+    """Whether it was asked to stop."""
+
+
+def share_over_processes(
+    responder: Responder, accelerator: Accelerator, *, batch_size: int, stop_wanted: StopWanted
+) -> Responder:
     """The responder with its examples dealt out over the processes; every one of them gets all
     responses, in order, and asks its responder equally often for at most `batch_size`.
+
+    Raises EngineLostError or _StopError after a batch, on all processes, if one of them has reason to.
     """
-    processes = accelerator.num_processes
-    if processes == 1:
-        return responder
-    index = accelerator.process_index
+    processes, index = accelerator.num_processes, accelerator.process_index
+    together = batch_size * processes
 
     def respond(examples: Sequence[Example]) -> Iterator[Answers]:
-        reports = gathered(accelerator, _answer_or_lose(answer_mine, examples))
-        raise_lost([said for _, said in reports])
+        for start in range(0, len(examples), together):
+            of_all = examples[start : start + together]
+            answers, lost = _answer_or_lose(responder, of_all[index::processes])
 
-        hands = [answers for answers, _ in reports]
-        return (hands[i % processes][i // processes] for i in range(len(examples)))
-
-    def answer_mine(examples: Sequence[Example]) -> Iterator[Answers]:
-        for start in range(0, len(examples), batch_size * processes):
-            of_all = examples[start : start + batch_size * processes]
-            yield from responder(of_all[index::processes])
+            # all processes continue or none does: an engine that they share is asked equally often
+            reports = gather(accelerator, _Report(answers, lost, stop_wanted()))
+            raise_lost([report.lost for report in reports])
+            for place in range(len(of_all)):
+                yield reports[place % processes].answers[place // processes]
+            if any(report.stop for report in reports) and start + together < len(examples):
+                raise _StopError
 
     return respond
 

@@ -42,7 +42,7 @@ class Evaluated:
     """Of a picture that is decoded."""
 
 
-def evaluated(
+def make_evaluated(
     task: Task,
     results: Results,
     blank: Results | None,
@@ -149,7 +149,7 @@ def _grey(width: int, height: int) -> bytes:
 # ---- the files
 
 
-def keep(folder: Path, step: int, found: Evaluated) -> None:
+def write_evaluation(folder: Path, step: int, found: Evaluated) -> None:
     """Write `evaluations/step-N.jsonl`, complete or absent, and once for the run the pictures. Raises RunError."""
     place = folder / "evaluations"
     try:
@@ -160,7 +160,8 @@ def keep(folder: Path, step: int, found: Evaluated) -> None:
         partial.replace(partial.with_suffix(".jsonl"))
     except OSError as error:
         raise RunError(
-            f"The evaluation cannot be written to {place}: {error}. Make room and go on from the last checkpoint with --resume."
+            f"The evaluation cannot be written to {place}: {error}. Free disk space and resume from the last "
+            f"checkpoint with --resume."
         ) from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from gpg_vl.errors import RunError
 from gpg_vl.models.layout import Packed
 from gpg_vl.rollout.engine import EngineLostError
-from gpg_vl.training.totals import GapReport
+from gpg_vl.training.step_totals import GapReport
 
 
 class RefusedUpdateError(RunError):
@@ -24,7 +24,7 @@ class LogpGapError(RefusedUpdateError):
 def locate(error: RefusedUpdateError, step: int, folder: Path) -> RefusedUpdateError:
     """The error with its step, and with the folder in which the groups of the step are kept."""
     return type(error)(
-        f"Step {step}: {error} The groups of the step are kept in {folder}; go on from the last checkpoint with --resume."
+        f"Step {step}: {error} The groups of the step are kept in {folder}; resume from the last checkpoint with --resume."
     )
 
 
@@ -33,31 +33,31 @@ def raise_lost(by_process: Sequence[str | None]) -> None:
 
     by_process: what the engine of each said when it was lost; None of one that is there.
     """
-    lost = [(number, said) for number, said in enumerate(by_process) if said is not None]
+    lost = [(number, message) for number, message in enumerate(by_process) if message is not None]
     if not lost:
         return
 
-    number, said = lost[0]
+    number, message = lost[0]
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     where = f"On process {number}{more}: " if len(by_process) > 1 else ""
-    raise EngineLostError(f"{where}{said}")
+    raise EngineLostError(f"{where}{message}")
 
 
 def explain_lost(
     error: EngineLostError, step: int, checkpoint: Path, *, unscored: bool
 ) -> EngineLostError:
-    """The error with what is kept of the run, and how it goes on.
+    """The error with what is kept of the run, and how to resume it.
 
     unscored: an evaluation was due after `step`, and is still to be made.
     """
     missing = ""
     if unscored:
         missing = (
-            f" The evaluation after step {step} was due; it will be made when the run goes on."
+            f" The evaluation after step {step} was due; it will be made when the run is resumed."
         )
     return EngineLostError(
         f"{error} The run has stopped after step {step}; the checkpoint {checkpoint} was written.{missing} Once the engine can "
-        f"answer again, go on with --resume: nothing is lost, and nothing is done twice."
+        f"answer again, resume with --resume: nothing is lost, and nothing is done twice."
     )
 
 
@@ -111,5 +111,5 @@ def explain_out_of_memory(packed: Packed, limit: int, fitted: int, error: str) -
     first_line = error.strip().splitlines()[0] if error.strip() else "out of memory"
     return (
         f"The device ran out of memory in a call of {packed.largest_call} tokens (train.tokens_per_pass is {limit}). "
-        f"{advice} Go on from the last checkpoint with --resume. ({first_line})"
+        f"{advice} Resume from the last checkpoint with --resume. ({first_line})"
     )

@@ -8,10 +8,11 @@ import yaml
 
 from gpg_vl.config import Config, dump_config
 from gpg_vl.errors import UserError
-from gpg_vl.training.checkpoint import latest
+from gpg_vl.models.run_checkpoints import CHECKPOINTS as CHECKPOINTS
+from gpg_vl.models.run_checkpoints import latest
 from gpg_vl.training.identity import refuse_other_settings
 
-CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+METRICS = "metrics.jsonl"
 _SETTINGS = "config.yaml"
 
 
@@ -43,7 +44,7 @@ def open_folder(config: Config, *, resume: bool) -> Path:
 def _refuse_other_run(folder: Path) -> None:
     if (folder / METRICS).exists() or latest(folder / CHECKPOINTS):
         raise UserError(
-            f"The folder {folder} already holds a run. Go on with it by --resume, or choose another output.folder."
+            f"The folder {folder} already holds a run. Resume it with --resume, or choose another output.folder."
         )
 
 

@@ -15,6 +15,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.load import read_config
 from gpg_vl.training.manifest import digest_file
 from gpg_vl.training.row_digests import RowDigests
+from gpg_vl.training.training_sets import all_rewards
 
 MAY_CHANGE = (
     "output.",
@@ -24,6 +25,7 @@ MAY_CHANGE = (
     "train.max_wait_minutes",
     "train.tokens_per_pass",
     "model.gradient_checkpointing",
+    "data.workers",
     "rewards.workers",
     "rewards.time_limit",
     "rewards.on_error",
@@ -58,6 +60,10 @@ class Identity:
     """SHA-256 of the files in `model.path` that are read again on resume; of a hub checkpoint its commit."""
     code: Mapping[str, str]
     """SHA-256 of each file of code that the config names."""
+    rating: str | None = None
+    """The digest of the pass rates by which rows are drawn; None: all rows are."""
+    order: str | None = None
+    """SHA-256 of the file of `data.order`."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the digests of single rows."""
@@ -67,10 +73,19 @@ class Identity:
             "steps": self.steps,
             "base": dict(self.base),
             "code": dict(self.code),
+            "rating": self.rating,
+            "order": self.order,
         }
 
 
-def make_identity(config: Config, algorithm: Algorithm, rows: RowDigests, steps: int) -> Identity:
+def make_identity(
+    config: Config,
+    algorithm: Algorithm,
+    rows: RowDigests,
+    steps: int,
+    *,
+    rating: str | None = None,
+) -> Identity:
     """Reads the files that are named in the config. Raises UserError if one cannot be read."""
     # what is trained comes from the checkpoint of the run; what is not, and a reference, from the base model again
     keeps_base = bool(
@@ -80,8 +95,10 @@ def make_identity(config: Config, algorithm: Algorithm, rows: RowDigests, steps:
         settings=config.model_dump(mode="json"),
         rows=rows,
         steps=steps,
-        base=_digest_base(config.model.path, config.model.revision, with_weights=keeps_base),
+        base=digest_base(config.model.path, config.model.revision, with_weights=keeps_base),
         code=_digest_code(config),
+        rating=rating,
+        order=_digest_order(config.data.order),
     )
 
 
@@ -99,24 +116,38 @@ def refuse_other_identity(before: Mapping[str, Any], now: Identity, checkpoint: 
             f"but its learning rate falls with them (train.schedule={schedule}): earlier steps would have had another rate. "
             f"Resume with train.steps={before['steps']}, or start a new run from {checkpoint / 'model'}."
         )
-    if changed := _changed(before["base"], now.base):
+    # earlier versions drew all rows and wrote nothing of it
+    if before.get("rating") != now.rating:
+        raise UserError(
+            f"The pass rates that the run in {checkpoint} chose its rows by (data.pass_rate) are other ones now: the rows were "
+            f"rated again, with another number of answers or by another engine. Put the old rates back, or start a new run in "
+            f"another output.folder."
+        )
+    if changed := _list_changed(before["base"], now.base):
         raise UserError(
             f"The model that the run in {checkpoint} was started with has changed: {', '.join(changed)} in "
             f"{now.settings['model']['path']}. Put the old files back, or start a new run."
         )
 
-    rewards = _code_of(now.settings["rewards"]["weights"])
-    if changed := sorted(set(_changed(before["code"], now.code)) - set(rewards)):
+    # of a run before there were such files there is no digest
+    if before.get("order") != now.order:
+        raise UserError(
+            f"The order of the data that the run in {checkpoint} was started with has changed: {now.settings['data']['order']} "
+            f"lists other rows than it did. Put the old file back, or start a new run."
+        )
+
+    rewards = _code_of(_rewards_of(now.settings))
+    if changed := sorted(set(_list_changed(before["code"], now.code)) - set(rewards)):
         raise UserError(
             f"The code that the run in {checkpoint} was started with has changed: {', '.join(changed)}. Put the old file back, "
             f"or start a new run."
         )
 
 
-def changed_rewards(before: Mapping[str, Any], now: Identity) -> list[str]:
+def list_changed_rewards(before: Mapping[str, Any], now: Identity) -> list[str]:
     """Files of reward functions that have changed. They may, so that a reward that broke can be fixed; it is to be said."""
-    rewards = _code_of(now.settings["rewards"]["weights"])
-    return sorted(set(_changed(before["code"], now.code)) & set(rewards))
+    rewards = _code_of(_rewards_of(now.settings))
+    return sorted(set(_list_changed(before["code"], now.code)) & set(rewards))
 
 
 def refuse_other_settings(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
@@ -159,11 +190,14 @@ def list_changes(
                 yield f"{section}.{key}", old, value
 
 
-def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def _list_changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return sorted(name for name in before.keys() | now if before.get(name) != now.get(name))
 
 
-def _digest_base(path: str, revision: str | None, *, with_weights: bool) -> dict[str, str]:
+def digest_base(path: str, revision: str | None, *, with_weights: bool) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint that say how text and pictures become tensors, and of its weights; of one on the
+    hub its commit. Raises UserError.
+    """
     folder = Path(path)
     if not folder.is_dir():
         commit = getattr(read_config(path, revision), "_commit_hash", None)
@@ -176,8 +210,27 @@ def _digest_base(path: str, revision: str | None, *, with_weights: bool) -> dict
 
 def _digest_code(config: Config) -> dict[str, str]:
     names = [config.algorithm.name, config.rollout.engine, config.train.sharding]
-    files = [*_code_of(dict.fromkeys(names)), *_code_of(config.rewards.weights)]
+    files = [*_code_of(dict.fromkeys(names)), *_code_of(all_rewards(config))]
     return _digest({file: Path(file).expanduser() for file in files})
+
+
+def digest_rewards(config: Config) -> dict[str, str]:
+    """SHA-256 of the files of rewards of your own. Raises UserError if one cannot be read."""
+    return _digest({file: Path(file).expanduser() for file in _code_of(config.rewards.weights)})
+
+
+def _digest_order(file: str | None) -> str | None:
+    return None if file is None else _digest({file: Path(file)})[file]
+
+
+def _rewards_of(settings: Mapping[str, Any]) -> dict[str, float]:
+    """The rewards of all sets of a run, by its settings."""
+    own = [source["rewards"] for source in settings["data"]["sources"]]
+    return {
+        name: weight
+        for weights in (settings["rewards"]["weights"], *own)
+        for name, weight in weights.items()
+    }
 
 
 def _code_of(names: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from gpg_vl.errors import RunError
-from gpg_vl.peaks import WHOLE, Peak, recorded
+from gpg_vl.peak_memory import WHOLE, Peak, record_peaks
 from gpg_vl.report.page import write_report
-from gpg_vl.report.text import visible
+from gpg_vl.report.visible_text import visible
 from gpg_vl.training.state import RunState
 
 FORMAT = 1
@@ -40,21 +41,21 @@ log = logging.getLogger("gpg_vl.run")
 
 @dataclass(slots=True, kw_only=True)
 class Launch:
-    """What is to be said of a launch when it ends."""
+    """What is recorded of a launch when it ends."""
 
     first_step: int | None = None
     last_step: int | None = None
     """Steps behind the run at the beginning and at the end; None until the launch knows where it begins."""
     finished: bool = False
 
-    def reached(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """So many steps are done. The first call says where the launch begins."""
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step = step
 
 
 @contextmanager
-def reported(folder: Path, accelerator: Accelerator, console: Console) -> Iterator[Launch]:
+def report_launch(folder: Path, accelerator: Accelerator, console: Console) -> Iterator[Launch]:
     """The block is a launch of the run in `folder`, and behind it, however it ends, the report is written.
 
     Every process enters it; the main process alone writes. Raises RunError if the folder cannot be written.
@@ -63,22 +64,22 @@ def reported(folder: Path, accelerator: Accelerator, console: Console) -> Iterat
         yield Launch()
         return
     try:
-        with written_down(folder, processes=accelerator.num_processes) as launch:
+        with record_launch(folder, processes=accelerator.num_processes) as launch:
             yield launch
     finally:
         _report(folder, console)
 
 
 def _report(folder: Path, console: Console) -> None:
-    """Write the report. A disk without room for it takes nothing from the run: that is said, and no more."""
+    """Write the report. A disk without room for it takes nothing from the run: a line says so, and no more."""
     try:
-        said = f"report: {write_report(folder)}"
+        line_text = f"report: {write_report(folder)}"
     except OSError as error:
-        said = f"The report could not be written: {error}. Make room, then: gpg-vl report {folder}"
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
+        line_text = f"The report could not be written: {error}. Free disk space, then: gpg-vl report {folder}"
+    console.print(line_text, highlight=False, markup=False, soft_wrap=True)
 
 
-def logged(checkpoint: Callable[[RunState], Path]) -> Callable[[RunState], Path]:
+def log_checkpoints(checkpoint: Callable[[RunState], Path]) -> Callable[[RunState], Path]:
     """The same, with a line in the log for each checkpoint."""
 
     def save(state: RunState) -> Path:
@@ -90,15 +91,15 @@ def logged(checkpoint: Callable[[RunState], Path]) -> Callable[[RunState], Path]
 
 
 @contextmanager
-def written_down(folder: Path, *, processes: int) -> Iterator[Launch]:
-    """The block is a launch: it stands in run.json from its beginning on, and log.txt takes what is logged in it.
+def record_launch(folder: Path, *, processes: int) -> Iterator[Launch]:
+    """The block is a launch: it is in run.json from its beginning on, and log.txt takes what is logged in it.
 
     Main process only. Raises RunError if the folder cannot be written.
     """
     launch = Launch()
     file = folder / "run.json"
-    with _log_file(folder / "log.txt"), recorded() as peaks:
-        earlier, entry = _read(file), describe(processes)
+    with _log_file(folder / "log.txt"), record_peaks() as peaks:
+        earlier, entry = _read_launches(file), describe(processes)
         _write(file, [*earlier, entry])
         log.info("started: %s", " ".join(entry["command"]))
         try:
@@ -106,13 +107,16 @@ def written_down(folder: Path, *, processes: int) -> Iterator[Launch]:
         except BaseException as error:
             # what ended the run is worth more than that it could not be written down
             with suppress(RunError):
-                _write(file, [*earlier, {**entry, **_end(launch, _say(error), peaks.read())}])
+                _write(
+                    file,
+                    [*earlier, {**entry, **_end(launch, _describe_error(error), peaks.read())}],
+                )
             raise
         outcome = "finished" if launch.finished else "stopped before its end"
         _write(file, [*earlier, {**entry, **_end(launch, outcome, peaks.read())}])
 
 
-def _say(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return f"failed: {type(error).__name__}: {error}"
@@ -143,7 +147,7 @@ def describe(processes: int) -> dict[str, Any]:
         "outcome": None,
         "commit": commit(),
         "python": platform.python_version(),
-        "versions": dict(_versions()),
+        "versions": dict(versions()),
         "host": {
             "name": platform.node(),
             "system": platform.platform(),
@@ -156,7 +160,7 @@ def describe(processes: int) -> dict[str, Any]:
 
 
 def command() -> list[str]:
-    """The words that the program was started with, without the folders it lies in."""
+    """The words that the program was started with, without the folders it is in."""
     program = Path(sys.argv[0])
     start = ["python", "-m", "gpg_vl"] if program.name == "__main__.py" else [program.name]
     return [*start, *sys.argv[1:]]
@@ -194,7 +198,7 @@ def _sizes(peak: Peak) -> dict[str, str]:
     return {**held, "gpu": _size(peak.gpu)} if torch.cuda.is_available() else held
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> Iterator[tuple[str, str]]:
     """Of this package and of all that it names as its own, as far as they are installed."""
     yield "gpg_vl", version("gpg_vl")
     wanted = map(Requirement, requires("gpg_vl") or ())
@@ -228,7 +232,7 @@ def _stamp(seconds: float) -> str:
 # ---- the files
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def _read_launches(file: Path) -> list[dict[str, Any]]:
     """The launches before this one. A file that says nothing of them is not worth losing a run for."""
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
@@ -248,17 +252,17 @@ def _write(file: Path, launches: list[dict[str, Any]]) -> None:
         partial.replace(file)
     except OSError as error:
         raise RunError(
-            f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume."
+            f"{file} cannot be written: {error}. Free disk space and resume from the last checkpoint with --resume."
         ) from error
 
 
 class _Lines(logging.Formatter):
-    """A line for each record, with the time in UTC; what is said may come from outside and hold anything."""
+    """A line for each record, with the time in UTC; a message may come from outside and hold anything."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        said = visible(record.getMessage()).replace("\n", "\n    ")
-        return f"{at} {record.levelname.lower()} {said}"
+        line_text = visible(record.getMessage()).replace("\n", "\n    ")
+        return f"{at} {record.levelname.lower()} {line_text}"
 
 
 @contextmanager
@@ -268,16 +272,34 @@ def _log_file(file: Path) -> Iterator[None]:
         handler = logging.FileHandler(file, encoding="utf-8")
     except OSError as error:
         raise RunError(
-            f"{file} cannot be written: {error}. Make room, or choose another output.folder."
+            f"{file} cannot be written: {error}. Free disk space, or choose another output.folder."
         ) from error
     handler.setFormatter(_Lines())
-    ours = logging.getLogger("gpg_vl")
-    level = ours.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
+    handler.handleError = partial(_refuse_log, file)  # type: ignore[method-assign]
+    package_log = logging.getLogger("gpg_vl")
+    level = package_log.level
+    package_log.addHandler(handler)
+    package_log.setLevel(logging.INFO)
     try:
         yield
-    finally:
-        ours.setLevel(level)
-        ours.removeHandler(handler)
+    except BaseException:
+        # what ended the run is worth more than the last lines of the log
+        with suppress(RunError):
+            _end_log(handler, level, file)
+        raise
+    _end_log(handler, level, file)
+
+
+def _end_log(handler: logging.Handler, level: int, file: Path) -> None:
+    package_log = logging.getLogger("gpg_vl")
+    package_log.setLevel(level)
+    package_log.removeHandler(handler)
+    try:
         handler.close()
+    except OSError as error:
+        raise RunError(f"{file} cannot be written: {error}. Free disk space.") from error
+
+
+def _refuse_log(file: Path, record: logging.LogRecord) -> None:
+    """Called by logging, which would print a traceback and continue, while the error of a line is handled."""
+    raise RunError(f"{file} cannot be written: {sys.exc_info()[1]}. Free disk space.")

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gpg_vl.algorithms.age import StepCounts
-from gpg_vl.algorithms.algorithm import Algorithm, Credit
+from gpg_vl.algorithms.algorithm import Algorithm, Credit, StepBatch
 from gpg_vl.clock import timed
 from gpg_vl.errors import RunError
 from gpg_vl.models.head import Objective
@@ -25,6 +25,9 @@ from gpg_vl.models.policy import Policy
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.models.reference import Reference
 from gpg_vl.models.requests import Prefix, Score, ScoreOutput
+from gpg_vl.training.balance import Dealt, deal
+from gpg_vl.training.collectives import gather, maximum, sum_named, sums
+from gpg_vl.training.equal_calls import match_calls
 from gpg_vl.training.failures import (
     LogpGapError,
     NonFiniteError,
@@ -32,17 +35,16 @@ from gpg_vl.training.failures import (
     explain_non_finite,
     explain_out_of_memory,
 )
-from gpg_vl.training.matching import match_calls
 from gpg_vl.training.micro_batch import (
     Layout,
     MicroBatch,
+    count_tokens,
     make_idle_micro_batch,
     make_micro_batches,
     make_step_batch,
 )
-from gpg_vl.training.ranks import gathered, most, sum_named
 from gpg_vl.training.sharding.protocol import Sharding
-from gpg_vl.training.totals import (
+from gpg_vl.training.step_totals import (
     Totals,
     UpdateReport,
     add_to,
@@ -113,22 +115,28 @@ class Learner:
             rates[f"learning_rate/{part}"] = self._settings.learning_rate(step, part)
         return rates
 
+    def deal(self, groups: Sequence[Group]) -> Dealt:
+        """The groups that this process trains on: some change over to a process that has sampled less to learn from."""
+        if self._accelerator.num_processes == 1:
+            return Dealt(groups=tuple(groups), moved=0, before=1.0, after=1.0)
+
+        # the reference scores every completion, whatever is trained of them
+        credit = None
+        if "reference_logp" not in self._algorithm.needs:
+            credit = self._algorithm.credit(self._make_batch(groups, None))
+        tokens = count_tokens(groups, credit, self._settings.layout)
+
+        # what the rollout keeps of prompts stays where they were sampled
+        return deal(self._accelerator, groups, tokens, may_move=self._prefixes is None)
+
     def update(self, groups: Sequence[Group], *, step: int) -> UpdateReport:
         """Train on the groups of step `step` (0, 1, ...).
 
         Raises NonFiniteError or LogpGapError, on all processes, with weights and optimizer as the last update that was
         applied has left them.
         """
-        # everything that counts the whole step is known before the first backward
-        counts, reward_std = count_step(self._accelerator, groups)
-        batch = make_step_batch(
-            groups,
-            counts=counts,
-            reward_std=reward_std,
-            max_new_tokens=self._settings.max_new_tokens,
-            old_logp_K=self._stored_logp(groups),
-            reference_logp_K=self._reference_logp(groups),
-        )
+        batch = self._make_batch(groups, self._reference_logp(groups))
+        counts = batch.counts
 
         work = self._policy.work
         self._policy.train()
@@ -136,7 +144,7 @@ class Learner:
         for _ in range(self._algorithm.updates):
             credit = self._algorithm.credit(batch)
             micro_batches = make_micro_batches(groups, credit, self._settings.layout)
-            number = int(most(self._accelerator, len(micro_batches)))
+            number = int(maximum(self._accelerator, len(micro_batches)))
             if number == 0:
                 # AdamW would still move on zero gradients (momentum, decay), so nothing at all is done
                 return UpdateReport(applied=False, counts=counts, metrics=credit.metrics)
@@ -173,6 +181,19 @@ class Learner:
                 start = end
             kept.append(replace(group, old_logps=tuple(old)))
         return tuple(kept)
+
+    def _make_batch(self, groups: Sequence[Group], reference_logp_K: Tensor | None) -> StepBatch:
+        # everything that counts the whole step is known before the first backward
+        counts, reward_std = count_step(self._accelerator, groups)
+        return make_step_batch(
+            groups,
+            counts=counts,
+            reward_std=reward_std,
+            max_new_tokens=self._settings.max_new_tokens,
+            old_logp_K=self._stored_logp(groups),
+            reference_logp_K=reference_logp_K,
+            total=partial(sums, self._accelerator),
+        )
 
     # ---- log-probs that an algorithm needs
 
@@ -304,7 +325,7 @@ class Learner:
                 self._settings.max_grad_norm, loss_is_finite=isfinite(summed["loss"])
             )
         if not result.applied:
-            by_process = gathered(self._accelerator, totals.broken)
+            by_process = gather(self._accelerator, totals.broken)
             broken = [name for names in by_process for name in names]
             raise NonFiniteError(explain_non_finite(summed["loss"], result.norm, broken))
 

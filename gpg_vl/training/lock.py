@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from gpg_vl.errors import UserError
-from gpg_vl.training.ranks import on_main, wait_for_all
+from gpg_vl.training.collectives import on_main, wait_for_all
 
 FILE = ".lock"
 PATIENCE = 60.0
@@ -107,7 +107,7 @@ def _sign(folder: Path, file: IO[str]) -> None:
     except OSError as error:
         file.close()
         raise UserError(
-            f"The run folder {folder} cannot be written: {error}. Make room, or choose another output.folder."
+            f"The run folder {folder} cannot be written: {error}. Free disk space, or choose another output.folder."
         ) from None
 
 

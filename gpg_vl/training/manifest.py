@@ -111,7 +111,7 @@ def refuse_damage(folder: Path, problems: Sequence[str]) -> None:
     )
     raise UserError(
         f"The checkpoint {folder} is damaged and cannot be resumed from: {shown}. All its files must be as they were "
-        f"written. Copy it anew if this is a copy, or delete this folder; --resume then goes on from the one before it."
+        f"written. Copy it anew if this is a copy, or delete this folder; --resume then takes the one before it."
     )
 
 

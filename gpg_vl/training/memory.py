@@ -4,12 +4,14 @@ Weights, gradients and moments are exact; activations are estimated for a full m
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
 
 from gpg_vl.config import Config
 from gpg_vl.models.head import TILE_ELEMENTS
+from gpg_vl.models.key_sharing import shares_prompts
 from gpg_vl.models.load import read_config
 from gpg_vl.models.shape import Shape
 
@@ -46,7 +48,7 @@ class Sizes:
     layers: tuple[int, ...]
     """Of each decoder layer, and of each block of the vision tower if it is trained."""
     vectors: int = 0
-    """Numbers that stand in norms and biases."""
+    """Numbers that are in norms and biases."""
     trained_vectors: int = 0
     coded: int = 0
     """Of what is trained, numbers whose moments may be codes; see `adamw.takes_codes`."""
@@ -123,16 +125,29 @@ def micro_batch_memory(
 
 
 def rollout_memory(
-    config: Config, groups: int, prompt_tokens: int, key_values: int
+    config: Config, groups: int, prompt_tokens: int, shape: Shape, *, greedy: bool = False
 ) -> dict[str, float]:
     """Of the slots of the rollout, and of the prompts that wait for one.
 
-    prompt_tokens: those of the longest prompt. key_values: numbers per token, all layers together.
+    prompt_tokens: those of the longest prompt. greedy: one answer more in each group, to compare with.
     """
-    answers = min(config.rollout.slots, groups * config.rollout.group_size)
-    cached = answers * (prompt_tokens + config.rollout.max_new_tokens)
+    size = config.rollout.group_size + greedy
+    token_bytes = shape.key_values * compute_dtype(config).itemsize
+    answers = min(config.rollout.slots, groups * size)
+
+    held = answers
+    if shares_prompts(
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        key_bytes=token_bytes / shape.layers,
+        prompt=prompt_tokens,
+        answers=min(size, answers),
+    ):
+        # once for each group that is being answered, and the one whose last answers are
+        held = min(groups, ceil(answers / size) + 1)
+
+    cached = answers * config.rollout.max_new_tokens + held * prompt_tokens
     cached += config.rollout.prompts_per_batch * prompt_tokens
-    return {"key-value cache": float(cached * key_values * compute_dtype(config).itemsize)}
+    return {"key-value cache": float(cached * token_bytes)}
 
 
 def feature_memory(config: Config, image_tokens: int) -> dict[str, float]:
@@ -186,3 +201,11 @@ def _work_space_bytes(config: Config, shape: Shape, batch: MicroBatch, trained: 
 
 def _read_text_config(config: Config) -> Any:
     return read_config(config.model.path, config.model.revision).get_text_config()
+
+
+def size(number: float) -> str:
+    """Bytes as a person reads them.
+
+    Example: `size(3 * 2**30)` is `3.0 GiB`.
+    """
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

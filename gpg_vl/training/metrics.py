@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gpg_vl.training.balance import Dealt
 from gpg_vl.training.collect import Collection
 from gpg_vl.training.state import RunState
-from gpg_vl.training.totals import UpdateReport
+from gpg_vl.training.step_totals import UpdateReport, add_to
+from gpg_vl.types import Group
 
 _COUNTS = (
     "groups",
@@ -25,6 +27,10 @@ _COUNTS = (
     "stale",
 )
 
+MOST_OF_FAILURE = 2000
+"""Characters of the message of a reward that broke."""
+OF_SOURCE = ("groups", "completions", "reward", "right", "valid", "tokens")
+"""What is counted of each source, where there are several."""
 MOST_TASKS = 32
 """Tasks of a step whose rewards are told apart."""
 
@@ -36,26 +42,45 @@ def count_collection(collection: Collection, *, version: int) -> dict[str, float
     """
     counts = dict.fromkeys(_COUNTS, 0.0)
     for group in collection.seen:
-        right = sum(reward >= 1.0 for reward in next(iter(group.reward_parts.values())))
         counts["groups"] += 1
         counts["completions"] += len(group.completions)
         counts["reward"] += sum(group.rewards)
         counts["valid"] += group.is_valid
-        counts["all_right"] += not group.is_valid and right == len(group.rewards)
-        counts["all_wrong"] += not group.is_valid and right == 0
-        counts["right"] += right
+        counts["all_right"] += group.is_all_right
+        counts["all_wrong"] += not group.is_valid and group.right == 0
+        counts["right"] += group.right
         counts["cut"] += sum(c.finish_reason == "length" for c in group.completions)
         if group.example.task:
             for kind, value in (("total", sum(group.rewards)), ("answers", len(group.rewards))):
-                key = f"{kind}_of_task/{group.example.task}"
-                counts[key] = counts.get(key, 0.0) + value
+                add_to(counts, f"{kind}_of_task/{group.example.task}", value)
+        if group.greedy is not None:
+            is_right = next(iter(group.greedy.reward_parts.values())) >= 1.0
+            add_to(counts, "greedy", group.greedy.reward)
+            add_to(counts, "greedy_right", is_right)
         for name, values in group.reward_parts.items():
-            counts[f"reward/{name}"] = counts.get(f"reward/{name}", 0.0) + sum(values)
+            add_to(counts, f"reward/{name}", sum(values))
+            add_to(counts, f"scored/{name}", len(values))
+        if group.example.source:
+            for kind, value in _count_group(group).items():
+                add_to(counts, f"{kind}_of_source/{group.example.source}", value)
 
     counts["carried"] = len(collection.carry)
     for group in collection.used:
         counts["stale"] += any(completion.version < version for completion in group.completions)
     return counts
+
+
+def _count_group(group: Group) -> dict[str, float]:
+    """What a group adds to the counts of its source."""
+    values = (
+        1.0,
+        len(group.completions),
+        sum(group.rewards),
+        group.right,
+        group.is_valid,
+        sum(len(completion.token_ids) for completion in group.completions),
+    )
+    return dict(zip(OF_SOURCE, map(float, values), strict=True))
 
 
 def collection_metrics(
@@ -69,8 +94,9 @@ def collection_metrics(
     groups, completions = max(summed["groups"], 1), max(summed["completions"], 1)
     by_reward = {}
     for name, value in sorted(summed.items()):
+        # of several sources each may have rewards of its own, which the answers to the others were not asked for
         if name.startswith("reward/"):
-            by_reward[name] = value / completions
+            by_reward[name] = value / summed[f"scored/{name.removeprefix('reward/')}"]
 
     return {
         "reward": summed["reward"] / completions,
@@ -85,9 +111,37 @@ def collection_metrics(
         "rounds": rounds,
         "resample_cap_hit": int(collection.cap_hit),
         "reward_failures": len(collection.failures),
+        **_first_failure(collection),
+        **_greedy_metrics(summed),
+        **_solved_rows(collection),
         **by_reward,
         **_by_task(summed),
+        **_by_source(summed),
     }
+
+
+def _first_failure(collection: Collection) -> dict[str, str]:
+    """What the first reward that broke said, tracebacks included, as much of it as helps."""
+    if not collection.failures:
+        return {}
+    return {"reward_failure": str(collection.failures[0])[:MOST_OF_FAILURE]}
+
+
+def _greedy_metrics(summed: Mapping[str, float]) -> dict[str, float]:
+    """What the greedy answers were worth, of which each group has one or none has."""
+    if "greedy" not in summed:
+        return {}
+    groups = summed["groups"]
+    return {
+        "greedy_reward": summed["greedy"] / groups,
+        "greedy_accuracy": summed["greedy_right"] / groups,
+    }
+
+
+def _solved_rows(collection: Collection) -> dict[str, int]:
+    """How many rows are not drawn any more after the step, and how many are again; nothing in a run that skips none."""
+    solved = collection.solved
+    return {} if solved is None else {"solved_rows": solved.rows, "solved_rows_again": solved.again}
 
 
 def _by_task(summed: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -101,6 +155,28 @@ def _by_task(summed: Mapping[str, float]) -> dict[str, dict[str, float]]:
         return {}
     means = {task: summed[f"total_of_task/{task}"] / n for task, n in answers.items()}
     return {"reward_by_task": means}
+
+
+def deal_metrics(dealt: Dealt) -> dict[str, Any]:
+    """How evenly the tokens to train on were sampled over the processes, and how evenly they were trained on."""
+    return {
+        "fullest_process_sampled": dealt.before,
+        "fullest_process_trained": dealt.after,
+        "moved_groups": dealt.moved,
+    }
+
+
+def _by_source(summed: Mapping[str, float]) -> dict[str, float]:
+    """Reward, accuracy, share of groups with signal and length in tokens of the answers to each source that was drawn from."""
+    prefix = "groups_of_source/"
+    metrics = {}
+    for source in sorted(n.removeprefix(prefix) for n in summed if n.startswith(prefix)):
+        count = {kind: summed[f"{kind}_of_source/{source}"] for kind in OF_SOURCE}
+        metrics[f"source/{source}/reward"] = count["reward"] / count["completions"]
+        metrics[f"source/{source}/accuracy"] = count["right"] / count["completions"]
+        metrics[f"source/{source}/valid_share"] = count["valid"] / count["groups"]
+        metrics[f"source/{source}/length"] = count["tokens"] / count["completions"]
+    return metrics
 
 
 def update_metrics(report: UpdateReport, *, group_size: int) -> dict[str, Any]:
@@ -131,7 +207,7 @@ def count_rollout(now: Mapping[str, float], before: Mapping[str, float]) -> dict
 
 
 def rollout_metrics(summed: Mapping[str, float]) -> dict[str, int]:
-    """The counts of `count_rollout`; seconds stand apart."""
+    """The counts of `count_rollout`; without the seconds."""
     return {name: int(n) for name, n in summed.items() if not name.endswith("_seconds")}
 
 
@@ -144,6 +220,11 @@ def rollout_seconds(counted: Mapping[str, float]) -> dict[str, float]:
     return seconds
 
 
+def shares_of_step(seconds: Mapping[str, float]) -> dict[str, float]:
+    """`data`: the share of a step in which this process waited for prompts, whether it encoded them itself or others did."""
+    return {"data": seconds["encode"] / seconds["step"]}
+
+
 def advance(
     state: RunState, collection: Collection, report: UpdateReport, *, completions: float
 ) -> RunState:
@@ -153,6 +234,7 @@ def advance(
         step=state.step + 1,
         position=collection.position,
         carry=collection.carry,
+        streaks=collection.solved.streaks if collection.solved else state.streaks,
         skipped_steps=state.skipped_steps + (not report.applied),
         completions=state.completions + int(completions),
     )

@@ -29,7 +29,7 @@ class MicroBatch:
 
     packed: Packed
     index_K: Tensor
-    """Where its completion tokens stand among those of the step's groups on this process."""
+    """Where its completion tokens are among those of the step's groups on this process."""
     inputs: TokenInputs | None
     """What the algorithm gives of these tokens; None if they are only scored."""
     sampled_logp_K: Tensor
@@ -53,6 +53,23 @@ def count_groups(groups: Sequence[Group]) -> StepCounts:
     )
 
 
+def count_tokens(groups: Sequence[Group], credit: Credit | None, layout: Layout) -> list[int]:
+    """Tokens of each group that are run through the model, its prompt included; 0 where the credit has nothing trained.
+
+    Without credit every completion is run.
+    """
+    counted = []
+    for number, group in enumerate(groups):
+        run = [
+            len(completion.token_ids) - 1
+            for place, completion in enumerate(group.completions)
+            if credit is None or bool(credit.trained_P_G[number, place])
+        ]
+        prompts = min(len(run), 1) if layout.shared_prefix else len(run)
+        counted.append(prompts * group.prompt.length + sum(run))
+    return counted
+
+
 def make_step_batch(
     groups: Sequence[Group],
     *,
@@ -61,11 +78,18 @@ def make_step_batch(
     max_new_tokens: int,
     old_logp_K: Tensor | None = None,
     reference_logp_K: Tensor | None = None,
+    total: Callable[[Sequence[float]], list[float]] = list,
 ) -> StepBatch:
     """What an algorithm is shown of this process's groups. `counts` and `reward_std` are those of the whole step."""
     rewards = [group.rewards for group in groups]
     lengths = [[len(c.token_ids) for c in group.completions] for group in groups]
     shape = (len(groups), len(rewards[0]) if rewards else 1)
+    greedy = [group.greedy.reward for group in groups if group.greedy is not None]
+    sampled: list[float] = []
+    for group in groups:
+        for completion in group.completions:
+            sampled += completion.logprobs or [torch.nan] * len(completion.token_ids)
+
     return StepBatch(
         rewards_P_G=torch.tensor(rewards, dtype=torch.float64).reshape(shape),
         lengths_P_G=torch.tensor(lengths, dtype=torch.long).reshape(shape),
@@ -74,6 +98,9 @@ def make_step_batch(
         max_new_tokens=max_new_tokens,
         old_logp_K=old_logp_K,
         reference_logp_K=reference_logp_K,
+        sampled_logp_K=torch.tensor(sampled, dtype=torch.float64),
+        greedy_reward_P=torch.tensor(greedy, dtype=torch.float64),
+        total=total,
     )
 
 
@@ -134,7 +161,7 @@ def _bundle(members: Sequence[_Member], layout: Layout) -> list[list[_Member]]:
     """What is not torn apart: the completions of groups with the same images, or each completion if naive.
 
     Prompts about the same images are torn apart after all where they alone would fill half of a micro-batch: with little
-    room beside them, their completions would be computed in many small chunks.
+    room next to them, their completions would be computed in many small chunks.
     """
     if not layout.shared_prefix:
         return [[member] for member in members]
@@ -174,7 +201,7 @@ def _by_group(members: Sequence[_Member]) -> list[list[_Member]]:
 def _join_bundles(
     bundles: Sequence[list[_Member]], size: Callable[[list[_Member]], int], limit: int
 ) -> list[list[_Member]]:
-    """Consecutive bundles joined while they fit; a larger one stands alone."""
+    """Consecutive bundles joined while they fit; a larger one is alone."""
     joined: list[list[_Member]] = []
     held = 0
     for bundle in bundles:

@@ -1,60 +1,208 @@
-"""The model of a run without its numbers: built from the checkpoint's config alone, on no device."""
+"""A model like the one of a run, but with few layers and numbers that mean nothing: what a device is timed on.
 
+Widths, parts that are trained, adapters and dtypes are those of the run, so a call of it is a call of the model with a part of
+the work. Body and head are cut alike, so that both have the share in it that they have in the model.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil, isqrt
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpg_vl.config import Config
-from gpg_vl.errors import UserError
-from gpg_vl.models.adapters import add_adapters
+from gpg_vl.model import Model, autocast_dtype
+from gpg_vl.models.attention import Kernel
 from gpg_vl.models.families import Family
-from gpg_vl.models.load import read_config
-from gpg_vl.training.optimizer import freeze
+from gpg_vl.models.layout import Packed, pack
+from gpg_vl.models.load import Processing, Tokens, read_config
+from gpg_vl.models.policy import Policy
+from gpg_vl.models.shape import Shape
+from gpg_vl.models.weight_precision import frozen, hold_matrices
+from gpg_vl.rollout.engine import Engine, EngineOptions
+from gpg_vl.training.flops import Cost, VisionMode, group_cost
+from gpg_vl.training.meta_model import make_empty_model
+from gpg_vl.training.speed import Pass
+from gpg_vl.types import Prompt
+
+MOST_WEIGHTS = {"cpu": 2**23, "cuda": 2**28}
+"""Of body and head together; a model that has more is cut, down to one layer."""
+NO_TOKENS = Tokens(ends=(), pad=0, image=None, never_sampled=())
+"""No token ends an answer: each is as long as it may be."""
 
 
-def make_outline(config: Config, family: Family) -> Any:
-    """The transformers model that would be trained, with its adapters and frozen parts. Nothing is read, nothing allocated.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """The small model, and how much of the model it is."""
 
-    Raises UserError for a config that describes no model, and for layers that cannot be adapted or frozen.
-    """
-    with torch.device("meta"):
-        model = _build(config, family)
-        add_configured_adapters(model, family, config)
-    freeze(model, family, config.model.freeze)
-    return model
+    policy: Policy
+    processing: Processing
+    autocast: torch.dtype | None
+    shape: Shape
+    whole: Shape
+    """Of the model itself."""
+    vision: VisionMode
+    shares_prefix: bool
+    recomputes: bool
+    tokens_per_pass: int
 
+    def cost(self, one: Pass) -> Cost:
+        """Operations of this outline for the groups of a pass; `tokens` and `patches` are those of one group."""
+        of_group = group_cost(
+            self.shape,
+            prompt=one.prompt,
+            image_tokens=one.image,
+            completion=one.completion,
+            group_size=one.members,
+            shared=self.shares_prefix,
+            recompute=self.recomputes,
+            vision=self.vision,
+        )
+        return replace(
+            of_group,
+            prefill=one.groups * of_group.prefill,
+            decode=one.groups * of_group.decode,
+            train=one.groups * of_group.train,
+        )
 
-def add_configured_adapters(model: Any, family: Family, config: Config) -> None:
-    """Put the adapters of the config into a model, if it has any. Raises UserError for layers that take none."""
-    if config.model.lora_rank:
-        add_adapters(
-            model,
-            family,
-            rank=config.model.lora_rank,
-            alpha=config.model.lora_alpha,
-            parts=config.model.lora_on,
-            targets=config.model.lora_targets,
-            seed=config.train.seed,
+    def decode_cost(self, rows: int, context: int, *, whole: bool = False) -> float:
+        """Operations of one more token of each row, in the outline or in the model."""
+        shape = self.whole if whole else self.shape
+        return rows * (2.0 * (shape.body + shape.head) + 4.0 * shape.layers * shape.width * context)
+
+    def autocasting(self) -> AbstractContextManager[object]:
+        device = self.policy.device.type
+        return torch.autocast(device, self.autocast, enabled=self.autocast is not None)
+
+    def engine(self, options: EngineOptions) -> Engine:
+        """The native engine, answering with the outline."""
+        processing = replace(self.processing, tokens=NO_TOKENS)
+        model = Model(path="", policy=self.policy, processing=processing, autocast=self.autocast)
+        return model.engine(options=options)
+
+    def pack(self, one: Pass, *, answered: bool) -> Packed:
+        """The groups of a pass on the device; not answered: their prompts alone."""
+        # an image whose features are kept does not pass the vision tower
+        image = 0 if self.vision == "kept" else one.image
+        prompts = [self.make_prompt(number, one.prompt, image) for number in range(one.groups)]
+        members: Sequence[Sequence[int]] = [[0] * one.completion] * one.members
+        packed = pack(
+            prompts,
+            [members if answered else [] for _ in prompts],
+            shared_prefix=self.shares_prefix or not answered,
+            tokens_per_pass=self.tokens_per_pass,
+        )
+        return packed.to(self.policy.device)
+
+    def make_prompt(self, number: int, tokens: int, image: int) -> Prompt:
+        """A prompt of so many tokens, of which at most `image` are those of one image, equal to no other prompt's."""
+        family, config = self.policy.family, self.policy.model.config
+        rows = isqrt(image)
+        columns = image // rows if rows else 0
+        pixels_N, grid_1_3 = _make_image(family, config, rows, columns) if rows else (None, None)
+
+        length = max(tokens, rows * columns + 1)
+        ids_T = torch.zeros(length, dtype=torch.long)
+        mask_T = torch.arange(length) < rows * columns
+        positions_3_T = family.positions(ids_T, mask_T, grid_1_3)
+        return Prompt(
+            example_id=str(number),
+            text="",
+            input_ids_T=ids_T,
+            positions_3_T=positions_3_T,
+            next_position=int(positions_3_T.max()) + 1,
+            image_mask_T=mask_T,
+            pixel_values_N=pixels_N,
+            grid_thw_I_3=grid_1_3,
+            image_keys=(str(number),) if rows else (),
         )
 
 
-def _build(config: Config, family: Family) -> Any:
-    import transformers
+def _make_image(family: Family, config: Any, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """A blank image of so many tokens: the smallest one, that many times."""
+    blank = family.blank_image(config)
+    grid_1_3 = blank.grid_thw_I_3 * torch.tensor([1, rows, columns])
+    return blank.pixel_values_N.repeat(rows * columns, 1), grid_1_3
 
-    path = config.model.path
-    checkpoint = read_config(path, config.model.revision)
-    try:
-        return getattr(transformers, family.model_class)(checkpoint)
-    # a number that fits no other, a name that stands for nothing: each class says it in its own way
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
-        raise UserError(
-            f"config.json of {path} describes no {family.model_type} that transformers can build: "
-            f"{type(error).__name__}: {error}. Copy the file from the original checkpoint."
-        ) from error
+
+def make_outline(
+    config: Config,
+    processing: Processing,
+    *,
+    kernel: Kernel,
+    vision: VisionMode,
+    device: torch.device,
+) -> Outline:
+    """The outline of the model that a config trains, on a device. Reads nothing but the checkpoint's config, and draws from a
+    generator of its own.
+
+    At most `MOST_WEIGHTS` weights, but one layer at least; float32 weights, and gradients once it is trained.
+    """
+    family = processing.family
+    checkpoint = read_config(config.model.path, config.model.revision)
+    whole = family.shape_of(checkpoint)
+    share = _choose_share(whole, MOST_WEIGHTS[device.type])
+    thin = family.thinned(checkpoint, share) if share > 1 else checkpoint
+
+    model = make_empty_model(_without_numbered_targets(config), family, thin)
+    _fill(model, device)
+    autocast = autocast_dtype(config.model.dtype)
+    if autocast is not None:
+        hold_matrices(frozen(model), autocast)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    policy = Policy(model, family, NO_TOKENS, temperature=config.rollout.temperature, kernel=kernel)
+    return Outline(
+        policy=policy.to(device).train(),
+        processing=processing,
+        autocast=autocast,
+        shape=family.shape_of(thin),
+        whole=whole,
+        vision=vision,
+        shares_prefix=config.train.shared_prefix,
+        recomputes=config.model.gradient_checkpointing,
+        tokens_per_pass=config.train.tokens_per_pass,
+    )
+
+
+def _choose_share(shape: Shape, most: int) -> int:
+    """The model is cut to one in so many layers, the fewest that leave it at most `most` weights."""
+    return max(1, min(shape.layers, ceil((shape.body + shape.head) / most)))
+
+
+def _without_numbered_targets(config: Config) -> Config:
+    """Adapters that are on a layer by its number are put on all of its kind: the outline may not have that layer."""
+    targets = config.model.lora_targets or ()
+    plain = [".".join(part for part in t.split(".") if not part.isdecimal()) for t in targets]
+    if not targets or plain == list(targets):
+        return config
+    last = [target.rpartition(".")[2] for target in plain]
+    model = config.model.model_copy(update={"lora_targets": list(dict.fromkeys(last))})
+    return config.model_copy(update={"model": model})
+
+
+def _fill(model: Any, device: torch.device) -> None:
+    """Numbers for parameters that have none, small enough for any depth. What is computed from the config is left alone."""
+    generator = torch.Generator(device).manual_seed(0)
+    computed = dict(model.named_buffers())
+    model._apply(partial(_empty_like, device))
+    for name, buffer in model.named_buffers():
+        buffer.copy_(computed[name])
+
+    # a weight that two modules share has become two
+    model.tie_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.uniform_(-0.02, 0.02, generator=generator)
+            else:
+                parameter.fill_(1.0)
+
+
+def _empty_like(device: torch.device, tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device=device)

@@ -1,30 +1,27 @@
-"""What a run will do, said before anything heavy is loaded."""
+"""What a run will do, worked out before anything heavy is loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, prod
-from pathlib import Path
 
+import psutil
 import torch
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 from torch import nn
 
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.config import Config
-from gpg_vl.console import plain
 from gpg_vl.models.adapter_layers import PARTS
 from gpg_vl.models.attention import Kernel, choose_kernel
 from gpg_vl.models.families import Family
-from gpg_vl.models.held import is_matrix
 from gpg_vl.models.load import read_config
+from gpg_vl.models.shape import Shape
+from gpg_vl.models.weight_precision import is_matrix
+from gpg_vl.rollout import DEFAULT
 from gpg_vl.training.adamw import takes_codes
-from gpg_vl.training.cost import Cost, VisionMode, group_cost
+from gpg_vl.training.disk import Disk, describe_little_disk, plan_disk
 from gpg_vl.training.eight_bit import scale_shape
-from gpg_vl.training.estimate import estimate_memory
-from gpg_vl.training.fit import Fit, fit_choices
+from gpg_vl.training.flops import Cost, VisionMode, add_greedy, group_cost
 from gpg_vl.training.memory import (
     MicroBatch,
     Sizes,
@@ -32,8 +29,12 @@ from gpg_vl.training.memory import (
     compute_dtype,
     widths,
 )
-from gpg_vl.training.outline import make_outline
+from gpg_vl.training.memory_estimate import estimate_memory
+from gpg_vl.training.memory_fit import Fit, describe_little_memory, fit_choices
+from gpg_vl.training.meta_model import make_meta_model
 from gpg_vl.training.sharding import shardings
+from gpg_vl.training.speed import Pass, StepSeconds, Work
+from gpg_vl.training.training_sets import SourceShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class Plan:
     epochs: float
     prompts_per_step: int
     group_size: int
+    has_greedy: bool
+    """Whether each prompt is answered greedily beside its group."""
     processes: int
     prompt_tokens_median: float
     prompt_tokens_max: int
@@ -67,15 +70,26 @@ class Plan:
     """Bytes of activations of one such group in one micro-batch."""
     naive_activations: float
     first_prompt: str
+    disk: Disk
+    work: Work
+    """Of one process in a step."""
+    seconds: StepSeconds | None = None
+    """Of a step; None before the device was timed."""
     fits: tuple[Fit, ...] = ()
     """What other settings would take, where the size of a device is known."""
+    shares: tuple[SourceShare, ...] = ()
+    """Of each source, where there are several."""
+    left_out: int = 0
+    """Rows that `data.order` does not list."""
     warnings: tuple[str, ...] = ()
     """What is allowed and probably not meant."""
+    rows_note: str = ""
+    """Which rows are drawn, where it is not all of them."""
 
 
 def count_parameters(config: Config, family: Family) -> Sizes:
     """The sizes of the model that is trained, from the checkpoint's config alone: nothing is read, nothing allocated."""
-    model = make_outline(config, family)
+    model = make_meta_model(config, family)
     tower = family.vision_tower(model)
     trained_vision = _count(tower, trained=True) if tower else 0
     blocks = family.vision_blocks(model) if trained_vision else []
@@ -102,6 +116,22 @@ def _count(module: nn.Module, *, trained: bool = False, vectors: bool = False) -
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What is planned, besides the config."""
+
+    algorithm: Algorithm
+    family: Family
+    prompt: int
+    """Tokens of the median prompt."""
+    longest: int
+    """Tokens of the longest prompt."""
+    image: int
+    """Image tokens of the median prompt."""
+    all_images: int
+    """Image tokens of the whole data set."""
+
+
 def make_plan(
     config: Config,
     *,
@@ -112,83 +142,178 @@ def make_plan(
     processes: int,
     steps: int,
     first_prompt: str,
+    epoch: int | None = None,
+    shares: tuple[SourceShare, ...] = (),
     device_bytes: float | None = None,
     devices: int | None = None,
     warnings: Sequence[str] = (),
+    rows_note: str = "",
 ) -> Plan:
-    """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example.
+    """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example that is drawn.
 
+    epoch: draws of one pass over the data; None: as many as examples.
     device_bytes: memory of the device that other settings are tried on; None tries none.
     devices: how many of them there are, one for a process; None: as many as processes.
     """
-    longest, median = max(prompt_tokens), _median(prompt_tokens)
-    image_median = _median(image_tokens)
+    subject = _Subject(
+        algorithm=algorithm,
+        family=family,
+        prompt=_median(prompt_tokens),
+        longest=max(prompt_tokens),
+        image=_median(image_tokens),
+        all_images=sum(image_tokens),
+    )
+    here, naive = (
+        _group_cost(config, subject, shared=shared)
+        for shared in (config.train.shared_prefix, False)
+    )
+    sizes_of = _count_by_rank(config, family)
+    sizes = sizes_of(config.model.lora_rank)
+    estimate = _make_estimate(subject, here, sizes_of)
+    devices = devices or processes
+    epoch = epoch or len(prompt_tokens)
+
+    memory = estimate(config, processes)
+    disk = plan_disk(config, family, sizes, steps)
+    kernel, why = _choose_kernel(config)
+    return Plan(
+        examples=len(prompt_tokens),
+        steps=steps,
+        epochs=steps * config.train.prompts_per_step / epoch,
+        shares=shares,
+        left_out=len(prompt_tokens) - epoch,
+        prompts_per_step=config.train.prompts_per_step,
+        group_size=_group_size(config, algorithm),
+        has_greedy=_has_greedy(algorithm),
+        processes=processes,
+        prompt_tokens_median=subject.prompt,
+        prompt_tokens_max=subject.longest,
+        image_tokens_median=subject.image,
+        parameters=sizes.parameters,
+        trained_parameters=sizes.trained,
+        passes_per_step=_count_passes(config, here, processes),
+        kernel=kernel,
+        kernel_note=why,
+        cost=here,
+        naive_cost=naive,
+        memory_bytes=memory,
+        naive_activations=_group_activations(config, subject, naive, shared=False),
+        group_activations=_group_activations(
+            config, subject, here, shared=config.train.shared_prefix
+        ),
+        first_prompt=first_prompt,
+        disk=disk,
+        work=_make_work(config, subject, here, sizes, processes),
+        fits=fit_choices(
+            config,
+            lambda choice: estimate(choice, devices),
+            device_bytes,
+            _offered_shardings(devices),
+        )
+        if device_bytes
+        else (),
+        warnings=tuple(
+            text for text in (*warnings, *_describe_little_room(memory, processes, disk)) if text
+        ),
+        rows_note=rows_note,
+    )
+
+
+def _describe_little_room(memory: Mapping[str, float], processes: int, disk: Disk) -> Iterator[str]:
+    """Warnings of a memory or a disk that is too small. A GPU has a table of its own."""
+    yield describe_little_disk(disk)
+    if not torch.cuda.is_available():
+        needed = processes * sum(memory.values())
+        yield describe_little_memory(needed, float(psutil.virtual_memory().available))
+
+
+def _count_by_rank(config: Config, family: Family) -> Callable[[int], Sizes]:
+    """The sizes of the model with adapters of a rank, counted once for each rank."""
 
     @cache
     def count(lora_rank: int) -> Sizes:
         model = config.model.model_copy(update={"lora_rank": lora_rank})
         return count_parameters(config.model_copy(update={"model": model}), family)
 
-    sizes = count(config.model.lora_rank)
+    return count
 
-    costs = {}
-    for shared in (True, False):
-        costs[shared] = _group_cost(config, algorithm, family, median, image_median, shared=shared)
-    here, naive = costs[config.train.shared_prefix], costs[False]
 
-    # a group is not spread over micro-batches: one that is too large has one to itself
-    groups = ceil(config.train.prompts_per_step / processes)
-    devices = devices or processes
-    groups_per_micro_batch = max(1, config.train.tokens_per_pass // here.tokens)
+def _make_estimate(
+    subject: _Subject, cost: Cost, sizes_of: Callable[[int], Sizes]
+) -> Callable[[Config, int], dict[str, float]]:
+    """What a config takes of each of so many processes, in bytes by what takes them. cost: of one group."""
 
-    def of_group(config: Config) -> MicroBatch:
-        shared = config.train.shared_prefix
-        return _micro_batch(config, algorithm, family, here, image_median, shared=shared)
-
-    def estimate(config: Config, processes: int = devices) -> dict[str, float]:
+    def estimate(config: Config, processes: int) -> dict[str, float]:
         return estimate_memory(
             config,
-            algorithm,
-            family,
-            replace(count(config.model.lora_rank), widths=widths(config)),
+            subject.algorithm,
+            subject.family,
+            replace(sizes_of(config.model.lora_rank), widths=widths(config)),
             ceil(config.train.prompts_per_step / processes),
             processes=processes,
-            group=of_group(config),
-            prompt_tokens=longest,
-            image_tokens=sum(image_tokens),
-            vision=vision_mode(config, family),
+            group=_micro_batch(config, subject, cost, shared=config.train.shared_prefix),
+            prompt_tokens=subject.longest,
+            image_tokens=subject.all_images,
+            vision=vision_mode(config, subject.family),
         )
 
-    shape = family.shape_of(read_config(config.model.path, config.model.revision))
-    unshared = _micro_batch(config, algorithm, family, naive, image_median, shared=False)
+    return estimate
+
+
+def _choose_kernel(config: Config) -> tuple[Kernel, str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kernel, why = choose_kernel(config.train.attention, device, compute_dtype(config))
-    return Plan(
-        examples=len(prompt_tokens),
-        steps=steps,
-        epochs=steps * config.train.prompts_per_step / len(prompt_tokens),
-        prompts_per_step=config.train.prompts_per_step,
-        group_size=_group_size(config, algorithm),
-        processes=processes,
-        prompt_tokens_median=median,
-        prompt_tokens_max=longest,
-        image_tokens_median=image_median,
-        parameters=sizes.parameters,
-        trained_parameters=sizes.trained,
-        passes_per_step=ceil(groups / groups_per_micro_batch),
-        kernel=kernel,
-        kernel_note=why,
-        cost=here,
-        naive_cost=naive,
-        memory_bytes=estimate(config, processes),
-        naive_activations=activation_bytes(config, shape, unshared),
-        group_activations=activation_bytes(config, shape, of_group(config)),
-        first_prompt=first_prompt,
-        fits=fit_choices(config, estimate, device_bytes, _offered_shardings(devices))
-        if device_bytes
-        else (),
-        warnings=tuple(warnings),
+    return choose_kernel(config.train.attention, device, compute_dtype(config))
+
+
+def _make_work(config: Config, subject: _Subject, cost: Cost, sizes: Sizes, processes: int) -> Work:
+    """What one process computes in a step, if every group is valid and every answer as long as it may be."""
+    groups = ceil(config.train.prompts_per_step / processes)
+    longest, size = config.rollout.max_new_tokens, _group_size(config, subject.algorithm)
+    spreads = getattr(shardings.get(config.train.sharding), "memory", None) is not None
+
+    # another engine than the policy itself is not timed
+    is_own = subject.algorithm.samples and config.rollout.engine == DEFAULT
+    sampled = config.rollout.group_size + _has_greedy(subject.algorithm)
+    answers = groups * sampled if is_own else 0
+    return Work(
+        prefill=groups * cost.prefill if is_own else 0.0,
+        train=groups * cost.train,
+        samples=subject.algorithm.samples,
+        answers=answers,
+        rows=max(1, min(answers, config.rollout.slots)),
+        longest=longest,
+        context=subject.prompt + longest // 2,
+        # prompts that training goes on from are computed one by one
+        together=1 if config.train.reuse_prefill else min(groups, config.rollout.prompts_per_batch),
+        micro_batch=Pass(
+            groups=min(groups, _groups_per_pass(config, cost)),
+            members=size,
+            prompt=subject.prompt,
+            image=subject.image,
+            completion=longest,
+        ),
+        trained=ceil(sizes.trained / processes) if spreads else sizes.trained,
     )
+
+
+def _groups_per_pass(config: Config, cost: Cost) -> int:
+    """A group is not spread over micro-batches: one that is too large has one to itself."""
+    return max(1, config.train.tokens_per_pass // cost.tokens)
+
+
+def _count_passes(config: Config, cost: Cost, processes: int) -> int:
+    """Micro-batches of a step on one process."""
+    groups = ceil(config.train.prompts_per_step / processes)
+    return ceil(groups / _groups_per_pass(config, cost))
+
+
+def _group_activations(config: Config, subject: _Subject, cost: Cost, *, shared: bool) -> float:
+    batch = _micro_batch(config, subject, cost, shared=shared)
+    return activation_bytes(config, _shape(config, subject.family), batch)
+
+
+def _shape(config: Config, family: Family) -> Shape:
+    return family.shape_of(read_config(config.model.path, config.model.revision))
 
 
 def _offered_shardings(devices: int) -> list[str]:
@@ -219,21 +344,17 @@ def _group_size(config: Config, algorithm: Algorithm) -> int:
     return config.rollout.group_size if algorithm.samples else 1
 
 
-def _group_cost(
-    config: Config,
-    algorithm: Algorithm,
-    family: Family,
-    prompt: int,
-    image_tokens: int,
-    *,
-    shared: bool,
-) -> Cost:
+def _has_greedy(algorithm: Algorithm) -> bool:
+    return "greedy_reward" in algorithm.needs
+
+
+def _group_cost(config: Config, subject: _Subject, *, shared: bool) -> Cost:
     """Of one group of median prompt, every answer as long as it may be."""
-    mode = vision_mode(config, family)
+    algorithm, mode = subject.algorithm, vision_mode(config, subject.family)
     cost = group_cost(
-        family.shape_of(read_config(config.model.path, config.model.revision)),
-        prompt=prompt,
-        image_tokens=image_tokens,
+        _shape(config, subject.family),
+        prompt=subject.prompt,
+        image_tokens=subject.image,
         completion=config.rollout.max_new_tokens,
         group_size=_group_size(config, algorithm),
         shared=shared,
@@ -248,6 +369,8 @@ def _group_cost(
     if "reference_logp" in algorithm.needs:
         train += forward
 
+    if _has_greedy(algorithm):
+        cost = add_greedy(cost, _group_size(config, algorithm), shared=shared)
     if not algorithm.samples:
         return replace(cost, prefill=0.0, decode=0.0, train=train, patches=cost.patches // 2)
     if shared and config.train.reuse_prefill:
@@ -255,128 +378,14 @@ def _group_cost(
     return replace(cost, train=train)
 
 
-def _micro_batch(
-    config: Config,
-    algorithm: Algorithm,
-    family: Family,
-    cost: Cost,
-    image_tokens: int,
-    *,
-    shared: bool,
-) -> MicroBatch:
+def _micro_batch(config: Config, subject: _Subject, cost: Cost, *, shared: bool) -> MicroBatch:
     """One group in a micro-batch of its own, every answer as long as it may be."""
-    size = _group_size(config, algorithm)
-    is_trained = vision_mode(config, family) == "trained"
-    merge = family.shape_of(read_config(config.model.path, config.model.revision)).merge
-    patches = image_tokens * merge * (1 if shared else size)
+    size = _group_size(config, subject.algorithm)
+    is_trained = vision_mode(config, subject.family) == "trained"
+    merge = _shape(config, subject.family).merge
+    patches = subject.image * merge * (1 if shared else size)
     return MicroBatch(
         tokens=cost.tokens,
         completion_tokens=size * config.rollout.max_new_tokens,
         patches=patches if is_trained else 0,
     )
-
-
-def render_plan(plan: Plan, config: Config, console: Console) -> None:
-    """Print the plan and the rendered prompt of row 0."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in _describe(plan, config).items():
-        table.add_row(name, plain(value))
-    console.print(Panel(table, title="plan", title_align="left"))
-
-    prompt = plain(plan.first_prompt)
-    console.print(Panel(prompt, title="prompt of row 0, as the model reads it", title_align="left"))
-
-
-def _describe(plan: Plan, config: Config) -> dict[str, str]:
-    """The rows of the table."""
-    answers = plan.prompts_per_step * plan.group_size
-    share = 100 * plan.trained_parameters / plan.parameters
-    return {
-        "model": f"{config.model.path}, {plan.parameters:,} parameters, "
-        f"{plan.trained_parameters:,} trained ({share:.1f} %{_describe_adapters(config)}), {_describe_numbers(config)}",
-        "data": f"{config.data.train}: prompts of {plan.prompt_tokens_median:g} tokens (median; "
-        f"{plan.prompt_tokens_max} at most), {plan.image_tokens_median:g} of them image",
-        "run": f"{plan.steps} steps, {plan.epochs:.2f} epochs of {plan.examples} examples",
-        "step": f"{plan.prompts_per_step} groups x {plan.group_size} answers = {answers} answers, "
-        f"on {plan.processes} process(es) in at most {plan.passes_per_step} micro-batch(es) each",
-        "sampling": f"temperature {config.rollout.temperature}, top_p 1, top_k off, no penalty, "
-        f"at most {config.rollout.max_new_tokens} tokens",
-        "rewards": ", ".join(f"{name} x {w:g}" for name, w in config.rewards.weights.items()),
-        "algorithm": _describe_algorithm(config),
-        "attention": f"{plan.kernel} ({plan.kernel_note})" if plan.kernel_note else plan.kernel,
-        "work": _describe_work(plan),
-        "memory": _describe_memory(plan),
-        "output": str(Path(config.output.folder)),
-        **({"warning": "\n".join(plan.warnings)} if plan.warnings else {}),
-    }
-
-
-def _describe_adapters(config: Config) -> str:
-    if not config.model.lora_rank:
-        return ""
-    parts = " and ".join(config.model.lora_on)
-    return f", adapters of rank {config.model.lora_rank} on {parts}"
-
-
-def _describe_numbers(config: Config) -> str:
-    """What is computed in, and what is held in fewer bits than usual."""
-    described = str(config.model.dtype)
-    if config.model.weights != "float32":
-        described += f", trained weights {config.model.weights}"
-    if config.train.optimizer != "adamw":
-        described += f", {config.train.optimizer}"
-    return described
-
-
-def _describe_algorithm(config: Config) -> str:
-    """Its keys, and the learning rates."""
-    keys = config.algorithm.model_dump()
-    name = keys.pop("name")
-    settings = ", ".join(f"{key} {value}" for key, value in keys.items())
-    rates = f"learning rate {config.train.learning_rate:g} {config.train.schedule}"
-    for part, rate in config.train.learning_rates.items():
-        rates += f", {part} {rate:g}"
-    described = f"{name} ({settings})" if settings else name
-    return f"{described}, {rates}"
-
-
-def _describe_memory(plan: Plan) -> str:
-    total = _size(sum(plan.memory_bytes.values()))
-    parts = ", ".join(f"{name} {_size(n)}" for name, n in plan.memory_bytes.items())
-    return f"about {total} per process: {parts}"
-
-
-def _describe_work(plan: Plan) -> str:
-    """Predicted operations of a step, beside what they would be without sharing."""
-    ours, naive = plan.cost, plan.naive_cost
-    groups = plan.prompts_per_step
-    text = (
-        f"{_operations(groups * ours.total)} per step at most: prefill {_operations(groups * ours.prefill)}, "
-        f"decode {_operations(groups * ours.decode)}, train {_operations(groups * ours.train)}; "
-        f"{ours.tokens} tokens and {ours.patches} patches per group"
-    )
-    if ours == naive:
-        return (
-            f"{text}; image and prompt are computed for every answer (train.shared_prefix is false)"
-        )
-
-    prefill = f", prefill {naive.prefill / ours.prefill:.1f}" if ours.prefill else ""
-    activations = plan.naive_activations / plan.group_activations
-    ratios = (
-        f"{naive.total / ours.total:.1f} times the operations (train {naive.train / ours.train:.1f}{prefill}) and "
-        f"{activations:.1f} times the activations"
-    )
-    return f"{text}. Computing image and prompt for every answer would take {ratios}"
-
-
-def _operations(number: float) -> str:
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}FLOP"
-    return f"{number / 1e6:.0f} MFLOP"
-
-
-def _size(number: float) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -4,48 +4,62 @@ It ends in a plan.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from hashlib import sha256
 from math import ceil
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from gpg_vl.activity import doing
 from gpg_vl.algorithms.algorithm import Algorithm
-from gpg_vl.config import Config, SampledConfig, make_algorithm
-from gpg_vl.data.check import DataReport, ReadGold, check
-from gpg_vl.data.contamination import EvaluationRows
-from gpg_vl.data.dataset_notes import DatasetNotes, Reader
-from gpg_vl.data.read import folder_of, load_examples, notes_of, read_rows
-from gpg_vl.data.unused_pictures import UnusedPictures
+from gpg_vl.config import Config, make_algorithm
+from gpg_vl.data.check import DataReport
+from gpg_vl.data.order import Order
+from gpg_vl.data.sources import refuse_unreachable_source
 from gpg_vl.errors import UserError
-from gpg_vl.eval.tasks import tasks
+from gpg_vl.hub import UnreachableError
 from gpg_vl.models.encode import Encoder
-from gpg_vl.models.load import Processing, load_processing
+from gpg_vl.models.load import Processing, load_processing, read_config
 from gpg_vl.prompting import PixelLimits, PromptStyle
-from gpg_vl.rewards import BUILTIN
-from gpg_vl.rewards.gold_proof import check_gold, explain, needs_answer
-from gpg_vl.rewards.isolation import RewardPool
-from gpg_vl.rewards.scoring import load
 from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.rollout.engine import EngineOptions
-from gpg_vl.training.agreement import refuse_other_data
+from gpg_vl.training.data_check import (
+    check_once,
+    load_data,
+    needs_answers,
+    picture_root,
+    refuse_bad_rewards,
+)
+from gpg_vl.training.drawn_rows import (
+    DrawnRows,
+    choose_of_sets,
+    describe_drawn,
+    rating_of,
+    refuse_few_to_skip,
+)
 from gpg_vl.training.eight_bit import refuse_without_package
 from gpg_vl.training.launcher import describe_missing_processes
+from gpg_vl.training.local_check import find_local_problems
 from gpg_vl.training.plan import Plan, count_parameters, make_plan
-from gpg_vl.training.row_digests import RowDigests, digest_rows
+from gpg_vl.training.prepared_data import PreparedSet, order_data, read_listed_rows
+from gpg_vl.training.rank_consistency import refuse_other_data
+from gpg_vl.training.row_digests import RowDigests
 from gpg_vl.training.sharding import refuse_sharding
+from gpg_vl.training.training_sets import TrainingSet, describe_paths, training_sets
 from gpg_vl.training.trial_save import refuse_unsavable
 from gpg_vl.types import Example
 
+SMALL_RATE_OF_ADAPTERS = 5e-6
+"""Learning rates below it are those of whole weights."""
 OncePerNode = Callable[[Callable[[], Any]], list[Any]]
 """Runs an action on the first process of each node: what it returned, by node. See `ranks.once_per_node`."""
 
 
-def alone(action: Callable[[], Any]) -> list[Any]:
+def run_alone(action: Callable[[], Any]) -> list[Any]:
     """`OncePerNode` of a run of one process."""
     return [action()]
 
@@ -57,21 +71,24 @@ class Prepared:
     config: Config
     algorithm: Algorithm
     processing: Processing
-    encoder: Encoder
+    sets: tuple[PreparedSet, ...]
     examples: Sequence[Example]
-    report: DataReport
+    """Of all sets."""
     rows: RowDigests
     """What tells this data from other data, as the first node reads it."""
+    order: Order
+    rating: str | None
+    """The digest of the pass rates by which rows are drawn; None: all rows are."""
     plan: Plan
 
 
-def make_encoder(config: Config) -> Encoder:
-    """The encoder of a config's model, prompt and data sections.
+def make_encoder(config: Config, processing: Processing | None = None) -> Encoder:
+    """The encoder of a config's model, prompt and data sections, of a run on one set.
 
-    Loads the tokenizer, no weights.
+    Loads the tokenizer unless it is given, no weights.
     """
     return Encoder(
-        processing=load_processing(config.model.path, config.model.revision),
+        processing=processing or load_processing(config.model.path, config.model.revision),
         root=picture_root(config),
         style=PromptStyle(
             template=config.prompt.template,
@@ -87,93 +104,10 @@ def make_encoder(config: Config) -> Encoder:
     )
 
 
-def picture_root(config: Config) -> Path | None:
-    """The folder that paths of pictures start from; None where pictures are bytes."""
-    return Path(config.data.root) if config.data.root else folder_of(config.data.train)
-
-
-def make_pool(config: Config) -> RewardPool:
-    """The worker processes of the config's rewards."""
-    return RewardPool(
-        config.rewards.weights,
-        time_limit=config.rewards.time_limit,
-        workers=config.rewards.workers,
-        gold=config.rewards.gold,
-        root=picture_root(config),
-    )
-
-
-def needs_answers(config: Config) -> bool:
-    """Whether every row needs a gold answer: to learn it, or for a reward. Imports rewards of your own in a worker."""
-    if not isinstance(config.algorithm, SampledConfig):
-        return True
-
-    own = [name for name in config.rewards.weights if name not in BUILTIN]
-    built_in = [
-        load(name, config.rewards.gold) for name in config.rewards.weights if name in BUILTIN
-    ]
-    if any(needs_answer(reward.gold) for reward in built_in):
-        return True
-    if not own:
-        return False
-    with make_pool(config) as pool:
-        return bool(pool.need_answers())
-
-
 def engine_options(config: Config) -> EngineOptions:
     """What the config's rollout section says to engines."""
     names = {field.name for field in fields(EngineOptions)}
     return EngineOptions(**config.rollout.model_dump(include=names))
-
-
-def check_data(
-    config: Config,
-    encoder: Encoder,
-    console: Console | None,
-    *,
-    read_gold: ReadGold | None = None,
-) -> DataReport:
-    """Read and check every row of the training data. `read_gold`: see `check`; the gold proof of a
-    run says more.
-    """
-    answers = needs_answers(config)
-    unused = UnusedPictures(encoder.root)
-    reader = Reader(
-        sees_images=encoder.processing.family.has_vision,
-        context=encoder.processing.tokens.context,
-        max_new_tokens=config.rollout.max_new_tokens,
-    )
-    rows = read_rows(
-        config.data.train,
-        config.data.columns,
-        limit=config.data.limit,
-        on_example=unused.add,
-        answers=answers,
-    )
-    return check(
-        rows,
-        answers=answers,
-        count=encoder.count,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        console=console,
-        source=config.data.train,
-        dataset_notes=DatasetNotes(reader, unused, _evaluation_rows(config, encoder.root)),
-        read_gold=read_gold,
-        notes=_notes_of_source(config),
-    )
-
-
-def _evaluation_rows(config: Config, root: Path | None) -> EvaluationRows | None:
-    """What the evaluation of the run shows, which training should not; None if it has none."""
-    if config.eval.task is None or config.eval.data is None:
-        return None
-    docs = tasks.get(config.eval.task)().load(Path(config.eval.data))
-    return EvaluationRows(((doc.example, doc.root) for doc in docs), root=root)
-
-
-def _notes_of_source(config: Config) -> Iterator[str]:
-    """Asked for once the rows are read, so that a source which cannot be read is one problem, not an error twice."""
-    yield from notes_of(config.data.train, config.data.columns)
 
 
 def prepare(
@@ -181,13 +115,16 @@ def prepare(
     *,
     processes: int,
     console: Console | None,
-    once_per_node: OncePerNode = alone,
+    once_per_node: OncePerNode = run_alone,
     device_bytes: float | None = None,
     devices: int | None = None,
+    recheck: bool = False,
 ) -> Prepared:
     """Check data, rewards and sizes, and plan the run.
 
-    device_bytes, devices: see `make_plan`. Raises UserError with everything that is wrong.
+    recheck: look at every row though the same data was checked before. device_bytes, devices: see `make_plan`.
+
+    Raises UserError with everything that is wrong.
     """
     if config.train.prompts_per_step % processes:
         raise UserError(
@@ -202,42 +139,138 @@ def prepare(
     if config.train.optimizer == "adamw_8bit":
         refuse_without_package()
     algorithm = make_algorithm(config.algorithm)
-    encoder = make_encoder(config)
-    refuse_engine(
-        config.rollout.engine, encoder.processing.family, engine_options(config), processes
-    )
-    count_parameters(config, encoder.processing.family)
+    refuse_unreachable_parts(config, console, once_per_node)
+    sets = training_sets(config)
+    processing = load_processing(config.model.path, config.model.revision)
+    encoders = [make_encoder(one.config, processing) for one in sets]
+    refuse_engine(config.rollout.engine, processing.family, engine_options(config), processes)
+    count_parameters(config, processing.family)
 
     with doing("the check of the data"):
-        checked = once_per_node(lambda: _check(config, encoder, console))
-        digests = [rows.whole + sizes for _, rows, sizes in checked]
-        refuse_other_data(digests, config.data.train)
-        report, rows, _ = checked[0]
-        examples = load_data(config)
+        by_node = once_per_node(lambda: _check(config, sets, encoders, console, again=recheck))
+        refuse_other_data([_digest(*found) for found in by_node], describe_paths(config))
+        checked, listed = by_node[0]
+        reports = [one.report for one in checked]
+        digests = [one.rows for one in checked]
+        drawn = _choose_drawn(config, sets, digests, once_per_node)
+        data = order_data(config, sets, digests, drawn, listed)
+        refuse_few_to_skip(config, data.epoch)
 
     plan = make_plan(
         config,
         algorithm=algorithm,
-        family=encoder.processing.family,
-        prompt_tokens=report.tokens,
-        image_tokens=report.image_tokens,
+        family=processing.family,
+        prompt_tokens=_pick([report.tokens for report in reports], data.numbers),
+        image_tokens=_pick([report.image_tokens for report in reports], data.numbers),
         processes=processes,
-        steps=_count_steps(config, len(examples)),
-        first_prompt=encoder.render(examples[0]),
+        steps=_count_steps(config, data.epoch),
+        epoch=data.epoch,
+        shares=data.shares,
+        first_prompt=encoders[0].render(data.examples[0]),
         device_bytes=device_bytes,
         devices=devices,
-        warnings=_warnings(config, encoder, processes),
+        warnings=_warnings(config, encoders[0], processes),
+        rows_note=describe_drawn(sets, drawn),
     )
     return Prepared(
         config=config,
         algorithm=algorithm,
-        processing=encoder.processing,
-        encoder=encoder,
-        examples=examples,
-        report=report,
-        rows=rows,
+        processing=processing,
+        sets=tuple(
+            PreparedSet(name=one.name, config=one.config, encoder=encoder, report=report)
+            for one, encoder, report in zip(sets, encoders, reports, strict=True)
+        ),
+        examples=data.examples,
+        rows=data.rows,
+        order=data.order,
+        rating=rating_of(drawn),
         plan=plan,
     )
+
+
+def _choose_drawn(
+    config: Config,
+    sets: Sequence[TrainingSet],
+    digests: Sequence[RowDigests],
+    once_per_node: OncePerNode,
+) -> list[DrawnRows]:
+    """The rows to draw of each set, as the first node has rated them: the store of another one may have no rates."""
+
+    def choose() -> tuple[list[DrawnRows], str]:
+        try:
+            return choose_of_sets(config, sets, digests), ""
+        except UserError as error:
+            return [], str(error)
+
+    drawn, problem = once_per_node(choose)[0]
+    if problem:
+        raise UserError(problem)
+    chosen: list[DrawnRows] = drawn
+    return chosen
+
+
+def _pick(by_set: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[int]:
+    """What is known of the rows of these numbers over all sets."""
+    joined = [value for values in by_set for value in values]
+    return [joined[number] for number in numbers]
+
+
+def refuse_unreachable_parts(
+    config: Config, console: Console | None, once_per_node: OncePerNode = run_alone
+) -> None:
+    """Raise UserError, on all processes, if checkpoint or data are on the hub alone and it cannot be asked on some node: with
+    all else that is wrong.
+    """
+    sets = training_sets(config)
+    model, *data = (
+        next((said for said in by_node if said), "")
+        for by_node in zip(*once_per_node(lambda: _unreachable_parts(config, sets)), strict=True)
+    )
+    if not model and not any(data):
+        return
+
+    problems = once_per_node(
+        lambda: [
+            problem
+            for one, said in zip(sets, data, strict=True)
+            for problem in _find_local_problems(one.config, console, has_rows=not said)
+        ]
+    )[0]
+    missing = [said for said in (model, *data) if said]
+    if problems:
+        # a folder that cannot be written is found with every set
+        raise UserError("\n".join([*missing, "Besides, without it:", *dict.fromkeys(problems)]))
+    checked = "Rewards and folders" if any(data) else "Data, rewards and folders"
+    raise UserError("\n".join([*missing, f"{checked} were checked and are fine."]))
+
+
+def _find_local_problems(config: Config, console: Console | None, *, has_rows: bool) -> list[str]:
+    return find_local_problems(
+        config,
+        console,
+        root=picture_root(config),
+        has_rows=has_rows,
+        needs_answers=lambda: needs_answers(config),
+        refuse_rewards=lambda: refuse_bad_rewards(
+            config, load_data(config) if has_rows else [], console
+        ),
+    )
+
+
+def _unreachable_parts(config: Config, sets: Sequence[TrainingSet]) -> list[str]:
+    """What to say of the checkpoint and of each set, if it is on the hub alone and that cannot be asked; "" if it is here."""
+    said = [_find_unreachable(lambda: read_config(config.model.path, config.model.revision))]
+    for one in sets:
+        said.append(_find_unreachable(partial(refuse_unreachable_source, one.config.data.only)))
+    return said
+
+
+def _find_unreachable(find: Callable[[], object]) -> str:
+    try:
+        find()
+    except UnreachableError as error:
+        return str(error)
+    return ""
 
 
 def _warnings(config: Config, encoder: Encoder, processes: int) -> list[str]:
@@ -248,7 +281,31 @@ def _warnings(config: Config, encoder: Encoder, processes: int) -> list[str]:
             "model.lora_targets has no effect: model.lora_rank is 0, so all weights are trained. Set model.lora_rank, or "
             "leave model.lora_targets out"
         )
+    texts += [describe_small_rate(config), _describe_unused_rewards(config)]
     return [text for text in texts if text]
+
+
+def _describe_unused_rewards(config: Config) -> str:
+    """What to say of rewards that no row has; "" if there are none."""
+    sources = config.data.sources
+    if not config.rewards.weights or not sources or not all(one.rewards for one in sources):
+        return ""
+    return (
+        f"rewards.weights has no effect: every one of data.sources has rewards of its own. Leave "
+        f"{', '.join(config.rewards.weights)} out, or the rewards of a source that is to have them"
+    )
+
+
+def describe_small_rate(config: Config) -> str:
+    """What to say of a rate that is usual for whole weights and leaves adapters where they begin; "" if there is nothing."""
+    rate = max(config.train.learning_rate, *config.train.learning_rates.values(), 0.0)
+    if not config.model.lora_rank or rate >= SMALL_RATE_OF_ADAPTERS:
+        return ""
+    return (
+        f"train.learning_rate is {rate:g} and model.lora_rank {config.model.lora_rank}: adapters begin at zero and AdamW moves "
+        f"each of their numbers by about the learning rate a step, so the model would hardly change. 1e-6 is usual for whole "
+        f"weights; for adapters set train.learning_rate between 1e-5 and 1e-4"
+    )
 
 
 def describe_unknown_end(encoder: Encoder) -> str:
@@ -266,44 +323,49 @@ def describe_unknown_end(encoder: Encoder) -> str:
     )
 
 
+class _Found(NamedTuple):
+    """What a node has found of a set."""
+
+    report: DataReport
+    rows: RowDigests
+
+
 def _check(
-    config: Config, encoder: Encoder, console: Console | None
-) -> tuple[DataReport, RowDigests, str]:
-    """All that is looked at once on a node, every row too.
+    config: Config,
+    sets: Sequence[TrainingSet],
+    encoders: Sequence[Encoder],
+    console: Console | None,
+    *,
+    again: bool,
+) -> tuple[list[_Found], np.ndarray | None]:
+    """All that is looked at once on a node, every row of every set too unless it was before.
 
-    Returns the report, and what tells this data, and what is made of it, from other data.
+    Returns what was found of each set, and the rows that `data.order` lists. Raises UserError with what is wrong in any set.
     """
-    refuse_unsavable(config, encoder)
-    report = check_data(config, encoder, console)
-    if not report.ok:
-        if console:
-            report.render(console)
-        raise UserError(
-            f"The data {config.data.train} has {len(report.problems)} problem(s), listed above. Correct the "
-            f"rows or choose others; nothing is dropped silently."
-        )
-
-    examples = load_data(config)
-    _refuse_bad_rewards(config, examples)
-    sizes = sha256(repr((report.tokens, report.image_sizes)).encode()).hexdigest()
-    return report, digest_rows(examples, encoder.root), sizes
-
-
-def load_data(config: Config) -> list[Example]:
-    """The examples of a config whose rows were checked: one without an answer may do without."""
-    data = config.data
-    return load_examples(data.train, data.columns, limit=data.limit, answers=False)
+    refuse_unsavable(config, encoders[0])
+    found, refused = [], []
+    for one, encoder in zip(sets, encoders, strict=True):
+        try:
+            checked = check_once(one.config, encoder, console, again=again)
+        except UserError as error:
+            if len(sets) == 1:
+                raise
+            refused.append(f"{one.name}: {error}")
+        else:
+            found.append(_Found(checked.report, checked.rows))
+    if refused:
+        raise UserError("\n".join(refused))
+    return found, read_listed_rows(config, sets)
 
 
-def _count_steps(config: Config, examples: int) -> int:
+def _digest(found: Sequence[_Found], listed: np.ndarray | None) -> str:
+    """What tells the data of one node, and what is made of it, from that of another."""
+    made = [(one.rows.whole, one.report.tokens, one.report.image_sizes) for one in found]
+    order = None if listed is None else listed.tolist()
+    return sha256(repr((made, order)).encode()).hexdigest()
+
+
+def _count_steps(config: Config, epoch: int) -> int:
     if config.train.steps is not None:
         return config.train.steps
-    return ceil(config.train.epochs * examples / config.train.prompts_per_step)
-
-
-def _refuse_bad_rewards(config: Config, examples: Sequence[Example]) -> None:
-    gold = config.rewards.gold
-    with make_pool(config) as pool:
-        problems = check_gold(config.rewards.weights, examples, pool=pool, gold=gold)
-    if problems:
-        raise UserError(explain(problems, gold))
+    return ceil(config.train.epochs * epoch / config.train.prompts_per_step)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpg_vl.training.source import PromptSource
+from gpg_vl.training.prompt_source import PromptSource
 from gpg_vl.training.tensor_file import DamagedFileError, load_tensors
-from gpg_vl.types import Completion, Group
+from gpg_vl.types import Completion, GreedyAnswer, Group
 
 
 def dump_rank_state(carry: Sequence[Group]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def restore_random_states(saved: Mapping[str, Any]) -> None:
 
 
 def reseed(*, seed: int, step: int, rank: int) -> None:
-    """Random states for a process that has none to go on from: other processes have run this run so far."""
+    """Random states for a process that has none to resume from: other processes have run this run so far."""
     own = np.random.SeedSequence((seed, step, rank))
     for_torch, for_python, for_numpy = (int(word) for word in own.generate_state(3))
     torch.manual_seed(for_torch)
@@ -79,36 +79,49 @@ def restore_carry(
 
 
 def _dump_group(group: Group) -> dict[str, Any]:
-    completions = [
-        {
-            "token_ids": list(completion.token_ids),
-            "logprobs": list(completion.logprobs),
-            "text": completion.text,
-            "finish_reason": completion.finish_reason,
-            "prefill": completion.prefill,
-            "version": completion.version,
-        }
-        for completion in group.completions
-    ]
-    return {
+    row = {
         "draw": group.draw,
         "rewards": list(group.rewards),
         "reward_parts": {name: list(values) for name, values in group.reward_parts.items()},
         "old_logps": [list(values) for values in group.old_logps],
-        "completions": completions,
+        "completions": [_dump_completion(completion) for completion in group.completions],
+    }
+    if group.greedy is not None:
+        row["greedy"] = {
+            "completion": _dump_completion(group.greedy.completion),
+            "reward": group.greedy.reward,
+            "reward_parts": dict(group.greedy.reward_parts),
+        }
+    return row
+
+
+def _dump_completion(completion: Completion) -> dict[str, Any]:
+    return {
+        "token_ids": list(completion.token_ids),
+        "logprobs": list(completion.logprobs),
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "prefill": completion.prefill,
+        "version": completion.version,
     }
 
 
 _GROUP = {"draw": int, "rewards": list, "reward_parts": dict, "completions": list}
 _COMPLETION = {"token_ids": list, "logprobs": list, "text": str, "finish_reason": str}
 _COMPLETION |= {"prefill": str}
+_GREEDY = {"completion": dict, "reward": float, "reward_parts": dict}
 
 
 def _is_group(row: Any) -> bool:
     """Whether a saved group has what a group is made of, for as many completions as rewards."""
     if not _has(row, _GROUP) or len(row["completions"]) != len(row["rewards"]):
         return False
-    return all(_has(completion, _COMPLETION) for completion in row["completions"])
+    answers = [*row["completions"]]
+    if "greedy" in row:
+        if not _has(row["greedy"], _GREEDY):
+            return False
+        answers.append(row["greedy"]["completion"])
+    return all(_has(answer, _COMPLETION) for answer in answers)
 
 
 def _has(row: Any, kinds: Mapping[str, type]) -> bool:
@@ -117,17 +130,15 @@ def _has(row: Any, kinds: Mapping[str, type]) -> bool:
 
 def _restore_group(row: Mapping[str, Any], source: PromptSource, default_version: int) -> Group:
     drawn = source.group_at(row["draw"])
-    completions = [
-        Completion(
-            token_ids=tuple(saved["token_ids"]),
-            logprobs=tuple(saved["logprobs"]),
-            text=saved["text"],
-            finish_reason=saved["finish_reason"],
-            prefill=saved["prefill"],
-            version=saved.get("version", default_version),
+    completions = [_restore_completion(saved, default_version) for saved in row["completions"]]
+    greedy = None
+    if "greedy" in row:
+        saved = row["greedy"]
+        greedy = GreedyAnswer(
+            completion=_restore_completion(saved["completion"], default_version),
+            reward=saved["reward"],
+            reward_parts=saved["reward_parts"],
         )
-        for saved in row["completions"]
-    ]
     return Group(
         example=drawn.example,
         prompt=drawn.prompt,
@@ -136,6 +147,18 @@ def _restore_group(row: Mapping[str, Any], source: PromptSource, default_version
         reward_parts={name: tuple(values) for name, values in row["reward_parts"].items()},
         draw=row["draw"],
         old_logps=tuple(tuple(values) for values in row.get("old_logps", ())),
+        greedy=greedy,
+    )
+
+
+def _restore_completion(saved: Mapping[str, Any], default_version: int) -> Completion:
+    return Completion(
+        token_ids=tuple(saved["token_ids"]),
+        logprobs=tuple(saved["logprobs"]),
+        text=saved["text"],
+        finish_reason=saved["finish_reason"],
+        prefill=saved["prefill"],
+        version=saved.get("version", default_version),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a run goes on: the newest checkpoint, once it is known to be whole and to be of this very run."""
+"""Where a run resumes: the newest checkpoint, once it is known to be whole and to be of this very run."""
 
 import hashlib
 import json
@@ -11,9 +11,11 @@ from rich.console import Console
 
 from gpg_vl.activity import doing
 from gpg_vl.errors import RunError, UserError
-from gpg_vl.training.checkpoint import ROWS, STATE, digest_together, latest, step_of
+from gpg_vl.models.run_checkpoints import STATE, latest, step_of
+from gpg_vl.training.checkpoint import ROWS, digest_together
+from gpg_vl.training.collectives import gather, on_main
 from gpg_vl.training.folder import CHECKPOINTS, METRICS
-from gpg_vl.training.identity import Identity, changed_rewards, refuse_other_identity
+from gpg_vl.training.identity import Identity, list_changed_rewards, refuse_other_identity
 from gpg_vl.training.manifest import (
     FILE,
     Manifest,
@@ -23,7 +25,6 @@ from gpg_vl.training.manifest import (
     read_manifest,
     refuse_damage,
 )
-from gpg_vl.training.ranks import gathered, on_main
 from gpg_vl.training.row_digests import RowDigests, refuse_other_rows
 from gpg_vl.training.state import SavedState, read_state
 from gpg_vl.types import Example
@@ -58,10 +59,10 @@ def find_start(
 
     def look() -> None:
         assert identity is not None
-        starts.append(_look(folder, identity, examples, console))
+        starts.append(_check_folder(folder, identity, examples, console))
 
     on_main(accelerator, look)
-    found: tuple[Start, Manifest | None] = gathered(accelerator, starts[0] if starts else None)[0]
+    found: tuple[Start, Manifest | None] = gather(accelerator, starts[0] if starts else None)[0]
     start, manifest = found
     if start.checkpoint is not None and manifest is not None:
         with doing("the check of the checkpoint"):
@@ -86,7 +87,7 @@ def cut_metrics(file: Path, start: Start) -> int:
         partial.replace(file)
     except OSError as error:
         raise RunError(
-            f"{file} cannot be written: {error}. Make room and go on with --resume."
+            f"{file} cannot be written: {error}. Free disk space and resume with --resume."
         ) from error
     return len(dropped.splitlines())
 
@@ -99,7 +100,7 @@ def digest_data(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _look(
+def _check_folder(
     folder: Path, identity: Identity, examples: Sequence[Example], console: Console
 ) -> tuple[Start, Manifest | None]:
     """All that can be said without reading every byte of the checkpoint."""
@@ -119,7 +120,7 @@ def _look(
     refuse_other_identity(manifest.run, identity, checkpoint)
     if manifest.run["data"] != identity.rows.whole:
         _refuse_data(checkpoint, manifest, identity)
-    for name in changed_rewards(manifest.run, identity):
+    for name in list_changed_rewards(manifest.run, identity):
         _say(console, f"the reward {name} has other code than the run was started with")
     kept = _check_metrics(metrics, manifest, saved.state.step, console)
     return Start(checkpoint=checkpoint, metrics_bytes=kept), manifest
@@ -217,7 +218,7 @@ def _step_in(line: bytes) -> int | None:
 def _refuse_metrics(metrics: Path, step: int, where: str) -> None:
     raise UserError(
         f"{metrics} is not what the run has written up to step {step}: {where}. Put it back from a copy, or move it away: "
-        f"--resume then goes on without the rows up to step {step}."
+        f"--resume then continues without the rows up to step {step}."
     )
 
 

@@ -1,11 +1,11 @@
-"""What tells the rows of a data set from others: a digest of what each of them says, and one of its pictures.
+"""Digests of the rows of a data set: one of what each row says, and one of its pictures.
 
 They are kept row by row, so that a run which is resumed on other data can say which rows have changed.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class RowDigests:
     texts: bytes
     """Of id, prompt, answer, choices, task and every other mapped column."""
     pictures: bytes
-    """Of the encoded files that a row shows, in order; where they lie does not matter."""
+    """Of the encoded files that a row shows, in order; where they are does not matter."""
 
     @property
     def whole(self) -> str:
@@ -45,25 +45,37 @@ class RowDigests:
         return RowDigests(texts=content[:half], pictures=content[half:])
 
 
-def digest_rows(examples: Sequence[Example], root: Path | None) -> RowDigests:
-    """Reads every picture file once. Raises ImageError if one cannot be read.
+def digest_rows(examples: Iterable[Example], root: Path | None) -> RowDigests:
+    """Reads the pictures of every row. Raises ImageError if one cannot be read.
 
     root: the folder that the paths of pictures are relative to.
     """
-    of_file: dict[str, bytes] = {}
-
-    def digest_picture(image: str | bytes) -> bytes:
-        if isinstance(image, bytes):
-            return _sha256(image)
-        if image not in of_file:
-            of_file[image] = _sha256(read_image(image, root=root))
-        return of_file[image]
-
     texts, pictures = bytearray(), bytearray()
     for example in examples:
-        texts += _sha256(_write_out(example))[:WIDTH]
-        pictures += _sha256(b"".join(map(digest_picture, example.images)))[:WIDTH]
+        text, picture = digest_row(example, root)
+        texts += text
+        pictures += picture
     return RowDigests(texts=bytes(texts), pictures=bytes(pictures))
+
+
+def digest_row(example: Example, root: Path | None) -> tuple[bytes, bytes]:
+    """The digests of what a row says, and of its pictures, which are read. Raises ImageError if one cannot be."""
+    pictures = (_sha256(read_image(image, root=root)) for image in example.images)
+    return _sha256(_write_out(example))[:WIDTH], _sha256(b"".join(pictures))[:WIDTH]
+
+
+def refuse_changed_row(rows: RowDigests, number: int, example: Example, root: Path | None) -> None:
+    """Raises UserError unless a row is what it was when the data was checked, to the last byte of its pictures."""
+    at = slice(number * WIDTH, (number + 1) * WIDTH)
+    text, pictures = digest_row(example, root)
+    if (text, pictures) == (rows.texts[at], rows.pictures[at]):
+        return
+    what = "shows another picture" if text == rows.texts[at] else "says something else"
+    raise UserError(
+        f"Row {number} of the data (id {example.id!r}, {example.place}) {what} than when it was checked. A row is read when "
+        f"it is drawn, and the data must stay as it is until the run ends. Put the old data back and resume with --resume, or "
+        f"start a new run."
+    )
 
 
 def describe_changes(before: RowDigests, now: RowDigests) -> list[str]:
@@ -74,7 +86,7 @@ def describe_changes(before: RowDigests, now: RowDigests) -> list[str]:
     if len(rows_before) != len(rows_now):
         return [f"it had {len(rows_before)} rows and has {len(rows_now)}"]
     if sorted(rows_before) == sorted(rows_now):
-        return ["its rows stand in another order"]
+        return ["its rows are in another order"]
 
     pairs = list(zip(rows_before, rows_now, strict=True))
     shown = [n for n, ((_, old), (_, new)) in enumerate(pairs) if old != new]
@@ -95,7 +107,7 @@ def refuse_other_rows(before: RowDigests, now: RowDigests, checkpoint: Path) -> 
     if changes:
         raise UserError(
             f"The data is not what the run in {checkpoint} was started with: {'; '.join(changes)} (rows are counted from 0). "
-            f"The run would go on as another one. Put the old data back, or start a new run in another output.folder."
+            f"The run would not be the same one. Put the old data back, or start a new run in another output.folder."
         )
 
 

@@ -1,10 +1,12 @@
-"""The door of a training run: a config is unpacked here, and nothing below receives one.
+"""The entrance of a training run: a config is unpacked here, and nothing below receives one.
 
 `prepare` (training/prepare.py) has checked everything that can be checked without weights; `launch`
 loads the model, puts the parts together and trains.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,16 @@ from rich.console import Console
 
 from gpg_vl.activity import doing
 from gpg_vl.config import Config
+from gpg_vl.console import progress
+from gpg_vl.model import Model
+from gpg_vl.models.licence import read_licence
 from gpg_vl.models.prefix import PrefixStore
 from gpg_vl.rewards.reasons import Explainer
-from gpg_vl.training.agreement import refuse_folder_of_its_own
+from gpg_vl.rollout.engine import Engine
 from gpg_vl.training.build import (
+    count_rounds,
+    encode_ahead,
+    export_dtype,
     load_model,
     make_collector,
     make_engine,
@@ -28,19 +36,27 @@ from gpg_vl.training.build import (
     make_source,
 )
 from gpg_vl.training.checkpoint import Checkpoints
+from gpg_vl.training.collectives import on_main
+from gpg_vl.training.data_check import make_pool
 from gpg_vl.training.display import Display, no_signal
+from gpg_vl.training.dropped_groups import add_steps
 from gpg_vl.training.evaluation import Evaluation
+from gpg_vl.training.evaluation_files import Evaluated
 from gpg_vl.training.folder import CHECKPOINTS, METRICS, open_folder
 from gpg_vl.training.identity import Identity, make_identity
 from gpg_vl.training.interrupt import StopRequest
-from gpg_vl.training.launches import Launch, logged, reported
+from gpg_vl.training.launches import Launch, command, log_checkpoints, report_launch, versions
+from gpg_vl.training.learner import Learner
 from gpg_vl.training.lock import hold_folder
 from gpg_vl.training.loop import Hooks, train
-from gpg_vl.training.prepare import Prepared, make_pool
+from gpg_vl.training.model_card import last_evaluation, make_card
+from gpg_vl.training.prepare import Prepared
+from gpg_vl.training.prompt_source import PromptSource
+from gpg_vl.training.rank_consistency import refuse_folder_of_its_own
 from gpg_vl.training.rank_state import reseed
-from gpg_vl.training.ranks import on_main
-from gpg_vl.training.record import Record
 from gpg_vl.training.resume import Start, cut_metrics, find_start
+from gpg_vl.training.run_writer import Record
+from gpg_vl.training.signals import read_seen
 from gpg_vl.training.state import RunState
 from gpg_vl.training.trackers import tracker_options
 
@@ -52,159 +68,261 @@ def launch(
     resume: bool,
     console: Console,
     evaluation: Evaluation | None,
+    stop: StopRequest,
 ) -> bool:
     """Load the model and train.
 
+    stop: ends the run after the step in which it is wanted; entered here.
     Returns False if the run was interrupted before its end. Raises UserError or RunError.
     """
-    with hold_folder(Path(prepared.config.output.folder), accelerator, console):
-        return _launch(prepared, accelerator, resume=resume, console=console, evaluation=evaluation)
+    job = _Job(
+        prepared=prepared,
+        accelerator=accelerator,
+        console=console,
+        evaluation=evaluation,
+        stop=stop,
+    )
+    with hold_folder(job.folder, accelerator, console):
+        return _launch(job, resume=resume)
 
 
-def _launch(
-    prepared: Prepared,
-    accelerator: Accelerator,
-    *,
-    resume: bool,
-    console: Console,
-    evaluation: Evaluation | None,
-) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What a launch is given."""
+
+    prepared: Prepared
+    accelerator: Accelerator
+    console: Console
+    evaluation: Evaluation | None
+    stop: StopRequest
+
+    @property
+    def config(self) -> Config:
+        return self.prepared.config
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output.folder)
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def main_console(self) -> Console | None:
+        """The console, on the main process alone."""
+        return self.console if self.is_main else None
+
+
+def _launch(job: _Job, *, resume: bool) -> bool:
     """See `launch`. The run folder is ours."""
-    config, folder = prepared.config, Path(prepared.config.output.folder)
+    config, folder, accelerator = job.config, job.folder, job.accelerator
 
     # nothing that is sampled depends on these; a reward or a library may, and checkpoints hold them
     reseed(seed=config.train.seed, step=0, rank=accelerator.process_index)
 
-    identity = _identify(prepared, accelerator)
+    identity = _identify(job.prepared, accelerator)
     start = None
     if resume:
-        start = find_start(folder, identity, prepared.examples, accelerator, console)
+        start = find_start(folder, identity, job.prepared.examples, accelerator, job.console)
     on_main(accelerator, lambda: open_folder(config, resume=resume))
 
     # from here on the folder is that of this run: whatever ends it is written down there
-    with reported(folder, accelerator, console) as story:
+    with report_launch(folder, accelerator, job.console) as this_launch:
         refuse_folder_of_its_own(accelerator, folder)
-        final = _train(prepared, accelerator, console, story, identity, start, evaluation)
+        final = _train(job, _make_parts(job, identity), this_launch, start)
 
-    message = no_signal(steps=final.step, skipped=final.skipped_steps, folder=folder)
-    if message and accelerator.is_main_process:
-        console.print(message, soft_wrap=True)
-    return story.finished
+    if job.is_main:
+        _report_no_signal(final, folder, job.console)
+    return this_launch.finished
 
 
-def _train(
-    prepared: Prepared,
-    accelerator: Accelerator,
-    console: Console,
-    story: Launch,
-    identity: Identity | None,
-    start: Start | None,
-    evaluation: Evaluation | None,
-) -> RunState:
-    """Make the parts of the run and train with them, from `start` if there is one. Returns the last state.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What the model is in, and what holds its weights."""
 
-    story: is given the steps of this launch, and whether it came to the end of the run.
-    """
-    config, folder = prepared.config, Path(prepared.config.output.folder)
+    model: Model
+    learner: Learner
+    engine: Engine
+    source: PromptSource
+    checkpoints: Checkpoints
 
-    # the parts, each made of what stands before it
+
+def _make_parts(job: _Job, identity: Identity | None) -> _Parts:
+    """Load the model and make the parts of the run, each of what is before it."""
+    config, accelerator = job.config, job.accelerator
     prefixes = PrefixStore() if config.train.reuse_prefill else None
-    with doing("the loading of the model"):
+    what = f"loading the weights of {config.model.path}"
+    with doing("the loading of the model"), progress(job.main_console, what):
         sharding = make_sharding(config, accelerator)
-        model = load_model(prepared, sharding, accelerator)
-        learner = make_learner(prepared, model, sharding, accelerator, prefixes)
-    with doing("the start of the engine"):
+        model = load_model(job.prepared, sharding, accelerator)
+        learner = make_learner(job.prepared, model, sharding, accelerator, prefixes)
+    what = f"starting the engine {config.rollout.engine}"
+    with doing("the start of the engine"), progress(job.main_console, what):
         engine = make_engine(config, model, sharding, prefixes)
-    evaluate = partial(evaluation, engine, model.processing, accelerator) if evaluation else None
 
-    # where the run begins; a checkpoint goes into a model that is wrapped already
-    source = make_source(prepared)
+    source = make_source(job.prepared)
     checkpoints = Checkpoints(
-        folder / CHECKPOINTS,
-        metrics=folder / METRICS,
+        job.folder / CHECKPOINTS,
+        metrics=job.folder / METRICS,
         identity=identity,
         keep=config.output.keep_checkpoints,
         model=model,
         sharding=sharding,
         source=source,
         accelerator=accelerator,
+        export=export_dtype(config),
+        card=partial(_write_card, identity, job.folder / METRICS) if identity else None,
     )
+    return _Parts(
+        model=model, learner=learner, engine=engine, source=source, checkpoints=checkpoints
+    )
+
+
+def _train(job: _Job, parts: _Parts, this_launch: Launch, start: Start | None) -> RunState:
+    """Train from `start` if there is one. Returns the last state.
+
+    this_launch: is given the steps of this launch, and whether it came to the end of the run.
+    """
+    prepared, accelerator = job.prepared, job.accelerator
     with doing("the reading of the checkpoint"):
-        state = RunState(evaluation_due=config.eval.at_start or config.eval.blank_image)
-        if start:
-            state = _resume(start, state, checkpoints, folder, accelerator, console)
-    story.reached(state.step)
-    if config.output.trackers:
-        accelerator.init_trackers(
-            config.output.project,
-            config=_flatten(config),
-            init_kwargs=tracker_options(
-                run_name=config.output.run_name,
-                group=config.output.run_group,
-                resume_id=config.output.resume_id,
-            ),
-        )
+        state = _first_state(job, parts.checkpoints, start)
+    this_launch.set_step(state.step)
+    _start_trackers(job.config, accelerator)
 
     # worker processes, the display and the handling of Ctrl-C end with the run, however it ends
-    is_main, steps = accelerator.is_main_process, prepared.plan.steps
+    steps, engine = prepared.plan.steps, parts.engine
     with (
-        make_pool(config) as rewarder,
-        Display(console, steps=steps, done=state.step, enabled=is_main) as display,
-        StopRequest(console if is_main else None) as stop,
+        make_pool(job.config) as rewarder,
+        encode_ahead(job.config, parts.source) as source,
+        _make_display(job, steps, state) as display,
+        job.stop as stop,
     ):
         final = train(
             collector=make_collector(prepared, source, engine, rewarder, display, accelerator),
-            learner=learner,
+            learner=parts.learner,
             engine=engine,
             state=state,
-            intervals=make_intervals(config, steps),
-            record=Record(folder, accelerator, make_picture_source(prepared), Explainer(rewarder)),
+            intervals=make_intervals(job.config, steps),
+            record=Record(
+                job.folder, accelerator, make_picture_source(prepared), Explainer(rewarder)
+            ),
             hooks=Hooks(
-                evaluate=evaluate,
-                checkpoint=logged(checkpoints.save),
-                show=partial(_show, story, display),
-                stop_wanted=stop.wanted,
+                evaluate=_bind_evaluation(job, parts),
+                checkpoint=log_checkpoints(parts.checkpoints.save),
+                show=partial(_show, this_launch, display),
+                stop_wanted=stop.is_wanted,
             ),
             accelerator=accelerator,
         )
-        story.finished = final.step == steps and not final.evaluation_due
+        this_launch.finished = final.step == steps and not final.evaluation_due
     return final
 
 
+def _make_display(job: _Job, steps: int, state: RunState) -> Display:
+    return Display(
+        job.console,
+        steps=steps,
+        done=state.step,
+        enabled=job.is_main,
+        rounds=count_rounds(job.config),
+    )
+
+
+def _bind_evaluation(job: _Job, parts: _Parts) -> Callable[[], Evaluated | None] | None:
+    if job.evaluation is None:
+        return None
+    processing, wanted = parts.model.processing, job.stop.is_wanted
+    return partial(job.evaluation, parts.engine, processing, job.accelerator, wanted)
+
+
+def _start_trackers(config: Config, accelerator: Accelerator) -> None:
+    if not config.output.trackers:
+        return
+    accelerator.init_trackers(
+        config.output.project,
+        config=_flatten(config),
+        init_kwargs=tracker_options(
+            run_name=config.output.run_name,
+            group=config.output.run_group,
+            resume_id=config.output.resume_id,
+        ),
+    )
+
+
 def _show(
-    story: Launch, display: Display, step: int, metrics: dict[str, Any], seconds: dict[str, float]
+    this_launch: Launch,
+    display: Display,
+    step: int,
+    metrics: dict[str, Any],
+    seconds: dict[str, float],
 ) -> None:
     """Show a step, and note that the run has come so far, should it fail in the next one."""
-    story.reached(step)
+    this_launch.set_step(step)
     display.step(step, metrics, seconds)
+
+
+def _report_no_signal(final: RunState, folder: Path, console: Console) -> None:
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    steps = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+    message = no_signal(
+        steps=final.step,
+        skipped=final.skipped_steps,
+        folder=folder,
+        dropped=add_steps(steps),
+        seen=read_seen(steps),
+    )
+    if message:
+        console.print(message, soft_wrap=True)
 
 
 def _identify(prepared: Prepared, accelerator: Accelerator) -> Identity | None:
     """What the run depends on; on the main process, which alone reads its files."""
-    made: list[Identity] = []
+    identities: list[Identity] = []
 
     def make() -> None:
         steps = prepared.plan.steps
-        made.append(make_identity(prepared.config, prepared.algorithm, prepared.rows, steps))
+        made = make_identity(
+            prepared.config, prepared.algorithm, prepared.rows, steps, rating=prepared.rating
+        )
+        identities.append(made)
 
     with doing("the digest of the files that the run depends on"):
         on_main(accelerator, make)
-    return made[0] if made else None
+    return identities[0] if identities else None
 
 
-def _resume(
-    start: Start,
-    beginning: RunState,
-    checkpoints: Checkpoints,
-    folder: Path,
-    accelerator: Accelerator,
-    console: Console,
-) -> RunState:
-    """The state that the run goes on from, with later metric rows dropped: they will be computed again."""
-    state = checkpoints.restore(start.checkpoint) if start.checkpoint else beginning
-    if accelerator.is_main_process:
-        dropped = cut_metrics(folder / METRICS, start)
-        console.print(
+def _write_card(identity: Identity, metrics: Path, step: int) -> str:
+    """The model card of the checkpoint after so many steps."""
+    words = [word for word in command() if word != "--resume"]
+    return make_card(
+        step=step,
+        settings=identity.settings,
+        data_digest=identity.rows.whole,
+        licence=read_licence(Path(identity.settings["model"]["path"])),
+        evaluation=last_evaluation(metrics),
+        command=words,
+        versions=dict(versions()),
+    )
+
+
+def _first_state(job: _Job, checkpoints: Checkpoints, start: Start | None) -> RunState:
+    """Where the run starts or resumes, with later metric rows dropped: they will be computed again.
+
+    A checkpoint is read into the model as it is wrapped by now.
+    """
+    config = job.config
+    beginning = RunState(evaluation_due=config.eval.at_start or config.eval.blank_image)
+    if start is None:
+        return beginning
+
+    state = beginning
+    if start.checkpoint:
+        with progress(job.main_console, f"reading the checkpoint {start.checkpoint}"):
+            state = checkpoints.restore(start.checkpoint)
+    if job.is_main:
+        dropped = cut_metrics(job.folder / METRICS, start)
+        job.console.print(
             f"resuming from {start.checkpoint or 'the beginning (no complete checkpoint)'}; "
             f"{dropped} later metric row(s) will be computed again",
         )

@@ -1,11 +1,11 @@
-"""samples/ of a run folder: groups of a step as JSON lines, and their pictures beside them.
+"""samples/ of a run folder: groups of a step as JSON lines, with their pictures.
 
 A folder of samples is whole by itself: pictures that the data names by path are copied, no larger than people need.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from PIL import Image
 from gpg_vl.data.images import ImageError, load_image
 from gpg_vl.errors import RunError
 from gpg_vl.report.pictures import encode, shrink
-from gpg_vl.rewards.reasons import Reasons
+from gpg_vl.rewards.reasons import Reason, Reasons
 from gpg_vl.training.evaluation_files import question
-from gpg_vl.types import Group
+from gpg_vl.types import Completion, Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +30,14 @@ class PictureSource:
     """The folder that paths are relative to and may not leave."""
     max_pixels: int
     """Of a file that is decoded."""
+    roots: Mapping[str, Path | None] = field(default_factory=dict)
+    """The folder of each source, where there are several."""
 
-    def small(self, image: str | bytes) -> Image.Image | None:
+    def small(self, image: str | bytes, source: str = "") -> Image.Image | None:
         """The picture with no side above 256 pixels; None if the file has gone or changed since the data was checked."""
+        root = self.roots.get(source, self.root)
         try:
-            return shrink(load_image(image, root=self.root, max_pixels=self.max_pixels))
+            return shrink(load_image(image, root=root, max_pixels=self.max_pixels))
         except ImageError:
             return None
 
@@ -47,20 +50,21 @@ def dump_groups(
 ) -> None:
     """Write samples.jsonl and the pictures into `folder`. Raises RunError if the disk is full.
 
-    reasons: those of each group, of rewards that nobody can ask again later.
+    reasons: those of each group, of rewards that cannot be asked again later.
     """
     lines = []
     for number, group in enumerate(groups):
         row = {
             "id": group.example.id,
             "task": group.example.task,
+            **({"source": group.example.source} if group.example.source else {}),
             "question": question(group.example),
             "prompt": group.prompt.text,
             "images": _dump_images(folder, number, group, pictures),
             "answer": group.example.answer,
             "choices": group.example.choices,
             "meta": dict(group.example.meta),
-            "completions": _describe_completions(group, reasons[number] if reasons else {}),
+            **_describe_answers(group, reasons[number] if reasons else {}),
         }
         lines.append(json.dumps(row) + "\n")
     write(folder / "samples.jsonl", "".join(lines).encode())
@@ -73,7 +77,7 @@ def _dump_images(folder: Path, number: int, group: Group, pictures: PictureSourc
         if isinstance(image, bytes):
             name = f"{number}-{place}{_guess_suffix(image)}"
             write(folder / name, image)
-        elif (small := pictures.small(image)) is not None:
+        elif (small := pictures.small(image, group.example.source)) is not None:
             name = f"{number}-{place}.webp"
             write(folder / name, encode(small))
         else:
@@ -82,23 +86,38 @@ def _dump_images(folder: Path, number: int, group: Group, pictures: PictureSourc
     return names
 
 
-def _describe_completions(group: Group, reasons: Reasons) -> list[dict[str, Any]]:
-    rows = []
+def _describe_answers(group: Group, reasons: Reasons) -> dict[str, Any]:
+    """The completions, and a greedy answer beside them. reasons: of all of them, that of the greedy one last."""
+    completions = []
     scored = zip(group.completions, group.rewards, strict=True)
     for place, (completion, reward) in enumerate(scored):
-        row: dict[str, Any] = {
-            "text": completion.text,
-            "prefill": completion.prefill,
-            "finish_reason": completion.finish_reason,
-            "tokens": len(completion.token_ids),
-            "reward": reward,
-        }
-        for name, values in group.reward_parts.items():
-            row[f"reward/{name}"] = values[place]
-        for name, verdicts in reasons.items():
-            row[f"verdict/{name}"] = verdicts[place]
-        rows.append(row)
-    return rows
+        parts = {name: values[place] for name, values in group.reward_parts.items()}
+        verdicts = {name: of_answers[place] for name, of_answers in reasons.items()}
+        completions.append(_describe_answer(completion, reward, parts, verdicts))
+    if group.greedy is None:
+        return {"completions": completions}
+
+    greedy = group.greedy
+    verdicts = {name: of_answers[-1] for name, of_answers in reasons.items()}
+    last = _describe_answer(greedy.completion, greedy.reward, greedy.reward_parts, verdicts)
+    return {"completions": completions, "greedy": last}
+
+
+def _describe_answer(
+    completion: Completion,
+    reward: float,
+    parts: Mapping[str, float],
+    verdicts: Mapping[str, Reason],
+) -> dict[str, Any]:
+    return {
+        "text": completion.text,
+        "prefill": completion.prefill,
+        "finish_reason": completion.finish_reason,
+        "tokens": len(completion.token_ids),
+        "reward": reward,
+        **{f"reward/{name}": value for name, value in parts.items()},
+        **{f"verdict/{name}": verdict for name, verdict in verdicts.items()},
+    }
 
 
 def write(file: Path, data: bytes) -> None:
@@ -107,7 +126,7 @@ def write(file: Path, data: bytes) -> None:
         file.write_bytes(data)
     except OSError as error:
         raise RunError(
-            f"{file} cannot be written: {error}. Make room and go on from the last checkpoint with --resume."
+            f"{file} cannot be written: {error}. Free disk space and resume from the last checkpoint with --resume."
         ) from error
 
 

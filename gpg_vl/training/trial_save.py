@@ -12,7 +12,7 @@ from gpg_vl.models.adapter_folder import FOLDER, save_adapter_config
 from gpg_vl.models.encode import Encoder
 from gpg_vl.models.load import load_processing, read_generation_config
 from gpg_vl.models.save import save_model_configs, save_processing
-from gpg_vl.training.outline import make_outline
+from gpg_vl.training.meta_model import make_meta_model
 
 
 def refuse_unsavable(config: Config, encoder: Encoder) -> None:
@@ -21,7 +21,7 @@ def refuse_unsavable(config: Config, encoder: Encoder) -> None:
     Raises UserError for what the libraries read but refuse to write, and for what would be read back as something else.
     """
     path, revision = config.model.path, config.model.revision
-    model = make_outline(config, encoder.processing.family)
+    model = make_meta_model(config, encoder.processing.family)
     if (settings := read_generation_config(path, revision)) is not None:
         model.generation_config = settings
 
@@ -46,7 +46,7 @@ def _try(what: str, path: str, write: Callable[[], Any]) -> None:
         write()
     except OSError as error:
         raise UserError(
-            f"The {what} of {path} cannot be written into a temporary folder: {error}. Make room there, or set TMPDIR."
+            f"The {what} of {path} cannot be written into a temporary folder: {error}. Free disk space there, or set TMPDIR."
         ) from None
     # each library refuses in its own way
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

@@ -4,10 +4,10 @@ A thread in each process writes what its main thread is doing into the store by 
 together, and reads there what the others do. It needs no collective and waits for nobody, so it works when the main thread
 hangs in one: with NCCL a collective that waits cannot be left by any other way than the end of the process.
 
-    train.max_wait_minutes are over in a meeting    the first that notices says who is late, and all end
-    a process is killed                             the others lose the connection, or its beat; one says so, and all end
-    a process stops with a message or a traceback   it says so itself, and all end
-    the launcher is killed                          the same: nobody would end these processes later
+    train.max_wait_minutes are over in a collective    the first that notices says who is late, and all end
+    a process is killed                                the others lose the connection, or its beat; one says so, and all end
+    a process stops with a message or a traceback      it says so itself, and all end
+    the launcher is killed                             the same: nobody would end these processes later
 
 Of a process that a launcher has started alone nobody else would notice that the launcher is gone: it watches for that itself.
 """
@@ -31,20 +31,24 @@ from accelerate import Accelerator
 from torch import distributed
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch lists no names
 
-from gpg_vl.activity import MeetingBrokenError, current
+from gpg_vl.activity import CollectiveBrokenError, current
 from gpg_vl.console import say, show_cursor
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.parent_process import IS_LAUNCHED, has_lost_launcher
-from gpg_vl.training.lateness import Sighting, explain_gone, explain_late, explain_unknown
+from gpg_vl.training.late_processes import Sighting, explain_gone, explain_late, explain_unknown
 
 BEAT = 1.0
 """Seconds between two words of a process."""
 SHORT_SILENCE = 5.0
-"""Seconds without a word that mean an end, where something else says so too: a broken connection, a SIGTERM."""
+"""Seconds without a heartbeat that mean an end, where something else says so too: a broken connection, a SIGTERM."""
 LONG_SILENCE = 40.0
-"""Seconds without a word that mean an end by themselves: a process that swaps, or imports, may be silent for a while."""
+"""Seconds without a heartbeat that mean an end by themselves: a process that swaps, or imports, may be silent for a while."""
 END_GRACE = 8.0
 """Seconds in which a main thread may end by itself once the run is over: it is often about to say the same words."""
+STORE_LOST = (
+    "The launcher or the process that held the run together has ended. All others were ended; resume from the last "
+    "checkpoint with --resume."
+)
 LAST_WORD = "last word"
 PRINTED = "printed"
 
@@ -53,7 +57,7 @@ PRINTED = "printed"
 def keep_watch(accelerator: Accelerator, *, minutes: float) -> Iterator[None]:
     """Run the block on all processes: they end together, however it ends, and what ends them is said once.
 
-    minutes: how long a process may wait in a meeting. Raises SystemExit for every UserError and RunError, with the exit code
+    minutes: how long a process may wait in a collective. Raises SystemExit for every UserError and RunError, with the exit code
     that belongs to it. One process alone needs none of this, but for the end of its launcher.
     """
     if accelerator.num_processes == 1:
@@ -84,13 +88,16 @@ class Watchdog:
         self._minutes = minutes
         self._place = _place()
         self._beat = 0
-        self._heard: dict[int, tuple[int, float]] = {}
-        """Of each process its latest beat, and when it was first heard."""
+        self._last_beats: dict[int, tuple[int, float]] = {}
+        """Of each process its latest beat, and when it was first received."""
         self._store = _connect()
         self._stopped = threading.Event()
         self._settling = threading.Event()
         self._lost = threading.Event()
         """The store is gone: each further question would print a stack of C++."""
+        self._speech = threading.Lock()
+        self._has_spoken = False
+        """Whether this process has said why it ends: its main thread and the watchdog may both be about to."""
         self._wake, self._waker = os.pipe()
         self._thread = threading.Thread(target=self._run, name="gpg_vl watchdog", daemon=True)
         self._before: object = None
@@ -119,32 +126,35 @@ class Watchdog:
     def settle(self, error: Exception) -> int | None:
         """What has ended this process becomes the last word of all, unless there is one. The exit code; None: raise on.
 
-        Whoever speaks does so here: the launcher kills it as soon as another has ended.
+        Messages are printed here: the launcher kills it as soon as another has ended.
         """
         self._settling.set()
-        if isinstance(error, UserError | RunError) and not isinstance(error, MeetingBrokenError):
+        if isinstance(error, UserError | RunError) and not isinstance(error, CollectiveBrokenError):
             self._say(str(error), own=True)
             return 2 if isinstance(error, UserError) else 1
 
-        if isinstance(error, MeetingBrokenError) or _is_of_a_connection(error):
+        if isinstance(error, CollectiveBrokenError) or _is_of_a_connection(error):
             self._say(self._explain_broken(str(error)))
             return 1
 
         # a bug of ours, whose traceback follows: it has to be out before the launcher hears of anything
+        self._has_spoken = True
         self._claim(f"Process {self._rank} ended by {type(error).__name__}: {error}")
         return None
 
-    def _explain_broken(self, said: str) -> str:
-        """Why a meeting broke: waits until somebody has said so, or is silent."""
+    def _explain_broken(self, reported: str) -> str:
+        """Why a collective failed: waits until somebody has said so, or is silent."""
         end = time.monotonic() + 2 * SHORT_SILENCE
-        while time.monotonic() < end:
-            with suppress(RuntimeError):
+        try:
+            while time.monotonic() < end:
                 if self._store.check([LAST_WORD]):
                     return ""
                 if gone := self._silent(SHORT_SILENCE):
                     return explain_gone(gone)
-            time.sleep(BEAT / 4)
-        return explain_unknown(said)
+                time.sleep(BEAT / 4)
+        except RuntimeError:  # nobody can say anything there any more
+            return STORE_LOST
+        return explain_unknown(reported)
 
     # ---- what the thread does
 
@@ -193,7 +203,7 @@ class Watchdog:
                 return
             time.sleep(BEAT / 4)
 
-        # within training somebody else has heard it, and stops after the step
+        # within training somebody else has received it, and stops after the step
         if signal.getsignal(signal.SIGTERM) is _leave_to_watchdog:
             self._leave(128 + signal.SIGTERM)
 
@@ -213,11 +223,10 @@ class Watchdog:
     def _end_without_store(self) -> None:
         if self._stopped.wait(END_GRACE):
             return
-        if self._prints_without_store() and not self._settling.is_set():
-            _print(
-                "The launcher or the process that held the run together has ended. All others were ended; go on from the "
-                "last checkpoint with --resume."
-            )
+
+        # the main thread may have begun to settle a broken collective, and would be ended before it says so
+        if self._prints_without_store():
+            self._print_once(STORE_LOST)
         self._leave(1)
 
     def _prints_without_store(self) -> bool:
@@ -249,39 +258,48 @@ class Watchdog:
     def _sightings(self) -> dict[int, Sighting]:
         """Of every process that has come so far."""
         there = [rank for rank in self._ranks if self._store.check([str(rank)])]
-        said = self._store.multi_get([str(rank) for rank in there])
-        return {rank: Sighting(**json.loads(word)) for rank, word in zip(there, said, strict=True)}
+        reported = self._store.multi_get([str(rank) for rank in there])
+        return {
+            rank: Sighting(**json.loads(word)) for rank, word in zip(there, reported, strict=True)
+        }
 
     def _silent(self, seconds: float) -> dict[int, Sighting]:
-        """The processes of which nothing was heard for so long, by the clock of this one."""
+        """The processes of which nothing was received for so long, by the clock of this one."""
         now = time.monotonic()
         silent = {}
         for rank, seen in self._sightings().items():
-            beat, since = self._heard.get(rank, (-1, now))
+            beat, since = self._last_beats.get(rank, (-1, now))
             if beat != seen.beat:
-                self._heard[rank] = (seen.beat, now)
+                self._last_beats[rank] = (seen.beat, now)
             elif now - since > seconds and not seen.ended and rank != self._rank:
                 silent[rank] = seen
         return silent
 
     def _say(self, message: str, *, own: bool = False) -> None:
         """Print the message if it becomes the last word. `own`: also if other words were the last."""
-        said = self._claim(message)
-        if said is None or (own and said != message):
-            _print(message)
+        reported = self._claim(message)
+        if reported is None or (own and reported != message):
+            self._print_once(message)
             with suppress(RuntimeError):
                 self._store.set(PRINTED, "1")
         with suppress(RuntimeError):
             self._store.wait([PRINTED], timedelta(seconds=END_GRACE))
 
+    def _print_once(self, message: str) -> None:
+        """Print why this process ends, unless it has said so before."""
+        with self._speech:
+            if not self._has_spoken:
+                _print(message)
+            self._has_spoken = True
+
     def _claim(self, message: str) -> str | None:
         """None if this becomes the last word of the run, else what was."""
         claim = json.dumps([self._rank, message])
         try:
-            rank, said = json.loads(self._store.compare_set(LAST_WORD, "", claim))
+            rank, reported = json.loads(self._store.compare_set(LAST_WORD, "", claim))
         except RuntimeError:
             return None if self._prints_without_store() else ""
-        return None if rank == self._rank else str(said)
+        return None if rank == self._rank else str(reported)
 
 
 @contextmanager
@@ -309,8 +327,8 @@ def _end_with_launcher() -> Iterator[None]:
 
 def _explain_orphans(rank: int, place: str) -> str:
     return (
-        f"The launcher of process {rank} ({place}) has ended, and nobody would end its processes. All were "
-        f"ended; go on from the last checkpoint with --resume."
+        f"The launcher of process {rank} ({place}) has ended, and nothing else would end its processes. All were "
+        f"ended; resume from the last checkpoint with --resume."
     )
 
 
@@ -339,7 +357,7 @@ def _connect() -> Store:
 
 
 def _is_of_a_connection(error: Exception) -> bool:
-    """Whether an error is that of a collective which nobody has called a meeting, as in the hooks of a wrapper."""
+    """Whether an error is that of a collective that is not marked as one, as in the hooks of a wrapper."""
     if isinstance(error, distributed.DistError):
         return True
     words = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")

@@ -46,14 +46,17 @@ class Bench:
     version: int = 0
 
     def answer(
-        self, sampling: Sampling = SAMPLING, draws: Sequence[int] | None = None
+        self,
+        sampling: Sampling = SAMPLING,
+        draws: Sequence[int] | None = None,
+        done: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
         numbers = range(len(self.prompts)) if draws is None else draws
         requests = [
             RolloutRequest(prompt=prompt, draw=draw)
             for prompt, draw in zip(self.prompts, numbers, strict=True)
         ]
-        return self.engine.generate(requests, sampling)
+        return self.engine.generate(requests, sampling, done)
 
     def gap(self, sampling: Sampling = SAMPLING) -> Gap:
         answers = self.answer(sampling)
@@ -140,3 +143,12 @@ def make_bench(
     options = EngineOptions(slots=32, images=images, servers=servers, server_wait=300)
     engine = model.engine("vllm_server" if servers else "vllm", options=options)
     return Bench(model=model, engine=engine, prompts=make_prompts(model))
+
+
+def assert_beside(bench: Bench, both: Sequence[tuple[Completion, ...]]) -> None:
+    """That `both` is what is drawn without a greedy answer, and that answer behind it."""
+    plain = bench.answer(SAMPLING)
+    likeliest = bench.answer(replace(SAMPLING, group_size=1, temperature=0.0))
+    for (*group, last), sampled, (greedy,) in zip(both, plain, likeliest, strict=True):
+        assert [c.token_ids for c in group] == [c.token_ids for c in sampled]
+        assert last.token_ids == greedy.token_ids

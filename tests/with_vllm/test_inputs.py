@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench import FAULT, SAMPLING, Bench, compare, make_bench
+from bench import FAULT, SAMPLING, Bench, assert_beside, compare, make_bench
 from oracle import naive_logits
 
 from gpg_vl.errors import RunError
@@ -134,6 +134,30 @@ def test_an_image_and_the_full_blocks_of_a_prompt_are_computed_once(bench: Bench
     assert work.tokens < members * once / 2
 
 
+def test_a_greedy_answer_shares_the_prompt_of_its_group(bench: Bench) -> None:
+    """The group is drawn as without it, it is that of temperature 0, and it costs what one more member would."""
+    bench.sync()
+    block, members = options_module.BLOCK["cpu"], SAMPLING.group_size + 1
+    work = Work(bench.engine)
+    bench.answer(replace(SAMPLING, max_new_tokens=1, with_greedy=True))
+    work.stop()
+    once = sum(prompt.length for prompt in bench.prompts)
+    again = sum((prompt.length - 1) % block + 1 for prompt in bench.prompts) * (members - 1)
+    assert work.tokens <= once + again
+    assert work.tokens < members * once / 2
+
+    before = bench.engine.counters()
+    told: list[int] = []
+    both = bench.answer(replace(SAMPLING, with_greedy=True), done=told.append)
+    counted = bench.engine.counters()
+    assert sum(told) == members * len(bench.prompts)
+    assert counted["prompt_tokens"] - before["prompt_tokens"] == once
+    assert counted["decoded_tokens"] - before["decoded_tokens"] == sum(
+        len(completion.token_ids) for group in both for completion in group
+    )
+    assert_beside(bench, both)
+
+
 # ---- the sampling law
 
 
@@ -215,7 +239,7 @@ def test_a_vision_id_is_not_sampled_even_where_the_model_would(bench: Bench) -> 
     bench.sync()
     forbidden = list(bench.model.processing.tokens.never_sampled)
     assert forbidden
-    settings = engine_module.sampling_settings(SAMPLING, bench.model.processing.tokens, 0)
+    (settings,) = engine_module.sampling_settings(SAMPLING, bench.model.processing.tokens, 0)
     assert set(settings["logit_bias"]) == {str(token) for token in forbidden}
     said = {token for group in bench.answer() for c in group for token in c.token_ids}
     assert not said & set(forbidden)
@@ -233,7 +257,7 @@ def test_a_vision_id_that_was_sampled_stops_the_run(
     monkeypatch.setattr(
         engine_module,
         "sampling_settings",
-        lambda *given: {**settings_of(*given), "logit_bias": {}},
+        lambda *given: [{**settings, "logit_bias": {}} for settings in settings_of(*given)],
     )
     with pytest.raises(RunError, match=rf"vision ids \[{said}\].*native"):
         bench.answer()

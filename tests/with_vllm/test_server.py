@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import FAULT, SAMPLING, Bench, make_bench
+from bench import FAULT, SAMPLING, Bench, assert_beside, make_bench
 from runs import environment, gpg_vl, metrics, write_config, write_scenes
 from served import Served
 
@@ -23,6 +24,7 @@ from gpg_vl.rollout.engine import EngineLostError, EngineOptions
 from gpg_vl.rollout.vllm import transfer
 from gpg_vl.rollout.vllm.client import Server
 from gpg_vl.rollout.vllm.protocol import FOLDER, PREFIX
+from gpg_vl.rollout.vllm.server import ServerEngine
 
 pytest_plugins = ("vllm_fixtures",)
 
@@ -67,6 +69,26 @@ def test_log_probs_are_the_policys_before_and_after_training(asked: Bench) -> No
         assert asked.gap().mean > FAULT, "a step changes more than rounding"
         asked.sync()
         assert asked.gap().is_rounding(), asked.gap()
+
+
+def test_a_greedy_answer_comes_beside_the_group(
+    asked: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both requests of a prompt go to one server, and the prompts to both servers."""
+    asked.sync()
+    ask, where = ServerEngine._ask, defaultdict[int, set[str]](set)
+
+    def listen(self: ServerEngine, server: Server, body: Any) -> dict[str, Any]:
+        where[body.request].add(server.url)
+        return ask(self, server, body)
+
+    monkeypatch.setattr(ServerEngine, "_ask", listen)
+    told: list[int] = []
+    both = asked.answer(replace(SAMPLING, with_greedy=True), done=told.append)
+    assert sum(told) == (SAMPLING.group_size + 1) * len(asked.prompts)
+    assert {len(urls) for urls in where.values()} == {1}
+    assert len(set.union(*where.values())) == 2
+    assert_beside(asked, both)
 
 
 def test_answers_are_those_of_the_engine_in_this_process(

@@ -7,11 +7,11 @@ Python.
 
 import logging
 import re
-import threading
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from gpg_vl.answers.math.fingerprint import TINY, Undefined, Unknown, agree, fingerprint
+from gpg_vl.answers.math.cpu_limit import within_cpu_seconds
+from gpg_vl.answers.math.numeric_values import TINY, Undefined, Unknown, agree, numeric_values
 
 MAX_LENGTH = 400
 DIFFER = 2e-6
@@ -19,7 +19,7 @@ DIFFER = 2e-6
 MORE_FUNCTIONS = 3
 """How many sines and logarithms a candidate may hold beyond those of its gold."""
 TIME_LIMIT = 4
-"""Whole seconds for one step of math-verify, where a signal can enforce it: in the main thread. Then: not equal."""
+"""Seconds of CPU time for one step of math-verify, where a signal can enforce it: in the main thread. Then: not equal."""
 
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
 _COMMANDS = r"""
@@ -29,10 +29,10 @@ delta epsilon theta lambda mu phi varphi rho sigma tau omega begin end angle tri
 lor wedge vee setminus mathbb ldots dots binom { } % $ _ | \
 """
 _KNOWN_COMMANDS = frozenset(_COMMANDS.split())
-"""What a candidate may hold beside what its gold holds: nothing that sums, integrates, differentiates or takes limits."""
+"""What a candidate may hold besides what its gold holds: nothing that sums, integrates, differentiates or takes limits."""
 _PARTLY_READ = re.compile(r"[\r\n$]|\\$|answer", re.IGNORECASE)
 """Where math-verify would take a piece of the text for the whole."""
-# A number beside a bracketed one: `(3)(4)`, `{3}4`, `3{4}`, `3[4]`. math-verify adds them, as in a mixed number.
+# A number next to a bracketed one: `(3)(4)`, `{3}4`, `3{4}`, `3[4]`. math-verify adds them, as in a mixed number.
 _N = r"\s*+[0-9]++(?>(?:\.[0-9]++)?)\s*+"
 _SIDE_BY_SIDE = re.compile(
     rf"\({_N}\)\s*+[0-9({{\[]|(?<![A-Za-z\]}}^_])\{{{_N}\}}\s*+[0-9({{\[]|(?<![A-Za-z_^0-9.}}\]]){_N}(?:\[{_N}\]|\{{{_N}\}})"
@@ -66,8 +66,10 @@ def is_bounded(candidate: str, gold: str) -> bool:
         return False
     if candidate.count("!") > gold.count("!") or candidate.count("=") > max(1, gold.count("=")):
         return False
-    powers, right = _powers(candidate), _powers(gold)
-    return powers.height <= max(1, right.height) and powers.product <= max(200, right.product)
+    powers, gold_value = _powers(candidate), _powers(gold)
+    return powers.height <= max(1, gold_value.height) and powers.product <= max(
+        200, gold_value.product
+    )
 
 
 class _Powers(NamedTuple):
@@ -98,35 +100,41 @@ def _powers(text: str) -> _Powers:
 
 
 @lru_cache(maxsize=4096)
-def same(candidate: str, gold: str) -> bool:
+def is_same(candidate: str, gold: str) -> bool:
     """What math-verify says to two texts that `is_bounded` has passed; what it cannot read is not the same."""
     verify, _ = _math_verify()
-    right, mine = parsed(gold), parsed(candidate)
-    if not right or not mine:
+    gold_value, answer_value = parse_expression(gold), parse_expression(candidate)
+    if not gold_value or not answer_value:
         return False
-    may_agree = _may_agree(mine[0], right[0])
+    may_agree = _may_agree(answer_value[0], gold_value[0])
     if may_agree is None:
         may_agree = _is_simple(candidate, gold)
-    if not may_agree or not verify(right, mine, timeout_seconds=_time_limit()):
+    if not may_agree:
         return False
-    return not _tiny_differ(mine[0], right[0])
+
+    def compare() -> bool:
+        return bool(verify(gold_value, answer_value, timeout_seconds=None))
+
+    if not within_cpu_seconds(TIME_LIMIT, compare, otherwise=False):
+        return False
+    return not _tiny_differ(answer_value[0], gold_value[0])
 
 
-def _tiny_differ(mine: Any, right: Any) -> bool:
+def _tiny_differ(answer_value: Any, gold_value: Any) -> bool:
     """True for two numbers near 0 that differ relatively: math-verify rounds to decimals, and all of them to 0."""
-    if not (getattr(mine, "is_number", False) and getattr(right, "is_number", False)):
+    if not (getattr(answer_value, "is_number", False) and getattr(gold_value, "is_number", False)):
         return False
-    one, other = mine.evalf(15), right.evalf(15)
+    one, other = answer_value.evalf(15), gold_value.evalf(15)
     if not (one.is_Float and other.is_Float) or abs(other) > TINY:
         return bool(one.is_Float and other.is_zero and abs(one) < TINY and not one.is_zero)
     return bool(abs(one - other) > DIFFER * abs(other))
 
 
-def _may_agree(mine: Any, right: Any) -> bool | None:
+def _may_agree(answer_value: Any, gold_value: Any) -> bool | None:
     """False if the two have different values with the letters given values, or only the gold has one; None: unknown."""
     try:
-        wanted = fingerprint(right)
-        return agree(fingerprint(mine), wanted, DIFFER)
+        wanted = numeric_values(gold_value)
+        return agree(numeric_values(answer_value), wanted, DIFFER)
     except Unknown:
         return None
     except Undefined:
@@ -144,16 +152,16 @@ def _is_simple(candidate: str, gold: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def parsed(text: str) -> list[Any]:
+def parse_expression(text: str) -> list[Any]:
     """What math-verify reads in an expression: one object of sympy, or nothing."""
     _, parse = _math_verify()
     text = _NUMBER_TIMES.sub(r"\1\\cdot (", text)
-    found = parse(f"${text}$", parsing_timeout=_time_limit())
+
+    def read() -> list[Any]:
+        return list(parse(f"${text}$", parsing_timeout=None))
+
+    found: list[Any] = within_cpu_seconds(TIME_LIMIT, read, otherwise=[])
     return [item for item in found if not isinstance(item, str)]
-
-
-def _time_limit() -> int | None:
-    return TIME_LIMIT if threading.current_thread() is threading.main_thread() else None
 
 
 @lru_cache(maxsize=1)

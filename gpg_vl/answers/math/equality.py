@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from gpg_vl.answers.math.algebra import DIFFER, MAX_LENGTH, is_bounded, parsed, same
+from gpg_vl.answers.math.algebra import DIFFER, MAX_LENGTH, is_bounded, is_same, parse_expression
 from gpg_vl.answers.math.arithmetic import Value, digits_in, evaluate
 
 MAX_DEPTH = 20
@@ -117,24 +117,24 @@ def normalize(text: str) -> str | None:
     text = _BARE_POWER.sub(r"^{\1}", _CARET_AS_POWER.sub("^", text))
     for pattern, name in _OTHER_NAMES:
         text = pattern.sub(name, text)
-    text = _POWER_OF_FUNCTION.sub(_raised_function, text)
+    text = _POWER_OF_FUNCTION.sub(_move_power, text)
     text = text.lstrip(_BEFORE).rstrip(_BEHIND)
     text = _LINES.sub(" " if r"\begin" in text else ", ", text)  # two lines are two statements
     text = _CURRENCY.sub("", text)
     if _GROUPED.fullmatch(text.lstrip("-+ ").rstrip("% ").partition(".")[0]):
         text = text.replace(",", "").replace(" ", "")
-    text = _listed_in_words(text)
+    text = _replace_list_words(text)
     if not text.isascii() and not all(_is_plain(character) for character in text):
         return None
     return text if depth_of(text) <= MAX_DEPTH else None
 
 
-def _raised_function(found: re.Match[str]) -> str:
+def _move_power(found: re.Match[str]) -> str:
     argument = found[4].strip("(){}")
     return rf"(\{found[1]}({argument}))^{{{found[2] or found[3]}}}"
 
 
-def _listed_in_words(text: str) -> str:
+def _replace_list_words(text: str) -> str:
     """`\\{1, 2\\}` for "1 or 2", whose order says nothing, and `1, 2` for "1 and 2"; equations and inequalities stay."""
     if _WORD_OR.search(text) is None or "=" in text or has_relation(text):
         return text
@@ -204,49 +204,49 @@ def equal(candidate: str, gold: str) -> bool:
     """
     if not candidate or not gold:
         return False
-    mine, right = _BASE.findall(candidate), _BASE.findall(gold)
-    if mine and right and mine != right:
+    answer_value, gold_value = _BASE.findall(candidate), _BASE.findall(gold)
+    if answer_value and gold_value and answer_value != gold_value:
         return False
-    if _squeezed(candidate) == _squeezed(gold):
+    if _remove_blanks(candidate) == _remove_blanks(gold):
         return True
     if candidate.endswith("%") or gold.endswith("%"):
         return _equal_percentages(candidate, gold)
     if evaluate(gold) is not None and has_relation(candidate):
         return False
-    decided = _decided(candidate, gold)
-    return is_bounded(candidate, gold) and same(candidate, gold) if decided is None else decided
+    decided = _compare(candidate, gold)
+    return is_bounded(candidate, gold) and is_same(candidate, gold) if decided is None else decided
 
 
 def _equal_percentages(candidate: str, gold: str) -> bool:
     """Of two texts of which one at least ends in a percent sign: `12%` is `12%`, `12` and `0.12`, as in math-verify."""
-    mine, right = candidate.removesuffix("%"), gold.removesuffix("%")
-    if equal(mine, right):
+    answer_value, gold_value = candidate.removesuffix("%"), gold.removesuffix("%")
+    if equal(answer_value, gold_value):
         return True
-    if mine == candidate:
-        return equal(mine, rf"\frac{{{right}}}{{100}}")
-    return right == gold and equal(rf"\frac{{{mine}}}{{100}}", right)
+    if answer_value == candidate:
+        return equal(answer_value, rf"\frac{{{gold_value}}}{{100}}")
+    return gold_value == gold and equal(rf"\frac{{{answer_value}}}{{100}}", gold_value)
 
 
 def has_relation(text: str) -> bool:
-    """True if a normalised expression compares, other than by `=`, or says that something lies in a set."""
+    """True if a normalised expression compares, other than by `=`, or says that something is in a set."""
     return _RELATION.search(text) is not None
 
 
-def _squeezed(text: str) -> str:
+def _remove_blanks(text: str) -> str:
     return _FREE_BLANKS.sub("", text)
 
 
-def readable(text: str) -> bool:
+def is_readable(text: str) -> bool:
     """True if a normalised expression has a value, or math-verify can read it."""
-    if evaluate(text, letters=True) is not None or _listed(text) is not None:
+    if evaluate(text, letters=True) is not None or _parse_list(text) is not None:
         return True
-    return is_bounded(text, text) and bool(parsed(text))
+    return is_bounded(text, text) and bool(parse_expression(text))
 
 
 def right_side(text: str) -> str | None:
     """What a chain of equations ends in: `5` of `x = 5` and of `2+3 = 5`; the text itself without `=`.
 
-    None if a link is broken, as in `4 = 5`, so that a chain is no list of guesses. What stands before must be a name, or
+    None if a link is broken, as in `4 = 5`, so that a chain is no list of guesses. What is before must be a name, or
     be equal to what it ends in. `x = 1, x = 2` and `x = 1 or x = 2` end in `1, 2`.
     """
     *before, last = _EQUALS.split(text)
@@ -269,33 +269,35 @@ def _link_holds(part: str, last: str) -> bool:
     return equal(part, last)
 
 
-def _decided(candidate: str, gold: str) -> bool | None:
+def _compare(candidate: str, gold: str) -> bool | None:
     """Whether the two are equal, as far as their values tell; None if math-verify has to say."""
-    mine, right = _listed(candidate), _listed(gold)
-    if mine is not None and right is not None:
-        return _lists_decided(mine, right)
+    answer_value, gold_value = _parse_list(candidate), _parse_list(gold)
+    if answer_value is not None and gold_value is not None:
+        return _compare_lists(answer_value, gold_value)
     one, other = evaluate(candidate), evaluate(gold)
     if one is not None and other is not None:
-        return _values_decided(one, other, digits_in(candidate) + digits_in(gold))
+        return _compare_values(one, other, digits_in(candidate) + digits_in(gold))
     one, other = evaluate(candidate, letters=True), evaluate(gold, letters=True)
     if one is not None and other is not None:
         distance = abs(one.number - other.number)
         return False if distance > DIFFER * max(abs(one.number), abs(other.number)) else None
-    if (mine is not None and other is not None) or (one is not None and right is not None):
+    if (answer_value is not None and other is not None) or (
+        one is not None and gold_value is not None
+    ):
         return False  # a list and a single value
     return None
 
 
-def _values_decided(mine: Value, right: Value, digits: int) -> bool | None:
+def _compare_values(answer_value: Value, gold_value: Value, digits: int) -> bool | None:
     """Whether two values are equal, or None if they are so near that it depends on what rounding is allowed."""
-    if mine.exact is not None and mine.exact == right.exact:
+    if answer_value.exact is not None and answer_value.exact == gold_value.exact:
         return True
-    distance = abs(mine.number - right.number)
-    scale = abs(right.number)
+    distance = abs(answer_value.number - gold_value.number)
+    scale = abs(gold_value.number)
     if distance > DIFFER * scale:
         return False
     if (
-        (mine.exact is None or right.exact is None)
+        (answer_value.exact is None or gold_value.exact is None)
         and digits <= FEW_DIGITS
         and distance <= AGREE * scale
     ):
@@ -311,7 +313,7 @@ class _Listed(NamedTuple):
     closing: str
 
 
-def _listed(text: str) -> _Listed | None:
+def _parse_list(text: str) -> _Listed | None:
     """A list of at least two fractions, or None."""
     found = _BRACKETED.fullmatch(text)
     opening, inner, closing = found.groups() if found else ("", text, "")
@@ -322,30 +324,30 @@ def _listed(text: str) -> _Listed | None:
     return _Listed(opening, fractions, closing) if len(fractions) == len(values) > 1 else None
 
 
-def _lists_decided(mine: _Listed, right: _Listed) -> bool | None:
+def _compare_lists(answer_value: _Listed, gold_value: _Listed) -> bool | None:
     """Whether two lists are equal: in order if the gold is in parentheses or brackets, else as sets. None: not known.
 
     A set is no tuple, and a tuple no set; a bare list may be either.
     """
-    ordered = right.opening in {"(", "["}
+    ordered = gold_value.opening in {"(", "["}
     if (
-        right.opening
-        and mine.opening
-        and (mine.opening, mine.closing) != (right.opening, right.closing)
-    ) or (mine.opening in {"(", "["} and not ordered and right.opening):
+        gold_value.opening
+        and answer_value.opening
+        and (answer_value.opening, answer_value.closing) != (gold_value.opening, gold_value.closing)
+    ) or (answer_value.opening in {"(", "["} and not ordered and gold_value.opening):
         return False
     if ordered:
-        one, other = mine.values, right.values
+        one, other = answer_value.values, gold_value.values
     else:
-        one, other = tuple(sorted(set(mine.values))), tuple(sorted(set(right.values)))
+        one, other = tuple(sorted(set(answer_value.values))), tuple(sorted(set(gold_value.values)))
     if one == other:
         return True
-    return None if _near(one, other) else False
+    return None if _are_near(one, other) else False
 
 
-def _near(mine: Sequence[Fraction], right: Sequence[Fraction]) -> bool:
+def _are_near(answer_value: Sequence[Fraction], gold_value: Sequence[Fraction]) -> bool:
     """True if as many values agree to what rounding could allow."""
-    return len(mine) == len(right) and all(
+    return len(answer_value) == len(gold_value) and all(
         abs(one - other) <= DIFFER * max(abs(one), abs(other))
-        for one, other in zip(mine, right, strict=True)
+        for one, other in zip(answer_value, gold_value, strict=True)
     )

@@ -48,7 +48,7 @@ class Frame(NamedTuple):
     height: float
 
     def holds(self, box: Box) -> bool:
-        """True if the box lies inside of the image, its edges included, and its corners are in order and apart."""
+        """True if the box is inside of the image, its edges included, and its corners are in order and apart."""
         return 0 <= box.x1 < box.x2 <= self.width and 0 <= box.y1 < box.y2 <= self.height
 
 

@@ -11,7 +11,7 @@ _ESCAPED = re.compile(r"\\([%$#&_])")
 _DISPLAY = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 
 
-def unlatexed(text: str) -> str:
+def strip_latex(text: str) -> str:
     """The text without dollars, text commands, spacing and escapes. Commands of mathematics stay."""
     if "$" not in text and "\\" not in text:
         return text

@@ -1,6 +1,6 @@
 """Published metrics of short texts: soft VQA accuracy, the relaxed accuracy of charts, and ANLS of documents.
 
-Each is the owner's rule on a text as it stands. The judges of `gpg_vl.answers.short_answer` are built on them and differ
+Each is the owner's rule on a text as it is. The judges of `gpg_vl.answers.short_answer` are built on them and differ
 where a metric can be collected without the right answer.
 """
 
@@ -65,8 +65,8 @@ def soft_accuracy(
     """
     if not candidate.strip() or len(candidate) > MAX_CANDIDATE:
         return 0.0
-    mine = form(candidate)
-    count = sum(bool(gold.strip()) and _gold_form(gold, form) == mine for gold in golds)
+    answer_value = form(candidate)
+    count = sum(bool(gold.strip()) and _gold_form(gold, form) == answer_value for gold in golds)
     if len(golds) == 1:
         return float(count)
     others = len(golds) - count
@@ -84,9 +84,9 @@ def _gold_form(gold: str, form: Callable[[str], str]) -> str:
 
 def relaxed_accuracy(candidate: str, gold: str) -> float:
     """The published rule of ChartQA, for evaluation only: a final `%` divides by 100; numbers within 5 %; else equal text."""
-    mine, right = _official_number(candidate), _official_number(gold)
-    if mine is not None and right is not None and right != 0:
-        return float(abs(mine - right) <= RELAXED * abs(right))
+    answer_value, gold_value = _official_number(candidate), _official_number(gold)
+    if answer_value is not None and gold_value is not None and gold_value != 0:
+        return float(abs(answer_value - gold_value) <= RELAXED * abs(gold_value))
     return float(candidate.lower() == gold.lower())
 
 
@@ -105,7 +105,7 @@ def anls(candidate: str, golds: Sequence[str], *, raw_lengths: bool = False) -> 
 
 
 def _similarity(candidate: str, gold: str, raw_lengths: bool) -> float:
-    one, other = collapsed(candidate), collapsed(gold)
+    one, other = collapse_blanks(candidate), collapse_blanks(gold)
     longer = max(len(candidate), len(gold)) if raw_lengths else max(len(one), len(other))
     if not one or not other or abs(len(one) - len(other)) > (1 - ANLS_THRESHOLD) * longer:
         return 0.0  # the distance is at least the difference of the lengths
@@ -113,7 +113,7 @@ def _similarity(candidate: str, gold: str, raw_lengths: bool) -> float:
     return similarity if similarity >= ANLS_THRESHOLD else 0.0
 
 
-def collapsed(text: str) -> str:
+def collapse_blanks(text: str) -> str:
     return " ".join(text.lower().split())
 
 

@@ -1,4 +1,4 @@
-"""Words and numerals in running text: where they are, what they are worth, and whether they stand on their own.
+"""Words and numerals in running text: where they are, their values, and whether they are words of their own.
 
 Numerals are ASCII digits, with thousands separators and a decimal point, or English number words up to twenty. Digits of
 other scripts, superscripts and fractions written as one character are not numerals: reading them is guessing.
@@ -55,7 +55,7 @@ not no nor neither never none without except excluding unlike cannot isnt arent 
 """
 _DENIALS = frozenset(_DENIAL_WORDS.split())
 _DENIED = frozenset({"'t", "’t"})
-# Not the point and the comma of a number; a colon may stand between a denial and what it denies ("not: B").
+# Not the point and the comma of a number; a colon may be between a denial and what it denies ("not: B").
 _CLAUSE_END = re.compile(
     r"[;!?\r\n。，；！？…]|[.,](?![0-9])|\b(?:but|so|thus|hence|therefore|because|rather|instead|then)\b",
     re.IGNORECASE,
@@ -83,7 +83,7 @@ _GLUE = frozenset("-‐‑–−/'’&_")
 _DIGIT_GLUE = frozenset(":.,+*")
 
 
-def hides(text: str) -> bool:
+def has_hidden_characters(text: str) -> bool:
     """True if a text holds accents, or characters that are not seen: it may not say what it shows."""
     return _MARK.search(text) is not None
 
@@ -120,8 +120,8 @@ def _value(text: str, start: int, end: int) -> str:
     )
 
 
-def stands_free(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
-    """True if nothing beside the words `first` to `end` makes them mean something else, as in "x-5" or "twenty one"."""
+def is_standalone(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
+    """True if nothing next to the words `first` to `end` makes them mean something else, as in "x-5" or "twenty one"."""
     left, right = spans[first], spans[end - 1]
     if is_glued(text, left[0], -1) or is_glued(text, right[1] - 1, 1):
         return False
@@ -147,7 +147,7 @@ def is_number(word: str) -> bool:
 def is_bounded(text: str, spans: Sequence[tuple[int, int]], first: int, end: int) -> bool:
     """True if the words `first` to `end` are a number that is a bound, or one of two: "more than 3", "3 or 4", "3+".
 
-    Only the words right beside it are looked at.
+    Only the words right next to it are looked at.
     """
 
     def word(place: int) -> str:
@@ -201,12 +201,12 @@ def is_denied(text: str, spans: Sequence[tuple[int, int]]) -> bool:
     return bool(denials(text, spans))
 
 
-def denied_places(
+def find_denied(
     text: str, spans: Sequence[tuple[int, int]], denying: Sequence[tuple[int, int]]
 ) -> Callable[[int], bool]:
     """Whether a place in the text is in what one of its `denying` words denies: the rest of the clause behind it.
 
-    The next word always is, whatever stands between ("not ... B"); but "No, B" and "No. B" do not deny B.
+    The next word always is, whatever is between ("not ... B"); but "No, B" and "No. B" do not deny B.
     """
     clause_ends = [*(found.start() for found in _CLAUSE_END.finditer(text)), len(text)]
     words = [start for start, _ in spans]
@@ -243,7 +243,7 @@ def is_rejected(text: str) -> bool:
 
 
 def is_changed(text: str, start: int, end: int) -> bool:
-    """True if words beside a number make another one of it: "minus 5", "the square root of 5", "5 squared"."""
+    """True if words next to a number make another one of it: "minus 5", "the square root of 5", "5 squared"."""
     before = _CHANGES_BEHIND_IT.search(text, max(0, start - 40), start)
     return before is not None or _CHANGES_BEFORE_IT.match(text, end) is not None
 

@@ -5,7 +5,7 @@ A box is (left, top, right, bottom). Two conventions are written, and a row's `m
 - `rel1000`: whole thousandths of the picture's width and height, as Qwen2-VL reads and writes boxes;
 - `abs_orig`: pixels of the picture as it is stored, before any resizing.
 
-`meta["box_pixels"]` holds the exact gold box in pixels and `meta["image_size"]` (width, height) beside either, so that a
+`meta["box_pixels"]` holds the exact gold box in pixels and `meta["image_size"]` (width, height) next to either, so that a
 reward need not guess.
 """
 
@@ -19,7 +19,7 @@ CONVENTIONS = ("rel1000", "abs_orig")
 
 
 def inside(box: tuple[float, ...], picture: Picture) -> Box:
-    """The part of a box in pixels that lies in the picture. Raises BrokenRowError if there is none, or it is no box."""
+    """The part of a box in pixels that is in the picture. Raises BrokenRowError if there is none, or it is no box."""
     if len(box) != 4:
         raise BrokenRowError(
             f"A box has 4 numbers, left, top, right and bottom; this one has {len(box)}: {box}."

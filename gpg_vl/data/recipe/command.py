@@ -70,33 +70,10 @@ def _described(text: str, recipe: Recipe | None) -> dict[str, Any]:
 
 def _fill(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     parser.set_defaults(recipe=recipe)
-    add = parser.add_argument
     if recipe.has_source:
-        text = "a file, a folder, or a hub id" + (f" (default {recipe.hub})" if recipe.hub else "")
-        add(
-            "--source",
-            default=recipe.hub,
-            required=recipe.hub is None,
-            metavar="PATH_OR_HUB_ID",
-            help=text,
-        )
-        add(
-            "--revision",
-            help="branch, tag or commit on the hub (default: the newest; its commit goes into the card)",
-        )
-        add(
-            "--split",
-            type=_splits,
-            default=(),
-            help=f"splits, with commas between (default {','.join(recipe.splits)})",
-        )
-        add(
-            "--image-root",
-            type=Path,
-            metavar="DIR",
-            help="where image paths start from (default: the source's folder)",
-        )
-    add(
+        _add_source(parser, recipe)
+
+    parser.add_argument(
         "--out",
         type=Path,
         required=True,
@@ -105,34 +82,68 @@ def _fill(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     )
     for name, option in recipe.options.items():
         _add_option(parser, name, option)
-    limit = f"the first {recipe.limit}; 0 means all" if recipe.limit else "all"
-    add(
+    _add_amounts(parser, recipe)
+
+
+def _add_source(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
+    """Where the rows of a published set come from."""
+    text = "a file, a folder, or a hub id" + (f" (default {recipe.hub})" if recipe.hub else "")
+    parser.add_argument(
+        "--source",
+        default=recipe.hub,
+        required=recipe.hub is None,
+        metavar="PATH_OR_HUB_ID",
+        help=text,
+    )
+    parser.add_argument(
+        "--revision",
+        help="branch, tag or commit on the hub (default: the newest; its commit goes into the card)",
+    )
+    parser.add_argument(
+        "--split",
+        type=_splits,
+        default=(),
+        help=f"splits, with commas between (default {','.join(recipe.splits)})",
+    )
+    parser.add_argument(
+        "--image-root",
+        type=Path,
+        metavar="DIR",
+        help="where image paths start from (default: the source's folder)",
+    )
+
+
+def _add_amounts(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
+    """How many rows, how many broken ones among them, and how large their pictures."""
+    parser.add_argument(
         "--seed",
         type=_at_least(0),
         default=0,
         help="of everything that is drawn (default %(default)s)",
     )
-    add(
+    limit = f"the first {recipe.limit}; 0 means all" if recipe.limit else "all"
+    parser.add_argument(
         "--limit",
         type=_at_least(0),
         metavar="N",
         help=f"convert the first N source rows of each split (default {limit})",
     )
-    add(
+    parser.add_argument(
         "--allow-broken",
         type=_allowance,
         default=0,
         metavar="N",
         help="end well with up to N broken source rows, or with a share of them, such as 0.01 or 1%% (default 0)",
     )
-    add(
+
+    parser.add_argument(
         "--shard-rows",
         type=_at_least(1),
         default=500,
         metavar="N",
         help="source rows per part (default %(default)s)",
     )
-    add(
+    parser.add_argument(
         "--max-image-pixels",
         type=_at_least(1),
         default=DEFAULT_LIMITS.max_image_pixels,

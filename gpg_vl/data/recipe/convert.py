@@ -1,6 +1,6 @@
 """The engine of every recipe: it streams a source into a folder that `gpg-vl train` reads, and checks the folder.
 
-It holds one shard of text and the pictures of one row at a time, goes on where a stopped run was, lists broken rows in
+It holds one shard of text and the pictures of one row at a time, resumes where a stopped run was, lists broken rows in
 `broken.jsonl`, and ends with the check that `gpg-vl data check` makes, on the rows as they will be read.
 """
 
@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from gpg_vl.console import text_column
 from gpg_vl.data.cells import CellError
-from gpg_vl.data.check import DataReport, PromptCounts, check
+from gpg_vl.data.check import Checks, DataReport, PromptCounts, check, show_progress
 from gpg_vl.data.gold_answers import answer_problems
 from gpg_vl.data.images import ImageError, Picture, load_image
+from gpg_vl.data.json_rows import Cells
 from gpg_vl.data.read import COMMON_NAMES, read_rows
 from gpg_vl.data.recipe.card import card_files
 from gpg_vl.data.recipe.origin import open_source
@@ -28,7 +29,6 @@ from gpg_vl.data.recipe.recipe import LeftOut, Recipe, Request
 from gpg_vl.data.recipe.row import BrokenRowError, RawRow, Source
 from gpg_vl.data.recipe.shards import Output, Shard, json_line, open_output, picture_name
 from gpg_vl.data.rows import RowProblem, parse_row
-from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example, Message
 
@@ -58,7 +58,7 @@ class Made:
 
 
 def make(recipe: Recipe, request: Request, console: Console | None = None) -> Made:
-    """Write the data set, or go on writing it, and check it. What is finished already is only checked again.
+    """Write the data set, or resume writing it, and check it. What is finished already is only checked again.
 
     Raises:
         UserError: if the source cannot be read or the folder holds something else.
@@ -125,16 +125,14 @@ def _convert(
         return
     rows = islice(source.read(start), None if request.limit is None else request.limit - start)
     number, last = len(done), False
+
     while not last:
         shard = _shard(
             islice(rows, request.shard_rows), source, number, start, output, recipe, request
         )
-        number, last, start, broken = (
-            number + 1,
-            shard.last,
-            start + shard.source_rows,
-            broken + shard.broken,
-        )
+        number, last = number + 1, shard.last
+        start, broken = start + shard.source_rows, broken + shard.broken
+
         text = f"{source.split} ({broken} broken)" if broken else source.split
         progress.update(bar, completed=start, description=text)
 
@@ -153,17 +151,19 @@ def _shard(
     left_out: Counter[str] = Counter()
     problems: list[dict[str, Any]] = []
     taken = 0
-    for place, cells in rows:
+
+    for taken, (place, cells) in enumerate(rows, 1):
         row = RawRow(
             split=source.split,
-            number=start + taken,
+            number=start + taken - 1,
             place=place,
             cells={} if isinstance(cells, CellError) else cells,
             seed=request.seed,
             root=source.root,
             max_pixels=request.max_image_pixels,
         )
-        taken += 1
+
+        # a broken row is listed; a bug of the recipe is no such row and ends the conversion
         try:
             if isinstance(cells, CellError):
                 raise cells
@@ -173,10 +173,12 @@ def _shard(
                 {"split": row.split, "row": row.number, "place": row.place, "reason": str(error)}
             )
             continue
+
         if isinstance(made, LeftOut):
             left_out[made.reason] += 1
         else:
             lines += made
+
     shard = Shard(
         split=source.split,
         number=number,
@@ -202,6 +204,7 @@ def _converted(
             f"The recipe {recipe.name} failed on {row.place} (row {row.number} of {row.split})."
         )
         raise
+
     if isinstance(made, LeftOut):
         return made
     examples = [made] if isinstance(made, Example) else list(made)
@@ -254,11 +257,9 @@ def _check(
         )
         return PromptCounts(tokens=0, image_tokens=0, image_sizes=tuple(sizes))
 
+    total = sum(shard.rows for shard in shards if shard.split == split)
     return check(
-        read_rows(folder, _MAPPING),
-        count=count,
-        max_prompt_tokens=None,
+        show_progress(read_rows(folder, _MAPPING), console, total=total),
+        checks=Checks(count=count, max_prompt_tokens=None),
         source=split,
-        console=console,
-        total=sum(shard.rows for shard in shards if shard.split == split),
     )

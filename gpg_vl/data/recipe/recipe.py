@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpg_vl.data.recipe.row import BrokenRowError, Source, shown
+from gpg_vl.data.cells import quote
+from gpg_vl.data.recipe.row import BrokenRowError, Source
 from gpg_vl.prompting import DEFAULT_LIMITS
 from gpg_vl.types import Example
 
@@ -85,7 +86,7 @@ class Recipe:
     """The data set's id on the hub, which is the default source."""
     splits: tuple[str, ...] = ("train",)
     patterns: Mapping[str, str] = field(default_factory=dict)
-    """Files of splits that do not lie as `LAYOUT` of `gpg_vl.data.recipe.origin` says."""
+    """Files of splits that are not where `LAYOUT` of `gpg_vl.data.recipe.origin` says."""
     documented: Mapping[str, int] = field(default_factory=dict)
     """Source rows per split as published, to compare with."""
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class Recipe:
 
 
 def untagged(text: str) -> str:
-    """The gold answer of a solution such as `<answer> 145° </answer>`: what stands in its only tag, or the text itself.
+    """The gold answer of a solution such as `<answer> 145° </answer>`: the content of its only tag, or the text itself.
 
     Raises BrokenRowError for an empty answer, several tags, or a tag without its partner.
     """
@@ -110,6 +111,6 @@ def untagged(text: str) -> str:
     inner = text.partition("<answer>")[2].partition("</answer>")[0] if opened else text
     if opened > 1 or opened != closed or not inner.strip():
         raise BrokenRowError(
-            f"The solution is {shown(text)}. One answer is needed, with or without <answer> </answer> around it."
+            f"The solution is {quote(text)}. One answer is needed, with or without <answer> </answer> around it."
         )
     return inner.strip()

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpg_vl.data.cells import CellError
+from gpg_vl.data.cells import CellError, quote
 from gpg_vl.data.images import Picture, read_picture
+from gpg_vl.data.json_rows import Cells
 from gpg_vl.data.rows import parse_images, parse_text
-from gpg_vl.data.sources import Cells
 from gpg_vl.errors import UserError
 
 
@@ -34,7 +34,7 @@ class RawRow:
     number: int
     """Of the row in its split of the source, from 0."""
     place: str
-    """Where it stands: `file.parquet[ROW]`, or `file.jsonl:LINE` from 1."""
+    """Its place: `file.parquet[ROW]`, or `file.jsonl:LINE` from 1."""
     cells: Mapping[str, Any]
     seed: int
     root: Path | None
@@ -60,7 +60,7 @@ class RawRow:
         return self.cells[column]
 
     def text(self, column: str) -> str:
-        """A text that is not blank, as it stands; a number as JSON writes it."""
+        """A text that is not blank, as it is; a number as JSON writes it."""
         text = parse_text(self.cell(column), "json", column)
         if not text.strip():
             raise BrokenRowError(f"The column {column!r} is blank.")
@@ -70,10 +70,10 @@ class RawRow:
         """A list of texts that is not empty."""
         cell = self.cell(column)
         if not isinstance(cell, list) or not cell:
-            raise BrokenRowError(f"The column {column!r} is {shown(cell)}, not a list of texts.")
+            raise BrokenRowError(f"The column {column!r} is {quote(cell)}, not a list of texts.")
         texts = [parse_text(text, "json", f"entry of {column!r}") for text in cell]
         if not all(text.strip() for text in texts):
-            raise BrokenRowError(f"The column {column!r} has a blank entry: {shown(cell)}.")
+            raise BrokenRowError(f"The column {column!r} has a blank entry: {quote(cell)}.")
         return texts
 
     def numbers(self, column: str) -> tuple[float, ...]:
@@ -130,11 +130,5 @@ def finite_numbers(cell: object, what: str) -> tuple[float, ...]:
     if any(
         isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in cells
     ):
-        raise BrokenRowError(f"{what} is {shown(cell)}, not a list of numbers.")
+        raise BrokenRowError(f"{what} is {quote(cell)}, not a list of numbers.")
     return tuple(map(float, cells))
-
-
-def shown(cell: object) -> str:
-    """A cell for a message, cut to a line."""
-    text = "null" if cell is None else repr(cell)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpg_vl.data.images import Picture
-from gpg_vl.errors import RunError, UserError
+from gpg_vl.errors import RunError, UserError, cut
 
 JOURNAL = "journal.jsonl"
 _EXTENSIONS = {
@@ -112,14 +112,14 @@ class Output:
 
 
 def picture_name(picture: Picture) -> str:
-    """Where a picture lies in its split: `images/ab/ab12....png`. Equal pictures share one file."""
+    """Where a picture is in its split: `images/ab/ab12....png`. Equal pictures share one file."""
     digest = hashlib.sha256(picture.data).hexdigest()
     return f"images/{digest[:2]}/{digest}.{_EXTENSIONS[picture.format]}"
 
 
 @contextmanager
 def open_output(folder: Path, plan: Mapping[str, Any]) -> Iterator[Output]:
-    """Begin the folder, or go on with it if it was begun with the same plan.
+    """Begin the folder, or resume it if it was begun with the same plan.
 
     Raises:
         UserError: if the folder holds something else, another process is writing it, or a finished part was changed.
@@ -165,6 +165,8 @@ def _resumed(journal: BinaryIO, folder: Path, plan: Mapping[str, Any]) -> list[S
         end += len(line)
     journal.truncate(end)
     journal.seek(end)
+
+    # a finished part is taken over only as it was written
     for shard in shards:
         part = folder / shard.part
         if shard.sha256 and (
@@ -191,8 +193,7 @@ def _refuse_other_plan(folder: Path, begun: Mapping[str, Any], plan: Mapping[str
 
 
 def _cut(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return cut(json.dumps(value, ensure_ascii=False), 120)
 
 
 def json_line(value: Mapping[str, Any]) -> bytes:

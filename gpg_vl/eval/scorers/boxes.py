@@ -11,14 +11,14 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from gpg_vl.answers.box import frame_of, parse_boxes, shown
+from gpg_vl.answers.box import format_box, frame_of, parse_boxes
 from gpg_vl.answers.extract import extract_answer
 from gpg_vl.answers.math.rectangles import UNIT, Box, Frame, convert, iou, overlap_parts
 from gpg_vl.answers.verdict import Verdict
-from gpg_vl.eval.coordinates import gold_box, pixels_of, written
+from gpg_vl.eval.coordinates import gold_box, pixels_of, write_box
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.task import Doc, scored
+from gpg_vl.eval.task import Doc, make_verdict
 
 _N = r"[-+]?(?:\d++(?>(?:\.\d++)?)|\.\d++)(?>(?:[eE][-+]?\d++)?)"
 _SEP = r"(?:\s*+,\s*+|\s++)"
@@ -42,21 +42,23 @@ def relative(doc: Doc, column: str = "box") -> Box:
 
 
 def box_score(box: Box, gold: Box, parsed: str, *, slack: float = 0.0, note: str = "") -> Verdict:
-    """The IoU of two boxes as they stand; corners that are not in order give 0. `slack` is added to the union."""
+    """The IoU of two boxes as they are; corners that are not in order give 0. `slack` is added to the union."""
     parts = overlap_parts(box, gold)
     raw = (box.x2 - box.x1) * (box.y2 - box.y1)
     union = raw + gold.area - parts["intersection"] + slack
     score = parts["intersection"] / union if union > 0 else 0.0
-    return Verdict(score=min(1.0, score), parsed=parsed, gold=shown(gold), note=note, parts=parts)
+    return Verdict(
+        score=min(1.0, score), parsed=parsed, gold=format_box(gold), note=note, parts=parts
+    )
 
 
 def no_box(doc: Doc) -> Verdict:
-    return scored(doc, 0.0, None, parts=overlap_parts(None, relative(doc)))
+    return make_verdict(doc, 0.0, None, parts=overlap_parts(None, relative(doc)))
 
 
 def gold_boxes(doc: Doc) -> tuple[Response, ...]:
     """The gold box as text, bare and in tags, in the doc's convention."""
-    text = written(gold_box(doc), doc)
+    text = write_box(gold_box(doc), doc)
     return Response(text=text), Response(text=f"<think>there</think><answer>{text}</answer>")
 
 
@@ -87,13 +89,13 @@ def last_box(doc: Doc, response: Response) -> Verdict:
     if not boxes:
         return no_box(doc)
     frame = frame_of(doc.example)
-    box = _clipped(convert(boxes[-1], frame, UNIT))
+    box = _clip(convert(boxes[-1], frame, UNIT))
     several = f"{len(boxes)} boxes" if len(boxes) > 1 else ""
     note = ", ".join(filter(None, (several, *extracted.flags)))
-    return box_score(box, relative(doc), shown(boxes[-1]), note=note)
+    return box_score(box, relative(doc), format_box(boxes[-1]), note=note)
 
 
-def _clipped(box: Box) -> Box:
+def _clip(box: Box) -> Box:
     """Corners in order, inside of the unit square."""
     edges = [min(max(edge, 0.0), 1.0) for edge in box]
     return Box(
@@ -156,7 +158,7 @@ def vlmevalkit_box(doc: Doc, response: Response) -> Verdict:
         if largest <= 1000
         else pixels_of(doc)
     )
-    return box_score(_clipped(convert(box, frame, UNIT)), relative(doc), shown(box))
+    return box_score(_clip(convert(box, frame, UNIT)), relative(doc), format_box(box))
 
 
 def vlm_r1(doc: Doc, response: Response) -> Verdict:
@@ -173,15 +175,15 @@ def vlm_r1(doc: Doc, response: Response) -> Verdict:
     width, height = doc.columns["input_size"]
     box = Box(*(float(edge[:18]) for edge in edges))
     return box_score(
-        convert(box, Frame("abs_resized", width, height), UNIT), relative(doc), shown(box)
+        convert(box, Frame("abs_resized", width, height), UNIT), relative(doc), format_box(box)
     )
 
 
 def vlm_r1_edges(answer: str) -> tuple[str, ...] | None:
     r"""What the published `\{.*\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)]\s*.*\}` finds, in linear time.
 
-    Its points match no line break, its blanks do: a box opens on the line of a `{` before it, may go on over lines, and needs
-    a `}` on the line on which the text goes on behind it. Greedy: the last such box of the first line that has one.
+    Its points match no line break, its blanks do: a box opens on the line of a `{` before it, may span lines, and needs
+    a `}` on the line on which the text continues after it. Greedy: the last such box of the first line that has one.
     """
     newline, opening, closing = _seeker(answer, "\n"), _seeker(answer, "{"), _seeker(answer, "}")
     last: tuple[str, ...] | None = None

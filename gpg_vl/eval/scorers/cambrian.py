@@ -5,7 +5,7 @@ from string import ascii_uppercase
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.options import gold_index, option_texts
-from gpg_vl.eval.task import Doc, scored
+from gpg_vl.eval.task import Doc, make_verdict
 
 
 def cambrian(doc: Doc, response: Response) -> Verdict:
@@ -27,5 +27,5 @@ def cambrian(doc: Doc, response: Response) -> Verdict:
         first == letters[gold] or (not flat and first == options[gold].lower())
     )
     if right or (first != "" and first in letters):
-        return scored(doc, float(right), first.upper())
-    return scored(doc, 0.0, None, note=f"read {first.upper()!r}")
+        return make_verdict(doc, float(right), first.upper())
+    return make_verdict(doc, 0.0, None, note=f"read {first.upper()!r}")

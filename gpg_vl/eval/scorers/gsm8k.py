@@ -9,7 +9,7 @@ import re
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.task import Doc, scored
+from gpg_vl.eval.task import Doc, make_verdict
 
 _MARKED = re.compile(r"#### (-?[0-9.,]++)")
 _NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]++")
@@ -17,14 +17,14 @@ _PHRASE = re.compile(r"The final answer is ((?:-?[$0-9.,]{2,})|(?:-?[0-9]++))")
 
 
 def official(doc: Doc, response: Response) -> Verdict:
-    """What stands behind the first `#### `, without commas. A final point is not forgiven."""
-    found = marked(response.text)
+    """What is behind the first `#### `, without commas. A final point is not forgiven."""
+    found = find_marked(response.text)
     value = found[0].strip().replace(",", "") if found else None
-    return scored(doc, float(value == doc.gold.replace(",", "")), value)
+    return make_verdict(doc, float(value == doc.gold.replace(",", "")), value)
 
 
-def marked(text: str) -> list[str]:
-    """The numbers that stand behind `#### `."""
+def find_marked(text: str) -> list[str]:
+    """The numbers that are behind `#### `."""
     return _MARKED.findall(text)
 
 
@@ -34,14 +34,14 @@ def flexible(doc: Doc, response: Response) -> Verdict:
 
 
 def lmms(doc: Doc, response: Response) -> Verdict:
-    """What stands behind the last "The final answer is"."""
+    """What is behind the last "The final answer is"."""
     return _last(doc, _PHRASE.findall(strip_reasoning(response.text)))
 
 
 def _last(doc: Doc, found: list[str]) -> Verdict:
     if not found:
-        return scored(doc, 0.0, None)
-    return scored(doc, float(_bare(found[-1]) == _bare(doc.gold)), found[-1])
+        return make_verdict(doc, 0.0, None)
+    return make_verdict(doc, float(_bare(found[-1]) == _bare(doc.gold)), found[-1])
 
 
 def _bare(number: str) -> str:

@@ -10,8 +10,8 @@ from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.mathverify import Config, parsed_math, same_math
-from gpg_vl.eval.task import Doc, Scorer, scored
+from gpg_vl.eval.scorers.mathverify import Config, parse_math, same_math
+from gpg_vl.eval.task import Doc, Scorer, make_verdict
 
 _PREDICTION: tuple[Config, ...] = (
     ExprExtractionConfig(),
@@ -30,15 +30,15 @@ def lighteval(column: str, gold_configs: tuple[Config, ...]) -> Scorer:
 
     def scorer(doc: Doc, response: Response) -> Verdict:
         gold = str(doc.columns[column])
-        golds = parsed_math(gold, gold_configs) or [gold]
-        parsed = [_valued(one) for one in parsed_math(response.text, _PREDICTION)]
-        right = same_math([_valued(one) for one in golds], parsed, precision=5)
-        return scored(doc, float(right), str(parsed[-1]) if parsed else None)
+        golds = parse_math(gold, gold_configs) or [gold]
+        parsed = [_evaluate_percent(one) for one in parse_math(response.text, _PREDICTION)]
+        right = same_math([_evaluate_percent(one) for one in golds], parsed, precision=5)
+        return make_verdict(doc, float(right), str(parsed[-1]) if parsed else None)
 
     return scorer
 
 
-def _valued(parsed: Any) -> Any:
+def _evaluate_percent(parsed: Any) -> Any:
     """A percentage as its value; math_verify would also take the number before the sign."""
     is_percentage = (
         getattr(parsed, "is_Mul", False) and len(parsed.args) == 2 and parsed.args[1] * 100 == 1

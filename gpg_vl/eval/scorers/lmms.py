@@ -7,7 +7,7 @@ import re
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.options import picked
+from gpg_vl.eval.scorers.options import judge_letter
 from gpg_vl.eval.scorers.tags import first_block
 from gpg_vl.eval.task import Doc
 
@@ -51,7 +51,7 @@ def lmms_letter(doc: Doc, response: Response) -> Verdict:
     and a text that starts with a tag or a backslash answers nothing.
     """
     found = _LETTER.match(strip_reasoning(response.text))
-    return picked(doc, found[1].upper() if found else None)
+    return judge_letter(doc, found[1].upper() if found else None)
 
 
 def lmms_reasoning(doc: Doc, response: Response) -> Verdict:
@@ -61,7 +61,7 @@ def lmms_reasoning(doc: Doc, response: Response) -> Verdict:
     nothing in a bare letter, so that this changes no score and is left out.
     """
     answer = reasoning_answer(strip_reasoning(response.text))
-    return picked(doc, (option_letter(answer) or answer) if answer else None)
+    return judge_letter(doc, (option_letter(answer) or answer) if answer else None)
 
 
 def reasoning_answer(text: str) -> str:

@@ -15,7 +15,7 @@ from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.eval.masks import Areas, Mask, can_draw, decode, encode, overlap, polygon
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.task import Doc, scored
+from gpg_vl.eval.task import Doc, make_verdict
 
 _GIOU_SLACK, _RFT_SLACK = 1e-5, 1e-6
 
@@ -81,15 +81,15 @@ def gold_mask(doc: Doc) -> dict[str, Any]:
 def lisa_mask(doc: Doc, response: Response) -> Verdict:
     """LISA's rule: I / (U + 1e-5) over the pixels that are not ignored; an empty union counts as 1."""
     target, ignored, _ = regions(doc)
-    mine, why, _ = _predicted(response, target)
-    areas = overlap(mine, target, ignored)
+    predicted, why, _ = _read_prediction(response, target)
+    areas = overlap(predicted, target, ignored)
     # The slack is the owner's guard against an empty union; a prediction that is the target counts in full.
     score = (
         1.0
         if areas.union == areas.intersection
         else areas.intersection / (areas.union + _GIOU_SLACK)
     )
-    return _scored(doc, score, areas, why)
+    return _make_verdict(doc, score, areas, why)
 
 
 def segzero_mask(doc: Doc, response: Response) -> Verdict:
@@ -98,11 +98,11 @@ def segzero_mask(doc: Doc, response: Response) -> Verdict:
     A mask that cannot be read or has another size raises there, behind the count of rows: it is left out.
     """
     found = regions(doc)
-    mine, why, _ = _predicted(response, found.target)
+    predicted, why, _ = _read_prediction(response, found.target)
     if why and response.mask is not None:
         return _left_out(doc, why)
-    areas = overlap(mine, found.target | found.ignored)
-    return _scored(doc, areas.intersection / areas.union if areas.union else 0.0, areas, why)
+    areas = overlap(predicted, found.target | found.ignored)
+    return _make_verdict(doc, areas.intersection / areas.union if areas.union else 0.0, areas, why)
 
 
 def visual_rft_mask(doc: Doc, response: Response) -> Verdict:
@@ -111,20 +111,20 @@ def visual_rft_mask(doc: Doc, response: Response) -> Verdict:
     Rows whose prediction failed never reach its file of masks; here they score 0.
     """
     first = regions(doc).first
-    mine, why, missized = _predicted(response, first)
+    predicted, why, missized = _read_prediction(response, first)
     if missized:
         return _left_out(doc, why)
-    areas = overlap(mine, first)
-    return _scored(doc, areas.intersection / (areas.union + _RFT_SLACK), areas, why)
+    areas = overlap(predicted, first)
+    return _make_verdict(doc, areas.intersection / (areas.union + _RFT_SLACK), areas, why)
 
 
 def _left_out(doc: Doc, why: str) -> Verdict:
-    return scored(doc, math.nan, None, note=why)
+    return make_verdict(doc, math.nan, None, note=why)
 
 
-def _scored(doc: Doc, score: float, areas: Areas, why: str) -> Verdict:
+def _make_verdict(doc: Doc, score: float, areas: Areas, why: str) -> Verdict:
     parts = {"intersection": areas.intersection, "union": areas.union}
-    return scored(doc, score, None if why else "mask", note=why, parts=parts)
+    return make_verdict(doc, score, None if why else "mask", note=why, parts=parts)
 
 
 class _Predicted(NamedTuple):
@@ -135,7 +135,7 @@ class _Predicted(NamedTuple):
     missized: bool = False
 
 
-def _predicted(response: Response, target: Mask) -> _Predicted:
+def _read_prediction(response: Response, target: Mask) -> _Predicted:
     none = np.zeros_like(target)
     if response.mask is None:
         return _Predicted(none, "no mask: none is given")

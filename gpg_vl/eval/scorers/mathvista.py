@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpg_vl.answers import choice
-from gpg_vl.answers.expression import stated
-from gpg_vl.answers.text.literal import python_literal
+from gpg_vl.answers.expression import find_expression
 from gpg_vl.answers.text.metrics import levenshtein
+from gpg_vl.answers.text.python_literal import python_literal
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
 from gpg_vl.eval.scorers.mmmu import is_open_answer
-from gpg_vl.eval.scorers.options import gold_index, option_texts, picked
+from gpg_vl.eval.scorers.options import gold_index, judge_letter, option_texts
 from gpg_vl.eval.scorers.strict import either
 from gpg_vl.eval.scorers.vlmevalkit import infer
-from gpg_vl.eval.task import Doc, scored
+from gpg_vl.eval.task import Doc, make_verdict
 from gpg_vl.types import Example
 
 _LONGEST = 500  # characters that edit distances are computed of
@@ -25,13 +25,16 @@ def judge_open(answer: str, example: Example) -> Verdict:
     kind, gold = example.meta["answer_type"], example.answer
     parsed: str | None = answer or None
     if kind == "list":
-        members = _listed(answer)
-        right, parsed = members is not None and members == _listed(gold), str(members or "") or None
+        members = _parse_list(answer)
+        right, parsed = (
+            members is not None and members == _parse_list(gold),
+            str(members or "") or None,
+        )
     else:
         places = _places(example.meta)
-        value = _rounded(stated(answer) or "", places) if kind == "float" else None
+        value = _round(find_expression(answer) or "", places) if kind == "float" else None
         right = is_open_answer(answer, gold) or (
-            value is not None and value == _rounded(gold, places)
+            value is not None and value == _round(gold, places)
         )
     return Verdict(score=float(right), parsed=parsed, gold=gold)
 
@@ -51,10 +54,14 @@ def lmms_no_model(doc: Doc, response: Response) -> Verdict:
     text = strip_reasoning(response.text)
     if doc.example.choices:
         options = option_texts(doc)
-        said = text if text in options else ""
-        index = min(range(len(options)), key=lambda i: levenshtein(said, options[i][:_LONGEST]))
+        option_text = text if text in options else ""
+        index = min(
+            range(len(options)), key=lambda i: levenshtein(option_text, options[i][:_LONGEST])
+        )
         right = options[index] == options[gold_index(doc)]
-        return scored(doc, float(right), options[index], note="" if said else "nothing extracted")
+        return make_verdict(
+            doc, float(right), options[index], note="" if option_text else "nothing extracted"
+        )
     kind = doc.columns["answer_type"]
     try:
         if kind == "integer":
@@ -62,30 +69,30 @@ def lmms_no_model(doc: Doc, response: Response) -> Verdict:
         elif kind == "float":
             value = str(round(float(text[:100]), _places(doc.columns)))
         else:
-            return scored(doc, 0.0, None)
+            return make_verdict(doc, 0.0, None)
     except (ValueError, OverflowError):
-        return scored(doc, 0.0, None)
-    return scored(doc, float(value == doc.gold), value)
+        return make_verdict(doc, 0.0, None)
+    return make_verdict(doc, float(value == doc.gold), value)
 
 
 def vlmevalkit(doc: Doc, response: Response) -> Verdict:
     """Options by VLMEvalKit's rule; numbers only if the whole response is one, without rounding: "12.0" is no integer."""
     if doc.example.choices:
-        return picked(doc, infer(response.text, option_texts(doc)))
+        return judge_letter(doc, infer(response.text, option_texts(doc)))
     kind = doc.columns["answer_type"]
     try:
         if kind == "integer":
             value, gold = int(response.text[:100]), int(doc.gold)
-            return scored(doc, float(value == gold), str(value))
+            return make_verdict(doc, float(value == gold), str(value))
         if kind == "float":
             number = float(response.text[:100])
-            return scored(doc, float(number == float(doc.gold)), str(number))
+            return make_verdict(doc, float(number == float(doc.gold)), str(number))
     except ValueError:
-        return scored(doc, 0.0, None)
-    return scored(doc, float(response.text == doc.gold), response.text or None)
+        return make_verdict(doc, 0.0, None)
+    return make_verdict(doc, float(response.text == doc.gold), response.text or None)
 
 
-def _rounded(text: str, places: int) -> float | None:
+def _round(text: str, places: int) -> float | None:
     try:
         return round(float(text.replace(",", "")[:100]), places)
     except (ValueError, OverflowError):
@@ -98,7 +105,7 @@ def _places(meta: Mapping[str, Any]) -> int:
     return int(precision) if isinstance(precision, int | float) else 6
 
 
-def _listed(text: str) -> list[object] | None:
+def _parse_list(text: str) -> list[object] | None:
     """A list of numbers or texts, written as Python or JSON writes one."""
     start, end = text.find("["), text.rfind("]")
     if not 0 <= start < end or end - start > 1000:

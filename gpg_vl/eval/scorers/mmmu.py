@@ -7,10 +7,10 @@ from gpg_vl.answers import choice, expression, quantity
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.scorers.options import option_texts, picked
+from gpg_vl.eval.scorers.options import judge_letter, option_texts
 from gpg_vl.eval.scorers.strict import either
 from gpg_vl.eval.scorers.vlmevalkit import infer, vlmevalkit_choice
-from gpg_vl.eval.task import Doc, scored
+from gpg_vl.eval.task import Doc, make_verdict
 from gpg_vl.types import Example
 
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'")
@@ -68,7 +68,7 @@ def mmmu_vlmevalkit(doc: Doc, response: Response) -> Verdict:
     if doc.example.choices:
         return vlmevalkit_choice(doc, response)
     found = infer(response.text, (doc.gold, _OTHER)) == "A"
-    return scored(doc, float(found), doc.gold if found else response.text.strip() or None)
+    return make_verdict(doc, float(found), doc.gold if found else response.text.strip() or None)
 
 
 def _choice(doc: Doc, text: str, forms: Sequence[str]) -> Verdict:
@@ -81,17 +81,19 @@ def _choice(doc: Doc, text: str, forms: Sequence[str]) -> Verdict:
     for form in forms:
         found = [letter for letter in options if form.format(letter) in text]
         if found:
-            # Of several, the one that stands last; without parentheses only free-standing letters have a place.
+            # Of several, the one that is last; without parentheses only free-standing letters have a place.
             place = "({})" if form == "({})" else " {} "
-            return picked(doc, max(found, key=lambda letter: text.rfind(place.format(letter))))
+            return judge_letter(
+                doc, max(found, key=lambda letter: text.rfind(place.format(letter)))
+            )
     if len(text.split()) > _WORDS:
         lowered = text.lower()
         found = [letter for letter, option in options.items() if option.lower() in lowered]
         if found:
-            return picked(
+            return judge_letter(
                 doc, max(found, key=lambda letter: lowered.rfind(options[letter].lower()))
             )
-    return scored(doc, 0.0, None)
+    return make_verdict(doc, 0.0, None)
 
 
 def _open(doc: Doc, text: str) -> Verdict:
@@ -110,7 +112,7 @@ def _open(doc: Doc, text: str) -> Verdict:
         else form in golds
         for form in found
     )
-    return scored(doc, float(right), pieces[-1] or None if text.strip() and pieces else None)
+    return make_verdict(doc, float(right), pieces[-1] or None if text.strip() and pieces else None)
 
 
 def _key_pieces(text: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from string import ascii_uppercase
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.task import Doc, scored
+from gpg_vl.eval.task import Doc, make_verdict
 
 
 def option_texts(doc: Doc) -> tuple[str, ...]:
@@ -22,11 +22,11 @@ def gold_index(doc: Doc) -> int:
     return ascii_uppercase.index(gold_letter(doc))
 
 
-def picked(doc: Doc, letter: str | None) -> Verdict:
+def judge_letter(doc: Doc, letter: str | None) -> Verdict:
     """The verdict of a rule that reads a letter; a letter of no option is noted, and no answer."""
     if letter and letter in ascii_uppercase[: len(option_texts(doc))]:
-        return scored(doc, float(letter == gold_letter(doc)), letter)
-    return scored(doc, 0.0, None, note=f"read {letter!r}" if letter else "")
+        return make_verdict(doc, float(letter == gold_letter(doc)), letter)
+    return make_verdict(doc, 0.0, None, note=f"read {letter!r}" if letter else "")
 
 
 def gold_choices(doc: Doc) -> tuple[Response, ...]:

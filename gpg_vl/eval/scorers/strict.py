@@ -2,11 +2,11 @@
 
 from gpg_vl.answers import box, choice, classes, count, expression, quantity, short_answer
 from gpg_vl.answers.math.rectangles import convert
-from gpg_vl.answers.verdict import Judge, Verdict, judged
+from gpg_vl.answers.verdict import Judge, Verdict, judge_response
 from gpg_vl.errors import UserError
 from gpg_vl.eval.coordinates import gold_box, pixels_of
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.task import Doc, Scorer, scored
+from gpg_vl.eval.task import Doc, Scorer, make_verdict
 from gpg_vl.types import Example
 
 
@@ -18,11 +18,11 @@ def strict(judge: Judge) -> Scorer:
 
     def scorer(doc: Doc, response: Response) -> Verdict:
         try:
-            return judged(
+            return judge_response(
                 judge, response.text, doc.example, prefilled_think=response.prefilled_think
             )
         except UserError as error:
-            return scored(doc, 0.0, None, note=str(error))
+            return make_verdict(doc, 0.0, None, note=str(error))
 
     return scorer
 
@@ -36,7 +36,7 @@ def strict_box(doc: Doc, response: Response) -> Verdict:
     gold = convert(gold_box(doc), pixels_of(doc), frame)
 
     def judge(answer: str, example: Example) -> Verdict:
-        return box.compared(answer, gold, frame)
+        return box.compare_with_gold(answer, gold, frame)
 
     return strict(judge)(doc, response)
 

@@ -7,7 +7,7 @@ from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.boxes import box_score, relative
 from gpg_vl.eval.scorers.tags import first_block
-from gpg_vl.eval.task import Doc, scored
+from gpg_vl.eval.task import Doc, make_verdict
 
 _BOX = re.compile(r"\(\s*+(\d++)\s*+,\s*+(\d++)\s*+\)\s*+,\s*+\(\s*+(\d++)\s*+,\s*+(\d++)\s*+\)")
 
@@ -20,12 +20,12 @@ def visual_rft_class(doc: Doc, response: Response) -> Verdict:
     """
     found = first_block(response.text, one_line=True)
     if found is None:
-        return scored(doc, 0.0, None)
-    answer, gold = _squeezed(found), _squeezed(doc.gold)
-    return scored(doc, float(gold in answer or answer in gold), found)
+        return make_verdict(doc, 0.0, None)
+    answer, gold = _remove_blanks(found), _remove_blanks(doc.gold)
+    return make_verdict(doc, float(gold in answer or answer in gold), found)
 
 
-def _squeezed(text: str) -> str:
+def _remove_blanks(text: str) -> str:
     return text.replace(" ", "").replace("_", "").lower()
 
 
@@ -38,6 +38,6 @@ def visual_rft_box(doc: Doc, response: Response) -> Verdict:
     found = _BOX.search(response.text)
     gold = relative(doc, "box_first")
     if found is None or max(map(len, found.groups())) > 18:
-        return scored(doc, 0.0, None, parts=overlap_parts(None, gold))
+        return make_verdict(doc, 0.0, None, parts=overlap_parts(None, gold))
     box = Box(*(int(number) / 1000 for number in found.groups()))
     return box_score(box, gold, found[0], slack=1e-6)

@@ -8,8 +8,8 @@ from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig, Stri
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.mathverify import Config, parsed_math, same_math
-from gpg_vl.eval.scorers.options import gold_index, gold_letter, option_texts, picked
+from gpg_vl.eval.scorers.mathverify import Config, parse_math, same_math
+from gpg_vl.eval.scorers.options import gold_index, gold_letter, judge_letter, option_texts
 from gpg_vl.eval.scorers.tags import first_block
 from gpg_vl.eval.task import Doc
 
@@ -24,19 +24,19 @@ def visualthinker(doc: Doc, response: Response) -> Verdict:
     """
     text = first_block(response.text, one_line=True, trimmed=True) or response.text
     # An option that the text does not contain cannot be found in it, and every new set of strings costs milliseconds.
-    parsed = parsed_math(
+    parsed = parse_math(
         text, _configs(tuple(option for option in option_texts(doc) if option in text))
     )
     letter, option = gold_letter(doc), option_texts(doc)[gold_index(doc)]
     golds = [option.lower(), option, letter, letter.lower(), f"({letter.lower()})", f"({letter})"]
     if same_math(golds, parsed):
-        return picked(doc, letter)
-    other = _named(str(parsed[-1]), option_texts(doc)) if parsed else None
+        return judge_letter(doc, letter)
+    other = _find_letter(str(parsed[-1]), option_texts(doc)) if parsed else None
     # `$Car$` is not the option "car" there, however it may be shown.
-    return replace(picked(doc, other), score=0.0)
+    return replace(judge_letter(doc, other), score=0.0)
 
 
-def _named(found: str, options: tuple[str, ...]) -> str:
+def _find_letter(found: str, options: tuple[str, ...]) -> str:
     """The letter that a found string stands for, else the string."""
     if (letter := found.strip("()").upper()) in _LETTERS[: len(options)]:
         return letter

@@ -12,7 +12,7 @@ from string import ascii_uppercase
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
-from gpg_vl.eval.scorers.options import option_texts, picked
+from gpg_vl.eval.scorers.options import judge_letter, option_texts
 from gpg_vl.eval.task import Doc
 
 REFUSALS = (
@@ -24,7 +24,7 @@ REFUSALS = (
 _FAILED = "Failed to obtain answer via API"
 _BLANKED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _PHRASE = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
-_LAST = 5  # a letter counts if it stands behind the fifth token from the end
+_LAST = 5  # a letter counts if it is behind the fifth token from the end
 
 
 def vlmevalkit_choice(doc: Doc, response: Response) -> Verdict:
@@ -34,7 +34,7 @@ def vlmevalkit_choice(doc: Doc, response: Response) -> Verdict:
     as all options together is not searched for them.
     """
     letter = infer(response.text, option_texts(doc))
-    return picked(doc, letter)
+    return judge_letter(doc, letter)
 
 
 def infer(text: str, options: tuple[str, ...]) -> str | None:

@@ -1,6 +1,6 @@
 """Short answers to pictures: the published metrics on the whole response, as the owner and the two harnesses hand it over.
 
-The owners compare the response as it stands; lmms-eval first strips the reasoning; VLMEvalKit first trims. `strict` is the
+The owners compare the response as it is; lmms-eval first strips the reasoning; VLMEvalKit first trims. `strict` is the
 verdict of the judges of the training rewards on the answer alone, which forgive more: "12" for "12%". The reward `vqa`
 alone gives full marks to the best of ten disagreeing answers, which `strict` does not.
 """
@@ -12,7 +12,7 @@ from gpg_vl.answers.text.metrics import anls, normalize_textvqa, relaxed_accurac
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import strip_reasoning
-from gpg_vl.eval.task import Doc, Scorer, scored
+from gpg_vl.eval.task import Doc, Scorer, make_verdict
 
 _LONGEST = 2000  # characters; an edit distance takes the product of the lengths
 Metric = Callable[[str, Sequence[str]], float]
@@ -36,7 +36,9 @@ def published(metric: Metric, prepare: Callable[[str], str]) -> Scorer:
 
     def scorer(doc: Doc, response: Response) -> Verdict:
         text = prepare(response.text)
-        return scored(doc, metric(text, gold_answers(doc.example)), text if text.strip() else None)
+        return make_verdict(
+            doc, metric(text, gold_answers(doc.example)), text if text.strip() else None
+        )
 
     return scorer
 

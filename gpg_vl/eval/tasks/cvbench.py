@@ -7,8 +7,11 @@ Cambrian-1 paper, arXiv:2406.16860. Two single numbers are in use, and neither m
 - `micro`, right answers over all rows, which GPG, VisualThinker and lmms-eval print as the total.
 """
 
+from dataclasses import replace
 from functools import partial
 from string import ascii_uppercase
+
+import numpy as np
 
 from gpg_vl.eval.loading import Entry, loader, tables
 from gpg_vl.eval.scorers.cambrian import cambrian
@@ -23,6 +26,9 @@ from gpg_vl.eval.task import Doc, Task, TaskPrompt
 KINDS = ("2D", "3D")
 TASKS = ("Count", "Relation", "Depth", "Distance")
 SOURCES = ("ADE20K", "COCO", "Omni3D")
+DRAWN = {"drawn 2D bright": "ADE20K", "drawn 2D dark": "COCO", "drawn 3D": "Omni3D"}
+"""Sources of scenes that were drawn, each with the source whose place it takes in the formula. No
+score is reported under the name of a source that gave no picture."""
 REQUIRED = ("type", "task", "choices", "answer", "prompt", "source")
 LAYOUTS = (
     ("test_2d.parquet", "test_3d.parquet"),
@@ -91,11 +97,18 @@ SCORERS = {
 
 def two_d(sample: Sample) -> Floats:
     """Mean of the two source accuracies, each source weighing the same (data card)."""
-    return (sample.mean(source="ADE20K") + sample.mean(source="COCO")) / 2
+    parts = _in_formula(sample)
+    return (parts.mean(source="ADE20K") + parts.mean(source="COCO")) / 2
 
 
 def three_d(sample: Sample) -> Floats:
-    return sample.mean(source="Omni3D")
+    return _in_formula(sample).mean(source="Omni3D")
+
+
+def _in_formula(sample: Sample) -> Sample:
+    """The sample with drawn sources called as those whose place they take."""
+    named = [DRAWN.get(str(name), str(name)) for name in sample.columns["source"]]
+    return replace(sample, columns={**sample.columns, "source": np.array(named, dtype=np.str_)})
 
 
 def official(sample: Sample) -> Floats:
@@ -117,7 +130,7 @@ AGGREGATES: dict[str, Aggregate] = {
 
 
 def _doc(entry: Entry) -> Doc:
-    for column, allowed in (("type", KINDS), ("task", TASKS), ("source", SOURCES)):
+    for column, allowed in (("type", KINDS), ("task", TASKS), ("source", (*SOURCES, *DRAWN))):
         entry.one_of(column, allowed)
 
     # An image is a picture in the column `image`, or the name of a file, there or in `filename`.

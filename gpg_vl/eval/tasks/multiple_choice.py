@@ -6,7 +6,7 @@ from string import ascii_uppercase as LETTERS
 
 import numpy as np
 
-from gpg_vl.answers.text.literal import python_literal
+from gpg_vl.answers.text.python_literal import python_literal
 from gpg_vl.eval.loading import Entry, loader, tables
 from gpg_vl.eval.predictions import Response
 from gpg_vl.eval.scorers.lmms import lmms_letter
@@ -115,7 +115,7 @@ load_mmmu = loader(
 
 
 def mmmu() -> Task:
-    """The task, for `python -m gpg_vl.eval mmmu`. The images stand in front, and the text names them `<image 1>`."""
+    """The task, for `python -m gpg_vl.eval mmmu`. The images are in front, and the text names them `<image 1>`."""
     asked = TaskPrompt(template="{prompt}\n\n{instruction}", max_new_tokens=1024)
     # What the published rules extract of an open answer need not be what the gold is normalised to.
     published = {"official": mmmu_rule, "lmms": mmmu_lmms, "vlmevalkit": mmmu_vlmevalkit}

@@ -141,9 +141,9 @@ def _published_golds(doc: Doc) -> tuple[Response, ...]:
 
 
 def _files(path: Path) -> tuple[Path, ...]:
-    """The annotation files: X.json beside X.jpg, one JSON list, or tables."""
+    """The annotation files: X.json next to X.jpg, one JSON list, or tables."""
     if path.is_dir():
-        beside = tuple(file for file in sorted(path.glob("*.json")) if _picture_beside(file))
+        beside = tuple(file for file in sorted(path.glob("*.json")) if _find_picture(file))
         if beside:
             return beside
         for split in ("test", "val"):
@@ -156,7 +156,7 @@ def _files(path: Path) -> tuple[Path, ...]:
     return tables(path, name="ReasonSeg", split="test")
 
 
-def _picture_beside(file: Path) -> Path | None:
+def _find_picture(file: Path) -> Path | None:
     return next(
         (picture for suffix in _PICTURES if (picture := file.with_suffix(suffix)).exists()), None
     )
@@ -191,7 +191,7 @@ def _doc(entry: Entry) -> Doc:
     box = box_cell(whole, doc, column, entry.place)
     doc = with_columns(doc, box=box, box_first=box_cell(first, doc, column, entry.place))
     gold = str([round(edge, 2) for edge in box])
-    return replace(doc, gold=gold, example=replace(doc.example, answer=gold))
+    return replace(doc, example=replace(doc.example, answer=gold))
 
 
 def _boxes(row: Row, place: Place) -> tuple[object, object, str]:
@@ -250,10 +250,10 @@ def _json_rows(files: Sequence[Path], root: Path | None) -> Iterator[tuple[Row, 
                     Place(file, row_number, root),
                 )
         else:
-            picture = _picture_beside(file)
+            picture = _find_picture(file)
             if not isinstance(content, dict) or picture is None:
                 raise UserError(
-                    f"{file} is neither a list of rows nor the annotation of an image beside it. Fetch it again."
+                    f"{file} is neither a list of rows nor the annotation of an image next to it. Fetch it again."
                 )
             yield (
                 {"shapes": None, **content, "image": picture.name, "file": file.stem},

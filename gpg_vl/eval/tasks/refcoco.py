@@ -72,7 +72,7 @@ def share(threshold: float, **where: str) -> Aggregate:
 
 
 def centre(sample: Sample) -> Floats:
-    """lmms-eval's Center_ACC: the share of boxes whose centre lies in the gold box; only its own scorer gives it."""
+    """lmms-eval's Center_ACC: the share of boxes whose centre is in the gold box; only its own scorer gives it."""
     return sample.ratio("centre", "rows")
 
 
@@ -188,6 +188,5 @@ def _expression(doc_id: int, doc: Doc, text: str) -> Doc:
     return replace(
         doc,
         doc_id=doc_id,
-        gold=gold,
         example=replace(doc.example, id=str(doc_id), prompt=text, answer=gold),
     )

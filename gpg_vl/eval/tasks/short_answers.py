@@ -138,19 +138,19 @@ def _best(one: _Set) -> Callable[[Doc], tuple[str, float]]:
 
     def best(doc: Doc) -> tuple[str, float]:
         answers = dict.fromkeys(gold_answers(doc.example))
-        scores = {text: strict(doc, _tagged(text)).score for text in answers}
+        scores = {text: strict(doc, _tag(text)).score for text in answers}
         return max(scores.items(), key=lambda one: one[1])
 
     return best
 
 
-def _tagged(text: str) -> Response:
+def _tag(text: str) -> Response:
     return Response(text=f"<answer>{text}</answer>")
 
 
 def _golds(answer: str) -> tuple[Response, ...]:
     """The answer in tags and bare."""
-    return _tagged(answer), Response(text=answer)
+    return _tag(answer), Response(text=answer)
 
 
 def _doc(one: _Set, entry: Entry) -> Doc:

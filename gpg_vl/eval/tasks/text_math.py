@@ -118,7 +118,7 @@ aime24, amc23, minerva, olympiadbench = (
 
 
 def math500() -> Task:
-    """The task, for `python -m gpg_vl.eval math500`; accuracy per level beside the whole."""
+    """The task, for `python -m gpg_vl.eval math500`; accuracy per level next to the whole."""
     levels = {f"level {level}": mean_of("level", level) for level in _LEVELS}
     return replace(
         _official("math500"),
@@ -169,7 +169,7 @@ def _doc(one: _Set, entry: Entry) -> Doc:
     column = "final_answer" if one.gold == "answer" and "final_answer" in entry.row else one.gold
     text = _gold_text(entry, column)
     if one.name == "gsm8k":
-        numbers = gsm8k_rules.marked(text)
+        numbers = gsm8k_rules.find_marked(text)
         if not numbers:
             raise entry.wrong(column, 'a solution that ends in "#### " and a number')
         gold = numbers[-1].replace(",", "")

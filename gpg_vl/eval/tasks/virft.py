@@ -2,7 +2,7 @@
 
 The test lists of Visual-RFT are read as they are published, `oxford_flowers.txt` (a class per line) beside
 `oxford_flowers.pth` (image paths with labels, of which the file names count); or a table with `image` and `solution`,
-whose classes are those of `classes.txt` beside it or of its own rows; or what our recipes write.
+whose classes are those of `classes.txt` next to it or of its own rows; or what our recipes write.
 
 GPG's numbers are those of `visual_rft`, which is no classification accuracy: a constant such as an empty answer scores
 100 %. `official` is top-1, the answer being the name of a class and nothing else.
@@ -170,7 +170,9 @@ def _loader(one: _Set) -> Loader:
         """The pictures in the order of the list, each with all classes as options. Raises UserError."""
         files = _files(path, one)
         listed = files[0].suffix == ".pth"
-        rows = list(_listed(files[0], files[1], one, root) if listed else _tabled(files, root))
+        rows = list(
+            _read_list(files[0], files[1], one, root) if listed else _read_tables(files, root)
+        )
         classes = _classes(files, [gold for _, _, gold in rows], [row for row, _, _ in rows])
         return [
             _doc(Entry(doc_id=number, row=row, place=place, images=images), gold, one, classes)
@@ -190,7 +192,7 @@ def _doc(entry: Entry, gold: str, one: _Set, classes: Sequence[str]) -> Doc:
     )
 
 
-def _tabled(files: Sequence[Path], root: Path | None) -> Iterator[tuple[Row, Place, str]]:
+def _read_tables(files: Sequence[Path], root: Path | None) -> Iterator[tuple[Row, Place, str]]:
     """Rows with the gold in `solution`, tags or not, or in `answer`."""
     for row, place in rows_of(files, required=(), root=root):
         column = "solution" if "solution" in row else "answer"
@@ -209,9 +211,9 @@ def _classes(files: Sequence[Path], golds: Sequence[str], rows: Sequence[Row]) -
         raise UserError(
             f"{beside} names {len(classes)} classes, of which some are the same. Each needs a name of its own."
         )
-    if strange := next((gold for gold in golds if plain_name(gold) not in known), None):
+    if unknown_class := next((gold for gold in golds if plain_name(gold) not in known), None):
         raise UserError(
-            f"{files[0]}: the class {strange!r} is not among the {len(classes)} classes. List all of them in {beside}, one "
+            f"{files[0]}: the class {unknown_class!r} is not among the {len(classes)} classes. List all of them in {beside}, one "
             "per line."
         )
     return classes
@@ -223,11 +225,13 @@ def _lines(file: Path) -> tuple[str, ...]:
     )
 
 
-def _listed(pth: Path, txt: Path, one: _Set, root: Path | None) -> Iterator[tuple[Row, Place, str]]:
+def _read_list(
+    pth: Path, txt: Path, one: _Set, root: Path | None
+) -> Iterator[tuple[Row, Place, str]]:
     """Visual-RFT's list: {path: {"label": number of a line of the names, ...}} per image."""
     if not txt.is_file():
         raise UserError(
-            f"{pth} needs the class names beside it, in {txt}, one per line. Fetch that file, too."
+            f"{pth} needs the class names next to it, in {txt}, one per line. Fetch that file, too."
         )
     classes = _lines(txt)
     folder = root or next(

@@ -24,7 +24,7 @@ PROMPTS = {
 }
 
 
-def _tagged(doc: Doc) -> tuple[Response, ...]:
+def _tag_gold(doc: Doc) -> tuple[Response, ...]:
     """The gold in tags, which every notation survives."""
     return (
         gold_letters(doc)
@@ -128,7 +128,7 @@ def mathvista() -> Task:
             "vlmevalkit": mathvista_rules.vlmevalkit,
         },
         default_scorers=("strict", "lmms_no_model"),
-        gold_responses=lambda doc: (*_tagged(doc), *_bare(doc)),
+        gold_responses=lambda doc: (*_tag_gold(doc), *_bare(doc)),
         flawed=("lmms_no_model",),  # without its model it reads no letters and no lists
         aggregates=micro_and("task", TASKS),
         groups=("task",),
@@ -143,7 +143,7 @@ _CHOICE = re.compile(r"^\s*\(?([A-H])\s*[:.)]\s*(\S.*?)\s*$", re.MULTILINE)
 
 
 def _mathverse_doc(entry: Entry) -> Doc:
-    # Where the question stands in the picture, only the ready prompt has text.
+    # Where the question is in the picture, only the ready prompt has text.
     prompt = entry.text("query_wo" if entry.get("query_wo") else "question")
     gold, choices = entry.text("answer"), None
     if entry["question_type"] == "multi-choice":
@@ -181,7 +181,7 @@ def mathverse() -> Task:
     """The task, for `python -m gpg_vl.eval mathverse`. A problem comes in five versions, and the bootstrap draws problems."""
     return Task(
         name="mathverse",
-        description="MathVerse testmini: 788 geometry and function problems, each told in five versions from text to picture",
+        description="MathVerse testmini: 788 geometry and function problems, each given in five versions from text to picture",
         source="https://huggingface.co/datasets/AI4Math/MathVerse (MIT)",
         sizes={"testmini": 3940},
         metric="accuracy; the published one is judged by a language model",
@@ -192,7 +192,7 @@ def mathverse() -> Task:
         default_prompt="official",
         scorers={"strict": either(choice.judge, quantity.judge)},
         default_scorers=("strict",),
-        gold_responses=_tagged,
+        gold_responses=_tag_gold,
         aggregates=micro_and("problem_version", VERSIONS),
         groups=("problem_version",),
         strata=("problem_version",),

@@ -29,7 +29,7 @@ def qwen_image_side(config: Mapping[str, Any]) -> int:
     return side
 
 
-def resized(
+def resized_size(
     width: int, height: int, min_pixels: int, max_pixels: int, side: int
 ) -> tuple[int, int]:
     """(width, height) of an image as the model sees it: multiples of `side`, area in the limits.
@@ -49,5 +49,5 @@ def resized(
 PUBLISHED = Boxes(coordinates="rel1000", image_side=qwen_image_side)
 """What Qwen2-VL, and so the published rows, answer in: assumed of answers of which nothing is said."""
 
-SCORED_ONLY = {"qwen3_vl": PUBLISHED}
+SCORED_ONLY = {"qwen3_vl_moe": PUBLISHED}
 """Families whose answers can be scored though gpg_vl does not train them, by `model_type`."""

@@ -57,19 +57,26 @@ class Tiny:
     """A tiny random model of the family, which tests and `gpg-vl doctor` make offline."""
 
     special_tokens: tuple[str, ...]
-    """In the order in which they stand behind the vocabulary."""
+    """In the order in which they follow the vocabulary."""
     end_token: str
     pad_token: str
     chat_template: str
     config: Callable[[Any, int, Mapping[str, Any]], Any]
     """(tokenizer, vocabulary, settings that override those of the text tower) -> transformers config."""
     processor: Callable[[Any, str], Any]
-    """(tokenizer, chat template) -> what `save_pretrained` writes beside the weights."""
+    """(tokenizer, chat template) -> what `save_pretrained` writes next to the weights."""
 
 
 def no_image(*_: object, **__: object) -> NoReturn:
     """What a family without vision answers to every question about images."""
     raise AssertionError("a family without vision has no images")
+
+
+def no_deep_features(
+    model: Any, features: Sequence[Tensor], image_mask_T: Tensor
+) -> Mapping[str, Any]:
+    """Of a family whose features enter with the embeddings alone."""
+    return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +97,7 @@ class Family:
     # ---- tokens
 
     control_tokens: tuple[str, ...]
-    """Never stand in the text of a user: they would open a turn or stand for an image."""
+    """Never appear in the text of a user: they would open a turn or stand for an image."""
     text_tokens: tuple[str, ...] = ()
     """Special tokens that the text of a user may hold all the same: the family was taught to point with them."""
     vision_tokens: tuple[str, ...] = ()
@@ -122,9 +129,13 @@ class Family:
     # ---- features
 
     image_features: Callable[[Any, Tensor, Tensor], list[Tensor]] = no_image
-    """(model, pixel_values_N, grid_thw_I_3) -> [image tokens, H] of each image; differentiable."""
+    """(model, pixel_values_N, grid_thw_I_3) -> [image tokens, H] of each image; differentiable. Where features enter behind
+    several layers of the text tower, those of all layers side by side: [image tokens, layers * H], the embeddings first."""
     place_features: Callable[[Tensor, Sequence[Tensor], Tensor], Tensor] = no_image
     """(embeddings_T_H, features of the images in their order, image_mask_T) -> embeddings_T_H with features in place."""
+    deep_features: Callable[[Any, Sequence[Tensor], Tensor], Mapping[str, Any]] = no_deep_features
+    """(model, features of the images in their order, image_mask_T) -> what the text tower is called with besides, so that
+    they enter behind its layers too."""
 
     # ---- where the parts of the model are
 
@@ -138,6 +149,8 @@ class Family:
     """The vision tower with its merger."""
     vision_blocks: Callable[[Any], list[nn.Module]] = lambda model: []
     """The layers of the vision tower, in order."""
+    patch_embedding: str = ""
+    """The name, in the vision tower, of a convolution that is given single patches; "" if there is none."""
     part_of: Callable[[str], str] = lambda parameter_name: "language"
     """`vision`, `merger` or `language`: the part that a parameter of the model belongs to, by its name."""
 
@@ -145,6 +158,15 @@ class Family:
 
     shape_of: Callable[[Any], Shape]
     """The sizes in a transformers config."""
+    thinned: Callable[[Any, int], Any]
+    """(transformers config, n) -> the config of a model of the same widths with one in n of its layers and of its vocabulary, at
+    least one of each. Its special tokens are those of nobody: such a model is timed, never asked."""
     boxes: Boxes | None = None
     """How it was taught to write boxes; None if it was not."""
     tiny: Tiny
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Family], tuple[str, str]]:
+        """It travels to another process by its name, because not all of its functions have one."""
+        from gpg_vl.models.families import family_of
+
+        return family_of, (self.model_type, "")

@@ -1,5 +1,6 @@
 """Qwen2 and Qwen2.5: text only, and the text tower of the vision families."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ VISION_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""They stand in the vocabulary of text-only checkpoints too."""
+"""They are in the vocabulary of text-only checkpoints too."""
 POINTING_TOKENS = tuple(
     f"<|{what}_{end}|>" for what in ("object_ref", "box", "quad") for end in ("start", "end")
 )
@@ -75,6 +76,20 @@ def shape_of(config: Any) -> Shape:
     )
 
 
+def thinned(config: Any, share: int) -> Any:
+    """One in `share` of the text tower's layers and of the vocabulary."""
+    thin = copy.deepcopy(config)
+    text = thin.get_text_config()
+    text.num_hidden_layers = max(1, text.num_hidden_layers // share)
+    text.vocab_size = max(1, text.vocab_size // share)
+    if hasattr(text, "layer_types"):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+
+    # an embedding refuses a padding token beyond its end
+    text.pad_token_id = None
+    return thin
+
+
 def tiny_ends(tokenizer: Any) -> dict[str, int]:
     """The ids with which texts and turns begin and end, as the released configs have them."""
     text_end, turn_end = tokenizer.convert_tokens_to_ids([TEXT_END, TURN_END])
@@ -120,6 +135,7 @@ QWEN2 = Family(
     layers=_layers,
     attentions=_attentions,
     shape_of=shape_of,
+    thinned=thinned,
     tiny=Tiny(
         special_tokens=(TEXT_END, TURN_START, TURN_END, *VISION_TOKENS),
         end_token=TURN_END,

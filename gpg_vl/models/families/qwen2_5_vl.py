@@ -6,6 +6,7 @@ from typing import Any
 
 from gpg_vl.models.families.boxes import PUBLISHED
 from gpg_vl.models.families.qwen2_vl import QWEN2_VL, tiny_settings, with_vision
+from gpg_vl.models.families.qwen2_vl import thinned as without_windows
 from gpg_vl.models.shape import Kept, Shape
 
 
@@ -22,6 +23,14 @@ def shape_of(config: Any) -> Shape:
         # and a gated MLP its gate, the activation of it, up, and the product
         kept=Kept(computed=9 * width + 4 * vision.intermediate_size, summed=4 * width, cast=width),
     )
+
+
+def thinned(config: Any, share: int) -> Any:
+    """Of the blocks that attend over the whole image, those that are left."""
+    thin = without_windows(config, share)
+    vision = thin.vision_config
+    vision.fullatt_block_indexes = [i for i in vision.fullatt_block_indexes if i < vision.depth]
+    return thin
 
 
 def _tiny_config(tokenizer: Any, vocabulary: int, text: Mapping[str, Any]) -> Any:
@@ -43,6 +52,7 @@ QWEN2_5_VL = replace(
     model_type="qwen2_5_vl",
     model_class="Qwen2_5_VLForConditionalGeneration",
     shape_of=shape_of,
+    thinned=thinned,
     boxes=replace(PUBLISHED, coordinates="abs_resized"),
     tiny=replace(QWEN2_VL.tiny, config=_tiny_config),
 )

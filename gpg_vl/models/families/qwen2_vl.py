@@ -1,5 +1,6 @@
 """Qwen2-VL: images of any size as patches of 14 pixels, four of them in an image token, positions on three axes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import qwen2
-from gpg_vl.models.families.boxes import PUBLISHED, resized
+from gpg_vl.models.families.boxes import PUBLISHED, resized_size
 from gpg_vl.models.families.family import Family, Patches
 from gpg_vl.models.shape import Kept, Shape
 
@@ -35,8 +36,10 @@ _CHAT_TEMPLATE = (
 # ---- images
 
 
-def image_size(width: int, height: int, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(width, height) that the model sees: multiples of the side of an image token, area in the limits.
+def image_size(
+    width: int, height: int, *, min_pixels: int, max_pixels: int, side: int = SIDE
+) -> tuple[int, int]:
+    """(width, height) that the model sees: multiples of `side`, that of an image token, area in the limits.
 
     The rule of the checkpoint's own processor, so that whoever loads what was trained with it sees the same image tokens.
     Raises UserError if the image is too long for its width, or thinner than one image token once it is shrunk.
@@ -47,8 +50,8 @@ def image_size(width: int, height: int, *, min_pixels: int, max_pixels: int) -> 
             f"an image of {width}x{height} pixels is more than {LONGEST_ASPECT} times as long as wide. Crop or pad it."
         )
 
-    seen = resized(width, height, min_pixels, max_pixels, side=SIDE)
-    if min(seen) == SIDE and seen[0] * seen[1] > max_pixels:
+    seen = resized_size(width, height, min_pixels, max_pixels, side=side)
+    if min(seen) == side and seen[0] * seen[1] > max_pixels:
         raise UserError(
             f"an image of {width}x{height} pixels is thinner than one image token once it is shrunk to {max_pixels} "
             f"pixels. Crop it or raise data.max_pixels."
@@ -56,19 +59,25 @@ def image_size(width: int, height: int, *, min_pixels: int, max_pixels: int) -> 
     return seen
 
 
-def image_tokens(width: int, height: int) -> int:
+def image_tokens(width: int, height: int, *, side: int = SIDE) -> int:
     """Image tokens of an image in the size that the model sees."""
-    return (width // SIDE) * (height // SIDE)
+    return (width // side) * (height // side)
 
 
 def patches(
-    image_processor: Any, images: Sequence[Image.Image], *, min_pixels: int, max_pixels: int
+    image_processor: Any,
+    images: Sequence[Image.Image],
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    side: int = SIDE,
 ) -> Patches:
     """Patches of the images, each resized as `image_size` says."""
     from qwen_vl_utils.vision_process import to_rgb
 
     sizes = [
-        image_size(*image.size, min_pixels=min_pixels, max_pixels=max_pixels) for image in images
+        image_size(*image.size, min_pixels=min_pixels, max_pixels=max_pixels, side=side)
+        for image in images
     ]
     seen = [
         to_rgb(image).resize(size, Image.Resampling.BICUBIC)
@@ -106,7 +115,7 @@ def blank_image(config: Any) -> Patches:
 def mrope_positions(ids_T: Tensor, image_mask_T: Tensor, grid_thw_I_3: Tensor | None) -> Tensor:
     """M-RoPE: text advances all axes by one, an image spans its own time, height and width.
 
-    After an image, text goes on at the largest position of the image plus one, which is less than its number of tokens.
+    After an image, text continues at the largest position of the image plus one, which is less than its number of tokens.
     Raises AssertionError if the image tokens of the ids are not those of the grids.
     """
     positions: list[Tensor] = []
@@ -152,7 +161,8 @@ def _image_features(model: Any, pixel_values_N: Tensor, grid_thw_I_3: Tensor) ->
 def _place_features(
     embeddings_T_H: Tensor, features: Sequence[Tensor], image_mask_T: Tensor
 ) -> Tensor:
-    placed = torch.cat(list(features)).to(embeddings_T_H.dtype)
+    width = embeddings_T_H.shape[1]
+    placed = torch.cat([one[:, :width] for one in features]).to(embeddings_T_H.dtype)
     return embeddings_T_H.masked_scatter(image_mask_T[:, None].expand_as(embeddings_T_H), placed)
 
 
@@ -183,7 +193,7 @@ def _vision_blocks(model: Any) -> list[nn.Module]:
 
 def _part_of(parameter_name: str) -> str:
     """The names of saved checkpoints begin with `visual.`, those of a loaded model with `model.visual.`."""
-    if ".visual.merger." in parameter_name or parameter_name.startswith("visual.merger."):
+    if re.search(r"(^|\.)visual\.(merger|deepstack_merger_list)\.", parameter_name):
         return "merger"
     is_vision = ".visual." in parameter_name or parameter_name.startswith("visual.")
     return "vision" if is_vision else "language"
@@ -212,7 +222,7 @@ def shape_of(config: Any) -> Shape:
 def with_vision(
     config: Any, *, width: int, mlp_weights: int, full_attention_layers: int, kept: Kept
 ) -> Shape:
-    """The shape of the text tower, and beside it that of a vision tower of `width` with so many weights in each MLP."""
+    """The shape of the text tower, and next to it that of a vision tower of `width` with so many weights in each MLP."""
     vision = config.vision_config
     text = qwen2.shape_of(config)
     hidden_size = config.get_text_config().hidden_size
@@ -229,6 +239,13 @@ def with_vision(
         vision_depth=vision.depth,
         vision_kept=kept,
     )
+
+
+def thinned(config: Any, share: int) -> Any:
+    """One in `share` of the vision tower's blocks, too."""
+    thin = qwen2.thinned(config, share)
+    thin.vision_config.depth = max(1, thin.vision_config.depth // share)
+    return thin
 
 
 def tiny_settings(
@@ -304,8 +321,10 @@ QWEN2_VL = Family(
     attentions=_attentions,
     vision_tower=_vision_tower,
     vision_blocks=_vision_blocks,
+    patch_embedding="patch_embed.proj",
     part_of=_part_of,
     shape_of=shape_of,
+    thinned=thinned,
     boxes=PUBLISHED,
     tiny=replace(
         qwen2.QWEN2.tiny,

@@ -13,7 +13,9 @@
   // on an axis there is room for few characters
   const short = (v) => {
     if (v === null) return null;
-    return v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6) ? v.toExponential(0) : Number(v.toPrecision(4)).toString();
+    const plain = Number(v.toPrecision(4));
+    // as many digits as tell two ticks apart: 1e-6 and 1.2e-6
+    return v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6) ? Number(v.toPrecision(3)).toExponential() : plain.toString();
   };
 
   // a curve that never changes lies in the middle of its chart, whatever its size
@@ -23,7 +25,13 @@
     return low === high ? [low - room, high + room] : uPlot.rangeNum(low, high, 0.1, true);
   };
 
-  // there is no half a step
+  // a single step lies in the middle
+  const stepRange = (plot, low, high) => {
+    const steps = plot.data[0];
+    return steps.length === 1 ? [steps[0] - 1, steps[0] + 1] : [low, high];
+  };
+
+  // there is no half a step, and none before the first
   const whole = [...Array(10).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
 
   const ink = () => getComputedStyle(root).getPropertyValue("--quiet").trim();
@@ -71,7 +79,7 @@
     for (const band of bands) {
       const hue = HUES[band.one.hue % HUES.length];
       for (const end of ["to", "from"]) {
-        series.push({ label: `${band.one.label} ${end}`, class: "interval", stroke: tint(hue, 0.35), width: 1, spanGaps: true, points: { show: false }, value: (_, v) => value(v) });
+        series.push({ label: `${band.one.label} ${end}`, class: "interval", stroke: tint(hue, 0.35), width: 1, spanGaps: true, points: { show: lists[0].length === 1, size: 5 }, value: (_, v) => value(v) });
       }
     }
     const axis = { stroke: ink, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
@@ -80,8 +88,8 @@
       height: 220,
       series,
       bands: bands.map((band) => ({ series: [band.at, band.at + 1], fill: tint(HUES[band.one.hue % HUES.length], 0.15) })),
-      scales: { x: { time: false }, y: chart.log ? { distr: 3 } : { range } },
-      axes: [{ ...axis, incrs: whole, values: (_, ticks) => ticks.map(value) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(short) }],
+      scales: { x: { time: false, range: stepRange }, y: chart.log ? { distr: 3 } : { range } },
+      axes: [{ ...axis, incrs: whole, values: (_, ticks) => ticks.map((at) => (at < 0 ? "" : value(at))) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(short) }],
       cursor: { y: false },
     };
   }

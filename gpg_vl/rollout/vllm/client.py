@@ -65,11 +65,11 @@ class Server:
             with _open(request, timeout=seconds) as response:
                 text = response.read().decode()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:2000]
+            reply = error.read().decode(errors="replace")[:2000]
             if error.code == http.HTTPStatus.SERVICE_UNAVAILABLE:
-                raise ServerGoneError(f"{self.url}: {said.strip() or error.reason}") from None
+                raise ServerGoneError(f"{self.url}: {reply.strip() or error.reason}") from None
             raise ServerRefusedError(
-                f"The server {self.url} answers {error.code} to {request.selector}: {said.strip() or error.reason}"
+                f"The server {self.url} answers {error.code} to {request.selector}: {reply.strip() or error.reason}"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise ServerGoneError(f"{self.url}: {error}") from None

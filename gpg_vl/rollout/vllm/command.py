@@ -1,4 +1,4 @@
-"""`gpg-vl serve`: its arguments. What it does stands in `serve`, which is imported late: --help must be quick."""
+"""`gpg-vl serve`: its arguments. What it does is in `serve`, which is imported late: --help must be quick."""
 
 import argparse
 from typing import Any

@@ -11,7 +11,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 
 class NamedCPUWorker(CPUWorker):  # type: ignore[misc]  # vllm has no types here
-    """Names the files after `VLLM_DIST_IDENT`, which `Together` draws for each launch."""
+    """Names the files after `VLLM_DIST_IDENT`, which `EngineGroup` draws for each launch."""
 
     def init_device(self) -> None:
         # the processes are connected already, so that vLLM reads nothing of it but the name, behind the last colon

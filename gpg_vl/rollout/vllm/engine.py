@@ -1,4 +1,4 @@
-"""vLLM in this process: answers of the trained policy, with weights that are handed over layer by layer."""
+"""vLLM in this process: answers of the trained policy, with weights that are transferred layer by layer."""
 
 import atexit
 import gc
@@ -22,6 +22,12 @@ from gpg_vl.rollout.engine import (
     Weights,
 )
 from gpg_vl.rollout.sampling import Sampling
+from gpg_vl.rollout.vllm.compatibility import (
+    prepare_environment,
+    refuse_heads,
+    refuse_sharing,
+    refuse_vllm,
+)
 from gpg_vl.rollout.vllm.counters import Counters
 from gpg_vl.rollout.vllm.features import encode_images
 from gpg_vl.rollout.vllm.inputs import (
@@ -32,14 +38,8 @@ from gpg_vl.rollout.vllm.inputs import (
     sampling_settings,
 )
 from gpg_vl.rollout.vllm.options import engine_arguments
-from gpg_vl.rollout.vllm.together import Together
-from gpg_vl.rollout.vllm.weights import Table, reload_worker, wanted_weights
-from gpg_vl.rollout.vllm.window import (
-    prepare_environment,
-    refuse_heads,
-    refuse_sharing,
-    refuse_vllm,
-)
+from gpg_vl.rollout.vllm.tensor_parallel import EngineGroup
+from gpg_vl.rollout.vllm.weights import Table, reload_worker, select_weights
 from gpg_vl.types import Completion, Prompt
 
 
@@ -76,12 +76,12 @@ class VllmEngine:
             dtype=setup.autocast,
             empty=setup.awaits_sync,
         )
-        self._together = Together(setup.options.vllm_tensor_parallel)
-        arguments |= self._together.arguments()
+        self._engine_group = EngineGroup(setup.options.vllm_tensor_parallel)
+        arguments |= self._engine_group.arguments()
         has_groups = distributed.is_initialized()
-        with _as_if_nothing_had_been():
+        with _keep_process_state():
             self._llm = LLM(**arguments, enable_sleep_mode=self._sleeps)
-        self._together.started()
+        self._engine_group.mark_started()
         self._engine = self._llm.llm_engine
         _keep_process_groups(self._engine, of_trainer=has_groups)
         self._asleep: set[str] = set()
@@ -113,10 +113,10 @@ class VllmEngine:
         return SyncReport(version=version, tensors=table.tensors, bytes=table.bytes)
 
     def _reload(self, weights: Weights) -> Table:
-        chosen = partial(wanted_weights, weights, self._setup)
+        chosen = partial(select_weights, weights, self._setup)
         (table,) = self._llm.collective_rpc(reload_worker, args=(chosen,))
-        made: Table = table
-        return made
+        loaded_table: Table = table
+        return loaded_table
 
     def _forget(self, *, features: bool) -> None:
         """Drop what was computed with older weights. The keys say the version too, so this only frees memory."""
@@ -159,58 +159,62 @@ class VllmEngine:
                 requests, encode_images(self._setup, requests), strict=True
             )
         ]
-        everybodys, mine = self._together.gathered(questions)
-        if not everybodys:
+        all_questions, own_slice = self._engine_group.gather(questions)
+        if not all_questions:
             return []
 
-        assert self._synced or not self._setup.awaits_sync, "its weights are those of nobody yet"
+        assert self._synced or not self._setup.awaits_sync, "no weights have been synced yet"
         assert "weights" not in self._asleep, (
             "an engine that rests is given weights before it answers"
         )
         self._wake("kv_cache")
         with self._counters.decoding(self._device):
-            outputs = self._ask(everybodys, mine, sampling, done)
+            outputs = self._ask(all_questions, own_slice, sampling, done)
             return [
-                self._complete(question.prompt, output)
-                for question, output in zip(questions, outputs[mine], strict=True)
+                self._complete(question.prompt, of_prompt)
+                for question, of_prompt in zip(questions, outputs[own_slice], strict=True)
             ]
 
     def _ask(
         self,
         questions: Sequence[_Question],
-        mine: slice,
+        own_slice: slice,
         sampling: Sampling,
         done: Callable[[int], None] | None,
-    ) -> list[Any]:
-        """vLLM's output of each question, in order. `mine`: those that `done` is called for."""
-        names = []
-        for question in questions:
-            self._requests += 1
-            names.append(str(self._requests))
-            given = engine_input(question.prompt, self._keys, question.features)
-            self._engine.add_request(names[-1], given, self._parameters(sampling, question.draw))
-
-        own = set(names[mine])
+    ) -> list[list[Any]]:
+        """vLLM's outputs of each question, in order. `own_slice`: those that `done` is called for."""
+        names = [self._add_requests(question, sampling) for question in questions]
+        own = {name for of_question in names[own_slice] for name in of_question}
         finished: dict[str, Any] = {}
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
                 if output.finished:
                     finished[output.request_id] = output
                     if done and output.request_id in own:
-                        done(sampling.group_size)
-        return [finished[name] for name in names]
+                        done(len(output.outputs))
+        return [[finished[name] for name in of_question] for of_question in names]
 
-    def _parameters(self, sampling: Sampling, draw: int) -> Any:
+    def _add_requests(self, question: _Question, sampling: Sampling) -> list[str]:
+        """Their names."""
+        names = []
+        for settings in sampling_settings(sampling, self._setup.processing.tokens, question.draw):
+            self._requests += 1
+            names.append(str(self._requests))
+            given = engine_input(question.prompt, self._keys, question.features)
+            self._engine.add_request(names[-1], given, self._parameters(settings))
+        return names
+
+    def _parameters(self, settings: dict[str, Any]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        settings = sampling_settings(sampling, self._setup.processing.tokens, draw)
-        settings["logit_bias"] = {int(token): b for token, b in settings["logit_bias"].items()}
-        return SamplingParams(**settings, output_kind=RequestOutputKind.FINAL_ONLY)
+        bias = {int(token): bias for token, bias in settings["logit_bias"].items()}
+        kind = RequestOutputKind.FINAL_ONLY
+        return SamplingParams(**{**settings, "logit_bias": bias}, output_kind=kind)
 
-    def _complete(self, prompt: Prompt, output: Any) -> tuple[Completion, ...]:
+    def _complete(self, prompt: Prompt, outputs: Sequence[Any]) -> tuple[Completion, ...]:
         completions = []
-        for said in output.outputs:
+        for said in (said for output in outputs for said in output.outputs):
             logprobs = [
                 of_place[token].logprob
                 for token, of_place in zip(said.token_ids, said.logprobs, strict=True)
@@ -235,7 +239,7 @@ class VllmEngine:
 
 
 @contextmanager
-def _as_if_nothing_had_been() -> Iterator[None]:
+def _keep_process_state() -> Iterator[None]:
     """vLLM seeds every random generator of its process when it starts, and freezes what the garbage collector looks at."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -48,7 +48,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpan:
-    """Where the tokens of one image stand in a prompt."""
+    """Where the tokens of one image are in a prompt."""
 
     offset: int
     length: int
@@ -144,9 +144,13 @@ def request_body(
     return body
 
 
-def sampling_settings(sampling: Sampling, tokens: Tokens, draw: int) -> dict[str, Any]:
-    """Arguments of vLLM's SamplingParams for one prompt, all of them JSON: a server takes the same."""
-    return {
+def sampling_settings(sampling: Sampling, tokens: Tokens, draw: int) -> list[dict[str, Any]]:
+    """Arguments of vLLM's SamplingParams for each request that a prompt makes, all of them JSON: a server takes the same.
+
+    One asks for the group; the greedy answer is another, because all members of one are drawn alike. They share what vLLM
+    has computed of their prompt as the members do.
+    """
+    group: dict[str, Any] = {
         "n": sampling.group_size,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -160,6 +164,9 @@ def sampling_settings(sampling: Sampling, tokens: Tokens, draw: int) -> dict[str
         "logit_bias": {str(token): FORBIDDEN_BIAS for token in tokens.never_sampled},
         "detokenize": False,
     }
+    if not sampling.with_greedy:
+        return [group]
+    return [group, {**group, "n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1}]
 
 
 def seed_of(seed: int, draw: int) -> int:

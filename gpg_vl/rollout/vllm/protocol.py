@@ -10,7 +10,7 @@ from gpg_vl.models.digest import model_sha
 from gpg_vl.models.families import family_of
 
 FOLDER = Path("/dev/shm")
-"""Where weights lie on their way from a trainer to a server of the same node."""
+"""Where weights are stored on their way from a trainer to a server of the same node."""
 PREFIX = "gpg_vl-weights-"
 SHARED_MEMORY, NCCL = "gpg_shared_memory", "gpg_nccl"
 """Names of the transports; see `worker`."""
@@ -20,7 +20,7 @@ UNTRAINED = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a server is, told by its workers."""
+    """What a server is, as its workers report it."""
 
     host: str
     dtype: str

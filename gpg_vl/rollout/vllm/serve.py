@@ -13,13 +13,13 @@ from gpg_vl.console import say
 from gpg_vl.errors import UserError
 from gpg_vl.models.load import load_processing
 from gpg_vl.rollout.engine import EngineOptions
+from gpg_vl.rollout.vllm.compatibility import child_environment, refuse_vllm
 from gpg_vl.rollout.vllm.options import engine_arguments
 from gpg_vl.rollout.vllm.protocol import NCCL, SHARED_MEMORY
-from gpg_vl.rollout.vllm.window import child_environment, refuse_vllm
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MEMORY = 0.9
-"""Share of a GPU that a server takes if nobody says otherwise: nothing is trained beside it."""
+"""Share of a GPU that a server takes by default: nothing is trained next to it."""
 
 
 def serve(

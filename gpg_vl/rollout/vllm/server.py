@@ -14,12 +14,13 @@ from dataclasses import asdict
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.models.families import Family
+from gpg_vl.rollout.broadcast import broadcast, rank
 from gpg_vl.rollout.engine import (
     EngineLostError,
     EngineOptions,
@@ -29,19 +30,12 @@ from gpg_vl.rollout.engine import (
     SyncReport,
     Weights,
 )
-from gpg_vl.rollout.ranks import rank, tell
 from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.rollout.vllm.client import ANSWER_SECONDS, Server, ServerGoneError
+from gpg_vl.rollout.vllm.compatibility import prepare_environment, refuse_vllm
 from gpg_vl.rollout.vllm.counters import Counters
 from gpg_vl.rollout.vllm.features import encode_images
-from gpg_vl.rollout.vllm.inputs import (
-    Answer,
-    Keys,
-    make_completion,
-    request_body,
-    sampling_settings,
-)
-from gpg_vl.rollout.vllm.meeting import (
+from gpg_vl.rollout.vllm.handshake import (
     POLL_SECONDS,
     describe,
     refuse_other_model,
@@ -49,6 +43,13 @@ from gpg_vl.rollout.vllm.meeting import (
     servers_of,
     wait_for,
     weights_of,
+)
+from gpg_vl.rollout.vllm.inputs import (
+    Answer,
+    Keys,
+    make_completion,
+    request_body,
+    sampling_settings,
 )
 from gpg_vl.rollout.vllm.protocol import SHARED_MEMORY, UNTRAINED
 from gpg_vl.rollout.vllm.transfer import (
@@ -58,15 +59,22 @@ from gpg_vl.rollout.vllm.transfer import (
     deliver,
     process_name,
 )
-from gpg_vl.rollout.vllm.update import BROKEN, alone, lock_of, update
-from gpg_vl.rollout.vllm.weights import Table, wanted_weights
-from gpg_vl.rollout.vllm.window import prepare_environment, refuse_vllm
+from gpg_vl.rollout.vllm.weight_update import BROKEN, alone, lock_of, update
+from gpg_vl.rollout.vllm.weights import Table, select_weights
 from gpg_vl.types import Completion
 
 HERE = torch.device("cpu")
 """What is waited for is not on a device of this process."""
 MOST_LOSSES = 3
 """How often one call may lose its servers; a request that kills them would do so for ever."""
+
+
+class _Body(NamedTuple):
+    """What is posted to a server. A prompt may need several."""
+
+    request: int
+    """The place of its prompt among the requests."""
+    content: dict[str, Any]
 
 
 class ServerEngine:
@@ -85,9 +93,9 @@ class ServerEngine:
         """Times that a server was waited for."""
 
         # the main process's name is in it: files of runs that were killed are found by it
-        self._run = tell(f"{process_name()}-{uuid.uuid4().hex[:8]}")
+        self._run = broadcast(f"{process_name()}-{uuid.uuid4().hex[:8]}")
         self._version = 0
-        self._held = UNTRAINED
+        self._server_weights = UNTRAINED
         """The name of the weights that servers must have."""
         self._files: tuple[Path, ...] = ()
         """Those weights, for a server that has lost them; empty if they cannot be sent again from here."""
@@ -112,7 +120,7 @@ class ServerEngine:
                 passes = max(transfer.passes(len(self._servers)) for transfer in self._transfers)
             except (UserError, RunError) as error:
                 message = str(error)
-        message, passes = tell((message, passes))
+        message, passes = broadcast((message, passes))
         if message is not None:
             raise UserError(message)
 
@@ -135,9 +143,9 @@ class ServerEngine:
     # ---- weights
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
-        passes = Passes(partial(wanted_weights, weights, self._setup), self._passes)
+        passes = Passes(partial(select_weights, weights, self._setup), self._passes)
         with self._counters.syncing(HERE):
-            self._held = f"{self._run}:{version}"
+            self._server_weights = f"{self._run}:{version}"
             message, table = None, None
             if rank() == 0:
                 try:
@@ -145,7 +153,7 @@ class ServerEngine:
                 except (RunError, UserError) as error:
                     message = str(error)
             passes.finish()
-            message, table, files = tell((message, table, self._files))
+            message, table, files = broadcast((message, table, self._files))
 
         if message is not None:
             raise EngineLostError(message)
@@ -169,7 +177,7 @@ class ServerEngine:
 
         for server, transfer in zip(self._servers, self._transfers, strict=True):
             try:
-                table = update(server, partial(transfer.deliver, weights), self._held)
+                table = update(server, partial(transfer.deliver, weights), self._server_weights)
             except ServerGoneError as gone:
                 self._restore(server, gone)
         return table
@@ -181,13 +189,13 @@ class ServerEngine:
             wait_for(server, self._setup.options.server_wait)
             try:
                 with alone(self._run):
-                    if weights_of(server) == self._held:
+                    if weights_of(server) == self._server_weights:
                         return
-                    if self._held == UNTRAINED:
+                    if self._server_weights == UNTRAINED:
                         refuse_other_weights([server], self._setup)
                         return
                     if self._files:
-                        update(server, partial(deliver, self._files), self._held)
+                        update(server, partial(deliver, self._files), self._server_weights)
                         return
                 self._await_weights(server)
                 return
@@ -202,12 +210,12 @@ class ServerEngine:
         """A server that came back without the weights gets them from the main process, or from nobody."""
         deadline = time.monotonic() + self._setup.options.server_wait
         while rank() != 0 and time.monotonic() < deadline:
-            if weights_of(server) == self._held:
+            if weights_of(server) == self._server_weights:
                 return
             time.sleep(POLL_SECONDS)
         raise EngineLostError(
             f"The server {server.url} came back without the weights of step {self._version}, and they cannot be sent again in "
-            f"the middle of a step: over NCCL nothing is kept. Go on from the checkpoint with --resume."
+            f"the middle of a step: over NCCL nothing is kept. Resume from the checkpoint with --resume."
         )
 
     @property
@@ -229,28 +237,31 @@ class ServerEngine:
                 refuse_other_weights(self._servers, self._setup)
                 self._is_known = True
             bodies = self._write(requests, sampling)
-            replies = self._ask_all(bodies, lambda: done(sampling.group_size) if done else None)
+            replies = self._ask_all(bodies, done or (lambda _: None))
+            choices: list[list[Any]] = [[] for _ in requests]
+            for body, reply in zip(bodies, replies, strict=True):
+                choices[body.request] += sorted(reply["choices"], key=itemgetter("index"))
             return [
-                self._complete(request, reply)
-                for request, reply in zip(requests, replies, strict=True)
+                self._complete(request, of_request)
+                for request, of_request in zip(requests, choices, strict=True)
             ]
 
-    def _write(
-        self, requests: Sequence[RolloutRequest], sampling: Sampling
-    ) -> list[dict[str, Any]]:
+    def _write(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[_Body]:
         features = encode_images(self._setup, requests)
         tokens, keys = self._setup.processing.tokens, self._keys
         return [
-            request_body(
-                request.prompt, keys, sampling_settings(sampling, tokens, request.draw), of_images
-            )
-            for request, of_images in zip(requests, features, strict=True)
+            _Body(number, request_body(request.prompt, keys, settings, of_images))
+            for number, (request, of_images) in enumerate(zip(requests, features, strict=True))
+            for settings in sampling_settings(sampling, tokens, request.draw)
         ]
 
     def _ask_all(
-        self, bodies: Sequence[dict[str, Any]], answered: Callable[[], None]
+        self, bodies: Sequence[_Body], answered: Callable[[int], None]
     ) -> list[dict[str, Any]]:
-        """A reply to every body. What a server was asked that died is asked again when it is back."""
+        """A reply to every body. What a server was asked that died is asked again when it is back.
+
+        answered: called with the completions of each reply.
+        """
         replies: dict[int, dict[str, Any]] = {}
         losses = 0
         while len(replies) < len(bodies):
@@ -258,15 +269,16 @@ class ServerEngine:
             waiting = [number for number in range(len(bodies)) if number not in replies]
             with ThreadPoolExecutor(min(self._setup.options.slots, len(waiting))) as pool:
                 asked = {
-                    pool.submit(self._ask, self._server_of(number), bodies[number]): number
+                    pool.submit(self._ask, self._server_of(bodies[number]), bodies[number]): number
                     for number in waiting
                 }
                 for future in as_completed(asked):
+                    number = asked[future]
                     try:
-                        replies[asked[future]] = future.result()
-                        answered()
+                        replies[number] = future.result()
+                        answered(len(replies[number]["choices"]))
                     except ServerGoneError as gone:
-                        lost[self._server_of(asked[future])] = gone
+                        lost[self._server_of(bodies[number])] = gone
 
             losses += bool(lost)
             if losses > MOST_LOSSES:
@@ -278,16 +290,18 @@ class ServerEngine:
                 self._restore(server, loss)
         return [replies[number] for number in range(len(bodies))]
 
-    def _server_of(self, number: int) -> Server:
-        """Requests are dealt out in turn, and processes begin at different servers."""
-        return self._servers[(number + rank()) % len(self._servers)]
+    def _server_of(self, body: _Body) -> Server:
+        """Prompts are dealt out in turn, each to one server that computes it once; processes begin at different servers."""
+        return self._servers[(body.request + rank()) % len(self._servers)]
 
-    def _ask(self, server: Server, body: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, server: Server, body: _Body) -> dict[str, Any]:
         """Raises ServerGoneError also for an answer of weights that this run has not given the server now."""
-        reply: dict[str, Any] = server.post("/inference/v1/generate", body, seconds=ANSWER_SECONDS)
+        reply: dict[str, Any] = server.post(
+            "/inference/v1/generate", body.content, seconds=ANSWER_SECONDS
+        )
         for choice in reply["choices"]:
             wrote = {span["version"] for span in choice["weight_versions"]}
-            if wrote == {self._held}:
+            if wrote == {self._server_weights}:
                 continue
             foreign = [
                 name
@@ -304,10 +318,10 @@ class ServerEngine:
         return reply
 
     def _complete(
-        self, request: RolloutRequest, reply: Mapping[str, Any]
+        self, request: RolloutRequest, choices: Sequence[Mapping[str, Any]]
     ) -> tuple[Completion, ...]:
         completions = []
-        for choice in sorted(reply["choices"], key=itemgetter("index")):
+        for choice in choices:
             logprobs = [place["logprob"] for place in choice["logprobs"]["content"]]
             answer = Answer(token_ids=choice["token_ids"], logprobs=logprobs)
             completions.append(

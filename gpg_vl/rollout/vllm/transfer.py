@@ -18,7 +18,7 @@ from gpg_vl.rollout.vllm.client import Server
 from gpg_vl.rollout.vllm.protocol import FOLDER, NCCL, PREFIX, Description, host_name
 
 FILE_BYTES = 2**29
-"""Weights are written in files of about this size: a server has one of them in memory beside its model."""
+"""Weights are written in files of about this size: a server has one of them in memory next to its model."""
 UPDATE_SECONDS = 1800.0
 
 
@@ -62,7 +62,7 @@ class SharedMemory:
             self.close()
             raise UserError(
                 f"The weights do not fit into {FOLDER}: {error}. A server on this node reads them there; it must hold one "
-                f"copy of them. Make room, raise the limit of shared memory (docker: --shm-size), or use rollout.engine=vllm."
+                f"copy of them. Free memory, raise the limit of shared memory (docker: --shm-size), or use rollout.engine=vllm."
             ) from None
 
     def deliver(self, weights: Weights, server: Server) -> None:

@@ -35,10 +35,10 @@ class Table:
     """Parameters of the engine that no tensor went into."""
 
     @staticmethod
-    def of(told: Mapping[str, Any]) -> "Table":
+    def of(report: Mapping[str, Any]) -> "Table":
         """A table that came as JSON."""
-        names = {kind: tuple(told[kind]) for kind in ("untaken", "repeated", "unfed")}
-        return Table(tensors=told["tensors"], bytes=told["bytes"], **names)
+        names = {kind: tuple(report[kind]) for kind in ("untaken", "repeated", "unfed")}
+        return Table(tensors=report["tensors"], bytes=report["bytes"], **names)
 
     def refuse_gaps(self) -> None:
         """Raises RunError unless every tensor went somewhere, once, and every parameter got something."""
@@ -47,7 +47,11 @@ class Table:
             "that were sent more than once": self.repeated,
             "of vLLM that the trainer sends nothing for": self.unfed,
         }
-        found = [f"{len(names)} {kind} ({_shown(names)})" for kind, names in wrong.items() if names]
+        found = [
+            f"{len(names)} {kind} ({_format_names(names)})"
+            for kind, names in wrong.items()
+            if names
+        ]
         if found:
             raise RunError(
                 f"The weights of trainer and engine do not belong together: tensors {'; '.join(found)}. Sampling would go "
@@ -123,7 +127,7 @@ class Reload:
         return watched
 
 
-def wanted_weights(weights: Weights, setup: EngineSetup) -> Iterator[tuple[str, Tensor]]:
+def select_weights(weights: Weights, setup: EngineSetup) -> Iterator[tuple[str, Tensor]]:
     """Those that vLLM has: without the vision tower and its merger where it is given features. Iterates to the end."""
     part_of = setup.processing.family.part_of
     for name, tensor in weights():
@@ -155,6 +159,6 @@ def _loaded_parameters(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield f"{module_name}.{name}", parameter
 
 
-def _shown(names: Sequence[str]) -> str:
+def _format_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

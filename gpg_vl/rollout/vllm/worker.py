@@ -32,7 +32,7 @@ from gpg_vl.rollout.vllm.weights import Reload, Table
 
 @dataclass
 class _Nothing(WeightTransferInitInfo):  # type: ignore[misc]  # vllm, which has no types here
-    """Shared memory needs no meeting."""
+    """Shared memory needs no collective."""
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Served:
     """Mixed into vLLM's worker; called by name over HTTP."""
 
     def gpg_describe(self) -> dict[str, Any]:
-        """Which model this is, and where it stands in an update."""
+        """Which model this is, and where it is in an update."""
         worker: Any = self
         config = worker.vllm_config
         return asdict(

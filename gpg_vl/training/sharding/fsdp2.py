@@ -28,9 +28,9 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import adapter_parameters, merged_weights
 from gpg_vl.models.policy import Policy
 from gpg_vl.training.memory import Sizes, frozen_bytes, moment_bytes
-from gpg_vl.training.sharding.offload import send_away, step_in_pages
-from gpg_vl.training.sharding.parts import load_parts, save_parts
+from gpg_vl.training.sharding.offload import move_to_cpu, step_in_pages
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
+from gpg_vl.training.sharding.sharded_checkpoint import load_parts, save_parts
 
 FOLDER = "parts"
 """In a checkpoint: what each process has written of the trained weights and their moments."""
@@ -47,7 +47,7 @@ class Fsdp2:
     def __init__(self, setup: ShardingSetup) -> None:
         if setup.processes == 1:
             raise UserError(
-                "train.sharding is fsdp2, but this run has one process, and nobody to share the weights with. Start two or "
+                "train.sharding is fsdp2, but this run has one process, so no weights can be shared. Start two or "
                 "more (torchrun --nproc-per-node 2 -m gpg_vl train ...), or set train.sharding to none."
             )
         self._setup = setup
@@ -144,7 +144,7 @@ class Fsdp2:
         self._give_back()
         load_parts(self._trained(), self._optimizer, folder / FOLDER)
         if self._setup.offload == "optimizer":
-            send_away(self._optimizer)
+            move_to_cpu(self._optimizer)
 
     def _spread(
         self,
@@ -152,7 +152,7 @@ class Fsdp2:
         gathered: torch.dtype | None,
         reshard_after_forward: bool | None = None,
     ) -> list[FSDPModule]:
-        """Unit by unit, so that a device never holds more than one whole unit beside its parts.
+        """Unit by unit, so that a device never holds more than one whole unit next to its parts.
 
         gathered: dtype of what is computed with, while the parts stay as they are; None gathers them as they are.
         """

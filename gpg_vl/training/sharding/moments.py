@@ -1,4 +1,4 @@
-"""What an optimizer keeps of each weight, compared before it is given any: a fused step trusts the shapes it is handed."""
+"""What an optimizer keeps of each weight, compared before it is loaded: a fused step does not check shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +44,7 @@ def refuse_other_moments(name: str, saved: Layout, expected: Layout) -> None:
             )
 
 
-def checked_state(
+def check_state(
     saved: Any, names: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """`state_dict` of an optimizer as it was saved, with the settings of this run's.

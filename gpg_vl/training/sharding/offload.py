@@ -39,7 +39,7 @@ def step_in_pages(optimizer: torch.optim.Optimizer, page_elements: int = PAGE_EL
 
 
 @torch.no_grad()
-def send_away(optimizer: torch.optim.Optimizer) -> None:
+def move_to_cpu(optimizer: torch.optim.Optimizer) -> None:
     """All moments into the memory of the CPU."""
     for parameter in optimizer.state:
         _move(optimizer, parameter, torch.device("cpu"))

@@ -12,19 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gpg_vl.activity import meeting
+from gpg_vl.activity import in_collective
 from gpg_vl.models.adapter_folder import load_adapters
 from gpg_vl.models.adapters import adapter_parameters, has_adapters, merged_weights
-from gpg_vl.models.held import hold_matrices
 from gpg_vl.models.load import load_model, quiet
 from gpg_vl.models.policy import Policy
-from gpg_vl.training.sharding.moments import checked_state
-from gpg_vl.training.sharding.offload import refuse_offload, send_away, step_in_pages
+from gpg_vl.models.save import save_model
+from gpg_vl.models.weight_precision import hold_matrices
+from gpg_vl.training.sharding.moments import check_state
+from gpg_vl.training.sharding.offload import move_to_cpu, refuse_offload, step_in_pages
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
 from gpg_vl.training.tensor_file import DamagedFileError, load_tensors
 
 FILE = "optimizer.pt"
 """In a checkpoint: the moments, and the names of the weights that they are of."""
+WEIGHTS = "weights"
+"""The folder in a checkpoint with the weights as they are, where those in `model/` are rounded."""
 BUCKET_ELEMENTS = 2**24
 """Numbers that are summed over processes in one collective: 64 MB in float32."""
 
@@ -57,7 +60,7 @@ class Plain:
         self._optimizer = make_optimizer(self._policy)
         if self._setup.processes > 1:
             for tensor in [*policy.parameters(), *policy.buffers()]:
-                with meeting():
+                with in_collective():
                     torch.distributed.broadcast(tensor.detach(), src=0)
         return self._policy
 
@@ -82,7 +85,7 @@ class Plain:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         # a GPU only queues the sums, so it is the norm that waits for the other processes
-        with meeting() if self._setup.processes > 1 else nullcontext():
+        with in_collective() if self._setup.processes > 1 else nullcontext():
             if self._setup.processes > 1:
                 _sum_over_processes([p.grad for p in parameters if p.grad is not None])
             norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
@@ -106,18 +109,21 @@ class Plain:
         if self._setup.is_main:
             state = {**self._optimizer.state_dict(), "names": list(self._trained())}
             torch.save(state, folder / FILE)
+            if self._setup.keeps_weights and not has_adapters(self._policy.model):
+                save_model(self._policy.model, self.full_weights(), folder / WEIGHTS)
 
     def load(self, folder: Path) -> None:
         model = self._policy.model
         if has_adapters(model):
             load_adapters(model, folder)
         else:
-            _load_weights(model, folder / "model")
+            own = folder / WEIGHTS
+            _load_weights(model, own if own.is_dir() else folder / "model")
 
         saved = load_tensors(folder / FILE)
-        self._optimizer.load_state_dict(checked_state(saved, self._trained(), self._optimizer))
+        self._optimizer.load_state_dict(check_state(saved, self._trained(), self._optimizer))
         if self._setup.offload != "none":
-            send_away(self._optimizer)
+            move_to_cpu(self._optimizer)
 
     def _hold_trained(self) -> None:
         """In the dtype that was asked for, with gradients in float32: many small ones add up in there."""

@@ -88,5 +88,7 @@ class ShardingSetup:
     weights: torch.dtype | None = None
     """Of trained matrices while they are computed with; None leaves them as they are. Moments are float32 at least, and a
     sharding that keeps float32 weights for the optimizer casts what it computes with."""
+    keeps_weights: bool = False
+    """Whether `model/` of a checkpoint is rounded, so that what is trained cannot be read from there again."""
     defer_reduction: bool = False
     """Whether gradients are summed over processes in the last backward of a step alone, where a sharding has the choice."""

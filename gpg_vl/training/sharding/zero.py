@@ -2,7 +2,7 @@
 
 DeepSpeed is driven by hand. Its own `engine.step()` knows a gradient's norm only after the step, and it averages over
 processes where our losses are parts of one sum; so norm, finiteness and scale are settled here, and then its optimizer
-steps. What is read and set of its insides for that stands in `zero_inside`.
+steps. What is read and set of its insides for that is in `zero_internals`.
 
 A frozen vision tower is not given to stage 3, for the reason that `fsdp2` has: its calls need not match.
 """
@@ -25,10 +25,10 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.adapters import adapter_parameters, merged_weights
 from gpg_vl.models.policy import Policy
 from gpg_vl.training.memory import Sizes, moment_bytes
-from gpg_vl.training.sharding import zero_inside
+from gpg_vl.training.sharding import zero_internals
 from gpg_vl.training.sharding.offload import refuse_offload
 from gpg_vl.training.sharding.protocol import ShardingSetup, StepResult
-from gpg_vl.training.sharding.whole_parts import load_whole_parts, save_whole_parts
+from gpg_vl.training.sharding.whole_checkpoint import load_whole_parts, save_whole_parts
 
 BUCKET_ELEMENTS = 5 * 10**7
 """Numbers that are reduced, or gathered ahead, in one collective: 200 MB in float32."""
@@ -103,7 +103,7 @@ class Zero:
     def __init__(self, setup: ShardingSetup, kind: ZeroStage) -> None:
         if setup.processes == 1:
             raise UserError(
-                f"train.sharding is {kind.name}, but this run has one process, and nobody to share with. Start two or more "
+                f"train.sharding is {kind.name}, but this run has one process, so nothing can be shared. Start two or more "
                 f"(torchrun --nproc-per-node 2 -m gpg_vl train ...), or set train.sharding to none."
             )
         kind.check(setup.offload)
@@ -120,7 +120,7 @@ class Zero:
     def wrap(
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
     ) -> nn.Module:
-        # matrices are told from norms by their shape, which stage 3 takes away
+        # matrices are distinguished from norms by their shape, which stage 3 takes away
         self._policy = policy
         self._optimizer = make_optimizer(policy)
         self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
@@ -134,17 +134,17 @@ class Zero:
         return engine
 
     def start(self, learning_rate: Callable[[str], float]) -> None:
-        zero_inside.forget_gradients(self._engine.optimizer)
+        zero_internals.forget_gradients(self._engine.optimizer)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(group["part"])
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        zero_inside.begin_backward(self._engine.optimizer)
+        zero_internals.begin_backward(self._engine.optimizer)
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def clip_and_step(self, max_norm: float, *, loss_is_finite: bool) -> StepResult:
         optimizer, processes = self._engine.optimizer, self._setup.processes
-        gradients = zero_inside.complete_gradients(optimizer)
+        gradients = zero_internals.complete_gradients(optimizer)
 
         # DeepSpeed has averaged what is to be summed
         norm = processes * self._norm(gradients)
@@ -157,7 +157,7 @@ class Zero:
                 optimizer.step()
                 optimizer.zero_grad()
             else:
-                zero_inside.drop_step(optimizer)
+                zero_internals.drop_step(optimizer)
         return StepResult(norm, applied)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -169,17 +169,17 @@ class Zero:
 
     def save(self, folder: Path) -> None:
         optimizer = self._engine.optimizer
-        tensors = zero_inside.full_state(optimizer, self._trained)
+        tensors = zero_internals.full_state(optimizer, self._trained)
         if self._setup.is_main:
-            shapes = zero_inside.state_shapes(optimizer, self._trained)
+            shapes = zero_internals.state_shapes(optimizer, self._trained)
             save_whole_parts(shapes, tensors, folder / FOLDER)
-        for _ in tensors:  # others, and one that could not write: each tensor is a meeting of all
+        for _ in tensors:  # those that do not write as well: each tensor is a collective
             pass
 
     def load(self, folder: Path) -> None:
-        shapes = zero_inside.whole_shapes(self._trained)
+        shapes = zero_internals.whole_shapes(self._trained)
         state = load_whole_parts(folder / FOLDER, shapes)
-        zero_inside.restore_state(self._engine.optimizer, self._trained, state)
+        zero_internals.restore_state(self._engine.optimizer, self._trained, state)
 
     def _wrapped(self) -> nn.Module:
         engine: nn.Module = self._engine
@@ -208,7 +208,7 @@ class Zero:
         return engine
 
     def _config(self, policy: Policy) -> dict[str, Any]:
-        """What DeepSpeed is told. The boundary of a step is ours: it counts no micro-batches."""
+        """The config that DeepSpeed gets. The boundary of a step is ours: it counts no micro-batches."""
         hidden_size = policy.model.get_output_embeddings().weight.shape[1]
         trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
         zero: dict[str, Any] = {
@@ -259,7 +259,7 @@ class Zero:
         return float(square.sqrt())
 
     def _gather(self, tensor: Tensor) -> Tensor:
-        if self.holds_whole or not zero_inside.is_spread(tensor):
+        if self.holds_whole or not zero_internals.is_spread(tensor):
             return tensor
         with self._deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
@@ -301,5 +301,5 @@ def _import_deepspeed(device: torch.device) -> Any:
     old_names = r"`torch\.distributed\.\w+` is deprecated"
     warnings.filterwarnings("ignore", message=old_names, category=FutureWarning)
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    zero_inside.compile_nothing(deepspeed)
+    zero_internals.compile_nothing(deepspeed)
     return deepspeed

@@ -26,10 +26,10 @@ def tracker_options(
     trackio: dict[str, Any] = {"name": resume_id or run_name, "group": group}
     if resume_id is not None:
         wandb["resume"] = trackio["resume"] = "allow"
-    return {"wandb": _given(wandb), "trackio": _given(trackio)}
+    return {"wandb": _drop_missing(wandb), "trackio": _drop_missing(trackio)}
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_missing(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from gpg_vl.report.text import line
+from gpg_vl.report.visible_text import line
 from gpg_vl.training.samples import PictureSource
 from gpg_vl.types import Group
 
@@ -28,23 +28,27 @@ class Shown:
     question: str
     gold: str
     answers: tuple[tuple[str, float], ...]
-    """Each response with its reward."""
+    """Each response with its reward, that of a greedy answer marked as such."""
 
 
 def shown_groups(groups: Sequence[Group], pictures: PictureSource) -> list[Shown]:
-    return [_shown(group, pictures) for group in groups]
+    return [_make_shown(group, pictures) for group in groups]
 
 
-def _shown(group: Group, pictures: PictureSource) -> Shown:
+def _make_shown(group: Group, pictures: PictureSource) -> Shown:
     example = group.example
     scored = zip(group.completions, group.rewards, strict=True)
+    answers = [(line(one.response, 4000), reward) for one, reward in scored]
+    if group.greedy is not None:
+        text = f"(greedy) {group.greedy.completion.response}"
+        answers.append((line(text, 4000), group.greedy.reward))
     return Shown(
         id=line(example.id),
         task=line(example.task),
         picture=pictures.small(example.images[0]) if example.images else None,
         question=line(group.prompt.text, 2000),
         gold=line(example.answer, 500),
-        answers=tuple((line(one.response, 4000), reward) for one, reward in scored),
+        answers=tuple(answers),
     )
 
 

@@ -13,12 +13,12 @@ from gpg_vl.training.trackers.rows import COLUMNS, Shown, table_rows
 
 def show(tracker: Any, step: int, shown: Sequence[Shown]) -> None:
     pictures = [None if one.picture is None else trackio.Image(one.picture) for one in shown]
-    rows = table_rows(step, [_quoted(one) for one in shown], pictures)
+    rows = table_rows(step, [_quote(one) for one in shown], pictures)
     frame = pandas.DataFrame(rows, columns=list(COLUMNS))
     tracker.log({"samples": trackio.Table(dataframe=frame)}, step=step)
 
 
-def _quoted(shown: Shown) -> Shown:
+def _quote(shown: Shown) -> Shown:
     answers = tuple((as_code(answer), reward) for answer, reward in shown.answers)
     return replace(
         shown, question=as_code(shown.question), gold=as_code(shown.gold), answers=answers

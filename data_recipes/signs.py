@@ -1,0 +1,86 @@
+"""Two signs to add or to compare, with a line of thought before the answer: an endless training set of two steps.
+
+    python data_recipes/signs.py --out data/signs --seed 1 --rows 8000 --test-rows 600
+    python data_recipes/signs.py --out data/signs_worked --seed 2 --rows 64 --answers worked   # for sft
+
+Row i of a seed is always the same picture. Train pictures are drawn with the odd number 2 * seed + 1 and held-out ones with the
+even number 2 * seed, and pictures of an odd and of an even number are never the same (`gpg_vl/quickstart/signs.py`). Needs no
+network.
+"""
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from gpg_vl.data.cells import CellError
+from gpg_vl.data.json_rows import Cells
+from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, main
+from gpg_vl.errors import UserError
+from gpg_vl.quickstart import signs
+from gpg_vl.types import Example
+
+
+def convert(row: RawRow, *, rows: int, test_rows: int, answers: str) -> Example:
+    """One picture and its question. The answer is a number; with `worked` a whole response."""
+    return Example(
+        id=row.id,
+        images=row.images("image"),
+        prompt=row.text("prompt"),
+        answer=row.text("worked" if answers == "worked" else "answer"),
+        task=row.text("task"),
+        meta={},
+    )
+
+
+def opened(request: Request) -> list[Source]:
+    numbers = {"train": request.options["rows"], "test": request.options["test_rows"]}
+    if not numbers["train"]:
+        raise UserError("--rows is 0. At least one picture to train on is needed.")
+    return [
+        Source(
+            split=split,
+            read=partial(_drawn, 2 * request.seed + (split == "train"), number),
+            total=number,
+            root=None,
+            facts={"drawn with": 2 * request.seed + (split == "train"), "rows": number},
+        )
+        for split, number in numbers.items()
+        if number
+    ]
+
+
+def _drawn(seed: int, number: int, start: int) -> Iterator[tuple[str, Cells | CellError]]:
+    for row in signs.rows(seed, number - start, start):
+        yield row["id"], row
+
+
+def settings(*, rows: int, test_rows: int, answers: str) -> dict[str, Any]:
+    if answers == "worked":
+        return {"rewards": {"weights": {"verbatim": 1.0}}, "algorithm": {"name": "sft"}}
+    return {"rewards": {"weights": {"counting": 1.0, "format": 0.5}}}
+
+
+RECIPE = Recipe(
+    name="signs",
+    title="Two signs to add or to compare",
+    help=__doc__,
+    licence="none: every picture is drawn by gpg_vl",
+    splits=("train", "test"),
+    has_source=False,
+    open=opened,
+    convert=convert,
+    options={
+        "rows": Option(default=8_000, help="pictures to train on"),
+        "test_rows": Option(default=0, help="held-out pictures, none of which is among the others"),
+        "answers": Option(
+            default="number",
+            choices=("number", "worked"),
+            help="the number alone, or a whole response with its line of thought, to be learned by sft",
+        ),
+    },
+    settings=settings,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(RECIPE))

@@ -1,0 +1,229 @@
+"""The algorithm sections of what is built in: the keys of each algorithm, declared without torch."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from gpg_vl.algorithms.option_types import (
+    Age,
+    Aggregation,
+    Baseline,
+    ClipMode,
+    CorrectionKind,
+    FNorm,
+    SftAggregation,
+)
+from gpg_vl.config.declaration import Section
+
+
+class AlgorithmConfig(Section):
+    """How rewards become a gradient. The other keys of the section are those of the algorithm that is named."""
+
+    name: str = "gpg"
+    """The name of a built-in algorithm or of a plug-in, or a factory of your own as `my_algorithm.py:factory`, whose
+    keyword arguments are then the keys. docs/algorithms.md describes those that are built in."""
+
+
+class SampledConfig(AlgorithmConfig):
+    """The keys of every algorithm that samples groups of answers."""
+
+    beta_th: float = Field(0.0, ge=0.0, le=1.0)
+    """Least share of groups with signal; below it more groups are sampled. 0 never resamples."""
+    max_resample_attempts: int = Field(20, ge=1)
+    """Cap on the rounds of sampling per step, the first included."""
+    correction: CorrectionKind = "none"
+    """Weight of a token that other weights than the trainer's have sampled (an engine that rounds in another way, a group
+    that was carried over): the ratio of both probabilities, cut at the top (`token_truncate`), 0 above the bound
+    (`token_mask`), 0 outside of both bounds (`icepop`), or the ratio of the whole answer, 0 outside of both
+    (`sequence_mask`)."""
+    correction_low: float | None = Field(None, ge=0.0)
+    """Lower bound of that ratio, for `icepop` and `sequence_mask`. null: 0.5 and 0."""
+    correction_high: float | None = Field(None, gt=0.0)
+    """Upper bound of that ratio. null: 2 for `token_truncate`, 3 for both masks, 5 for `icepop`."""
+
+
+class GpgConfig(SampledConfig):
+    """Group Policy Gradient: the policy gradient itself, and nothing beside it (arXiv:2504.02546)."""
+
+    name: Literal["gpg"] = "gpg"
+    """Group Policy Gradient."""
+    f_norm: FNorm = "one"
+    """Divisor of the advantage: 1 (GPG), the group's standard deviation (GRPO), or that of the whole step."""
+    age: Age = "inverse_valid_fraction"
+    """Correction for groups without signal: the paper's alpha = B/(B-M); `token` counts tokens; `off` is 1;
+    `valid_fraction` is the inverse of the paper's alpha and only here because one article names it."""
+    aggregation: Aggregation = "token"
+    """Mean over all tokens of the step; per sequence then over sequences; by the constant length limit; per group."""
+    beta_th: float = Field(0.4, ge=0.0, le=1.0)
+    """Least share of groups with signal; below it more groups are sampled. 0 never resamples, 1 is DAPO-like."""
+
+    @model_validator(mode="after")
+    def _token_age(self) -> "GpgConfig":
+        if self.age == "token" and self.aggregation != "token":
+            raise ValueError(
+                f"age 'token' goes with aggregation 'token' only; aggregation is {self.aggregation!r}. "
+                f"Use age 'inverse_valid_fraction', which is exact for {self.aggregation!r}."
+            )
+        return self
+
+
+class GrpoConfig(SampledConfig):
+    """Group Relative Policy Optimization: a clipped ratio, and a pull to the first weights (arXiv:2402.03300)."""
+
+    name: Literal["grpo"] = "grpo"
+    """Group Relative Policy Optimization."""
+    aggregation: Aggregation = "sequence"
+    """Mean per sequence then over sequences; over all tokens of the step (DAPO); by the length limit; per group."""
+    clip_low: float = Field(0.2, ge=0.0, lt=1.0)
+    """How far a token may become rarer than when it was sampled (0.2: to 0.8 times) before it has no more gradient."""
+    clip_high: float = Field(0.2, ge=0.0)
+    """How far a token may become likelier than when it was sampled before it has no more gradient. DAPO takes 0.28."""
+    clip_mode: ClipMode = "cut"
+    """`cut`: beyond the clip a token has no gradient. `gradient_preserving`: it keeps that of the clip
+    (Klear-Reasoner, arXiv:2508.07629)."""
+    kl_beta: float = Field(0.04, ge=0.0)
+    """Weight of the divergence (k3) from the weights the run began with. Above 0 those are kept in memory, and every
+    answer costs one more forward pass; 0 needs neither."""
+    updates: int = Field(1, ge=1)
+    """Optimizer updates on the same answers; from the second on the ratio and its clip matter."""
+
+
+class DrGrpoConfig(SampledConfig):
+    """Dr. GRPO: GRPO without the divisions by a group's deviation and an answer's length (arXiv:2503.20783)."""
+
+    name: Literal["dr_grpo"] = "dr_grpo"
+    """GRPO without its two divisions."""
+    clip_low: float = Field(0.2, ge=0.0, lt=1.0)
+    """How far a token may become rarer than when it was sampled before it has no more gradient."""
+    clip_high: float = Field(0.2, ge=0.0)
+    """How far a token may become likelier than when it was sampled before it has no more gradient."""
+    kl_beta: float = Field(0.0, ge=0.0)
+    """Weight of the divergence (k3) from the weights the run began with; 0 needs no copy of them."""
+    updates: int = Field(1, ge=1)
+    """Optimizer updates on the same answers."""
+
+
+class DapoConfig(SampledConfig):
+    """DAPO: a higher upper clip, a mean over tokens, groups with signal only, a penalty of length (arXiv:2503.14476)."""
+
+    name: Literal["dapo"] = "dapo"
+    """Decoupled clip and dynamic sampling."""
+    clip_low: float = Field(0.2, ge=0.0, lt=1.0)
+    """How far a token may become rarer than when it was sampled before it has no more gradient."""
+    clip_high: float = Field(0.28, ge=0.0)
+    """How far a token may become likelier than when it was sampled before it has no more gradient."""
+    overlong_tokens: int = Field(0, ge=0)
+    """Within so many tokens of rollout.max_new_tokens an answer loses up to 1 of its reward, in a straight line; 0: none."""
+    updates: int = Field(1, ge=1)
+    """Optimizer updates on the same answers."""
+    beta_th: float = Field(1.0, ge=0.0, le=1.0)
+    """Least share of groups with signal; 1 is DAPO's dynamic sampling."""
+
+
+class RlooConfig(SampledConfig):
+    """REINFORCE Leave-One-Out: compared with the other answers of the group (arXiv:2402.14740)."""
+
+    name: Literal["rloo"] = "rloo"
+    """REINFORCE Leave-One-Out."""
+
+
+class ReinforceConfig(SampledConfig):
+    """REINFORCE with the mean reward of the step as its baseline (Williams, 1992)."""
+
+    name: Literal["reinforce"] = "reinforce"
+    """REINFORCE with the mean reward of the step as its baseline."""
+
+
+class ReinforcePpConfig(SampledConfig):
+    """REINFORCE++: advantages of tokens, made standard over the whole step, and a clipped ratio (arXiv:2501.03262)."""
+
+    name: Literal["reinforce_pp"] = "reinforce_pp"
+    """REINFORCE++."""
+    baseline: Baseline = "step"
+    """What an answer is compared with: all of the step, or its group first (REINFORCE++-baseline)."""
+    clip_low: float = Field(0.2, ge=0.0, lt=1.0)
+    """How far a token may become rarer than when it was sampled before it has no more gradient."""
+    clip_high: float = Field(0.2, ge=0.0)
+    """How far a token may become likelier than when it was sampled before it has no more gradient."""
+    kl_beta: float = Field(0.0, ge=0.0)
+    """Weight of the divergence from the weights the run began with: a part of the reward with baseline `step`, of the loss
+    with `group`; 0 needs no copy of them."""
+    updates: int = Field(1, ge=1)
+    """Optimizer updates on the same answers."""
+
+
+class OpoConfig(SampledConfig):
+    """OPO: the baseline of a group weighs rewards with the lengths of answers (arXiv:2505.23585)."""
+
+    name: Literal["opo"] = "opo"
+    """Optimal reward baseline."""
+    aggregation: Aggregation = "token"
+    """Mean over all tokens of the step; per sequence then over sequences; by the constant length limit; per group."""
+
+
+class RemaxConfig(SampledConfig):
+    """ReMax: compared with the greedy answer to the same prompt, which is sampled beside the group (arXiv:2310.10505)."""
+
+    name: Literal["remax"] = "remax"
+    """ReMax."""
+
+
+class GspoConfig(SampledConfig):
+    """Group Sequence Policy Optimization: one clipped ratio per answer (arXiv:2507.18071)."""
+
+    name: Literal["gspo"] = "gspo"
+    """Group Sequence Policy Optimization."""
+    clip_low: float = Field(3e-4, ge=0.0, lt=1.0)
+    """How far the ratio of an answer (a geometric mean over its tokens) may fall before the answer has no more gradient."""
+    clip_high: float = Field(4e-4, ge=0.0)
+    """How far the ratio of an answer may rise before the answer has no more gradient."""
+    updates: int = Field(1, ge=1)
+    """Optimizer updates on the same answers."""
+
+
+class CispoConfig(SampledConfig):
+    """CISPO: a token's ratio is a clipped weight without gradient, and no token is left out (arXiv:2506.13585)."""
+
+    name: Literal["cispo"] = "cispo"
+    """Clipped importance sampling."""
+    ratio_max: float = Field(5.0, gt=0.0)
+    """The largest weight that a ratio gives a token."""
+    updates: int = Field(1, ge=1)
+    """Optimizer updates on the same answers."""
+
+
+class SftConfig(AlgorithmConfig):
+    """Supervised fine-tuning: the gold answers are the completions, and nothing is sampled."""
+
+    name: Literal["sft"] = "sft"
+    """Supervised fine-tuning."""
+    response: str = "{answer}"
+    """The completion that is learned; `{answer}` stands for the gold answer."""
+    aggregation: SftAggregation = "token"
+    """Mean over all tokens of the step; or per answer and then over answers, so that short ones count as much as long ones."""
+
+    @model_validator(mode="after")
+    def _an_answer(self) -> "SftConfig":
+        if "{answer}" not in self.response:
+            raise ValueError(
+                f"response is {self.response!r}, which has no {{answer}}: every example would teach the same text. "
+                f"Write {{answer}} where the gold answer belongs, as in '<answer>{{answer}}</answer>'."
+            )
+        return self
+
+
+BUILTIN_SECTIONS: Mapping[str, type[AlgorithmConfig]] = {
+    "gpg": GpgConfig,
+    "grpo": GrpoConfig,
+    "dr_grpo": DrGrpoConfig,
+    "dapo": DapoConfig,
+    "rloo": RlooConfig,
+    "reinforce": ReinforceConfig,
+    "reinforce_pp": ReinforcePpConfig,
+    "opo": OpoConfig,
+    "remax": RemaxConfig,
+    "gspo": GspoConfig,
+    "cispo": CispoConfig,
+    "sft": SftConfig,
+}

@@ -1,0 +1,98 @@
+"""A model measured from Python, in memory: the numbers of `python -m gpg_vl.eval` without its files."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpg_vl.errors import UserError
+from gpg_vl.eval.coordinates import DEFAULT, model_coordinates, with_coordinates
+from gpg_vl.eval.generate import engine_responder, model_responder
+from gpg_vl.eval.predictions import Responder
+from gpg_vl.eval.results import Results
+from gpg_vl.eval.runner import Answerer, select
+from gpg_vl.eval.runner import evaluate as run
+from gpg_vl.eval.settings import EvalSettings, settings_for
+from gpg_vl.eval.task import Doc, Task, pick_scorers
+from gpg_vl.eval.tasks import tasks
+from gpg_vl.model import Model
+from gpg_vl.models.run_checkpoints import newest_or_name
+from gpg_vl.rollout.engine import EngineOptions
+
+
+def evaluate(
+    task: str,
+    *,
+    model: Model | Path | str,
+    data: Path | str,
+    limit: int | float | None = None,
+    prompt: str | None = None,
+    scorers: Sequence[str] | None = None,
+    **settings: Any,
+) -> Results:
+    """Ask a model the questions of a benchmark and score its answers.
+
+    task: a name that `python -m gpg_vl.eval --list` shows, or "file.py:function".
+    model: a checkpoint folder, the folder of a run, whose newest complete checkpoint is taken, or a model that is loaded.
+    limit: a number of questions, or a fraction up to 1.0; each stratum keeps its share.
+    prompt: a prompt style of the task. scorers: names, ["all"] for every one; the task's own choice if None.
+    settings: fields of `EvalSettings`, such as `max_new_tokens=6, batch_size=64, temperature=0.6, repeats=4`.
+
+    The scorers are proved on the gold answers first. Raises UserError for unknown names, for data that cannot be read and
+    for a model that cannot be loaded.
+
+    Example: `evaluate("cvbench", model="runs/a", data="test.parquet").flat()["acc,strict"]`
+    """
+    built_task = tasks.get(task)()
+    chosen = pick_scorers(built_task, scorers or built_task.default_scorers)
+    run_settings = _settings(built_task, prompt, settings)
+    model = model if isinstance(model, Model) else newest_or_name(model)
+    docs, run_settings = _docs(built_task, Path(data), model, run_settings)
+
+    def make_responder() -> Responder:
+        if not isinstance(model, Model):
+            return model_responder(Path(model), run_settings)
+        options = EngineOptions(prompts_per_batch=run_settings.batch_size)
+        return engine_responder(model.engine(options=options), model.processing, run_settings)
+
+    # nothing of it is resumed, so its answers need no digest of the weights
+    answerer = Answerer(make=make_responder, settings=run_settings, model_sha="")
+    with tempfile.TemporaryDirectory(prefix="gpg_vl-eval-") as folder:
+        log = Path(folder) / "predictions.jsonl"
+        return run(
+            built_task,
+            select(built_task, docs, limit, run_settings.seed),
+            answerer,
+            chosen,
+            log=log,
+        )
+
+
+def _settings(task: Task, prompt: str | None, changes: dict[str, Any]) -> EvalSettings:
+    """Raises UserError for a setting that does not exist."""
+    unknown = sorted(changes.keys() - EvalSettings.__dataclass_fields__.keys())
+    if unknown:
+        known = ", ".join(EvalSettings.__dataclass_fields__)
+        raise UserError(
+            f"There is no setting called {unknown[0]!r}. Known: {known}. Correct the name, or leave it out."
+        )
+    return settings_for(task, prompt, **changes)
+
+
+def _docs(
+    task: Task, data: Path, model: Model | Path | str, settings: EvalSettings
+) -> tuple[list[Doc], EvalSettings]:
+    """Every doc of the data, and the settings with the way in which the model writes boxes where there are any."""
+    docs = list(task.load(data))
+    if not task.boxes:
+        return docs, settings
+
+    coordinates, side = settings.coordinates, None
+    if coordinates is None:
+        folder = Path(model.path if isinstance(model, Model) else model)
+        coordinates, side = model_coordinates(folder)
+    settings = replace(settings, coordinates=coordinates)
+    return list(
+        with_coordinates(docs, coordinates or DEFAULT, settings, *([side] if side else []))
+    ), settings

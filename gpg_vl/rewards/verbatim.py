@@ -1,0 +1,34 @@
+"""The reward for answers that are right in one wording only, such as descriptions and worked answers to learn from."""
+
+from gpg_vl.answers.verdict import Verdict
+from gpg_vl.rewards import gold_form
+from gpg_vl.rewards.samples import Sample, explained
+from gpg_vl.types import Completion, Example
+
+EXAMPLES = (
+    Sample(response="2 3 orange ball", answer="2 3 orange ball"),
+    Sample(response=" 2 3 orange ball\n", answer="2 3 orange ball"),
+    Sample(response="2 3 Orange ball", answer="2 3 orange ball"),
+    Sample(response="<answer>2 3 orange ball</answer>", answer="2 3 orange ball"),
+)
+
+
+def verdict(completion: Completion, example: Example) -> Verdict:
+    """How `verbatim` reads a completion."""
+    text = completion.response.strip()
+    return Verdict(
+        score=float(text == example.answer.strip()),
+        parsed=text or None,
+        gold=example.answer.strip(),
+        note="the whole response",
+    )
+
+
+@explained(verdict, EXAMPLES)
+@gold_form(lambda example: example.answer)
+def verbatim(completion: Completion, example: Example) -> float:
+    """1.0 if the whole response is the gold answer to the letter, blanks around it aside, else 0.0.
+
+    Nothing is read into it: reasoning, tags and other spellings are wrong, unless the gold answer has them too.
+    """
+    return verdict(completion, example).score

@@ -1,0 +1,97 @@
+"""What a process holds of a run, as its config says: the parts of `memory`, added up."""
+
+from collections.abc import Mapping
+from math import floor
+
+from gpg_vl.algorithms.algorithm import Algorithm
+from gpg_vl.config import Config
+from gpg_vl.models.families import Family
+from gpg_vl.models.load import read_config
+from gpg_vl.rollout import DEFAULT
+from gpg_vl.training.flops import VisionMode
+from gpg_vl.training.memory import (
+    PAGE_ELEMENTS,
+    MicroBatch,
+    Sizes,
+    activation_bytes,
+    compute_dtype,
+    copy_memory,
+    feature_memory,
+    micro_batch_memory,
+    rollout_memory,
+    weight_memory,
+)
+from gpg_vl.training.sharding import shardings
+
+
+def estimate_memory(
+    config: Config,
+    algorithm: Algorithm,
+    family: Family,
+    sizes: Sizes,
+    groups: int,
+    *,
+    processes: int,
+    group: MicroBatch,
+    prompt_tokens: int,
+    image_tokens: int,
+    vision: VisionMode,
+) -> dict[str, float]:
+    """Bytes per process, by what takes them.
+
+    groups: of a step, on one process. group: what goes through the model for one of them.
+    prompt_tokens: those of the longest prompt. image_tokens: those of the whole data set.
+    vision: what becomes of the vision tower.
+    """
+    checkpoint = read_config(config.model.path, config.model.revision)
+    shape = family.shape_of(checkpoint)
+
+    # a group that is too large for a micro-batch is cut, but its images are not, nor its prompt and one answer
+    least = prompt_tokens + config.rollout.max_new_tokens
+    held = min(max(config.train.tokens_per_pass, least) / group.tokens, groups)
+    batch = MicroBatch(
+        tokens=round(held * group.tokens),
+        completion_tokens=round(held * group.completion_tokens),
+        patches=max(1, floor(held)) * group.patches,
+    )
+
+    # a sharding that spreads weights says what it holds of them
+    sharding = shardings.get(config.train.sharding)
+    holds_whole = getattr(sharding, "holds_whole", True)
+    says = getattr(sharding, "memory", None)
+    held_for_weights = weight_memory(sizes) if says is None else says(sizes, processes)
+    memory = _without_offloaded(held_for_weights, config.train.offload)
+    memory |= micro_batch_memory(config, shape, batch, sizes.trained)
+    # it is there for evaluations too, whether or not an algorithm samples
+    if not holds_whole and config.rollout.engine == DEFAULT:
+        memory |= copy_memory(config, sizes.parameters)
+    if algorithm.samples:
+        greedy = "greedy_reward" in algorithm.needs
+        memory |= rollout_memory(config, groups, prompt_tokens, shape, greedy=greedy)
+    if vision == "kept" and image_tokens:
+        memory |= feature_memory(config, image_tokens)
+    if config.train.reuse_prefill:
+        prompts = MicroBatch(
+            tokens=groups * prompt_tokens, completion_tokens=0, patches=groups * group.patches
+        )
+        memory["kept prompts"] = activation_bytes(config, shape, prompts)
+
+    # with adapters the reference is the same weights, adapters off
+    if "reference_logp" in algorithm.needs and not config.model.lora_rank:
+        spread = 0 if holds_whole else sizes.parameters - sizes.vision
+        held = sizes.parameters - spread + spread / processes
+        memory["reference"] = held * compute_dtype(config).itemsize
+    return memory
+
+
+def _without_offloaded(memory: Mapping[str, float], offload: str) -> dict[str, float]:
+    """What is left on the device of weights, gradients and moments; see `train.offload`."""
+    away = {
+        "none": (),
+        "optimizer": ("optimizer",),
+        "all": ("weights", "gradients", "optimizer"),
+    }[offload]
+    left = {name: size for name, size in memory.items() if name not in away}
+    if offload == "optimizer":
+        left["page of moments"] = min(memory["optimizer"], 8.0 * PAGE_ELEMENTS)
+    return left

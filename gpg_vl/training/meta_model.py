@@ -1,0 +1,73 @@
+"""The model of a run without its numbers: built from the checkpoint's config alone, on no device."""
+
+from typing import Any
+
+import torch
+
+from gpg_vl.config import Config
+from gpg_vl.errors import UserError
+from gpg_vl.models.adapters import add_adapters
+from gpg_vl.models.families import Family
+from gpg_vl.models.load import read_config
+from gpg_vl.training.optimizer import freeze
+
+
+def make_meta_model(config: Config, family: Family) -> Any:
+    """The transformers model that would be trained, with its adapters and frozen parts. Nothing is read, nothing allocated.
+
+    Raises UserError for a config that describes no model, and for layers that cannot be adapted or frozen.
+    """
+    checkpoint = read_config(config.model.path, config.model.revision)
+    with torch.device("meta"):
+        return _build(config, family, checkpoint)
+
+
+def make_empty_model(config: Config, family: Family, checkpoint: Any) -> Any:
+    """The same for another transformers config than the checkpoint's own, but with what is computed from a config: buffers are on
+    the CPU."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return _build(config, family, checkpoint)
+
+
+def add_configured_adapters(model: Any, family: Family, config: Config) -> None:
+    """Put the adapters of the config into a model, if it has any. Raises UserError for layers that take none."""
+    if config.model.lora_rank:
+        add_adapters(
+            model,
+            family,
+            rank=config.model.lora_rank,
+            alpha=config.model.lora_alpha,
+            parts=config.model.lora_on,
+            targets=config.model.lora_targets,
+            seed=config.train.seed,
+        )
+
+
+def _build(config: Config, family: Family, checkpoint: Any) -> Any:
+    model = _make(config, family, checkpoint)
+    add_configured_adapters(model, family, config)
+    freeze(model, family, config.model.freeze)
+    return model
+
+
+def _make(config: Config, family: Family, checkpoint: Any) -> Any:
+    import transformers
+
+    path = config.model.path
+    try:
+        return getattr(transformers, family.model_class)(checkpoint)
+    # a number that fits no other, a name that stands for nothing: each class says it in its own way
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
+        raise UserError(
+            f"config.json of {path} describes no {family.model_type} that transformers can build: "
+            f"{type(error).__name__}: {error}. Copy the file from the original checkpoint."
+        ) from error

@@ -1,0 +1,58 @@
+"""The examples of a run in their order, encoded when they are needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gpg_vl.data.order import Order, Shuffled
+from gpg_vl.models.encode import Encoder
+from gpg_vl.training.row_digests import RowDigests, refuse_changed_row
+from gpg_vl.types import Example, Group
+
+
+class Source(Protocol):
+    """Where groups without completions come from. What is at a place depends on the place alone."""
+
+    def row_at(self, draw: int) -> int:
+        """The number of the row at a place of the data order. Reads nothing."""
+        ...
+
+    def group_at(self, draw: int) -> Group:
+        """The group at a place of the data order. Raises UserError if its example cannot be used."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSource:
+    """Every place of the data order has an example, whatever was drawn before it."""
+
+    examples: Sequence[Example]
+    encoder: Encoder
+    seed: int
+    rows: RowDigests | None = None
+    """What each row was when the data was checked; None: nobody checked."""
+    order: Order | None = None
+    """None: epoch after epoch, each in a seeded order of its own."""
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    """By source of the example, where rows of several sets are asked in several ways."""
+
+    def row_at(self, draw: int) -> int:
+        """The number of the row at place `draw`."""
+        order = self.order or Shuffled(rows=range(len(self.examples)), seed=self.seed)
+        return order.row_at(draw)
+
+    def group_at(self, draw: int) -> Group:
+        """The example at place `draw`, encoded, without completions.
+
+        Raises UserError if it cannot be read or encoded, or is another one than was checked.
+        """
+        return self.group_of(self.row_at(draw), draw=draw)
+
+    def group_of(self, number: int, *, draw: int) -> Group:
+        """The same of the row of a number."""
+        example = self.examples[number]
+        encoder = self.encoders.get(example.source, self.encoder)
+        if self.rows is not None:
+            refuse_changed_row(self.rows, number, example, encoder.root)
+        prompt = encoder.encode(example)
+        return Group(example=example, prompt=prompt, completions=(), draw=draw)

@@ -1,0 +1,81 @@
+"""Steps in which hardly a group carries a signal: when that is, and what is said of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gpg_vl.types import Group
+
+FEW = 0.1
+"""Share of groups with signal below which a step is warned of."""
+ENOUGH_TO_TELL = 16
+"""Groups below which a share means little."""
+LEAST_ROUNDS = 2
+"""Rounds of sampling after which a step that goes on is looked at."""
+
+
+class Seen(NamedTuple):
+    """The groups that were scored in a step so far, over all processes.
+
+    Example: `Seen(groups=64, valid=1, all_right=3, all_wrong=60)`
+    """
+
+    groups: int
+    valid: int
+    all_right: int
+    all_wrong: int
+
+    @property
+    def are_few(self) -> bool:
+        """Whether too few of them carry a signal to learn from."""
+        return self.groups >= ENOUGH_TO_TELL and self.valid < FEW * self.groups
+
+
+def count_seen(groups: Sequence[Group]) -> Seen:
+    return Seen(
+        groups=len(groups),
+        valid=sum(group.is_valid for group in groups),
+        all_right=sum(group.is_all_right for group in groups),
+        all_wrong=sum(not group.is_valid and group.right == 0 for group in groups),
+    )
+
+
+def read_seen(steps: Iterable[Mapping[str, Any]]) -> Seen:
+    """The groups of steps, from their rows of metrics."""
+    shares = ("valid_share", "all_right_share", "all_wrong_share")
+    rows = [row for row in steps if row.get("groups_seen")]
+    counts = [sum(round(row[name] * row["groups_seen"]) for row in rows) for name in shares]
+    return Seen(sum(row["groups_seen"] for row in rows), *counts)
+
+
+def describe_few_signals(step: int, seen: Seen, *, rounds: int) -> str:
+    """What to say of a step whose groups are too few with signal.
+
+    rounds: of answers that a step may sample.
+    """
+    cost = f"A step samples up to {rounds} rounds of answers" if rounds > 1 else "A step"
+    cost += " and learns from these alone"
+    return (
+        f"warning: step {step}: {seen.valid} of {seen.groups} groups so far carry a signal ({seen.all_wrong} were all wrong, "
+        f"{seen.all_right} all right). {cost}. {advise(seen)}"
+    )
+
+
+def advise(seen: Seen) -> str:
+    """What to do about groups of which hardly any carries a signal."""
+    if 2 * (seen.all_right + seen.all_wrong) < seen.groups - seen.valid:
+        what = (
+            "Mostly the answers to a row get one reward, neither 0 nor 1: raise rollout.temperature or rollout.group_size, "
+            "so that answers differ, or use a reward that tells more of them apart"
+        )
+    elif seen.all_right > seen.all_wrong:
+        what = (
+            "Mostly the rows are too easy by now: take harder ones, or let the run leave out what it has solved "
+            "(data.skip_solved)"
+        )
+    else:
+        what = (
+            "Mostly the rows are too hard for the model, or the reward does not read its answers: look at them (samples/), train "
+            "on gold answers first (algorithm.name: sft), take easier rows or another model, or raise rollout.group_size or "
+            "rollout.temperature"
+        )
+    return f"{what}. gpg-vl data rate CONFIG counts the rows that carry a signal, and data.pass_rate draws only those."
