@@ -1,21 +1,25 @@
 """SFT, GPG, and GPG after SFT, on the quickstart's base model and its three worlds: what each gives, and where it gives nothing.
 
-    python -m benchmarks.worlds                         all of it: hours on two cores; what is done is kept
+    python -m benchmarks.worlds                         all of it: hours on two cores
     python -m benchmarks.worlds --only digits           one world
-    python -m benchmarks.worlds --folder runs/worlds --seeds 0 1 2
+    python -m benchmarks.worlds --jobs 2                two arms at a time, each with half of the cores
+    python -m benchmarks.worlds --again                 also what worlds.json has already
 
 Every arm is a chain of `gpg-vl train` with the configs of configs/, each with the seed of the arm, followed by
 `python -m gpg_vl.eval` on pictures that no arm was trained on; the base is evaluated once. The commands are printed as they
-are run. A cell of the table is the mean of the seeds and, in brackets, the lowest and the highest end of their 95 % intervals.
+are run, and a stopped run is resumed by the same command. A cell of the table is the mean of the seeds and, in brackets, the
+lowest and the highest end of their 95 % intervals.
 
 Writes benchmarks/results/worlds.json and .md.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,23 +212,33 @@ def read(world: World, arm: Arm, results: Path) -> dict[str, Any]:
     return found
 
 
-def table(world: World, found: dict[str, list[dict[str, Any]]]) -> list[str]:
+Found = dict[str, dict[str, dict[str, dict[str, Any]]]]
+"""World -> arm -> seed -> what `read` returns."""
+
+
+def table(world: World, found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """A row for each arm, a column for each aggregate: mean of the seeds, ends of their intervals."""
     lines = [f"| {world.name} | seeds | " + " | ".join(world.shown) + " |"]
     lines.append("|" + " --- |" * (len(world.shown) + 2))
-    for arm, seeds in found.items():
+    for arm in (arm.name for arm in world.arms if arm.name in found):
         cells = []
         for name in world.shown:
-            values, lows, highs = zip(*(seed[name] for seed in seeds), strict=True)
+            values, lows, highs = zip(*(seed[name] for seed in found[arm].values()), strict=True)
             mean = sum(values) / len(values)
             cells.append(f"{mean:.1f} [{min(lows):.1f}, {max(highs):.1f}]")
-        lines.append(f"| {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm} | {len(found[arm])} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def write_results(found: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
+def read_results() -> Found:
+    """What earlier runs have found."""
+    kept = folder_of_results() / "worlds.json"
+    return json.loads(kept.read_text()) if kept.exists() else {}
+
+
+def write_results(found: Found) -> None:
     folder = folder_of_results()
-    (folder / "worlds.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "worlds.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     lines = [
         "# SFT, GPG, and GPG after SFT on three worlds",
         "",
@@ -234,8 +248,8 @@ def write_results(found: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
         ),
         "",
     ]
-    for name, arms in found.items():
-        lines += table(WORLDS[name](), arms)
+    for name in WORLDS:
+        lines += table(WORLDS[name](), found.get(name, {}))
     (folder / "worlds.md").write_text("\n".join(lines))
 
 
@@ -246,23 +260,34 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only those; the others are kept")
     parser.add_argument("--seeds", nargs="+", type=int, choices=range(3), default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
+    parser.add_argument("--again", action="store_true", help="also what worlds.json has already")
     parser.add_argument("--folder", type=Path, default=Path("runs/worlds"))
     arguments = parser.parse_args()
 
-    kept = folder_of_results() / "worlds.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
+    found = read_results()
+    todo = [
+        (world, arm, seed)
+        for world in (WORLDS[name]() for name in arguments.only)
+        for seed in arguments.seeds
+        for arm in world.arms
+        if not arguments.arms or arm.name in arguments.arms
+        if arguments.again or str(seed) not in found.get(world.name, {}).get(arm.name, {})
+        if arm.stretches or seed == 0
+    ]
     places = make_data(arguments.folder)
-    for name in arguments.only:
-        world = WORLDS[name]()
-        of_world = found.setdefault(name, {})
-        for arm in world.arms:
-            if arguments.arms and arm.name not in arguments.arms:
-                continue
-            seeds = arguments.seeds if arm.stretches else arguments.seeds[:1]
-            of_world[arm.name] = [
-                read(world, arm, run_arm(world, arm, seed, places, arguments.folder))
-                for seed in seeds
-            ]
+
+    # the runs read how many threads they may take from the environment
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = {
+            pool.submit(run_arm, world, arm, seed, places, arguments.folder): (world, arm, seed)
+            for world, arm, seed in todo
+        }
+        for run in as_completed(runs):
+            world, arm, seed = runs[run]
+            of_arm = found.setdefault(world.name, {}).setdefault(arm.name, {})
+            of_arm[str(seed)] = read(world, arm, run.result())
             write_results(found)
 
 
