@@ -107,25 +107,31 @@ def digits_world() -> World:
     )
 
 
-def signs_world() -> World:
-    sft = Stretch(config="signs_sft.yaml", settings=("data.train={signs_worked}/train",))
-    gpg = Stretch(config="signs.yaml", settings=("data.train={signs}/train", "eval.data={signs}"))
+def places_world() -> World:
+    gpg = Stretch(
+        config="places.yaml", settings=("data.train={places}/train", "eval.data={places}")
+    )
+    arms = [Arm(name="base"), Arm(name="GPG", stretches=(gpg,))]
+    for shots in (64, 256):
+        sft = Stretch(
+            config="places_sft.yaml",
+            settings=("data.train={places_worked}/train", f"data.limit={shots}"),
+        )
+        arms += [
+            Arm(name=f"SFT on {shots}", stretches=(sft,)),
+            Arm(name=f"SFT on {shots}, then GPG", stretches=(sft, gpg)),
+        ]
     return World(
-        name="signs",
-        task="signs",
-        data="{signs}",
+        name="places",
+        task="places",
+        data="{places}",
         options=(),
         shown=("micro", "Add", "Compare"),
-        arms=(
-            Arm(name="base"),
-            Arm(name="GPG", stretches=(gpg,)),
-            Arm(name="SFT on 64", stretches=(sft,)),
-            Arm(name="SFT on 64, then GPG", stretches=(sft, gpg)),
-        ),
+        arms=tuple(arms),
     )
 
 
-WORLDS = {"scenes": scenes_world, "digits": digits_world, "signs": signs_world}
+WORLDS = {"scenes": scenes_world, "digits": digits_world, "places": places_world}
 """Another world is another line here."""
 
 
@@ -138,8 +144,8 @@ def make_data(folder: Path) -> dict[str, Path]:
         "digits": ("digits.py", "--prompt", "plain", "--scale", "21"),
         "digits_4shot": ("digits.py", "--prompt", "plain", "--scale", "21", "--shots", "4"),
         "words": ("scenes.py", "--seed", "2", "--rows", "256", "--answers", "words"),
-        "signs": ("signs.py", "--seed", "1", "--rows", "8000", "--test-rows", "600"),
-        "signs_worked": ("signs.py", "--seed", "2", "--rows", "64", "--answers", "worked"),
+        "places": ("places.py", "--seed", "1", "--rows", "8000", "--test-rows", "600"),
+        "places_worked": ("places.py", "--seed", "2", "--rows", "256", "--answers", "worked"),
     }
     made = {name: folder / "data" / name for name in recipes}
     for name, (recipe, *options) in recipes.items():

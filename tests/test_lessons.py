@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpg_vl.quickstart import glyphs, lessons, scenes, signs
+from gpg_vl.quickstart import glyphs, lessons, places, scenes
 
 NUMBER = 1500
 
@@ -35,9 +35,9 @@ def test_the_kinds_come_in_their_shares(drawn: list[lessons.Lesson]) -> None:
 
 
 def test_none_asks_what_is_trained_on_later(drawn: list[lessons.Lesson]) -> None:
-    """No question of the four CV-Bench tasks, of the digits, or of two signs."""
+    """No question of the four CV-Bench tasks, of the digits, or of two boxes."""
     asked = {lesson.prompt.partition(" Select from")[0] for lesson in drawn}
-    later = {scenes.scene(7, i).question for i in range(2000)} | set(signs.QUESTIONS.values())
+    later = {scenes.scene(7, i).question for i in range(2000)} | set(places.QUESTIONS.values())
     assert len(later) > 100
     assert not {re.sub(r" Think first.*", "", question) for question in asked} & later
     for word in ("How many", "located", "closer", "plus", "Which digit is this"):
@@ -51,8 +51,8 @@ def test_the_held_out_pictures_are_not_among_them() -> None:
     for number in range(200):
         rng = random.Random(number)
         assert scenes.choose_side(lessons.draw_scene(rng, lessons.SEED, boxes=("red",))) == 1
-        assert scenes.choose_side(signs.signs(2, number).scene) == 0
-        assert scenes.choose_side(signs.signs(3, number).scene) == 1
+        assert scenes.choose_side(places.places(2, number).scene) == 0
+        assert scenes.choose_side(places.places(3, number).scene) == 1
 
 
 def test_the_answer_is_one_of_the_options_and_its_letter_tells_nothing(

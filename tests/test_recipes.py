@@ -141,7 +141,7 @@ CASES = {
     ),
     "digits": Case(None, ("digits", "--shots", "4"), 40),
     "scenes": Case(None, ("scenes", "--rows", "20", "--test-rows", "8"), 20),
-    "signs": Case(None, ("signs", "--rows", "20", "--test-rows", "8"), 20),
+    "places": Case(None, ("places", "--rows", "20", "--test-rows", "8"), 20),
 }
 WITH_SOURCE = [name for name, case in CASES.items() if case.write]
 
@@ -285,7 +285,7 @@ def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"python data_recipes/{name}.py" in told
     assert "licence: " in told
     assert "--out" in told
-    assert ("--source" in told) == (name not in ("digits", "scenes", "signs"))
+    assert ("--source" in told) == (name not in ("digits", "scenes", "places"))
 
 
 def test_there_is_no_recipe_without_a_test() -> None:

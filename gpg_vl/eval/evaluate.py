@@ -8,7 +8,7 @@ from typing import Any
 
 from gpg_vl.errors import UserError
 from gpg_vl.eval.coordinates import DEFAULT, model_coordinates, with_coordinates
-from gpg_vl.eval.generate import engine_responder, model_responder
+from gpg_vl.eval.generate import engine_responder, eval_options, model_responder
 from gpg_vl.eval.predictions import Responder
 from gpg_vl.eval.results import Results
 from gpg_vl.eval.runner import Answerer, select
@@ -18,7 +18,6 @@ from gpg_vl.eval.task import Doc, Task, pick_scorers
 from gpg_vl.eval.tasks import tasks
 from gpg_vl.model import Model
 from gpg_vl.models.run_checkpoints import newest_or_name
-from gpg_vl.rollout.engine import EngineOptions
 
 
 def evaluate(
@@ -53,8 +52,8 @@ def evaluate(
     def make_responder() -> Responder:
         if not isinstance(model, Model):
             return model_responder(Path(model), run_settings)
-        options = EngineOptions(prompts_per_batch=run_settings.batch_size)
-        return engine_responder(model.engine(options=options), model.processing, run_settings)
+        engine = model.engine(options=eval_options(run_settings))
+        return engine_responder(engine, model.processing, run_settings)
 
     # nothing of it is resumed, so its answers need no digest of the weights
     answerer = Answerer(make=make_responder, settings=run_settings, model_sha="")

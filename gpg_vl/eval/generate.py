@@ -1,6 +1,7 @@
 """Answers for an evaluation: the policy's own engine, the policy's own encoding."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gpg_vl.errors import UserError
@@ -23,6 +24,8 @@ from gpg_vl.types import Completion, Example, Prompt
 
 MEMORY = 0.85
 """Share of a GPU for an engine that manages its memory itself: nothing is trained next to it."""
+BATCHES = 4
+"""Batches that an engine is asked for at once: an answer that ends early makes room for one of a later batch."""
 
 
 def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
@@ -35,12 +38,19 @@ def eval_encoder(processing: Processing, settings: EvalSettings) -> Encoder:
     )
 
 
+def eval_options(settings: EvalSettings) -> EngineOptions:
+    """So many prompts and answers at a time as the settings say."""
+    return EngineOptions(
+        prompts_per_batch=settings.batch_size, slots=settings.batch_size * settings.repeats
+    )
+
+
 def engine_responder(engine: Engine, processing: Processing, settings: EvalSettings) -> Responder:
     """A responder that asks `engine`. Examples are rendered already, so the encoder adds the chat template and prefill only.
 
     Examples are answered `settings.batch_size` at a time, each `settings.repeats` times with its prompt encoded once;
-    answers come in their order. An example that cannot be encoded is a `Failed`. The engine is asked once per batch, and once
-    where there is nothing to ask: processes that share an engine ask it equally often.
+    answers come in their order. An example that cannot be encoded is a `Failed`. The engine is asked once for `BATCHES`
+    batches, and once where there is nothing to ask: processes that share an engine ask it equally often.
     """
     encoder = eval_encoder(processing, settings)
     sampling = Sampling(
@@ -53,10 +63,11 @@ def engine_responder(engine: Engine, processing: Processing, settings: EvalSetti
     )
 
     def respond(examples: Sequence[Example]) -> Iterator[Answers]:
-        for start in range(0, max(1, len(examples)), settings.batch_size):
+        together = BATCHES * settings.batch_size
+        for start in range(0, max(1, len(examples)), together):
             batch = [
                 (example, _encode(encoder, example))
-                for example in examples[start : start + settings.batch_size]
+                for example in examples[start : start + together]
             ]
             requests = [
                 RolloutRequest(prompt=prompt, draw=_draw(example))
@@ -91,11 +102,8 @@ def _response(completion: Completion) -> Response:
 def model_responder(model: Path, settings: EvalSettings) -> Responder:
     """A responder with the checkpoint in `model`, on a GPU if there is one. Raises UserError if it cannot be loaded."""
     processing = load_processing(str(model))
-    options = EngineOptions(
-        prompts_per_batch=settings.batch_size,
-        vllm_memory=MEMORY,
-        vllm_sleep=False,
-        servers=settings.servers,
+    options = replace(
+        eval_options(settings), vllm_memory=MEMORY, vllm_sleep=False, servers=settings.servers
     )
     refuse_engine(settings.engine, processing.family, options, processes=1)
 

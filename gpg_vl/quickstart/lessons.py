@@ -8,7 +8,7 @@
     think      what is in the two boxes         the same line of thought, about a picture
 
 The first course, `WORDS`, is text alone: options and sums. `SIGHT` comes after it and has all of them. None is a question of
-the worlds that are trained on later (Count, Relation, Depth and Distance, handwritten digits, sums of two signs), and none of
+the worlds that are trained on later (Count, Relation, Depth and Distance, handwritten digits, rows of two boxes), and none of
 their held-out pictures is shown: a picture is on one side or the other by a digest of what it shows
 (`scenes.choose_side`). The model that comes out can see and answer, and has yet to find out what is asked.
 

@@ -14,7 +14,7 @@ _MODULES = {
     "reasonseg": ("lisa",),
     "refcoco": ("refcoco", "refcoco+", "refcocog"),
     "virft": ("flowers102", "pets37", "fgvc", "cars196", "digits"),
-    "signs": ("signs",),
+    "places": ("places",),
     "text_math": ("math500", "aime24", "amc23", "minerva", "olympiadbench", "gsm8k"),
     "visual_math": ("mathvista", "mathverse", "geometry3k"),
     "multiple_choice": ("mmmu", "blink"),

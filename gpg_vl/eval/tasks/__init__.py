@@ -21,7 +21,7 @@ BUILTIN = {
     "fgvc": "gpg_vl.eval.tasks.virft:fgvc",
     "cars196": "gpg_vl.eval.tasks.virft:cars196",
     "digits": "gpg_vl.eval.tasks.virft:digits",
-    "signs": "gpg_vl.eval.tasks.signs:signs",
+    "places": "gpg_vl.eval.tasks.places:places",
     "math500": "gpg_vl.eval.tasks.text_math:math500",
     "aime24": "gpg_vl.eval.tasks.text_math:aime24",
     "amc23": "gpg_vl.eval.tasks.text_math:amc23",

@@ -1,4 +1,4 @@
-"""Two signs to add or to compare: the held-out part of `data_recipes/signs.py`, a world that takes two steps.
+"""Two boxes whose rows are added or compared: the held-out part of `data_recipes/places.py`, a world of two steps.
 
 `official` is `strict`: there is no other owner.
 """
@@ -12,9 +12,9 @@ from gpg_vl.eval.scorers.strict import strict_count
 from gpg_vl.eval.statistics import micro_and
 from gpg_vl.eval.task import Doc, Task, TaskPrompt
 
-CHANCE = {"Add": 0.1, "Compare": 0.2}
-"""Of the most frequent answer, which is 9: ten sums in a hundred, eighteen pairs in ninety."""
-_files = partial(tables, name="signs", split="test")
+CHANCE = {"Add": 0.233, "Compare": 0.431}
+"""Of the most frequent answer, which is 5 and 4: counted over all pairs of cells (tests/test_places.py)."""
+_files = partial(tables, name="places", split="test")
 
 
 def _doc(entry: Entry) -> Doc:
@@ -28,15 +28,15 @@ def _doc(entry: Entry) -> Doc:
     )
 
 
-def signs() -> Task:
-    """The task, for `python -m gpg_vl.eval signs`."""
+def places() -> Task:
+    """The task, for `python -m gpg_vl.eval places`."""
     return Task(
-        name="signs",
-        description="Two signs to add or to compare, with a line of thought before the answer",
-        source="drawn by data_recipes/signs.py",
+        name="places",
+        description="Two boxes whose rows are added or compared, with a line of thought before the answer",
+        source="drawn by data_recipes/places.py",
         sizes={"test": 600},
         metric="accuracy",
-        blind="10 % of Add and 20 % of Compare: the most frequent answer",
+        blind="23 % of Add and 43 % of Compare: the most frequent answer",
         files=_files,
         load=loader(_files, _doc, required=("prompt", "answer", "task"), pictures=("images",)),
         prompts={"own": TaskPrompt(template="{prompt}", max_new_tokens=64)},
@@ -45,7 +45,7 @@ def signs() -> Task:
         default_scorers=("strict",),
         gold_responses=lambda doc: (
             Response(text=doc.gold),
-            Response(text=f"<think> The red box </think> <answer> {doc.gold} </answer>"),
+            Response(text=f"<think> 1 2 red box pink ball </think> <answer> {doc.gold} </answer>"),
         ),
         gold_label=lambda doc: doc.gold,
         chance=lambda doc: CHANCE[str(doc.columns["task"])],

@@ -1,10 +1,10 @@
-"""Two signs to add or to compare, with a line of thought before the answer: an endless training set of two steps.
+"""Two boxes whose rows are added or compared, with a line of thought before the answer: an endless training set of two steps.
 
-    python data_recipes/signs.py --out data/signs --seed 1 --rows 8000 --test-rows 600
-    python data_recipes/signs.py --out data/signs_worked --seed 2 --rows 64 --answers worked   # for sft
+    python data_recipes/places.py --out data/places --seed 1 --rows 8000 --test-rows 600
+    python data_recipes/places.py --out data/places_worked --seed 2 --rows 256 --answers worked   # for sft
 
 Row i of a seed is always the same picture. Train pictures are drawn with the odd number 2 * seed + 1 and held-out ones with the
-even number 2 * seed, and pictures of an odd and of an even number are never the same (`gpg_vl/quickstart/signs.py`). Needs no
+even number 2 * seed, and pictures of an odd and of an even number are never the same (`gpg_vl/quickstart/places.py`). Needs no
 network.
 """
 
@@ -17,7 +17,7 @@ from gpg_vl.data.cells import CellError
 from gpg_vl.data.json_rows import Cells
 from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, main
 from gpg_vl.errors import UserError
-from gpg_vl.quickstart import signs
+from gpg_vl.quickstart import places
 from gpg_vl.types import Example
 
 
@@ -51,7 +51,7 @@ def opened(request: Request) -> list[Source]:
 
 
 def _drawn(seed: int, number: int, start: int) -> Iterator[tuple[str, Cells | CellError]]:
-    for row in signs.rows(seed, number - start, start):
+    for row in places.rows(seed, number - start, start):
         yield row["id"], row
 
 
@@ -62,8 +62,8 @@ def settings(*, rows: int, test_rows: int, answers: str) -> dict[str, Any]:
 
 
 RECIPE = Recipe(
-    name="signs",
-    title="Two signs to add or to compare",
+    name="places",
+    title="Two boxes whose rows are added or compared",
     help=__doc__,
     licence="none: every picture is drawn by gpg_vl",
     splits=("train", "test"),
