@@ -5,7 +5,8 @@
 
 Ours is what an evaluation asks (`gpg_vl.eval.generate.engine_responder`). The other side does what its documentation shows: one
 call of the checkpoint's processor per batch, padded on the left, one of `generate`, one of `batch_decode`. Both get the same PNG
-files, batch size and longest answer; every answer is compared. They take turns in one process, so that a busy machine slows both
+files, batch size and longest answer; greedy answers are compared. Where there are several answers to a picture, they are sampled,
+and the other side asks for `num_return_sequences`. They take turns in one process, so that a busy machine slows both
 alike; a ratio is the median over turns. Writes benchmarks/results/evaluation_cpu.json and .md; with --load, what the files say
 of the other loads stays.
 """
@@ -28,15 +29,15 @@ from PIL import Image
 
 from benchmarks import anchor
 from benchmarks.step import folder_of_results
-from gpg_vl.eval.generate import engine_responder
+from gpg_vl.eval.generate import engine_responder, eval_options
 from gpg_vl.eval.predictions import Failed
 from gpg_vl.eval.settings import EvalSettings
 from gpg_vl.model import Model
 from gpg_vl.models.torchvision_shim import ensure_torchvision
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
+from gpg_vl.quickstart.lessons import DESCRIBE
 from gpg_vl.quickstart.run import write_base
-from gpg_vl.rollout.engine import EngineOptions
 from gpg_vl.types import Example, Message
 
 SEED = 77
@@ -57,6 +58,8 @@ class Load:
     rows: int
     max_new_tokens: int
     batch_size: int = 16
+    answers: int = 1
+    """To each row; several are sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,7 @@ class Turn:
     ours: float
     theirs: float
     differ: int
+    """Of greedy answers."""
 
     @property
     def ratio(self) -> float:
@@ -75,18 +79,24 @@ class Turn:
 LOADS = (
     Load(name="quickstart", rows=128, max_new_tokens=8),
     Load(name="short", rows=16, max_new_tokens=8),
+    Load(name="describe", rows=128, max_new_tokens=96),
+    Load(name="eight", rows=8, max_new_tokens=8, batch_size=8, answers=8),
 )
 WORDS = {
     "quickstart": "the quickstart's base model (1.25 M weights) and its scenes, answers that end by themselves",
     "short": "the anchor of `make bench-peers` (45 M weights), pictures of 448x448, 305 tokens of prompt",
+    "describe": "the quickstart's base model is asked to describe each scene: answers of unequal length, up to sixty tokens",
+    "eight": "as short, but with eight sampled answers to each picture",
 }
 
 
 def make_examples(load: Load) -> list[Example]:
     """Rows as an evaluation renders them, each with a picture of its own."""
-    if load.name == "quickstart":
+    if load.name in ("quickstart", "describe"):
         rows = scenes.rows(SEED, load.rows)
         given = [(row["image"]["bytes"], row["prompt"]) for row in rows]
+        if load.name == "describe":
+            given = [(png, DESCRIBE) for png, _ in given]
     else:
         given = [(q.png, q.text) for q in anchor.questions(anchor.ANCHOR, load.rows)]
     return [
@@ -107,16 +117,18 @@ def our_side(checkpoint: Path, load: Load) -> Answer:
         style=PromptStyle(),
         max_new_tokens=load.max_new_tokens,
         batch_size=load.batch_size,
+        repeats=load.answers,
+        temperature=1.0 if load.answers > 1 else 0.0,
         limits=LIMITS,
     )
-    options = EngineOptions(prompts_per_batch=load.batch_size)
-    respond = engine_responder(model.engine(options=options), model.processing, settings)
+    engine = model.engine(options=eval_options(settings))
+    respond = engine_responder(engine, model.processing, settings)
 
     def answer(examples: Sequence[Example]) -> list[str]:
         texts = []
         for answers in respond(examples):
             assert not isinstance(answers, Failed), answers
-            texts.append(answers[0].text)
+            texts += [answer.text for answer in answers]
         return texts
 
     return answer
@@ -142,7 +154,12 @@ def their_side(checkpoint: Path, load: Load) -> Answer:
                 padding_side="left",
                 return_tensors="pt",
             )
-            tokens = model.generate(**inputs, do_sample=False, max_new_tokens=load.max_new_tokens)
+            tokens = model.generate(
+                **inputs,
+                do_sample=load.answers > 1,
+                num_return_sequences=load.answers,
+                max_new_tokens=load.max_new_tokens,
+            )
             new = tokens[:, inputs["input_ids"].shape[1] :]
             texts += processor.batch_decode(new, skip_special_tokens=True)
         return texts
@@ -182,7 +199,8 @@ def measure(checkpoint: Path, load: Load, turns: int) -> list[Turn]:
             said[name] = sides[name](examples)
             rates[name] = load.rows / (time.process_time() - start)
         pairs = zip(said["ours"], said["theirs"], strict=True)
-        measured.append(Turn(**rates, differ=sum(a != b for a, b in pairs)))
+        differ = sum(a != b for a, b in pairs) if load.answers == 1 else 0
+        measured.append(Turn(**rates, differ=differ))
     return measured[1:]
 
 
@@ -210,21 +228,29 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
             "second little. Made by `python -m benchmarks.evaluation`."
         ),
         "",
-        "| load | rows | longest answer | gpg_vl | generate | ratio | turns | answers that differ |",
-        "|---|---|---|---|---|---|---|---|",
+        "| load | rows | answers each | longest answer | gpg_vl | generate | ratio | turns | answers that differ |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         load = row["load"]
-        lines.append(
-            f"| {load['name']} | {load['rows']} | {load['max_new_tokens']} | {row['ours']:.2f} | {row['theirs']:.2f} | "
-            f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f}) | {row['turns']} | {row['differ']} |"
-        )
+        cells = [
+            load["name"],
+            load["rows"],
+            load["answers"],
+            load["max_new_tokens"],
+            f"{row['ours']:.2f}",
+            f"{row['theirs']:.2f}",
+            f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})",
+            row["turns"],
+            row["differ"] if load["answers"] == 1 else "sampled",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", *(f"- **{row['load']['name']}**: {WORDS[row['load']['name']]}." for row in rows)]
     return "\n".join(lines) + "\n"
 
 
 def make_checkpoint(load: Load, folder: Path) -> Path:
-    if load.name != "quickstart":
+    if load.name in ("short", "eight"):
         return anchor.checkpoint(folder, anchor.ANCHOR.vocabulary)
     write_base(folder / "base")
     return folder / "base"

@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # at run time gpg_vl.models decides when transformers may be 
 
 RESULTS = Path(__file__).parent / "results"
 TITLE = "# Errors of the shared gradient against the stock model: `make exactness`"
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,11 @@ def checkpoint(folder: Path, model_type: str) -> Path:
     corpus = [row["prompt"] for row in scenes.rows(0, 40)]
     tokenizer = tiny.tiny_tokenizer(corpus, VOCABULARY)
     config = tiny.tiny_config(tokenizer, VOCABULARY, model_type=model_type)
-    tiny.save_checkpoint(tiny.tiny_model(config, seed=0), tiny.tiny_processor(tokenizer), folder)
+    tiny.save_checkpoint(
+        tiny.tiny_model(config, seed=0),
+        tiny.tiny_processor(tokenizer, model_type=model_type),
+        folder,
+    )
     return folder
 
 
