@@ -60,6 +60,8 @@ class Processing:
     tokens: Tokens
     video_settings: Mapping[str, Any] | None = None
     """Of the checkpoint's video processor. Nothing here reads them: they go into the checkpoints of a run as they are."""
+    joint_settings: Mapping[str, Any] | None = None
+    """Of the checkpoint's processor as a whole, likewise."""
 
 
 def read_config(path: str, revision: str | None = None) -> Any:
@@ -142,7 +144,7 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
     config = read_config(path, revision)
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    family = family_of(config.model_type, path)
+    family = _fit(config, path)
     images = None
     try:
         local = is_local_only(path)
@@ -177,7 +179,23 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
         chat_template=template,
         tokens=tokens,
         video_settings=_video_settings(path, revision) if family.has_vision else None,
+        joint_settings=_joint_settings(path, revision) if family.has_vision else None,
     )
+
+
+def _fit(config: Any, path: str) -> Family:
+    family = family_of(config.model_type, path)
+    try:
+        return family.fit(family, config)
+    except UserError as error:
+        raise UserError(f"The checkpoint {path} cannot be trained: {error}") from None
+
+
+def _joint_settings(path: str, revision: str | None) -> Mapping[str, Any] | None:
+    """What processor_config.json says beside the settings of its parts, such as the image tokens of a tile."""
+    content = _read_json(path, revision, "processor_config.json")
+    own = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    return own if own.keys() - {"processor_class"} else None
 
 
 def _video_settings(path: str, revision: str | None) -> Mapping[str, Any] | None:
