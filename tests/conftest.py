@@ -85,6 +85,12 @@ def tiled_qwen3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def marked_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny SmolVLM: tiles of 256 pixels, each behind its name in the prompt; the text tower is Llama's."""
+    return _checkpoint(tmp_path_factory.mktemp("marked") / "checkpoint", "smolvlm")
+
+
+@pytest.fixture(scope="session")
 def normed_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny text-only Qwen3: queries and keys are normalised head by head."""
     return _checkpoint(tmp_path_factory.mktemp("normed") / "checkpoint", "qwen3")

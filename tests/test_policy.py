@@ -68,10 +68,11 @@ PROMPTS = {
     "deep_checkpoint": prompts,
     "tiled_checkpoint": prompts,
     "tiled_qwen3_checkpoint": prompts,
+    "marked_checkpoint": prompts,
     "text_checkpoint": text_prompts,
     "normed_checkpoint": text_prompts,
 }
-"""Every family: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL with two text towers, text-only Qwen2 and Qwen3."""
+"""Every family: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL with two text towers, SmolVLM, text-only Qwen2 and Qwen3."""
 
 
 @pytest.fixture(scope="module")

@@ -46,14 +46,14 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "timed", count_as_seconds)
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"])
 def deep_checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Six layers and two blocks: what a third of them stands for."""
     folder = tmp_path_factory.mktemp("deep") / "checkpoint"
     corpus = [row["prompt"] for row in scenes.rows(3, 40)] + list("ABCD0123456789")
-    tokenizer = tiny.tiny_tokenizer(corpus, 384)
+    tokenizer = tiny.tiny_tokenizer(corpus, 384, model_type=request.param)
     config = tiny.tiny_config(
         tokenizer,
         384,

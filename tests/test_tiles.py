@@ -16,12 +16,16 @@ from PIL import Image
 from test_policy import encoder
 from transformers import AutoProcessor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
+from transformers.models.smolvlm import image_processing_smolvlm as smolvlm_library
+from transformers.models.smolvlm.image_processing_smolvlm import SmolVLMImageProcessor
+from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.encode import Encoder
-from gpg_vl.models.families import families, tiles
-from gpg_vl.models.families.internvl import RELEASED, Tile, image_size, tile_limits
-from gpg_vl.models.load import load_processing, read_config
+from gpg_vl.models.families import families, smolvlm, tiles
+from gpg_vl.models.families.internvl import RELEASED, image_size, tile_limits
+from gpg_vl.models.families.tiles import Tile
+from gpg_vl.models.load import load_model, load_processing, read_config
 from gpg_vl.models.save import save_processing
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.quickstart import scenes
@@ -30,9 +34,9 @@ from gpg_vl.training.flops import image_forward
 from gpg_vl.types import Example
 
 TINY = Tile(side=56, patch=14, merge=2)
-CHECKPOINTS = ["tiled_checkpoint"]
+CHECKPOINTS = ["tiled_checkpoint", "marked_checkpoint"]
+TILES = {"internvl": 56, "smolvlm": 256}
 SIZES = [(56, 56), (140, 84), (28, 200), (300, 60), (13, 13), (90, 91)]
-FEW = PixelLimits(max_pixels=56 * 56 * 9)
 
 
 @pytest.fixture(params=CHECKPOINTS)
@@ -55,6 +59,12 @@ def limited(checkpoint: Path, limits: PixelLimits, chat: str = "auto") -> Encode
     return replace(encoder(checkpoint, chat=chat), limits=limits)
 
 
+@pytest.fixture(autouse=True)
+def no_numbers_are_read_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package that the library's processor of SmolVLM asks for, to name the frames of a video."""
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
+
+
 def library(checkpoint: Path, limits: PixelLimits, folder: Path) -> Any:
     """The processor that a run with these limits saves, as transformers loads it."""
     config = checkpoint / "config.json"
@@ -67,12 +77,14 @@ def library(checkpoint: Path, limits: PixelLimits, folder: Path) -> Any:
 # ---- against the library's processor
 
 
-@pytest.mark.parametrize("limits", [PixelLimits(), FEW, PixelLimits(min_pixels=56 * 56 * 5)])
+@pytest.mark.parametrize("fewest,most", [(0, 1), (1, 9), (2, 4)])
 @pytest.mark.parametrize("chat", ["template", "plain"])
 def test_prompts_are_those_of_the_processor_that_a_run_saves(
-    checkpoint: Path, tmp_path: Path, limits: PixelLimits, chat: str
+    checkpoint: Path, tmp_path: Path, fewest: int, most: int, chat: str
 ) -> None:
     """Token by token, and pixel by pixel: one image, several of several sizes, none."""
+    area = TILES[read_config(str(checkpoint)).model_type] ** 2
+    limits = PixelLimits(min_pixels=fewest * area, max_pixels=most * area)
     processor = library(checkpoint, limits, tmp_path / "saved")
     for sizes in ([(112, 84)], SIZES, []):
         example = example_of(sizes)
@@ -113,6 +125,41 @@ def test_tiles_are_counted_from_the_size_as_the_library_cuts_them(
     assert tile_limits(**limits, tile=tile) == (fewest, most)
 
 
+@given(
+    st.sampled_from([Tile(side=512, patch=16, merge=4), Tile(side=384, patch=14, merge=3)]),
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.integers(1, 6),
+)
+@settings(max_examples=300, deadline=None)
+def test_named_tiles_are_counted_from_the_size_as_the_library_cuts_them(
+    tile: Tile, width: int, height: int, most: int
+) -> None:
+    """By the very steps of the processor, on a tensor that has a size and no content."""
+    settings = smolvlm.processor_settings(0, (most * tile.side) ** 2, tile=tile)
+    theirs = SmolVLMImageProcessor()
+    shape = torch.empty(1, height, width, device="meta")
+    rows, columns = smolvlm_library.get_resize_output_image_size(
+        shape, settings["size"]["longest_edge"]
+    )
+    sizes: list[Any] = []
+
+    def resize(image: Any, size: Any, resample: Any = None) -> None:
+        sizes.append((size["width"], size["height"]))
+
+    theirs.resize = resize
+    theirs.resize_for_vision_encoder(torch.empty(1, rows, columns, device="meta"), tile.side)
+    limits = {"min_pixels": 0, "max_pixels": (most * tile.side) ** 2}
+    seen = smolvlm.image_size(width, height, **limits, tile=tile)
+    assert [seen] == sizes
+    shown = smolvlm.image_text(*seen, tile=tile)
+    assert shown.count("<image>") == smolvlm.image_tokens(*seen, tile=tile)
+    down, across = (edge // tile.side for edge in (seen[1], seen[0]))
+    split = (down, across) if down * across > 1 else (0, 0)
+    marks = ("<fake_token_around_image>", "<image>", "<global-img>")
+    assert shown == get_image_prompt_string(*split, tile.tokens, *marks)
+
+
 @cache
 def config_with(tile: Tile) -> Any:
     from transformers import InternVLConfig
@@ -123,7 +170,7 @@ def config_with(tile: Tile) -> Any:
 
 def test_a_picture_has_the_same_pixels_whatever_its_neighbours(checkpoint: Path) -> None:
     """It is known by its content, and computed once for all prompts that show it."""
-    made = limited(checkpoint, FEW)
+    made = encoder(checkpoint)
     three = example_of([(90, 60), (60, 90), (90, 60)])
     first, second, third = made.encode(three).image_keys
     assert first != third, "noise is drawn anew"
@@ -186,6 +233,53 @@ def test_a_checkpoint_that_is_not_computed_exactly_is_refused(
         family.fit(family, config)
 
 
+@pytest.mark.parametrize(
+    "path,value,message",
+    [
+        ("text_config.model_type", "qwen2", "'qwen2'; only 'llama' is supported"),
+        ("vision_config.num_channels", 1, "num_channels in its config.json is 1; only 3"),
+        ("scale_factor", 3, "256 pixels are not a whole number of image tokens"),
+    ],
+)
+def test_a_checkpoint_with_named_tiles_that_is_not_computed_exactly_is_refused(
+    marked_checkpoint: Path, path: str, value: Any, message: str
+) -> None:
+    config = read_config(str(marked_checkpoint))
+    change(config, path, value)
+    family = families.get("smolvlm")
+    with pytest.raises(UserError, match=message):
+        family.fit(family, config)
+
+
+@pytest.mark.parametrize(
+    "limits,message",
+    [
+        ({"min_pixels": 0, "max_pixels": 512 * 512 - 1}, "512x512 pixels, 262144 each, and data.max"),
+        ({"min_pixels": 600_000, "max_pixels": 2**20}, "1024x512, which is less than data.min"),
+    ],
+)
+def test_limits_that_named_tiles_cannot_keep_are_refused(
+    limits: dict[str, int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        smolvlm.image_size(900, 300, **limits, tile=smolvlm.RELEASED)
+
+
+def test_a_tile_of_zeros_among_others_is_seen(marked_checkpoint: Path) -> None:
+    """As any other: the library's own method would take it for padding."""
+    model, family = load_model(str(marked_checkpoint)), families.get("smolvlm")
+    blank = family.blank_image(model.config, 12)
+    lit = blank.pixel_values_N.clone()
+    lit[64:] = 0.5
+    with torch.no_grad():
+        (ours,) = family.image_features(model, lit, blank.grid_thw_I_3)
+        (dark,) = family.image_features(model, blank.pixel_values_N, blank.grid_thw_I_3)
+    assert ours.shape == (12, 64)
+    assert torch.allclose(ours[:4], dark[:4], atol=1e-6)
+    assert torch.allclose(ours[4:8], ours[8:], atol=1e-6)
+    assert not torch.allclose(ours[:4], ours[4:8], atol=1e-3)
+
+
 def test_a_refusal_names_the_checkpoint(
     tiled_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +305,7 @@ TESTED = next(one.version for one in compatibility.TESTED if one.operator == ">=
 def test_a_fitted_family_is_the_same_in_another_process(checkpoint: Path) -> None:
     family = load_processing(str(checkpoint)).family
     again = pickle.loads(pickle.dumps(family))
-    limits = {"min_pixels": 1, "max_pixels": 30_000}
+    limits = {"min_pixels": 1, "max_pixels": 300_000}
     for size in SIZES:
         seen = family.image_size(*size, **limits)
         assert again.image_size(*size, **limits) == seen

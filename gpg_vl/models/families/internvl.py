@@ -4,7 +4,7 @@ behind them, each tile has the same number of image tokens, and positions have o
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import Any
@@ -18,6 +18,7 @@ from gpg_vl.models.families import qwen2, qwen3, tiles
 from gpg_vl.models.families.boxes import Boxes
 from gpg_vl.models.families.family import Family, Patches
 from gpg_vl.models.families.qwen2_vl import QWEN2_VL
+from gpg_vl.models.families.tiles import Tile
 from gpg_vl.models.shape import Kept, Shape
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
@@ -37,34 +38,8 @@ _CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """The sizes of a tile. Those of the released checkpoints: `Tile(side=448, patch=14, merge=2)`, 256 image tokens."""
-
-    side: int
-    """Pixels along its side."""
-    patch: int
-    """Pixels along the side of a patch."""
-    merge: int
-    """Patches along the side of what becomes one image token."""
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens."""
-        return (self.side // (self.patch * self.merge)) ** 2
-
-    @staticmethod
-    def of(config: Any) -> "Tile":
-        """Of a transformers config."""
-        vision = config.vision_config
-        return Tile(
-            side=vision.image_size[0],
-            patch=vision.patch_size[0],
-            merge=round(1 / config.downsample_ratio),
-        )
-
-
 RELEASED = Tile(side=448, patch=14, merge=2)
+"""Of the released checkpoints: 256 image tokens."""
 
 
 # ---- images
@@ -134,7 +109,7 @@ def patches(
         image_processor(images=[image], return_tensors="pt", **settings)["pixel_values"]
         for image in images
     ]
-    return tiles.patches_of(cut, tile.patch, tile.tokens)
+    return tiles.patches_of(cut, tile)
 
 
 def processor_settings(min_pixels: int, max_pixels: int, *, tile: Tile) -> dict[str, Any]:
@@ -151,17 +126,23 @@ def processor_settings(min_pixels: int, max_pixels: int, *, tile: Tile) -> dict[
 
 def blank_image(config: Any, tokens: int) -> Patches:
     """Tiles of zeros."""
-    tile = Tile.of(config)
-    return tiles.blank(tile.side, tile.patch, tile.tokens, tokens)
+    return tiles.blank(tile_of(config), tokens)
 
 
 # ---- what depends on the config
 
 
+def tile_of(config: Any) -> Tile:
+    """The tiles of a transformers config."""
+    vision = config.vision_config
+    merge = round(1 / config.downsample_ratio)
+    return Tile(side=vision.image_size[0], patch=vision.patch_size[0], merge=merge)
+
+
 def fit(family: Family, config: Any) -> Family:
     """With the tiles of this config. Raises UserError for what the port can load and gpg_vl does not compute."""
     _refuse_other_towers(config)
-    return with_tile(family, Tile.of(config))
+    return with_tile(family, tile_of(config))
 
 
 def with_tile(family: Family, tile: Tile) -> Family:
@@ -195,7 +176,7 @@ def _refuse_other_towers(config: Any) -> None:
                 f"{name} in its config.json is {found!r}; only {supported!r} is supported, which all released checkpoints have."
             )
 
-    tile = Tile.of(config)
+    tile = tile_of(config)
     token = tile.patch * tile.merge
     is_square = len({*vision.image_size}) == len({*vision.patch_size}) == 1
     if not is_square or tile.side % token or tile.merge * config.downsample_ratio != 1:
@@ -242,7 +223,7 @@ def _part_of(parameter_name: str) -> str:
 
 def shape_of(config: Any) -> Shape:
     """In the vision tower an MLP of two matrices and attention within each tile; a projector of two matrices."""
-    vision, tile = config.vision_config, Tile.of(config)
+    vision, tile = config.vision_config, tile_of(config)
     text = TEXT_TOWERS[config.get_text_config().model_type](config)
     width, inner = vision.hidden_size, vision.intermediate_size
     embedding = tiles.CHANNELS * tile.patch**2 * width
@@ -258,7 +239,9 @@ def shape_of(config: Any) -> Shape:
         vision_depth=vision.num_hidden_layers,
         # the two norms' outputs; queries, keys, values, what was attended to and its copy; what is
         # scaled before each sum; of the MLP what its activation is given, and what it gives
-        vision_kept=Kept(computed=9 * width + 2 * inner, summed=2 * width),
+        vision_kept=Kept(
+            computed=9 * width + 2 * inner, summed=2 * width, cast=2 * width
+        ),
     )
 
 

@@ -4,12 +4,34 @@ Tiles travel as rows of patches, as the images of other families do: the grid of
 `_N` patches of all images, `_I` images.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from gpg_vl.models.families.family import Patches
 
 CHANNELS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """The sizes of a tile.
+
+    Example: `Tile(side=448, patch=14, merge=2)` has 256 image tokens.
+    """
+
+    side: int
+    """Pixels along its side."""
+    patch: int
+    """Pixels along the side of a patch."""
+    merge: int
+    """Patches along the side of what becomes one image token."""
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens."""
+        return (self.side // (self.patch * self.merge)) ** 2
 
 
 def to_patches(tiles: Tensor, patch: int) -> Tensor:
@@ -28,19 +50,19 @@ def to_tiles(pixel_values_N: Tensor, grid_thw_I_3: Tensor) -> Tensor:
     return joined.reshape(-1, CHANNELS, rows * patch, columns * patch)
 
 
-def patches_of(tiles_of_images: list[Tensor], patch: int, tokens: int) -> Patches:
-    """The images of a prompt, each as its tiles [tiles, channels, side, side]. tokens: image tokens of a tile."""
-    rows = tiles_of_images[0].shape[-1] // patch
+def patches_of(tiles_of_images: list[Tensor], tile: Tile) -> Patches:
+    """The images of a prompt, each as its tiles [tiles, channels, side, side]."""
     counts = [len(tiles) for tiles in tiles_of_images]
+    rows = tile.side // tile.patch
     grid_I_3 = torch.tensor([[count, rows, rows] for count in counts])
-    pixels_N = to_patches(torch.cat(tiles_of_images).float(), patch)
-    return Patches(pixels_N, grid_I_3, [count * tokens for count in counts])
+    pixels_N = to_patches(torch.cat(tiles_of_images).float(), tile.patch)
+    return Patches(pixels_N, grid_I_3, [count * tile.tokens for count in counts])
 
 
-def blank(side: int, patch: int, tile_tokens: int, tokens: int) -> Patches:
+def blank(tile: Tile, tokens: int) -> Patches:
     """As many tiles of zeros as have at most `tokens` image tokens, at least one."""
-    tiles = max(1, tokens // tile_tokens)
-    return patches_of([torch.zeros(tiles, CHANNELS, side, side)], patch, tile_tokens)
+    count = max(1, tokens // tile.tokens)
+    return patches_of([torch.zeros(count, CHANNELS, tile.side, tile.side)], tile)
 
 
 def by_image(features: Tensor, grid_thw_I_3: Tensor) -> list[Tensor]:
