@@ -86,7 +86,7 @@ def tiled_qwen3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def marked_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random tiny SmolVLM: tiles of 256 pixels, each behind its name in the prompt; the text tower is Llama's."""
+    """A random tiny SmolVLM: tiles of 128 pixels, each behind its name in the prompt; the text tower is Llama's."""
     return _checkpoint(tmp_path_factory.mktemp("marked") / "checkpoint", "smolvlm")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from oracle import stock_images
+from PIL import Image
 from safetensors import safe_open
 from test_policy import encoder
 from torch import Tensor, nn
@@ -108,7 +108,9 @@ def matrices(*modules: nn.Module) -> int:
 
 def is_looked_up(name: str) -> bool:
     """Whether a parameter is a table of embeddings, which costs bytes and no arithmetic."""
-    return name.endswith(("pos_embed.weight", "cls_token", "position_embeddings", "position_embedding.weight"))
+    return name.endswith(
+        ("pos_embed.weight", "cls_token", "position_embeddings", "position_embedding.weight")
+    )
 
 
 # ---- tokens
@@ -340,7 +342,14 @@ def test_the_shape_is_that_of_the_counted_weights(made: Made) -> None:
 
 @pytest.mark.parametrize(
     "name,whole",
-    [("qwen2_vl", 2), ("qwen2_5_vl", 1), ("qwen3_vl", 2), ("internvl", 2), ("smolvlm", 2), ("qwen2", 0)],
+    [
+        ("qwen2_vl", 2),
+        ("qwen2_5_vl", 1),
+        ("qwen3_vl", 2),
+        ("internvl", 2),
+        ("smolvlm", 2),
+        ("qwen2", 0),
+    ],
 )
 def test_blocks_that_see_the_whole_image(name: str, whole: int) -> None:
     """By hand: of two blocks, Qwen2.5-VL's first attends in windows."""
@@ -391,7 +400,10 @@ def test_an_unknown_family_is_told_the_nearest_and_all() -> None:
         family_of("qwen2_5_v", "folder")
     text = str(error.value)
     assert "The checkpoint folder is of model type 'qwen2_5_v'" in text
-    assert "Did you mean 'qwen2_5_vl'? Known: internvl, qwen2, qwen2_5_vl, qwen2_vl, qwen3, qwen3_vl, smolvlm." in text
+    assert (
+        "Did you mean 'qwen2_5_vl'? Known: internvl, qwen2, qwen2_5_vl, qwen2_vl, qwen3, qwen3_vl, smolvlm."
+        in text
+    )
 
 
 def install(folder: Path, code: str, name: str, target: str) -> None:

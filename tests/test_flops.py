@@ -78,9 +78,7 @@ def test_predicted_training_operations_are_those_that_are_counted(
     prompt = big_prompt(checkpoint, side=168 if family == "tiled_checkpoint" else 280)
     policy = new_policy(checkpoint, checkpointing=recompute)
     for name, parameter in policy.model.named_parameters():
-        parameter.requires_grad_(
-            vision == "trained" or policy.family.part_of(name) == "language"
-        )
+        parameter.requires_grad_(vision == "trained" or policy.family.part_of(name) == "language")
     packed = pack([prompt], [[tuple(range(5, 5 + LENGTH))] * SIZE], shared_prefix=shared)
     # the counter knows no fused attention of a CPU
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -362,7 +362,9 @@ def test_once_per_group_has_the_gradient_of_rows_through_the_stock_model(
     loss = -(weight_K * torch.cat(rows)).sum()
     loss.backward()
     expected = gradients(stock.policy)
-    for part, word in PLACES.get(family, (("vision", ".visual.blocks."), ("merger", ".visual.merger."))):
+    for part, word in PLACES.get(
+        family, (("vision", ".visual.blocks."), ("merger", ".visual.merger."))
+    ):
         names = [n for n in adapter_parameters(model) if word in n]
         assert all(dict(model.named_parameters())[n].grad.norm() > 1e-6 for n in names), part
 

@@ -61,7 +61,9 @@ def kept_bytes(model: Model, dtype: torch.dtype) -> tuple[int, Packed]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"]
+)
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_a_layer_keeps_what_its_family_says(
     tmp_path: Path, model_type: str, tower: str, dtype: torch.dtype

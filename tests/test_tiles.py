@@ -1,7 +1,6 @@
 """Families that cut an image into tiles: against the library's own processor, and what a checkpoint of one may not ask for."""
 
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from io import BytesIO
@@ -27,7 +26,7 @@ from gpg_vl.models.families.internvl import RELEASED, image_size, tile_limits
 from gpg_vl.models.families.tiles import Tile
 from gpg_vl.models.load import load_model, load_processing, read_config
 from gpg_vl.models.save import save_processing
-from gpg_vl.prompting import PixelLimits, PromptStyle
+from gpg_vl.prompting import PixelLimits
 from gpg_vl.quickstart import scenes
 from gpg_vl.rollout.vllm import compatibility
 from gpg_vl.training.flops import image_forward
@@ -35,7 +34,7 @@ from gpg_vl.types import Example
 
 TINY = Tile(side=56, patch=14, merge=2)
 CHECKPOINTS = ["tiled_checkpoint", "marked_checkpoint"]
-TILES = {"internvl": 56, "smolvlm": 256}
+TILES = {"internvl": 56, "smolvlm": 128}
 SIZES = [(56, 56), (140, 84), (28, 200), (300, 60), (13, 13), (90, 91)]
 
 
@@ -91,7 +90,9 @@ def test_prompts_are_those_of_the_processor_that_a_run_saves(
         made = limited(checkpoint, limits, chat)
         prompt, counts = made.encode(example), made.count(example)
         images = {"images": [[Image.open(BytesIO(one)) for one in example.images]]} if sizes else {}
-        theirs = processor(text=[prompt.text], add_special_tokens=False, return_tensors="pt", **images)
+        theirs = processor(
+            text=[prompt.text], add_special_tokens=False, return_tensors="pt", **images
+        )
         assert prompt.input_ids_T.tolist() == theirs["input_ids"][0].tolist()
         assert counts.tokens == prompt.length
         assert counts.image_tokens == int(prompt.image_mask_T.sum())
@@ -238,7 +239,7 @@ def test_a_checkpoint_that_is_not_computed_exactly_is_refused(
     [
         ("text_config.model_type", "qwen2", "'qwen2'; only 'llama' is supported"),
         ("vision_config.num_channels", 1, "num_channels in its config.json is 1; only 3"),
-        ("scale_factor", 3, "256 pixels are not a whole number of image tokens"),
+        ("scale_factor", 3, "128 pixels are not a whole number of image tokens"),
     ],
 )
 def test_a_checkpoint_with_named_tiles_that_is_not_computed_exactly_is_refused(
@@ -254,7 +255,10 @@ def test_a_checkpoint_with_named_tiles_that_is_not_computed_exactly_is_refused(
 @pytest.mark.parametrize(
     "limits,message",
     [
-        ({"min_pixels": 0, "max_pixels": 512 * 512 - 1}, "512x512 pixels, 262144 each, and data.max"),
+        (
+            {"min_pixels": 0, "max_pixels": 512 * 512 - 1},
+            "512x512 pixels, 262144 each, and data.max",
+        ),
         ({"min_pixels": 600_000, "max_pixels": 2**20}, "1024x512, which is less than data.min"),
     ],
 )

@@ -17,7 +17,6 @@ from torch import Tensor
 from gpg_vl.config import Config
 from gpg_vl.model import Model, autocast_dtype
 from gpg_vl.models.attention import Kernel
-from gpg_vl.models.families import Family
 from gpg_vl.models.layout import Packed, pack
 from gpg_vl.models.load import Processing, Tokens, read_config
 from gpg_vl.models.policy import Policy

@@ -9,7 +9,6 @@ from functools import partial
 from math import ceil
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -239,9 +238,7 @@ def shape_of(config: Any) -> Shape:
         vision_depth=vision.num_hidden_layers,
         # the two norms' outputs; queries, keys, values, what was attended to and its copy; what is
         # scaled before each sum; of the MLP what its activation is given, and what it gives
-        vision_kept=Kept(
-            computed=9 * width + 2 * inner, summed=2 * width, cast=2 * width
-        ),
+        vision_kept=Kept(computed=9 * width + 2 * inner, summed=2 * width, cast=2 * width),
     )
 
 

@@ -252,9 +252,7 @@ def shape_of(config: Any) -> Shape:
         vision_depth=vision.num_hidden_layers,
         # the two norms' outputs; queries, keys, values, what was attended to and its copy; of the
         # MLP what its activation is given, and what it gives
-        vision_kept=Kept(
-            computed=7 * width + 2 * inner, summed=2 * width, cast=2 * width
-        ),
+        vision_kept=Kept(computed=7 * width + 2 * inner, summed=2 * width, cast=2 * width),
     )
 
 
@@ -267,7 +265,7 @@ def thinned(config: Any, share: int) -> Any:
 
 
 def _tiny_config(tokenizer: Any, vocabulary: int, text: Mapping[str, Any]) -> Any:
-    """Tiles of 256 pixels, 64 patches and 4 image tokens each. Vision: 96 wide, two layers."""
+    """Tiles of 128 pixels, 64 patches and 4 image tokens each. Vision: 96 wide, two layers."""
     from transformers import SmolVLMConfig
 
     start, end, pad, image = tokenizer.convert_tokens_to_ids(
@@ -279,11 +277,11 @@ def _tiny_config(tokenizer: Any, vocabulary: int, text: Mapping[str, Any]) -> An
         text_config={"model_type": "llama", **sizes},
         vision_config={
             "hidden_size": 96,
-            "intermediate_size": 288,
+            "intermediate_size": 384,
             "num_hidden_layers": 2,
             "num_attention_heads": 3,
-            "image_size": 256,
-            "patch_size": 32,
+            "image_size": 128,
+            "patch_size": 16,
         },
         scale_factor=4,
         image_token_id=image,
@@ -312,7 +310,7 @@ def _tiny_processor(tokenizer: Any, chat_template: str) -> Any:
 
     tokenizer.chat_template = chat_template
     images = SmolVLMImageProcessor(
-        size={"longest_edge": 2 * 256}, max_image_size={"longest_edge": 256}
+        size={"longest_edge": 4 * 128}, max_image_size={"longest_edge": 128}
     )
     return _Processor(tokenizer, images)
 
@@ -345,7 +343,15 @@ SMOLVLM = with_tile(
         sampled_by_vllm=False,
         tiny=Tiny(
             special_tokens=(
-                *(qwen2.TEXT_END, qwen2.TURN_START, TURN_END, AROUND, IMAGE_TOKEN, WHOLE, "<video>"),
+                *(
+                    qwen2.TEXT_END,
+                    qwen2.TURN_START,
+                    TURN_END,
+                    AROUND,
+                    IMAGE_TOKEN,
+                    WHOLE,
+                    "<video>",
+                ),
                 *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
             ),
             end_token=TURN_END,
