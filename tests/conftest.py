@@ -44,11 +44,11 @@ def newer_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _checkpoint(tmp_path_factory.mktemp("newer") / "checkpoint", "qwen2_5_vl")
 
 
-def _checkpoint(folder: Path, model_type: str) -> Path:
+def _checkpoint(folder: Path, model_type: str, **text: str | int) -> Path:
     from gpg_vl.models import tiny
 
     corpus = [row["prompt"] for row in scenes.rows(3, 40)] + list("ABCD0123456789")
-    tokenizer = tiny.tiny_tokenizer(corpus, 384)
+    tokenizer = tiny.tiny_tokenizer(corpus, 384, model_type=model_type)
     config = tiny.tiny_config(
         tokenizer,
         384,
@@ -58,6 +58,7 @@ def _checkpoint(folder: Path, model_type: str) -> Path:
         intermediate_size=96,
         num_attention_heads=2,
         num_key_value_heads=1,
+        **text,
     )
     processor = tiny.tiny_processor(tokenizer, model_type=model_type)
     tiny.save_checkpoint(tiny.tiny_model(config, seed=0), processor, folder)
@@ -68,6 +69,25 @@ def _checkpoint(folder: Path, model_type: str) -> Path:
 def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny Qwen3-VL: features enter behind the first layer of the text tower too, patches of 16 pixels."""
     return _checkpoint(tmp_path_factory.mktemp("deep") / "checkpoint", "qwen3_vl")
+
+
+@pytest.fixture(scope="session")
+def tiled_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny InternVL: an image is cut into tiles of 56 pixels, positions have one axis."""
+    return _checkpoint(tmp_path_factory.mktemp("tiled") / "checkpoint", "internvl")
+
+
+@pytest.fixture(scope="session")
+def tiled_qwen3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the text tower of Qwen3, as InternVL 3.5 has it."""
+    folder = tmp_path_factory.mktemp("tiled_qwen3") / "checkpoint"
+    return _checkpoint(folder, "internvl", text_tower="qwen3", head_dim=32)
+
+
+@pytest.fixture(scope="session")
+def marked_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny SmolVLM: tiles of 128 pixels, each behind its name in the prompt; the text tower is Llama's."""
+    return _checkpoint(tmp_path_factory.mktemp("marked") / "checkpoint", "smolvlm")
 
 
 @pytest.fixture(scope="session")

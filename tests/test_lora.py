@@ -60,15 +60,35 @@ LAYERS = {
         "merger": ["linear_fc1", "linear_fc2"],
         "vision": ["qkv", "proj", "linear_fc1", "linear_fc2"],
     },
+    "tiled_checkpoint": {
+        "language": TEXT,
+        "merger": ["linear_1", "linear_2"],
+        "vision": ["q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"],
+    },
+    "marked_checkpoint": {
+        "language": TEXT,
+        "merger": ["proj"],
+        "vision": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+    },
     "text_checkpoint": {"language": TEXT},
 }
 """The linear layers of each part; those of the two towers are in each of two layers."""
+PLACES = {
+    "tiled_checkpoint": (
+        ("vision", ".vision_tower.encoder."),
+        ("merger", ".multi_modal_projector."),
+    ),
+    "marked_checkpoint": (("vision", ".vision_model.encoder."), ("merger", ".connector.")),
+}
+"""Words in the names of the modules of each part, where they are not those of Qwen."""
 MERGERS = {"deep_checkpoint": 3}
 """Of a family that reads several layers of its vision tower; the others have one."""
 FAMILY = {
     "tiny_checkpoint": "qwen2_vl",
     "newer_checkpoint": "qwen2_5_vl",
     "deep_checkpoint": "qwen3_vl",
+    "tiled_checkpoint": "internvl",
+    "marked_checkpoint": "smolvlm",
     "text_checkpoint": "qwen2",
 }
 
@@ -102,11 +122,11 @@ def test_without_names_every_linear_layer_of_a_part_but_the_head(
         times = MERGERS.get(family, 1) if part == "merger" else 2
         assert sorted(ends(found)) == sorted(names * times)
         for name in found:
-            assert (".visual." in name) == (part != "language"), name
             assert families.get(FAMILY[family]).part_of(f"{name}.weight") == part
     everything = chosen(checkpoint, FAMILY[family], tuple(LAYERS[family]), None)
-    of_tower = MERGERS.get(family, 1) + len(LAYERS[family].get("vision", []))
-    assert len(everything) == len(set(everything)) == 14 + 2 * of_tower * (len(LAYERS[family]) > 1)
+    of_mergers = MERGERS.get(family, 1) * len(LAYERS[family].get("merger", []))
+    of_tower = 2 * len(LAYERS[family].get("vision", []))
+    assert len(everything) == len(set(everything)) == 14 + of_mergers + of_tower
 
 
 @pytest.mark.parametrize(
@@ -309,7 +329,16 @@ def test_parts_with_adapters_have_learning_rates(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["tiny_checkpoint", "newer_checkpoint", "deep_checkpoint"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "tiny_checkpoint",
+        "newer_checkpoint",
+        "deep_checkpoint",
+        "tiled_checkpoint",
+        "marked_checkpoint",
+    ],
+)
 def test_once_per_group_has_the_gradient_of_rows_through_the_stock_model(
     family: str, checkpointing: bool, request: pytest.FixtureRequest
 ) -> None:
@@ -333,7 +362,9 @@ def test_once_per_group_has_the_gradient_of_rows_through_the_stock_model(
     loss = -(weight_K * torch.cat(rows)).sum()
     loss.backward()
     expected = gradients(stock.policy)
-    for part, word in (("vision", ".visual.blocks."), ("merger", ".visual.merger.")):
+    for part, word in PLACES.get(
+        family, (("vision", ".visual.blocks."), ("merger", ".visual.merger."))
+    ):
         names = [n for n in adapter_parameters(model) if word in n]
         assert all(dict(model.named_parameters())[n].grad.norm() > 1e-6 for n in names), part
 
@@ -549,7 +580,13 @@ def test_the_page_names_the_layers_that_there_are() -> None:
     rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]
     for part in EVERYWHERE:
         ((_, older, *others),) = [row for row in rows if row[0].strip() == part]
-        families_of_cells = ("tiny_checkpoint", "newer_checkpoint", "deep_checkpoint")
+        families_of_cells = (
+            "tiny_checkpoint",
+            "newer_checkpoint",
+            "deep_checkpoint",
+            "tiled_checkpoint",
+            "marked_checkpoint",
+        )
         for family, cell in zip(families_of_cells, (older, *others), strict=True):
             named = re.findall(r"`(.*?)`", older if cell.strip() == "the same" else cell)
             assert named == LAYERS[family][part], (family, part)

@@ -26,7 +26,8 @@ def make_model(folder: Path, model_type: str, *, layers: int, blocks: int) -> Mo
     config = tiny.tiny_config(
         tokenizer, 384, model_type=model_type, num_hidden_layers=layers, intermediate_size=208
     )
-    config.vision_config.depth = blocks
+    depth = "depth" if hasattr(config.vision_config, "depth") else "num_hidden_layers"
+    setattr(config.vision_config, depth, blocks)
     processor = tiny.tiny_processor(tokenizer, model_type=model_type)
     tiny.save_checkpoint(tiny.tiny_model(config, seed=0), processor, folder)
     return Model.load(folder, device="cpu")
@@ -60,7 +61,9 @@ def kept_bytes(model: Model, dtype: torch.dtype) -> tuple[int, Packed]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"]
+)
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_a_layer_keeps_what_its_family_says(
     tmp_path: Path, model_type: str, tower: str, dtype: torch.dtype

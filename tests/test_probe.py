@@ -53,7 +53,7 @@ def deep_checkpoint(
     """Six layers and two blocks: what a third of them stands for."""
     folder = tmp_path_factory.mktemp("deep") / "checkpoint"
     corpus = [row["prompt"] for row in scenes.rows(3, 40)] + list("ABCD0123456789")
-    tokenizer = tiny.tiny_tokenizer(corpus, 384)
+    tokenizer = tiny.tiny_tokenizer(corpus, 384, model_type=request.param)
     config = tiny.tiny_config(
         tokenizer,
         384,

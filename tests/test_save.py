@@ -25,7 +25,15 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("size", ["50GB", "100KB"])
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize(
-    "family", ["tiny_checkpoint", "newer_checkpoint", "deep_checkpoint", "text_checkpoint"]
+    "family",
+    [
+        "tiny_checkpoint",
+        "newer_checkpoint",
+        "deep_checkpoint",
+        "tiled_checkpoint",
+        "marked_checkpoint",
+        "text_checkpoint",
+    ],
 )
 def test_the_files_are_those_of_transformers(
     request: pytest.FixtureRequest,

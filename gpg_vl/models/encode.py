@@ -78,16 +78,16 @@ class Encoder:
         if examined is None:
             examined = self.examine(example)
         sizes = [self._size((image.width, image.height), example) for image in examined]
-        per_image = [self.processing.family.image_tokens(width, height) for width, height in sizes]
+        image_tokens = sum(self.processing.family.image_tokens(*size) for size in sizes)
         text = self.render(example)
         marks = self._token_ids(text)
         _refuse_other_images(marks, self.processing.tokens.image, len(sizes), example.id)
 
-        tokens = len(marks) - len(sizes) + sum(per_image)
+        tokens = len(marks) - len(sizes) + sum(len(self._image_ids(size)) for size in sizes)
         self._refuse_beyond_context(tokens, example.id)
         return PromptCounts(
             tokens=tokens,
-            image_tokens=sum(per_image),
+            image_tokens=image_tokens,
             image_sizes=tuple(sizes),
             notes=(
                 *notes_on(example, self.style),
@@ -104,16 +104,22 @@ class Encoder:
         """
         family = self.processing.family
         text = self.render(example)
-        patches = self._patches(example)
+        images = self._images(example)
+        # what cannot be shown is refused in words that name the example, before a library asserts it
+        sizes = [self._size(image.size, example) for image in images]
+        patches = self._patches(images) if images else None
         pixel_values, grid, per_image = patches if patches is not None else (None, None, [])
 
         image_id = self.processing.tokens.image
-        ids = _repeat_image_ids(self._token_ids(text), image_id, per_image, example.id)
+        runs = [self._image_ids(size) for size in sizes]
+        found = [run.count(image_id) for run in runs if image_id is not None]
+        assert found == per_image, (example.id, found, per_image)
+
+        ids = _put_images(self._token_ids(text), image_id, runs, example.id)
         ids_T = torch.tensor(ids, dtype=torch.long)
         self._refuse_beyond_context(len(ids), example.id)
         image_mask_T = ids_T == (-1 if image_id is None else image_id)
-        image_tokens = int(image_mask_T.sum())
-        assert image_tokens == sum(per_image), (example.id, image_tokens, per_image)
+        assert int(image_mask_T.sum()) == sum(per_image), (example.id, per_image)
 
         positions = family.positions(ids_T, image_mask_T, grid)
         return Prompt(
@@ -227,16 +233,15 @@ class Encoder:
         except UserError as error:
             raise UserError(f"Example {example.id}: {error}") from None
 
-    def _patches(self, example: Example) -> Patches | None:
-        images = self._images(example)
-        if not images:
-            return None
+    def _image_ids(self, size: tuple[int, int]) -> list[int]:
+        """What stands for an image that is seen in this size, in the ids of a prompt."""
+        family, image_id = self.processing.family, self.processing.tokens.image
+        if family.image_text is not None:
+            return self._token_ids(family.image_text(*size))
+        assert image_id is not None, "a family without vision has no images"
+        return [image_id] * family.image_tokens(*size)
 
-        # what cannot be shown is refused in words that name the example, before a library
-        # asserts it
-        for image in images:
-            self._size(image.size, example)
-
+    def _patches(self, images: Sequence[Image.Image]) -> Patches:
         assert self.processing.image_processor is not None, "a family without vision has no images"
         return self.processing.family.patches(
             self.processing.image_processor,
@@ -264,16 +269,16 @@ def _make_image_keys(pixel_values_N: Tensor | None, grid_thw_I_3: Tensor | None)
     return tuple(image_key(one, grid) for one, grid in zip(patches, grid_thw_I_3, strict=True))
 
 
-def _repeat_image_ids(
-    ids: list[int], image_id: int | None, per_image: list[int], example_id: str
+def _put_images(
+    ids: list[int], image_id: int | None, runs: Sequence[list[int]], example_id: str
 ) -> list[int]:
-    """Each image id repeated as often as the vision tower will produce features for its image."""
-    _refuse_other_images(ids, image_id, len(per_image), example_id)
-    counts = iter(per_image)
-    repeated: list[int] = []
+    """The ids with what stands for each image in the place of its image id."""
+    _refuse_other_images(ids, image_id, len(runs), example_id)
+    next_runs = iter(runs)
+    placed: list[int] = []
     for token_id in ids:
-        repeated += [token_id] * (next(counts) if token_id == image_id else 1)
-    return repeated
+        placed += next(next_runs) if token_id == image_id else [token_id]
+    return placed
 
 
 def _refuse_other_images(

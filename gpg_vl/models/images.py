@@ -62,17 +62,17 @@ class ImageEncoder:
     @property
     def is_trained(self) -> bool:
         """Whether features change from step to step."""
-        return any(p.requires_grad for p in self._tower.parameters())
+        return any(p.requires_grad for p in self._parameters())
 
-    @property
-    def _tower(self) -> nn.Module:
-        return self._family.vision_tower(self._model) or nn.Identity()
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for module in self._family.vision_modules(self._model):
+            yield from module.parameters()
 
     def _remember(self, packed: Packed, cache: FeatureCache, *, one_by_one: bool) -> list[Tensor]:
         assert packed.pixel_values_N is not None, "asked for the features of no image"
         assert packed.grid_thw_I_3 is not None
         # asked of the tower: to look at a weight of the head would gather it, where it is spread
-        dtype = compute_dtype(next(self._tower.parameters()))
+        dtype = compute_dtype(next(self._parameters()))
 
         known: dict[str, Tensor] = {}
         missing: list[int] = []

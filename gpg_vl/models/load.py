@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from gpg_vl.data.prompts import IMAGE_MARK
 from gpg_vl.errors import UserError
 from gpg_vl.hub import is_hub_name, is_local_only, refuse_unreachable
+from gpg_vl.models.checkpoint_json import read_json
 from gpg_vl.models.families import Family, family_of
 from gpg_vl.models.template import try_template
 from gpg_vl.models.torchvision_shim import ensure_torchvision
@@ -60,6 +61,8 @@ class Processing:
     tokens: Tokens
     video_settings: Mapping[str, Any] | None = None
     """Of the checkpoint's video processor. Nothing here reads them: they go into the checkpoints of a run as they are."""
+    joint_settings: Mapping[str, Any] | None = None
+    """Of the checkpoint's processor as a whole, likewise."""
 
 
 def read_config(path: str, revision: str | None = None) -> Any:
@@ -80,7 +83,7 @@ def read_config(path: str, revision: str | None = None) -> Any:
             f"The checkpoint {path} has no config.json{missing}. Give a folder written by save_pretrained, or a hub name."
         )
     try:
-        written = _read_json(path, revision, "config.json")
+        written = read_json(path, revision, "config.json")
         if not written:
             refuse_unreachable(path)
         refuse_foreign_parts(written, path)
@@ -142,7 +145,7 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
     config = read_config(path, revision)
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    family = family_of(config.model_type, path)
+    family = _fit(config, path)
     images = None
     try:
         local = is_local_only(path)
@@ -161,7 +164,7 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
 
     # older vision checkpoints keep the template in a file of its own
     if tokenizer.chat_template is None:
-        content = _read_json(path, revision, "chat_template.json")
+        content = read_json(path, revision, "chat_template.json")
         tokenizer.chat_template = content.get("chat_template")
 
     template = _default_template(tokenizer, path)
@@ -177,15 +180,31 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
         chat_template=template,
         tokens=tokens,
         video_settings=_video_settings(path, revision) if family.has_vision else None,
+        joint_settings=_joint_settings(path, revision) if family.has_vision else None,
     )
+
+
+def _fit(config: Any, path: str) -> Family:
+    family = family_of(config.model_type, path)
+    try:
+        return family.fit(family, config)
+    except UserError as error:
+        raise UserError(f"The checkpoint {path} cannot be trained: {error}") from None
+
+
+def _joint_settings(path: str, revision: str | None) -> Mapping[str, Any] | None:
+    """What processor_config.json says beside the settings of its parts, such as the image tokens of a tile."""
+    content = read_json(path, revision, "processor_config.json")
+    own = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    return own if own.keys() - {"processor_class"} else None
 
 
 def _video_settings(path: str, revision: str | None) -> Mapping[str, Any] | None:
     """From where transformers takes them, in its order: older checkpoints have one file for images and videos."""
     nested: Mapping[str, Any] | None
-    nested = _read_json(path, revision, "processor_config.json").get("video_processor")
-    own = nested or _read_json(path, revision, "video_preprocessor_config.json")
-    return own or _read_json(path, revision, "preprocessor_config.json") or None
+    nested = read_json(path, revision, "processor_config.json").get("video_processor")
+    own = nested or read_json(path, revision, "video_preprocessor_config.json")
+    return own or read_json(path, revision, "preprocessor_config.json") or None
 
 
 def _default_template(tokenizer: Any, path: str) -> str | None:
@@ -217,7 +236,7 @@ def read_generation_config(path: str, revision: str | None = None) -> Any | None
     """
     from transformers import GenerationConfig
 
-    settings = _read_json(path, revision, "generation_config.json")
+    settings = read_json(path, revision, "generation_config.json")
     if not settings:
         return None
     try:
@@ -236,7 +255,7 @@ def _find_tokens(
     read), config and tokenizer.
     """
     text_config = config.get_text_config()
-    listed = _read_json(path, revision, "generation_config.json").get("eos_token_id")
+    listed = read_json(path, revision, "generation_config.json").get("eos_token_id")
 
     ends: list[int] = []
     for ids in (listed, getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id):
@@ -290,37 +309,6 @@ def _find_image_id(
             f"an image. They do not belong together; use a matching pair."
         )
     return written
-
-
-def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
-    """A JSON file of the checkpoint, in a folder or on the hub; {} if it has none.
-
-    Raises UserError if it is not JSON.
-    """
-    from transformers.utils.hub import cached_file
-
-    file = cached_file(
-        path,
-        name,
-        revision=revision,
-        local_files_only=is_local_only(path),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=not is_local_only(path),
-    )
-    if not file:
-        return {}
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{name} of {path} cannot be read, it is not JSON: {error}. Copy the file from the original checkpoint."
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{name} of {path} holds {type(content).__name__}, not an object of settings. Copy the file from the "
-            f"original checkpoint."
-        )
-    return content
 
 
 def load_model(

@@ -118,7 +118,7 @@ class Policy(nn.Module):
 
     def blank_image(self) -> Patches | None:
         """An image to show where there is none. None where the vision tower is frozen, or missing: nothing depends on it."""
-        return self.family.blank_image(self.model.config) if self.images.is_trained else None
+        return self.family.blank_image(self.model.config, 1) if self.images.is_trained else None
 
     # ---- scoring
 

@@ -24,8 +24,8 @@ def round_gathered(policy: Policy, dtype: torch.dtype, *, but_vision: bool) -> N
 
     but_vision: of a vision tower that is not spread, nothing is gathered.
     """
-    tower = policy.family.vision_tower(policy.model)
-    kept = set(tower.parameters()) if tower is not None and but_vision else set()
+    vision = policy.family.vision_modules(policy.model) if but_vision else []
+    kept = {parameter for module in vision for parameter in module.parameters()}
     for parameter in policy.model.parameters():
         if parameter not in kept:
             parameter.data = parameter.data.to(dtype)

@@ -109,6 +109,8 @@ def save_processing(processing: Processing, limits: PixelLimits, folder: Path) -
     # without a file of its own, the settings of images would be taken for those of videos
     if processing.video_settings is not None:
         _write_json(folder / "video_preprocessor_config.json", processing.video_settings)
+    if processing.joint_settings is not None:
+        _write_json(folder / "processor_config.json", processing.joint_settings)
 
 
 def follow_umask(folder: Path) -> None:

@@ -44,7 +44,9 @@ class Shape:
     merger_weights: int = 0
     """Weights of the merger that every image token passes."""
     vision_layers: int = 0
-    """Layers with attention over the whole image."""
+    """Layers with attention over the whole image, or over each tile of it."""
+    vision_window: int = 0
+    """Patches of a tile, where an image is cut into tiles that are seen one by one."""
     vision_width: int = 0
     merge: int = 1
     """Patches per image token."""

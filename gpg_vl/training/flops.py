@@ -85,7 +85,8 @@ def add_greedy(cost: Cost, group_size: int, *, shared: bool) -> Cost:
 def image_forward(shape: Shape, image_tokens: int) -> float:
     """Operations of one image through vision tower and merger."""
     patches = image_tokens * shape.merge
-    attention = 4 * shape.vision_layers * shape.vision_width * patches**2
+    attention = 4 * shape.vision_layers * shape.vision_width * patches
+    attention *= shape.vision_window or patches
     return 2 * shape.patch_weights * patches + 2 * shape.merger_weights * image_tokens + attention
 
 

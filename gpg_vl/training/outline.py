@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil, isqrt
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 from gpg_vl.config import Config
 from gpg_vl.model import Model, autocast_dtype
 from gpg_vl.models.attention import Kernel
-from gpg_vl.models.families import Family
 from gpg_vl.models.layout import Packed, pack
 from gpg_vl.models.load import Processing, Tokens, read_config
 from gpg_vl.models.policy import Policy
@@ -55,7 +54,7 @@ class Outline:
         of_group = group_cost(
             self.shape,
             prompt=one.prompt,
-            image_tokens=one.image,
+            image_tokens=self._shown(one.image),
             completion=one.completion,
             group_size=one.members,
             shared=self.shares_prefix,
@@ -87,7 +86,7 @@ class Outline:
     def pack(self, one: Pass, *, answered: bool) -> Packed:
         """The groups of a pass on the device; not answered: their prompts alone."""
         # an image whose features are kept does not pass the vision tower
-        image = 0 if self.vision == "kept" else one.image
+        image = 0 if self.vision == "kept" else self._shown(one.image)
         prompts = [self.make_prompt(number, one.prompt, image) for number in range(one.groups)]
         members: Sequence[Sequence[int]] = [[0] * one.completion] * one.members
         packed = pack(
@@ -101,13 +100,12 @@ class Outline:
     def make_prompt(self, number: int, tokens: int, image: int) -> Prompt:
         """A prompt of so many tokens, of which at most `image` are those of one image, equal to no other prompt's."""
         family, config = self.policy.family, self.policy.model.config
-        rows = isqrt(image)
-        columns = image // rows if rows else 0
-        pixels_N, grid_1_3 = _make_image(family, config, rows, columns) if rows else (None, None)
+        blank = family.blank_image(config, image) if image else None
+        pixels_N, grid_1_3, (seen,) = blank if blank else (None, None, [0])
 
-        length = max(tokens, rows * columns + 1)
+        length = max(tokens, seen + 1)
         ids_T = torch.zeros(length, dtype=torch.long)
-        mask_T = torch.arange(length) < rows * columns
+        mask_T = torch.arange(length) < seen
         positions_3_T = family.positions(ids_T, mask_T, grid_1_3)
         return Prompt(
             example_id=str(number),
@@ -118,15 +116,13 @@ class Outline:
             image_mask_T=mask_T,
             pixel_values_N=pixels_N,
             grid_thw_I_3=grid_1_3,
-            image_keys=(str(number),) if rows else (),
+            image_keys=(str(number),) if blank else (),
         )
 
-
-def _make_image(family: Family, config: Any, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """A blank image of so many tokens: the smallest one, that many times."""
-    blank = family.blank_image(config)
-    grid_1_3 = blank.grid_thw_I_3 * torch.tensor([1, rows, columns])
-    return blank.pixel_values_N.repeat(rows * columns, 1), grid_1_3
+    def _shown(self, image: int) -> int:
+        """Of so many image tokens those that a blank image has: whole tiles, where images are cut into tiles."""
+        tile = max(1, self.shape.vision_window // self.shape.merge)
+        return max(tile, image // tile * tile) if image else 0
 
 
 def make_outline(

@@ -90,14 +90,14 @@ class Plan:
 def count_parameters(config: Config, family: Family) -> Sizes:
     """The sizes of the model that is trained, from the checkpoint's config alone: nothing is read, nothing allocated."""
     model = make_meta_model(config, family)
-    tower = family.vision_tower(model)
-    trained_vision = _count(tower, trained=True) if tower else 0
+    vision = family.vision_modules(model)
+    trained_vision = sum(_count(module, trained=True) for module in vision)
     blocks = family.vision_blocks(model) if trained_vision else []
     coded = [p for p in model.parameters() if p.requires_grad and takes_codes(p)]
     return Sizes(
         parameters=_count(model),
         trained=_count(model, trained=True),
-        vision=_count(tower) if tower else 0,
+        vision=sum(map(_count, vision)),
         trained_vision=trained_vision,
         layers=tuple(_count(layer) for layer in [*family.layers(model), *blocks]),
         vectors=_count(model, vectors=True),

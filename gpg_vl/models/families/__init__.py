@@ -15,6 +15,8 @@ families: Registry[Family] = Registry(
         "qwen2_vl": "gpg_vl.models.families.qwen2_vl:QWEN2_VL",
         "qwen2_5_vl": "gpg_vl.models.families.qwen2_5_vl:QWEN2_5_VL",
         "qwen3_vl": "gpg_vl.models.families.qwen3_vl:QWEN3_VL",
+        "internvl": "gpg_vl.models.families.internvl:INTERNVL",
+        "smolvlm": "gpg_vl.models.families.smolvlm:SMOLVLM",
         "qwen3": "gpg_vl.models.families.qwen3:QWEN3",
         "qwen2": "gpg_vl.models.families.qwen2:QWEN2",
     },

@@ -7,7 +7,7 @@ images, `_H` hidden size, `_B` rows; `_3` is time, height and width, or the thre
 from __future__ import annotations  # tensors are named here, torch is not loaded
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class Patches(NamedTuple):
     pixel_values_N: Tensor
     """[N, values] float32."""
     grid_thw_I_3: Tensor
-    """int64 patches of each image in time, height and width; their products add up to N."""
+    """int64 patches of each image in time, height and width; their products add up to N. Where an image is cut into tiles,
+    they take the place of time."""
     tokens: list[int]
     """Image tokens of each image."""
 
@@ -72,6 +73,15 @@ def no_image(*_: object, **__: object) -> NoReturn:
     raise AssertionError("a family without vision has no images")
 
 
+def as_registered(family: Family, config: Any) -> Family:
+    """Of a family whose images do not depend on the config."""
+    return family
+
+
+def no_merger(model: Any) -> None:
+    """Of a family whose merger is a part of its vision tower."""
+
+
 def no_deep_features(
     model: Any, features: Sequence[Tensor], image_mask_T: Tensor
 ) -> Mapping[str, Any]:
@@ -105,7 +115,10 @@ class Family:
     image_token: str | None = None
     """In its place the features of an image are put, once per image token."""
     image_markup: str = ""
-    """What stands for one image in a rendered prompt."""
+    """What stands for one image in a rendered prompt, with one image token in it."""
+    image_text: Callable[[int, int], str] | None = None
+    """(width, height) that the model sees -> what the image token of a rendered prompt becomes: all image tokens of the image
+    with marks around or between them. It begins and ends with special tokens. None: the image token, repeated."""
 
     # ---- images
 
@@ -116,8 +129,12 @@ class Family:
     processor_settings: Callable[[int, int], Mapping[str, Any]] = no_image
     """(min_pixels, max_pixels) -> what preprocessor_config.json must say for the checkpoint's own processor to make the image
     tokens of `image_size`."""
-    blank_image: Callable[[Any], Patches] = no_image
-    """transformers config -> the smallest image there is, all zeros."""
+    blank_image: Callable[[Any, int], Patches] = no_image
+    """(transformers config, tokens) -> an image of at most so many image tokens, all zeros; the smallest there is, if none is so
+    small."""
+    fit: Callable[[Family, Any], Family] = as_registered
+    """(the family, transformers config) -> the family of checkpoints with this config, where what is above depends on it. Raises
+    UserError, without a name of the checkpoint, for a config that cannot be computed exactly."""
 
     # ---- positions
 
@@ -146,7 +163,9 @@ class Family:
     attentions: Callable[[Any], list[nn.Module]]
     """The attention module of each of them."""
     vision_tower: Callable[[Any], nn.Module | None] = lambda model: None
-    """The vision tower with its merger."""
+    """The vision tower, with its merger if that is a part of it."""
+    merger: Callable[[Any], nn.Module | None] = no_merger
+    """The merger, if it stands beside the vision tower."""
     vision_blocks: Callable[[Any], list[nn.Module]] = lambda model: []
     """The layers of the vision tower, in order."""
     patch_embedding: str = ""
@@ -163,10 +182,30 @@ class Family:
     least one of each. Its special tokens are those of nobody: such a model is timed, never asked."""
     boxes: Boxes | None = None
     """How it was taught to write boxes; None if it was not."""
+    sampled_by_vllm: bool = True
+    """Whether vLLM takes its images as gpg_vl hands them over: patches and a grid, without marks inside of an image."""
     tiny: Tiny
 
-    def __reduce__(self) -> tuple[Callable[[str, str], Family], tuple[str, str]]:
-        """It travels to another process by its name, because not all of its functions have one."""
+    def vision_modules(self, model: Any) -> list[nn.Module]:
+        """The modules that make features of an image: the vision tower, and its merger if that stands beside it."""
+        parts = (self.vision_tower(model), self.merger(model))
+        return [part for part in parts if part is not None]
+
+    def __reduce__(self) -> tuple[Callable[..., Family], tuple[str, Mapping[str, Any]]]:
+        """It travels to another process by its name, because not all of its functions have one, and with what `fit` changed."""
         from gpg_vl.models.families import family_of
 
-        return family_of, (self.model_type, "")
+        registered = family_of(self.model_type, "")
+        names = [field.name for field in fields(self)]
+        changed = {
+            name: getattr(self, name)
+            for name in names
+            if getattr(self, name) is not getattr(registered, name)
+        }
+        return _restore, (self.model_type, changed)
+
+
+def _restore(model_type: str, changed: Mapping[str, Any]) -> Family:
+    from gpg_vl.models.families import family_of
+
+    return replace(family_of(model_type, ""), **changed)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 import torch
@@ -101,12 +102,15 @@ def processor_settings(min_pixels: int, max_pixels: int) -> dict[str, Any]:
     }
 
 
-def blank_image(config: Any) -> Patches:
-    """One image token, all zeros."""
+def blank_image(config: Any, tokens: int) -> Patches:
+    """All zeros, nearly square, at least one image token."""
     vision = config.vision_config
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    grid = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]])
-    return Patches(torch.zeros(MERGE_SIZE**2, values), grid, [1])
+    rows = max(1, isqrt(tokens))
+    columns = max(1, tokens // rows)
+    grid = torch.tensor([[1, rows * MERGE_SIZE, columns * MERGE_SIZE]])
+    seen = rows * columns
+    return Patches(torch.zeros(seen * MERGE_SIZE**2, values), grid, [seen])
 
 
 # ---- positions

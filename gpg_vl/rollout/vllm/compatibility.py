@@ -61,6 +61,11 @@ def refuse_vllm(family: Family) -> None:
             f"that change between versions. Install one of those: pip install 'vllm{TESTED}', or set rollout.engine to native."
         )
 
+    if not family.sampled_by_vllm:
+        raise UserError(
+            f"gpg_vl does not hand images of {family.model_type} checkpoints to vLLM yet. Set rollout.engine to native, which "
+            f"samples every family that is trained."
+        )
     if family.model_class not in known_classes():
         raise UserError(
             f"vLLM {found} does not know {family.model_class}, the class of {family.model_type} checkpoints. Set "

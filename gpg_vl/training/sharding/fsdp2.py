@@ -157,8 +157,8 @@ class Fsdp2:
         gathered: dtype of what is computed with, while the parts stay as they are; None gathers them as they are.
         """
         model, family = policy.model, policy.family
-        tower = family.vision_tower(model)
-        kept_whole = set(tower.parameters()) if tower and not policy.images.is_trained else set()
+        vision = [] if policy.images.is_trained else family.vision_modules(model)
+        kept_whole = {parameter for module in vision for parameter in module.parameters()}
         blocks = family.vision_blocks(model) if policy.images.is_trained else []
 
         # what comes into a unit is left alone: autocast knows better which products are to be rounded

@@ -246,10 +246,9 @@ class Zero:
 
     def _left_out(self, policy: Policy) -> list[nn.Module]:
         """What DeepSpeed must not know of."""
-        tower = policy.family.vision_tower(policy.model)
-        if self.holds_whole or tower is None or policy.images.is_trained:
+        if self.holds_whole or policy.images.is_trained:
             return []
-        return [tower]
+        return policy.family.vision_modules(policy.model)
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """Over all parts of all processes, each of which holds its own. A part may be all of the weights in one."""
