@@ -99,7 +99,7 @@ def make_learner(
     prefixes: PrefixStore | None,
 ) -> Learner:
     config, algorithm = prepared.config, prepared.algorithm
-    rates: dict[str, float] = dict(config.train.learning_rates)
+    rates = {str(part): rate for part, rate in config.train.learning_rates.items()}
 
     # the reference is the policy of the beginning, also in a run that is resumed: made before a
     # checkpoint is read

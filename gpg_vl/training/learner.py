@@ -316,7 +316,7 @@ class Learner:
             inputs=micro_batch.inputs,
             token_loss=self._algorithm.token_loss,
             whole_completions=self._algorithm.whole_completions,
-            value_loss=critic and critic.value_loss,
+            value_loss=critic.value_loss if critic else None,
         )
 
     def _autocast(self) -> AbstractContextManager[object]:
