@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.algorithms.gpg import gpg
 from gpg_vl.algorithms.grpo import grpo
+from gpg_vl.algorithms.ppo import ppo
 from gpg_vl.model import Model
 from gpg_vl.models.families import Family
 from gpg_vl.rollout.engine import RolloutRequest
@@ -153,6 +154,17 @@ ROUNDED = {
 }
 """Under bfloat16."""
 
+
+def with_values() -> Algorithm:
+    return ppo(kl_beta=0.1, value_coef=0.7, updates=1)
+
+
+WITH_CRITIC = {
+    "critic": Case(UNEQUAL, tokens_per_pass=90, algorithm=with_values, old=True, rate=0.1),
+    "critic, a process without groups": Case(IDLE, algorithm=with_values, old=True, rate=0.1),
+}
+"""Of algorithms with a critic, for shardings that train one."""
+
 EIGHT_BIT = {
     "three steps of bytes": Case(
         UNEQUAL,
@@ -275,6 +287,10 @@ def make_trainer(checkpoint: Path, case: Case, sharding: Watched) -> Trainer:
         policy = model.policy
         policy.family = replace(policy.family, layers=nothing, vision_blocks=nothing)
     algorithm = case.algorithm()
+    if algorithm.critic is not None:
+        model.policy.add_critic()
+        layer = model.policy.critic.weight_H
+        layer.data = torch.linspace(-0.04, 0.05, len(layer))
     learner = make_learner(
         model.policy,
         algorithm,
@@ -440,7 +456,7 @@ def main(checkpoint: Path, folder: Path, kind: str, names: Sequence[str]) -> Non
     groups = make_groups(checkpoint)
     found: dict[str, Any] = {}
     for name in names:
-        if (case := {**CASES, **ROUNDED, **EIGHT_BIT}.get(name)) is not None:
+        if (case := {**CASES, **ROUNDED, **EIGHT_BIT, **WITH_CRITIC}.get(name)) is not None:
             mine = [groups_of(case, groups)[n] for n in case.deals[processes][rank]]
             sharding = make_sharding(kind, processes, rank == 0, case)
             found[name] = compute(case, checkpoint, mine, sharding)

@@ -147,7 +147,7 @@ def test_reading_a_config_does_not_import_torch(tmp_path: Path) -> None:
 def test_a_key_of_another_algorithm_is_refused_with_its_owner() -> None:
     refused(
         {"kl_beta": 0},
-        "algorithm.kl_beta is a key of grpo, dr_grpo, reinforce_pp; name is gpg, whose keys are beta_th",
+        "algorithm.kl_beta is a key of grpo, dr_grpo, reinforce_pp, ppo; name is gpg, whose keys are beta_th",
         "age, aggregation. Remove it, or set algorithm.name to grpo.",
     )
     refused({"name": "grpo", "age": "off"}, "algorithm.age is a key of gpg; name is grpo")

@@ -19,6 +19,7 @@ BUILTIN = {
     "rloo": "gpg_vl.algorithms.rloo:rloo",
     "reinforce": "gpg_vl.algorithms.reinforce:reinforce",
     "reinforce_pp": "gpg_vl.algorithms.reinforce_pp:reinforce_pp",
+    "ppo": "gpg_vl.algorithms.ppo:ppo",
     "opo": "gpg_vl.algorithms.opo:opo",
     "remax": "gpg_vl.algorithms.remax:remax",
     "gspo": "gpg_vl.algorithms.gspo:gspo",

@@ -61,6 +61,8 @@ class StepBatch:
     """What the engine recorded when it sampled the tokens; NaN where it recorded nothing."""
     greedy_reward_P: Float[Tensor, "P"] = field(default_factory=lambda: torch.zeros(0))
     """float64. Only if the algorithm needs it."""
+    value_K: Float[Tensor, "K"] | None = None
+    """float64. Only for an algorithm with a critic: its values under the weights before the first update of the step."""
     total: Callable[[Sequence[float]], list[float]] = list
     """Sums of numbers over all processes; every process must call it equally often. Here: of one process."""
 
@@ -74,6 +76,22 @@ class Credit(NamedTuple):
     """False where an answer has exactly no gradient: it is not run at all."""
     metrics: Mapping[str, float | None]
     """What to log of the step, equal on all processes, such as alpha."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critic:
+    """How the value of a token is learned: what its completion is expected to be worth from there on.
+
+    Values come from a linear layer on the hidden states that log-probs are computed from (`models.value_head`), so the loss
+    of a value reaches the policy's weights too. It is added to that of the log-prob.
+    """
+
+    value_loss: Callable[[Tensor, TokenInputs], Tensor]
+    """(value_K, inputs) -> loss_K, elementwise. Called with K of a micro-batch or less."""
+    learning_rate: float
+    """Peak of the layer's own rate; the schedule is that of the policy."""
+    observe: Callable[[Tensor, TokenInputs], Mapping[str, Tensor]] | None = None
+    """(value_K, inputs) -> values [K] whose means over the trained tokens are logged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +115,8 @@ class Algorithm:
     """What a gold answer looks like as a completion, where nothing is sampled."""
     whole_completions: bool = False
     """True: the loss of a token depends on the other tokens of its answer. `token_loss` is then given whole answers."""
+    critic: Critic | None = None
+    """Learns values of tokens, which `credit` then finds in `StepBatch.value_K`. None: there are no values."""
 
 
 def select(inputs: Inputs, index: Tensor | slice) -> Inputs:

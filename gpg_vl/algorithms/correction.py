@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gpg_vl.algorithms.algorithm import Algorithm, Credit, StepBatch
+from gpg_vl.algorithms.algorithm import Algorithm, Credit, Critic, StepBatch
 from gpg_vl.algorithms.option_types import CorrectionKind
 
 BOUNDS: Mapping[CorrectionKind, tuple[float, float]] = {
@@ -90,6 +90,17 @@ def correct(
         token_loss=token_loss,
         observe=observe,
         whole_completions=algorithm.whole_completions or kind == "sequence_mask",
+        critic=algorithm.critic and _unwrap(algorithm.critic),
+    )
+
+
+def _unwrap(critic: Critic) -> Critic:
+    """The critic, given `Inputs`. Its loss is not weighed: a value is a forecast, whoever has sampled the token."""
+    observe = critic.observe
+    return replace(
+        critic,
+        value_loss=lambda value_K, inputs: critic.value_loss(value_K, inputs.inputs),
+        observe=observe and (lambda value_K, inputs: observe(value_K, inputs.inputs)),
     )
 
 

@@ -8,8 +8,6 @@
 With `baseline: group` the divergence, if there is one, is a term of the loss (k3), as the authors have it.
 """
 
-from math import sqrt
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,9 +17,7 @@ from gpg_vl.algorithms.aggregation import per_token
 from gpg_vl.algorithms.algorithm import Algorithm, Credit, StepBatch
 from gpg_vl.algorithms.clipped import Clip, Inputs, surrogate_of
 from gpg_vl.algorithms.option_types import Baseline
-
-VARIANCE_FLOOR = 1e-8
-"""Added to the variance, as OpenRLHF and verl do."""
+from gpg_vl.algorithms.whitening import whiten
 
 
 def reinforce_pp(
@@ -82,13 +78,3 @@ def sums_to_the_end(values_K: Float[Tensor, "K"], lengths_P_G: Tensor) -> Float[
     parts = values_K.split(lengths_P_G.flatten().tolist())
     summed = [part.flip(0).cumsum(0).flip(0) for part in parts]
     return torch.cat(summed) if summed else values_K
-
-
-def whiten(values_K: Float[Tensor, "K"], batch: StepBatch) -> Float[Tensor, "K"]:
-    """(value - mean) / deviation (ddof 1) over the tokens of all processes; 0 where all are equal."""
-    tokens = batch.counts.tokens
-    (total,) = batch.total([float(values_K.sum())])
-    centred_K = values_K - total / max(tokens, 1)
-
-    (squares,) = batch.total([float(centred_K.square().sum())])
-    return centred_K / sqrt(squares / max(tokens - 1, 1) + VARIANCE_FLOOR)

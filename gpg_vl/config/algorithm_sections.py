@@ -153,6 +153,31 @@ class ReinforcePpConfig(SampledConfig):
     """Optimizer updates on the same answers."""
 
 
+class PpoConfig(SampledConfig):
+    """PPO: a critic says what each token is compared with, and a clipped ratio (arXiv:1707.06347)."""
+
+    name: Literal["ppo"] = "ppo"
+    """Proximal Policy Optimization."""
+    gamma: float = Field(1.0, gt=0.0, le=1.0)
+    """What a reward one token later is multiplied by."""
+    lam: float = Field(0.95, ge=0.0, le=1.0)
+    """1 compares what followed a token with the critic's forecast; 0 trusts the forecast of the next token instead."""
+    clip_low: float = Field(0.2, ge=0.0, lt=1.0)
+    """How far a token may become rarer than when it was sampled before it has no more gradient."""
+    clip_high: float = Field(0.2, ge=0.0)
+    """How far a token may become likelier than when it was sampled before it has no more gradient."""
+    value_clip: float = Field(0.2, gt=0.0)
+    """How far a value may move from that of the weights before the step before its loss has no more gradient."""
+    value_coef: float = Field(0.1, gt=0.0)
+    """Weight of the critic's loss, whose gradient reaches the policy's weights too."""
+    critic_learning_rate: float = Field(1e-4, gt=0.0)
+    """Peak of the rate of the critic's own layer; the schedule is that of train.learning_rate."""
+    kl_beta: float = Field(0.05, ge=0.0)
+    """Weight of the divergence from the weights the run began with, which is taken off the reward; 0 needs no copy of them."""
+    updates: int = Field(4, ge=1)
+    """Optimizer updates on the same answers."""
+
+
 class OpoConfig(SampledConfig):
     """OPO: the baseline of a group weighs rewards with the lengths of answers (arXiv:2505.23585)."""
 
@@ -221,6 +246,7 @@ BUILTIN_SECTIONS: Mapping[str, type[AlgorithmConfig]] = {
     "rloo": RlooConfig,
     "reinforce": ReinforceConfig,
     "reinforce_pp": ReinforcePpConfig,
+    "ppo": PpoConfig,
     "opo": OpoConfig,
     "remax": RemaxConfig,
     "gspo": GspoConfig,

@@ -32,6 +32,8 @@ class Objective(NamedTuple):
     """(logp_K, inputs) -> loss_K."""
     whole_completions: bool = False
     """True: the loss of a token depends on other tokens too, so `token_loss` is given all K at once."""
+    value_loss: Callable[[Tensor, TokenInputs], Tensor] | None = None
+    """(value_K, inputs) -> loss_K, where there is a critic; see `models.value_head`."""
 
     def select(self, index: slice) -> "Objective":
         """The objective of some of the tokens."""

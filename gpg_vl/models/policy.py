@@ -40,6 +40,7 @@ from gpg_vl.models.requests import (
     ScoreOutput,
 )
 from gpg_vl.models.unsupported import refuse_unsupported
+from gpg_vl.models.value_head import ValueHead, sum_value_losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,8 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.kernel = kernel
         self.images = ImageEncoder(model, family, features)
+        self.critic: ValueHead | None = None
+        """Only in training, and only for an algorithm that has one: see `add_critic`."""
         self._tower_tokens = 0
 
         never = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
@@ -115,6 +118,10 @@ class Policy(nn.Module):
     @property
     def work(self) -> Work:
         return Work(vision_patches=self.images.patches, tower_tokens=self._tower_tokens)
+
+    def add_critic(self) -> None:
+        """Score values beside log-probs from now on."""
+        self.critic = ValueHead(self._head_weight.shape[1], self.device)
 
     def blank_image(self) -> Patches | None:
         """An image to show where there is none. None where the vision tower is frozen, or missing: nothing depends on it."""
@@ -179,10 +186,18 @@ class Policy(nn.Module):
         given = (hidden_K_H, self._head_weight, chunk.targets_K)
         if objective is None:
             scores = score_tokens(*given, self.never_sampled_V, temperature=self.temperature)
-            return ScoreOutput(scores.logp_K.new_zeros(()), scores.logp_K, scores.entropy_K)
+            loss, logp_K, entropy_K = scores.logp_K.new_zeros(()), *scores
+        else:
+            loss, logp_K, entropy_K = fused_head(
+                *given, objective, self.never_sampled_V, temperature=self.temperature
+            )
+        if self.critic is None:
+            return ScoreOutput(loss, logp_K, entropy_K)
 
-        output = fused_head(*given, objective, self.never_sampled_V, temperature=self.temperature)
-        return ScoreOutput(output.loss, output.logp_K, output.entropy_K)
+        value_K = self.critic(hidden_K_H)
+        if objective is not None:
+            loss = loss + sum_value_losses(value_K, objective)
+        return ScoreOutput(loss, logp_K, entropy_K, value_K.detach())
 
     # ---- prompts and decoding
 
@@ -283,8 +298,13 @@ def join_outputs(outputs: Sequence[ScoreOutput]) -> ScoreOutput:
     """The output of a micro-batch from those of its chunks, in order."""
     if len(outputs) == 1:
         return outputs[0]
-    losses, logps, entropies = zip(*outputs, strict=True)
-    return ScoreOutput(torch.stack(losses).sum(), torch.cat(logps), torch.cat(entropies))
+    losses, logps, entropies, values = zip(*outputs, strict=True)
+    return ScoreOutput(
+        torch.stack(losses).sum(),
+        torch.cat(logps),
+        torch.cat(entropies),
+        None if values[0] is None else torch.cat(values),
+    )
 
 
 def _append(a: Tensor, b: Tensor) -> Tensor:

@@ -55,11 +55,13 @@ class ScoreOutput(NamedTuple):
     """`_K` are the completion tokens that were scored, in the order of the completions."""
 
     loss: Tensor
-    """The sum of the objective's losses, to differentiate; 0 without an objective."""
+    """The sum of the objective's losses, those of values too, to differentiate; 0 without an objective."""
     logp_K: Tensor
     """log pi of every completion token, without gradient."""
     entropy_K: Tensor
     """Entropy in nats of the distribution each token was drawn from, without gradient."""
+    value_K: Tensor | None = None
+    """The value of every completion token, without gradient; None without a critic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,12 @@ TRAINING = (
     ),
     Kind(title="Gradient norm", columns=("grad_norm",)),
     Kind(title="Loss", columns=("loss",)),
+    Kind(title="Loss of the critic", columns=("value_loss",)),
+    Kind(
+        title="Explained variance",
+        columns=("explained_variance",),
+        note="of returns, by the critic: 1 if it is exact",
+    ),
     Kind(title="Learning rate", beginning="learning_rate"),
     Kind(title="Seconds", beginning="seconds/", note="per step, by phase"),
     Kind(title="Share of a step", beginning="share_of_step/", note="data: waiting for prompts"),

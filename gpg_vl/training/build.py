@@ -3,7 +3,7 @@
 `launch` (training/run.py) puts them together. Nothing that is made here receives the config itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from gpg_vl.training.learner import Learner, LearnerSettings
 from gpg_vl.training.loop import Intervals
 from gpg_vl.training.meta_model import add_configured_adapters
 from gpg_vl.training.micro_batch import Layout
-from gpg_vl.training.optimizer import freeze, learning_rate, make_adamw
+from gpg_vl.training.optimizer import CRITIC, freeze, learning_rate, make_adamw
 from gpg_vl.training.prepare import Prepared, engine_options
 from gpg_vl.training.prompt_source import PromptSource, Source
 from gpg_vl.training.samples import PictureSource
@@ -99,7 +99,7 @@ def make_learner(
     prefixes: PrefixStore | None,
 ) -> Learner:
     config, algorithm = prepared.config, prepared.algorithm
-    parts: tuple[str, ...] = tuple(config.train.learning_rates)
+    rates = {str(part): rate for part, rate in config.train.learning_rates.items()}
 
     # the reference is the policy of the beginning, also in a run that is resumed: made before a
     # checkpoint is read
@@ -107,6 +107,9 @@ def make_learner(
     if "reference_logp" in algorithm.needs:
         dtype = model.autocast or torch.float32
         reference = make_reference(model.policy, dtype, sharding.spread)
+    if algorithm.critic is not None:
+        model.policy.add_critic()
+        rates[CRITIC] = algorithm.critic.learning_rate
 
     return Learner(
         model.policy,
@@ -119,8 +122,8 @@ def make_learner(
             ),
             max_grad_norm=config.train.max_grad_norm,
             max_new_tokens=config.rollout.max_new_tokens,
-            learning_rate=_make_learning_rate(config, prepared.plan.steps),
-            parts=parts,
+            learning_rate=_make_learning_rate(config, prepared.plan.steps, rates),
+            parts=tuple(rates),
             autocast=model.autocast,
             max_logp_gap=max_logp_gap(config),
         ),
@@ -149,10 +152,11 @@ def max_logp_gap(config: Config) -> float:
     return MAX_LOGP_GAP[config.model.dtype] if given is None else given
 
 
-def _make_learning_rate(config: Config, steps: int) -> Callable[[int, str], float]:
-    peaks: dict[str, float] = {"": config.train.learning_rate}
-    for part, peak in config.train.learning_rates.items():
-        peaks[part] = peak
+def _make_learning_rate(
+    config: Config, steps: int, rates: Mapping[str, float]
+) -> Callable[[int, str], float]:
+    """rates: peaks of the parts that have one of their own."""
+    peaks = {"": config.train.learning_rate, **rates}
 
     def rate(step: int, part: str) -> float:
         return learning_rate(

@@ -8,7 +8,7 @@
         data.digests        of each row of the data
         weights/            what is trained, in its own dtype, where `model/` is rounded and has to be read again
         rank-0.pt           per process: random states and surplus groups
-        ...                 what the sharding writes: optimizer.pt, or parts/
+        ...                 what the sharding writes: optimizer.pt and critic.pt, or parts/
 
     checkpoints/best        a link to the best of them by `output.keep_best`
 

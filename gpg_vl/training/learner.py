@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, isfinite
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -94,6 +95,7 @@ class Learner:
         prefixes: PrefixStore | None = None,
     ) -> None:
         assert reference is not None or "reference_logp" not in algorithm.needs
+        assert (policy.critic is None) == (algorithm.critic is None)
         self._policy = policy
         self._algorithm = algorithm
         self._sharding = sharding
@@ -120,10 +122,10 @@ class Learner:
         if self._accelerator.num_processes == 1:
             return Dealt(groups=tuple(groups), moved=0, before=1.0, after=1.0)
 
-        # the reference scores every completion, whatever is trained of them
+        # reference and critic score every completion, whatever is trained of them
         credit = None
-        if "reference_logp" not in self._algorithm.needs:
-            credit = self._algorithm.credit(self._make_batch(groups, None))
+        if "reference_logp" not in self._algorithm.needs and self._algorithm.critic is None:
+            credit = self._algorithm.credit(self._make_batch(groups))
         tokens = count_tokens(groups, credit, self._settings.layout)
 
         # what the rollout keeps of prompts stays where they were sampled
@@ -135,7 +137,7 @@ class Learner:
         Raises NonFiniteError or LogpGapError, on all processes, with weights and optimizer as the last update that was
         applied has left them.
         """
-        batch = self._make_batch(groups, self._reference_logp(groups))
+        batch = self._make_batch(groups, self._reference_logp(groups), self._values(groups))
         counts = batch.counts
 
         work = self._policy.work
@@ -167,7 +169,7 @@ class Learner:
         if "old_logp" not in self._algorithm.needs:
             return tuple(groups)
 
-        logps = self._score(fresh, self._module).tolist()
+        logps = self._score(fresh, self._module, "logp_K").tolist()
         kept = []
         start = 0
         for group in groups:
@@ -182,7 +184,12 @@ class Learner:
             kept.append(replace(group, old_logps=tuple(old)))
         return tuple(kept)
 
-    def _make_batch(self, groups: Sequence[Group], reference_logp_K: Tensor | None) -> StepBatch:
+    def _make_batch(
+        self,
+        groups: Sequence[Group],
+        reference_logp_K: Tensor | None = None,
+        value_K: Tensor | None = None,
+    ) -> StepBatch:
         # everything that counts the whole step is known before the first backward
         counts, reward_std = count_step(self._accelerator, groups)
         return make_step_batch(
@@ -192,6 +199,7 @@ class Learner:
             max_new_tokens=self._settings.max_new_tokens,
             old_logp_K=self._stored_logp(groups),
             reference_logp_K=reference_logp_K,
+            value_K=value_K,
             total=partial(sums, self._accelerator),
         )
 
@@ -212,18 +220,28 @@ class Learner:
         if "reference_logp" not in self._algorithm.needs:
             return None
         assert self._reference is not None
-        return self._score(groups, self._reference)
+        return self._score(groups, self._reference, "logp_K")
 
-    def _score(self, groups: Sequence[Group], score: Callable[[Score], ScoreOutput]) -> Tensor:
-        """log pi [K] of all completion tokens of these groups, in one shared pass without gradient."""
+    def _values(self, groups: Sequence[Group]) -> Tensor | None:
+        """Those of the weights before the first update, whoever has sampled."""
+        has_critic = self._algorithm.critic is not None
+        return self._score(groups, self._module, "value_K") if has_critic else None
+
+    def _score(
+        self,
+        groups: Sequence[Group],
+        score: Callable[[Score], ScoreOutput],
+        name: Literal["logp_K", "value_K"],
+    ) -> Tensor:
+        """What is called so in the output [K], of all completion tokens of these groups, in one shared pass without gradient."""
         micro_batches = make_micro_batches(groups, None, self._settings.layout)
-        logp_K = torch.zeros(sum(len(m.index_K) for m in micro_batches), dtype=torch.float64)
+        scored_K = torch.zeros(sum(len(m.index_K) for m in micro_batches), dtype=torch.float64)
         for micro_batch in self._match(micro_batches, None):
             packed = micro_batch.packed.to(self._accelerator.device)
             with torch.no_grad(), self._autocast():
                 output = score(Score(packed=packed))
-            logp_K[micro_batch.index_K] = output.logp_K.double().cpu()
-        return logp_K
+            scored_K[micro_batch.index_K] = getattr(output, name).double().cpu()
+        return scored_K
 
     def _match(
         self, micro_batches: Sequence[MicroBatch], credit: Credit | None
@@ -241,7 +259,7 @@ class Learner:
         self._sharding.start(partial(self._settings.learning_rate, step))
 
         queue = self._match(micro_batches, credit)
-        totals = Totals(observe=self._algorithm.observe, version=step)
+        totals = Totals(algorithm=self._algorithm, version=step)
         for place, micro_batch in enumerate(queue):
             is_last = place + 1 == len(queue)
             output = self._run(micro_batch, totals.seconds, is_last=is_last)
@@ -293,10 +311,12 @@ class Learner:
         return self._prefixes.take(packed)
 
     def _objective(self, micro_batch: MicroBatch) -> Objective:
+        critic = self._algorithm.critic
         return Objective(
             inputs=micro_batch.inputs,
             token_loss=self._algorithm.token_loss,
             whole_completions=self._algorithm.whole_completions,
+            value_loss=critic.value_loss if critic else None,
         )
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -78,6 +78,7 @@ def make_step_batch(
     max_new_tokens: int,
     old_logp_K: Tensor | None = None,
     reference_logp_K: Tensor | None = None,
+    value_K: Tensor | None = None,
     total: Callable[[Sequence[float]], list[float]] = list,
 ) -> StepBatch:
     """What an algorithm is shown of this process's groups. `counts` and `reward_std` are those of the whole step."""
@@ -100,6 +101,7 @@ def make_step_batch(
         reference_logp_K=reference_logp_K,
         sampled_logp_K=torch.tensor(sampled, dtype=torch.float64),
         greedy_reward_P=torch.tensor(greedy, dtype=torch.float64),
+        value_K=value_K,
         total=total,
     )
 

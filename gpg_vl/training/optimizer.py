@@ -12,6 +12,8 @@ from gpg_vl.models.families import Family
 from gpg_vl.models.policy import Policy
 from gpg_vl.training.adamw import NarrowAdamW
 
+CRITIC = "critic"
+"""The part of a policy that is its value head, which has a learning rate of its own."""
 RateSchedule = Literal["constant", "linear", "cosine"]
 
 
@@ -49,13 +51,13 @@ def make_adamw(
     bytes_of_moments: int = 4,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """AdamW over the trained weights; decay on matrices, none on norms and biases.
+    """AdamW over the trained weights; decay on matrices, none on norms, biases and a critic.
 
     The rate is set before every step.
 
     parts: those of `vision`, `merger`, `language` that have learning rates of their own. Each
         parameter group says under `part` whose rate is its own; "" is that of all parts without
-        one.
+        one, and "critic" that of the value head.
     bytes_of_moments: of each number of both moments, 4 or 1; see `adamw.NarrowAdamW`, which also
         moves weights that are bfloat16.
     seed: of how those are rounded.
@@ -85,6 +87,10 @@ def make_adamw(
         others = [p for p in by_part[part] if p.ndim < 2]
         groups.append({"params": matrices, "weight_decay": weight_decay, "part": part})
         groups.append({"params": others, "weight_decay": 0.0, "part": part})
+
+    if policy.critic is not None:
+        head = list(policy.critic.parameters())
+        groups.append({"params": head, "weight_decay": 0.0, "part": CRITIC})
 
     kept = [group for group in groups if group["params"]]
     trained = [parameter for group in kept for parameter in group["params"]]

@@ -363,10 +363,12 @@ def _group_cost(config: Config, subject: _Subject, *, shared: bool) -> Cost:
         vision="frozen" if mode == "kept" and not shared else mode,
     )
 
-    # scoring by the reference is one forward pass: what prompt and answers cost in a rollout
+    # scoring by reference or critic is one forward pass: what prompt and answers cost in a rollout
     forward = cost.prefill + cost.decode
     train = algorithm.updates * cost.train
     if "reference_logp" in algorithm.needs:
+        train += forward
+    if algorithm.critic is not None:
         train += forward
 
     if _has_greedy(algorithm):

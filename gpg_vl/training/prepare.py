@@ -48,7 +48,7 @@ from gpg_vl.training.plan import Plan, count_parameters, make_plan
 from gpg_vl.training.prepared_data import PreparedSet, order_data, read_listed_rows
 from gpg_vl.training.rank_consistency import refuse_other_data
 from gpg_vl.training.row_digests import RowDigests
-from gpg_vl.training.sharding import refuse_sharding
+from gpg_vl.training.sharding import refuse_critic, refuse_sharding
 from gpg_vl.training.training_sets import TrainingSet, describe_paths, training_sets
 from gpg_vl.training.trial_save import refuse_unsavable
 from gpg_vl.types import Example
@@ -139,6 +139,8 @@ def prepare(
     if config.train.optimizer == "adamw_8bit":
         refuse_without_package()
     algorithm = make_algorithm(config.algorithm)
+    if algorithm.critic is not None:
+        refuse_critic(config.train.sharding)
     refuse_unreachable_parts(config, console, once_per_node)
     sets = training_sets(config)
     processing = load_processing(config.model.path, config.model.revision)

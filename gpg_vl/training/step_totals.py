@@ -1,6 +1,6 @@
 """What an optimizer step adds up to: before it, over its groups; after it, over its micro-batches and processes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gpg_vl.algorithms.age import StepCounts
-from gpg_vl.algorithms.algorithm import to_dtype
+from gpg_vl.algorithms.algorithm import Algorithm, to_dtype
 from gpg_vl.models.requests import ScoreOutput
 from gpg_vl.training.collectives import maximum, sum_named
 from gpg_vl.training.micro_batch import NOT_SAMPLED, MicroBatch, count_groups
@@ -87,7 +87,8 @@ class _Gap:
 class Totals:
     """What the micro-batches of an update add up to on this process."""
 
-    observe: Callable[..., Mapping[str, Tensor]] | None
+    algorithm: Algorithm
+    """It says what is observed."""
     version: int
     """Of the weights before the step: what they have sampled is fresh, what older ones have is stale."""
     loss: float = 0.0
@@ -116,16 +117,26 @@ class Totals:
         self.tokens += len(micro_batch.index_K)
         self.entropy += output.entropy_K.sum().item()
         self.logps.append((micro_batch.index_K, output.logp_K))
-        if self.observe is not None:
-            inputs = to_dtype(micro_batch.inputs, output.logp_K)
-            for name, value_K in self.observe(output.logp_K, inputs).items():
-                add_to(self.observed, name, value_K.sum().item())
+        for name, seen_K in self._observe(micro_batch, output).items():
+            add_to(self.observed, name, seen_K.sum().item())
 
         # by who has sampled, not by what was recorded: a log-prob that is no number must show
         gap_K = (output.logp_K.float().cpu() - micro_batch.sampled_logp_K).abs()
         version_K = micro_batch.version_K
         self.fresh.add(gap_K[version_K >= self.version])
         self.stale.add(gap_K[(version_K != NOT_SAMPLED) & (version_K < self.version)])
+
+    def _observe(self, micro_batch: MicroBatch, output: ScoreOutput) -> dict[str, Tensor]:
+        observe, critic = self.algorithm.observe, self.algorithm.critic
+        seen: dict[str, Tensor] = {}
+        if observe is not None:
+            inputs = to_dtype(micro_batch.inputs, output.logp_K)
+            seen |= observe(output.logp_K, inputs)
+        if critic is not None and critic.observe is not None:
+            assert output.value_K is not None
+            inputs = to_dtype(micro_batch.inputs, output.value_K)
+            seen |= critic.observe(output.value_K, inputs)
+        return seen
 
     def additive(self) -> dict[str, float]:
         """What may be added over processes."""

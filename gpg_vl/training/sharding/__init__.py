@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gpg_vl.errors import UserError
 from gpg_vl.registry import Registry
 
 if TYPE_CHECKING:  # names can be asked for without torch
@@ -25,3 +26,12 @@ def refuse_sharding(name: str, offload: str) -> None:
     check = getattr(shardings.get(name), "check", None)
     if check is not None:
         check(offload)
+
+
+def refuse_critic(name: str) -> None:
+    """Raises UserError if the sharding called `name` does not train and keep a critic."""
+    if not getattr(shardings.get(name), "trains_critic", False):
+        raise UserError(
+            f"The algorithm has a critic, a layer beside the model, but train.sharding {name} trains and keeps the model alone. "
+            f"Set train.sharding to none, or choose an algorithm without a critic, such as gpg."
+        )

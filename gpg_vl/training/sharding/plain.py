@@ -26,6 +26,8 @@ from gpg_vl.training.tensor_file import DamagedFileError, load_tensors
 
 FILE = "optimizer.pt"
 """In a checkpoint: the moments, and the names of the weights that they are of."""
+CRITIC = "critic.pt"
+"""In a checkpoint: the value head, where there is one."""
 WEIGHTS = "weights"
 """The folder in a checkpoint with the weights as they are, where those in `model/` are rounded."""
 BUCKET_ELEMENTS = 2**24
@@ -39,6 +41,7 @@ class Plain:
     calls_must_match = False
     holds_whole = True
     any_processes = False
+    trains_critic = True
 
     def __init__(self, setup: ShardingSetup) -> None:
         self.check(setup.offload)
@@ -109,6 +112,8 @@ class Plain:
         if self._setup.is_main:
             state = {**self._optimizer.state_dict(), "names": list(self._trained())}
             torch.save(state, folder / FILE)
+            if self._policy.critic is not None:
+                torch.save(self._policy.critic.state_dict(), folder / CRITIC)
             if self._setup.keeps_weights and not has_adapters(self._policy.model):
                 save_model(self._policy.model, self.full_weights(), folder / WEIGHTS)
 
@@ -120,6 +125,8 @@ class Plain:
             own = folder / WEIGHTS
             _load_weights(model, own if own.is_dir() else folder / "model")
 
+        if self._policy.critic is not None:
+            _load_critic(self._policy.critic, folder)
         saved = load_tensors(folder / FILE)
         self._optimizer.load_state_dict(check_state(saved, self._trained(), self._optimizer))
         if self._setup.offload != "none":
@@ -164,6 +171,15 @@ def _sum_bucket(bucket: Sequence[Tensor]) -> None:
     parts = flat.split([gradient.numel() for gradient in bucket])
     for gradient, part in zip(bucket, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def _load_critic(critic: nn.Module, folder: Path) -> None:
+    """Raises DamagedFileError if what was saved is something else than this critic."""
+    saved, own = load_tensors(folder / CRITIC), critic.state_dict()
+    shapes = {k: v.shape for k, v in saved.items()} if isinstance(saved, dict) else {}
+    if shapes != {name: tensor.shape for name, tensor in own.items()}:
+        raise DamagedFileError(f"{CRITIC} is of another critic than this run trains")
+    critic.load_state_dict(saved)
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:

@@ -34,7 +34,8 @@ class Sharding(Protocol):
     holds_whole: bool
     """True: every process has all weights in its policy, so an engine can answer with it."""
     any_processes: bool
-    """True: a checkpoint can be resumed by another number of processes than wrote it."""
+    """True: a checkpoint can be resumed by another number of processes than wrote it. A sharding that trains and keeps a critic
+    says so besides, with `trains_critic = True`."""
 
     def wrap(
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
