@@ -250,9 +250,9 @@ def shape_of(config: Any) -> Shape:
         vision_width=width,
         merge=tile.merge**2,
         vision_depth=vision.num_hidden_layers,
-        # the two norms' outputs; queries, keys, values, what was attended to and its copy; of the
-        # MLP what its activation is given, and what it gives
-        vision_kept=Kept(computed=7 * width + 2 * inner, summed=2 * width, cast=2 * width),
+        # the two norms' outputs; queries, keys, values, what was attended to; of the MLP what
+        # its activation is given, and what it gives
+        vision_kept=Kept(computed=6 * width + 2 * inner, summed=2 * width, cast=2 * width),
     )
 
 
