@@ -223,7 +223,7 @@ def tree(**model: Any) -> dict[str, Any]:
         ({"lora_on": ["vision"], "lora_rank": 0}, "but lora_rank is 0.*Set lora_rank"),
         (
             {"lora_on": ["language", "vision"], "freeze": ["vision", "merger"]},
-            "freeze names vision, which lora_on puts adapters on.*take vision out of freeze",
+            "freeze names vision, on which lora_on puts adapters.*take vision out of freeze",
         ),
         ({"freeze": ["language"]}, "freeze names language, which lora_on"),
         ({"lora_on": []}, "at least 1"),
