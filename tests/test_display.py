@@ -124,7 +124,7 @@ def test_dropped_groups_stand_first_on_the_line_and_above_a_tenth_are_warned_of(
             display.step(step, METRICS | broken, SECONDS)
     said = " ".join(printed(display).split())
     assert said.count("warning: step") == 2, "not in every step"
-    assert "warning: step 2: 2 of 18 groups were dropped because a reward broke" in said
+    assert "warning: step 2: 2 of 18 groups were dropped because a reward failed" in said
     assert "The first failure: odd [/red]" in said
 
 

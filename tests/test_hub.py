@@ -91,7 +91,7 @@ def test_what_needs_no_checkpoint_is_checked_after_one_attempt(
     assert attempts(knocks) == 1, "not six for each file"
     assert "nobody/no-such-model is not a local folder, so it was taken for a hub name" in said
     assert "hf download nobody/no-such-model --local-dir FOLDER" in said
-    assert f"{tmp_path / 'taken'} is no folder that can be written" in said
+    assert f"{tmp_path / 'taken'} is not a writable folder" in said
     assert "2 problem(s), listed above" in said
     assert "gone.png" in printed
 
@@ -128,7 +128,7 @@ def test_data_that_is_on_the_hub_alone_is_said_with_all_else(
     assert download in said
     besides = said.partition("Besides")[2]
     assert "gone.py" in besides
-    assert "taken is no folder that can be written" in besides
+    assert "taken is not a writable folder" in besides
 
     config = write_config(
         tmp_path,

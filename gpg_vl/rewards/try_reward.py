@@ -158,8 +158,8 @@ def _of_gold(
 def _verdicts(
     scored: Sequence[tuple[Item, _Scored]], *, name: str, pool: RewardPool | None
 ) -> list[tuple[Item, Verdict | RewardFailure]]:
-    """The scored items with the reward's own verdicts from `pool`; without a pool a verdict is built from the score
-    alone."""
+    """The scored items with the reward's own verdicts from `pool`; without a pool a verdict is built from the score and the
+    extracted answer."""
     explained: Iterator[Verdict | RewardFailure] = iter(())
     if pool is not None:
         calls = [item for item, value in scored if not isinstance(value, RewardFailure)]

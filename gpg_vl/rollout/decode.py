@@ -85,7 +85,7 @@ def decode_with(
     if not matrices:
         return decode(policy, slots, token_S, position_S)
 
-    # do not replace tied weights together: an embedding that shares the head's weights is not a matrix product
+    # replace only what is named: an embedding tied to the head is a lookup, which is not cast
     slots.begin()
     request = Decode(token_S=token_S, position_S=position_S, attention=slots)
     hidden_S_H: Tensor = functional_call(policy, matrices, (request,), tie_weights=False)
