@@ -131,7 +131,7 @@ def test_a_tokenizer_that_is_read_back_otherwise(
         (folder / "chat_template.jinja").unlink()
 
     monkeypatch.setattr(trial_save, "save_processing", lose_the_template)
-    with pytest.raises(UserError, match="is read back otherwise once it is saved"):
+    with pytest.raises(UserError, match="changes when it is saved and read back"):
         try_run(tmp_path, tiny_checkpoint)
 
 
