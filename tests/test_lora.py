@@ -643,7 +643,7 @@ def test_a_folder_of_adapters_is_no_model(run: Path, tmp_path: Path, tiny_checkp
     """In a checkpoint the whole model stands beside it; of another folder it is said what to do with it."""
     adapter = last_checkpoint(run / "run") / "adapter"
     training = told(gpg_vl("train", write_config(tmp_path, adapter), "--dry-run"))
-    assert f"The folder {adapter} holds adapters (peft), not a model" in training
+    assert f"The folder {adapter} has adapters (peft), not a model" in training
     assert (
         f"Give {adapter.parent / 'model'}, the same model with its adapters merged in" in training
     )
@@ -651,7 +651,7 @@ def test_a_folder_of_adapters_is_no_model(run: Path, tmp_path: Path, tiny_checkp
     data = str(run / "train.parquet")
     elsewhere = shutil.copytree(adapter, tmp_path / "elsewhere")
     evaluated = told(gpg_vl("eval", "cvbench", "--model", str(elsewhere), "--data", data))
-    assert "holds adapters (peft), not a model" in evaluated
+    assert "has adapters (peft), not a model" in evaluated
     assert f"their base model, {tiny_checkpoint} (PeftModel.from_pretrained, merge" in evaluated
 
 
