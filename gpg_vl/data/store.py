@@ -1,4 +1,4 @@
-"""Where is kept what was computed of data files: next to them, else in the cache folder of the user.
+"""The store for values computed from data files: next to the files, else in the user's cache folder.
 
 The store is the folder `.gpg_vl` in the folder of the data, or, where that cannot be written, one in
 `$XDG_CACHE_HOME/gpg_vl`. It may be removed at any time. What is kept of a file has the file's status

@@ -2,7 +2,7 @@
 
 JSON lines, a JSON list, Parquet, and what the `datasets` library holds look the same from here: a
 place, for messages, and cells. Rows are read a few at a time, because a row may hold several
-megabytes of pictures. A table that cannot be read is a `UserError`; a line that cannot be read is a
+megabytes of images. A table that cannot be read is a `UserError`; a line that cannot be read is a
 `CellError` in the place of its cells.
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 32
 _BUFFER_BYTES = 1 << 20
 _MAPPED_BYTES, _AROUND_BYTES = 64 << 20, 1 << 20
-"""Of a mapped file: what is read before it is mapped anew, and what the system maps around each place that is read."""
+"""For a mapped file: bytes read before it is mapped again, and bytes that the system maps around each read position."""
 _KEPT_OPEN = 8
 _WHOLE_PARQUET = "a complete Parquet file"
 _ROW_GROUPS = RowGroups()
@@ -60,7 +60,7 @@ class Table(Protocol):
 
     @property
     def files(self) -> Sequence[Path]:
-        """What it is read from; empty where that is not known."""
+        """The files it is read from; empty if not known."""
         ...
 
     def rows(self, start: int = 0) -> Iterator[PlacedCells]:
@@ -109,7 +109,7 @@ def open_file(
 
 
 def open_dataset(name: str, dataset: "Dataset") -> Table:
-    """The rows of a data set of the `datasets` library. Arrow keeps pictures encoded, however deep they are nested."""
+    """The rows of a data set of the `datasets` library. Arrow keeps images encoded, also nested ones."""
     readers = make_readers(dataset.features.arrow_schema, dataset.features.to_dict())
     return ArrowTable(name, dataset.with_format("arrow"), readers)
 
@@ -171,7 +171,7 @@ class ParquetTable:
     is_whole: bool
     """All columns of the file are read."""
     readers: Mapping[str, ReadCell]
-    """How the cells of some columns are read anew."""
+    """Readers that convert the cells of some columns."""
 
     @property
     def files(self) -> tuple[Path]:
@@ -239,7 +239,7 @@ class ArrowTable:
     """
 
     def __init__(self, name: str, dataset: "Dataset", readers: Mapping[str, ReadCell]) -> None:
-        """readers: how the cells of some columns are read anew."""
+        """readers: convert the cells of some columns."""
         self.name, self.columns = name, tuple(dataset.column_names)
         self.files = tuple(Path(one["filename"]).absolute() for one in dataset.cache_files)
         self._dataset, self._readers, self._read_bytes = dataset, readers, 0
@@ -308,7 +308,7 @@ def count_parquet_rows(file: Path) -> int:
 
 
 def cannot_read(name: str, needed: str, error: Exception) -> UserError:
-    """What to say of a file or data set that a library cannot read. needed: what it must be."""
+    """The error for a file or data set that a library cannot read. needed: the required format."""
     return UserError(
         f"{name} cannot be read: {one_line(error)}. It must be {needed}. Write or fetch it again."
     )
@@ -328,7 +328,7 @@ def _refusing(name: str, needed: str) -> Iterator[None]:
 
 
 def _reread(cells: Cells, readers: Mapping[str, ReadCell]) -> Cells:
-    """The row with the cells of some columns read anew."""
+    """The row with the cells of some columns converted."""
     for name, read in readers.items():
         cells[name] = read(cells[name])
     return cells

@@ -69,7 +69,7 @@ class Output:
         self._journal = journal
 
     def store(self, split: str, picture: Picture) -> str:
-        """Write a picture unless it is there, and return its path relative to the split's folder."""
+        """Write an image unless it exists, and return its path relative to the split's folder."""
         name = picture_name(picture)
         file = self.folder / split / name
         with _writing(file):
@@ -112,7 +112,7 @@ class Output:
 
 
 def picture_name(picture: Picture) -> str:
-    """Where a picture is in its split: `images/ab/ab12....png`. Equal pictures share one file."""
+    """The path of an image in its split: `images/ab/ab12....png`. Equal images share one file."""
     digest = hashlib.sha256(picture.data).hexdigest()
     return f"images/{digest[:2]}/{digest}.{_EXTENSIONS[picture.format]}"
 
@@ -187,7 +187,7 @@ def _refuse_other_plan(folder: Path, begun: Mapping[str, Any], plan: Mapping[str
         f"{key}: {_cut(begun.get(key))} then, {_cut(plan.get(key))} now" for key in other
     )
     raise UserError(
-        f"The folder {folder} was begun differently ({differences}). The same command goes on with it. Repeat that one, choose "
+        f"The folder {folder} was begun differently ({differences}). Run the same command as before to continue, choose "
         f"another --out, or delete the folder."
     )
 
@@ -219,5 +219,5 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}. A folder with permission and room to write is needed. "
-            f"Make room or choose another --out; the same command goes on where this one stopped."
+            f"Make room or choose another --out; the same command continues where this one stopped."
         ) from error
