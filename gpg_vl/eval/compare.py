@@ -1,4 +1,4 @@
-"""Two runs on the same docs: which is better, and could it be luck."""
+"""Compares two runs on the same docs: which is better, and whether the difference may be chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Comparison:
     differences: Mapping[str, Estimate]
     """Per aggregate."""
     mcnemar: McNemar | None
-    """Of right and wrong docs. None where docs are answered several times, or where scores are graded and the task does not
-    say from when an answer is right."""
+    """McNemar's test of right and wrong docs. None if docs are answered several times, or if scores are graded and the task
+    does not define from which score an answer is right."""
 
 
 def compare(
