@@ -1,4 +1,4 @@
-"""Two signs to add or to compare, with a line of thought before the answer: an endless training set of two steps.
+"""Two signs to add or to compare, with reasoning before the answer: an endless training set of two-step problems.
 
     python data_recipes/signs.py --out data/signs --seed 1 --rows 8000 --test-rows 600
     python data_recipes/signs.py --out data/signs_worked --seed 2 --rows 64 --answers worked   # for sft

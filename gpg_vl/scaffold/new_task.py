@@ -30,8 +30,7 @@ def write_task(name: str, folder: Path) -> list[Path]:
     texts = {folder / file.format(name=name): _fill(part, name) for part, file in _FILES.items()}
     if there := [file for file in texts if file.exists()]:
         raise UserError(
-            f"{there[0]} exists already and is not overwritten. Choose another name, or another "
-            f"folder with --folder."
+            f"{there[0]} exists already and is not overwritten. Choose another name, or another folder with --folder."
         )
 
     try:
