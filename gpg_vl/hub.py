@@ -118,9 +118,9 @@ def fetch_data(name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise UserError(
             f"{PREFIX}{name} is not the name of a hub data set. Allowed are {PREFIX}OWNER/NAME and "
-            f"{PREFIX}OWNER/NAME@REVISION, such "
-            f"as {PREFIX}nyu-visionx/CV-Bench."
+            f"{PREFIX}OWNER/NAME@REVISION, such as {PREFIX}nyu-visionx/CV-Bench."
         )
+
     repository, _, revision = name.partition("@")
     try:
         folder = snapshot_download(
@@ -135,7 +135,6 @@ def fetch_data(name: str) -> Path:
         words = " ".join(str(error).split()).rstrip(".")
         raise UserError(
             f"The data set {repository} cannot be downloaded from the hub: {words}. Check its name and whether you have "
-            f"access "
-            f"(hf auth login)."
+            f"access (hf auth login)."
         ) from error
     return Path(folder)

@@ -123,6 +123,8 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     """
     candidate, given = strip_latex(candidate.strip()), tuple(choices)
     choices = strip_letters(given)
+
+    # steps 1 and 2: the whole candidate is a letter, or the text of an option
     if candidate in ARTICLES:
         return None
     letter = whole_letter(candidate, len(choices))
@@ -131,6 +133,8 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     equal = options_of_text(candidate, choices) or options_of_text(candidate, given)
     if equal:
         return equal[0] if len(equal) == 1 else None
+
+    # from here on the candidate is searched, so it must be short and have no hidden characters
     if len(candidate) > MAX_CANDIDATE or not set(_UNSEEN.findall(candidate)) <= set(
         "".join(choices)
     ):
@@ -139,6 +143,8 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     letters = _letters(candidate, choices, words)
     if any(_is_marked(candidate, one) for one in letters):
         return None
+
+    # steps 3 to 5: a leading letter, a lone letter, an option text
     stated = [one for one in letters if not words.is_denied(one.start, one.end)]
     letter = _find_leading_option(candidate, stated, choices)
     if letter is None:

@@ -144,13 +144,18 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
     """
     if "◁" in text:  # as Kimi-VL writes it
         text = text.replace("◁think▷", "<think>").replace("◁/think▷", "</think>")
+
+    # everything up to the end of the last closed reasoning block is skipped
     reasoned = 0
     for closed in _CLOSED.finditer(text) if "<" in text else ():
         reasoned = closed.end()
     rest = text[reasoned:]
+
     opened = "<" in rest and _OPENED.search(rest) is not None
     unclosed = opened or (prefilled_think and not reasoned)
     blocks = _tags(rest)
+
+    # after an unclosed block only a complete answer tag counts
     if unclosed or blocks.unclosed:
         content = None if blocks.last is None else _find_inside(strip_markdown(blocks.last.content))
         return Extracted(
@@ -160,6 +165,7 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
             truncated=blocks.unclosed,
             several=blocks.complete > 1,
         )
+
     plain = strip_markdown(rest)
     found = _find_latest(plain, blocks if plain == rest else _tags(plain))
     if found is None:
@@ -382,11 +388,14 @@ def _box(text: str) -> _Marked | None:
             opened = open_braces.pop()
             if opened is not None and opened[0] > best[0]:
                 best = (*opened, token.start())
+
     start, content, end = best
     if start < 0:
         return None
     if end >= 0:
         return _Marked(start, end + 1, text[content:end].strip(), "boxed")
+
+    # \boxed without braces, as in `\boxed 5`
     bare = _BARE.match(text, content)
     inside = bare[0].rstrip(".,;:!?") if bare else ""
     return _Marked(start, content + len(inside), inside, "boxed")

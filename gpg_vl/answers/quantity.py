@@ -249,6 +249,8 @@ def _of_sentence(text: str) -> Quantity | None:
     ]
     if len(runs) != 1:
         return None
+
+    # letters right next to the expression make it part of a name
     (found,) = runs
     before, behind = text[: found.start()][-1:], text[found.end() :]
     letters = (before.isascii() and before.isalpha()) or (
@@ -256,6 +258,8 @@ def _of_sentence(text: str) -> Quantity | None:
     )
     if letters or is_changed(text, *found.span("run")):  # "x145", "145B", "minus 145"
         return None
+
+    # an unknown word after the expression counts as its unit
     quantity = _quantity(found["run"].strip(" .,") + (found["unit"] or ""))
     other = None if found["unit"] else _OTHER_UNIT.match(text, found.end())
     word = (other[1] or other[2]).strip().casefold() if other else ""

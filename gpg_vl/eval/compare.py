@@ -43,9 +43,12 @@ def compare(
         raise ValueError(
             f"A comparison needs the same docs twice; {len(rows)} and {len(others)} rows with different ids were given."
         )
+
+    # pair the rows, and use the same resamples for both
     others = [by_place[_place(row)] for row in rows]
     columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
     repeated = any(row.prediction.sample for row in rows)
+
     found = {}
     for scorer in rows[0].scores:
         first_N, second_N = scores_of(rows, scorer), scores_of(others, scorer)
@@ -54,6 +57,8 @@ def compare(
             name: bootstrap_difference(aggregate, first_N, second_N, columns, weights_R_N, *parts)
             for name, aggregate in task.aggregates.items()
         }
+
+        # McNemar's test needs one right-or-wrong result per doc
         graded = (
             task.right_from == 1
             and not np.isin(np.concatenate([first_N, second_N]), (0.0, 1.0)).all()

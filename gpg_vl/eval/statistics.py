@@ -129,6 +129,8 @@ def resample(
         raise ValueError(
             f"{draws} draws were asked for; a bootstrap needs at least 1, and {DRAWS} for an interval."
         )
+
+    # number the clusters of each stratum
     clusters_N = range(len(strata_N)) if clusters_N is None else clusters_N
     members: dict[Hashable, dict[Hashable, int]] = {}
     home: dict[Hashable, Hashable] = {}
@@ -139,6 +141,8 @@ def resample(
             )
         known = members.setdefault(stratum, {})
         known.setdefault(cluster, len(known))
+
+    # draw clusters within each stratum, and give their counts to their rows
     generator = np.random.default_rng(seed)
     weights_R_N = np.zeros((draws, len(strata_N)))
     for stratum, known in members.items():

@@ -54,16 +54,21 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         formatter_class=raw,
     )
     actions = rewards.add_subparsers(required=True, metavar="ACTION")
+
     listing = actions.add_parser("list", help="name, meaning, range and origin of every reward")
     listing.set_defaults(run=_list)
+
     show = actions.add_parser(
         "show", help="describe one reward, with examples of accepted and refused answers"
     )
     show.add_argument("name", help="a name of the list, or path/to/file.py:function")
     show.set_defaults(run=_show)
+
     test = actions.add_parser(
         "test", help="try a reward on data", description=TEST_HELP, formatter_class=raw
     )
+
+    # what is scored
     test.add_argument("name", help="a name of the list, or path/to/file.py:function")
     test.add_argument(
         "--data", required=True, metavar="FILE", help="the examples with their gold answers"
@@ -82,6 +87,8 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         help="names of columns that differ from our fields, such as answer=solution; fields: id, images, prompt, answer, "
         "choices, task",
     )
+
+    # how it is scored and shown
     test.add_argument(
         "--rows",
         type=int,
@@ -104,6 +111,7 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         help="the folder that image paths are relative to (default: the folder of the data)",
     )
     test.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
+
     test.set_defaults(run=_test)
 
 
@@ -156,6 +164,7 @@ def _test(arguments: argparse.Namespace) -> int:
             f"--gold is {arguments.gold!r}, which has no {{answer}}. Write {{answer}} where the gold answer goes, as in "
             f"'<answer>{{answer}}</answer>'."
         )
+
     examples = load_examples(arguments.data, _columns(arguments.columns), answers=False)
     ids = [example.id for example in examples]
     if len(set(ids)) < len(ids):
@@ -163,6 +172,7 @@ def _test(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{arguments.data} has the id {twice!r} more than once. Ids must be unique. Correct the rows."
         )
+
     responses = {} if arguments.completions is None else read_responses(arguments.completions, ids)
     trial = try_reward(
         arguments.name,

@@ -26,6 +26,7 @@ class Worker:
         memory = context.RawArray("d", (0.0, -1.0, -1.0, -1.0))
         self.pipe, child_pipe = context.Pipe()
         output_reader, output = context.Pipe(duplex=False)
+
         self._mark = make_mark()
         self.process = context.Process(
             target=serve,
@@ -35,8 +36,11 @@ class Worker:
         )
         with without_main(), marking(self._mark):
             self.process.start()
+
+        # the parent must not hold the worker's ends, or it would never see them close
         child_pipe.close()
         output.close()
+
         self._output = printed.follow(output_reader)
         self.place = Place(memory)
         self.ready = False

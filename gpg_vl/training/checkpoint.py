@@ -112,6 +112,7 @@ class Checkpoints:
         final = self._folder / _name(state.step)
         hidden = self._folder / f".{final.name}.partial"
         wait, main = partial(wait_for_all, self._accelerator), self._accelerator.is_main_process
+
         try:
             if main:
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -127,6 +128,8 @@ class Checkpoints:
                 self._write_manifest(hidden, files)
                 _flush(hidden)
                 _put_in_place(hidden, final)
+
+                # delete older checkpoints only after the new one is complete
                 best = self._folder / _name(state.best.step) if state.best else None
                 for old in by_step(self._folder)[: -self._keep]:
                     if old != best:

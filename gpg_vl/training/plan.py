@@ -163,6 +163,8 @@ def make_plan(
         image=_median(image_tokens),
         all_images=sum(image_tokens),
     )
+
+    # the cost of a group, shared and naive, and the memory of the run
     here, naive = (
         _group_cost(config, subject, shared=shared)
         for shared in (config.train.shared_prefix, False)

@@ -133,12 +133,12 @@ def prepare(
         )
 
     # look up all names first, including layers and parts, so that no data is read for a run that cannot start
-    # start
     engines.get(config.rollout.engine)
     refuse_sharding(config.train.sharding, config.train.offload)
     if config.train.optimizer == "adamw_8bit":
         refuse_without_package()
     algorithm = make_algorithm(config.algorithm)
+
     refuse_unreachable_parts(config, console, once_per_node)
     sets = training_sets(config)
     processing = load_processing(config.model.path, config.model.revision)

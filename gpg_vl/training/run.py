@@ -186,6 +186,7 @@ def _train(job: _Job, parts: _Parts, this_launch: Launch, start: Start | None) -
     this_launch: receives the steps of this launch, and whether the run was finished.
     """
     prepared, accelerator = job.prepared, job.accelerator
+
     with doing("the reading of the checkpoint"):
         state = _first_state(job, parts.checkpoints, start)
     this_launch.set_step(state.step)

@@ -59,6 +59,8 @@ def start(config: Config, accelerator: Accelerator, ask: Ask) -> int:
         model=config.model.path,
         data=[one.config.data.only for one in training_sets(config)],
     )
+
+    # check everything that needs no weights, and plan
     console, is_main = make_console(), accelerator.is_main_process
     shown = console if is_main else None
     once = partial(once_per_node, accelerator)
@@ -72,6 +74,7 @@ def start(config: Config, accelerator: Accelerator, ask: Ask) -> int:
         devices=ask.devices,
         recheck=ask.recheck,
     )
+
     evaluation = make_evaluation(config, prepared.processing, once, console=shown)
     if is_main:
         for one in prepared.sets:

@@ -25,11 +25,15 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+    # what is served, and where
     add = serve.add_argument
     add("checkpoint", help="a folder written by save_pretrained, or a hub name")
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub checkpoint")
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     add("--port", type=int, default=8000, help="default %(default)s")
+
+    # settings that must match the run
     add(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -42,6 +46,8 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
         default="pixels",
         help="as rollout.images of the run (default %(default)s)",
     )
+
+    # devices and memory
     add(
         "--data-parallel",
         type=int,
@@ -70,6 +76,7 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="SHARE",
         help="share of each GPU's memory, weights included (default %(default)s)",
     )
+
     serve.set_defaults(run=_serve)
 
 

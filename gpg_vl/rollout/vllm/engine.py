@@ -69,6 +69,7 @@ class VllmEngine:
         self._setup = setup
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._sleeps = torch.cuda.is_available() and setup.options.vllm_sleep
+
         arguments = engine_arguments(
             setup.options,
             path=setup.path,
@@ -78,12 +79,15 @@ class VllmEngine:
         )
         self._engine_group = EngineGroup(setup.options.vllm_tensor_parallel)
         arguments |= self._engine_group.arguments()
+
+        # vLLM changes random states and process groups when it starts; keep those of the trainer
         has_groups = distributed.is_initialized()
         with _keep_process_state():
             self._llm = LLM(**arguments, enable_sleep_mode=self._sleeps)
         self._engine_group.mark_started()
         self._engine = self._llm.llm_engine
         _keep_process_groups(self._engine, of_trainer=has_groups)
+
         self._asleep: set[str] = set()
         self._version = 0
         self._synced = False
