@@ -395,7 +395,6 @@ def _box(text: str) -> _Marked | None:
     if end >= 0:
         return _Marked(start, end + 1, text[content:end].strip(), "boxed")
 
-    # \boxed without braces, as in `\boxed 5`
     bare = _BARE.match(text, content)
     inside = bare[0].rstrip(".,;:!?") if bare else ""
     return _Marked(start, content + len(inside), inside, "boxed")

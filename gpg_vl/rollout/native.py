@@ -290,8 +290,7 @@ class _Run:
             prefix: Prefix = self._policy(Prefill(packed=packed))
             return prefix
 
-        # compute every prompt with gradient, kept or not: autocast caches its weight copies, which need a graph for the
-        # kept ones
+        # compute every prompt with gradient, kept or not: autocast caches its weight casts, with or without a graph
         with torch.enable_grad():
             prefix = self._policy(Prefill(packed=packed))
         prefixes.put(packed, prefix)
