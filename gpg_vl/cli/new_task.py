@@ -14,7 +14,7 @@ def add_command(commands: "_Commands") -> None:
     """Add `new-task` to the command line."""
     parser = commands.add_parser(
         "new-task",
-        help="write the files of a task of your own: recipe, reward, config, eval task",
+        help="write the files of a new task: recipe, reward, config, eval task",
         description="Write a recipe, a reward with completions to try it on, a config and an eval task that work "
         "together: a small example for you to change, explained in docs/new_task.md.",
     )
