@@ -397,7 +397,7 @@ def test_a_run_does_not_resume_by_other_rates(config: Config) -> None:
     refuse_other_identity(now.to_json(), now, folder)
     for before in ("60303", None):
         other = {**now.to_json(), "rating": before}
-        with pytest.raises(UserError, match=r"data\.pass_rate\) are other ones now"):
+        with pytest.raises(UserError, match=r"data\.pass_rate\) have changed"):
             refuse_other_identity(other, now, folder)
 
     # a checkpoint of before there were rates
