@@ -90,7 +90,7 @@ def test_a_reward_that_breaks_names_the_example(
     )
     refused(
         gpg_vl("train", config),
-        "A reward failed",
+        "A reward broke",
         "bad.py:bad",
         told,
         "example",

@@ -1,9 +1,9 @@
-"""A file or a data set as a table: its rows one after the other, from any one on, or one alone.
+"""A file or a data set as a table: its rows in order, from any row on, or a single row.
 
-JSON lines, a JSON list, Parquet, and what the `datasets` library holds look the same from here: a
+JSON lines, a JSON list, Parquet and data sets of the `datasets` library have the same interface: a
 place, for messages, and cells. Rows are read a few at a time, because a row may hold several
-megabytes of images. A table that cannot be read is a `UserError`; a line that cannot be read is a
-`CellError` in the place of its cells.
+megabytes of images. A table that cannot be read raises a `UserError`; for a line that
+cannot be read a `CellError` is returned instead of its cells.
 """
 
 from bisect import bisect_right
@@ -50,12 +50,12 @@ class Table(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         ...
 
     @property
     def columns(self) -> Sequence[str] | None:
-        """The columns of every row; None where each row brings its own."""
+        """The columns of every row; None if rows may have different columns."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class Table(Protocol):
         ...
 
     def row(self, number: int) -> PlacedCells:
-        """One row as `rows` gives it, read without the others. Raises UserError."""
+        """One row as in `rows`, read without the others. Raises UserError."""
         ...
 
 
@@ -85,15 +85,15 @@ def open_file(
 ) -> Table:
     """The rows of a `.jsonl`, `.json` or `.parquet` file; JSON may be gzipped.
 
-    name: what places call the file. columns: those of a Parquet file that are read; None is all of
-    them. as_stored: cells are what Arrow makes of them; else class labels are names and numbers have
+    name: the file's name in places. columns: the columns to read from a Parquet file; None is all.
+    as_stored: cells have Arrow's values; else class labels are names and numbers have
     the digits of their own type (`gpg_vl.data.arrow_cells`).
 
     Raises UserError.
     """
     refuse_other_kind(file)
     name = name or str(file)
-    # rows may be read long after the program has gone to another folder
+    # make the path absolute, because the program may change its folder before rows are read
     file = file.absolute()
     if kind_of(file) != ".parquet":
         return JsonTable(file, name)
@@ -121,7 +121,7 @@ class JsonTable:
     """
 
     columns = None
-    """Each row brings its own."""
+    """Rows may have different columns."""
 
     def __init__(self, file: Path, name: str) -> None:
         self.file, self.name, self.files = file, name, (file,)
@@ -197,7 +197,7 @@ class ParquetTable:
         return count_parquet_rows(self.file)
 
     def row(self, number: int) -> PlacedCells:
-        """See `Table`. Of a row group that is too large to be kept the pages up to the row are read."""
+        """See `Table`. If a row group is too large for the cache, its pages up to the row are read."""
         with _refusing(str(self.file), _WHOLE_PARQUET):
             status = status_of(self.file)
             parquet, ends = _kept_open(self.file, status)
@@ -234,8 +234,8 @@ class ParquetTable:
 class ArrowTable:
     """A data set of the `datasets` library, whose files are memory-mapped.
 
-    Pages that were looked at count as memory of the process until the mapping is given up, so it is
-    made anew after every `_MAPPED_BYTES` that were read.
+    Pages that were read count as memory of the process until the file is unmapped, so it is mapped
+    again after every `_MAPPED_BYTES` that were read.
     """
 
     def __init__(self, name: str, dataset: "Dataset", readers: Mapping[str, ReadCell]) -> None:
@@ -271,7 +271,7 @@ class ArrowTable:
         ]
 
     def _map_anew(self) -> None:
-        """Give up the pages that were looked at."""
+        """Release the pages that were read."""
         import datasets
 
         self._read_bytes = 0
@@ -341,7 +341,8 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_KEPT_OPEN)
 def _kept_open(file: Path, status: str) -> tuple[pq.ParquetFile, list[int]]:
-    """A file of that status, and where its row groups end. Some stay open: the list of its parts may be long."""
+    """An open Parquet file with this status, and the ends of its row groups. Cached, because reading the metadata may take
+    long."""
     parquet = _open_parquet(file)
     groups = range(parquet.num_row_groups)
     return parquet, list(accumulate(parquet.metadata.row_group(n).num_rows for n in groups))
