@@ -223,9 +223,9 @@ def tree(**model: Any) -> dict[str, Any]:
         ({"lora_on": ["vision"], "lora_rank": 0}, "but lora_rank is 0.*Set lora_rank"),
         (
             {"lora_on": ["language", "vision"], "freeze": ["vision", "merger"]},
-            "freeze names vision, on which lora_on puts adapters.*take vision out of freeze",
+            "freeze names vision, on which lora_on puts adapters.*remove vision from freeze",
         ),
-        ({"freeze": ["language"]}, "freeze names language, which lora_on"),
+        ({"freeze": ["language"]}, "freeze names language, on which lora_on"),
         ({"lora_on": []}, "at least 1"),
         ({"lora_targets": []}, "at least 1"),
         ({"lora_on": ["head"]}, "lora_on"),
