@@ -1,4 +1,4 @@
-"""CLEVR counting: how many things a drawn scene shows, the training set of the SuperCLEVR evaluation.
+"""CLEVR counting: the number of objects in a drawn scene; the training set of the SuperCLEVR evaluation.
 
     python data_recipes/clevr.py --source leonardPKU/clevr_cogen_a_train --limit 10000 --out data/clevr
     python data_recipes/clevr.py --source MMInstruction/Clevr_CoGenT_TrainA_70K_Complex --out data/clevr_complex

@@ -1,4 +1,4 @@
-"""Two boxes whose rows are added or compared, with a line of thought before the answer: an endless training set of two steps.
+"""Two boxes whose rows are added or compared, with reasoning before the answer: an endless training set of two-step problems.
 
     python data_recipes/places.py --out data/places --seed 1 --rows 8000 --test-rows 600
     python data_recipes/places.py --out data/places_worked --seed 2 --rows 256 --answers worked   # for sft

@@ -1,4 +1,4 @@
-"""ReasonSeg of LISA: pictures with an instruction that takes reasoning, and the box of what is meant (239 to train on).
+"""ReasonSeg of LISA: pictures with an instruction that needs reasoning, and the box of the target (239 to train on).
 
     python data_recipes/reasonseg.py --source ~/ReasonSeg --out data/lisa                     # train/X.jpg + train/X.json
     python data_recipes/reasonseg.py --source ~/lisa_train.json --image-root ~/ReasonSeg --out data/lisa

@@ -8,7 +8,7 @@
     run = gpg_vl.train("my.yaml", train={"steps": 100})
     results = gpg_vl.evaluate("cvbench", model=run.model, data="data/CV-Bench")
 
-The public names are loaded when they are first used, so that `import gpg_vl` costs nothing.
+Each public name is imported when it is first used, so `import gpg_vl` itself is fast.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""What this process is doing, for the other processes of its run, which may have to wait for it.
+"""A record of what this process is doing. Other processes of the run read it when they have to wait for this one.
 
-There is one record for a process and not one for an object: its main thread does one thing at a time, whoever asked for it.
+The record is global to the process, because its main thread does one thing at a time.
 """
 
 import time
@@ -14,23 +14,23 @@ from gpg_vl.errors import RunError
 
 
 class CollectiveBrokenError(RunError):
-    """The processes did not come together: one has ended, or the library gave up waiting."""
+    """A collective failed: a process has ended, or the library timed out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
-    """What a process does.
+    """What a process is doing.
 
     Example: `Activity(what="the rollout of step 12", since=71.5)`
     """
 
     what: str
     since: float
-    """In the time of `time.monotonic` of this process."""
+    """When it began, by this process's `time.monotonic`."""
     waits: bool = False
-    """True while it is in a collective, which ends when all processes have come."""
+    """True inside a collective, which ends when all processes have reached it."""
     patient: bool = False
-    """True for a collective that may take as long as it likes."""
+    """True for a collective without a time limit."""
 
 
 _activities = [Activity(what="starting", since=time.monotonic())]
@@ -42,16 +42,17 @@ def current() -> Activity:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """The block is called `what`, such as "the rollout of step 12"."""
+    """Record that this process is doing `what`, such as "the rollout of step 12", while the block runs."""
     with _push_activity(Activity(what=what, since=time.monotonic())):
         yield
 
 
 @contextmanager
 def in_collective(*, patient: bool = False) -> Iterator[None]:
-    """The block ends when all processes have come to it. Raises CollectiveBrokenError when one of them will not.
+    """Mark the block as a collective, which all processes have to reach. Raises CollectiveBrokenError if one of them
+    fails.
 
-    patient: there is no limit to the waiting, because one of them has work of unknown length.
+    patient: the wait has no time limit, because one process has work of unknown length.
     """
     here = Activity(what=current().what, since=time.monotonic(), waits=True, patient=patient)
     try:
@@ -59,7 +60,7 @@ def in_collective(*, patient: bool = False) -> Iterator[None]:
             yield
     except (RunError, torch.OutOfMemoryError):
         raise
-    except RuntimeError as error:  # what torch makes of a connection that is closed, or late
+    except RuntimeError as error:  # torch raises it for a connection that was closed or timed out
         raise CollectiveBrokenError(str(error)) from error
 
 

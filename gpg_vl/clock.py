@@ -1,4 +1,4 @@
-"""Seconds that include what a GPU is still computing."""
+"""Timers that wait for the GPU, so that the measured seconds include its work."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from gpg_vl.peak_memory import record_phase
 
 @contextmanager
 def timed(add: Callable[[float], None], device: torch.device) -> Iterator[None]:
-    """Call `add` with the seconds that the block took; on CUDA both ends wait for what was launched."""
+    """Call `add` with the seconds that the block took; on CUDA it waits for the GPU at both ends."""
     _wait(device)
     start = perf_counter()
     yield
@@ -20,14 +20,14 @@ def timed(add: Callable[[float], None], device: torch.device) -> Iterator[None]:
 
 
 class Clock:
-    """Seconds by name. They may be added to, and passed on as they are."""
+    """Accumulated seconds by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of a block; the memory that it holds is recorded under the same name."""
+        """Add the seconds of a block to `name`; its peak memory is recorded under the same name."""
         start = perf_counter()
         with record_phase(name):
             yield

@@ -1,9 +1,10 @@
-"""The one way to the terminal: what comes from outside is printed escaped.
+"""All output to the terminal goes through this module, which escapes text from outside.
 
-Rows, checkpoints, rewards, completions, file names and other people's exceptions may hold anything:
-sequences that a terminal obeys (colours, a new title, a wiped screen), marks that reverse the order
-of letters, what looks like rich's markup. Whoever prints goes through this module, and sees them as
-text: `\\x1b[2J`, `\\u202e`, `[/red]`. `tests/test_architecture.py` holds every module to it.
+Rows, checkpoints, rewards, completions, file names and other libraries' exceptions may contain
+anything: terminal control sequences (colours, a new title, a cleared screen), characters that
+reverse the writing direction, text that looks like rich's markup. This module prints them as
+visible text: `\\x1b[2J`, `\\u202e`, `[/red]`. `tests/test_architecture.py` checks that no module
+prints in another way.
 
 Output for machines (JSON, YAML, the files of a run) is not escaped here; its formats do that.
 """
@@ -21,7 +22,7 @@ from io import StringIO
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # rich takes a tenth of a second: `--help` and reward workers do without
+if TYPE_CHECKING:  # importing rich takes 0.1 s, which `--help` and reward workers avoid
     from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
     from rich.measure import Measurement
     from rich.progress import TextColumn
@@ -29,27 +30,27 @@ if TYPE_CHECKING:  # rich takes a tenth of a second: `--help` and reward workers
     from rich.text import Text
 
 WIDTH = 140
-"""Columns of tables where the output is no terminal."""
+"""Width of tables, in columns, if the output is not a terminal."""
 
 _UNSAFE = re.compile(
     "["
-    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but not tab and newline
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # order of writing
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and newline
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # writing direction
     "\u180e\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # invisible, new lines
     "\U000e0000-\U000e007f"  # invisible copies of ASCII
-    "\ud800-\udfff"  # halves of pairs, which no encoding takes
+    "\ud800-\udfff"  # surrogates, which cannot be encoded
     "]"
 )
 
 
 _WITH_UNIT = re.compile(r"(?<=\d) (?=[A-Za-z%])|(?<= x) (?=\d)")
-"""Spaces at which no line is broken: `14 MiB`, `choice x 0.5`."""
+"""Spaces at which a line must not be broken, as in `14 MiB` and `choice x 0.5`."""
 
 
 def visible(text: str) -> str:
-    """The text with everything that would steer a terminal, or hide, as an escape sequence.
+    """The text, with control characters and invisible characters replaced by escape sequences.
 
-    Newlines and tabs stay; so do joiners (U+200C, U+200D), which emoji and many scripts need.
+    Newlines and tabs are kept, and so are joiners (U+200C, U+200D), which emoji and many scripts need.
 
     Example: `visible("red\\x1b[31m")` is `red\\\\x1b[31m`.
     """
@@ -57,15 +58,15 @@ def visible(text: str) -> str:
 
 
 def say(text: object = "", *, error: bool = False, end: str = "\n") -> None:
-    """Print one text, escaped, at once. error: to standard error."""
+    """Print one text, escaped, and flush. error: print to standard error."""
     stream = sys.stderr if error else sys.stdout
     print(visible(str(text)), end=end, file=stream, flush=True)
 
 
 def make_console(*, error: bool = False, width: int = WIDTH) -> "Console":
-    """A console for tables and live displays. No markup is read, and what is printed is escaped.
+    """A console for tables and live displays. It interprets no markup and escapes everything it prints.
 
-    width: where the output is no terminal.
+    width: in columns, used if the output is not a terminal.
     """
     from rich.console import Console
 
@@ -82,14 +83,14 @@ def make_console(*, error: bool = False, width: int = WIDTH) -> "Console":
 
 
 def plain(text: object, style: str = "") -> "Text":
-    """A text for a cell or a title: escaped before it is laid out, so that columns stay straight."""
+    """A text for a cell or a title, escaped before layout so that columns stay aligned."""
     from rich.text import Text
 
     return Text(visible(str(text)), style=style)
 
 
 def prose(text: object) -> "ConsoleRenderable":
-    """A text for a cell, escaped, whose lines are broken between words and not between a number and its unit."""
+    """A text for a cell, escaped. Lines are broken between words, but not between a number and its unit."""
     return _Prose(visible(str(text)))
 
 
@@ -97,7 +98,7 @@ def wrap(text: str, width: int) -> list[str]:
     """The lines of `prose`."""
     lines = []
     for line in text.split("\n"):
-        # an escaped text has no NUL, and for textwrap it is no space
+        # an escaped text contains no NUL, and textwrap does not treat NUL as a space
         glued = _WITH_UNIT.sub("\0", line)
         lines += textwrap.wrap(glued, max(1, width), break_on_hyphens=False) or [""]
     return [line.replace("\0", " ") for line in lines]
@@ -110,11 +111,11 @@ def fit_tables(
     *,
     frame: int = 0,
 ) -> list["Table"]:
-    """The tables that `make(names, brief)` draws, none of them wider than the console: a wider one
-    would be folded inside of its numbers. One in full, else one in brief, else several, each with a
-    part of the names.
+    """The tables that `make(names, brief)` draws, each at most as wide as the console, because a wider
+    one would be wrapped inside its numbers. Returns one full table if it fits, else one brief table,
+    else several brief ones, each with a part of the names.
 
-    frame: columns that what stands around the tables takes.
+    frame: columns taken by what surrounds the tables.
     """
     from rich.measure import Measurement
 
@@ -133,7 +134,7 @@ def fit_tables(
 
 
 def text_column(template: str) -> "TextColumn":
-    """A column of a live display, which prints past the hooks of its console."""
+    """A column of a live display that escapes its text itself: such columns bypass the console's hooks."""
     from rich.progress import TextColumn
 
     return TextColumn(template, markup=False, highlighter=_EscapingHighlighter())  # type: ignore[arg-type]  # as above
@@ -143,10 +144,11 @@ def text_column(template: str) -> "TextColumn":
 def progress(
     console: "Console | None", what: str, total: int | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Say in a line what the block does, and on a terminal show below it how far it is.
+    """Print a line that says what the block does. On a terminal also show a progress bar below it.
 
-    total: how often the function that is given will be called; None: it is not called.
-    console: None says nothing.
+    Yields a function that advances the bar.
+    total: how often that function will be called; None: it is not called.
+    console: None prints nothing.
     """
     if console is None:
         yield lambda: None
@@ -173,7 +175,7 @@ def progress(
 
 
 def show_cursor() -> None:
-    """Bring back the cursor that a live display has hidden, where it has no time to do so itself."""
+    """Show the cursor again, for a process that ends before its live display can do so."""
     if sys.stdout.isatty():
         sys.stdout.write("\x1b[?25h")
     sys.stdout.flush()
@@ -181,10 +183,10 @@ def show_cursor() -> None:
 
 @contextmanager
 def escaped_output(says: Callable[[str], None] | None = None) -> Iterator[None]:
-    """What the block prints is escaped: argparse quotes the words it was given, an imported reward
-    says what it likes.
+    """Escape what the block prints: argparse quotes its arguments, and an imported reward may print
+    anything.
 
-    says: prints what the block has written to standard error, if it has.
+    says: the function that prints what the block has written to standard error, if anything.
     """
     out, errors = StringIO(), StringIO()
     try:
@@ -199,9 +201,9 @@ def escaped_output(says: Callable[[str], None] | None = None) -> Iterator[None]:
 
 
 def guard() -> None:
-    """Escape also what gets to the terminal without this module: warnings, log records, tracebacks.
+    """Also escape what reaches the terminal without this module: warnings, log records, tracebacks.
 
-    Other libraries quote checkpoints and data in them. Called once, at the door of a program.
+    Other libraries quote checkpoints and data in them. Each program calls this once, at its start.
     """
     sys.excepthook = _print_traceback
     warnings.formatwarning = _escaping(warnings.formatwarning)
@@ -213,14 +215,14 @@ def guard() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Escaped:
-    """Something to print, escaped piece by piece after it was laid out."""
+    """A rich renderable whose segments are escaped after layout."""
 
     content: "ConsoleRenderable"
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         from rich.segment import Segment
 
-        # a piece of control is rich's own, such as a move of the cursor
+        # control segments are rich's own, such as a cursor movement
         for piece in console.render(self.content, options):
             yield piece if piece.control else Segment(visible(piece.text), piece.style)
 
@@ -245,7 +247,7 @@ class _Prose:
 
 
 class _EscapingHook:
-    """Stands between `Console.print` and the terminal."""
+    """A render hook that escapes everything a console prints."""
 
     def process_renderables(
         self, renderables: Iterable["ConsoleRenderable"]
@@ -258,14 +260,14 @@ class _EscapingHook:
         if not isinstance(one, Text):
             return _Escaped(one)
 
-        # a text is escaped before it is broken into lines, so that none of it is cut off
+        # escape a text before it is broken into lines, so that none of it is cut off
         if (shown := visible(one.plain)) == one.plain:
             return one
         return Text(shown, style=one.style, justify=one.justify, overflow=one.overflow, end=one.end)
 
 
 class _EscapingHighlighter:
-    """What rich lets look at a text before it is shown."""
+    """A rich highlighter that escapes the text it is given."""
 
     def highlight(self, text: "Text") -> None:
         text.plain = visible(text.plain)
@@ -293,9 +295,9 @@ def _escaping(function: Any) -> Any:
 
 
 def _escaping_record(make: Any) -> Any:
-    """A factory of log records whose message and arguments are escaped one by one.
+    """Wrap a log record factory so that the message and each argument are escaped.
 
-    The arguments stay apart, because some formatters look at them.
+    The arguments are kept separate because some formatters read them.
     """
     if getattr(make, "is_escaping", False):
         return make

@@ -1,7 +1,7 @@
-"""What a user got wrong, as opposed to what we got wrong.
+"""Errors that are reported to the user as a message, as opposed to bugs.
 
-`UserError` is the only exception that the command line turns into a message without a traceback. Its text says what was
-given, what is allowed and what to do. Anything else that escapes is a bug and keeps its traceback.
+The command line prints a `UserError` or a `RunError` as a message without a traceback. The message says what was given,
+what is allowed and what to do. Any other exception that escapes is a bug and keeps its traceback.
 """
 
 
@@ -10,11 +10,12 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that had to stop: a reward that broke, a full disk, a loss that is not a number. Exit code 1."""
+    """A run that had to stop, for example because a reward failed, the disk is full or the loss is NaN. Exit code
+    1."""
 
 
 def cut(text: str, longest: int = 80) -> str:
-    """A text for a message or a cell of a table, of at most so many characters.
+    """Shorten a text to at most `longest` characters, for a message or a table cell.
 
     Example: `cut("How many balls are there?", 12)` is `"How many ..."`
     """

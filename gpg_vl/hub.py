@@ -1,7 +1,7 @@
-"""The hub: whether it can be reached, asked once, and data sets that are fetched from it by an explicit name.
+"""The Hugging Face hub: whether it can be reached (checked once), and the download of data sets by explicit name.
 
-Its own client tries six times, over most of a minute, for each file that it looks for. Here one attempt of a few seconds decides
-for the whole process; where it fails, what was fetched before is still found.
+The hub's own client tries six times per file, which takes most of a minute. Here one attempt of a few seconds decides for
+the whole process. If it fails, files that were downloaded before are still found in the cache.
 """
 
 import re
@@ -12,32 +12,33 @@ from pathlib import Path
 from gpg_vl.errors import UserError
 
 SECONDS = 4.0
-"""That the hub has for its answer."""
+"""Time limit for the hub's response."""
 _TRIED = f"one attempt of {SECONDS:.0f} seconds, or HF_HUB_OFFLINE is set"
 PREFIX = "hub:"
 _known: list[bool] = []
-"""Whether the hub answers, once it was asked or somebody else of the run has asked."""
+"""Whether the hub can be reached; empty until this process, or another process of the run, has checked."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class UnreachableError(UserError):
-    """What was asked for is not here, and the hub cannot be asked. Everything else of a run can still be checked."""
+    """A checkpoint or data set is not on this machine, and the hub cannot be reached. The rest of a run can still be
+    checked."""
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether a text may be a name on the hub: no folder here, and at most one slash in it."""
+    """Whether a text may be a hub name: it is not a local path and has at most one slash."""
     return not Path(path).exists() and not path.startswith((".", "/", "~")) and path.count("/") < 2
 
 
 def is_reachable() -> bool:
-    """Whether the hub answers; it is asked once. False without a try where HF_HUB_OFFLINE is set."""
+    """Whether the hub can be reached. Checked once per process. False without an attempt if HF_HUB_OFFLINE is set."""
     if not _known:
         remember(_ask())
     return _known[0]
 
 
 def remember(answers: bool | None) -> None:
-    """Take it as known whether the hub answers, as another process of the run has found; None: it is to be asked again."""
+    """Store whether the hub can be reached, as another process of the run has found. None: check again at the next call."""
     _known[:] = [] if answers is None else [answers]
 
 
@@ -48,7 +49,7 @@ def _ask() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
 
-    # the error of the HTTP library below the hub's client, whichever that is in its version
+    # the hub's client uses a different HTTP library in different versions; find the error class of the one in use
     kinds: tuple[type, ...] = HfHubHTTPError.__mro__
     transport = (kind for kind in kinds if kind.__name__ == "HTTPError")
     failures: tuple[type[Exception], ...] = (
@@ -63,39 +64,39 @@ def _ask() -> bool:
 
 
 def is_local_only(path: str) -> bool:
-    """Whether files of a checkpoint are to be looked for on this machine alone."""
+    """Whether to look for the files of a checkpoint only on this machine."""
     return not is_hub_name(path) or not is_reachable()
 
 
 def refuse_unreachable(path: str) -> None:
-    """Raise UnreachableError for a checkpoint by a hub name, of which nothing is here, if the hub cannot be asked."""
+    """Raise UnreachableError for a hub checkpoint of which nothing is cached, if the hub cannot be reached."""
     if not is_hub_name(path) or is_reachable():
         return
     name, parent = Path(path).name, Path(path).parent
     near = (
-        f" {parent} is a folder here, without a {name} in it."
+        f" The folder {parent} exists, but has no {name} in it."
         if "/" in path and parent.is_dir()
         else ""
     )
     raise UnreachableError(
-        f"The checkpoint {path} is no folder here, so it is taken for a hub name; nothing of it is in the cache, and the hub "
-        f"cannot be reached ({_TRIED}).{near} Correct the path, or download it where there is a network: "
-        f"hf download {path} --local-dir FOLDER, and give that folder."
+        f"The checkpoint {path} is not a local folder, so it was taken for a hub name; it is not in the cache, and the "
+        f"hub cannot be reached ({_TRIED}).{near} Correct the path, or download it on a machine with a network: hf "
+        f"download {path} --local-dir FOLDER, and give that folder."
     )
 
 
 def describe_unreachable_data(name: str) -> str:
-    """What to say of a data set that is not here, while the hub cannot be asked."""
+    """The error message for a data set that is not on this machine while the hub cannot be reached."""
     return (
-        f"The data set {name} is no folder here and not in the cache, and the hub cannot be reached ({_TRIED}). Check the "
-        f"name and the network, or download it where there is one: hf download {name} --repo-type dataset --local-dir FOLDER, "
-        f"and give that folder."
+        f"The data set {name} is neither a local folder nor in the cache, and the hub cannot be reached ({_TRIED}). Check "
+        f"the name and the network, or download it on a machine with a network: hf download {name} --repo-type dataset "
+        f"--local-dir FOLDER, and give that folder."
     )
 
 
 @contextmanager
 def cached_data_only() -> Iterator[None]:
-    """The datasets library looks in its cache alone, where the hub cannot be reached."""
+    """Inside the block the datasets library uses only its cache if the hub cannot be reached."""
     import datasets
 
     was = datasets.config.HF_HUB_OFFLINE
@@ -107,7 +108,7 @@ def cached_data_only() -> Iterator[None]:
 
 
 def fetch_data(name: str) -> Path:
-    """The folder of a data set `OWNER/NAME` or `OWNER/NAME@REVISION` of the hub, fetched unless it is in the cache.
+    """The local folder of a hub data set `OWNER/NAME` or `OWNER/NAME@REVISION`. Downloads it unless it is in the cache.
 
     Raises UserError; UnreachableError if it is not in the cache and the hub cannot be reached.
     """
@@ -116,9 +117,10 @@ def fetch_data(name: str) -> Path:
 
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"{PREFIX}{name} names no data set of the hub. {PREFIX}OWNER/NAME is allowed, or {PREFIX}OWNER/NAME@REVISION, such "
-            f"as {PREFIX}nyu-visionx/CV-Bench."
+            f"{PREFIX}{name} is not the name of a hub data set. Allowed are {PREFIX}OWNER/NAME and "
+            f"{PREFIX}OWNER/NAME@REVISION, such as {PREFIX}nyu-visionx/CV-Bench."
         )
+
     repository, _, revision = name.partition("@")
     try:
         folder = snapshot_download(
@@ -132,7 +134,7 @@ def fetch_data(name: str) -> Path:
     except (OSError, HfHubHTTPError) as error:
         words = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"The data set {repository} cannot be fetched from the hub: {words}. Check its name and whether it is open to you "
-            f"(hf auth login)."
+            f"The data set {repository} cannot be downloaded from the hub: {words}. Check its name and whether you have "
+            f"access (hf auth login)."
         ) from error
     return Path(folder)

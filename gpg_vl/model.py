@@ -1,4 +1,4 @@
-"""A loaded checkpoint: the policy, the encoder of its prompts, and engines that answer with it."""
+"""A loaded checkpoint: its policy, its prompt encoder, and engines that sample from it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,29 +38,29 @@ DType = Literal["float32", "bfloat16"]
 
 
 def autocast_dtype(dtype: str) -> torch.dtype | None:
-    """What the forward pass is autocast to for a config's `dtype`; None computes in the weights' own float32."""
+    """The autocast dtype of the forward pass for a config's `dtype`; None means no autocast: it runs in float32."""
     return torch.bfloat16 if dtype == "bfloat16" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A checkpoint that can answer, be scored and be trained.
+    """A loaded checkpoint that can generate answers, score given answers and be trained.
 
     Example:
         `model = Model.load("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")`, then
-        `for answer in model.generate("street.png", "How many cars are there?", n=8): print(answer.text)`. Many prompts at
-        once: `model.engine().generate([RolloutRequest(prompt=model.encoder().encode(example), draw=0)], Sampling(...))`.
+        `for answer in model.generate("street.png", "How many cars are there?", n=8): print(answer.text)`. For many prompts
+        at once: `model.engine().generate([RolloutRequest(prompt=model.encoder().encode(example), draw=0)], Sampling(...))`.
     """
 
     path: str
-    """Where it was loaded from, for engines that hold a copy of their own; "" if nowhere."""
+    """The checkpoint it was loaded from, for engines that load their own copy; "" if there is none."""
     revision: str | None = None
     policy: Policy
     processing: Processing
     autocast: torch.dtype | None = None
-    """Of the forward pass; None computes in the weights' own dtype."""
+    """The autocast dtype of the forward pass; None computes in the weights' own dtype."""
     gathered: torch.dtype | None = None
-    """Of weights that are spread over processes, while they are computed with; None computes with them as they are."""
+    """The dtype to which sharded weights are cast when they are gathered for computing; None keeps their dtype."""
 
     @staticmethod
     def load(
@@ -77,16 +77,19 @@ class Model:
         processing: Processing | None = None,
         prepare: Callable[[Any, Family], None] | None = None,
     ) -> "Model":
-        """The checkpoint in a folder, or on the hub under a name and revision; of the folder of a run its newest complete one.
-        Weights are float32; under bfloat16 matrices that `prepare` has frozen are bfloat16, see `models.weight_precision`.
+        """Load a checkpoint from a folder or from the hub. For the folder of a run, load its newest complete checkpoint.
+        Weights are float32; with dtype bfloat16 the matrices that `prepare` has frozen are bfloat16 (`models.weight_precision`).
 
-        gathered: see the field; it changes nothing but copies.
-        device: where it goes; None is a GPU if there is one.
-        placed: False leaves the weights on the CPU, for somebody who brings them to the device part by part.
+        path: a checkpoint folder, the folder of a run, or a hub name. revision: a branch, tag or commit of the hub.
+        dtype: the dtype of the forward pass; bfloat16 runs under autocast.
+        gathered: see the field of that name; it affects only `copy`.
+        device: the device to load it to; None takes a GPU if there is one.
+        placed: False leaves the weights on the CPU, so that the caller can move them to the device part by part.
         temperature: divides the logits when completions are scored.
-        vision_cache_mb: memory for the features of images while the vision tower is frozen.
-        processing: what was loaded of the same checkpoint before.
-        prepare: called with the model and its family before the policy is made, to add adapters or freeze parts.
+        attention: the attention kernel; "auto" takes the fastest one that works here.
+        vision_cache_mb: memory in MiB for cached image features, used while the vision tower is frozen.
+        processing: the tokenizer and image processor, if they were already loaded from the same checkpoint.
+        prepare: called with the model and its family before the policy is built, to add adapters or freeze parts.
         Raises UserError if the checkpoint cannot be read, or cannot be trained exactly.
         """
         path = newest_or_name(path)
@@ -129,12 +132,13 @@ class Model:
         style: PromptStyle = DEFAULT_STYLE,
         limits: PixelLimits = DEFAULT_LIMITS,
     ) -> tuple[Completion, ...]:
-        """`n` answers to one question, which is encoded once; `answer.text` is what was said.
+        """Sample `n` answers to one question. The question is encoded once. `answer.text` is the text of an answer.
 
-        pictures: a path, bytes of a file, a Pillow image, a list of these, or None.
-        temperature: 0 is greedy. seed: the same one gives the same answers.
-        max_new_tokens: longest answer, end token included; `answer.finish_reason` is "length" for one that was cut off.
-        Raises UserError for a picture or a question that cannot be encoded, RunError where the model computes NaN.
+        pictures: a path, the bytes of an image file, a Pillow image, a list of these, or None.
+        temperature: 0 is greedy. seed: the same seed gives the same answers.
+        max_new_tokens: the maximum length of an answer, including the end token; an answer that was cut off has
+            `finish_reason` "length".
+        Raises UserError for a picture or a question that cannot be encoded, RunError if the model computes NaN.
         """
         prompt = self.encoder(style, limits).encode(make_question(pictures, question))
         sampling = Sampling(
@@ -154,10 +158,11 @@ class Model:
         style: PromptStyle = DEFAULT_STYLE,
         limits: PixelLimits = DEFAULT_LIMITS,
     ) -> tuple[Completion, ...]:
-        """The given responses with this model's log-probs of their tokens; `answer.logprob` is that of the whole response.
+        """Compute this model's log-probs of given responses. Returns a completion for each: `logprobs` holds one value per token,
+        `logprob` their sum.
 
-        responses: texts, whose end of turn counts as a token; or completions, such as those of `generate`, whose tokens are
-            taken as they are. The log-probs are those of the distribution at the temperature of `load`.
+        responses: texts, to which an end-of-turn token is added; or completions, such as those of `generate`, whose tokens
+            are scored unchanged. The log-probs are those at the temperature given to `load`.
         Raises UserError as `generate` does, and for a text with control tokens.
         """
         prompt = self.encoder(style, limits).encode(make_question(pictures, question))
@@ -188,8 +193,8 @@ class Model:
         )
 
     def copy(self) -> Policy:
-        """A policy next to this one, read from the checkpoint again: without adapters, in the dtype of the forward pass, never
-        trained. Features of images are shared while they do not change.
+        """A second policy, read from the checkpoint again: without adapters, in the dtype of the forward pass, never trained.
+        It shares the cached image features with this one if the vision tower is frozen.
         """
         trained = self.policy
         policy = Policy(
@@ -212,7 +217,8 @@ class Model:
         limits: PixelLimits = DEFAULT_LIMITS,
         root: Path | None = None,
     ) -> Encoder:
-        """What turns examples into prompts. `root`: the folder that image paths are relative to and may not leave."""
+        """The encoder that turns examples into prompts. `root`: image paths are relative to this folder and may not
+        leave it."""
         return Encoder(
             processing=self.processing,
             style=style,
@@ -229,10 +235,12 @@ class Model:
         awaits_sync: bool = False,
         by_copy: bool = False,
     ) -> Engine:
-        """An engine that answers with this model; see `rollout.engine.EngineSetup`. Raises UserError for an unknown name.
+        """An engine that samples from this model; see `rollout.engine.EngineSetup`. Raises UserError for an unknown
+        name.
 
-        awaits_sync: `Engine.sync` is called before the first answer is wanted.
-        by_copy: not with the policy itself, of which this process may hold a part only; `Engine.sync` hands the weights over.
+        awaits_sync: True if `Engine.sync` will be called before the first answer is sampled.
+        by_copy: True to sample from a copy of the policy, because this process may hold only a part of its weights; `Engine.sync`
+            copies the weights.
         """
         setup = EngineSetup(
             path=self.path,

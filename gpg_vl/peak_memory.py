@@ -1,8 +1,7 @@
-"""The most memory that each phase of a run has held.
+"""The peak memory of each phase of a run.
 
-The kernel and torch each keep one high-water mark for a process. It is read and reset wherever a phase begins or ends,
-so that what is read at the end of a phase was reached in it. There is one record for a process and not one for an
-object, because the marks are those of the process.
+The kernel and torch each keep one high-water mark per process. It is read and reset whenever a phase begins or ends, so
+the value at the end of a phase is the peak of that phase. The record is global to the process because the marks are.
 """
 
 import sys
@@ -15,14 +14,14 @@ import psutil
 import torch
 
 WHOLE = "all"
-"""The name under which everything stands that was held since the record began, also between phases."""
+"""The name of the overall peak since the record began, which includes the time between phases."""
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """Bytes that were held at most.
+    """Peak memory in bytes.
 
     Example: `Peak(process=1_200_000_000, gpu=0)`
     """
@@ -30,11 +29,11 @@ class Peak:
     process: int
     """Resident memory of this process."""
     gpu: int
-    """What torch has allocated on this process's GPU; 0 without one."""
+    """Memory that torch has allocated on this process's GPU; 0 without a GPU."""
 
 
 class Peaks:
-    """The peaks of one record, by phase. Phases may lie inside each other; an outer one holds what its parts hold."""
+    """Peak memory by phase. Phases may be nested; an outer phase includes its inner phases."""
 
     def __init__(self) -> None:
         self._most: dict[str, Peak] = {}
@@ -42,13 +41,13 @@ class Peaks:
         self._turn()
 
     def read(self) -> dict[str, Peak]:
-        """The most of each phase so far, `all` first."""
+        """The peak of each phase so far, `all` first."""
         self._turn()
         return dict(self._most)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What the block holds at most belongs to `name`, also when the block fails."""
+        """Record the peak memory of the block under `name`, also if the block raises."""
         self._turn()
         self._open.append(name)
         try:
@@ -58,7 +57,7 @@ class Peaks:
             self._open.pop()
 
     def _turn(self) -> None:
-        """Credit what was held since the last turn to all phases that are open, and start the next turn."""
+        """Add the peak since the last reset to all open phases, and reset the marks."""
         held = _since_reset()
         for name in self._open:
             known = self._most.get(name, held)
@@ -73,7 +72,7 @@ _records: list[Peaks] = []
 
 @contextmanager
 def record_peaks() -> Iterator[Peaks]:
-    """Phases inside of the block are recorded. Outside of such a block no mark of the process is touched."""
+    """Record the phases inside the block. Outside such a block the process's marks are never reset."""
     record = Peaks()
     _records.append(record)
     try:
@@ -84,7 +83,7 @@ def record_peaks() -> Iterator[Peaks]:
 
 @contextmanager
 def record_phase(name: str) -> Iterator[None]:
-    """The block is the phase `name` of the innermost record, if there is one."""
+    """Count the block as the phase `name` of the innermost record, if there is one."""
     if not _records:
         yield
         return
@@ -101,7 +100,8 @@ def _since_reset() -> Peak:
 
 
 def _resident() -> int:
-    """Bytes at most since the last reset on Linux; elsewhere those of now, as no mark can be reset there."""
+    """Peak bytes since the last reset on Linux; elsewhere the current bytes, because the mark cannot be reset
+    there."""
     if sys.platform == "linux":
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -114,8 +114,8 @@ def _reset() -> None:
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
         try:
-            # 5 is the kernel's word for: set the high-water mark to what is resident now
+            # writing 5 tells the kernel to reset the high-water mark to the current resident memory
             _RESET.write_text("5")
         except OSError:
-            # a sandbox may forbid it; a phase then shows the most since the start, an upper bound
+            # a sandbox may forbid it; a phase then shows the peak since the start, an upper bound
             return

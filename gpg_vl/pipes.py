@@ -7,23 +7,23 @@ from collections.abc import Callable
 from typing import TextIO
 
 BROKEN_PIPE = 141
-"""128 + SIGPIPE: what a shell reports of a program that such a pipe ended."""
+"""128 + SIGPIPE: the exit code that a shell reports for a program ended by a broken pipe."""
 
 
 def run_until_pipe_breaks(run: Callable[[], int]) -> int:
-    """The exit code of `run`; BROKEN_PIPE if nobody reads its output or its messages any more.
+    """Run `run` and return its exit code, or BROKEN_PIPE if nobody reads its output or its messages any more.
 
-    A broken pipe of another kind, such as to a process of our own, keeps its exception.
+    Any other broken pipe, such as one to a child process, still raises BrokenPipeError.
     """
     try:
         try:
             return run()
         finally:
-            sys.stdout.flush()  # here, as what Python flushes at its end can only be complained about
+            sys.stdout.flush()  # flush here: an error in Python's own flush at exit could not be caught
     except SystemExit as end:
         if isinstance(
             end.__context__, BrokenPipeError
-        ):  # rich makes an exit of it, with a code that is taken
+        ):  # rich turns the error into SystemExit with a code that means something else here
             return BROKEN_PIPE
         raise
     except BrokenPipeError:
@@ -31,7 +31,7 @@ def run_until_pipe_breaks(run: Callable[[], int]) -> int:
         if not left:
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in left:  # what is still in its buffer must go somewhere
+        for stream in left:  # discard what is still in its buffer
             os.dup2(nowhere, stream.fileno())
         return BROKEN_PIPE
 
@@ -40,6 +40,6 @@ def _is_broken(stream: TextIO) -> bool:
     try:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)
-    except (OSError, ValueError):  # no file behind it, or a closed one
+    except (OSError, ValueError):  # the stream has no file, or it is closed
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))

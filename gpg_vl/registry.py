@@ -1,7 +1,8 @@
-"""One way to find what a user names: a registered function or record, an installed plug-in, or `file.py:function`.
+"""Look up what a user names in a config or command: a registered function or record, an installed plug-in, or
+`file.py:function`.
 
-Nothing is imported until it is asked for, a plug-in that fails to import raises its own error, and two owners of one name
-are an error that names both.
+Nothing is imported before it is looked up. A plug-in that fails to import raises its own error. If two owners register
+the same name, the error names both.
 """
 
 import difflib
@@ -21,14 +22,15 @@ T = TypeVar("T")
 
 
 class UnknownNameError(KeyError, UserError):
-    """A name that no one owns. Also a `KeyError`, so that mapping-style callers can catch it."""
+    """A name that nobody has registered. Also a `KeyError`, so that callers who treat the registry as a mapping can
+    catch it."""
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """`Did you mean 'choice'? Known: choice, format.` The first sentence only if something is near."""
+    """`Did you mean 'choice'? Known: choice, format.` The first sentence only if a known name is similar."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return (
         f"Did you mean {near[0]!r}? " if near else ""
@@ -39,8 +41,8 @@ class Registry(Generic[T]):
     """Named functions, or records, of one kind.
 
     `builtin` maps names to `module:function`, imported on first use. `entry_point_group` is the packaging group in which
-    other distributions announce theirs. `kind_of` is the class of which everything that is found must be; without it,
-    functions are wanted.
+        other distributions register theirs. `kind_of` is the class that every entry must be an instance of; without it, every
+        entry must be callable.
 
     Example:
         `rewards = Registry("reward", builtin={"choice": "gpg_vl.rewards.builtin:choice"},
@@ -78,9 +80,9 @@ class Registry(Generic[T]):
         return keep
 
     def origin(self, name: str) -> tuple[str, str] | None:
-        """(module, name in it) of what this process has registered under `name`; None for any other name.
+        """(module, qualified name) of what this process has registered under `name`; None for any other name.
 
-        Another process finds it by importing the module, unless that is `__main__`.
+        Another process can find it by importing the module, unless the module is `__main__`.
         """
         if name not in self._registered:
             return None
@@ -88,11 +90,13 @@ class Registry(Generic[T]):
         return found.__module__, getattr(found, "__qualname__", str(found))
 
     def names(self) -> list[str]:
-        """Every name that `get` knows, sorted. Imports nothing. Raises ValueError if a plug-in takes a taken name."""
+        """All names that `get` can find, sorted. Imports nothing. Raises ValueError if a plug-in uses a name that is
+        taken."""
         return sorted({*self._lazy, *self._registered, *self._plugins()})
 
     def get(self, name: str) -> T:
-        """What is called `name`. Raises UnknownNameError, or whatever the plug-in raises while it is imported."""
+        """The entry registered under `name`. Raises UnknownNameError, or any error that the plug-in raises on
+        import."""
         if name in self._registered:
             return self._registered[name]
         if ".py:" in name:
@@ -147,9 +151,9 @@ class Registry(Generic[T]):
 def _module_from(file: Path) -> ModuleType:
     """Import a file as a module, once per process.
 
-    Its folder can be imported from, behind everything that is installed, so that files of one folder can share code
-    however the program was started. Where `import NAME` finds this very file it is that module, which other processes
-    find as well: a pool that a reward makes can be sent its functions. Else it is one of a name of its own.
+    The file's folder is added to the end of sys.path, so that files in one folder can import each other however the
+        program was started. If `import NAME` finds this very file, it is imported under that name, so that other processes
+        can find it too: a reward can then send its functions to a process pool. Otherwise it gets a unique module name.
     """
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
@@ -174,7 +178,7 @@ def _module_from(file: Path) -> ModuleType:
 
 
 def _is_importable(file: Path) -> bool:
-    """Whether its name alone leads to this file, and not to an installed package or a file of that name elsewhere."""
+    """Whether `import NAME` finds this file, and not an installed package or another file of the same name."""
     if not file.stem.isidentifier():
         return False
     try:

@@ -1,4 +1,4 @@
-"""The start of worker processes that inherit nothing of this one but what they are given."""
+"""Start worker processes that inherit nothing from this process except what they are given."""
 
 import signal
 import sys
@@ -10,10 +10,10 @@ from types import ModuleType
 
 @contextmanager
 def without_main() -> Iterator[None]:
-    """Keep the start of a process from running the parent's main script again.
+    """Processes that the block starts do not run the parent's main script again.
 
-    Spawning imports the parent's `__main__` in the child: for a training script that means torch in every worker, and
-    for one without an `if __name__ == "__main__"` the training itself.
+    Spawning imports the parent's `__main__` in the child. For a training script, every worker would import torch; without
+        an `if __name__ == "__main__"` guard, it would even start training.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -25,8 +25,10 @@ def without_main() -> Iterator[None]:
 
 @contextmanager
 def deaf_to_stops() -> Iterator[None]:
-    """Ctrl-C and SIGTERM reach no process that the block starts, from its first instruction on; here they wait for its end."""
-    # the first process that multiprocessing starts is accompanied by a tracker, whose start would let the signals in again
+    """Processes that the block starts never receive Ctrl-C and SIGTERM. This process receives them when the block
+    ends."""
+    # multiprocessing starts a resource tracker with its first process, which would unblock the signals; start it
+    # before
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:

@@ -5,8 +5,8 @@ are a `Group`. Records are frozen: a later stage makes a new one with `dataclass
 
 Shape suffixes, in the order of the axes: `_P` prompts (groups), `_G` group members, `_T` tokens, `_V` vocabulary,
 `_PG` the flattened axis prompt-then-member, `_3` the three M-RoPE axes (time, height, width), `_I` images, `_N` vision
-patches, `_K` completion tokens one behind the other, `_B` rows of one forward call. A mask is True where the thing it names
-is present.
+patches, `_K` the tokens of all completions, concatenated, `_B` rows of one forward call. A mask is True where the
+thing it names is present.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation. `<image>` in the content stands for the next image of the example.
+    """One turn of a conversation. `<image>` in the content marks where the next image of the example goes.
 
     Example: `Message(role="user", content="<image>How many balls are in the image?")`
     """
@@ -34,7 +34,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row of a data set: what is asked and what is right. It is also what a reward function is given.
+    """One row of a data set: images, question and gold answer. Reward functions receive it too.
 
     Example:
         `Example(id="7", images=("img/7.png",), prompt="<image>Which is closer?\\n(A) ball\\n(B) cube", answer="(B)",
@@ -46,7 +46,7 @@ class Example:
     images: tuple[str | bytes, ...] = ()
     """Paths relative to the data root, or encoded image files; in the order of the `<image>` marks."""
     prompt: str | tuple[Message, ...]
-    """The user's text with `<image>` marks, or a conversation. Text without any mark gets its images in front."""
+    """The user's text with `<image>` marks, or a conversation. In text without marks the images come first."""
     answer: str
     """The gold answer, as the data set writes it."""
     choices: tuple[str, ...] | None = None
@@ -54,16 +54,17 @@ class Example:
     task: str = ""
     """A name to group metrics by."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """Every other mapped column, JSON values only."""
+    """The values of all other mapped columns; JSON values only."""
     source: str = ""
-    """The name of its data set, where a run trains on several (`data.sources`)."""
+    """The name of its data set if a run trains on several (`data.sources`), else empty."""
     place: str = field(default="", compare=False, repr=False)
-    """Where its row was read, for messages: `file.jsonl:LINE` or `file.parquet[ROW]`. Not a part of what it says."""
+    """Where the row was read from, for error messages: `file.jsonl:LINE` or `file.parquet[ROW]`. Ignored when
+    examples are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """An example as the model sees it, computed exactly once so that rollout and training cannot disagree.
+    """An example as model input. It is computed once and used by both rollout and training, so they cannot differ.
 
     Example: one image of 112x84 pixels and 30 text tokens give `input_ids_T` of 42 (12 image tokens), `pixel_values_N`
     of [48, 1176], `grid_thw_I_3` of [[1, 8, 6]], `positions_3_T` of [3, 42].
@@ -71,15 +72,15 @@ class Prompt:
 
     example_id: str
     text: str
-    """The rendered prompt, one image mark per image (what is shown to people and sent to other engines)."""
+    """The rendered prompt with one image mark per image. Shown in logs and sent to other engines."""
     prefill: str = ""
-    """The end of `text` that already belongs to the answer, such as `<think>`."""
+    """The end of `text` where the prompt already begins the answer, such as `<think>`."""
     input_ids_T: Tensor
     """int64, image tokens expanded."""
     positions_3_T: Tensor
     """int64 M-RoPE positions; all three rows are equal where there is no image."""
     next_position: int
-    """Position of the first completed token on all three axes; less than the length as soon as there is an image."""
+    """Position of the first completion token on all three axes; less than the prompt's length if it has an image."""
     image_mask_T: Tensor
     """bool, True at image tokens."""
     pixel_values_N: Tensor | None = None
@@ -87,7 +88,7 @@ class Prompt:
     grid_thw_I_3: Tensor | None = None
     """int64 patches of each image in time, height and width."""
     image_keys: tuple[str, ...] = ()
-    """One per image, equal for equal patches: what an image is known by when it is to be computed once."""
+    """One key per image, equal for equal patches. Used to find images that need to be computed only once."""
 
     @property
     def length(self) -> int:
@@ -98,12 +99,12 @@ class Prompt:
 class Completion:
     """One sampled answer.
 
-    Example: `Completion(token_ids=(311, 502), logprobs=(-0.4, -0.01), text="ball", finish_reason="stop")`; its text alone
-    is enough to try a reward, which then sees an answer of no tokens: `Completion(text="ball")`.
+    Example: `Completion(token_ids=(311, 502), logprobs=(-0.4, -0.01), text="ball", finish_reason="stop")`; to try
+    a reward the text alone is enough, and the completion then has no tokens: `Completion(text="ball")`.
     """
 
     token_ids: tuple[int, ...] = ()
-    """Every sampled token, the end token included."""
+    """All sampled tokens, including the end token."""
     logprobs: tuple[float, ...] = ()
     """log pi of each token under the distribution it was sampled from; empty if it was not sampled."""
     text: str
@@ -111,38 +112,38 @@ class Completion:
     finish_reason: FinishReason = "stop"
     """`stop`: an end token was sampled. `length`: the token limit cut the answer off."""
     prefill: str = ""
-    """What the prompt had already written of the answer, such as `<think>`."""
+    """The beginning of the answer that the prompt already contains, such as `<think>`."""
     version: int = 0
-    """Optimizer steps that the weights had behind them which sampled it."""
+    """The policy version that sampled it: the number of optimizer steps its weights had received."""
 
     @property
     def response(self) -> str:
-        """The whole answer, prefill included."""
+        """The whole answer, including the prefill."""
         return self.prefill + self.text
 
     @property
     def logprob(self) -> float:
-        """log pi of all tokens together, in nats; 0 where there are none."""
+        """The sum of the tokens' log pi, in nats; 0 if there are no tokens."""
         return sum(self.logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GreedyAnswer:
-    """The answer to a prompt that takes the likeliest token every time: what others are measured by, never trained on.
+    """The greedy answer to a prompt. It is a baseline for the sampled answers and is never trained on.
 
     Example: `GreedyAnswer(completion=completion, reward=1.2, reward_parts={"choice": 1.0, "format": 1.0})`
     """
 
     completion: Completion
     reward: float = 0.0
-    """The weighted total, once it is scored."""
+    """The weighted sum of its rewards, once it has been scored."""
     reward_parts: Mapping[str, float] = field(default_factory=dict)
-    """The unweighted reward of each function; empty until it is scored."""
+    """The unweighted reward of each reward function; empty until it has been scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """G completions of one prompt, with their rewards once they are scored.
+    """G completions of one prompt, and their rewards once they have been scored.
 
     Example: two completions, the first right: `rewards=(1.2, 0.2)`,
     `reward_parts={"choice": (1.0, 0.0), "format": (1.0, 1.0)}` with weights 1.0 and 0.2.
@@ -152,31 +153,31 @@ class Group:
     prompt: Prompt
     completions: tuple[Completion, ...]
     rewards: tuple[float, ...] = ()
-    """Weighted totals, one per completion; empty until the group is scored."""
+    """The weighted sum of rewards of each completion; empty until the group has been scored."""
     reward_parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """The unweighted reward of each function."""
+    """The unweighted rewards of each reward function, one per completion."""
     draw: int = -1
-    """The place in the data order that this group was drawn at; it seeds the sampling."""
+    """The position in the data order at which this group was drawn. It seeds the sampling."""
     old_logps: tuple[tuple[float, ...], ...] = ()
-    """The trainer's own log-probs of the completions under the weights that sampled them, where the group is trained on
-    after those weights have changed and the algorithm needs them."""
+    """The trainer's log-probs of the completions under the weights that sampled them. Filled only if the algorithm needs
+    them and the group is trained on after those weights have changed."""
     greedy: GreedyAnswer | None = None
-    """Only if the algorithm compares with it. It is not one of the completions."""
+    """The greedy answer, if the algorithm uses it as a baseline. It is not one of the completions."""
 
     @property
     def is_valid(self) -> bool:
-        """True if the rewards are not all equal, that of a greedy answer included: if the group carries a signal."""
+        """True if the group carries a signal: its rewards, including the greedy answer's, are not all equal."""
         rewards = self.rewards if self.greedy is None else (*self.rewards, self.greedy.reward)
         return bool(self.rewards) and max(rewards) > min(rewards)
 
     @property
     def answers(self) -> tuple[Completion, ...]:
-        """All that is scored: the completions, and behind them the greedy answer if there is one."""
+        """Everything that is scored: the completions, then the greedy answer if there is one."""
         return self.completions + (() if self.greedy is None else (self.greedy.completion,))
 
     @property
     def right(self) -> int:
-        """Answers that got full marks, 1 or more, from the reward that is named first."""
+        """The number of answers that got full marks, 1 or more, from the first reward function."""
         return sum(value >= 1.0 for value in next(iter(self.reward_parts.values()), ()))
 
     @property

@@ -1,10 +1,10 @@
-"""The version of the package, from the metadata that it was installed with: pyproject.toml says it once."""
+"""The package version, from the metadata of the installation; it is declared once, in pyproject.toml."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def installed_version() -> str:
-    """Such as `0.1.0`; "unknown" for a folder that was never installed."""
+    """The version, such as `0.1.0`; "unknown" if the package is not installed."""
     try:
         return version("gpg_vl")
     except PackageNotFoundError:

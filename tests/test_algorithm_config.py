@@ -172,7 +172,10 @@ def test_an_unknown_name_lists_the_known_and_the_nearest_beside_other_mistakes()
         train={"stepz": 1},
     )
     refused({"name": "no/such.py:own"}, "names the file", "which does not exist")
-    refused({"name": 7}, "name is 7, which is no text. Name an algorithm: gpg, grpo, dr_grpo, dapo")
+    refused(
+        {"name": 7},
+        "name is 7, which is not a text. Give the name of an algorithm: gpg, grpo, dr_grpo, dapo",
+    )
     refused(["gpg"], "algorithm: ['gpg'] was given.")
 
 
@@ -194,7 +197,7 @@ def test_a_response_without_the_answer_is_refused() -> None:
     "section,reason",
     [
         ({"name": "grpo", "updates": 2}, "grpo updates the weights 2 times"),
-        ({"name": "sft"}, "sft samples nothing"),
+        ({"name": "sft"}, "sft does not sample"),
     ],
 )
 def test_activations_are_kept_for_one_update_of_what_is_sampled(
@@ -269,22 +272,25 @@ def test_activations_are_kept_for_ones_own_algorithm_as_it_says(own: str) -> Non
     kept = {"train": {"reuse_prefill": True}}
     assert config({"name": f"{own}own"}, **kept).train.reuse_prefill
     refused({"name": f"{own}own", "updates": 2}, "updates the weights 2 times", **kept)
-    refused({"name": f"{own}silent"}, "samples nothing", **kept)
+    refused({"name": f"{own}silent"}, "does not sample", **kept)
 
 
 @pytest.mark.parametrize(
     "signature,message",
     [
-        ("**keys", "takes **keys, which no key can stand for. Let it take keyword arguments"),
-        ("*values", "takes *values, which no key can stand for"),
-        ("gamma, /", "takes gamma, which no key can stand for"),
-        ("*, gamma=1", "does not say what gamma is. Annotate it, as in gamma: float = 0.2."),
+        ("**keys", "takes **keys, which cannot be a config key. Use keyword arguments"),
+        ("*values", "takes *values, which cannot be a config key"),
+        ("gamma, /", "takes gamma, which cannot be a config key"),
+        ("*, gamma=1", "has no type. Annotate it, as in gamma: float = 0.2."),
         ("*, copy: int = 1", "takes an argument copy, a name that the section itself uses"),
         ("*, beta_th: float = 1.0", "takes an argument beta_th, a name that the section"),
         ("*, name: str = 'x'", "takes an argument name, a name that the section"),
         ("*, _x: int = 1", "takes an argument _x, a name that the section"),
-        ("*, x: Path2", "cannot be read: name 'Path2' is not defined. Import what they name."),
-        ("*, x: Odd", "has an argument that YAML cannot hold"),
+        (
+            "*, x: Path2",
+            "cannot be read: name 'Path2' is not defined. Import the names that they use.",
+        ),
+        ("*, x: Odd", "has an argument that cannot be written in YAML"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -129,7 +129,7 @@ def test_broken_groups_can_be_dropped_and_are_counted(
     (tmp_path / "bad.py").write_text(reward)
     refused(
         gpg_vl("train", config, f"output.folder={tmp_path / 'other'}"),
-        "Step 1: 8 of 12 groups were dropped because a reward broke",
+        "Step 1: 8 of 12 groups were dropped because a reward failed",
         "rewards.on_error: drop_group allows up to half",
         "gpg-vl rewards test",
         "RuntimeError: odd",
@@ -320,8 +320,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_groups(
     refused(
         gpg_vl("train", config),
         "Step 1: The loss is",
-        "The update was not applied. The loss broke in the micro-batches of these examples: ",
-        f"The groups of the step are kept in {kept}",
+        "The update was not applied. The loss is not finite in the micro-batches of these examples: ",
+        f"The groups of the step are saved in {kept}",
         code=1,
     )
     rows = [json.loads(line) for line in (kept / "samples.jsonl").read_text().splitlines()]

@@ -273,7 +273,7 @@ def test_dropout_is_refused_with_its_reason() -> None:
 def test_a_template_that_asks_no_question_is_refused(template: str, advice: str) -> None:
     refused(
         "prompt",
-        "the question of a row would never be shown",
+        "the model would never see the question of a row",
         advice,
         prompt={"template": template},
     )
@@ -300,7 +300,7 @@ def test_age_token_goes_with_the_token_mean_only(aggregation: str) -> None:
         assert parse_config(tree(algorithm=algorithm), "run.yaml").algorithm.age == "token"
     else:
         refused(
-            "age 'token' goes with aggregation 'token' only",
+            "age 'token' works only with aggregation 'token'",
             f"aggregation is '{aggregation}'",
             algorithm=algorithm,
         )
@@ -322,7 +322,7 @@ def test_an_override_of_another_form_is_refused(file: Path, override: str) -> No
 
 
 def test_an_override_below_a_value_is_refused(file: Path) -> None:
-    with pytest.raises(UserError, match="goes into 'path', which is 'm' and has no keys"):
+    with pytest.raises(UserError, match="sets a key of 'path', which is 'm' and has no keys"):
         load_config(file, ["model.path.x=3"])
     with pytest.raises(
         UserError, match=r"train\.learning_rat: there is no such key\. Did you mean 'learning_rate'"

@@ -103,14 +103,14 @@ def test_no_common_reward_is_needed_where_each_source_has_its_own() -> None:
 @pytest.mark.parametrize(
     ("sources", "more", "message"),
     [
-        (TWO, {"train": "d.jsonl"}, "train is 'd.jsonl', and sources names 2 more: one of the two"),
+        (TWO, {"train": "d.jsonl"}, "train is 'd.jsonl', and sources has 2 more: only one of the two"),
         ([], {}, "neither train nor sources is given"),
-        (TWO, {"limit": 3, "columns": {"id": "x"}}, "columns and limit says how the one set"),
-        ([TWO[0], {"path": "other/sat/train"}], {}, "several that are called 'sat': data/sat/train"),
+        (TWO, {"limit": 3, "columns": {"id": "x"}}, "columns and limit can only be used with train"),
+        ([TWO[0], {"path": "other/sat/train"}], {}, "several items named 'sat': data/sat/train"),
         ([{**TWO[0], "weight": 2}, TWO[1]], {}, "sources has weights, but none for geo"),
         ([{**TWO[0], "weight": 2}], {"order": "o.txt"}, "has weights, but order is 'o.txt'"),
         ([{**TWO[0], "wieght": 2}], {}, "data.sources.0.wieght: there is no such key. Did you mean 'weight'?"),
-        ([{"weight": 2}], {}, "data.sources.0.path: is required and missing. Whatever `data.train`"),
+        ([{"weight": 2}], {}, "data.sources.0.path: is required and missing. The data, as for `data.train`"),
         ([{**TWO[0], "weight": 0}], {}, "data.sources.0.weight: 0 was given"),
         ([{**TWO[0], "name": "a/b"}], {}, "data.sources.0.name: 'a/b' was given"),
         ([{**TWO[0], "rewards": {"math": 0}}], {}, "data.sources.0: rewards names no reward"),
@@ -151,9 +151,9 @@ def test_an_override_reaches_into_an_item(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.sources.2.weight=1", "a list of 2. An item is named by its number, from 0 to 1"),
+        ("data.sources.2.weight=1", "a list of 2. Select an item by its number, from 0 to 1"),
         ("data.sources.sat.weight=1", "as in data.sources.0.weight"),
-        ("data.sources.0=1", "and then its key"),
+        ("data.sources.0=1", "followed by the key"),
         ("data.sources.0.weigth=1", "Did you mean 'weight'?"),
     ],
 )

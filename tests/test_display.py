@@ -124,7 +124,7 @@ def test_dropped_groups_stand_first_on_the_line_and_above_a_tenth_are_warned_of(
             display.step(step, METRICS | broken, SECONDS)
     said = " ".join(printed(display).split())
     assert said.count("warning: step") == 2, "not in every step"
-    assert "warning: step 2: 2 of 18 groups were dropped because a reward broke" in said
+    assert "warning: step 2: 2 of 18 groups were dropped because a reward failed" in said
     assert "The first failure: odd [/red]" in said
 
 
@@ -183,7 +183,7 @@ def test_a_step_of_one_round_is_warned_of_at_its_end(rounds: int, warned: bool) 
     display.step(5, METRICS | shares | {"groups_seen": 32}, SECONDS)
     said = " ".join(printed(display).split())
     assert ("step 5: 1 of 32 groups so far carry a signal (1 were all wrong, 30" in said) is warned
-    assert ("leave out what it has solved (data.skip_solved)" in said) is warned
+    assert ("skip rows that it has solved (data.skip_solved)" in said) is warned
 
 
 def test_equal_rewards_that_are_neither_right_nor_wrong_are_told_apart() -> None:

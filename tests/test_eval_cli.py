@@ -852,7 +852,7 @@ def test_flags_without_an_effect_are_named(data, tmp_path):
         ),
         (
             ["cvbench", "--predictions", "P", "--data", "D", "--limit", "few"],
-            "'few' is no number; give rows (200) or",
+            "'few' is not a number; give rows (200) or",
         ),
         (
             ["cvbench", "--predictions", "P", "--data", "D", "--limit", "0"],

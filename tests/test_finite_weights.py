@@ -36,7 +36,9 @@ def test_one_number_among_many_is_found(dtype: torch.dtype, bad: float) -> None:
     refuse_non_finite([("a", good), ("ids", torch.arange(3)), ("none", torch.zeros(0))], step=3)
     with pytest.raises(NonFiniteWeightsError, match=r"after step 3 are not finite: b holds NaN"):
         refuse_non_finite([("a", good), ("b", broken)], step=3)
-    with pytest.raises(UserError, match=r"would begin with.*: b holds.*model\.path anew"):
+    with pytest.raises(
+        UserError, match=r"initial weights are not finite: b has.*model\.path again"
+    ):
         refuse_non_finite([("a", good), ("b", broken)], step=0)
 
 
@@ -74,7 +76,7 @@ def test_no_checkpoint_of_weights_that_are_no_numbers_is_written(
     checkpoints.save(RunState(step=1))
     with torch.no_grad():
         next(iter(model.policy.parameters())).view(-1)[5] = torch.inf
-    with pytest.raises(NonFiniteWeightsError, match="no checkpoint of them is kept"):
+    with pytest.raises(NonFiniteWeightsError, match="these weights were not saved"):
         checkpoints.save(RunState(step=2))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
 
@@ -107,7 +109,7 @@ def test_a_base_with_a_nan_is_refused_on_the_command_line(
     base = break_weights(tiny_checkpoint, tmp_path / "base")
     result = gpg_vl("train", write_config(tmp_path, base))
     assert result.returncode == 2, result.stdout + result.stderr
-    assert "The weights that the run would begin with are not finite" in result.stderr
+    assert "The initial weights are not finite" in result.stderr
     assert "Nothing was learnt" not in result.stdout
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -126,7 +126,7 @@ class FakePool:
 
 
 def test_user_rewards_are_checked_in_the_pool_only():
-    with pytest.raises(ValueError, match=r"'mine.py:f' is not known to be quick.*pool=RewardPool"):
+    with pytest.raises(ValueError, match=r"'mine.py:f' is not known to be fast.*pool=RewardPool"):
         check_gold({"mine.py:f": 1.0}, [row("1", "A")])
     broke = RewardFailure(
         kind="crash", reward="mine.py:f", example_id="3", member=0, message="it died"

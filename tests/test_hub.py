@@ -89,9 +89,9 @@ def test_what_needs_no_checkpoint_is_checked_after_one_attempt(
     )
     said, printed = refusal(config)
     assert attempts(knocks) == 1, "not six for each file"
-    assert "nobody/no-such-model is no folder here, so it is taken for a hub name" in said
+    assert "nobody/no-such-model is not a local folder, so it was taken for a hub name" in said
     assert "hf download nobody/no-such-model --local-dir FOLDER" in said
-    assert f"{tmp_path / 'taken'} is no folder that can be written" in said
+    assert f"{tmp_path / 'taken'} is not a writable folder" in said
     assert "2 problem(s), listed above" in said
     assert "gone.png" in printed
 
@@ -124,11 +124,11 @@ def test_data_that_is_on_the_hub_alone_is_said_with_all_else(
     said, _ = refusal(config)
     assert attempts(knocks) == 1, "not six, and none for the files"
     download = "hf download nobody/no-such-data --repo-type dataset --local-dir FOLDER"
-    assert "The data set nobody/no-such-data is no folder here and not in the cache" in said
+    assert "The data set nobody/no-such-data is neither a local folder nor in the cache" in said
     assert download in said
     besides = said.partition("Besides")[2]
     assert "gone.py" in besides
-    assert "taken is no folder that can be written" in besides
+    assert "taken is not a writable folder" in besides
 
     config = write_config(
         tmp_path,
@@ -241,7 +241,7 @@ def test_a_folder_that_does_not_exist_is_no_hub_name(
 
     # one slash may be either: what is here of it is said
     (tmp_path / "runs").mkdir()
-    with pytest.raises(UnreachableError, match="runs is a folder here, without a base in it"):
+    with pytest.raises(UnreachableError, match="The folder runs exists, but has no base in it"):
         read_config("runs/base")
 
 
@@ -274,7 +274,7 @@ def test_a_data_set_is_fetched_by_an_explicit_name(
     said = capsys.readouterr().err
     assert "hf download nyu-visionx/no-such --repo-type dataset --local-dir FOLDER" in said
     assert attempts(knocks) == 1
-    with pytest.raises(UserError, match="hub:CV-Bench names no data set"):
+    with pytest.raises(UserError, match="hub:CV-Bench is not the name of a hub data set"):
         fetch_data("CV-Bench")
 
 

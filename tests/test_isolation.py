@@ -329,7 +329,7 @@ def test_a_reward_of_this_process_only_is_explained(monkeypatch):
     rewards.register("only_here")(local)
     with pytest.raises(
         UserError,
-        match=r"'only_here' is defined inside of another function.*my_rewards\.py.*rewards\.weights",
+        match=r"'only_here' is defined inside another function.*my_rewards\.py.*rewards\.weights",
     ):
         RewardPool({"only_here": 1.0})
 

@@ -36,7 +36,7 @@ def test_processes_that_wait_for_one_another_are_told_from_a_late_one() -> None:
         1: seen("the rollout of step 3", 61, waits=True),
     }
     said = explain_late(sightings, waited=61, minutes=1)
-    assert "All processes wait for one another since 61 seconds" in said
+    assert "All processes have waited for one another for 61 seconds" in said
     assert "process 0 in the training of step 2; process 1 in the rollout of step 3" in said
     assert "late" not in said
 

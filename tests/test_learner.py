@@ -375,7 +375,7 @@ def test_a_loss_that_is_no_number_is_not_applied(
     learner = make_learner(policy, gpg())
     told = (
         r"must be finite\. The update was not applied\. "
-        r"The loss broke in the micro-batches of these examples: 0\."
+        r"The loss is not finite in the micro-batches of these examples: 0\."
     )
     with pytest.raises(NonFiniteError, match=told):
         learner.update([broken], step=0)

@@ -269,7 +269,7 @@ def test_a_run_with_a_wrong_engine_stops_and_trains_nothing(
     run = tmp_path / "run"
     for process in range(processes):
         kept = run / "broken" / f"step-000001-process-{process}"
-        assert f"The groups of the step are kept in {kept}" in result.stderr
+        assert f"The groups of the step are saved in {kept}" in result.stderr
         assert (kept / "tensors.safetensors").is_file()
     assert not (run / "metrics.jsonl").exists()
     assert not (run / "checkpoints").exists()

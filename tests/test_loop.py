@@ -205,7 +205,7 @@ def test_a_config_that_evaluates_no_more_owes_nothing() -> None:
 
 def test_a_run_does_not_begin_with_weights_that_are_no_numbers() -> None:
     parts = Parts(break_in=0)
-    with pytest.raises(UserError, match=r"begin with are not finite: b\.weight holds NaN"):
+    with pytest.raises(UserError, match=r"initial weights are not finite: b\.weight has NaN"):
         parts.train(RunState(), steps=2)
     assert parts.log == []
 

@@ -243,9 +243,9 @@ def tree(**model: Any) -> dict[str, Any]:
         ({"lora_on": ["vision"], "lora_rank": 0}, "but lora_rank is 0.*Set lora_rank"),
         (
             {"lora_on": ["language", "vision"], "freeze": ["vision", "merger"]},
-            "freeze names vision, which lora_on puts adapters on.*take vision out of freeze",
+            "freeze names vision, on which lora_on puts adapters.*remove vision from freeze",
         ),
-        ({"freeze": ["language"]}, "freeze names language, which lora_on"),
+        ({"freeze": ["language"]}, "freeze names language, on which lora_on"),
         ({"lora_on": []}, "at least 1"),
         ({"lora_targets": []}, "at least 1"),
         ({"lora_on": ["head"]}, "lora_on"),
@@ -680,7 +680,7 @@ def test_a_folder_of_adapters_is_no_model(run: Path, tmp_path: Path, tiny_checkp
     """In a checkpoint the whole model stands beside it; of another folder it is said what to do with it."""
     adapter = last_checkpoint(run / "run") / "adapter"
     training = told(gpg_vl("train", write_config(tmp_path, adapter), "--dry-run"))
-    assert f"The folder {adapter} holds adapters (peft), not a model" in training
+    assert f"The folder {adapter} has adapters (peft), not a model" in training
     assert (
         f"Give {adapter.parent / 'model'}, the same model with its adapters merged in" in training
     )
@@ -688,7 +688,7 @@ def test_a_folder_of_adapters_is_no_model(run: Path, tmp_path: Path, tiny_checkp
     data = str(run / "train.parquet")
     elsewhere = shutil.copytree(adapter, tmp_path / "elsewhere")
     evaluated = told(gpg_vl("eval", "cvbench", "--model", str(elsewhere), "--data", data))
-    assert "holds adapters (peft), not a model" in evaluated
+    assert "has adapters (peft), not a model" in evaluated
     assert f"their base model, {tiny_checkpoint} (PeftModel.from_pretrained, merge" in evaluated
 
 

@@ -741,5 +741,5 @@ def test_hostile_answers_do_not_cost_a_group_in_the_workers():
 
 def test_rewards_that_compute_are_kept_out_of_this_process():
     for name in ("math", "geometry"):
-        with pytest.raises(ValueError, match=f"'{name}' is not known to be quick"):
+        with pytest.raises(ValueError, match=f"'{name}' is not known to be fast"):
             check_gold({name: 1.0}, [example("5")])

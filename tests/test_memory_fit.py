@@ -170,4 +170,4 @@ def test_a_dry_run_is_told_the_size_of_a_device(tiny_checkpoint: Path, tmp_path:
         assert "--device-gb" in refused.stderr
     refused = gpg_vl("train", config, "--dry-run", "--devices", "0")
     assert refused.returncode == 2
-    assert "1 or more is wanted" in refused.stderr
+    assert "give 1 or more" in refused.stderr

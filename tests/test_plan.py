@@ -148,8 +148,8 @@ def test_switches_that_make_a_run_fit_are_named_the_smallest_change_first() -> N
 
 def test_a_run_that_fits_is_said_to() -> None:
     said = advise(fit_choices(make_config(), estimate, 80 * GB), 80 * GB)
-    assert said == "This config takes 39.8 GB of the 72.0 that can be used: there is room for it."
-    assert "so does every choice above" in advise(fit_choices(make_config(), estimate, GB), GB)
+    assert said == "This config takes 39.8 GB of the 72.0 that can be used: it fits."
+    assert "as does every choice above" in advise(fit_choices(make_config(), estimate, GB), GB)
 
 
 def test_a_machine_without_a_gpu_has_memory_too() -> None:

@@ -235,7 +235,7 @@ def test_without_the_first_launcher_each_node_speaks_for_itself(
     """It holds what the nodes say to each other."""
     messages = killed(tmp_path, tiny_checkpoint, "first launcher", each=1)
     assert len(messages) == 2
-    assert all("The launcher or the process that held the run together" in m for m in messages)
+    assert all("The launcher or the process that holds the store" in m for m in messages)
 
 
 @pytest.mark.slow

@@ -162,14 +162,14 @@ def test_a_reward_that_a_module_registers_is_found_by_its_worker(tmp_path: Path)
 @pytest.mark.parametrize(
     "text,where",
     [
-        (f"{REGISTERED}{USE}\nvalue()", "in a notebook or in the script that was started"),
+        (f"{REGISTERED}{USE}\nvalue()", "in a notebook or in the main script"),
         (
             "def make():"
             + REGISTERED.replace("\n", "\n    ")
             + "\nmake()\nimport gpg_vl\n__name__ = 'x'"
             + USE
             + "\nvalue()",
-            "inside of another function, as make.<locals>.exact",
+            "inside another function, as make.<locals>.exact",
         ),
     ],
     ids=["script", "function"],
@@ -227,7 +227,7 @@ def test_a_config_may_be_a_file_or_sections_with_overrides(
     for given in (file, str(file), loaded, loaded.model_dump(mode="json")):
         assert make_config(given, overrides) == expected
         assert make_config(given, {}) == loaded
-    with pytest.raises(UserError, match=r"The override steps=7 names no key\. Give a section"):
+    with pytest.raises(UserError, match=r"The override steps=7 has no key\. Give a section"):
         make_config(file, {"steps": 7})
     with pytest.raises(UserError, match="step"):
         make_config(file, {"train": {"stepz": 7}})

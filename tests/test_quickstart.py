@@ -105,7 +105,7 @@ def test_what_takes_a_while_says_what_it_is(quick: tuple[Path, str]) -> None:
         "drawing 16 scenes for train.parquet",
         "drawing 48 scenes for test.parquet",
         f"checking rows of {folder / 'train.parquet'}",
-        "proving the rewards (choice) on the gold answers of 16 rows",
+        "checking that the rewards (choice) accept the gold answers of 16 rows",
         f"checking 8 rows of {folder / 'test.parquet'} for evaluation",
         f"loading the weights of {folder / 'base'}",
         "starting the engine native",

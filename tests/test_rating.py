@@ -158,7 +158,7 @@ def test_a_rating_of_other_settings_is_refused_with_what_changed(
     write_rates(config, rows, {0: 1, 1: 2})
     with pytest.raises(UserError) as error:
         find_rating(change(config), rows)
-    assert f"are of something else: {said}" in str(error.value)
+    assert f"were made with other settings: {said}" in str(error.value)
     assert "Rate the rows again with gpg-vl data rate CONFIG" in str(error.value)
 
 
@@ -204,8 +204,8 @@ def test_other_weights_and_another_reward_are_named(
     (tmp_path / "luck.py").write_text(REWARD + "# other\n")
     with pytest.raises(UserError) as error:
         find_rating(config, rows)
-    assert "model.safetensors of the model is another one" in str(error.value)
-    assert f"the reward file {tmp_path / 'luck.py'} has other code" in str(error.value)
+    assert "model.safetensors of the model has changed" in str(error.value)
+    assert f"the reward file {tmp_path / 'luck.py'} has changed" in str(error.value)
 
 
 def test_the_nearest_of_several_is_compared_with(config: Config) -> None:
@@ -397,7 +397,7 @@ def test_a_run_does_not_resume_by_other_rates(config: Config) -> None:
     refuse_other_identity(now.to_json(), now, folder)
     for before in ("60303", None):
         other = {**now.to_json(), "rating": before}
-        with pytest.raises(UserError, match=r"data\.pass_rate\) are other ones now"):
+        with pytest.raises(UserError, match=r"data\.pass_rate\) have changed"):
             refuse_other_identity(other, now, folder)
 
     # a checkpoint of before there were rates

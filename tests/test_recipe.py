@@ -353,7 +353,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[
         raise KeyboardInterrupt
 
     assert main(recipe(convert=interrupted), ["--out", str(tmp_path / "out")]) == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "Run the same command again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -614,7 +614,7 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
         (["."], "holds no run"),
         (["run", "--output", "gone/x.html"], "cannot be written"),
         (["run", "--live", "--output", "x.html"], "--live serves the page and writes no file"),
-        (["run", "--live", "--port", "70000"], "is no port"),
+        (["run", "--live", "--port", "70000"], "is not a port"),
     ],
 )
 def test_what_the_command_cannot_do_it_says(tmp_path: Path, words: list[str], said: str) -> None:

@@ -181,7 +181,7 @@ def test_a_changed_reward_is_said_and_goes_on(copy: Path) -> None:
     (copy / "luck.py").write_text(REWARD + "\n# fixed\n")
     said = io.StringIO()
     assert look(said=said).checkpoint
-    assert "the reward luck.py has other code than the run was started with" in said.getvalue()
+    assert "the code of the reward luck.py has changed since the run was started" in said.getvalue()
 
 
 def test_a_run_folder_may_be_moved_and_shown_in_a_desktop(copy: Path) -> None:
@@ -283,7 +283,7 @@ def test_other_pictures_are_refused_on_the_command_line(copy: Path) -> None:
         ("rollout.temperature=0.7", r"rollout\.temperature was 1\.0, is 0\.7"),
         ("train.seed=1", r"train\.seed was 0, is 1"),
         ("data.max_pixels=200704", r"data\.max_pixels was"),
-        ("train.steps=1", r"has done 2 steps already, and is to have 1"),
+        ("train.steps=1", r"has done 2 steps already, but is configured for 1"),
     ],
 )
 @pytest.mark.parametrize("has_file", [True, False])
@@ -461,7 +461,7 @@ def test_damage_is_one_message_on_the_command_line(copy: Path) -> None:
     flip_bit(copy / CHECKPOINT / "optimizer.pt")
     result = resume(copy)
     assert result.returncode == 2
-    assert "optimizer.pt has another content than was written" in result.stderr
+    assert "optimizer.pt has changed since it was written" in result.stderr
     assert "Traceback" not in result.stderr
     shutil.rmtree(copy / CHECKPOINT)
     assert resume(copy).returncode == 0
@@ -527,7 +527,7 @@ def test_without_metrics_a_run_goes_on_and_says_so(
     (copy / "run" / "metrics.jsonl").unlink()
     said = io.StringIO()
     assert look(known=known, said=said).checkpoint
-    assert "metrics.jsonl is not there any more: it begins anew with step 3" in said.getvalue()
+    assert "metrics.jsonl does not exist any more: a new one begins with step 3" in said.getvalue()
 
 
 # ---- checkpoints of an earlier version

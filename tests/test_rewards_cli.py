@@ -306,7 +306,7 @@ def test_a_batched_reward_is_given_one_completion_per_example(mine, data):
         (["3"], "line 1 holds"),
         (['{"id": "0",'], "line 1 is not JSON"),
         (["[" * 100_000], "line 1 is not JSON"),
-        ([], "holds no line"),
+        ([], "has no lines"),
     ],
 )
 def test_completions_that_do_not_fit_are_one_message(data, tmp_path, rows, said):

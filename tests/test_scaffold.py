@@ -139,10 +139,10 @@ def test_init_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFi
 
     out.write_text("mine")
     assert main(["init", str(data), "--out", str(out)]) == 2
-    assert "is there already, and nothing is overwritten" in capsys.readouterr().err
+    assert "exists already and is not overwritten" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main(["init", str(data), "--columns", "gold=x", "--out", str(tmp_path / "e.yaml")]) == 2
-    assert "--columns has 'gold=x'. FIELD=COLUMN is allowed" in capsys.readouterr().err
+    assert "--columns has 'gold=x'. Write FIELD=COLUMN" in capsys.readouterr().err
 
 
 # ---- new-task
@@ -180,7 +180,7 @@ def test_a_task_of_another_name_is_called_so_everywhere(tmp_path: Path) -> None:
 def test_new_task_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "stars.yaml").write_text("mine")
     assert main(["new-task", "stars", "--folder", str(tmp_path)]) == 2
-    assert "stars.yaml is there already" in capsys.readouterr().err
+    assert "stars.yaml exists already" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["stars.yaml"]
     assert main(["new-task", "Two Stars", "--folder", str(tmp_path)]) == 2
     assert "The task is called 'Two Stars'" in capsys.readouterr().err

@@ -297,7 +297,7 @@ def test_an_order_of_one_set(tiny_checkpoint: Path, tmp_path: Path) -> None:
     before = make_identity(ready.config, ready.algorithm, ready.rows, 3).to_json()
     refuse_other_identity(before, _identify(ready), tmp_path / "step-1")
     order.write_text("[7, 9, 2]")
-    with pytest.raises(UserError, match=r"order\.json lists other rows than it did"):
+    with pytest.raises(UserError, match=r"order\.json lists different rows now"):
         refuse_other_identity(before, _identify(ready), tmp_path / "step-1")
 
 

@@ -134,7 +134,7 @@ def test_every_command_that_loads_a_checkpoint_refuses_it(
 
 def test_a_template_that_is_no_text(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = with_template(tiny_checkpoint, tmp_path / "model", 5, "chat_template.json")
-    with pytest.raises(UserError, match="is 5; a text is wanted"):
+    with pytest.raises(UserError, match="is 5; it must be a text"):
         load_processing(str(folder))
 
 

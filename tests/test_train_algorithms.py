@@ -304,6 +304,6 @@ def test_a_run_of_another_version_is_refused_in_words(
 
     result = gpg_vl("train", config, "--resume")
     assert result.returncode == 2
-    assert "its config is not understood by this version of gpg_vl" in result.stderr
+    assert "this version of gpg_vl cannot read its config" in result.stderr
     assert "train.flux: there is no such key" in result.stderr
     assert "start a new run in another output.folder" in result.stderr

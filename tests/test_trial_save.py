@@ -77,8 +77,14 @@ def test_odd_generation_settings_do_not_stop_a_run(
         ({"max_new_tokens": -3}, "generation_config.json .* cannot be used: .*max_new_tokens"),
         ({"cache_implementation": "own"}, "generation_config.json .* cannot be used: .*cache_impl"),
         ({"watermarking_config": {"x": 1}}, "generation_config.json .* cannot be used"),
-        ({"eos_token_id": "495"}, "names '495' as an end-of-sequence token; whole numbers"),
-        ({"eos_token_id": [495, None]}, "names None as an end-of-sequence token; whole numbers"),
+        (
+            {"eos_token_id": "495"},
+            "names '495' as an end-of-sequence token; it must be a whole number",
+        ),
+        (
+            {"eos_token_id": [495, None]},
+            "names None as an end-of-sequence token; it must be a whole number",
+        ),
     ],
 )
 def test_settings_that_no_model_loads_with_are_said_first(
@@ -131,7 +137,7 @@ def test_a_tokenizer_that_is_read_back_otherwise(
         (folder / "chat_template.jinja").unlink()
 
     monkeypatch.setattr(trial_save, "save_processing", lose_the_template)
-    with pytest.raises(UserError, match="is read back otherwise once it is saved"):
+    with pytest.raises(UserError, match="changes when it is saved and read back"):
         try_run(tmp_path, tiny_checkpoint)
 
 

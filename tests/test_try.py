@@ -79,6 +79,6 @@ def test_a_gold_answer_without_a_reward_is_refused(
 ) -> None:
     """Before a model is looked for."""
     assert main(["try", "nowhere", str(scene[0]), scene[1], "--gold", "B"]) == 2
-    assert "--gold and --choices are for a reward" in capsys.readouterr().err
+    assert "--gold and --choices are used by a reward" in capsys.readouterr().err
     assert main(["try", "nowhere", str(scene[0]), scene[1], "-n", "0"]) == 2
-    assert "-n is 0. At least 1 answer" in capsys.readouterr().err
+    assert "-n is 0. Ask for at least 1 answer" in capsys.readouterr().err

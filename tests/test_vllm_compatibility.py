@@ -175,7 +175,7 @@ def test_only_the_policy_itself_keeps_what_training_goes_on_from(
     with pytest.raises(UserError) as error:
         load_config(file)
     said = str(error.value)
-    assert f"rollout.engine is {engine}, which computes with a copy of the weights" in said
+    assert f"rollout.engine is {engine}, which samples with a copy of the weights" in said
     assert "Set train.reuse_prefill to false, or rollout.engine to native" in said
 
 

@@ -54,7 +54,7 @@ def test_the_loss_of_the_store_is_reported_once_by_the_first_process(
     assert result.returncode == 1
     messages = [line for line in result.stderr.splitlines() if line.startswith("gpg-vl: ")]
     assert len(messages) == 1, result.stderr
-    assert "held the run together has ended" in messages[0]
+    assert "holds the store has ended" in messages[0]
 
 
 def test_the_other_process_of_the_machine_reports_nothing(tmp_path: Path) -> None:

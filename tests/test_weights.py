@@ -468,7 +468,7 @@ def tree(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
     [
         (
             {"model": {"weights": "bfloat16"}},
-            r"weights is bfloat16, but dtype is float32.*alone\. Set dtype to bfloat16",
+            r"weights is bfloat16, but dtype is float32.*need dtype bfloat16\. Set dtype to bfloat16",
         ),
         (
             {"train": {"optimizer": "adamw_8bit", "sharding": "zero2"}},
@@ -476,7 +476,7 @@ def tree(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
         ),
         (
             {"train": {"defer_reduction": True}},
-            r"train\.sharding is none.*fsdp2 alone\. Set train\.defer_reduction to false",
+            r"train\.sharding is none.*only with fsdp2\. Set train\.defer_reduction to false",
         ),
         (
             {

@@ -1,9 +1,9 @@
-"""Boxes: the one box that an answer states, and three ways to say how well it agrees with the gold box.
+"""Boxes: reads the only box of an answer, and scores it against the gold box in three ways.
 
 A box is read where it is stated in full: `(x1,y1),(x2,y2)`, `(x1,y1,x2,y2)`, `[x1,y1,x2,y2]`, `[[x1,y1],[x2,y2]]`, four bare
 numbers, its two corners by name, or JSON such as `[{"bbox_2d": [x1, y1, x2, y2]}]`, with or without the tokens that models
 write around boxes and labels. Its numbers are in the coordinates that the example declares. A box that is inverted, flat or
-reaches out of the image is no box, and neither are two boxes where one is asked for.
+extends beyond the image does not count, nor do two boxes if one is expected.
 """
 
 import json
@@ -31,7 +31,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
 MAX_BOXES = 100
-"""A text that states more boxes is not read: no answer needs them, and pairing them takes time."""
+"""A text with more boxes is not read: no answer needs them, and matching them takes time."""
 MAX_LENGTH = 20_000
 """Characters of an answer that are read, and below, how deep its brackets may be nested."""
 MAX_DEPTH = 6
@@ -188,7 +188,7 @@ def read_box(text: str, frame: Frame) -> Read:
 
 
 def parse_boxes(text: str) -> list[Box] | None:
-    """The boxes that a text states, in order and as they are; None if it cannot be read. See `parse_detections`."""
+    """The boxes in a text, in order and unchanged; None if it cannot be read. See `parse_detections`."""
     detections = parse_detections(text)
     return None if detections is None else [detection.box for detection in detections]
 
@@ -243,14 +243,16 @@ def _parse_text(text: str) -> list[Detection] | None:
 
 
 def _ends_in_denial(text: str) -> bool:
-    """True for "it is not"; the words before it may describe what was looked for: "who has no hat is at"."""
+    """True if the text ends in a denial such as "it is not"; a denial further before may belong to the description: "who
+    has no hat is at"."""
     spans = word_spans(text)
     denying = denials(text, spans)
     return bool(denying) and denying[-1][1] >= spans[-1][1]
 
 
 def _parse_data(text: str) -> Any:
-    """What a text says as JSON, also with a comma too many or objects in a row, or as Python; None if it is neither."""
+    """Parse a text as JSON, also with extra commas or consecutive objects, or as a Python literal; None if neither
+    works."""
     slips = _TRAILING_COMMA.sub("", text)
     row = f"[{_OBJECTS_IN_A_ROW.sub('},{', slips)}]" if text.startswith("{") else slips
     readings: list[tuple[Callable[[str], Any], str]] = [
@@ -259,7 +261,7 @@ def _parse_data(text: str) -> Any:
         (_json, row),
         (_json, slips.replace("'", '"')),
     ]
-    # Without other quotes and escapes the last one says the same as Python, and is quick.
+    # without other quotes and escapes this gives the same result as Python, and is faster
     if '"' not in slips and "\\" not in slips:
         readings.insert(1, readings.pop())
     values = (read(spelling) for read, spelling in readings)

@@ -1,4 +1,4 @@
-"""Boxes of every object of a kind, with confidences, and what finding them all and nothing else is worth."""
+"""Detection: reads boxes of all objects of a kind, with confidences, and scores them against the gold boxes."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,7 +12,7 @@ from gpg_vl.types import Example
 
 
 def judge(answer: str, example: Example) -> Verdict:
-    """The score of `detection_score`; the whole text is worth nothing if one of its boxes is not in order."""
+    """The score of `detection_score`; the whole text scores 0 if one of its boxes is invalid."""
     gold = gold_boxes(example)
     found = read_detections(answer, frame_of(example)) if answer else None
     text = ", ".join(map(format_box, gold)) or "no objects"

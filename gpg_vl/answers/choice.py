@@ -1,10 +1,10 @@
 """Multiple choice: which option an answer names.
 
 An answer is credited only if it can be read in one way: as a whole letter, as the verbatim text of an option, by one
-distinct capital letter, or by one option text in whole words. Where these rules leave room, the reading that credits
-less is taken: an article is not option A, a list of all options is not an answer, "5-6" is not 5, and who says that it
-is not (A) has not answered (A). A letter that is struck out, or next to what is not seen, is no letter, and neither is the
-C of "Vitamin C" where an option is "Vitamin D".
+distinct capital letter, or by one option text in whole words. In doubtful cases the stricter reading is used: an article is
+not option A, a list of all options is not an answer, "5-6" is not 5, and "it is not (A)" does
+not answer (A). A letter that is struck out or next to an invisible character does not count, nor does the C of "Vitamin C"
+if an option is "Vitamin D".
 """
 
 import re
@@ -40,7 +40,7 @@ from gpg_vl.answers.verdict import Verdict
 from gpg_vl.types import Example
 
 MAX_CANDIDATE = 5_000
-"""Characters of an answer that are searched; a longer one can only be the text of an option."""
+"""Maximum length of an answer that is searched; a longer one can only match as the exact text of an option."""
 
 _LEADING = re.compile(r"(?:\(([A-Z])\)|([A-Z])(?=[.):,\-–—]))[.):,\-–—]*\s+")
 _CAPITAL = re.compile(rf"(?<![^\W_{CJK}\uac00-\ud7af])(?<![∠△])([A-Z])(?![^\W_{CJK}\uac00-\ud7af])")
@@ -58,7 +58,7 @@ _SPOKEN_OF = re.compile(
 _HEDGE = re.compile(
     r"\b(?:or|maybe|possibly|perhaps|either|also|alternatively|both)\b|\?", re.IGNORECASE
 )
-# What comes behind these is compared with the answer, or a reason for it: "more than the table", "since the table".
+# Words before a comparison or a reason, not an answer: "more than the table", "since the table".
 _ASIDE = re.compile(
     r"\b(?:(?<!other )(?<!rather )than|because|since|whereas|unlike|compared\s+(?:to|with)|while)\b",
     re.IGNORECASE,
@@ -85,7 +85,7 @@ _UNSEEN = re.compile(
     r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
 )
 _MARKS = frozenset({"Mn", "Me", "Mc", "Cf", "Cc"})
-"""The Unicode categories of what is added to a letter, and of what has no looks."""
+"""Unicode categories of combining marks and of invisible characters."""
 
 # An expression means more than its words ("√3" is not "3"), so it is compared whole and never looked for inside a text.
 _EXPRESSION = re.compile(r"[√∛^×÷±π²³]|\\(?:[dt]?frac|sqrt|pi|times|cdot)")
@@ -123,6 +123,8 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     """
     candidate, given = strip_latex(candidate.strip()), tuple(choices)
     choices = strip_letters(given)
+
+    # steps 1 and 2: the whole candidate is a letter, or the text of an option
     if candidate in ARTICLES:
         return None
     letter = whole_letter(candidate, len(choices))
@@ -131,6 +133,8 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     equal = options_of_text(candidate, choices) or options_of_text(candidate, given)
     if equal:
         return equal[0] if len(equal) == 1 else None
+
+    # from here on the candidate is searched, so it must be short and have no hidden characters
     if len(candidate) > MAX_CANDIDATE or not set(_UNSEEN.findall(candidate)) <= set(
         "".join(choices)
     ):
@@ -139,6 +143,8 @@ def match_choice(candidate: str, choices: Sequence[str]) -> int | None:
     letters = _letters(candidate, choices, words)
     if any(_is_marked(candidate, one) for one in letters):
         return None
+
+    # steps 3 to 5: a leading letter, a lone letter, an option text
     stated = [one for one in letters if not words.is_denied(one.start, one.end)]
     letter = _find_leading_option(candidate, stated, choices)
     if letter is None:
@@ -305,7 +311,7 @@ def _reads_as_word(
 
 
 def _find_option_text(candidate: str, words: _Words, choices: Sequence[str]) -> int | None:
-    """The only option whose text is stated, if one of its occurrences is a word of its own."""
+    """The only option whose text is stated, if one of its occurrences is a whole word."""
     if _EXPRESSION.search(candidate) or is_list_of_numbers(candidate, words.spans):
         return None
     if not words.options:

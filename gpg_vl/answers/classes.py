@@ -1,4 +1,4 @@
-"""Classes: which class of a known list an answer names.
+"""Classification: finds which class of a known list an answer names.
 
 The list is `example.choices`, or `example.meta["classes"]`. Names are compared without case, blanks, `_`, `-` and
 punctuation, as data sets write `american_bulldog` where people write "American Bulldog".
@@ -16,7 +16,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
 MAX_CANDIDATE = 5_000
-"""Characters of an answer that are looked at; the names of classes are short."""
+"""Maximum length of an answer that is read; class names are short."""
 
 # A point or comma between digits belongs to the number: "2.5" is not "25".
 _BETWEEN = re.compile(

@@ -1,4 +1,4 @@
-"""Counts: the one whole number that an answer states."""
+"""Counting: reads the only whole number that an answer states."""
 
 import re
 from functools import lru_cache
@@ -20,7 +20,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
 MAX_CANDIDATE = 5_000
-"""Characters of an answer that are looked at: in a longer one no number could be told to be the answer."""
+"""Maximum length of an answer that is read; in a longer one no number can be identified as the answer."""
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
 # Signs that make more of a number than a count of things: "2+2", "√4", "4²", "<5", "4!".

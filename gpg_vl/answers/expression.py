@@ -149,12 +149,16 @@ def _formula(text: str) -> str | None:
             rest, word_spans(rest)
         )
         return None if qualified else spans[0]
+
+    # without a formula: a text that is no sentence counts as a whole
     text = with_digits(text, words=not any(character.isdigit() for character in text))
     chinese = _CHINESE.search(text) is not None
     if not chinese and not is_sentence(_without_unit(text)):
         return text
     if not any(character.isdigit() for character in text):
         return text  # an answer in words
+
+    # in a sentence only a single, unqualified number counts
     if is_qualified(text, word_spans(text)):
         return None
     found = list(_NUMBER.finditer(text))

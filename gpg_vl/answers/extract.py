@@ -1,14 +1,15 @@
-r"""From the text of a response to the one piece of it that counts as the answer, by one rule.
+r"""Extracts the answer from the text of a response, by one rule.
 
-Reasoning is never read. Emphasis (`*`, `_`, headings, code fences) is peeled off. Then the latest marker wins, whichever
-its sort: a tag such as `<answer>`, a `\boxed{}`, a key `{"answer": ...}`, `[[X]]`, `#### 5`, or a phrase such as "the answer
-is", "correct option:", "Final Answer", 答案是, 故选. What it encloses is the answer, or what follows it to the end of its
-line, or else the next line that is not blank. Markers of one sort that "or" or "and" joins are one answer. Without a marker
+Reasoning is ignored. Emphasis (`*`, `_`, headings, code fences) is removed. Then the last marker of any kind counts: a tag
+such as `<answer>`, a `\boxed{}`, a key `{"answer": ...}`, `[[X]]`, `#### 5`, or a phrase such as "the answer
+is", "correct option:", "Final Answer", 答案是, 故选. The answer is the
+text that it encloses, or the text after it to the end of its line, or else the next line that is not blank. Markers of one kind
+that are joined by "or" or "and" count as one answer. Without a marker
 it is the only code fence, or else the whole text.
 
 Reasoning is in `<think>`, `<thinking>`, `<analysis>` or `<reasoning>`, in any case: the four are one and the same tag, so
-that `<thinking>` may be closed by `</think>`. What is never closed is reasoning to the end, and only a complete tag can
-answer in it. A tag that is opened and never closed was cut off, and nothing but a complete one can answer. Time grows with
+that `<thinking>` may be closed by `</think>`. An unclosed block is reasoning to the end, in which only a complete answer tag
+counts. An answer tag that is opened and never closed was cut off; then too only a complete one counts. Time grows with
 the length of the text, whatever it holds.
 """
 
@@ -21,7 +22,8 @@ from typing import Literal, NamedTuple
 from gpg_vl.answers.text.markdown import only_fence, strip_markdown
 
 TRIES = 200
-"""How many places of a word are looked at, from the last one on, for one that introduces an answer."""
+"""Maximum number of occurrences of a word that are checked, from the last one backwards, for one that introduces an
+answer."""
 
 Step = Literal["tag", "boxed", "phrase", "text", "none"]
 
@@ -67,7 +69,7 @@ MARKERS: tuple[tuple[str, str], ...] = (
     ("答案", rf"答案{_HEAD}"),
     ("选", r"(?<=[故此以应我该])选(?!项)择?(?:选项)?\s*[:：]?"),
     ("选项", r"(?<=正确)选项(?:应该|应)?(?:是|为)?\s*[:：]?"),
-    # GSM8K, and what judges of pairs are asked for.
+    # GSM8K, and the form that judges of pairs are asked for.
     ("####", r"(?<!#)####[ \t]*(?=[^\s#]{0,60}[0-9\\]\S{0,60}[ \t]*(?:\r|\n|$))"),
     ("[[", r"\[\[(?P<letter>[^\[\],\n]{1,80})\]\]"),
 )
@@ -109,7 +111,7 @@ _BARE = re.compile(r"[^\s{}$]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extracted:
-    """What a response answers, and how that was found.
+    """The extracted answer, and how it was found.
 
     Example: `<think>hm</think><answer>(B)</answer>` gives `Extracted(candidate="(B)", step="tag")`.
     """
@@ -117,7 +119,8 @@ class Extracted:
     candidate: str | None
     """The answer without outer blanks, never empty. None: unanswered."""
     step: Step
-    """The sort of marker that decided; it may have enclosed nothing. `text`: there is none; `none`: nothing was left."""
+    """The kind of marker that was used, even if it enclosed nothing. `text`: there was no marker; `none`: no text was
+    left."""
     unclosed_think: bool = False
     """A reasoning block was opened and not closed. Then only a complete tag can answer."""
     truncated: bool = False
@@ -127,7 +130,7 @@ class Extracted:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What was odd about the layout of the response, in words."""
+        """A note on an unusual layout of the response."""
         return tuple(
             name for name in ("unclosed_think", "truncated", "several") if getattr(self, name)
         )
@@ -136,18 +139,23 @@ class Extracted:
 def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
     """Find the answer in a response. Total: any text has a result, in time proportional to its length.
 
-    `prefilled_think` says that the prompt had opened the reasoning and that `text` lacks the tag; for a text that contains
+    `prefilled_think`: True if the prompt opened the reasoning and `text` lacks the tag; for a text that contains
     it, such as `Completion.response`, the flag changes nothing.
     """
     if "◁" in text:  # as Kimi-VL writes it
         text = text.replace("◁think▷", "<think>").replace("◁/think▷", "</think>")
+
+    # everything up to the end of the last closed reasoning block is skipped
     reasoned = 0
     for closed in _CLOSED.finditer(text) if "<" in text else ():
         reasoned = closed.end()
     rest = text[reasoned:]
+
     opened = "<" in rest and _OPENED.search(rest) is not None
     unclosed = opened or (prefilled_think and not reasoned)
     blocks = _tags(rest)
+
+    # after an unclosed block only a complete answer tag counts
     if unclosed or blocks.unclosed:
         content = None if blocks.last is None else _find_inside(strip_markdown(blocks.last.content))
         return Extracted(
@@ -157,6 +165,7 @@ def extract_answer(text: str, *, prefilled_think: bool = False) -> Extracted:
             truncated=blocks.unclosed,
             several=blocks.complete > 1,
         )
+
     plain = strip_markdown(rest)
     found = _find_latest(plain, blocks if plain == rest else _tags(plain))
     if found is None:
@@ -175,7 +184,7 @@ def gold_text(answer: str) -> str:
 
 
 def _trim(text: str) -> str:
-    """Without outer blanks, ticks, and the tokens that end a turn."""
+    """The text without outer blanks, backticks, and end-of-turn tokens."""
     text = text.strip().strip(_MARKS)
     while text.endswith(">") and (end := _END_TOKEN.search(text, max(0, len(text) - 30))):
         text = text[: end.start()].rstrip().rstrip(_MARKS)
@@ -186,31 +195,31 @@ def _trim(text: str) -> str:
 
 
 class _Marked(NamedTuple):
-    """A marker, from where it starts, and the answer that it encloses or introduces."""
+    """A marker: its position, and the answer that it encloses or introduces."""
 
     start: int
     end: int
-    """Behind what it encloses; for a phrase, behind its answer."""
+    """The position after the enclosed text; for a phrase after its answer."""
     content: str
     step: Step
 
 
 def _find_latest(text: str, tags: "_Tags | None", joints: int = 3) -> _Marked | None:
-    """The latest marker of a text with these tags, None where none counts. What a tag or a box encloses is looked at again."""
+    """The last marker of a text with these tags; None if there is none. The content of a tag or box is searched again."""
     enclosing = [one for one in (tags and tags.last, _box(text)) if one]
     best = max(enclosing, key=lambda one: one.start, default=None)
     best = _phrase(text, best) or best
     if best is None:
         return None
     around = [one for one in enclosing if one is not best and best.start < one.end]
-    if around:  # a marker within another one: it ends with that
+    if around:  # a marker inside another one ends where that ends
         outer = min(around, key=lambda one: one.start)
         return outer._replace(content=_find_inside(outer.content))
     return _join_earlier(text, best, tags, joints) if joints else best
 
 
 def _find_inside(content: str) -> str:
-    """The answer in what a tag or a box encloses: behind the latest marker in there, else all of it."""
+    """The answer in the content of a tag or box: after the last marker in it, else all of it."""
     found = _find_latest(content, None)
     return _trim(content if found is None else found.content)
 
@@ -234,7 +243,7 @@ class _Tags(NamedTuple):
     """How many."""
     last: _Marked | None
     unclosed: bool
-    """A tag is open at the end."""
+    """True if a tag is open at the end."""
 
 
 def _tags(text: str) -> _Tags:
@@ -255,9 +264,11 @@ def _phrase(text: str, after: _Marked | None) -> _Marked | None:
     """The last phrase that introduces an answer which is not blank, if it starts after another marker."""
     best: _Marked | None = None
     start = after.start + 1 if after else 0
-    lowered = _lower(text[start:]).replace("answer>", "<a tag>")  # its name introduces nothing
+    lowered = _lower(text[start:]).replace(
+        "answer>", "<a tag>"
+    )  # the tag's name must not count as the word "answer"
     for word, patterns in _PATTERNS.items():
-        if word not in lowered:  # of most texts that is all that is looked at
+        if word not in lowered:  # fast path for most texts
             continue
         for pattern in patterns:
             places = _places(lowered, word, best.start - start if best else -1)
@@ -278,7 +289,7 @@ def _lower(text: str) -> str:
 
 
 def _places(lowered: str, word: str, last: int) -> Iterator[int]:
-    """Where a word is, the last place first, down to behind `last`; `TRIES` places at most."""
+    """Positions of a word, from the last one backwards to `last`; at most `TRIES`."""
     at = len(lowered)
     for _ in range(TRIES):
         at = lowered.rfind(word, 0, at)
@@ -288,7 +299,7 @@ def _places(lowered: str, word: str, last: int) -> Iterator[int]:
 
 
 def _read_marker(text: str, at: int, pattern: re.Pattern[str]) -> _Marked | None:
-    """The marker at a place, with what it introduces; None if the pattern, or what is around it, makes it none."""
+    """The marker at a position with the answer it introduces; None if the pattern or the context does not match."""
     if at and text[at - 1].isalpha() and text[at].isascii() and text[at - 1].isascii():
         return None
     found = pattern.match(text, at)
@@ -305,7 +316,8 @@ def _read_marker(text: str, at: int, pattern: re.Pattern[str]) -> _Marked | None
 
 
 def _line_behind(text: str, start: int) -> tuple[int, int]:
-    """From a place to the end of its line, or of the next one that is not blank; a display of mathematics or JSON whole."""
+    """The range from a position to the end of its line, or of the next non-blank line; displayed mathematics and JSON are
+    kept whole."""
     start = len(text) - len(text[start:].lstrip())
     closing = _CLOSING.get(text[start : start + 2])
     if closing and (end := text.find(closing, start + 2)) >= 0:
@@ -321,7 +333,7 @@ def _line_behind(text: str, start: int) -> tuple[int, int]:
 
 
 def _drop_unopened_bracket(text: str) -> str:
-    """Without a closing bracket at the end that nothing in the text opens: "(Answer: B)"."""
+    """The text without an unmatched closing bracket at its end, as in "(Answer: B)"."""
     for opening, closing in ("()", "{}", "[]"):
         bare = text.rstrip(". ")
         if (
@@ -357,7 +369,7 @@ def last_boxed(text: str) -> str:
 
 
 def _box(text: str) -> _Marked | None:
-    """Of nested boxes the inner one is the last, as it starts later. Escaped braces do not count."""
+    """The last `\\boxed`. Of nested boxes it is the inner one, which starts later. Escaped braces do not count."""
     first = text.find("box")
     if first < 0:
         return None
@@ -376,11 +388,13 @@ def _box(text: str) -> _Marked | None:
             opened = open_braces.pop()
             if opened is not None and opened[0] > best[0]:
                 best = (*opened, token.start())
+
     start, content, end = best
     if start < 0:
         return None
     if end >= 0:
         return _Marked(start, end + 1, text[content:end].strip(), "boxed")
+
     bare = _BARE.match(text, content)
     inside = bare[0].rstrip(".,;:!?") if bare else ""
     return _Marked(start, content + len(inside), inside, "boxed")

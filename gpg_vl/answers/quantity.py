@@ -1,4 +1,4 @@
-"""Quantities: the number or expression that an answer states, with its unit.
+"""Quantities: reads the number or expression that an answer states, with its unit.
 
 Units, degree signs and roots are written in many ways (`5cm`, `5 \\text{ cm}`, `5厘米`, `145°`, `145^\\circ`, `2√{15}米`).
 They are brought to one spelling here; whether two expressions are equal is decided in `math.equality`. A gold answer may
@@ -67,7 +67,7 @@ UNITS = {
     name: tuple(spelling.replace("_", " ") for spelling in spellings.split())
     for name, spellings in (line.split(": ") for line in _UNITS.strip().splitlines())
 } | {"": ("units", "unit", "单位", "square units", "cubic units")}
-"""The spellings of each unit; "units" says as much as no unit.
+"""The spellings of each unit; "units" counts as no unit.
 
 A length may carry a square or a cube: `cm²`, `cm2`, `cm^2`, `cm^{2}`, `cm^2^`. Any other word behind a number is a unit of
 its own.
@@ -96,7 +96,7 @@ as and in at on by for is are was so because since which that from to of when if
 here away long wide tall high each where but not it
 """
 _NO_UNITS = frozenset(_NO_UNIT.split())
-"""Words behind a number that are no unit."""
+"""Words after a number that are not units."""
 _CASES = re.compile("或")
 _JOINED = re.compile(r"或|和|[、，,;]|\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b")
 _CHINESE = re.compile(f"[{CJK}]")
@@ -249,6 +249,8 @@ def _of_sentence(text: str) -> Quantity | None:
     ]
     if len(runs) != 1:
         return None
+
+    # letters right next to the expression make it part of a name
     (found,) = runs
     before, behind = text[: found.start()][-1:], text[found.end() :]
     letters = (before.isascii() and before.isalpha()) or (
@@ -256,6 +258,8 @@ def _of_sentence(text: str) -> Quantity | None:
     )
     if letters or is_changed(text, *found.span("run")):  # "x145", "145B", "minus 145"
         return None
+
+    # an unknown word after the expression counts as its unit
     quantity = _quantity(found["run"].strip(" .,") + (found["unit"] or ""))
     other = None if found["unit"] else _OTHER_UNIT.match(text, found.end())
     word = (other[1] or other[2]).strip().casefold() if other else ""

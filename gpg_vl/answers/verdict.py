@@ -1,4 +1,4 @@
-"""The verdict: what an answer was read as, and what it is worth. One record for rewards, strict scorers and people."""
+"""The verdict on an answer: how it was read, and its score. Rewards, strict scorers and the report use the same record."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,21 +9,21 @@ from gpg_vl.types import Example
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a judge makes of one answer.
+    """A judge's result for one answer.
 
     Example: `Verdict(score=1.0, parsed="4", gold="4")`
     """
 
     score: float
-    """What the answer is worth, in the range of the reward: from 0 to 1 for all judges of this package."""
+    """The score of the answer, in the range of the reward: from 0 to 1 for all built-in judges."""
     parsed: str | None
-    """What the answer was read as, in one spelling; None: unanswered, or it could not be read."""
+    """The answer in normalised form; None if there is no answer, or if it could not be read."""
     gold: str
-    """What the gold answer was read as."""
+    """The gold answer in normalised form."""
     note: str = ""
-    """What else is worth knowing, such as "2 boxes where one is asked for"."""
+    """A note, such as "2 boxes where one is asked for"."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Numbers that an aggregate adds up by themselves, such as an intersection and a union."""
+    """Numbers that an aggregate sums separately, such as an intersection and a union."""
 
 
 Judge = Callable[[str, Example], Verdict]
@@ -36,7 +36,7 @@ Any answer has a verdict; a gold answer that cannot be read is a UserError that 
 def judge_response(
     judge: Judge, response: str, example: Example, *, prefilled_think: bool = False
 ) -> Verdict:
-    """The verdict on a whole response: its answer is found by `extract_answer` and judged; odd layouts are noted."""
+    """The verdict on a whole response: extracts its answer with `extract_answer` and judges it; notes an unusual layout."""
     extracted = extract_answer(response, prefilled_think=prefilled_think)
     verdict = judge(extracted.candidate or "", example)
     if not extracted.flags:

@@ -1,4 +1,5 @@
-"""`gpg-vl config`: every key with its meaning, or a config with its defaults filled in."""
+"""`gpg-vl config`: list every key with its meaning, or print a config with its defaults filled
+in."""
 
 import argparse
 from pathlib import Path

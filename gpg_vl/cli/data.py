@@ -1,4 +1,4 @@
-"""`gpg-vl data check` and `data rate`: what is wrong with the data of a config, and how hard its rows are for its model."""
+"""`gpg-vl data check` finds mistakes in the data of a config; `data rate` measures how hard its rows are for its model."""
 
 import argparse
 from pathlib import Path
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 RATE_HELP = """\
-Sample answers of the model of a config to every row of its data, score them, and keep the pass rate of each row with the
-data. A rating that was stopped or killed is resumed by the same command.
+Let the model of a config answer every row of its data several times, score the answers, and store the pass rate of each
+row next to the data. Run the same command again to resume a rating that was interrupted.
 
   gpg-vl data rate my.yaml                                8 answers per row, or rollout.group_size if that is more
   gpg-vl data rate my.yaml -k 32                          finer rates
   torchrun --nproc-per-node 2 -m gpg_vl data rate my.yaml several processes
 
-data.pass_rate=[0.05,0.95] then trains on rows that carry a signal alone."""
+Then data.pass_rate=[0.05,0.95] trains only on rows whose pass rate is within these bounds."""
 
 
 def add_command(commands: "_Commands") -> None:
@@ -56,7 +56,7 @@ def _samples(word: str) -> int:
     number = int(word)
     if number < 2:
         raise argparse.ArgumentTypeError(
-            f"{word} is too few answers per row; 2 or more are wanted, such as 8"
+            f"{word} is too few answers per row; give 2 or more, such as 8"
         )
     return number
 
@@ -64,7 +64,7 @@ def _samples(word: str) -> int:
 def _data_check(arguments: argparse.Namespace) -> int:
     from gpg_vl.config import load_config
 
-    # a mistake in the config is said before torch is imported
+    # report a mistake in the config before importing torch, which takes seconds
     config = load_config(arguments.config, arguments.overrides)
     from gpg_vl.rewards.gold_readings import read_gold_of, render_golds
     from gpg_vl.training.data_check import check_data
@@ -98,7 +98,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
 def _data_rate(arguments: argparse.Namespace) -> int:
     from gpg_vl.config import load_config
 
-    # a mistake in the config is said before torch is imported
+    # report a mistake in the config before importing torch, which takes seconds
     config = load_config(arguments.config, arguments.overrides)
     from gpg_vl.training.launcher import make_accelerator
     from gpg_vl.training.rate import rate

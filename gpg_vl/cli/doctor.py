@@ -1,4 +1,4 @@
-"""`gpg-vl doctor`: what this machine has and lacks."""
+"""`gpg-vl doctor`: check what is installed on this machine and what is missing."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def add_command(commands: "_Commands") -> None:
     doctor = commands.add_parser(
-        "doctor", help="say what is installed, what is missing for what, and test this machine"
+        "doctor", help="show what is installed and what is missing, and test this machine"
     )
     doctor.set_defaults(run=_doctor)
 

@@ -1,4 +1,4 @@
-"""`gpg-vl init DATA`: a config with comments, guessed from the first rows of a data set."""
+"""`gpg-vl init DATA`: write a config with comments, guessed from the first rows of a data set."""
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 HELP = """\
-Write a config for a data set by looking at its first rows: which column is the question, which the pictures, which the
-gold answer, and which built-in rewards give the gold answers full marks. What is guessed is said in comments.
+Write a config for a data set by looking at its first rows: which column holds the question, the images and
+the gold answer, and which built-in rewards give the gold answers full marks. Comments in the config say what was guessed.
 
   gpg-vl init data/train.jsonl
   gpg-vl init data/train.parquet --model Qwen/Qwen2.5-VL-3B-Instruct --out my.yaml --columns answer=label"""
@@ -27,9 +27,9 @@ def add_command(commands: "_Commands") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    # what is read, and what is written
+    # input and output
     parser.add_argument(
-        "data", metavar="DATA", help="what data.train takes: a file, a folder, datasets:NAME"
+        "data", metavar="DATA", help="the data, as for data.train: a file, a folder, datasets:NAME"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("my.yaml"), help="the config (default %(default)s)"
@@ -39,14 +39,14 @@ def add_command(commands: "_Commands") -> None:
     parser.add_argument(
         "--model",
         default="Qwen/Qwen2-VL-2B-Instruct",
-        help="a checkpoint folder, or a name on the hub (default %(default)s)",
+        help="a checkpoint folder or a hub name (default %(default)s)",
     )
     parser.add_argument(
         "--columns",
         nargs="+",
         default=[],
         metavar="FIELD=COLUMN",
-        help="columns that you know, such as answer=label",
+        help="columns that you want to set yourself, such as answer=label",
     )
 
     parser.set_defaults(run=_init)
@@ -56,7 +56,7 @@ def _init(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.exists():
         raise UserError(
-            f"{out} is there already, and nothing is overwritten. Name another file with --out."
+            f"{out} exists already and is not overwritten. Give another file with --out."
         )
     from gpg_vl.scaffold.config_text import guess_from_rows, write_config
 
@@ -66,7 +66,7 @@ def _init(arguments: argparse.Namespace) -> int:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"The config cannot be written to {out}: {error}. Name another file with --out."
+            f"The config cannot be written to {out}: {error}. Give another file with --out."
         ) from None
 
     say(text, end="")
@@ -82,8 +82,8 @@ def _read_columns(words: list[str]) -> dict[str, str]:
         field, equals, column = word.partition("=")
         if not equals or not column or field not in COMMON_NAMES:
             raise UserError(
-                f"--columns has {word!r}. FIELD=COLUMN is allowed, with a field of "
-                f"{', '.join(COMMON_NAMES)}, such as answer=label."
+                f"--columns has {word!r}. Write FIELD=COLUMN, where FIELD is one of {', '.join(COMMON_NAMES)}, such as "
+                f"answer=label."
             )
         columns[field] = column
     return columns

@@ -1,4 +1,4 @@
-"""`gpg-vl new-task NAME`: the five files of a task of one's own, a working example to change."""
+"""`gpg-vl new-task NAME`: write the five files of a new task, a working example to change."""
 
 import argparse
 from pathlib import Path
@@ -14,13 +14,13 @@ def add_command(commands: "_Commands") -> None:
     """Add `new-task` to the command line."""
     parser = commands.add_parser(
         "new-task",
-        help="write the files of a task of your own: recipe, reward, config, eval task",
-        description="Write a recipe, a reward with completions to try it on, a config and an eval "
-        "task that work together: a small example to change into yours, explained in docs/new_task.md.",
+        help="write the files of a new task: recipe, reward, config, eval task",
+        description="Write a recipe, a reward with completions to try it on, a config and an eval task that work "
+        "together: a small example for you to change, explained in docs/new_task.md.",
     )
-    parser.add_argument("name", metavar="NAME", help="small letters, digits and _")
+    parser.add_argument("name", metavar="NAME", help="lower-case letters, digits and _")
     parser.add_argument(
-        "--folder", type=Path, default=Path(), help="where they go (default: this folder)"
+        "--folder", type=Path, default=Path(), help="the folder to write to (default: this folder)"
     )
     parser.set_defaults(run=_new_task)
 

@@ -1,10 +1,10 @@
-"""The program `gpg-vl`: its commands, and what becomes of their errors.
+"""The program `gpg-vl`: its commands, and how their errors are reported.
 
-What a user got wrong, and a run that had to stop, become one message and an exit code
-(`gpg_vl/exit_codes.py`). Anything else is a bug of ours and keeps its traceback.
+A `UserError` or `RunError` is printed as one message and sets the exit code
+(`gpg_vl/exit_codes.py`). Any other exception is a bug and keeps its traceback.
 
-Each command is a file next to this one or in the room that it belongs to; it imports heavy modules
-when it runs, because --help must be quick.
+Each command is a file in this folder or in the package it belongs to. It imports heavy modules
+only when it runs, because --help must be fast.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def _main(argv: Sequence[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     guard()
 
-    # argparse would take an option in front, as in `eval --list`, for one of ours
+    # argparse would take the option in `eval --list` for an option of gpg-vl itself
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["eval"]:
         return evaluate.run(words[1:])
@@ -82,7 +82,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    """Exits with code 2 for words that no command takes."""
+    """Parse the command line. Exits with code 2 for arguments that no command takes."""
     parser = make_parser()
     arguments, behind = parser.parse_known_args(words)
     if not behind:
@@ -92,13 +92,13 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     if has_option or not hasattr(arguments, "overrides"):
         parser.error(f"unrecognized arguments: {' '.join(behind)}")
 
-    # argparse does not take overrides up again behind an option
+    # argparse does not collect overrides that come after an option
     arguments.overrides += behind
     return arguments
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Every command with its arguments. No command is run and nothing heavy is imported."""
+    """The parser of all commands. Runs no command and imports nothing heavy."""
     parser = argparse.ArgumentParser(
         prog="gpg-vl",
         description="Teach vision-language models to reason, by reinforcement learning with\n"

@@ -1,4 +1,4 @@
-"""`gpg-vl quickstart`: the whole way on a tiny model."""
+"""`gpg-vl quickstart`: evaluate, train and evaluate again on a tiny model."""
 
 import argparse
 import time
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def add_command(commands: "_Commands") -> None:
     quickstart = commands.add_parser(
         "quickstart",
-        help="the whole way on a tiny model, offline: evaluate, train, evaluate",
+        help="evaluate, train and evaluate again on a tiny model, offline",
         description="Writes a tiny Qwen2-VL base model and drawn scenes, evaluates the base, "
         "trains it with configs/quickstart.yaml, evaluates it again and prints both. Needs no "
         "network and no GPU.",
     )
 
-    # where, and from which seed
+    # folder and seed
     quickstart.add_argument(
         "--folder",
         type=Path,
@@ -36,7 +36,7 @@ def add_command(commands: "_Commands") -> None:
         help="training data, data order and sampling (default %(default)s)",
     )
 
-    # what is trained on, and how
+    # data and config
     quickstart.add_argument(
         "--train-rows", type=int, default=4000, help="scenes to train on (default %(default)s)"
     )
@@ -50,7 +50,7 @@ def add_command(commands: "_Commands") -> None:
         help="default %(default)s",
     )
 
-    # when `make quickstart` began to install
+    # the time at which `make quickstart` began to install
     quickstart.add_argument("--since", type=float, help=argparse.SUPPRESS)
 
     quickstart.add_argument(

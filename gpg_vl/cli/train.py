@@ -1,4 +1,4 @@
-"""`gpg-vl train`: a config into a run, or with --dry-run into its plan."""
+"""`gpg-vl train`: run the training of a config, or with --dry-run print its plan."""
 
 import argparse
 from pathlib import Path
@@ -33,10 +33,10 @@ def add_command(commands: "_Commands") -> None:
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="settings that differ from the file",
+        help="settings that replace those of the file",
     )
 
-    # its plan alone
+    # plan only
     train.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, load no weights"
     )
@@ -44,19 +44,19 @@ def add_command(commands: "_Commands") -> None:
         "--device-gb",
         type=_gigabytes,
         metavar="GB",
-        help="say which settings fit a GPU of this memory (default: the one that is there)",
+        help="show which settings fit a GPU with this memory (default: this machine's GPU)",
     )
     train.add_argument(
         "--devices",
         type=_count,
         metavar="N",
-        help="... and N of them, with a process each (default: the processes of this run)",
+        help="number of such GPUs, one process each (default: the processes of this run)",
     )
 
     train.add_argument(
         "--recheck",
         action="store_true",
-        help="check every row and picture again, though the same data was checked before",
+        help="check every row and image again, even if the same data was checked before",
     )
     train.add_argument("--resume", action="store_true", help="resume the run in output.folder")
     train.set_defaults(run=_train)
@@ -65,7 +65,7 @@ def add_command(commands: "_Commands") -> None:
 def _count(word: str) -> int:
     number = int(word)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{word} is no number of devices; 1 or more is wanted")
+        raise argparse.ArgumentTypeError(f"{word} is not a number of devices; give 1 or more")
     return number
 
 
@@ -73,7 +73,7 @@ def _gigabytes(word: str) -> float:
     size = float(word)
     if not 0 < size < float("inf"):
         raise argparse.ArgumentTypeError(
-            f"{word} is no size; a number above 0 is wanted, such as 80"
+            f"{word} is not a memory size; give a number above 0, such as 80"
         )
     return size
 
@@ -81,7 +81,7 @@ def _gigabytes(word: str) -> float:
 def _train(arguments: argparse.Namespace) -> int:
     from gpg_vl.config import load_config
 
-    # a mistake in the config is said before torch is imported
+    # report a mistake in the config before importing torch, which takes seconds
     config = load_config(arguments.config, arguments.overrides)
     from gpg_vl.training.launcher import make_accelerator
     from gpg_vl.training.start import Ask, start

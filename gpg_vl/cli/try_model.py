@@ -1,4 +1,4 @@
-"""`gpg-vl try MODEL IMAGE QUESTION`: answers to one question, and with a reward what each is worth and why."""
+"""`gpg-vl try MODEL IMAGE QUESTION`: sample answers to one question and, with --reward, score and explain each."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Ask a model one question and print its answers.
       --reward choice --gold "(B)" --choices ball cube
   gpg-vl try Qwen/Qwen2.5-1.5B-Instruct none "What is 12 * 13?" -n 4 --reward math --gold 156
 
-With a reward the answers are scored as in training, and each score comes with what was read in the answer."""
+With --reward the answers are scored as in training, and each score is shown with the answer that the reward extracted."""
 NO_IMAGE = "none"
 
 
@@ -30,16 +30,14 @@ def add_command(commands: "_Commands") -> None:
     """Add `try` to the command line."""
     parser = commands.add_parser(
         "try",
-        help="ask a model one question, and see what a reward makes of its answers",
+        help="ask a model one question, and see how a reward scores its answers",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    # who is asked what
-    parser.add_argument(
-        "model", help="a checkpoint folder, the folder of a run, or a name on the hub"
-    )
-    parser.add_argument("image", metavar="IMAGE", help=f"a picture file, or {NO_IMAGE}")
+    # model and question
+    parser.add_argument("model", help="a checkpoint folder, the folder of a run, or a hub name")
+    parser.add_argument("image", metavar="IMAGE", help=f"an image file, or {NO_IMAGE}")
     parser.add_argument("question", metavar="QUESTION", help="the user's text")
 
     # how answers are sampled
@@ -48,16 +46,23 @@ def add_command(commands: "_Commands") -> None:
         "--temperature", type=float, default=1.0, help="0 is greedy (default %(default)s)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, help="longest answer (default %(default)s)"
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        help="maximum length of an answer, in tokens (default %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of sampling (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of sampling (default %(default)s)"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
-    # what scores them
+    # scoring
     parser.add_argument(
-        "--reward", metavar="NAME", help="score the answers; a name, or path/to/file.py:function"
+        "--reward",
+        metavar="NAME",
+        help="score the answers with this reward: a name, or path/to/file.py:function",
     )
-    parser.add_argument("--gold", default="", help="the right answer, for the reward")
+    parser.add_argument("--gold", default="", help="the gold answer, for the reward")
     parser.add_argument(
         "--choices", nargs="+", metavar="OPTION", help="the options of the question, in order"
     )
@@ -94,18 +99,18 @@ def _try(arguments: argparse.Namespace) -> int:
 
 def _refuse_contradictions(arguments: argparse.Namespace) -> None:
     if arguments.n < 1:
-        raise UserError(f"-n is {arguments.n}. At least 1 answer has to be asked for.")
+        raise UserError(f"-n is {arguments.n}. Ask for at least 1 answer.")
     if arguments.reward is None and (arguments.gold or arguments.choices):
         raise UserError(
-            "--gold and --choices are for a reward, and none is named. Name one with --reward, such "
-            "as --reward choice (gpg-vl rewards list shows them), or leave both out."
+            "--gold and --choices are used by a reward, but no reward is given. Give one with --reward, such as --reward "
+            "choice (gpg-vl rewards list shows them), or leave both out."
         )
 
 
 def _score(
     name: str, example: Example, answers: Sequence[Completion]
 ) -> list[Verdict | RewardFailure]:
-    """What the reward makes of each answer, computed as in training. Raises UserError if it cannot be loaded."""
+    """Score each answer with the reward, as in training. Raises UserError if the reward cannot be loaded."""
     from gpg_vl.rewards.try_reward import score_answers
 
     return score_answers(name, example, answers)

@@ -1,8 +1,9 @@
-"""The configuration of a run: two levels, every key documented where it is declared; the items of a list, such as
-`data.sources`, are small sections of their own.
+"""The configuration of a run: sections of keys, each key documented where it is declared. The items of a list, such as
+`data.sources`, are small sections themselves.
 
-A YAML file, then `section.key=value` overrides from the command line. Unknown keys are errors that name the nearest key.
-The entry point unpacks the sections into plain arguments: nothing below it receives a config. Nothing here imports torch.
+A config is read from a YAML file; `section.key=value` overrides from the command line replace its values. An unknown key is
+an error that suggests the nearest key. The entry point unpacks the sections into plain arguments, and nothing below it
+receives a config. Nothing here imports torch.
 """
 
 from gpg_vl.config.algorithm import make_algorithm

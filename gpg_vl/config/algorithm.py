@@ -1,6 +1,6 @@
-"""The algorithm section: from a name to the keys of the algorithm that has it, and to the algorithm.
+"""The algorithm section: which keys the named algorithm has, and how the algorithm is built from them.
 
-The keys of what is built in are declared in `algorithm_sections.py`. The keys of an algorithm of your own are the keyword
+The keys of built-in algorithms are declared in `algorithm_sections.py`. The keys of your own algorithm are the keyword
 arguments of its factory.
 """
 
@@ -21,27 +21,28 @@ if TYPE_CHECKING:
 
 
 def section_for(name: object) -> type[AlgorithmConfig]:
-    """The section of the algorithm called `name`. Raises UserError if there is none, or if its factory has no keys.
+    """The section class of the algorithm `name`. Raises UserError if there is no such algorithm, or if the arguments of its
+    factory cannot be config keys.
 
-    What is not built in is imported, and raises whatever it raises.
+    An algorithm that is not built in is imported; errors of the import are passed on.
     """
     if not isinstance(name, str):
         raise UserError(
-            f"name is {name!r}, which is no text. Name an algorithm: {', '.join(BUILTIN_SECTIONS)}."
+            f"name is {name!r}, which is not a text. Give the name of an algorithm: {', '.join(BUILTIN_SECTIONS)}."
         )
     if name in BUILTIN_SECTIONS:
         return BUILTIN_SECTIONS[name]
     return _section_of(name, algorithms.get(name))
 
 
-@cache  # a section read twice is of one class, so that what is dumped is equal to what is read back
+@cache  # one class per algorithm, so that a config is equal to itself after it is dumped and read again
 def _section_of(name: str, factory: Callable[..., "Algorithm"]) -> type[AlgorithmConfig]:
-    """The keyword arguments of a factory, as keys."""
+    """A section class whose keys are the keyword arguments of a factory."""
     try:
         signature = inspect.signature(factory, eval_str=True)
     except NameError as error:
         raise UserError(
-            f"The annotations of the algorithm {name!r} cannot be read: {error}. Import what they name."
+            f"The annotations of the algorithm {name!r} cannot be read: {error}. Import the names that they use."
         ) from None
 
     keys = {key: _key(name, parameter) for key, parameter in signature.parameters.items()}
@@ -53,22 +54,22 @@ def _section_of(name: str, factory: Callable[..., "Algorithm"]) -> type[Algorith
         )
     except PydanticSchemaGenerationError as error:
         raise UserError(
-            f"The algorithm {name!r} has an argument that YAML cannot hold. "
+            f"The algorithm {name!r} has an argument that cannot be written in YAML. "
             f"{error.message.partition('. Set ')[0]}. Take numbers, texts, or lists and dictionaries of them."
         ) from None
 
 
 def _key(name: str, parameter: inspect.Parameter) -> tuple[Any, Any]:
-    """(type, default) of a key, as pydantic has it."""
+    """(type, default) of the key for a parameter, in pydantic's form."""
     if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
         raise UserError(
-            f"The algorithm {name!r} takes {parameter}, which no key can stand for. "
-            f"Let it take keyword arguments, as in (*, clip: float = 0.2)."
+            f"The algorithm {name!r} takes {parameter}, which cannot be a config key. Use keyword arguments, as in (*, "
+            f"clip: float = 0.2)."
         )
     key = parameter.name
     if parameter.annotation is parameter.empty:
         raise UserError(
-            f"The algorithm {name!r} does not say what {key} is. Annotate it, as in {key}: float = 0.2."
+            f"The argument {key} of the algorithm {name!r} has no type. Annotate it, as in {key}: float = 0.2."
         )
     if key.startswith("_") or hasattr(SampledConfig, key) or key in SampledConfig.model_fields:
         raise UserError(
@@ -78,19 +79,21 @@ def _key(name: str, parameter: inspect.Parameter) -> tuple[Any, Any]:
 
 
 def _chosen(section: Any) -> Any:
-    """The keys of the section, read as those of the algorithm that is named. No name is gpg."""
+    """The section, validated with the keys of the algorithm that it names; gpg if it names none."""
     if not isinstance(section, Mapping):
         return section
     return section_for(section.get("name", "gpg")).model_validate(section)
 
 
 AnyAlgorithm = Annotated[SerializeAsAny[AlgorithmConfig], BeforeValidator(_chosen)]
-"""The section of whichever algorithm is named."""
+"""The type of the algorithm section: the class depends on the algorithm's name."""
 
 
 def make_algorithm(section: AlgorithmConfig) -> "Algorithm":
-    """The algorithm of a section. Imports torch. Raises UserError if a factory of your own returns something else."""
-    from gpg_vl.algorithms.algorithm import Algorithm  # late: reading a config needs no torch
+    """Build the algorithm of a section. Imports torch. Raises UserError if a user's factory returns something else."""
+    from gpg_vl.algorithms.algorithm import (
+        Algorithm,
+    )  # imported late: reading a config must not need torch
     from gpg_vl.algorithms.correction import correct
 
     keys = {
@@ -110,7 +113,7 @@ def make_algorithm(section: AlgorithmConfig) -> "Algorithm":
 
 
 def why_not_reusable(section: AlgorithmConfig) -> str | None:
-    """Why the activations of prompts cannot be kept from sampling until training, or None if they can."""
+    """The reason why the prompts' activations cannot be kept from sampling to training; None if they can."""
     if section.name in BUILTIN_SECTIONS:
         samples, updates = isinstance(section, SampledConfig), getattr(section, "updates", 1)
     else:
@@ -118,7 +121,7 @@ def why_not_reusable(section: AlgorithmConfig) -> str | None:
         samples, updates = algorithm.samples, algorithm.updates
 
     if not samples:
-        return f"algorithm {section.name} samples nothing, so there is nothing to keep"
+        return f"algorithm {section.name} does not sample, so there are no activations to keep"
     if updates > 1:
-        return f"algorithm {section.name} updates the weights {updates} times, and the first update uses them up"
+        return f"algorithm {section.name} updates the weights {updates} times per step, and the activations can be used only once"
     return None

@@ -1,10 +1,10 @@
-"""What a section of the config is: frozen keys, each with the text written under it."""
+"""The class of config sections: frozen keys, each documented by the text under it."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen group of keys that rejects unknown ones. The text under a key is its documentation."""
+    """A frozen group of keys that rejects unknown keys. The text under a key is its documentation."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -1,4 +1,4 @@
-"""What the config says of itself: its keys, their choices, and what is wrong with a value."""
+"""The config's documentation: the list of keys, their allowed values, and messages for wrong values."""
 
 import types
 import typing
@@ -20,10 +20,10 @@ def documented_keys(
 ) -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, documentation) of every key, in the order of declaration.
 
-    After the key of a list of sections come those of its items, N standing for the number of one.
+    The key of a list of sections is followed by the keys of its items, where N is the number of an item.
 
-    `algorithm.name` comes once, then the keys of all algorithms that sample, then those of each in turn, their texts
-    beginning with its name. A key that an algorithm gives a default of its own, such as `algorithm.beta_th`, comes again.
+    `algorithm.name` comes first, then the keys of all algorithms that sample, then the keys of each algorithm; their texts begin
+    with its name. A key for which an algorithm has its own default, such as `algorithm.beta_th`, is listed again.
     """
     for name, field in section.model_fields.items():
         kind = field.annotation
@@ -41,7 +41,7 @@ def documented_keys(
 
 
 def _is_inherited(name: str, section: type[Section]) -> bool:
-    """Whether it is a key of all algorithms that sample, which this one has as it is."""
+    """Whether it is a key of all algorithms that sample, and this algorithm has the same default."""
     if section is SampledConfig or not issubclass(section, SampledConfig):
         return False
     return name in SampledConfig.model_fields and name not in vars(section)["__annotations__"]
@@ -80,7 +80,7 @@ def _block(heading: str, section: type[Section], prefix: str) -> str:
     lines = [heading]
     for key, default, text in documented_keys(section, f"{prefix}."):
         if key == "algorithm.name" and section is not AlgorithmConfig:
-            continue  # the heading says it
+            continue  # the heading has it already
         choices = allowed_values(key)
         more = f" One of: {', '.join(choices)}." if choices else ""
         lines += [f"  {key} = {default}", f"      {text}{more}"]
@@ -91,7 +91,7 @@ def allowed_values(key: str) -> tuple[str, ...]:
     """The values of a choice key such as `algorithm.age`, or () if the key takes any value of its type."""
     section_name, _, name = key.partition(".")
     if "." in name:
-        return ()  # of an item of a list, which has no such keys
+        return ()  # list items have no keys with choices
     sections = [_section_at([section_name], AlgorithmConfig)]
     if section_name == "algorithm":
         sections += [SampledConfig, *BUILTIN_SECTIONS.values()]
@@ -107,7 +107,8 @@ def allowed_values(key: str) -> tuple[str, ...]:
 
 
 def explain(error: ErrorDetails, algorithm: type[AlgorithmConfig]) -> str:
-    """One line of what was given, what is allowed and what to do. `algorithm`: the section of the one that is named."""
+    """One line that says what was given, what is allowed and what to do. `algorithm`: the section of the named
+    algorithm."""
     loc = error["loc"]
     where = ".".join(str(part) for part in loc if part != "[key]")
     match error["type"]:
@@ -125,7 +126,9 @@ def explain(error: ErrorDetails, algorithm: type[AlgorithmConfig]) -> str:
 
 def _no_such_key(loc: Sequence[int | str], algorithm: type[AlgorithmConfig]) -> str:
     section, key = _section_at(loc[:-1], algorithm), str(loc[-1])
-    known = list(section.model_fields) if section else []  # of an algorithm, the first is its name
+    known = (
+        list(section.model_fields) if section else []
+    )  # for an algorithm the first key is its name
     if section is not algorithm:
         return f": there is no such key. {did_you_mean(key, known)}"
 
@@ -145,7 +148,7 @@ def _no_such_key(loc: Sequence[int | str], algorithm: type[AlgorithmConfig]) -> 
 def _section_at(loc: Sequence[int | str], algorithm: type[AlgorithmConfig]) -> type[Section] | None:
     section: type[Section] | None = Config
     for part in loc:
-        # a number leads into an item of the list that was named before it
+        # a number selects an item of the list named before it
         if isinstance(part, int):
             continue
         field = section.model_fields.get(str(part)) if section else None
@@ -167,7 +170,7 @@ def _item_section(kind: Any) -> type[Section] | None:
 
 
 def _documentation(loc: Sequence[int | str], algorithm: type[AlgorithmConfig]) -> str:
-    """The text of the innermost key that has one; of a section, its text and keys."""
+    """The text of the innermost key that has one; for a section its text and keys."""
     for end in range(len(loc), 0, -1):
         section = _section_at(loc[: end - 1], algorithm)
         field = section.model_fields.get(str(loc[end - 1])) if section else None

@@ -1,4 +1,4 @@
-"""A YAML file and `section.key=value` overrides into a config, and a config back into YAML."""
+"""Read a config from a YAML file and `section.key=value` overrides, and write a config as YAML."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from gpg_vl.shipped import shipped_folder
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `off`, `no` and 2024-10-01 are the texts they look like, and a key given twice is an error."""
+    """A YAML loader that reads `off`, `no` and 2024-10-01 as texts and refuses a key that is given twice."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  the base class declares it so
         first: [(tag, form) for tag, form in resolvers if not tag.endswith((":bool", ":timestamp"))]
@@ -50,9 +50,9 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> Config:
 def make_config(
     given: Config | Path | str | Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Config:
-    """A config from Python: one that is there, the path of a file, or sections; with overrides.
+    """Make a config from Python: from a config, the path of a file, or nested sections; with overrides.
 
-    overrides: `{"train": {"steps": 5}}` or `{"train.steps": 5}`; keys of a section that are not named keep their values.
+    overrides: `{"train": {"steps": 5}}` or `{"train.steps": 5}`; other keys keep their values.
     Raises UserError.
 
     Example: `make_config("my.yaml", {"train": {"steps": 5}, "output.folder": Path("runs/try")})`
@@ -72,19 +72,19 @@ def make_config(
                 _set(tree, f"{name}.{key}", part)
         else:
             raise UserError(
-                f"The override {name}={value!r} names no key. Give a section with its keys, as in "
-                f"train={{'learning_rate': 1e-6}}, or **{{'train.learning_rate': 1e-6}}."
+                f"The override {name}={value!r} has no key. Give a section with its keys, as in train={{'learning_rate': "
+                f"1e-6}}, or **{{'train.learning_rate': 1e-6}}."
             )
     return parse_config(tree, source)
 
 
 def _copy(section: Any) -> Any:
-    """A section that overrides may change, lists of sections in it too."""
+    """A copy of a section, and of lists of sections in it, that overrides may change."""
     return deepcopy(dict(section)) if isinstance(section, Mapping) else section
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
-    """The sections in a file. Raises UserError."""
+    """Read the sections of a file. Raises UserError."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def _read_tree(path: Path) -> dict[str, Any]:
     except (
         yaml.YAMLError,
         ValueError,
-    ) as error:  # ValueError: what looks like a number and is none, such as 0x_
+    ) as error:  # ValueError: something that looks like a number but is not, such as 0x_
         raise UserError(f"The config file {path} is not YAML: {error}.") from None
     if not isinstance(tree, dict):
         raise UserError(
@@ -107,7 +107,7 @@ def _read_tree(path: Path) -> dict[str, Any]:
 
 
 def parse_config(tree: Mapping[str, Any], source: str) -> Config:
-    """A config from nested dictionaries. Raises UserError that lists every mistake, each with its remedy."""
+    """Make a config from nested dictionaries. Raises a UserError that lists every mistake and how to correct it."""
     named = _find_algorithm(tree)
     try:
         return Config.model_validate(tree)
@@ -120,10 +120,10 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
 
 
 def _find_algorithm(tree: Mapping[str, Any]) -> type[AlgorithmConfig]:
-    """The section that the algorithm's keys belong to.
+    """The section class for the keys of the named algorithm.
 
-    Found before anything is validated, so that a file which fails to import does so with its own traceback; a name that
-    means nothing is reported together with the other mistakes.
+    It is looked up before validation, so that a file that fails to import raises its own traceback. An unknown name is reported
+    together with the other mistakes.
     """
     section = tree.get("algorithm")
     name = section.get("name", "gpg") if isinstance(section, Mapping) else "gpg"
@@ -156,7 +156,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set `section.key`, `section.key.name` in a key that holds names, or `section.key.0.name` in one that holds a list."""
+    """Set `section.key`, or `section.key.name` in a key that holds a dictionary, or `section.key.0.name` in one that holds
+    a list."""
     parts = key.split(".", 2)
     node = tree
     for place, part in enumerate(parts[:-1]):
@@ -166,23 +167,24 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             return
         if not isinstance(below, dict):
             raise UserError(
-                f"The override of {key!r} goes into {part!r}, which is {below!r} and has no keys."
+                f"The override of {key!r} sets a key of {part!r}, which is {below!r} and has no keys."
             )
         node = below
     node[parts[-1]] = str(value) if isinstance(value, Path) else value
 
 
 def _item(items: list[Any], key: str, parts: Sequence[str]) -> dict[str, Any]:
-    """The item of a list that an override names by its number, as the section `_` of a tree. Raises UserError."""
+    """The list item that an override selects by its number, as the section `_` of a tree. Raises UserError."""
     number, _, name = parts[2].partition(".")
     listed = ".".join(parts[:2])
     if not number.isdecimal() or int(number) >= len(items) or not name:
         raise UserError(
-            f"The override of {key!r} goes into {listed!r}, a list of {len(items)}. An item is named by its number, from 0 to "
-            f"{len(items) - 1}, and then its key, as in {listed}.0.{name or 'path'}. Name one, or give the whole list."
+            f"The override of {key!r} sets a key of {listed!r}, a list of {len(items)}. Select an item by its number, "
+            f"from 0 to {len(items) - 1}, followed by the key, as in {listed}.0.{name or 'path'}, or give the whole list."
         )
     if not isinstance(items[int(number)], dict):
         raise UserError(
-            f"The override of {key!r} goes into item {number} of {listed!r}, which is {items[int(number)]!r} and has no keys."
+            f"The override of {key!r} sets a key of item {number} of {listed!r}, which is {items[int(number)]!r} and has "
+            f"no keys."
         )
     return {"_": items[int(number)]}

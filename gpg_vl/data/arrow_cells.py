@@ -1,8 +1,8 @@
-"""What Arrow's types say of a cell that the Python value alone does not.
+"""Reads Arrow cells with the help of their types, which have information that the Python value lacks.
 
 A class label is a number whose names are in the schema's metadata, and a 32-bit number, widened,
-gets digits that nobody wrote: 3.14 becomes 3.140000104904175. `make_reader` looks at the type once
-and gives a function of cells.
+gets digits that nobody wrote: 3.14 becomes 3.140000104904175. `make_reader` returns a function that reads cells of a given
+type.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-# What Arrow raises for a value that Python cannot hold: a broken text, a year beyond 9999, an
-# unknown time zone, a struct with one name twice.
+# Arrow's errors for a value that Python cannot represent: invalid text, a year beyond 9999, an
+# unknown time zone, a struct with a repeated name.
 _NO_VALUE = (pa.ArrowException, ValueError, OverflowError)
 ReadCell = Callable[[Any], Any]
 _LISTS = ("Sequence", "List", "LargeList")
@@ -24,7 +24,7 @@ _LISTS = ("Sequence", "List", "LargeList")
 
 @dataclass(frozen=True, slots=True)
 class UnreadableCell:
-    """A cell whose value Python cannot hold. What needs the cell refuses it; nothing else is lost."""
+    """A cell whose value Python cannot represent. Code that needs the cell refuses it; other cells are not affected."""
 
     reason: str
 
@@ -33,7 +33,7 @@ class UnreadableCell:
 
 
 def batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows of a batch; a value that cannot be read is an `UnreadableCell`, the others of its row are there."""
+    """The rows of a batch. A value that cannot be read becomes an `UnreadableCell`; the other cells of its row are read."""
     try:
         yield from batch.to_pylist()
     except _NO_VALUE:
@@ -50,12 +50,12 @@ def _read_value(value: pa.Scalar) -> Any:
 
 
 def stored_features(schema: pa.Schema) -> Mapping[str, Any]:
-    """What the `datasets` library noted of each column in a file's metadata; empty if it wrote none."""
+    """The features that the `datasets` library has stored in a file's metadata; empty if there are none."""
     noted = (schema.metadata or {}).get(b"huggingface")
     if noted is None:
         return {}
 
-    # anybody may have written there; what is not as the library writes it says nothing
+    # any program may have written the metadata; ignore what does not have the library's form
     try:
         info = json.loads(noted)
     except (ValueError, RecursionError):
@@ -66,9 +66,9 @@ def stored_features(schema: pa.Schema) -> Mapping[str, Any]:
 
 
 def make_readers(schema: pa.Schema, features: Mapping[str, Any]) -> dict[str, ReadCell]:
-    """How cells are to be read, by column; columns that are read as they are have no entry.
+    """Reader functions by column; columns whose cells need no conversion have no entry.
 
-    `features`: what `stored_features` gives, or `datasets.Features.to_dict`.
+    `features`: the result of `stored_features` or `datasets.Features.to_dict`.
     """
     readers = {
         name: make_reader(schema.field(name).type, features.get(name)) for name in schema.names
@@ -77,7 +77,7 @@ def make_readers(schema: pa.Schema, features: Mapping[str, Any]) -> dict[str, Re
 
 
 def make_reader(kind: pa.DataType, feature: object) -> ReadCell | None:
-    """How cells of an Arrow type are to be read, however deep they are nested; None: as they are.
+    """The reader for cells of an Arrow type, including nested ones; None if no conversion is needed.
 
     A class label becomes its name, and null where it has none; a 16- or 32-bit number the shortest
     one of its type; a decimal a whole number, or a float, or text where a float cannot hold it.
@@ -111,7 +111,7 @@ def _label_names(feature: object) -> Sequence[str]:
 
 
 def _child(feature: object, name: str) -> object:
-    """What is noted of a field of a struct. A list of structs may be stored as a struct of lists."""
+    """The feature of a struct's field. A list of structs may be stored as a struct of lists."""
     if not isinstance(feature, dict):
         return None
     if feature.get("_type") in _LISTS:
@@ -129,7 +129,7 @@ def _element(feature: object) -> object:
 
 
 def _skip_null(read: ReadCell) -> ReadCell:
-    # no function in a function: a table travels to the processes that read ahead
+    # no nested function: a table is pickled for the processes that read ahead
     return partial(_read_unless_null, read)
 
 

@@ -1,4 +1,4 @@
-"""A cell that cannot be understood: what it raises on its way out of the reader, and how messages show it."""
+"""The error for a cell that cannot be parsed, and how messages quote a cell."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ Kind = Literal[
 
 
 class CellError(UserError):
-    """A cell that cannot be understood. It becomes a `RowProblem` before it leaves the reader."""
+    """A cell that cannot be parsed. The reader turns it into a `RowProblem`."""
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(kind, message)
@@ -33,8 +33,8 @@ class CellError(UserError):
 
 
 def refuse_surrogates(text: str, kind: Kind) -> str:
-    """`text` itself, if UTF-8 can hold it: JSON can smuggle in half a surrogate pair, which
-    tokenizers refuse later.
+    """Return `text` if UTF-8 can encode it. JSON can contain half a surrogate pair, which tokenizers refuse
+    later.
     """
     try:
         text.encode()

@@ -1,7 +1,8 @@
-"""Everything that can be wrong with a data set, found before any weights are loaded.
+"""Finds everything that is wrong with a data set before any weights are loaded.
 
-`check` reads every row, counts every prompt and collects every problem; nothing is dropped, cut or
-repaired on the way. How tokens are counted is the caller's affair, so this module knows no model.
+`check` reads every row, counts every prompt and collects all problems. Nothing is dropped,
+truncated or repaired. The caller provides the function that counts tokens, so this module does
+not depend on models.
 """
 
 import json
@@ -51,19 +52,19 @@ class PromptCounts:
     image_sizes: tuple[tuple[int, int], ...]
     """Width and height in pixels of each image, as the model sees it."""
     notes: tuple[tuple[str, str], ...] = ()
-    """(kind, text) of what is odd about the prompt, though it can be used."""
+    """(kind, text) of unusual properties of a prompt that can be used."""
 
 
 Count = Callable[[Example], PromptCounts]
 """Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot
 be encoded."""
 ReadGold = Callable[[Example], object]
-"""Reads the gold answer of an example as a reward does. Raises UserError where it cannot."""
+"""Reads the gold answer of an example as a reward does. Raises UserError if it cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checks:
-    """What is asked of every row.
+    """The requirements that every row must meet.
 
     Example: `Checks(count=encoder.count, max_prompt_tokens=1024)`
     """
@@ -79,7 +80,7 @@ class Checks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
-    """What a data set holds and what is wrong with it.
+    """The contents of a data set and its problems.
 
     Example: two good rows, one with a picture: `DataReport(source="a.jsonl", rows=2, tokens=(42,
     30), image_tokens=(12, 0), image_sizes={(112, 84): 1}, tasks={"Count": 2}, problems=(),
@@ -88,7 +89,7 @@ class DataReport:
 
     source: str
     rows: int
-    """All rows, broken ones included."""
+    """Number of all rows, including broken ones."""
     tokens: tuple[int, ...]
     """Prompt length of each row that could be encoded, image tokens included."""
     image_tokens: tuple[int, ...]
@@ -101,14 +102,14 @@ class DataReport:
     problems: tuple[RowProblem, ...]
     max_prompt_tokens: int | None
     notes: tuple[str, ...] = ()
-    """What does not keep anybody from training and should be known: files and columns that are not
-    read, texts that look damaged, rows that contradict each other."""
+    """Findings that do not prevent training: files and columns that are not read, texts that look
+    damaged, rows that contradict each other."""
     golds: tuple[Example, ...] = ()
-    """A few examples with different answers, without their pictures, to show what the answers are."""
+    """A few examples with different answers, without images, to show the answers."""
 
     @property
     def ok(self) -> bool:
-        """True if the data can be trained on as it is."""
+        """True if there are no problems, so the data can be used for training."""
         return not self.problems
 
     @property
@@ -165,8 +166,8 @@ def check(
     A UserError of the source itself, such as a missing column, ends the reading and is a problem of
     the report, too.
 
-    dataset_notes: is given every example; without it, the notes are those that need no model.
-    notes: what is known of the source besides its rows; it is asked for once they are read.
+    dataset_notes: collects notes on every example; None uses the notes that need no model.
+    notes: returns notes on the source itself; called after the rows are read.
     """
     tally = _Tally()
     dataset_notes = dataset_notes or DatasetNotes(Reader())
@@ -203,7 +204,7 @@ def show_progress(
 ) -> Iterator[Row]:
     """The same rows, with a progress bar while they are read if there is a console.
 
-    source: what the rows are read from, for the text. total: the expected number of rows.
+    source: the name of the source, for the text. total: the expected number of rows.
     """
     where = f" of {source}" if source else ""
     with progress(console, f"checking rows{where}: texts, pictures, lengths", total) as advance:
@@ -214,7 +215,7 @@ def show_progress(
 
 @dataclass(slots=True)
 class _Tally:
-    """What the rows that were checked so far come to."""
+    """Totals over the rows checked so far."""
 
     rows: int = 0
     first_row: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -226,7 +227,7 @@ class _Tally:
     problems: list[RowProblem] = field(default_factory=list)
 
     def add_unread(self, problem: RowProblem) -> None:
-        """A row that became no example; a problem of the source itself is no row."""
+        """Count a row that could not be parsed; a problem of the source itself is not counted as a row."""
         self.problems.append(problem)
         self.rows += problem.kind != "source"
 
@@ -268,7 +269,7 @@ def _make_report(
 
 
 def _read_to_end(rows: Iterable[Row], source: str) -> Iterator[Row]:
-    """The rows, and a source that breaks off as a last problem."""
+    """The rows; if the source fails in the middle, a last problem for that."""
     number = 0
     try:
         for row in rows:
@@ -304,7 +305,7 @@ def _check_example(
     if counts is not None and limit is not None and counts.tokens > limit:
         found.append(("length", _describe_length(counts, limit)))
 
-    # a reward that cannot read what is known to be wrong would say it a second time
+    # do not let a reward report an answer that is already known to be wrong
     if checks.read_gold is not None and not found:
         found += _read_gold(example, checks.read_gold)
     return counts, found
@@ -366,7 +367,7 @@ def _render_statistics(report: DataReport) -> Iterator[Table | Text]:
 
 
 def _render_problems(problems: Sequence[RowProblem]) -> Iterator[Text]:
-    """Plain text, because a message may hold what looks like markup."""
+    """Render as plain text, because a message may contain text that looks like markup."""
     kinds = Counter(problem.kind for problem in problems)
     by_kind = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common())
     yield plain(f"{len(problems)} problems: {by_kind}", style="bold")

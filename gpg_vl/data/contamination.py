@@ -1,4 +1,4 @@
-"""Contamination: rows of training that are also rows of an evaluation, which would then measure memory."""
+"""Contamination: finds training rows that are also in the evaluation, which would then measure memorisation."""
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -10,7 +10,7 @@ from gpg_vl.types import Example
 
 
 class EvaluationRows:
-    """The pictures and questions of an evaluation, by their digests.
+    """The images and questions of an evaluation, as digests.
 
     Example: `EvaluationRows([(doc.example, doc.root) for doc in docs], root=Path("data"))`
     """
@@ -18,7 +18,8 @@ class EvaluationRows:
     def __init__(
         self, examples: Iterable[tuple[Example, Path | None]], *, root: Path | None
     ) -> None:
-        """examples: of the evaluation, each with the folder of its image paths; root: that of training. Raises ImageError."""
+        """examples: the evaluation's examples, each with the folder of its image paths. root: the folder of training
+        images. Raises ImageError."""
         self._root = root
         self._pictures: set[bytes] = set()
         self._rows: set[tuple[bytes, ...]] = set()
@@ -28,7 +29,7 @@ class EvaluationRows:
             self._rows.add((*pictures, _question(example)))
 
     def find(self, example: Example) -> str | None:
-        """The note on a row of training, whose pictures can be read; None if it shares nothing with the evaluation."""
+        """The note on a training row whose images can be read; None if it shares nothing with the evaluation."""
         pictures = tuple(_digests(example, self._root))
         if (*pictures, _question(example)) in self._rows:
             return "it is a row of the evaluation too, with its images and its question. Remove such rows from one of the two"

@@ -1,6 +1,6 @@
-"""Notes on a data set as a whole: what looks wrong in it, reported before training, which may begin all the same.
+"""Notes on a data set as a whole: what looks wrong in it. They are reported before training but do not prevent it.
 
-`DatasetNotes` takes every example once, in order; its notes come at the end. It keeps two numbers for each row.
+`DatasetNotes` receives every example once, in order, and returns its notes at the end. It stores two numbers per row.
 """
 
 from collections import Counter
@@ -17,27 +17,27 @@ from gpg_vl.data.unused_pictures import UnusedPictures
 from gpg_vl.types import Example
 
 _FEW = 3
-"""So many rows may well have the same answer."""
+"""This few rows may have the same answer by chance."""
 _MANY = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """What reads the prompts.
+    """Properties of the model that reads the prompts.
 
     Example: `Reader(sees_images=True, context=32768, max_new_tokens=256)`
     """
 
     sees_images: bool = False
     context: int | None = None
-    """Most tokens of prompt and answer together; None is no limit."""
+    """Maximum number of tokens of prompt and answer together; None is no limit."""
     max_new_tokens: int = 0
 
 
 class DatasetNotes:
-    """Counts the notes on single rows, and remembers what one row alone does not show.
+    """Counts the notes on single rows, and collects what only several rows together show.
 
-    unused: is given the same rows by the caller. evaluation: rows that training should not have.
+    unused: the caller passes it the same rows. evaluation: rows that training should not contain.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class DatasetNotes:
     ) -> None:
         self._reader, self._unused, self._evaluation = reader, unused, evaluation
         self._notes: dict[str, tuple[int, str, str]] = {}
-        """By kind: number of rows, place of the first, and the words of its note."""
+        """By kind: number of rows, place of the first, and the text of its note."""
         self._rows = Counter[str]()
         """Number of rows of some sorts."""
         self._choices: dict[str, list[int]] = {}
         """By task: rows with choices, and without."""
         self._answers: dict[int, tuple[int, int]] = {}
-        """By hash of what is asked: the number of the first row, and the hash of its answer."""
+        """By hash of the question: the number of the first row, and the hash of its answer."""
         self._first: Example | None = None
 
     def add(
@@ -66,7 +66,7 @@ class DatasetNotes:
         tokens: int | None,
         notes: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Remember a row. tokens: of its prompt, None if it cannot be encoded; notes: (kind, text) of what its encoder says."""
+        """Add a row. tokens: length of its prompt, None if it cannot be encoded; notes: (kind, text) from its encoder."""
         found = [
             *find_damage(example),
             *notes,
@@ -76,14 +76,14 @@ class DatasetNotes:
         if tokens is not None:
             found += self._of_encoded(example, tokens)
 
-        # the first of each kind: what is counted are rows
+        # only the first note of each kind, because rows are counted
         for kind, said in dict(reversed(found)).items():
             rows, first, words = self._notes.get(kind, (0, place, said))
             self._notes[kind] = rows + 1, first, words
         self._count(number, example)
 
     def notes(self) -> Iterator[str]:
-        """Sentences, those about pictures first."""
+        """The notes as sentences, those about images first."""
         yield from self._about_pictures()
         if self._unused is not None:
             yield from self._unused.notes()
@@ -120,7 +120,7 @@ class DatasetNotes:
             )
 
     def _repeats(self, number: int, example: Example) -> Iterator[tuple[str, str]]:
-        """Whether the same was asked before, and answered so."""
+        """Notes if the same question occurred before, with the same or another answer."""
         asked = hash((example.images, example.prompt, example.choices))
         answer = hash(_plain_answer(example))
         first, before = self._answers.setdefault(asked, (number, answer))
@@ -178,7 +178,7 @@ def _question(example: Example) -> str:
 
 
 def _plain_answer(example: Example) -> object:
-    """What an answer means: its option where there are choices, else its text, but for case and blanks."""
+    """The meaning of an answer: its option if there are choices, else its text without case and blanks."""
     if example.choices is not None and (named := gold_readings(example.answer, example.choices)):
         return named
     return " ".join(gold_text(example.answer).casefold().split())

@@ -1,7 +1,7 @@
-"""Which files of a folder are rows, and which are not read.
+"""Selects the files of a folder that contain rows.
 
-A folder is read whole, so it must hold the rows of one split, and no row twice: what looks like two
-splits, or like two copies of one file, is a `UserError`. A file that is not read is named.
+All files of a folder are read, so it must have the rows of one split, and no row twice. Files that look like two splits,
+or like two copies of one file, raise a `UserError`. Files that are not read are named in a note.
 """
 
 import re
@@ -17,7 +17,7 @@ LINES = (".jsonl", ".ndjson", ".jsonlines")
 DOCUMENT = (".json",)
 PARQUET = (".parquet",)
 ALLOWED = ".parquet, .jsonl and .json files, the last two also as .gz,"
-"""The words of messages for what is read."""
+"""The readable formats, for messages."""
 
 _SPLIT_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -26,9 +26,9 @@ _SPLIT_WORDS: Mapping[str, str] = {
         ("test", "testing", "testmini", "eval", "evaluation", "heldout", "holdout"), "test"
     ),
 }
-# `testset` and `traindata` are words of their own
+# `testset` and `traindata` count as words too
 _OF_SPLIT = re.compile(r"(?:data|dataset|set|split|file)$")
-# What a folder of rows holds besides rows: pictures, films, sounds, texts about the data, programs.
+# Other files in a folder of rows: images, videos, sounds, texts about the data, programs.
 _NO_ROWS = re.compile(
     r"png|jpe?g?|jpe|jfif|webp|gif|bmp|tiff?|avif|hei[cf]|jp2|j2k|jxl|svg|p[bgnp]m|ico|psd|mp4|mov|avi|mkv|webm|wav|mp3"
     r"|flac|md|txt|rst|html?|pdf|py|ipynb|sh|ya?ml|toml|cfg|ini|log|lock|bib|sha256|md5|partial"
@@ -62,7 +62,7 @@ def kind_of(file: Path) -> str | None:
 
 
 def refuse_other_kind(file: Path) -> None:
-    """Raise UserError for a file whose name is not that of a file of rows."""
+    """Raise UserError for a file whose name does not end like a file of rows."""
     if kind_of(file) is None:
         raise UserError(
             f"The data file {str(file)!r} ends in {file.suffix!r}. {ALLOWED} are allowed. Convert it, or give it the "
@@ -73,11 +73,11 @@ def refuse_other_kind(file: Path) -> None:
 def select_files(folder: Path, fields: Collection[str]) -> Selection:
     """The files of a folder that hold rows.
 
-    fields: the names of columns by which the objects of a .json file are known to be rows.
+    fields: column names by which objects in a .json file are recognised as rows.
 
     Raises:
         UserError: if there are none; if they are of several splits; if two of them are one file, or
-            copies of one in several formats; if one is a link that leads nowhere.
+            copies of one in several formats; if one is a broken link.
     """
     files, unread = [], []
     for path in _list_folder(folder):
@@ -107,7 +107,7 @@ def _list_folder(folder: Path) -> list[Path]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a path leads to a regular file. Raises UserError for a link that leads nowhere."""
+    """Whether a path leads to a regular file. Raises UserError for a broken link."""
     if path.is_symlink() and not path.exists():
         raise UserError(
             f"{path} is a link that leads nowhere, to {path.readlink()}. Links to files that exist are read. Restore the "
@@ -117,7 +117,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _holds_rows(path: Path, fields: Collection[str]) -> bool:
-    """False for a .json file whose objects have none of the columns: one that describes the data, or another list."""
+    """False for a .json file whose objects have none of the columns, such as a description of the data."""
     if kind_of(path) != ".json":
         return True
     try:
@@ -132,7 +132,7 @@ def _is_no_row(path: Path) -> bool:
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Files of rows in subfolders, as paths below the folder; of a folder of many files, among the first thousands."""
+    """Files of rows in subfolders, as relative paths; in a large folder only among the first thousands of files."""
     for path in islice(folder.rglob("*"), _LOOKED_AT):
         if kind_of(path) not in (".jsonl", ".parquet"):
             continue
@@ -144,9 +144,9 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 
 def split_of(name: str) -> str:
-    """The split that a file's name speaks of: train, validation or test; "" where it names none, or several.
+    """The split in a file's name: train, validation or test; "" if it names none or several.
 
-    A word counts, not a part of one: `latest.jsonl` and `contest.jsonl` name none.
+    Only whole words count: `latest.jsonl` and `contest.jsonl` name no split.
     """
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", re.sub(r"held[-_ ]?out", "heldout", name))
     lower = (word.lower() for word in words)
@@ -227,6 +227,6 @@ def _describe_unread(folder: Path, unread: Sequence[str], below: Sequence[str]) 
 
 
 def _list(names: Sequence[str]) -> str:
-    """The first names, and the number of the others."""
+    """The first names, and how many more there are."""
     listed = ", ".join(map(repr, names[:_SHOWN]))
     return f"{listed} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else listed

@@ -1,4 +1,4 @@
-"""What is wrong with the gold answer of a row, whatever the reward: it is empty, or names none of the choices."""
+"""Problems of a row's gold answer that do not depend on the reward: it is empty, or names none of the choices."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,11 @@ from gpg_vl.types import Example
 
 
 def answer_problems(example: Example) -> Iterator[tuple[Kind, str]]:
-    """What is wrong with the gold answer: it is empty, names none of the choices, or one that is
-    there twice.
+    """The problems of a gold answer: it is empty, names none of the choices, or one that occurs
+    twice.
 
     An answer names a choice by its text, by its letter (`B`, `(b)`, `B.`), or by both (`(B) cube`);
-    case and outer blanks do not matter, and neither does an `<answer>` block around it. The rewards
-    read it alike.
+    case and outer blanks do not matter, and neither does an `<answer>` block around it. Rewards read it in the same way.
     """
     if not gold_text(example.answer):
         yield (
@@ -36,7 +35,7 @@ def _choice_problems(answer: str, choices: tuple[str, ...]) -> Iterator[tuple[Ki
         )
         yield "choices", text
 
-    # an option that only looks alike, such as Cu and cu, may be another one
+    # options that differ only in case, such as Cu and cu, may be different
     texts = strip_letters(choices)
     for first, second in equal_options(choices):
         if texts[first].strip() == texts[second].strip() and named & {first, second}:

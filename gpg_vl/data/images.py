@@ -1,16 +1,16 @@
-"""Pictures from untrusted files, as RGB.
+"""Reads images from untrusted files, as RGB.
 
-A data set may name a file outside its folder, declare more pixels than there is memory, or hold
-half a download. Every such picture is an `ImageError` that says what to do; nothing is decoded
-before its declared size has been accepted, and nothing is ever fetched from the network.
+A data set may name a file outside its folder, declare more pixels than fit into memory, or have an
+incomplete download. Every such image raises an `ImageError` that says what to do. Nothing is
+decoded before its declared size has been accepted, and nothing is downloaded.
 
-How each kind of picture becomes RGB: the EXIF orientation is applied; transparency is laid over
-white; a palette is looked up; grey of more than 8 bits keeps its upper 8; CMYK is converted by
-Pillow without a colour profile; of an animation or a multi-page file the first picture counts.
-32-bit integer and floating-point pictures have no agreed black and white and are refused.
+Conversion to RGB: the EXIF orientation is applied; transparent images are drawn on white; palettes
+are resolved; grey of more than 8 bits keeps its upper 8; CMYK is converted by Pillow without a
+colour profile; of an animation or a multi-page file the first image is used. 32-bit integer and
+floating-point images have no defined black and white and are refused.
 
-Other formats are named and not read, though Pillow can decode some of them: which ones depends on
-how it was built, and a data set should be good on every machine or on none.
+Other formats are refused with their name, although Pillow can decode some of them: which ones
+depends on its build, and a data set should work the same on every machine.
 """
 
 import io
@@ -31,10 +31,9 @@ from gpg_vl.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_ENCODED_BYTES = 256 << 20
-"""A longer picture file is refused: its pixels may be few, and the data of each without bound."""
+"""A larger image file is refused: it may have few pixels, but any amount of data for each."""
 
-# What Pillow's decoders of these formats raise on damaged files. Pillow has no common base class
-# for it.
+# Errors of Pillow's decoders for damaged files; they have no common base class.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -52,14 +51,14 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class ImageError(UserError):
-    """A picture that cannot be used: missing, outside the root, damaged, too large, or of an
-    unknown format.
+    """An image that cannot be used: missing, outside the root, damaged, too large, or of an unknown
+    format.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """An encoded picture that is known to decode to its last pixel.
+    """An encoded image that has been decoded completely once.
 
     Example: `Picture(data=b"\\x89PNG...", format="PNG", width=112, height=84)`
     """
@@ -68,45 +67,44 @@ class Picture:
     format: str
     """One of `FORMATS`."""
     width: int
-    """In pixels, as the picture is shown: after its EXIF orientation."""
+    """In pixels, after applying the EXIF orientation."""
     height: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
-    """What the check of a data set wants to know of a picture.
+    """What the data check records about an image.
 
     Example: `Examined(width=112, height=84, has_frames=False)`
     """
 
     width: int
-    """In pixels, as the picture is shown."""
+    """In pixels, after applying the EXIF orientation."""
     height: int
     has_frames: bool
-    """More pictures follow the first one, which alone is shown: an animation, or pages."""
+    """True if the file has more images than the first one, which is used: an animation, or pages."""
 
 
 def load_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Image.Image:
-    """The picture as RGB, decoded completely; no file stays open.
+    """Load an image as RGB, decoded completely; no file stays open.
 
-    `image` is an encoded picture, or a path relative to `root` (an absolute path is accepted if it
-    is inside). Without a root only encoded pictures are accepted. `max_pixels` bounds width times
+    `image` is an encoded image, or a path relative to `root` (an absolute path is accepted if it
+    is inside). Without a root only encoded images are accepted. `max_pixels` bounds width times
     height as the file declares them; Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` bounds them too.
 
     Raises:
-        ImageError: for every picture that cannot be used.
+        ImageError: for every image that cannot be used.
     """
     with _decoded(image, root, max_pixels) as (_, shown, _):
         return shown
 
 
 def examine_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> Examined:
-    """What a picture is, once it has been decoded completely. The arguments are those of
-    `load_image`.
+    """Decode an image completely and return its size. The arguments are those of `load_image`.
 
     Raises:
-        ImageError: for every picture that cannot be used, and for one that can be shown and whose
-            content is lost on the way to 8 bits per channel or to a white ground.
+        ImageError: for every image that cannot be used, and for one whose content is lost by the
+            conversion to 8 bits per channel or to a white background.
     """
     with _decoded(image, root, max_pixels) as (stored, shown, bits):
         _refuse_loss(stored, shown, bits, describe(image))
@@ -118,9 +116,7 @@ def examine_image(image: str | bytes, *, root: Path | None, max_pixels: int) -> 
 def _decoded(
     image: str | bytes, root: Path | None, max_pixels: int
 ) -> Iterator[tuple[ImageFile.ImageFile, Image.Image, int]]:
-    """The picture as its file holds it and as RGB, and the bits per channel of the file. Raises
-    ImageError.
-    """
+    """The image as stored and as RGB, and the bits per channel of the file. Raises ImageError."""
     name = describe(image)
     with _open_file(image, root) as file, _open_picture(file, name) as opened:
         _refuse_bomb(opened.size, name, max_pixels)
@@ -130,10 +126,10 @@ def _decoded(
                 f"white. 8-bit and 16-bit pictures are allowed. Convert it to 8 bits per channel."
             )
 
-        # decoding forgets how many bits a file has
+        # read the bits before decoding, which discards them
         bits = _find_bits(opened)
         try:
-            # in its place, because most pictures are not turned and would be copied
+            # in place, because most images are not rotated and would only be copied
             ImageOps.exif_transpose(opened, in_place=True)
             shown = _convert_to_rgb(opened, bits)
         except _DAMAGE as error:
@@ -154,7 +150,7 @@ def _find_bits(opened: ImageFile.ImageFile) -> int:
 
 
 def _refuse_loss(stored: Image.Image, shown: Image.Image, bits: int, name: str) -> None:
-    """Raise ImageError if a picture of many levels has few left, or a drawing is white on white."""
+    """Raise ImageError if an image with many levels has few left, or a drawing is white on white."""
     loss = find_loss(stored, shown)
     if loss is None and bits == 16 and stored.mode not in _SIXTEEN_BIT:
         loss = find_darkness(stored)
@@ -166,22 +162,22 @@ def _refuse_loss(stored: Image.Image, shown: Image.Image, bits: int, name: str) 
 
 
 def _has_frames(stored: ImageFile.ImageFile) -> bool:
-    # a photo with a second one for other screens is no animation
+    # a photo with an additional version for other screens is not an animation
     if stored.format not in ("GIF", "PNG", "WEBP", "TIFF"):
         return False
     try:
         return bool(getattr(stored, "is_animated", False))
     except _DAMAGE:
-        # what follows the first picture is damaged, and it is not shown
+        # only images after the first one are damaged, and they are not used
         return True
 
 
 def read_picture(image: str | bytes, *, root: Path | None, max_pixels: int) -> Picture:
-    """The encoded bytes of a picture, once they have been decoded completely. The arguments are
-    those of `load_image`.
+    """Read an encoded image and check that it can be decoded completely. The arguments are those of
+    `load_image`.
 
     Raises:
-        ImageError: for every picture that cannot be used.
+        ImageError: for every image that cannot be used.
     """
     width, height = load_image(image, root=root, max_pixels=max_pixels).size
 
@@ -192,7 +188,7 @@ def read_picture(image: str | bytes, *, root: Path | None, max_pixels: int) -> P
 
 
 def read_image(image: str | bytes, *, root: Path | None) -> bytes:
-    """The encoded picture, not yet looked at: itself, or what the file inside `root` holds.
+    """The bytes of an encoded image, without decoding: `image` itself, or the file inside `root`.
 
     Raises ImageError, also for a file of more than `MAX_ENCODED_BYTES`.
     """
@@ -201,14 +197,14 @@ def read_image(image: str | bytes, *, root: Path | None) -> bytes:
 
 
 def image_size(image: str | bytes, *, root: Path | None) -> tuple[int, int]:
-    """(width, height) as the picture is shown, from its header alone: after its EXIF orientation.
+    """(width, height) from the image's header, after applying the EXIF orientation.
 
     Raises ImageError.
     """
     with _open_file(image, root) as file, _open_picture(file, describe(image)) as opened:
         width, height = opened.size
 
-        # Pillow would decode the whole picture to look for an orientation behind the pixels
+        # Pillow would decode the whole image to find an orientation stored after the pixels
         if opened.format == "PNG" and "exif" not in opened.info:
             return width, height
 
@@ -222,7 +218,7 @@ def image_size(image: str | bytes, *, root: Path | None) -> tuple[int, int]:
 
 
 def describe(image: str | bytes) -> str:
-    """How a message names a picture: by its path, or by its length where it has none."""
+    """The name of an image in messages: its path, or its length if it has none."""
     if isinstance(image, bytes):
         return f"The embedded image of {len(image)} bytes"
     path = image if len(image) <= 200 else image[:150] + "..." + image[-40:]
@@ -230,7 +226,7 @@ def describe(image: str | bytes) -> str:
 
 
 def _open_file(image: str | bytes, root: Path | None) -> io.BytesIO | io.BufferedReader:
-    """The encoded picture as a stream, which the caller closes."""
+    """The encoded image as a stream, which the caller closes."""
     name = describe(image)
     try:
         if isinstance(image, bytes):
@@ -278,9 +274,9 @@ def _resolve_inside(path: str, root: Path | None) -> tuple[str, int]:
             f"Move the file below the root and name it without '..'."
         )
 
-    # resolving follows links, so a link that leads outside shows where it leads; what it raises
-    # stands for too long a name, a loop of links, a NUL character. This is done for every picture
-    # of a data set, and text is resolved in half the time of a Path
+    # resolving follows links, so a link to the outside is found; it raises errors for too long a
+    # name, a loop of links, or a NUL character. It is done for every image of a data set, and
+    # resolving a str takes half the time of a Path
     try:
         base = os.path.realpath(root)
         file = os.path.realpath(os.path.join(base, path))  # noqa: PTH118
@@ -332,7 +328,7 @@ def _open_picture(file: io.BytesIO | io.BufferedReader, name: str) -> ImageFile.
 
 
 def _refuse_other_content(file: io.BytesIO | io.BufferedReader, name: str) -> None:
-    """Raise ImageError if the first bytes say what a file is instead."""
+    """Raise ImageError if the first bytes show that the file is something else."""
     file.seek(0)
     known = name_content(file.read(HEAD_BYTES))
     if known:
@@ -376,7 +372,7 @@ def _convert_to_rgb(image: Image.Image, bits: int) -> Image.Image:
 
 
 def _find_reason(error: Exception) -> str:
-    """The library's own words, as part of a sentence."""
+    """The library's error message, as part of a sentence."""
     words = str(error)
     if isinstance(error, OSError) and error.strerror:
         words = error.strerror

@@ -1,4 +1,5 @@
-"""Several data sets as one: the examples of all, numbered through, each with the name of its set."""
+"""Joins several data sets: the examples of all sets, numbered consecutively, each with the name of
+its set."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from gpg_vl.types import Example
 
 
 class Joined(Sequence[Example]):
-    """The examples of one set behind those of the other, read when they are asked for.
+    """The examples of several sets, one after the other, read on access.
 
     Example: `Joined({"sat": sat, "geo": geo})[len(sat)]` is `replace(geo[0], source="geo")`
     """
@@ -39,7 +40,7 @@ class Joined(Sequence[Example]):
         return self._read(range(len(self))[index])
 
     def __iter__(self) -> Iterator[Example]:
-        """One set after the other, which is faster than each row by its number."""
+        """Iterate one set after the other, which is faster than access by number."""
         for name, examples in zip(self._names, self._sets, strict=True):
             for example in examples:
                 yield replace(example, source=name)

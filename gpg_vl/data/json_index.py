@@ -1,6 +1,6 @@
-"""Where each row of a JSON file begins, so that one is read without the others.
+"""An index of where each row of a JSON file begins, so that a row can be read without the others.
 
-A gzipped file has no such places: it is unpacked once into the store next to it
+A gzipped file cannot be indexed: it is unpacked once into the store next to it
 (`gpg_vl.data.store`), and the copy is indexed.
 """
 
@@ -31,12 +31,12 @@ from gpg_vl.data.store import writing
 
 _BOM = 3
 _KEPT_BYTES = 32 << 20
-"""A smaller file is indexed in less time than an index is worth."""
+"""The index of a smaller file is not stored, because indexing takes almost no time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonIndex:
-    """The places of the rows of a file.
+    """The positions of the rows in a file.
 
     Example: of the lines `{"a": 1}`, a blank one and `{"a": 2}`: `JsonIndex(starts=array("q", [0, 10]),
     sizes=array("q", [9, 9]), lines=array("q", [1, 3]))`
@@ -45,19 +45,19 @@ class JsonIndex:
     starts: Sequence[int]
     """The first byte of each row."""
     sizes: Sequence[int]
-    """The bytes of each row; of a line beyond `MAX_LINE` at least so many."""
+    """The bytes of each row; for a line longer than `MAX_LINE` a lower bound."""
     lines: Sequence[int] | None
-    """The number of each row's line, from 1; None where rows are elements of a list."""
+    """The line number of each row, from 1; None if rows are elements of a list."""
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def place(self, number: int, name: str) -> str:
-        """Where a row is in the file that is called `name`."""
+        """The place of a row in the file `name`, for messages."""
         return f"{name}[{number}]" if self.lines is None else f"{name}:{self.lines[number]}"
 
     def read(self, file: Path, number: int) -> Cells | CellError:
-        """A row of the file. Raises OSError; ValueError and RecursionError where it is not as it was indexed."""
+        """Read a row. Raises OSError; ValueError or RecursionError if the file has changed since it was indexed."""
         size = int(self.sizes[number])
         if size > MAX_LINE:
             return long_line()
@@ -69,9 +69,9 @@ class JsonIndex:
 
 
 def open_index(file: Path, kept: Path | None, *, has_lines: bool) -> JsonIndex:
-    """The index of a file. That of a large one is kept, where all processes of a node find it.
+    """The index of a file. The index of a large file is stored, so that all processes of a node can use it.
 
-    kept: its place in the store; None if there is none. Raises UserError, and OSError if the file has gone.
+    kept: its place in the store; None if there is none. Raises UserError, and OSError if the file is missing.
     """
     make = index_lines if has_lines else index_elements
     if kept is None or file.stat().st_size < _KEPT_BYTES:
@@ -85,14 +85,14 @@ def open_index(file: Path, kept: Path | None, *, has_lines: bool) -> JsonIndex:
         return JsonIndex(starts=starts, sizes=sizes, lines=lines[0] if lines else None)
 
     columns = [index.starts, index.sizes] + ([] if index.lines is None else [index.lines])
-    # a store without room keeps nothing, and each process looks for itself
+    # if the store is full, nothing is stored and each process makes its own index
     with suppress(OSError), writing(kept) as stream:
         np.save(stream, np.array(columns, np.int64))
     return index
 
 
 def index_lines(file: Path) -> JsonIndex:
-    """The index of a file of one object per line, of which blank lines are no rows. Raises UserError."""
+    """The index of a file with one object per line, without blank lines. Raises UserError."""
     starts, sizes, lines = array("q"), array("q"), array("q")
     with open_text(file) as stream:
         refuse_one_document(file, stream)
@@ -110,7 +110,7 @@ def index_lines(file: Path) -> JsonIndex:
 
 
 def index_elements(file: Path) -> JsonIndex:
-    """The index of a file of one list of objects, or of one object. Raises UserError."""
+    """The index of a file with one list of objects, or with one object. Raises UserError."""
     starts, sizes = array("q"), array("q")
     with open_text(file) as stream:
         if stream.read(_BOM) != b"\xef\xbb\xbf":

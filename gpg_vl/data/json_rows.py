@@ -1,7 +1,7 @@
-"""Rows of JSON text: one object per line, or one list of objects, plain or gzipped, in UTF-8.
+"""Reads rows from JSON text: one object per line, or one list of objects, plain or gzipped, in UTF-8.
 
-A line that cannot be read is a `CellError` in the place of its cells; a file that cannot be read is
-a `UserError`. Of a line, also of a compressed one, at most `MAX_LINE` bytes are held before it is parsed.
+For a line that cannot be read a `CellError` is returned instead of its cells; a file that cannot be read raises a
+`UserError`. At most `MAX_LINE` bytes of a line are read, also in a compressed file.
 """
 
 import gzip
@@ -21,13 +21,13 @@ from gpg_vl.errors import UserError
 Cells = dict[str, Any]
 PlacedCells = tuple[str, Cells | CellError]
 MAX_LINE = 256 << 20
-"""Bytes of one line, unpacked."""
+"""Maximum bytes of one unpacked line."""
 _CHUNK = 1 << 20
 _LONGEST_ELEMENT = 64 << 20
 _HEAD = 64
 _GZIP = b"\x1f\x8b"
 
-# What files begin with that are called .jsonl or .parquet and hold something else.
+# First bytes of files that are named .jsonl or .parquet but have another format.
 _OTHER_CONTENT = (
     (re.compile(rb"PAR1"), "a Parquet file", "Name it .parquet"),
     (re.compile(rb"ARROW1"), "an Arrow file", "Convert it to Parquet"),
@@ -56,7 +56,7 @@ _OTHER_CONTENT = (
 
 
 class NameTwiceError(CellError):
-    """An object that gives a value twice under one name."""
+    """An object in which a name occurs twice."""
 
     def __init__(self, message: str, names: frozenset[str]) -> None:
         super().__init__("json", message)
@@ -67,7 +67,7 @@ class NameTwiceError(CellError):
 def jsonl_rows(file: Path, *, name: str | None = None) -> Iterator[PlacedCells]:
     """The place and cells of each line; blank lines do not count as rows.
 
-    `name` is what places call the file. Raises UserError.
+    `name` is the file's name in places. Raises UserError.
     """
     name = name or str(file)
     decode = Decoder()
@@ -87,7 +87,7 @@ def json_rows(file: Path, *, name: str | None = None) -> Iterator[PlacedCells]:
     """The elements of a JSON file that is one list of objects, a megabyte at a time; or its only object.
 
     Raises:
-        UserError: if the file breaks off or is not JSON; an element that is no object is a CellError in its place.
+        UserError: if the file is incomplete or not JSON; for an element that is not an object a CellError is yielded.
     """
     name = name or str(file)
     with open_text(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
@@ -99,7 +99,7 @@ def json_rows(file: Path, *, name: str | None = None) -> Iterator[PlacedCells]:
 
 
 def not_json(file: Path, error: Exception) -> UserError:
-    """What to say of a file that breaks off or is not JSON."""
+    """The error for a file that is incomplete or not JSON."""
     return UserError(
         f"{file} is not JSON: {error}. A list of objects, in UTF-8, is allowed. Fetch or export it again."
     )
@@ -115,7 +115,7 @@ def json_or_jsonl_rows(file: Path, *, name: str | None = None) -> Iterator[Place
 
 
 def first_keys(file: Path) -> frozenset[str]:
-    """The names in the first object of a .json file; none where it holds no object.
+    """The names in the first object of a .json file; empty if it has no object.
 
     Raises UserError.
     """
@@ -131,7 +131,7 @@ def first_keys(file: Path) -> frozenset[str]:
 
 
 def refuse_no_parquet(file: Path, wanted: str) -> None:
-    """Raise UserError if the first bytes of what should be a Parquet file say that it is something else."""
+    """Raise UserError if the first bytes show that a supposed Parquet file is something else."""
     with file.open("rb") as stream:
         head = stream.read(_HEAD)
     if not head.startswith(b"PAR1"):
@@ -146,7 +146,7 @@ def _refuse_other_head(file: Path, head: bytes, wanted: str) -> None:
 
 @contextmanager
 def open_text(file: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where it is gzipped, whatever its name says. Raises UserError."""
+    """Open a file, unpacking it if it is gzipped, whatever its name is. Raises UserError."""
     try:
         with file.open("rb") as raw:
             head = raw.read(_HEAD)
@@ -169,7 +169,7 @@ def open_text(file: Path) -> Iterator[BinaryIO]:
 
 
 def refuse_one_document(file: Path, stream: BinaryIO) -> None:
-    """Every line of a document that runs over several lines would be a problem of its own."""
+    """Refuse a JSON document over several lines, each of which would otherwise be reported."""
     first = stream.readline(_CHUNK).removeprefix(b"\xef\xbb\xbf").strip()
     stream.seek(0)
     if first.startswith(b"[") or first == b"{":
@@ -181,13 +181,13 @@ def refuse_one_document(file: Path, stream: BinaryIO) -> None:
 
 
 def skip_line(stream: BinaryIO) -> None:
-    """Read the rest of a line and keep nothing of it."""
+    """Skip the rest of a line."""
     while (piece := stream.readline(_CHUNK)) and not piece.endswith(b"\n"):
         pass
 
 
 def long_line() -> CellError:
-    """What is wrong with a line of more than `MAX_LINE` bytes."""
+    """The error for a line of more than `MAX_LINE` bytes."""
     return CellError(
         "json",
         f"The line is longer than {MAX_LINE >> 20} MiB. Shorter lines are allowed. Store pictures as files and name "
@@ -196,7 +196,7 @@ def long_line() -> CellError:
 
 
 def parse_line(line: bytes, decode: "Decoder") -> Cells | CellError:
-    """The object on a line, or what is wrong with it."""
+    """The object on a line, or the error."""
     try:
         value = decode.whole(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -215,7 +215,7 @@ def parse_line(line: bytes, decode: "Decoder") -> Cells | CellError:
 
 
 def _check_object(value: object, twice: list[str], what: str) -> Cells | CellError:
-    """What was decoded, if it is an object with every name once."""
+    """The decoded value if it is an object without repeated names, else the error."""
     if twice:
         return NameTwiceError(
             f"The {what} gives the name {quote(twice[0])} twice in one object. Each name is allowed once, because nothing "
@@ -232,9 +232,9 @@ def _check_object(value: object, twice: list[str], what: str) -> Cells | CellErr
 
 
 class Decoder:
-    """A JSON decoder that remembers which names an object has more than once.
+    """A JSON decoder that records repeated names of objects.
 
-    twice: such names in what was decoded last.
+    twice: the repeated names in the last decoded value.
     """
 
     def __init__(self) -> None:
@@ -242,12 +242,12 @@ class Decoder:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._make_object)
 
     def whole(self, text: str) -> object:
-        """The value of a text that is one JSON document. Raises ValueError or RecursionError."""
+        """Decode a text that is one JSON document. Raises ValueError or RecursionError."""
         self.twice.clear()
         return self._decoder.decode(text)
 
     def at(self, text: str, place: int) -> tuple[object, int]:
-        """The value that begins at a place, and where it ends. Raises as `whole` does."""
+        """The value that begins at `place`, and where it ends. Raises as `whole` does."""
         self.twice.clear()
         return self._decoder.raw_decode(text, place)
 
@@ -273,9 +273,9 @@ def holds_lines(file: Path) -> bool:
 
 
 def elements(read: Callable[[int], str]) -> Iterator[tuple[int, int, Cells | CellError]]:
-    """The elements of a list, each as soon as the comma or bracket behind it is there; or the only object.
+    """Yield the elements of a list, each as soon as the comma or bracket after it has been read; or the only object.
 
-    Each comes with the places of its first character and of the one behind it, counted over the whole text.
+    Each is yielded with its start and end positions in the whole text.
     Raises ValueError or RecursionError.
     """
     decode = Decoder()
@@ -300,7 +300,7 @@ def elements(read: Callable[[int], str]) -> Iterator[tuple[int, int, Cells | Cel
             if ended or len(text) - at > _LONGEST_ELEMENT:
                 raise
 
-            # it may only be cut here: once more with the next piece
+            # it may only be incomplete: try again with the next chunk
             more = read(_CHUNK)
             before += at
             text, at, ended = text[at:] + more, 0, not more
@@ -317,9 +317,9 @@ def elements(read: Callable[[int], str]) -> Iterator[tuple[int, int, Cells | Cel
 
 
 def _decode_element(decode: Decoder, text: str, at: int) -> tuple[object, int, int]:
-    """The element that begins at a place, where it ends, and where the comma or bracket behind it is.
+    """The element that begins at `at`, where it ends, and the position of the comma or bracket after it.
 
-    Raises JSONDecodeError, also where the text ends before: a number might continue.
+    Raises JSONDecodeError, also if the text ends before that, because a number might continue.
     """
     value, last = decode.at(text, at)
     end = _blanks(text, last)
@@ -335,7 +335,7 @@ def parse_element(content: bytes) -> Cells | CellError:
 
 
 def _blanks(text: str, at: int) -> int:
-    """Where the blanks from a place on end."""
+    """The position after the blanks at `at`."""
     while text[at : at + 1] in (" ", "\t", "\r", "\n"):
         at += 1
     return at

@@ -1,9 +1,8 @@
-"""Rows as other programs lay them out, brought to a prompt and a gold answer.
+"""Reads prompt and gold answer from the row layouts of other programs.
 
 ms-swift and LLaMA-Factory have conversations whose last turn may be the gold answer, with turns of `role` and `content` or of
 `from` and `value`; LLaMA-Factory has `instruction`, `input` and `output` too, ms-swift `query` and `response`, verl
-`reward_model.ground_truth`, VLM-R1 `conversations`. Pure functions of names and cells: what could be meant in two ways is
-refused.
+`reward_model.ground_truth`, VLM-R1 `conversations`. Pure functions of names and cells; ambiguous rows are refused.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,9 +12,9 @@ from typing import Any
 from gpg_vl.data.cells import CellError, quote
 
 CONVERSATIONS = ("messages", "conversations")
-"""Columns of turns, of which the last may be the gold answer."""
+"""Columns of conversations, whose last turn may be the gold answer."""
 _PAIRS: Mapping[str, str] = {"instruction": "output", "query": "response"}
-"""Columns of a question, and those of the answers that go with them."""
+"""Question columns and their answer columns."""
 PROMPT_NAMES = (*CONVERSATIONS, *_PAIRS)
 ANSWER_STRUCT, ANSWER_KEY = "reward_model", "ground_truth"
 _ROLES = {
@@ -25,12 +24,12 @@ _ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
-"""Who speaks in a turn of `from` and `value`, in the words of `role`."""
+"""The `role` for each value of `from` in turns of `from` and `value`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a row asks, and the gold answer if it is the last turn."""
+    """The prompt of a row, and the gold answer if it is the last turn."""
 
     prompt: object
     """A cell that `prompts.parse_prompt` reads."""
@@ -40,11 +39,11 @@ class Asked:
 def columns_of_layout(
     available: Collection[str], mapping: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """The columns of the fields that `mapping` has not, by what other programs call them; and the columns that could each be
-    the prompt, if there are several.
+    """The columns of fields that are not in `mapping`, by the names that other programs use; and the candidate columns for
+    the prompt if there are several.
     """
     found: dict[str, str] = {}
-    # a conversation may be declared to hold the answer too
+    # a conversation may be declared as the answer column too
     others = {column for field, column in mapping.items() if field != "answer"}
     taken = others | {mapping.get("answer", "")} - set(CONVERSATIONS)
     prompts = [name for name in PROMPT_NAMES if name in available and name not in taken]
@@ -77,9 +76,9 @@ def read_asked(
     system: object,
     answers: bool,
 ) -> Asked:
-    """The prompt of a row from the cell of its column and from what other programs keep in other columns.
+    """The prompt of a row, from the cell of its column and the other columns of the layout.
 
-    cell, system: of the columns of the prompt and of its system turn. answers: whether the row needs a gold answer.
+    cell, system: the cells of the prompt and of its system turn. answers: whether the row needs a gold answer.
     Raises CellError.
     """
     column = mapping["prompt"]
@@ -96,7 +95,7 @@ def read_asked(
 
 
 def _name_roles(turns: list[object]) -> list[object]:
-    """Turns of `from` and `value` as turns of `role` and `content`; any other as it is."""
+    """Convert turns of `from` and `value` to turns of `role` and `content`; others are not changed."""
     return [_name_role(turn, f"Message {n} of {len(turns)}") for n, turn in enumerate(turns, 1)]
 
 
@@ -135,7 +134,7 @@ def _take_last_turn(turns: list[object] | None, cell: object) -> tuple[list[obje
 
 
 def _join_parts(prompt: object, column: str, cells: Mapping[str, Any]) -> object:
-    """A question with the text that goes with it in `input`, behind the turns of `history`."""
+    """Join a question with its `input` text, after the turns of `history`."""
     more = cells.get("input") if column == "instruction" else None
     if isinstance(more, str) and more and isinstance(prompt, str):
         prompt = f"{prompt}\n{more}" if prompt else more

@@ -1,7 +1,7 @@
-"""Rows with something that was found out about each ahead of time, by several threads.
+"""Computes something for each row ahead of time, in several threads.
 
-Decoding a picture and computing a digest leave other threads the processor, so they run side by side
-while the caller is busy with the rows before.
+Decoding an image and computing a digest release the interpreter lock, so they run in parallel while the
+caller works on earlier rows.
 """
 
 import os
@@ -16,15 +16,15 @@ from gpg_vl.types import Example
 
 T = TypeVar("T")
 _MOST_THREADS = 8
-"""Each may hold a decoded picture."""
+"""The limit exists because each thread may hold a decoded image."""
 
 
 def look_ahead(
     rows: Iterable[Row], look: Callable[[Example], T]
 ) -> Iterator[tuple[Row, "Future[T] | None"]]:
-    """Every row in its order, with what `look` finds out about it; None for a row that became no example.
+    """Yield every row in order with the result of `look`; None for a row that could not be parsed.
 
-    A source that breaks off raises its UserError behind the rows that were read before.
+    If the source fails, its UserError is raised after the rows that were read before.
     """
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
     waiting: deque[tuple[Row, Future[T] | None]] = deque()

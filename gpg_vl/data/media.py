@@ -1,4 +1,4 @@
-"""By what pictures and videos are known where no field says so: the name of a file, of a column or of a key.
+"""Recognises images and videos by the name of a file, column or key.
 
 Pure functions of names and values; no file is opened.
 """
@@ -35,7 +35,7 @@ def is_media_path(text: str) -> bool:
 
 
 def is_encoded(data: str | bytes) -> bool:
-    """True for the bytes of a picture or video, and for their base64."""
+    """True for the bytes of an image or video, and for their base64."""
     pattern_matches = _ENCODED.match(data) if isinstance(data, str) else _MAGIC.match(data)
     return pattern_matches is not None
 
@@ -47,7 +47,7 @@ def names_media(name: str) -> bool:
 
 
 def may_be_path(text: str) -> bool:
-    """A single word with a point or a stroke in it, and not a number."""
+    """True for a single word that has a dot or a slash and is not a number."""
     is_word = len(text) <= _LONGEST_PATH and not any(sign in text for sign in " \n")
     return is_word and ("." in text or "/" in text) and not text.replace(".", "").isdigit()
 

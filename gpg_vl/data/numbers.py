@@ -1,4 +1,4 @@
-"""Numbers of a data set as a person would write them, and those that no person wrote."""
+"""Writes numbers as people do, and recognises numbers that only rounding produces."""
 
 import math
 import re
@@ -16,7 +16,7 @@ _EXACT = 2**53
 def write_number(number: float) -> str:
     """A finite number as a person would write it: `3` for 3.0, `0.00001` for 1e-05.
 
-    Programs make floats of whole numbers as soon as one value of a column is missing. Raises
+    Programs turn whole numbers into floats if one value of a column is missing. Raises
     ValueError for a whole float whose last digits a float cannot hold: `9007199254740993.0`.
     """
     if isinstance(number, bool):
@@ -33,11 +33,11 @@ def write_number(number: float) -> str:
 
 
 def likely_written(text: str) -> str | None:
-    """The number that was meant by digits that come of rounding; None for any other text.
+    """The intended number if the digits of a text come from rounding; None for any other text.
 
     `3.140000104904175` is 3.14 that went through 32 bits, and `0.30000000000000004` is 0.3 that was
-    computed in 64. Digits count only where a far shorter number is equal within that rounding, so
-    `3.14159265358979` and `1.4142135623730951` are what they are.
+    computed in 64. It applies only if a much shorter number is equal within that rounding, so
+    `3.14159265358979` and `1.4142135623730951` are left unchanged.
 
     Example: `likely_written("2.9999999999999996")` is "3".
     """

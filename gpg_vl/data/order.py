@@ -1,7 +1,7 @@
-"""The order of the examples, addressed by position: of one set, of several in turns, or as a file lists it.
+"""The order of the examples by position: of one shuffled set, of several interleaved sets, or from a file.
 
-There is no iterator and so no iterator state: a run resumes by remembering one number, and every process that is given the
-same position finds the same row. What is kept besides is found again from nothing.
+There is no iterator and so no iterator state: a run resumes from one number, and every process finds the same row for the same
+position. Other values are only caches that can be computed again.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 _BLOCK = 1024
-"""Turns that are worked out together."""
+"""Number of turns computed together."""
 _KEPT_BLOCKS = 8
 
 
@@ -26,16 +26,16 @@ class Order(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shuffled:
-    """Every epoch is a permutation of its own of some rows.
+    """Every epoch is a different permutation of the rows.
 
     Example: `Shuffled(rows=range(12), seed=0).row_at(0)`
     """
 
     rows: Sequence[int]
-    """Their numbers."""
+    """The row numbers."""
     seed: int
     number: int = 0
-    """Of the set among several, so that sets of one size have permutations of their own."""
+    """The number of the set, so that several sets of the same size have different permutations."""
 
     def row_at(self, position: int) -> int:
         size = len(self.rows)
@@ -44,7 +44,7 @@ class Shuffled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interleaved:
-    """Several orders in turns by weight, each going on where it was left.
+    """Interleaves several orders by weight; each continues where it stopped.
 
     Example: `Interleaved(orders=(first, second), turns=Turns([7, 3]))`
     """
@@ -59,7 +59,7 @@ class Interleaved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """Rows as they are listed, epoch after epoch.
+    """Rows in a listed order, repeated every epoch.
 
     Example: `Listed(rows=[2, 0, 1]).row_at(4) == 0`
     """
@@ -73,12 +73,12 @@ class Listed:
 def index_at(position: int, *, size: int, seed: int, number: int = 0) -> int:
     """The example drawn at `position` (0, 1, 2, ... without end) from a data set of `size` examples.
 
-    Every epoch of `size` positions is a permutation of its own. number: of the set among several.
+    Every epoch of `size` positions is a different permutation. number: the number of the set.
     """
     return int(_permutation(position // size, size, seed, number)[position % size])
 
 
-# as many as sets that are drawn from in turn, and the epoch before of each, which surplus groups are of
+# enough for the sets that are interleaved, with the previous epoch of each, which surplus groups may belong to
 @lru_cache(maxsize=64)
 def _permutation(epoch: int, size: int, seed: int, number: int) -> np.ndarray:
     key = (seed, epoch, number) if number else (seed, epoch)
@@ -86,13 +86,14 @@ def _permutation(epoch: int, size: int, seed: int, number: int) -> np.ndarray:
 
 
 class Turns:
-    """Whose turn it is at each position, by weights: after n turns each has had its share of n, to less than 1.
+    """Which set has the turn at each position, by weights: after n turns each set has had its share of n, within less than
+    1.
 
     The j-th turn of a share w (from 0) is due from turn (j + 1/D) / w on and until (j + 1 - 1/D) / w, with D = 2k - 2 of k
     shares; the one whose time ends first goes first. That never fails, and keeps every share within 1 - 1/D of its due
     (R. Tijdeman, The chairman assignment problem, Discrete Mathematics 32, 1980). So any window of n turns has each share to
-    less than 2, of two shares to 1. All of it is done in whole numbers, and comes again after as many turns as the weights add
-    up to in their lowest terms.
+    less than 2, of two shares to 1. All computations use whole numbers. The sequence repeats after as many turns as the sum
+    of the weights in lowest terms.
 
     Example: `[Turns([2, 1]).at(n)[0] for n in range(6)] == [0, 1, 0, 0, 1, 0]`
     """
@@ -106,16 +107,16 @@ class Turns:
         self._shares = [w // gcd(*whole) for w in whole]
         self._total = sum(self._shares)
         self._starts: list[tuple[int, ...]] = [(0,) * len(exact)]
-        """Turns that each has had before each block: what was worked out so far."""
+        """The turns of each set before each block that has been computed so far."""
         self._blocks: dict[int, list[int]] = {}
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of all turns, by weight."""
+        """The share of each set."""
         return tuple(share / self._total for share in self._shares)
 
     def at(self, position: int) -> tuple[int, int]:
-        """(whose turn it is, how many it has had before)."""
+        """(the set whose turn it is, how many turns it has had before)."""
         cycle, turn = divmod(position, self._total)
         number, place = divmod(turn, _BLOCK)
         block = self._block(number)
@@ -124,7 +125,7 @@ class Turns:
         return which, before + block[:place].count(which)
 
     def _block(self, number: int) -> list[int]:
-        """Whose turns those of a block are. Blocks before it are worked out if they never were."""
+        """The sets of all turns in a block. Computes earlier blocks if needed."""
         for unknown in range(len(self._starts) - 1, number):
             self._work_out(unknown)
         if number not in self._blocks:

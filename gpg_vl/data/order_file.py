@@ -1,4 +1,4 @@
-"""A file that says in which order the rows of the data are drawn: by their ids, or by their numbers."""
+"""Reads the order file, which lists the rows in the order in which they are drawn, by ids or by numbers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,18 +11,18 @@ from gpg_vl.registry import did_you_mean
 from gpg_vl.types import Example
 
 _SHOWN = 5
-"""Entries that a message names."""
+"""Maximum number of entries named in a message."""
 _NEAR = 1000
-"""Known ids that an unknown one is compared with."""
+"""Number of known ids that an unknown one is compared with."""
 
 
 def read_order(file: Path, examples: Sequence[Example]) -> np.ndarray:
     """The numbers of the rows, in the order of the file: as many as it lists.
 
-    A `.json` file is a list of ids, or of row numbers from 0; any other file has an id a line, and empty lines say nothing. An
-    id of one of several sets is `SOURCE/ID`. Rows are read for their ids alone, and not at all for numbers.
+    A `.json` file is a list of ids, or of row numbers from 0; any other file has one id per line, and empty
+    lines are ignored. With several sets an id is `SOURCE/ID`. Rows are read only to find ids, and not at all for numbers.
 
-    Raises UserError if the file cannot be read, lists nothing, or lists a row that there is not, or one twice.
+    Raises UserError if the file cannot be read, lists nothing, or lists an unknown row, or a row twice.
     """
     listed = _read_entries(file)
     several = bool(examples[0].source)
@@ -105,7 +105,7 @@ def _find_ids(
     unknown = [name for name in listed if name not in places]
     if unknown:
         form = " Each is SOURCE/ID, because data.sources names several sets." if several else ""
-        # of a large set the names would fill the screen
+        # do not list all names of a large set
         advice = did_you_mean(unknown[0], near).split("Known:")[0]
         raise UserError(
             f"data.order is {str(file)!r}, which lists {len(unknown)} id(s) that the data does not have: {_name(unknown)}. "

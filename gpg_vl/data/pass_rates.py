@@ -1,4 +1,5 @@
-"""How often a model solves each row, and which rows carry a signal by that: what `gpg-vl data rate` counts."""
+"""Pass rates: how often a model solves each row, and which rows are expected to carry a signal. Used by `gpg-vl data
+rate`."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,28 +8,28 @@ from math import comb
 from typing import Any, NamedTuple, TypeGuard
 
 BINS = 10
-"""Of a histogram of pass rates, from 0 to 1."""
+"""Number of bins in the histogram of pass rates from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRate:
-    """The answers of a model to one row, counted.
+    """The counted answers of a model to one row.
 
     Example: two answers, the second right: `RowRate(number=7, id="a7", digest="9f86...", right=1, rewards=(0.2, 1.2),
     parts={"choice": 0.5, "format": 1.0})`
     """
 
     number: int
-    """Of the row in its data set, from 0."""
+    """The number of the row in its data set, from 0."""
     id: str
     digest: str
-    """Of what the row says and shows, in hexadecimal digits."""
+    """The digest of the row's text and images, in hexadecimal digits."""
     right: int
-    """Answers that got full marks from the reward that is named first, as `accuracy` in metrics counts them."""
+    """Number of answers with full marks in the first reward, like `accuracy` in the metrics."""
     rewards: tuple[float, ...]
-    """The weighted total of each answer."""
+    """The weighted sum of rewards of each answer."""
     parts: Mapping[str, float]
-    """The mean of each reward function, without its weight."""
+    """The unweighted mean of each reward function."""
 
     @property
     def samples(self) -> int:
@@ -45,7 +46,7 @@ class RowRate:
         return sum(self.rewards) / len(self.rewards)
 
     def to_json(self) -> dict[str, Any]:
-        """Its record. Pass rate and mean reward are for those who read the file; they are not read back."""
+        """The record in the file. Pass rate and mean reward are for human readers and are not read back."""
         return {
             "number": self.number,
             "id": self.id,
@@ -60,7 +61,7 @@ class RowRate:
 
 
 def parse_rate(record: object, *, rows: int, samples: int) -> RowRate | None:
-    """The row in a record; None if it is no record of one of so many rows with so many answers."""
+    """Parse a record; None unless it is a record of one of `rows` rows with `samples` answers."""
     if not isinstance(record, dict):
         return None
     number, right, rewards, parts = (record.get(k) for k in ("number", "right", "rewards", "parts"))
@@ -87,8 +88,8 @@ def share_with_signal(rewards: Sequence[float], group_size: int) -> float:
 
     Of all choices of G of the k answers, the share whose rewards are not all equal: 1 - sum over values v of
     C(n_v, G) / C(k, G), where n_v answers have the reward v. For k >= G its expectation is that chance, which for rewards of
-    0 and 1 is 1 - p^G - (1-p)^G (a U-statistic; the same formula with p = n_1 / k in it is biased). Fewer answers than a group
-    say nothing of a whole group: then it is the estimate for groups of k, whose expectation is below that of larger ones.
+    0 and 1 is 1 - p^G - (1-p)^G (a U-statistic; the same formula with p = n_1 / k in it is biased). With fewer answers than
+    a group has, it is the estimate for groups of k, whose expectation is lower than that of larger groups.
     """
     size = min(group_size, len(rewards))
     equal = sum(comb(number, size) for number in Counter(rewards).values())
@@ -96,16 +97,16 @@ def share_with_signal(rewards: Sequence[float], group_size: int) -> float:
 
 
 class Difficulty(NamedTuple):
-    """What the rates of a data set come to.
+    """A summary of the rates of a data set.
 
     Example: `Difficulty(rows=4, never=1, always=0, mean=0.375, signal=0.6, bins=(1, 0, 2, 0, 0, 1, 0, 0, 0, 0))`
     """
 
     rows: int
     never: int
-    """Rows that no answer solves."""
+    """Rows that are never solved."""
     always: int
-    """Rows that every answer solves."""
+    """Rows that are always solved."""
     mean: float
     """The mean pass rate."""
     signal: float
@@ -115,7 +116,7 @@ class Difficulty(NamedTuple):
 
 
 def summarise(rates: Iterable[RowRate], group_size: int) -> Difficulty:
-    """The difficulty of rated rows, of which there must be some, for groups of so many answers."""
+    """The difficulty of at least one rated row, for groups of `group_size` answers."""
     listed = list(rates)
     bins = Counter(min(BINS * rate.right // rate.samples, BINS - 1) for rate in listed)
     return Difficulty(
@@ -129,13 +130,13 @@ def summarise(rates: Iterable[RowRate], group_size: int) -> Difficulty:
 
 
 class Chosen(NamedTuple):
-    """The rows within bounds, and how many are outside of them.
+    """The rows within bounds, and how many are outside.
 
     Example: `Chosen(numbers=(0, 3, 4), below=2, above=1)`
     """
 
     numbers: tuple[int, ...]
-    """In the order of the data."""
+    """Row numbers in the order of the data."""
     below: int
     above: int
 

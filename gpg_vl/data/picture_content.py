@@ -1,8 +1,8 @@
-"""What is left of a picture once it has 8 bits per channel and a white background.
+"""Checks how much of an image's content is left after its conversion to 8 bits per channel on white.
 
 Grey of 12 bits in a file of 16 keeps 16 of its 4096 levels and is almost black; a white drawing on
-a transparent ground is a white sheet. Such a picture shows a model nothing of what the question is
-about.
+a transparent ground is a white sheet. A model sees
+nothing of the content of such an image.
 """
 
 from typing import cast
@@ -11,20 +11,20 @@ import numpy as np
 from PIL import Image
 
 FEW = 64
-"""A picture with more colours left than these is not looked at closer."""
+"""An image with more colours left than this is not examined further."""
 _DARK = 64
 _FAINT = 16
 
 
 def find_loss(stored: Image.Image, shown: Image.Image) -> str | None:
-    """What of a picture was lost on its way to RGB, in words; None if its content is still there.
+    """Describes what was lost in the conversion to RGB; None if the content is still there.
 
     stored: the decoded picture as its file holds it. shown: the RGB picture made of it. Content
     counts as lost where several colours became one, where at most `FEW` are left of eight times as
     many, and where grey of 16 bits has fewer levels than before and none above a quarter of white.
-    A picture that its file stores so is what it is.
+    An image that is stored that way is accepted.
     """
-    # most pictures have nothing to lose, and their colours need not be counted
+    # most images cannot lose anything, so their colours need not be counted
     if not (stored.mode.startswith("I;16") or stored.has_transparency_data):
         return None
     colours = shown.getcolors(FEW)
@@ -46,7 +46,7 @@ def find_loss(stored: Image.Image, shown: Image.Image) -> str | None:
 
 
 def find_darkness(stored: Image.Image) -> str | None:
-    """What speaks for fewer bits than 16 in a colour picture whose file has 16; None for nothing.
+    """Describes signs that a 16-bit colour image really has fewer bits; None if there are none.
 
     stored: the decoded picture. Decoders keep the upper 8 bits, so a picture of 12 bits ends at 15
     and one of 14 at 63.
@@ -60,7 +60,8 @@ def find_darkness(stored: Image.Image) -> str | None:
 
 
 def _count_visible(stored: Image.Image) -> int:
-    """The colours of a picture with transparency; all that can hardly be seen count as one, unless that is everything."""
+    """The number of colours of an image with transparency; all nearly invisible ones count as one, unless all are nearly
+    invisible."""
     pixels = np.ascontiguousarray(stored.convert("RGBA")).reshape(-1, 4)
     codes = pixels.view(np.uint32)[:, 0]
     is_clear = pixels[:, 3] < _FAINT

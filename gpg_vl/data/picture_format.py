@@ -1,4 +1,4 @@
-"""What a file is that was taken for a picture and cannot be read as one, by its first bytes."""
+"""Identifies, by its first bytes, a file that should be an image but cannot be read as one."""
 
 import re
 
@@ -44,7 +44,7 @@ _PATTERNS = tuple(
 
 
 def name_content(head: bytes) -> tuple[str, str] | None:
-    """What a file is and what to do with it, by its first `HEAD_BYTES`; None for what is not known."""
+    """The type of a file and what to do with it, by its first `HEAD_BYTES`; None if unknown."""
     for pattern, what, remedy in _PATTERNS:
         if pattern.match(head):
             return what, remedy

@@ -1,6 +1,6 @@
-"""The prompt of a row: text, or a conversation, whose messages may bring pictures along.
+"""Parses the prompt of a row: text, or a conversation, whose messages may contain images.
 
-A cell that cannot be understood raises a CellError; `gpg_vl.data.rows` makes a problem of the row out of it.
+A cell that cannot be parsed raises a CellError, which `gpg_vl.data.rows` turns into a problem of the row.
 """
 
 import re
@@ -71,7 +71,7 @@ def count_marks(prompt: str | tuple[Message, ...]) -> int:
 
 
 def turns_of(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns of a conversation; text alone is one turn of the user."""
+    """The turns of a conversation; a plain text is one user turn."""
     return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
 
 
@@ -156,7 +156,7 @@ def _mark_pictures(text: str, message: Mapping[str, Any], name: str) -> str:
 def _parse_content_part(cell: object, name: str) -> str:
     """The text of one content part, with a picture as its mark.
 
-    Which picture it is, the part itself or the images column says.
+    The image itself is in the part or in the images column.
     """
     if isinstance(cell, str):
         return refuse_surrogates(cell, "prompt")
@@ -193,7 +193,7 @@ def _holds_messages(text: str) -> bool:
 
 
 def pictures_in_messages(cell: object) -> list[object]:
-    """The cells of all pictures that messages bring along, in the order of the turns: none for a prompt that is text."""
+    """The cells of all images in messages, in the order of the turns; empty for a text prompt."""
     found: list[object] = []
     for message in cell if isinstance(cell, list) else ():
         if not isinstance(message, dict):
@@ -222,25 +222,25 @@ def _is_picture_part(part: object) -> bool:
 
 
 def _other_media(message: Mapping[str, Any]) -> list[str]:
-    """The keys of a message that hold what no model here reads."""
+    """The keys of a message with media that no model here can read."""
     return [key for key in _MEDIA if message.get(key)]
 
 
 def _unread_pictures(cell: Mapping[str, Any]) -> list[str]:
-    """The keys of a message, or of a text among its parts, that hold what looks like a picture and are not read."""
+    """The keys of a message, or of its text parts, whose value looks like an image but is not read."""
     return [
         key for key, value in cell.items() if key not in _READ_KEYS and looks_like_media(key, value)
     ]
 
 
 def _picture_keys(part: Mapping[str, Any]) -> list[str]:
-    """The keys under which a part brings a picture; a part that is text may have none."""
+    """The keys of a part that contain an image; a text part may have none."""
     known = [key for key in (*_PART_KEYS, "images", *_MEDIA) if part.get(key)]
     return known + _unread_pictures(part)
 
 
 def _picture_of(part: Mapping[str, Any]) -> object | None:
-    """The picture of a part: `{"image": ...}`, `{"image_url": {"url": ...}}`, or a path or bytes in the part itself."""
+    """The image of a part: `{"image": ...}`, `{"image_url": {"url": ...}}`, or a path or bytes in the part itself."""
     for key in _PART_KEYS:
         cell = part.get(key)
         if cell is not None:

@@ -1,4 +1,4 @@
-"""A question that is asked from Python: pictures in any form that people hold them in, as an example."""
+"""Makes an example from a question in Python, with images in several forms."""
 
 import io
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from gpg_vl.errors import UserError
 from gpg_vl.types import Example
 
 Picture = str | Path | bytes | Image.Image
-"""The path of a picture file, the bytes of one, or a picture that is open in Pillow."""
+"""The path of an image file, its bytes, or a Pillow image."""
 Pictures = Picture | Sequence[Picture] | None
-"""One picture, several, or none."""
+"""One image, several, or none."""
 
 
 def make_question(pictures: Pictures, text: str) -> Example:
-    """An example without a gold answer; `<image>` in the text stands for the next picture.
+    """Make an example without a gold answer. `<image>` in the text marks where the next image goes.
 
-    Text without any mark gets its pictures in front. Raises UserError for what is no picture, and
+    In text without marks the images come first. Raises UserError for anything that is not an image, and
     ImageError for a file that cannot be read.
     """
     if pictures is None:
@@ -36,7 +36,7 @@ def _encode(picture: Picture) -> bytes:
         case bytes():
             return picture
         case Image.Image():
-            # without loss, and with whatever transparency it has
+            # PNG is lossless and keeps transparency
             buffer = io.BytesIO()
             picture.save(buffer, format="PNG")
             return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""A source of rows becomes examples: which column is which field, and what becomes of a broken row.
+"""Reads a source of rows as examples: assigns columns to fields, and handles broken rows.
 
-A source that cannot be read at all (no such file, not Parquet, no column for the answers) is a
-`UserError`. A row that cannot be understood is a `RowProblem` in the place of its `Example`, so a
-caller sees every row exactly once.
+A source that cannot be read at all (no such file, not Parquet, no column for the answers) raises a
+`UserError`. For a row that cannot be parsed a `RowProblem` is returned instead of an `Example`, so a
+caller gets every row exactly once.
 """
 
 from bisect import bisect_right
@@ -30,18 +30,18 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
     "task": ("task",),
     "system": (),
 }
-"""The fields of an example, and the column names that are taken for them where none is declared. Rows of other programs:
+"""The fields of an example, and the column names that are recognised if none is declared. For layouts of other programs see
 `data.layouts`."""
 REQUIRED = ("prompt", "answer")
 OnExample = Callable[[Mapping[str, Any], Example, Collection[str]], None]
-"""Called with the cells of a row, the example they became, and the columns that its fields took."""
+"""Called with the cells of a row, its example, and the columns that its fields used."""
 
 
 class Examples(Sequence[Example]):
-    """The examples of a source, or of its first `limit` rows, each read when it is asked for.
+    """The examples of a source, or of its first `limit` rows, read on access.
 
-    What is kept is where rows begin: pictures, texts and answers stay in the files. Raises UserError if the source cannot
-    be read or holds no row; later, where a row is broken. The arguments are those of `read_rows`.
+    Only the positions of rows are in memory; images, texts and answers stay in the files. Raises UserError if the source
+    cannot be read or has no rows; later, on access to a broken row. The arguments are those of `read_rows`.
 
     Example: `Examples("data/train")[7].answer`
     """
@@ -80,7 +80,7 @@ class Examples(Sequence[Example]):
         return self._read(range(len(self))[index])
 
     def __iter__(self) -> Iterator[Example]:
-        """One after the other, which is faster than each by its number."""
+        """Iterate in order, which is faster than access by number."""
         number = 0
         for table in self._tables:
             for place, cells in islice(table.rows(), len(self) - number):
@@ -106,7 +106,7 @@ def load_examples(
     limit: int | None = None,
     answers: bool = True,
 ) -> list[Example]:
-    """Every example of a source, or of its first `limit` rows; or none, if one is broken.
+    """Load every example of a source, or of its first `limit` rows. Raises if any row is broken.
 
     answers: see `read_rows`.
 
@@ -150,16 +150,15 @@ def read_rows(
     `datasets:NAME_OR_PATH[:SPLIT]`. JSON may be gzipped. `columns` maps
     our fields (id, images, prompt, answer, choices, task, system) to the columns of the source,
     with dots to reach into structs (`answer: meta.gold`); what it leaves out is found by the names
-    in `COMMON_NAMES`, or by those of other programs in `gpg_vl.data.layouts`. An answer that is
-    declared to be in the column of the prompt is the last turn of its conversation. Rows without an
-    id are called by their number. `on_example` is shown each example with the cells it was made of.
+    in `COMMON_NAMES`, or by those of other programs in `gpg_vl.data.layouts`. If the answer is declared to be in the
+    prompt's column, it is the last turn of the conversation. The id of a row without one is its number. `on_example` is
+    called with each example and its cells.
 
     answers: whether each row needs a gold answer; False: a row without one has the answer "".
 
     Raises:
-        UserError: when the first row is asked for, if the source cannot be read or its columns
-            cannot be told apart; later, if a file breaks off, or if a JSONL file ends without any
-            row that has a needed column.
+        UserError: at the first row, if the source cannot be read or its columns are ambiguous; later,
+            if a file is incomplete, or if no row of a JSONL file has a required column.
     """
     declared = _check_mapping(columns or {})
     yield from islice(_all_rows(str(source), declared, on_example, answers=answers), limit)
@@ -175,7 +174,7 @@ def notes_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tu
 
 
 def files_of(source: str | Path, columns: Mapping[str, str] | None = None) -> tuple[Path, ...]:
-    """The files that hold the rows of a source; none if some of its rows are in no file that is known.
+    """The files with the rows of a source; empty if some rows are not in a known file.
 
     Raises UserError as `read_rows` does.
     """
@@ -197,14 +196,14 @@ def _all_rows(
         if number == first and table.columns is None:
             empty.append(table.name)
 
-    # programs write Parquet files without rows; an empty file of text was not written to its end
+    # programs write Parquet files without rows, but an empty text file was not written completely
     for name in empty if number else ():
         message = "The file holds no rows. A file of rows is needed. Fetch or write it again, or remove it."
         yield RowProblem(row=number, source=name, kind="source", message=message)
 
 
 def _names_of_rows(declared: Mapping[str, str]) -> frozenset[str]:
-    """The columns by which rows are known: those of the question and of its answer."""
+    """The columns by which rows are recognised: those of the question and of its answer."""
     names: set[str] = set()
     for field in REQUIRED:
         names |= {declared[field].split(".")[0]} if field in declared else set(COMMON_NAMES[field])
@@ -231,19 +230,19 @@ def _parse_table(
             on_example(cells, row, mappings.of(cells, place).values())
         yield row
 
-    # the rows of a JSONL file may lack a column one by one, but one that all lack is a wrong name
+    # single rows of a JSONL file may lack a column, but a column that all rows lack is a wrong name
     if mappings.columns:
         _require(mappings.columns, declared, required, where=table.name)
 
 
 class Mappings:
-    """The column of each field, which most rows have like the one before."""
+    """The columns of the fields for each row, cached because most rows have the same columns as the one before."""
 
     def __init__(self, declared: Mapping[str, str]) -> None:
         self._declared = declared
         self._known: dict[tuple[str, ...], Mapping[str, str]] = {}
         self.columns: dict[str, None] = {}
-        """Those of all rows, in order."""
+        """The columns of all rows, in order."""
 
     def of(self, cells: Cells, place: str) -> Mapping[str, str]:
         """The mapping of a row. Raises UserError as `resolve_columns` does."""
@@ -254,7 +253,7 @@ class Mappings:
         return self._known[names]
 
     def parse(self, cells: Cells | CellError, *, row: int, source: str, answers: bool) -> Row:
-        """A row of a table, with its number in the whole source and its place."""
+        """Parse a row of a table. `row`: its number in the whole source."""
         if isinstance(cells, CellError):
             return RowProblem(row=row, source=source, kind=cells.kind, message=cells.message)
         mapping = self.of(cells, source)
@@ -265,7 +264,7 @@ def resolve_columns(
     available: Collection[str], declared: Mapping[str, str], *, where: str
 ) -> dict[str, str]:
     """The column of each field: the declared one, else the only one with a common name. Other
-    fields are absent. Where a field has none of these, what other programs call it is taken
+    fields are absent. If there is none of these, the names of other programs are tried
     (`gpg_vl.data.layouts`).
 
     Raises:
@@ -295,7 +294,7 @@ def _several_columns(field: str, found: Sequence[str], where: str) -> UserError:
 
 
 def folder_of(source: str | Path) -> Path | None:
-    """The folder that paths of pictures start from by default; None of `datasets:` and what it names."""
+    """The default folder of relative image paths; None for `datasets:` sources."""
     if str(source).startswith("datasets:"):
         return None
     path = Path(source)
@@ -338,7 +337,7 @@ def _require(
         else:
             continue
 
-        # what a dotted name reaches into is known row by row
+        # a dotted name can only be checked row by row
         if not any(name in available or name.split(".")[0] in available for name in names):
             raise UserError(
                 f"{where} has no column {' or '.join(map(repr, names))} for the {field}. "

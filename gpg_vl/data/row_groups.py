@@ -1,4 +1,4 @@
-"""Row groups of Parquet files that were read a moment ago: a row may be asked for after others of its group."""
+"""A cache of recently read row groups of Parquet files, because rows of the same group are often read together."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -6,11 +6,11 @@ from collections.abc import Callable, Hashable
 import pyarrow as pa
 
 KEPT_BYTES = 32 << 20
-"""Of unpacked row groups, per process."""
+"""Maximum bytes of unpacked row groups per process."""
 
 
 class RowGroups:
-    """Unpacked row groups up to a number of bytes; those that were asked for longest ago are let go of first."""
+    """A cache of unpacked row groups with a byte limit; the least recently used are dropped first."""
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
         self._limit = limit
@@ -18,9 +18,9 @@ class RowGroups:
         self._bytes = 0
 
     def find(self, key: Hashable, size: int, read: Callable[[], pa.Table]) -> pa.Table | None:
-        """The row group called `key`, read if it is not kept; None if it is too large to be unpacked whole.
+        """The row group `key`, read if it is not cached; None if it is too large to be unpacked completely.
 
-        size: its bytes as the file states them, unpacked.
+        size: its unpacked bytes according to the file.
         """
         if key in self._kept:
             self._kept.move_to_end(key)

@@ -1,6 +1,6 @@
-"""Notes on one example: what looks wrong in it, though it can be trained on. It may be meant, so it is not refused.
+"""Notes on one example: what looks wrong in it. It can be used for training, and may be intended, so it is not refused.
 
-Each note is a kind, by which rows are counted, and words that follow "3 row(s), the first of them row 7: ...".
+Each note is a kind, by which rows are counted, and a text that follows "3 row(s), the first of them row 7: ...".
 """
 
 import re
@@ -72,7 +72,7 @@ _SIGNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
         "a picture as text ({found!r}), which is read letter by letter. Move it into the images column",
     ),
 )
-"""(kind, what to look for, what is said of it behind "it holds "). Damaged encodings are `text_damage`'s."""
+"""(kind, pattern, text after "it holds "). Damaged encodings are found in `text_damage`."""
 _QUICK = re.compile(
     "[&<{\\[\\\\\u00ad\u200b\u2060\ufeff\u202a-\u202e\U000e0000-\U000e007f]|data:|iVBORw|/9j/|USER:|ASSISTANT:|Assistant:|Response:"
 )
@@ -121,7 +121,7 @@ def shown(text: str) -> str:
 
 
 def _of_texts(text: str) -> Iterator[Note]:
-    # most texts have no such character, and that is quickly known
+    # fast path: most texts have no such character
     if not _QUICK.search(text):
         return
     for kind, pattern, words in _SIGNS:
@@ -174,7 +174,7 @@ def _of_answer(example: Example, asked: str) -> Iterator[Note]:
 
 
 def _is_stated(gold: str, asked: str) -> bool:
-    """True for "Answer: 4" in the question: an introduction, the gold, and nothing more of a word behind it."""
+    """True for "Answer: 4" in the question: an introduction followed by the gold answer as a whole word."""
     for found in _STATED.finditer(asked):
         rest = asked[found.end() : found.end() + len(gold) + 2].lstrip("(\"'*$ ")
         behind = rest[len(gold) : len(gold) + 1]
@@ -217,7 +217,7 @@ def _of_choices(answer: str, choices: tuple[str, ...]) -> Iterator[Note]:
 
 
 def _of_boxes(answer: str, meta: Mapping[str, Any]) -> Iterator[Note]:
-    """Where the row says what its coordinates mean, what its boxes say otherwise."""
+    """Notes on boxes that contradict the coordinates declared in the row."""
     coordinates = meta.get("coordinates")
     if not isinstance(coordinates, str):
         return
@@ -241,7 +241,7 @@ def _of_boxes(answer: str, meta: Mapping[str, Any]) -> Iterator[Note]:
 
 
 def _of_box(box: Box, coordinates: str, meta: Mapping[str, Any]) -> str | None:
-    """What is wrong with a box, and what to do."""
+    """What is wrong with a box and what to do; None if nothing is."""
     if box.x1 >= box.x2 or box.y1 >= box.y2:
         return "a box whose corners are swapped, or without area. Write x1, y1, x2, y2, or convert x, y, width, height"
 

@@ -1,8 +1,8 @@
-"""One row, as a mapping from column names to cells, becomes an `Example` or a `RowProblem`.
+"""Parses one row, a mapping from column names to cells, into an `Example` or a `RowProblem`.
 
-Nothing here touches a file: `gpg_vl.data.read` brings the cells, this module says what they mean. A
-cell that cannot be understood makes the row a `RowProblem`, which names the first thing that is
-wrong with it; a row is never dropped.
+Nothing here reads a file: `gpg_vl.data.read` provides the cells, and this module interprets them. If a
+cell cannot be parsed, the row becomes a `RowProblem` with the first problem found; a row is never
+dropped.
 """
 
 import base64
@@ -25,12 +25,12 @@ from gpg_vl.types import Example
 _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 _PICTURE_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkq", "TU0AK")
-"""How JPEG, PNG, GIF, WEBP and TIFF begin."""
+"""The first characters of JPEG, PNG, GIF, WEBP and TIFF in base64."""
 _SHORTEST_BASE64, _LONGEST_PATH = 40, 400
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _OTHER_DATA_URI = re.compile(r"data:[^/\\]{0,40}[/;,]|base64[,:]", re.IGNORECASE)
 _PRINTED = re.compile(r"\s*[\[({].*[\])}]\s*|b(['\"]).*\1|<PIL\..*>", re.DOTALL)
-"""A list or a struct as text, bytes as Python prints them, and what it prints of a picture."""
+"""Matches a list or struct stored as text, printed bytes, and a printed image object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class RowProblem:
     message: str
     """What was given, what is allowed and what to do."""
     id: str = ""
-    """The id of the row, where it could be read."""
+    """The id of the row, if it could be read."""
 
     def __str__(self) -> str:
         known = (f"row {self.row}", self.id and f"id {self.id!r}", self.source)
@@ -73,8 +73,8 @@ def parse_row(
 
     `mapping` names the column of each field that the source has
     (`gpg_vl.data.read.resolve_columns`); a dotted name reaches into a struct. A row without an id
-    is called by its number. Columns that are mapped to no field go to `meta` if JSON can hold them;
-    pictures, other bytes and dates cannot be held and stay out.
+    is called by its number. Unmapped columns go to `meta` if they are JSON values;
+    images, other bytes and dates are left out.
 
     answers: whether a row needs a gold answer; False: without one it has the answer "".
     """
@@ -119,8 +119,8 @@ def parse_row(
 
 
 def parse_text(cell: object, kind: Kind, what: str | None = None) -> str:
-    """A string as it is; a number as a person writes it (`7`, `0.5`, `3` for 3.0); `true` or
-    `false`.
+    """Parse a cell as text: a string unchanged; a number as people write it (`7`, `0.5`, `3` for 3.0); `true`
+    or `false`.
 
     Raises CellError.
     """
@@ -161,7 +161,7 @@ def parse_answer(cell: object) -> str:
 
 
 def parse_images(cell: object) -> tuple[str | bytes, ...]:
-    """No picture (null or an empty list), one picture, or a list of pictures, in order. Raises
+    """Parse an images cell: null or an empty list, one image, or a list of images, in order. Raises
     CellError.
 
     A picture is a path, encoded bytes, a struct `{"bytes", "path"}` whose bytes count first, or a
@@ -178,8 +178,8 @@ def parse_images(cell: object) -> tuple[str | bytes, ...]:
 
 
 def _join_images(cell: object, in_messages: Sequence[object]) -> tuple[str | bytes, ...]:
-    """The pictures of a row, which may be in the images column or in its messages. Raises
-    CellError if they are in both and are not the same.
+    """The images of a row, which may be in the images column or in its messages. Raises CellError if both
+    have different images.
     """
     images = parse_images(cell)
     if not in_messages:
@@ -197,7 +197,7 @@ def _join_images(cell: object, in_messages: Sequence[object]) -> tuple[str | byt
 
 
 def _parse_picture(cell: object, name: str) -> str | bytes:
-    # empty bytes are reported as such only where there is no path
+    # empty bytes are an error only if there is no path
     given = cell
     if isinstance(cell, dict):
         if not {"bytes", "path"} & cell.keys():
@@ -233,7 +233,7 @@ def _parse_picture(cell: object, name: str) -> str | bytes:
 
 
 def _refuse_other_text(cell: str, name: str) -> None:
-    """Raise CellError for a text that is no path: base64, an address, or a value that was printed."""
+    """Raise CellError for a text that is not a path: base64, a URL, or a printed value."""
     if _is_base64(cell):
         raise CellError(
             "image",
@@ -265,9 +265,9 @@ def _refuse_other_text(cell: str, name: str) -> None:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a text is an encoded picture and no path: by its first bytes, or by its length.
+    """Whether a text is a base64 image and not a path, by its first characters or its length.
 
-    A path of such a length without a single point is hardly a path.
+    So long a text without a dot is not a path.
     """
     if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(text):
         return False
@@ -329,7 +329,7 @@ def _require_cell(
 
 
 def collect_meta(cells: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The cells that JSON can hold, but for mapped columns; NaN and infinities are null."""
+    """The unmapped cells that are JSON values; NaN and infinities become null."""
     meta = {}
     for key, cell in cells.items():
         if key in mapping.values():
@@ -342,7 +342,7 @@ def collect_meta(cells: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[s
 
 
 def _to_json_value(value: Any) -> Any:
-    """The value if JSON can hold it, with null for NaN and infinities.
+    """Convert to a JSON value, with null for NaN and infinities.
 
     Raises TypeError for anything else.
     """

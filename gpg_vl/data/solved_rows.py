@@ -1,8 +1,8 @@
-"""Rows that a run has solved, and how the data order passes over them.
+"""Rows that a run has solved, and how they are skipped in the data order.
 
-A row is solved once all answers of its last n groups were right. The order itself does not change: each of its places keeps
-its row, and a place whose row is solved is passed over. So what is drawn next is a function of the position and of the counts
-here, which are kept in each checkpoint.
+A row is solved once all answers of its last n groups were right. The order itself does not change: positions whose row is
+solved are skipped. So the next draw depends only on the position and on the counts here, which are saved in each
+checkpoint.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 Streaks = Mapping[int, int]
-"""Row number to how many of its last groups, one behind the other, were all right; rows with none are not in it."""
+"""Row number to how many of its last groups in a row were all right; rows with 0 are left out."""
 
 
 class Judged(NamedTuple):
-    """A group that was scored: where it was drawn, of which row, and whether all its answers were right.
+    """A scored group: its draw, its row, and whether all its answers were right.
 
     Example: `Judged(draw=40, row=8, all_right=True)`
     """
@@ -25,16 +25,16 @@ class Judged(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """What is known of solved rows after a step.
+    """The state of solved rows after a step.
 
     Example: `Solved(streaks={8: 2, 9: 1}, rows=1, again=0)`
     """
 
     streaks: Streaks
     rows: int
-    """That are not drawn any more."""
+    """Number of rows that are no longer drawn."""
     again: int
-    """That were solved and are drawn again, because too few others were left."""
+    """Number of solved rows that are drawn again because too few others were left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +45,14 @@ class SkipRule:
     """
 
     needed: int
-    """Groups of a row, one behind the other, that must be all right."""
+    """Number of consecutive groups of a row that must be all right."""
     rows: int
-    """That are drawn from."""
+    """Number of rows to draw from."""
     least: int
-    """Rows that must be left; with fewer, all are drawn again."""
+    """Minimum number of unsolved rows; with fewer all rows are drawn again."""
 
     def settle(self, streaks: Streaks, judged: Iterable[Judged]) -> Solved:
-        """What is known after the groups of a step."""
+        """The state after the groups of a step."""
         counted = count_streaks(streaks, judged, needed=self.needed)
         solved = len(list_solved(counted, needed=self.needed))
         if self.rows - solved < self.least:
@@ -61,9 +61,9 @@ class SkipRule:
 
 
 def count_streaks(streaks: Streaks, judged: Iterable[Judged], *, needed: int) -> dict[int, int]:
-    """The streaks after more groups, which count in the order of their draws, whoever has scored them.
+    """Update the streaks with more groups, in the order of their draws, whichever process scored them.
 
-    needed: n; a streak is not counted beyond it.
+    needed: n; streaks are not counted beyond it.
     """
     counted = dict(streaks)
     for group in sorted(judged):
@@ -75,14 +75,14 @@ def count_streaks(streaks: Streaks, judged: Iterable[Judged], *, needed: int) ->
 
 
 def list_solved(streaks: Streaks, *, needed: int) -> frozenset[int]:
-    """The rows that are not drawn any more."""
+    """The rows that are no longer drawn."""
     return frozenset(row for row, streak in streaks.items() if streak >= needed)
 
 
 def next_draws(
     position: int, number: int, row_at: Callable[[int], int], solved: frozenset[int]
 ) -> Sequence[int]:
-    """The next so many places of the order, from `position` on, whose row is not solved. One such row there must be."""
+    """The next positions of the order, from `position` on, whose row is not solved. At least one row must be unsolved."""
     if not solved:
         return range(position, position + number)
 

@@ -1,8 +1,8 @@
-"""Where tables come from: files, folders of these, their splits, and what the `datasets` library knows.
+"""Finds the tables of a source: files, folders of files, their splits, and data sets of the `datasets` library.
 
 A source becomes tables of rows (`gpg_vl.data.tables`); `gpg_vl.data.read` gives the cells a meaning.
-Nothing of a data set is run, and pickles are refused: opening one runs what its author wrote. A
-source that cannot be read is a `UserError`.
+No code of a data set is run, and pickles are refused, because opening one runs code. A source that
+cannot be read raises a `UserError`.
 """
 
 import difflib
@@ -42,7 +42,7 @@ LAYOUT = (
     "{split}/*.parquet",
     "{split}/*.jsonl",
 )
-"""Where the files of a split are in a folder, unless a recipe knows better."""
+"""File patterns of a split in a folder; a recipe may have its own."""
 _HUB = "datasets:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -62,7 +62,7 @@ def tables(source: str, fields: Collection[str]) -> Iterator[Table]:
 
 
 def choose_files(source: str, fields: Collection[str]) -> Selection:
-    """The files of a source, and notes on those that are not read. None where the
+    """The files of a source, and notes on files that are not read. None if the
     `datasets` library reads it.
 
     Raises UserError.
@@ -142,7 +142,7 @@ def refusal_of_pickle(name: str) -> str:
 
 
 def hub_name(source: str) -> str | None:
-    """The name on the hub in a source; None if it is a path, or no hub is meant."""
+    """The hub name in a source; None if it is a path or not a `datasets:` source."""
     if not source.startswith(_HUB):
         return None
     name, _ = _name_and_split(source)
@@ -150,7 +150,7 @@ def hub_name(source: str) -> str | None:
 
 
 def refuse_unreachable_source(source: str) -> None:
-    """Raise UnreachableError for a data set of the hub that is not in the cache, if the hub cannot be asked."""
+    """Raise UnreachableError for a hub data set that is not in the cache, if the hub cannot be reached."""
     if hub_name(source) is not None and not is_reachable():
         _open_hub(source)
 
@@ -166,7 +166,7 @@ def _name_and_split(source: str) -> tuple[str, str | None]:
 def _open_hub(source: str) -> Table:
     """`datasets:NAME_OR_PATH[:SPLIT]`, from a saved folder or through `datasets.load_dataset`.
 
-    Raises UnreachableError for a name that is not in the cache, where the hub cannot be asked.
+    Raises UnreachableError for a name that is not in the cache, if the hub cannot be reached.
     """
     import datasets  # takes a second to import, and only these sources need it
 
@@ -229,7 +229,7 @@ def _choose_split(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubStream:
-    """A split of a data set on the hub at one commit, of which nothing is downloaded as a whole; pictures stay encoded.
+    """A split of a hub data set at one commit, which is streamed and not downloaded completely; images stay encoded.
 
     Example: `HubStream(repository="owner/set", split="train", commit="0123...", needed=("image",))`
     """
@@ -238,14 +238,14 @@ class HubStream:
     split: str
     commit: str
     needed: Sequence[str]
-    """Columns that must be there; they and the `optional` ones are read, no others."""
+    """Required columns; only they and the `optional` ones are read."""
     optional: Sequence[str] = ()
     pattern: str | None = None
-    """The files of the split, where the hub does not know them."""
+    """The files of the split, if the hub does not define them."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"{self.repository}@{self.commit[:8]}/{self.split}"
 
     @property
@@ -254,7 +254,7 @@ class HubStream:
         return
 
     def rows(self, start: int = 0) -> Iterator[PlacedCells]:
-        """See `Table`. Raises UserError, also where the stream breaks off."""
+        """See `Table`. Raises UserError, also if the stream is interrupted."""
         rows = _ask_hub(self.repository, lambda: iter(self._open().skip(start)))
         number = start
         while (cells := _ask_hub(self.repository, lambda: next(rows, None))) is not None:
@@ -299,11 +299,11 @@ def find_commit(repository: str, revision: str | None) -> str:
 
 
 def _ask_hub(name: str, ask: Callable[[], T]) -> T:
-    """What the hub answers. Raises UserError for what is wrong there or on the way there."""
+    """Run a request to the hub. Raises UserError for errors of the hub or the network."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
-    # the error of the HTTP library below the hub's client, whichever that is in its version
+    # the hub's client uses a different HTTP library in different versions; find the error class of the one in use
     kinds = HfHubHTTPError.__mro__
     transport = tuple(
         kind for kind in kinds if kind.__name__ == "HTTPError" and issubclass(kind, Exception)

@@ -1,8 +1,8 @@
-"""Where is kept what was computed of data files: next to them, else in the cache folder of the user.
+"""The store for values computed from data files: next to the files, else in the user's cache folder.
 
-The store is the folder `.gpg_vl` in the folder of the data, or, where that cannot be written, one in
-`$XDG_CACHE_HOME/gpg_vl`. It may be removed at any time. What is kept of a file has the file's status
-in its name, so that nothing of another content is ever taken for it; an entry is complete or absent.
+The store is the folder `.gpg_vl` in the folder of the data or, if that is not writable, a folder in
+`$XDG_CACHE_HOME/gpg_vl`. It may be removed at any time. The name of an entry contains the
+status of its file, so an entry of a changed file is never used. Entries are written atomically.
 """
 
 import glob
@@ -21,9 +21,9 @@ FOLDER = ".gpg_vl"
 
 
 def find_store(folder: Path | None) -> Path | None:
-    """The store for the data of a folder, made if need be; None if there is no place for one.
+    """The store for the data in a folder, created if needed; None if no place is writable.
 
-    folder: None is that of data in no folder, such as a data set of the hub.
+    folder: None for data that is not in a folder, such as a data set of the hub.
     """
     next_to_data = [] if folder is None else [folder / FOLDER]
     for store in (*next_to_data, _cache() / digest_text(str(folder and folder.absolute()))):
@@ -52,7 +52,7 @@ def _cache() -> Path:
 
 
 def status_of(file: Path) -> str:
-    """What changes when a file is written, replaced or moved: its size, its times and its number on the disk.
+    """The status of a file, which changes when it is written, replaced or moved: its size, times and inode.
 
     Raises OSError.
     """
@@ -66,7 +66,7 @@ def digest_text(text: str) -> str:
 
 
 def entry_for(file: Path, store: Path, ending: str) -> Path:
-    """Where something is kept of a file as it is now; what was kept of the same file before goes. Raises OSError."""
+    """The path of an entry for a file in its current state. Deletes entries of its earlier states. Raises OSError."""
     start = f"{file.name}-{digest_text(str(file.absolute()))[:8]}-"
     entry = store / f"{start}{digest_text(status_of(file))[:16]}{ending}"
     for old in store.glob(f"{glob.escape(start)}*{ending}"):
@@ -88,7 +88,7 @@ def writing(entry: Path) -> Iterator[BinaryIO]:
 
 
 def unpacked(file: Path) -> Path:
-    """The copy of a gzipped file in its store, made if it is not there. Raises UserError."""
+    """The unpacked copy of a gzipped file in its store, created if needed. Raises UserError."""
     store = open_store(file.parent)
     try:
         copy = entry_for(file, store, ".unpacked")

@@ -1,4 +1,4 @@
-"""Many numbers in few: a summary, a histogram, and how both are shown."""
+"""Summaries and histograms of many numbers, and tables that show them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,9 @@
-"""A file or a data set as a table: its rows one after the other, from any one on, or one alone.
+"""A file or a data set as a table: its rows in order, from any row on, or a single row.
 
-JSON lines, a JSON list, Parquet, and what the `datasets` library holds look the same from here: a
+JSON lines, a JSON list, Parquet and data sets of the `datasets` library have the same interface: a
 place, for messages, and cells. Rows are read a few at a time, because a row may hold several
-megabytes of pictures. A table that cannot be read is a `UserError`; a line that cannot be read is a
-`CellError` in the place of its cells.
+megabytes of images. A table that cannot be read raises a `UserError`; for a line that
+cannot be read a `CellError` is returned instead of its cells.
 """
 
 from bisect import bisect_right
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 32
 _BUFFER_BYTES = 1 << 20
 _MAPPED_BYTES, _AROUND_BYTES = 64 << 20, 1 << 20
-"""Of a mapped file: what is read before it is mapped anew, and what the system maps around each place that is read."""
+"""For a mapped file: bytes read before it is mapped again, and bytes that the system maps around each read position."""
 _KEPT_OPEN = 8
 _WHOLE_PARQUET = "a complete Parquet file"
 _ROW_GROUPS = RowGroups()
@@ -50,17 +50,17 @@ class Table(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         ...
 
     @property
     def columns(self) -> Sequence[str] | None:
-        """The columns of every row; None where each row brings its own."""
+        """The columns of every row; None if rows may have different columns."""
         ...
 
     @property
     def files(self) -> Sequence[Path]:
-        """What it is read from; empty where that is not known."""
+        """The files it is read from; empty if not known."""
         ...
 
     def rows(self, start: int = 0) -> Iterator[PlacedCells]:
@@ -72,7 +72,7 @@ class Table(Protocol):
         ...
 
     def row(self, number: int) -> PlacedCells:
-        """One row as `rows` gives it, read without the others. Raises UserError."""
+        """One row as in `rows`, read without the others. Raises UserError."""
         ...
 
 
@@ -85,15 +85,15 @@ def open_file(
 ) -> Table:
     """The rows of a `.jsonl`, `.json` or `.parquet` file; JSON may be gzipped.
 
-    name: what places call the file. columns: those of a Parquet file that are read; None is all of
-    them. as_stored: cells are what Arrow makes of them; else class labels are names and numbers have
+    name: the file's name in places. columns: the columns to read from a Parquet file; None is all.
+    as_stored: cells have Arrow's values; else class labels are names and numbers have
     the digits of their own type (`gpg_vl.data.arrow_cells`).
 
     Raises UserError.
     """
     refuse_other_kind(file)
     name = name or str(file)
-    # rows may be read long after the program has gone to another folder
+    # make the path absolute, because the program may change its folder before rows are read
     file = file.absolute()
     if kind_of(file) != ".parquet":
         return JsonTable(file, name)
@@ -109,7 +109,7 @@ def open_file(
 
 
 def open_dataset(name: str, dataset: "Dataset") -> Table:
-    """The rows of a data set of the `datasets` library. Arrow keeps pictures encoded, however deep they are nested."""
+    """The rows of a data set of the `datasets` library. Arrow keeps images encoded, also nested ones."""
     readers = make_readers(dataset.features.arrow_schema, dataset.features.to_dict())
     return ArrowTable(name, dataset.with_format("arrow"), readers)
 
@@ -121,7 +121,7 @@ class JsonTable:
     """
 
     columns = None
-    """Each row brings its own."""
+    """Rows may have different columns."""
 
     def __init__(self, file: Path, name: str) -> None:
         self.file, self.name, self.files = file, name, (file,)
@@ -171,7 +171,7 @@ class ParquetTable:
     is_whole: bool
     """All columns of the file are read."""
     readers: Mapping[str, ReadCell]
-    """How the cells of some columns are read anew."""
+    """Readers that convert the cells of some columns."""
 
     @property
     def files(self) -> tuple[Path]:
@@ -197,7 +197,7 @@ class ParquetTable:
         return count_parquet_rows(self.file)
 
     def row(self, number: int) -> PlacedCells:
-        """See `Table`. Of a row group that is too large to be kept the pages up to the row are read."""
+        """See `Table`. If a row group is too large for the cache, its pages up to the row are read."""
         with _refusing(str(self.file), _WHOLE_PARQUET):
             status = status_of(self.file)
             parquet, ends = _kept_open(self.file, status)
@@ -234,12 +234,12 @@ class ParquetTable:
 class ArrowTable:
     """A data set of the `datasets` library, whose files are memory-mapped.
 
-    Pages that were looked at count as memory of the process until the mapping is given up, so it is
-    made anew after every `_MAPPED_BYTES` that were read.
+    Pages that were read count as memory of the process until the file is unmapped, so it is mapped
+    again after every `_MAPPED_BYTES` that were read.
     """
 
     def __init__(self, name: str, dataset: "Dataset", readers: Mapping[str, ReadCell]) -> None:
-        """readers: how the cells of some columns are read anew."""
+        """readers: convert the cells of some columns."""
         self.name, self.columns = name, tuple(dataset.column_names)
         self.files = tuple(Path(one["filename"]).absolute() for one in dataset.cache_files)
         self._dataset, self._readers, self._read_bytes = dataset, readers, 0
@@ -271,7 +271,7 @@ class ArrowTable:
         ]
 
     def _map_anew(self) -> None:
-        """Give up the pages that were looked at."""
+        """Release the pages that were read."""
         import datasets
 
         self._read_bytes = 0
@@ -308,7 +308,7 @@ def count_parquet_rows(file: Path) -> int:
 
 
 def cannot_read(name: str, needed: str, error: Exception) -> UserError:
-    """What to say of a file or data set that a library cannot read. needed: what it must be."""
+    """The error for a file or data set that a library cannot read. needed: the required format."""
     return UserError(
         f"{name} cannot be read: {one_line(error)}. It must be {needed}. Write or fetch it again."
     )
@@ -328,7 +328,7 @@ def _refusing(name: str, needed: str) -> Iterator[None]:
 
 
 def _reread(cells: Cells, readers: Mapping[str, ReadCell]) -> Cells:
-    """The row with the cells of some columns read anew."""
+    """The row with the cells of some columns converted."""
     for name, read in readers.items():
         cells[name] = read(cells[name])
     return cells
@@ -341,7 +341,8 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_KEPT_OPEN)
 def _kept_open(file: Path, status: str) -> tuple[pq.ParquetFile, list[int]]:
-    """A file of that status, and where its row groups end. Some stay open: the list of its parts may be long."""
+    """An open Parquet file with this status, and the ends of its row groups. Cached, because reading the metadata may take
+    long."""
     parquet = _open_parquet(file)
     groups = range(parquet.num_row_groups)
     return parquet, list(accumulate(parquet.metadata.row_group(n).num_rows for n in groups))

@@ -1,4 +1,4 @@
-"""Signs in a text that it was damaged on its way into a data set: by an encoding, or by an escape.
+"""Finds signs that a text was damaged by a wrong encoding or a wrong escape.
 
 Some of them may be meant, so they become notes and the row is not refused.
 """

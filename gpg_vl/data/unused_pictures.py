@@ -11,10 +11,10 @@ from gpg_vl.data.row_notes import shown
 from gpg_vl.types import Example
 
 Sign = Literal["sure", "name"]
-"""`sure`: the cell is a picture. `name`: it has the name of one, or its column has."""
+"""`sure`: the cell is an image. `name`: its value or its column is named like one."""
 
 _LOOKED_AT = 100
-"""Rows of a column in which files are looked for; what they say of the column holds for the others."""
+"""Number of rows of a column for which files are looked up; the result is used for the other rows too."""
 _DEPTH, _ITEMS, _COLUMNS = 4, 4, 500
 """How deep in a cell, in how many items of a list, and in how many columns is looked."""
 
@@ -27,7 +27,7 @@ class _Column:
 
 
 class UnusedPictures:
-    """Remembers, row by row, the columns that look like pictures and are mapped to no field."""
+    """Collects, row by row, unmapped columns that look like images."""
 
     def __init__(self, root: Path | None) -> None:
         self._root = root
@@ -57,12 +57,12 @@ class UnusedPictures:
                 )
 
     def _is_unused(self, name: str, leaf: object, images: Sequence[str | bytes]) -> bool:
-        """Whether a cell is a picture that the row does not use."""
+        """Whether a cell is an image that the row does not use."""
         if name not in self._columns and len(self._columns) >= _COLUMNS:
             return False
         column = self._columns.setdefault(name, _Column())
 
-        # where the row has pictures, a name alone may well be that of one of them
+        # if the row has images, a name alone may be that of one of them
         sign = self._sign_of(name, leaf, column)
         if sign is None or (images and (sign == "name" or _is_among(leaf, images))):
             return False
@@ -86,7 +86,7 @@ class UnusedPictures:
         return "name" if names_media(name) and may_be_path(leaf) else None
 
     def _exists(self, path: str, column: _Column) -> bool:
-        """Whether there is such a picture below the root; files of the first rows alone are looked for."""
+        """Whether such an image exists below the root; looked up only for the first rows."""
         column.files_looked_for += 1
         if self._root is None or column.files_looked_for > _LOOKED_AT:
             return False
@@ -98,7 +98,7 @@ class UnusedPictures:
 
 
 def _is_among(leaf: object, images: Sequence[str | bytes]) -> bool:
-    """Whether a picture is one of those that the row uses, by its bytes or by the name of its file."""
+    """Whether an image is one of those that the row uses, by its bytes or its file name."""
     if isinstance(leaf, dict):
         return any(_is_among(leaf.get(key), images) for key in ("bytes", "path"))
     if isinstance(leaf, str):

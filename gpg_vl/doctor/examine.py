@@ -1,6 +1,6 @@
-"""`gpg-vl doctor`: what is installed, what is missing, and whether this machine trains as it samples.
+"""`gpg-vl doctor`: checks what is installed and missing, and whether training matches sampling on this machine.
 
-`examine` looks and never raises: whatever is wrong becomes a finding with its remedy.
+`examine` never raises: every problem becomes a finding with its remedy.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from gpg_vl.doctor.findings import Finding, Report, first_line
 
 
 def examine() -> Report:
-    """Look at this installation and machine, then test them: about ten seconds.
+    """Check this installation and machine, then run the self-test: about ten seconds.
 
     Writes to a temporary folder only.
     """
@@ -20,7 +20,7 @@ def examine() -> Report:
     required = _check_required(ranges)
     findings = [packages.check_package(), packages.check_python(), *required.values()]
 
-    # Without a torch that loads, what torch would say about the machine stays unsaid.
+    # without a working torch the checks that need it are skipped
     if required["torch"].status == "ok":
         findings += _guard("GPU", machine.check_gpus)
         findings += _guard("torch.distributed", machine.check_backends)
@@ -47,7 +47,7 @@ def examine() -> Report:
 
 
 def _check_required(ranges: "packages.Ranges") -> dict[str, Finding]:
-    """Every package that is needed by its name; torch and torchvision have been loaded."""
+    """A finding for every required package by its name. torch and torchvision have been loaded before."""
     found = {name: packages.check_required(name, ranges) for name in packages.REQUIRED}
     for name, load in (("torch", packages.load_torch), ("torchvision", packages.load_torchvision)):
         if found["torch"].status == found[name].status == "ok":
@@ -56,7 +56,7 @@ def _check_required(ranges: "packages.Ranges") -> dict[str, Finding]:
 
 
 def _guard(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """The findings of `look`, or one that tells what went wrong in it."""
+    """The findings of `look`, or one about the error in it."""
     try:
         return list(look())
     except Exception as error:  # noqa: BLE001 - a broken installation fails in ways nobody can list

@@ -1,11 +1,11 @@
-"""What the doctor finds, and how it is shown."""
+"""The findings of the doctor, and how they are printed."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gpg_vl.console import plain
 
-if TYPE_CHECKING:  # the doctor must start where half of the packages are missing
+if TYPE_CHECKING:  # the doctor must start even if many packages are missing
     from rich.console import Console
 
 Status = Literal["ok", "missing", "problem"]
@@ -13,7 +13,7 @@ Status = Literal["ok", "missing", "problem"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Example: `Finding(name="wandb", status="missing", detail="not installed",
     needed_for="output.trackers: [wandb]", remedy="pip install 'gpg_vl[wandb]'", required=False)`
@@ -32,25 +32,25 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything that was looked at, in the order to show it."""
+    """All findings, in the order in which they are shown."""
 
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """True if everything required is there and works."""
+        """True if everything required is installed and works."""
         return all(finding.status == "ok" for finding in self.findings if finding.required)
 
 
 def first_line(error: BaseException | str) -> str:
-    """What an error says, without the rest that libraries write below it."""
+    """The first line of an error message."""
     return (str(error).strip().splitlines() or ["(no message)"])[0]
 
 
 def render(report: Report, console: "Console") -> int:
-    """Print the findings, then what there is to do.
+    """Print the findings, then what to do.
 
-    Returns 0 if everything required is there and works, else 1.
+    Returns 0 if everything required is installed and works, else 1.
     """
     from rich.table import Table
 

@@ -1,6 +1,6 @@
-"""This machine: its GPUs, the ways its processes can talk, its processors, memory and disk.
+"""Checks this machine: GPUs, communication backends, processors, memory and disk.
 
-Everything here but memory and disk needs a torch that loads.
+All checks except memory and disk need a working torch.
 """
 
 import importlib.util
@@ -16,11 +16,11 @@ from gpg_vl.doctor.findings import Finding, first_line
 GIB = 2**30
 LEAST_MEMORY = 4 * GIB
 LEAST_DISK = 2 * GIB
-"""Below these the quickstart may not get through."""
+"""With less than this the quickstart may fail."""
 
 
 def check_gpus() -> Iterator[Finding]:
-    """A finding per GPU with its free memory, or one that says why there is none."""
+    """A finding per GPU with its free memory, or one that says why no GPU is found."""
     import torch
 
     gpu = Finding(
@@ -38,7 +38,7 @@ def check_gpus() -> Iterator[Finding]:
             yield replace(gpu, name=f"GPU {index}", detail=detail)
         return
 
-    # A build for GPUs that sees none is a fault; a CPU build is what somebody chose.
+    # a CUDA build that finds no GPU is a problem; a CPU build was chosen on purpose
     if torch.version.cuda or torch.version.hip:
         why = "".join(f": {first_line(str(warning.message))}" for warning in caught[:1])
         remedy = (
@@ -55,7 +55,7 @@ def check_gpus() -> Iterator[Finding]:
 
 
 def check_backends() -> Iterator[Finding]:
-    """Whether this torch brings gloo and NCCL."""
+    """Whether this torch includes gloo and NCCL."""
     from torch import distributed
 
     there = distributed.is_available()
@@ -74,7 +74,7 @@ def check_backends() -> Iterator[Finding]:
 
 
 def check_processors() -> Iterator[Finding]:
-    """Whether torch takes no more threads than this process has cores."""
+    """Whether torch uses at most as many threads as this process has cores."""
     import torch
 
     affinity = hasattr(os, "sched_getaffinity")
@@ -88,7 +88,7 @@ def check_processors() -> Iterator[Finding]:
 
 
 def check_wait_policy() -> Finding:
-    """Whether threads that wait leave the cores to others."""
+    """Whether waiting threads release the cores."""
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     found = Finding(
         name="OMP_WAIT_POLICY",
@@ -105,7 +105,7 @@ def check_wait_policy() -> Finding:
 def check_memory() -> Iterator[Finding]:
     """Whether memory is available for the quickstart; nothing without psutil."""
     if importlib.util.find_spec("psutil") is None:
-        return  # said among the packages
+        return  # already reported among the packages
     import psutil
 
     memory = psutil.virtual_memory()

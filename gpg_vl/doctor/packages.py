@@ -1,6 +1,6 @@
-"""The packages of this installation: which are there, in which version, and whether torch loads.
+"""Checks the packages of this installation: which are installed, in which version, and whether torch loads.
 
-Packages that may be absent or slow to load (vllm, deepspeed) are looked up, not imported.
+Optional packages, which may be missing or slow to load (vllm, deepspeed), are looked up but not imported.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gpg_vl.doctor.findings import Finding, first_line
 
-if TYPE_CHECKING:  # the doctor must start where half of the packages are missing
+if TYPE_CHECKING:  # the doctor must start even if many packages are missing
     from packaging.requirements import Requirement
 
     Ranges = dict[tuple[str, str], Requirement]
@@ -67,9 +67,9 @@ OPTIONAL = {  # extra of this package: (distributions that bring it, module, wha
 
 
 def install(requirements: str, *options: str) -> str:
-    """The command that installs something into the environment of this very Python, whichever `pip` the shell would find.
+    """The command that installs something into this Python's environment, whichever `pip` the shell would find.
 
-    The packages themselves are named, not an extra of this one, which no registry need have.
+    It names the packages themselves and not an extra of this package, which may not be in a registry.
 
     Example: `install("peft>=0.19")` is `/home/me/.venv/bin/python -m pip install 'peft>=0.19'`.
     """
@@ -78,7 +78,7 @@ def install(requirements: str, *options: str) -> str:
 
 
 def check_package() -> Finding:
-    """The version of this package, and where it is."""
+    """The version and location of this package."""
     folder = Path(__file__).resolve().parents[1]
     return Finding(
         name="gpg_vl",
@@ -109,7 +109,7 @@ def check_python() -> Finding:
 
 
 def check_required(distribution: str, ranges: "Ranges") -> Finding:
-    """Whether a package of `REQUIRED` is there in a version within its range."""
+    """Whether a package of `REQUIRED` is installed in an allowed version."""
     module, needed_for = REQUIRED[distribution]
     requirement = ranges.get((distribution, ""))
     found = _look_up(
@@ -119,7 +119,7 @@ def check_required(distribution: str, ranges: "Ranges") -> Finding:
 
 
 def check_optional(extra: str, ranges: "Ranges") -> Finding:
-    """Whether what an extra of `OPTIONAL` brings is there."""
+    """Whether the package of an extra in `OPTIONAL` is installed."""
     distributions, module, needed_for = OPTIONAL[extra]
     requirement = ranges.get((distributions[0], extra))
     found = _look_up(
@@ -129,7 +129,7 @@ def check_optional(extra: str, ranges: "Ranges") -> Finding:
 
 
 def load_torch(found: Finding) -> Iterator[Finding]:
-    """`found` with the build of torch, once torch has loaded."""
+    """`found` with the build of torch, after loading it."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -169,7 +169,7 @@ def load_torchvision(found: Finding) -> Iterator[Finding]:
 def read_ranges() -> "Ranges":
     """(distribution, extra or "") -> the range that this package declares.
 
-    Empty if this package is not installed, or nothing is there to read ranges with.
+    Empty if this package is not installed, or if ranges cannot be parsed.
     """
     if importlib.util.find_spec("packaging") is None:
         return {}
@@ -192,7 +192,7 @@ def read_ranges() -> "Ranges":
 def _look_up(
     distributions: tuple[str, ...], module: str, requirement: "Requirement | None", remedy: str
 ) -> Finding:
-    """Whether a package can be found, without importing it, and whether its version will do."""
+    """Whether a package can be found, without importing it, and whether its version is in range."""
     name = distributions[0]
     found = next((v for d in distributions if (v := find_version(d))), None)
     if found is None or importlib.util.find_spec(module) is None:

@@ -1,4 +1,4 @@
-"""The self-test: whether this machine trains on what it samples."""
+"""The self-test: whether training on this machine computes the same log-probs as sampling."""
 
 import tempfile
 import time
@@ -10,13 +10,13 @@ from gpg_vl.doctor.findings import Finding
 from gpg_vl.doctor.packages import install
 
 LARGEST_GAP = 1e-4
-"""Between the log-probs that sampling records and those that training computes."""
+"""Maximum allowed difference between the log-probs of sampling and of training."""
 
 
 def run_self_test() -> Iterator[Finding]:
-    """A tiny model is written, loaded and asked.
+    """Write, load and sample a tiny model.
 
-    The log-probs that sampling recorded must be those of training.
+    The log-probs recorded in sampling must equal those of training.
     """
     started = time.perf_counter()
     gap, tokens, device = measure_gap()
@@ -59,7 +59,7 @@ def measure_gap() -> tuple[float, int, str]:
         id="self-test", images=(row["image"]["bytes"],), prompt=row["prompt"], answer=row["answer"]
     )
 
-    # Through a checkpoint on disk, because reading and writing may be what is broken.
+    # use a checkpoint on disk, to test reading and writing too
     with tempfile.TemporaryDirectory(prefix="gpg_vl_doctor_") as folder, quiet():
         tokenizer = tiny.tiny_tokenizer([row["prompt"]], 384)
         config = tiny.tiny_config(tokenizer, 384, num_hidden_layers=2)

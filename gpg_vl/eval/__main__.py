@@ -115,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     rows = outcome.results.rows
     if others is not None:
-        docs = list({row.doc.doc_id: row.doc for row in rows}.values())  # as the proof left them
+        docs = list({row.doc.doc_id: row.doc for row in rows}.values())  # as checked
         other_rows = score_rows(docs, others, scorers)
         outcome = replace(outcome, comparison=compare(job.task, rows, other_rows, seed=job.seed))
 

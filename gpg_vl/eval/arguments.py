@@ -19,9 +19,9 @@ examples:
 A predictions file has a line {"doc_id": <row number from 0>, "response": "<text>"} for every row of the data, and with
 --repeats K a line for every {"sample": 0} to {"sample": K-1} of it. With --limit N the rows that it has are scored, at most
 N of them. A file that this program wrote carries its questions: it is scored without --data.
-A stopped run is continued by the same command: what is in OUTPUT/predictions.jsonl is not asked again.
+Run the same command again to continue a stopped run: answers in OUTPUT/predictions.jsonl are not generated again.
 exit code: 0 every row was scored, or --allow-errors was given; 1 some rows have errors (they count as wrong), or a server
-was lost; 2 something to correct was given; 141 the reader of the output left, as in | head.
+was lost; 2 a mistake in the command or the data; 141 the program that read the output has ended, as in | head.
 """
 GENERATION = {
     "max_new_tokens": "--max-new-tokens",
@@ -33,9 +33,9 @@ GENERATION = {
     "engine": "--engine",
     "servers": "--servers",
 }
-"""Settings that decide what a model answers, and nothing when a file is scored."""
+"""Settings that determine a model's answers; they have no effect when a file is scored."""
 PIXELS = {"min_pixels": "--min-pixels", "max_pixels": "--max-pixels"}
-"""Settings that also say what the numbers of a box in pixels mean."""
+"""Settings that also determine the pixel coordinates of boxes."""
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -48,11 +48,11 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("task", nargs="?", metavar="TASK", help="the benchmark, such as cvbench, or my.py:function")
-    listing = "list the benchmarks, or what TASK has to choose from, and stop"
+    listing = "list the benchmarks, or the choices of TASK, and exit"
     add("--list", action="store_true", help=listing)
 
     what = parser.add_mutually_exclusive_group()
-    model = "answer with this checkpoint, or with the newest one of this run folder"
+    model = "evaluate this checkpoint, or the newest one of this run folder"
     what.add_argument("--model", type=Path, metavar="DIR", help=model)
     scored = "score these responses; no model is loaded"
     what.add_argument("--predictions", type=Path, metavar="FILE", help=scored)
@@ -69,10 +69,10 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         "(TASK --list says which)"
     )
     group.add_argument("--data", type=Path, metavar="PATH", help=data)
-    images = "where image paths start (default: the folder of the table)"
+    images = "folder that image paths are relative to (default: the folder of the table)"
     group.add_argument("--images", type=Path, metavar="DIR", help=images)
 
-    prompt = "how the question is put; a name that --list shows"
+    prompt = "prompt style; a name that --list shows"
     group.add_argument("--prompt", metavar="NAME", help=prompt)
     coordinates = (
         "how boxes are written (default: as the model's family does, or as the prompt says; "
@@ -80,23 +80,23 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--coordinates", choices=COORDINATES, help=coordinates)
 
-    limit = "this many rows, or this fraction (0.1), drawn in proportion from every stratum"
+    limit = "number of rows, or a fraction (0.1), taken in proportion from every stratum"
     group.add_argument("--limit", type=_limit, metavar="N", help=limit)
     repeats = "answers per row: prints avg@K and pass@k (default 1)"
     group.add_argument("--repeats", type=int, default=1, metavar="K", help=repeats)
-    seed = "draws the rows of --limit, the answers and the bootstrap"
+    seed = "seed of --limit, of sampling and of the bootstrap"
     group.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
 
 
 def _add_scoring(group: argparse._ArgumentGroup) -> None:
     scorer = "scorers, or all (default: strict and the benchmark owner's)"
     group.add_argument("--scorer", metavar="A,B", help=scorer)
-    errors = "score rows that cannot be asked 0 instead of stopping at the first"
+    errors = "score rows that cannot be evaluated 0 instead of stopping at the first"
     group.add_argument("--allow-errors", action="store_true", help=errors)
 
     compare = "another predictions file on the same rows: print the difference"
     group.add_argument("--compare", type=Path, metavar="FILE", help=compare)
-    intersect = "with --compare: measure only the rows that both have an answer to"
+    intersect = "with --compare: use only the rows that both files have an answer to"
     group.add_argument("--intersect", action="store_true", help=intersect)
 
     output = (
@@ -107,12 +107,12 @@ def _add_scoring(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_generation(group: argparse._ArgumentGroup) -> None:
-    tokens = "longest answer (default: what the prompt was published with)"
+    tokens = "maximum length of an answer (default: the published limit of the prompt style)"
     group.add_argument("--max-new-tokens", type=int, metavar="N", help=tokens)
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 0)")
-    top_p = "draw from the likeliest tokens of this mass (default 1)"
+    top_p = "sample from the most likely tokens with this total probability (default 1)"
     group.add_argument("--top-p", type=float, metavar="P", help=top_p)
-    top_k = "draw from the K likeliest tokens (default 0: all)"
+    top_k = "sample from the K most likely tokens (default 0: all)"
     group.add_argument("--top-k", type=int, metavar="K", help=top_k)
 
     smallest = f"smaller images are enlarged to this (default {DEFAULT_LIMITS.min_pixels})"
@@ -122,9 +122,9 @@ def _add_generation(group: argparse._ArgumentGroup) -> None:
 
     batch = "prompts answered together (default 16)"
     group.add_argument("--batch-size", type=int, metavar="N", help=batch)
-    dtype = "numbers of the forward pass (default float32)"
+    dtype = "precision of the forward pass (default float32)"
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype)
-    engine = f"what answers, as in training (default {DEFAULT_ENGINE})"
+    engine = f"the engine, as in training (default {DEFAULT_ENGINE})"
     group.add_argument("--engine", metavar="NAME", help=engine)
     servers = "addresses of gpg-vl serve, for --engine vllm_server"
     group.add_argument("--servers", nargs="+", metavar="URL", help=servers)
@@ -136,5 +136,5 @@ def _limit(text: str) -> int | float:
         return float(text) if "." in text else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number; give rows (200) or a fraction (0.1)"
+            f"{text!r} is not a number; give rows (200) or a fraction (0.1)"
         ) from None

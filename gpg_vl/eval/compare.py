@@ -1,4 +1,4 @@
-"""Two runs on the same docs: which is better, and could it be luck."""
+"""Compares two runs on the same docs: which is better, and whether the difference may be chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Comparison:
     differences: Mapping[str, Estimate]
     """Per aggregate."""
     mcnemar: McNemar | None
-    """Of right and wrong docs. None where docs are answered several times, or where scores are graded and the task does not
-    say from when an answer is right."""
+    """McNemar's test of right and wrong docs. None if docs are answered several times, or if scores are graded and the task
+    does not define from which score an answer is right."""
 
 
 def compare(
@@ -43,9 +43,12 @@ def compare(
         raise ValueError(
             f"A comparison needs the same docs twice; {len(rows)} and {len(others)} rows with different ids were given."
         )
+
+    # pair the rows, and use the same resamples for both
     others = [by_place[_place(row)] for row in rows]
     columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
     repeated = any(row.prediction.sample for row in rows)
+
     found = {}
     for scorer in rows[0].scores:
         first_N, second_N = scores_of(rows, scorer), scores_of(others, scorer)
@@ -54,6 +57,8 @@ def compare(
             name: bootstrap_difference(aggregate, first_N, second_N, columns, weights_R_N, *parts)
             for name, aggregate in task.aggregates.items()
         }
+
+        # McNemar's test needs one right-or-wrong result per doc
         graded = (
             task.right_from == 1
             and not np.isin(np.concatenate([first_N, second_N]), (0.0, 1.0)).all()

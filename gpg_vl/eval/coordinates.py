@@ -1,4 +1,4 @@
-"""How boxes are written in answers: a convention that is said, never guessed from how large the numbers are.
+"""The conventions of boxes in answers. They are declared, never guessed from the size of the numbers.
 
 A model's convention follows from its family; a prompt may prescribe another. Docs carry it in their columns, with the
 sizes it needs, so that a log can be scored again by itself. `check_gold` writes every gold box in the convention in use
@@ -19,13 +19,13 @@ from gpg_vl.models.families import boxes_of, known_for_boxes
 from gpg_vl.models.families.boxes import PUBLISHED, resized_size
 
 DEFAULT = PUBLISHED.coordinates
-"""Assumed for a file of answers of which nothing is said: what Qwen2-VL, and so the published rows, answer in."""
+"""The default for a file of answers: the convention of Qwen2-VL, and so of the published results."""
 DEFAULT_SIDE = PUBLISHED.image_side({})
 """Pixels along the side of an image token, likewise."""
 
 
 def model_coordinates(folder: Path) -> tuple[str, int]:
-    """The convention a checkpoint was taught, and the side of its image tokens in pixels. Raises UserError."""
+    """The convention that a checkpoint was trained on, and the side of its image tokens in pixels. Raises UserError."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -42,7 +42,7 @@ def model_coordinates(folder: Path) -> tuple[str, int]:
     if boxes is None:
         raise UserError(
             f"How the model type {family!r} writes boxes is not known (it is of those among "
-            f"{', '.join(known_for_boxes())} that see images). Say it with --coordinates, one of {', '.join(COORDINATES)}."
+            f"{', '.join(known_for_boxes())} that see images). Set it with --coordinates, one of {', '.join(COORDINATES)}."
         )
     return boxes.coordinates, boxes.image_side(config)
 

@@ -1,4 +1,4 @@
-"""Results as tables and notes for a terminal: per cent, half-widths, and where scorers disagree."""
+"""Prints results as tables and notes: per cent, half-widths, and where scorers disagree."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from gpg_vl.eval.results import Results, ScoredRow
 from gpg_vl.eval.statistics import DRAWS, Estimate
 from gpg_vl.eval.task import Task
 
-_PATTERNS = 8  # kinds of disagreement that are shown
+_PATTERNS = 8  # maximum number of disagreement patterns shown
 _ANSWERED = 0.9  # below this share a reader should ask whether the prompt fits the model
 
 
@@ -45,7 +45,7 @@ def _results_table(results: Results, scorers: Sequence[str], brief: bool) -> Tab
 
 
 def results_notes(results: Results, *, prompt: str) -> list[str]:
-    """What is under the table: how many rows, how they ended, what was answered, and what to be careful about."""
+    """The notes under the table: number of rows, truncated answers, answer counts, and warnings."""
     truncated = "not recorded" if results.truncated is None else percent(results.truncated) + "%"
     times = "" if results.repeats == 1 else f" x {results.repeats} answers (avg@{results.repeats})"
     lines = [
@@ -72,7 +72,7 @@ def results_notes(results: Results, *, prompt: str) -> list[str]:
 
 
 def size_note(task: Task, docs: int) -> str | None:
-    """A sentence if the data is no published split, else None."""
+    """A note if the data is not a published split, else None."""
     if docs in task.sizes.values():
         return None
     sizes = (

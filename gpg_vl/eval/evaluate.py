@@ -1,4 +1,4 @@
-"""A model measured from Python, in memory: the numbers of `python -m gpg_vl.eval` without its files."""
+"""Evaluates a model from Python, in memory: the results of `python -m gpg_vl.eval` without its files."""
 
 import tempfile
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ def evaluate(
     scorers: Sequence[str] | None = None,
     **settings: Any,
 ) -> Results:
-    """Ask a model the questions of a benchmark and score its answers.
+    """Evaluate a model on a benchmark. Returns the results.
 
     task: a name that `python -m gpg_vl.eval --list` shows, or "file.py:function".
-    model: a checkpoint folder, the folder of a run, whose newest complete checkpoint is taken, or a model that is loaded.
+    model: a checkpoint folder, the folder of a run, whose newest complete checkpoint is taken, or a loaded model.
     limit: a number of questions, or a fraction up to 1.0; each stratum keeps its share.
-    prompt: a prompt style of the task. scorers: names, ["all"] for every one; the task's own choice if None.
+    prompt: a prompt style of the task. scorers: names, or ["all"]; None uses the task's default scorers.
     settings: fields of `EvalSettings`, such as `max_new_tokens=6, batch_size=64, temperature=0.6, repeats=4`.
 
-    The scorers are proved on the gold answers first. Raises UserError for unknown names, for data that cannot be read and
+    First checks that the scorers accept the gold answers. Raises UserError for unknown names, for data that cannot be read and
     for a model that cannot be loaded.
 
     Example: `evaluate("cvbench", model="runs/a", data="test.parquet").flat()["acc,strict"]`
@@ -55,7 +55,7 @@ def evaluate(
         engine = model.engine(options=eval_options(run_settings))
         return engine_responder(engine, model.processing, run_settings)
 
-    # nothing of it is resumed, so its answers need no digest of the weights
+    # nothing is resumed here, so answers need no digest of the weights
     answerer = Answerer(make=make_responder, settings=run_settings, model_sha="")
     with tempfile.TemporaryDirectory(prefix="gpg_vl-eval-") as folder:
         log = Path(folder) / "predictions.jsonl"
@@ -82,7 +82,7 @@ def _settings(task: Task, prompt: str | None, changes: dict[str, Any]) -> EvalSe
 def _docs(
     task: Task, data: Path, model: Model | Path | str, settings: EvalSettings
 ) -> tuple[list[Doc], EvalSettings]:
-    """Every doc of the data, and the settings with the way in which the model writes boxes where there are any."""
+    """The docs of the data, and the settings completed with the model's convention for boxes if the task has boxes."""
     docs = list(task.load(data))
     if not task.boxes:
         return docs, settings

@@ -1,4 +1,4 @@
-"""What the loaders of benchmarks share: finding the tables of a download, naming the place of a wrong value, images.
+"""Shared code of the benchmark loaders: finds the tables of a download, names the place of wrong values, reads images.
 
 Rows count from 0 in their file. A cell that holds an image is an encoded picture, Hugging Face's struct of bytes and
 path, or a path below the image root.
@@ -23,13 +23,13 @@ from gpg_vl.types import Example
 
 Row = Mapping[str, Any]
 SUFFIXES = (".parquet", ".jsonl")
-"""Of the tables that are looked for in a folder."""
+"""The endings of table files."""
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands, for messages, and where its image paths start.
+    """The place of a row, for messages, and the folder of its images.
 
     Example: `Place(Path("data/test.parquet"), 7, None)`
     """
@@ -183,7 +183,7 @@ def _rows_by_id(rows: Iterator[PlacedCells]) -> Iterator[PlacedCells]:
 
 
 def image_cell(cell: object, column: str, place: Place) -> str | bytes:
-    """The encoded image, or its path below the image root. Whether it can be read is found out when it is needed."""
+    """The encoded image, or its path below the image root. It is read only when needed."""
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
@@ -195,7 +195,7 @@ def image_cell(cell: object, column: str, place: Place) -> str | bytes:
 
 
 def sized(doc: Doc, image: str | bytes, *, keep: bool) -> Doc:
-    """The doc with the columns `width` and `height` of its image, and with the image itself if it is to be kept.
+    """The doc with the columns `width` and `height` of its image, and with the image itself if images are wanted.
 
     An image whose size cannot be read is the doc's `problem`: without it no box can be scored.
     """
@@ -229,9 +229,9 @@ def with_columns(doc: Doc, **more: Any) -> Doc:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A row that is to become a doc.
+    """A row from which a doc is made.
 
-    Its methods check a cell, and raise UserError that names the place.
+    Its methods check cells and raise a UserError that names the place.
 
     Example: `Entry(doc_id=7, row={"question": "2+2?", "answer": "4"}, place=Place(...), images=True)`
     """
@@ -240,7 +240,7 @@ class Entry:
     row: Row
     place: Place
     images: bool
-    """Whether its images are wanted; without, `pictures` looks at none."""
+    """Whether images are wanted; if not, `pictures` returns none."""
 
     def __getitem__(self, column: str) -> Any:
         return self.row[column]
@@ -250,7 +250,7 @@ class Entry:
         return self.row.get(column)
 
     def wrong(self, column: str, allowed: str) -> UserError:
-        """The error for a cell that is not what is allowed there."""
+        """The error for a cell with a value that is not allowed."""
         return self.place.wrong(column, self.row.get(column), allowed)
 
     def text(self, column: str) -> str:

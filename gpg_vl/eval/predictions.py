@@ -1,4 +1,4 @@
-"""What a model said, on disk: the log that a run appends to and resumes from, and files of others that are scored.
+"""Predictions on disk: the log to which a run appends and from which it resumes, and other files that are scored.
 
 A log (`predictions.jsonl`) has one record per response, appended and flushed as it comes; its key is (task, doc_id,
 prompt_sha, gen_sha), so a changed prompt, checkpoint or decoding setting is a new key and nothing stale is reused.
@@ -20,9 +20,9 @@ from gpg_vl.errors import UserError
 from gpg_vl.types import Example, FinishReason
 
 MAX_LINE = 64 << 20
-"""Bytes of one line; a longer one is refused before it is held in memory."""
+"""Maximum bytes of a line; a longer one is refused before it is read into memory."""
 _SYNC_EVERY = 1.0
-"""Seconds. Every record is flushed to the system, and the disk is waited for this often."""
+"""Seconds between fsyncs. Every record is flushed to the system, but synced to the disk only this often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +35,14 @@ class Response:
     text: str
     """The completion as decoded, without the prefill."""
     finish_reason: FinishReason | None = None
-    """None: not recorded (a file of others)."""
+    """None: not recorded (in a file from another program)."""
     n_tokens: int | None = None
-    """Completed tokens, the end token included; None: not recorded."""
+    """Number of completion tokens, including the end token; None: not recorded."""
     prefill: str = ""
-    """What the prompt had already written of the answer."""
+    """The beginning of the answer that the prompt already contains."""
     mask: Mapping[str, Any] | None = None
-    """A segmentation that a later stage made of the answer, as COCO run lengths; only files of others have it."""
+    """A segmentation that a later stage made from the answer, as COCO run lengths; only files from other programs have
+    it."""
 
     @property
     def prefilled_think(self) -> bool:
@@ -51,7 +52,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """Why there is no answer, such as a damaged image: something about the doc, not about the program."""
+    """Why there is no answer: a problem of the doc, such as a damaged image, and not of the program."""
 
     reason: str
 
@@ -59,7 +60,7 @@ class Failed:
 Answers = tuple[Response, ...] | Failed
 """The responses to one example, as many as the settings' `repeats`."""
 Responder = Callable[[Sequence[Example]], Iterator[Answers]]
-"""Answers rendered examples in order: `gpg_vl.eval.generate` makes one of a model."""
+"""A function that answers rendered examples in order; `gpg_vl.eval.generate` makes one from a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +72,14 @@ class Prediction:
 
     doc_id: int
     sample: int = 0
-    """Which of the repeated answers to the doc."""
+    """The number of the answer among the repeated answers to the doc."""
     response: Response
     error: str | None = None
-    """Why the response is void; such a row is scored 0, counted, and asked again by the next run."""
+    """Why there is no valid response; such a row scores 0, is counted, and is generated again by the next run."""
 
 
 class Key(NamedTuple):
-    """What makes a logged response reusable."""
+    """The key under which a logged response can be reused."""
 
     task: str
     doc_id: int
@@ -87,7 +88,7 @@ class Key(NamedTuple):
 
 
 def predictions_of(doc_id: int, answers: Answers, repeats: int) -> tuple[Prediction, ...]:
-    """The answers to a doc; a failure voids every one of them. Raises ValueError for another number of answers."""
+    """The predictions of a doc; a failure makes all of them errors. Raises ValueError for another number of answers."""
     if isinstance(answers, Failed):
         void = Response(text="", n_tokens=0)
         return tuple(
@@ -102,7 +103,8 @@ def predictions_of(doc_id: int, answers: Answers, repeats: int) -> tuple[Predict
 
 
 def to_record(key: Key, prediction: Prediction, doc: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the log. `doc` is what scorers need (`gpg_vl.eval.doc_json`), so that the log outlives the data."""
+    """A line of the log. `doc` has everything that scorers need (`gpg_vl.eval.doc_json`), so the log can be scored without
+    the data."""
     response = prediction.response
     return {
         "task": key.task,
@@ -120,7 +122,7 @@ def to_record(key: Key, prediction: Prediction, doc: Mapping[str, Any]) -> dict[
 
 
 def read_log(file: Path) -> dict[Key, Prediction]:
-    """The last record of every key; {} if there is no file. A torn last line is ignored.
+    """The last record of every key; {} if there is no file. An incomplete last line is ignored.
 
     Raises UserError for any other line that is not a record, naming its number.
     """
@@ -132,7 +134,8 @@ def read_log(file: Path) -> dict[Key, Prediction]:
 
 @contextmanager
 def appending(file: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that appends a record and flushes it. What a stopped writer left half-written is cut off first."""
+    """Yields a function that appends a record and flushes it. First removes an incomplete last line of an interrupted
+    writer."""
     file.parent.mkdir(parents=True, exist_ok=True)
     _cut_torn_end(file)
     with file.open("a", encoding="utf-8") as stream:
@@ -250,12 +253,12 @@ class _Found(NamedTuple):
 
 
 def _replaces(key: Key | None, earlier: _Found) -> bool:
-    """True if a second record for a doc is a log's way of asking again, and not a second answer."""
+    """True if a second record for a doc is a repeated attempt in a log, and not a second answer."""
     return key is not None and (key == earlier.key or earlier.prediction.error is not None)
 
 
 def _check_place(line: _Line, prediction: Prediction, known: Collection[int], repeats: int) -> None:
-    """Raises UserError for a doc that does not exist or a sample that nobody asked for."""
+    """Raises UserError for an unknown doc or an unexpected sample number."""
     if prediction.doc_id not in known:
         raise line.wrong(
             f"there is no doc_id {prediction.doc_id} in the data, which has {len(known)} docs with "
@@ -321,7 +324,7 @@ def _parse_json(line: bytes) -> object:
     """The JSON value of a line, None if it has none."""
     try:
         return json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of absurd length
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or an extremely long number
         return None
 
 
@@ -362,13 +365,13 @@ def _key(line: _Line) -> Key:
 
 
 def _cut_torn_end(file: Path) -> None:
-    """Make the file end with a whole line, so that the next record starts a line of its own."""
+    """Make the file end with a complete line, so that the next record starts on a new line."""
     if not file.exists():
         return
     with file.open("rb+") as stream:
         content = stream.read()
         end = content.rfind(b"\n") + 1
         if isinstance(_parse_json(content[end:]), dict):
-            stream.write(b"\n")  # whole after all, only its newline is missing
+            stream.write(b"\n")  # the record is complete, only its newline is missing
         else:
             stream.truncate(end)

@@ -1,4 +1,4 @@
-"""Scored rows into numbers, and numbers into results.json and samples_<task>.jsonl.
+"""Computes results from scored rows, and writes results.json and samples_<task>.jsonl.
 
 Keys of results.json follow lmms-eval, `metric,filter`, with the scorer as the filter: `acc_official,strict`, and
 `acc,strict` for the headline. Accuracies, `answered`, `truncated` and `chance` are fractions of 1.
@@ -37,7 +37,7 @@ UNANSWERED = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRow:
-    """A doc, one answer to it, and what every scorer makes of it."""
+    """A doc, one answer to it, and the verdicts of all scorers."""
 
     doc: Doc
     prediction: Prediction
@@ -45,31 +45,31 @@ class ScoredRow:
 
     @property
     def error(self) -> str | None:
-        """Why the row is void, under every scorer or under one that refuses its gold answer; None if it is not."""
+        """Why the row is an error, under every scorer or under one that refuses its gold answer; None if it is not."""
         refusals = (reason for scorer, reason in self.doc.refused.items() if scorer in self.scores)
         return self.prediction.error if self.prediction.error is not None else next(refusals, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The numbers of one run over `rows`. Everything is a fraction of 1 unless it says count.
+    """The results of one run. All values are fractions of 1 except counts.
 
     Example: `results.estimates["strict"]["official"].value`, the same as `results.flat()["acc_official,strict"]`
     """
 
     task: str
     estimates: Mapping[str, Mapping[str, Estimate]]
-    """Scorer, then aggregate."""
+    """By scorer, then by aggregate."""
     chance: Mapping[str, float]
-    """What blind guessing is expected to give, per aggregate."""
+    """The expected score of blind guessing, per aggregate."""
     mean_chance: float
-    """The same as a plain mean over rows."""
+    """The same as a mean over rows."""
     answered: Mapping[str, float]
     """Per scorer, the share of rows in which it found an answer."""
     labels: Mapping[str, Mapping[str, int]]
     """Counts of the parsed answers per scorer, and of the right ones under `gold`: shows a preference for a letter."""
     skipped: Mapping[str, int]
-    """Per scorer that leaves rows out of its denominator, how many; they are in the denominator of all others."""
+    """For scorers that leave rows out of their denominator, how many; other scorers include them."""
     truncated: float | None
     """Share that hit the token limit, of the rows that record how they ended; None if none does."""
     errors: int
@@ -80,21 +80,21 @@ class Results:
     pass_at_k: Mapping[str, Mapping[int, Estimate]]
     """Scorer, then k: the mean over docs of the chance that one of k answers is right. {} without repeats."""
     ceilings: Mapping[str, float]
-    """Per scorer, the mean score of right answers, each written as the scorer likes best; {} if nobody measured it."""
+    """Per scorer, the mean score of right answers, each in the form that scores best; {} if not measured."""
     rows: tuple[ScoredRow, ...]
 
     @property
     def headline(self) -> str:
-        """The scorer that a number without a scorer's name is of: `strict` if it was asked for."""
+        """The scorer of numbers without a scorer's name: `strict` if it was run."""
         return "strict" if "strict" in self.estimates else next(iter(self.estimates))
 
     @property
     def first(self) -> str:
-        """The aggregate that a number without an aggregate's name is of."""
+        """The aggregate of numbers without an aggregate's name."""
         return next(iter(self.chance))
 
     def flat(self) -> dict[str, Any]:
-        """The numbers under lmms-eval's keys, as results.json has them. What does not exist (no such rows) is None."""
+        """The numbers under lmms-eval's keys, as results.json has them. A value over no rows is None."""
         numbers: dict[str, Any] = {}
         for scorer, estimates in self.estimates.items():
             numbers |= _keys("acc", scorer, estimates[self.first])
@@ -132,7 +132,7 @@ def summarise(
     scorers = list(rows[0].scores)
     verdicts = {scorer: [row.scores[scorer] for row in rows] for scorer in scorers}
 
-    # Every scorer and every aggregate sees the same draws.
+    # use the same resamples for every scorer and every aggregate
     columns, weights_R_N = label_columns(task, rows), resample_weights(task, rows, seed, draws)
     estimates = {
         scorer: {
@@ -225,10 +225,10 @@ def results_json(
 
 
 def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[dict[str, Any]]:
-    """The lines of samples_<task>.jsonl: what was asked and answered, and what each scorer made of it.
+    """The lines of samples_<task>.jsonl: question, answer, and the verdict of each scorer.
 
-    `input` is the rendered text where `settings` say how it was rendered, else the doc's own prompt. `doc` is all that
-    scoring the row again needs.
+    `input` is the rendered text where `settings` say how it was rendered, else the doc's own prompt. `doc` has everything
+    needed to score the row again.
     """
     for row in results.rows:
         doc, response = row.doc, row.prediction.response
@@ -262,7 +262,7 @@ def sample_records(results: Results, settings: EvalSettings | None) -> Iterable[
 def write_results(
     folder: Path, tree: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], task: str
 ) -> None:
-    """results.json and samples_<task>.jsonl in `folder`, each complete or absent."""
+    """Write results.json and samples_<task>.jsonl in `folder`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(
         folder / f"samples_{task}.jsonl",
@@ -272,7 +272,7 @@ def write_results(
 
 
 def json_number(value: float) -> float | None:
-    """The value, None for NaN, which JSON does not have."""
+    """The value, with None for NaN, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 

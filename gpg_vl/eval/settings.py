@@ -1,4 +1,4 @@
-"""How answers are generated, and the digests by which a resumed run knows what it already has."""
+"""The settings of generation, and the digests by which a resumed run recognises the answers that it already has."""
 
 import hashlib
 import json
@@ -16,13 +16,14 @@ from gpg_vl.rollout import DEFAULT as DEFAULT_ENGINE
 from gpg_vl.types import Example, Message
 
 FIXED = {"repetition_penalty": 1.0, "padding_side": None}
-"""What others have to choose and results have to say: no token is penalised, and prompts are packed, so none is padded."""
+"""Settings that results must report although they are fixed here: no repetition penalty, and no padding, because prompts
+are packed."""
 _REVISION = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSettings:
-    """Everything that decides what a model answers, apart from the model.
+    """Everything except the model that determines the answers.
 
     Example: `settings_for(cvbench(), "official", max_new_tokens=64)`
     """
@@ -31,29 +32,30 @@ class EvalSettings:
     prompt: str
     """Name of the prompt style."""
     style: PromptStyle
-    """How a doc becomes text. NOTE: `render` has put template and system turn into the example before a responder sees it;
-    the responder adds the chat template and the prefill."""
+    """The prompt style. NOTE: `render` has already applied template and system turn to the example that a responder gets; the
+    responder adds the chat template and the prefill."""
     max_new_tokens: int
-    """Longest answer, end token included."""
+    """Maximum length of an answer in tokens, including the end token."""
     temperature: float = 0.0
     """0 is greedy. A checkpoint's own generation config is never consulted."""
     top_p: float = 1.0
-    """Below 1, only the likeliest tokens that together reach this probability are drawn."""
+    """Below 1 only the most likely tokens that together reach this probability are sampled."""
     top_k: int = 0
-    """Above 0, only so many of the likeliest tokens are drawn."""
+    """Above 0 only the `top_k` most likely tokens are sampled."""
     repeats: int = 1
     """Answers per doc, for avg@k and pass@k."""
     coordinates: str | None = None
     """How boxes are written in the answers (`gpg_vl.eval.coordinates`); None where a task has none."""
     seed: int = 0
     batch_size: int = 16
-    """Prompts that are answered together. Changes speed and memory only, so it is no part of a prediction's key."""
+    """Prompts that are answered together. It affects only speed and memory, so it is not part of a prediction's key."""
     limits: PixelLimits = DEFAULT_LIMITS
-    """How large the model sees the images. The same as training's default; published runs differ."""
+    """The allowed image size. The default is that of training; published runs use other sizes."""
     dtype: str = "float32"
     engine: str = DEFAULT_ENGINE
     servers: tuple[str, ...] = ()
-    """Where an engine asks that is not in this process. No part of a prediction's key: the weights are checked."""
+    """Server addresses for an engine outside this process. Not part of a prediction's key, because the weights are
+    checked."""
 
     def __post_init__(self) -> None:
         least = {
@@ -82,7 +84,7 @@ class EvalSettings:
             )
 
     def record(self) -> dict[str, Any]:
-        """Every setting by its own name, on one level, as they are in results.json."""
+        """All settings by name, on one level, as in results.json."""
         record: dict[str, Any] = {}
         for name, value in asdict(self).items():
             record |= value if isinstance(value, dict) else {name: value}
@@ -114,7 +116,7 @@ def settings_for(task: Task, prompt: str | None = None, **changes: Any) -> EvalS
 
 
 def render(settings: EvalSettings, doc: Doc) -> Example:
-    """The doc's example as it is asked: template filled in, system turn in front. Only the chat template is missing."""
+    """The doc's example with the template filled in and the system turn added. Only the chat template is missing."""
     user = Message(role="user", content=render_turn(settings, doc))
     if settings.style.system is None:
         return replace(doc.example, prompt=(user,))
@@ -148,16 +150,16 @@ def render_turn(settings: EvalSettings, doc: Doc) -> str:
 
 
 def prompt_sha(settings: EvalSettings, example: Example, image_digests: Sequence[str]) -> str:
-    """Digest of everything the model is shown for a rendered example. 16 hexadecimal digits."""
+    """Digest of the model's complete input for a rendered example. 16 hexadecimal digits."""
     turns = [(turn.role, turn.content) for turn in example.prompt if isinstance(turn, Message)]
     style = settings.style
     return _digest([turns, style.chat, style.prefill, list(image_digests)])
 
 
 def generation_sha(settings: EvalSettings, model_sha: str, sample: int = 0) -> str:
-    """Digest of everything else that decides the answer: weights, decoding, resolution. 16 hexadecimal digits.
+    """Digest of everything else that determines the answer: weights, decoding, resolution. 16 hexadecimal digits.
 
-    `sample` numbers the repeated answers to a doc. The seed and what narrows the draw count only where something is drawn.
+    `sample` numbers the repeated answers to a doc. The seed, top_p and top_k are included only if answers are sampled.
     """
     drawn = [settings.seed, settings.top_p, settings.top_k] if settings.temperature else None
     return _digest(

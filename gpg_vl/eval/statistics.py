@@ -1,4 +1,4 @@
-"""How sure a number is: percentile bootstrap, paired bootstrap, exact McNemar; and pass@k.
+"""Uncertainty of scores: percentile bootstrap, paired bootstrap, exact McNemar test; and pass@k.
 
 Axes in this file: `_N` scored rows (a doc, or one of its repeated samples), `_R` resamples. A resample is a row of
 `weights_R_N`: how often each row was drawn, as a float. An aggregate is a pure function of a `Sample`, so the value
@@ -29,10 +29,10 @@ class Sample:
     scores_N: Floats
     """NaN for a row that the scorer's rule leaves out."""
     columns: Mapping[str, NDArray[np.str_]]
-    """Labels that rows are chosen by, each of shape [N]."""
+    """Labels by which rows are selected, each of shape [N]."""
     weights_R_N: Floats
     parts: Mapping[str, Floats] = field(default_factory=dict)
-    """Numbers next to the score that `ratio` adds up, each [N]."""
+    """Numbers that `ratio` sums, each [N]."""
 
     def mean(self, **where: str) -> Floats:
         """Weighted mean score of the rows whose columns have these values, [R]; NaN where there is no such row."""
@@ -129,6 +129,8 @@ def resample(
         raise ValueError(
             f"{draws} draws were asked for; a bootstrap needs at least 1, and {DRAWS} for an interval."
         )
+
+    # number the clusters of each stratum
     clusters_N = range(len(strata_N)) if clusters_N is None else clusters_N
     members: dict[Hashable, dict[Hashable, int]] = {}
     home: dict[Hashable, Hashable] = {}
@@ -139,6 +141,8 @@ def resample(
             )
         known = members.setdefault(stratum, {})
         known.setdefault(cluster, len(known))
+
+    # draw clusters within each stratum, and give their counts to their rows
     generator = np.random.default_rng(seed)
     weights_R_N = np.zeros((draws, len(strata_N)))
     for stratum, known in members.items():

@@ -1,4 +1,5 @@
-"""What an eval task is. A new benchmark is one module that builds a `Task`; a new rule is one entry of its `scorers`.
+"""The definition of an eval task. A new benchmark is a module that builds a `Task`; a new rule is an entry of its
+`scorers`.
 
 A task is data and pure functions: how rows are read, how they are asked, how an answer is scored, how scores become
 numbers. Generating, resuming, statistics and printing are the same for all of them and are in the runner.
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doc:
-    """One row of a benchmark: an example, and what an evaluation has to know besides.
+    """One row of a benchmark: an example, and further information for the evaluation.
 
     Example: `Doc(doc_id=0, example=Example(id="0", images=(b"...",), prompt="How many organs are in the image? Select
     ...", answer="(C)", choices=("3", "2", "1", "0"), task="Count", meta={"type": "2D", ...}))`
@@ -32,13 +33,13 @@ class Doc:
     doc_id: int
     """The row's number in the benchmark's own order, from 0. It joins predictions to docs."""
     example: Example
-    """What is asked. Images are encoded files, or paths below `root`."""
+    """The question. Images are encoded files, or paths below `root`."""
     root: Path | None = None
-    """The folder that image paths start from and may not leave."""
+    """The folder that image paths are relative to and may not leave."""
     problem: str | None = None
-    """Why the doc can neither be asked nor scored, such as an image without a size; it is then an error row."""
+    """Why the doc cannot be evaluated, such as an unreadable image size; it then counts as an error row."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Scorers that do not accept the doc's own gold answer, and how that came out. It scores 0 under these alone."""
+    """Scorers that do not accept the doc's own gold answer, with their result. The doc scores 0 only under these."""
 
     @property
     def gold(self) -> str:
@@ -67,7 +68,7 @@ def make_verdict(
     note: str = "",
     parts: Mapping[str, float] | None = None,
 ) -> Verdict:
-    """The verdict of a scorer on a response to the doc; 0 whatever the score where nothing could be read."""
+    """The verdict of a scorer on a response to the doc; the score is 0 if no answer could be read."""
     return Verdict(
         score=0.0 if parsed is None and score == score else score,
         parsed=parsed,
@@ -80,7 +81,7 @@ def make_verdict(
 class Loader(Protocol):
     """Reads a benchmark from local files. Raises UserError.
 
-    `images`: with False no image is decoded and none is kept. `root`: the folder that image paths start from; None is
+    `images`: with False no image is decoded or stored. `root`: the folder that image paths are relative to; None is
     the folder of the table that names them.
     """
 
@@ -91,7 +92,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPrompt:
-    """A published way of asking. The fields mean what they mean in a run's `prompt` section.
+    """A published prompt style. Fields as in a run's `prompt` section.
 
     Example: `TaskPrompt(template="{prompt}\\nAnswer with a letter.", max_new_tokens=16)`
     """
@@ -101,26 +102,27 @@ class TaskPrompt:
     texts in a row, `{options}` one lettered line each, `{letters}` their letters, `{instruction}` the column that says how to
     answer a question of its kind."""
     system: str | None = DEFAULT_STYLE.system
-    """A system turn in front; None leaves it to the checkpoint's chat template."""
+    """A system turn before the question; None leaves it to the checkpoint's chat template."""
     chat: prompting.Chat = DEFAULT_STYLE.chat
-    """`template`: the checkpoint's chat template. `plain`: the bare text. `auto`: whichever is there."""
+    """`template`: the checkpoint's chat template. `plain`: the bare text. `auto`: the chat template if there is one,
+    else the bare text."""
     prefill: str = DEFAULT_STYLE.prefill
-    """Text that already begins the answer, such as `<think>`."""
+    """Text with which the prompt already begins the answer, such as `<think>`."""
     max_new_tokens: int
-    """The limit that the style was published with; a shorter one cuts answers off."""
+    """The published token limit of the style; a smaller one cuts answers off."""
     coordinates: str | None = None
     """The convention that the prompt itself prescribes for boxes, whatever the model was trained on."""
 
     @property
     def style(self) -> prompting.PromptStyle:
-        """How it makes text of an example, without the limits that come with it."""
+        """The prompt style without the token limit and coordinates."""
         return prompting.PromptStyle(
             template=self.template, system=self.system, chat=self.chat, prefill=self.prefill
         )
 
 
 def one_of_options(doc: Doc) -> float:
-    """What a blind guess scores: one out of the options, 0 where the answer is open."""
+    """The score of a blind guess: 1 / number of options, or 0 for an open answer."""
     return 1 / len(doc.example.choices) if doc.example.choices else 0.0
 
 
@@ -130,17 +132,17 @@ class Task:
 
     name: str
     version: str = "1"
-    """Raised whenever a score could change for the same responses."""
+    """Increased whenever scores of the same responses could change."""
     description: str
     """One line for `--list`."""
     source: str
-    """Where the data is published, and under which licence."""
+    """Where the data is published, and its licence."""
     sizes: Mapping[str, int]
-    """Docs of each published split, the usual one first; a loaded set of another size is named as such."""
+    """Docs of each published split, the usual one first; a note says if a loaded set has another size."""
     metric: str
-    """What the headline measures, for `--list`."""
+    """The meaning of the headline score, for `--list`."""
     blind: str
-    """What a blind guess scores, for `--list`."""
+    """The score of a blind guess, for `--list`."""
 
     files: Callable[[Path], Sequence[Path]]
     """The tables that `load` would read, in order (their digests go into the results). Raises UserError."""
@@ -149,44 +151,46 @@ class Task:
     default_prompt: str
 
     scorers: Mapping[str, Scorer]
-    """By name; `strict` must be among them."""
+    """Scorers by name; `strict` is required."""
     default_scorers: tuple[str, ...] = ("strict", "official")
     gold_responses: Callable[[Doc], Sequence[Response]]
-    """Ways to write the right answer. `strict` must give each of them full marks, every other scorer at least one."""
+    """Right answers in several forms. `strict` must give each of them full marks; every other scorer must do so for at
+    least one."""
     full_marks: Callable[[Doc], float] = lambda doc: 1.0
     """The score of a right answer: 1, or less where annotators disagree and the metric says so."""
     published_golds: Callable[[Doc], Sequence[Response]] = lambda doc: ()
-    """What only published rules read as the right answer, such as another notation: counts for their ceilings alone."""
+    """Right answers that only published rules can read, such as another notation; used only for their ceilings."""
     flawed: Collection[str] = ()
-    """Scorers that by their published rule refuse some right answers. What right answers get under each scorer is printed,
-    and such a refusal stops nothing."""
+    """Scorers whose published rule refuses some right answers. The scores of right answers are printed, and such a refusal
+    is not an error."""
     boxes: bool = False
     """Answers are boxes: docs get the column `coordinates`, the convention that they are written in."""
     needs_mask: Collection[str] = ()
     """Scorers of segmentations; they are taken by default only if the predictions have masks."""
     gold_label: Callable[[Doc], str] | None = None
-    """What `Verdict.parsed` is for a right answer, where there are few enough answers to count (option letters)."""
+    """The value of `Verdict.parsed` for a right answer, if there are only few different answers (option letters), to count
+    them."""
     chance: Callable[[Doc], float] = one_of_options
     """Expected score of a blind guess."""
     right_from: float = 1.0
     """The score from which a row counts as right, in pass@k and McNemar's test."""
 
     aggregates: Mapping[str, Aggregate] = field(default_factory=lambda: {"micro": Sample.mean})
-    """By name, in the order of the printed table; the first is the headline."""
+    """Aggregates by name, in the order of the printed table; the first is the headline."""
     groups: tuple[str, ...] = ()
-    """Columns that the aggregates choose docs by."""
+    """Columns by which aggregates select docs."""
     strata: tuple[str, ...] = ()
     """Columns that `--limit` keeps in proportion."""
     resample_within: tuple[str, ...] = ()
-    """Columns within whose values the bootstrap draws, so that every aggregate exists in every resample."""
+    """Columns within whose values the bootstrap resamples, so that every aggregate exists in every resample."""
     cluster: str | None = None
-    """The column whose equal values the bootstrap draws together, such as the image of several questions."""
+    """The column whose equal values the bootstrap resamples together, such as the image of several questions."""
 
 
 THINK = (
     "\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
 )
-"""What the prompt styles called `think` add to a question."""
+"""The text that the prompt styles called `think` add to a question."""
 
 
 def stratum(doc: Doc, columns: Sequence[str]) -> tuple[str, ...]:
@@ -195,7 +199,7 @@ def stratum(doc: Doc, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def pick(task: Task, kind: str, name: str, known: Mapping[str, T]) -> T:
-    """`known[name]`, or a UserError that says what the task has instead."""
+    """`known[name]`, or a UserError that lists what the task has."""
     if name not in known:
         raise UserError(
             f"The task {task.name} has no {kind} called {name!r}. {did_you_mean(name, list(known))}"

@@ -1,7 +1,7 @@
-"""Adapters in a folder of peft's own format, which `PeftModel.from_pretrained` loads onto the base model.
+"""Saves and loads adapters in peft's folder format, which `PeftModel.from_pretrained` loads onto the base model.
 
 adapter_config.json             rank, alpha, the layers that have adapters, the base model
-adapter_model.safetensors       the two matrices of each of them
+adapter_model.safetensors       the two matrices of each layer
 """
 
 import json
@@ -17,11 +17,11 @@ from gpg_vl.models.adapters import ADAPTER, adapter_parameters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FOLDER = "adapter"
-"""In a checkpoint."""
+"""The adapter folder in a checkpoint."""
 _EARLIER = "adapters.safetensors"
-"""In a checkpoint of an earlier version, under the names that the weights have in the model."""
+"""The adapter file in checkpoints of an earlier version, with the names of the model."""
 _PREFIX = "base_model.model."
-"""Of the names in the file: peft wraps the model twice."""
+"""The prefix of names in the file, because peft wraps the model twice."""
 
 
 def save_adapters(
@@ -34,8 +34,8 @@ def save_adapters(
 ) -> None:
     """Write the adapters of a transformers model.
 
-    weights: whole tensors, under the names that they have in the model.
-    base: the checkpoint that the adapters are to be put on, and its revision on the hub.
+    weights: whole tensors, with their names in the model.
+    base: the checkpoint that the adapters belong to, and its revision on the hub.
     """
     from safetensors.torch import save_file
 
@@ -60,7 +60,7 @@ def save_adapter_config(
         "inference_mode": True,
         # some readers want a whole number
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        # by which peft finds the class of the base when nobody says it
+        # peft uses it to find the class of the base model
         "auto_mapping": {
             "base_model_class": type(model).__name__,
             "parent_library": type(model).__module__,
@@ -73,7 +73,7 @@ def save_adapter_config(
 def load_adapters(model: nn.Module, checkpoint: Path) -> None:
     """Put the adapter weights of a checkpoint into a model that has such adapters.
 
-    Raises UserError if they are others, OSError or what reading a damaged file raises.
+    Raises UserError if the adapters differ, OSError or the errors of reading a damaged file.
     """
     from safetensors.torch import load_file
 
@@ -101,5 +101,5 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _saved_name(name: str) -> str:
-    """Without the name of the adapter, of which a folder holds one."""
+    """The name in the file, without the adapter's name, because a folder has only one adapter."""
     return _PREFIX + name.replace(f".{ADAPTER}.", ".")

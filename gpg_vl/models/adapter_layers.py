@@ -1,4 +1,4 @@
-"""Which layers of a model get adapters: those that a config names, in the parts that it chooses."""
+"""Selects the layers of a model that get adapters, by the names and parts in a config."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,11 +14,10 @@ PARTS = {"language": "the language model", "merger": "the merger", "vision": "th
 def choose_layers(
     model: nn.Module, family: Family, *, parts: Sequence[str], targets: Sequence[str] | None
 ) -> list[str]:
-    """The linear layers of these parts that `targets` names, as the model names them.
+    """The full names of the linear layers of these parts that `targets` selects.
 
-    targets: names, or ends of names that begin behind a dot; each must be that of a layer in one of the parts, and each
-        part must have one. None takes all linear layers of the parts. The head is none of them.
-    Raises UserError.
+    targets: names, or last parts of dotted names. Each must match a layer in one of the parts, and each part must have a
+    match. None selects all linear layers of the parts. The head is never included. Raises UserError.
     """
     if not family.has_vision and (wrong := [part for part in parts if part != "language"]):
         raise UserError(
@@ -35,16 +34,17 @@ def choose_layers(
         names = [name for name in layers[part] if targets is None or _is_called(name, targets)]
         if not names:
             raise UserError(
-                f"model.lora_targets is {targets and list(targets)}, but no linear layer of {PARTS[part]}, which model.lora_on "
-                f"says gets adapters, is called so. Known: {_known(layers[part])}. Name one of them, leave model.lora_targets "
-                f"out for all of them, or take {part} out of model.lora_on."
+                f"model.lora_targets is {targets and list(targets)}, but no linear layer of {PARTS[part]}, which is in "
+                f"model.lora_on, has such a name. Known: {_known(layers[part])}. Name one of them, leave "
+                f"model.lora_targets out for all of them, or take {part} out of model.lora_on."
             )
         chosen += names
     return chosen
 
 
 def _linear_layers(model: nn.Module, family: Family) -> Mapping[str, list[str]]:
-    """Names of the linear layers of each part, in the model's order. Without the head, whose weight is read past its module."""
+    """Names of the linear layers of each part, in the model's order. Without the head, whose weight is read directly and
+    not through its module."""
     head = model.get_output_embeddings()  # type: ignore[operator]  # every transformers model has it
     layers: dict[str, list[str]] = {part: [] for part in PARTS}
     for name, module in model.named_modules():
@@ -54,7 +54,7 @@ def _linear_layers(model: nn.Module, family: Family) -> Mapping[str, list[str]]:
 
 
 def _refuse_unadaptable(target: str, model: nn.Module, layers: Mapping[str, list[str]]) -> None:
-    """A name that stands for modules alone which no adapter is put on: the head, embeddings, norms, convolutions, blocks."""
+    """Refuse a name that matches only modules without adapters: the head, embeddings, norms, convolutions, blocks."""
     adaptable = {name for names in layers.values() for name in names}
     called = [name for name, _ in model.named_modules() if name and _is_called(name, [target])]
     if not called or adaptable & set(called):
@@ -62,9 +62,9 @@ def _refuse_unadaptable(target: str, model: nn.Module, layers: Mapping[str, list
 
     kind = type(model.get_submodule(called[0])).__name__
     raise UserError(
-        f"model.lora_targets names {target!r}, the {kind} {called[0]}, on which gpg_vl puts no adapters: they go on linear "
-        f"layers other than the head, each by its own name. Known: {_known(n for names in layers.values() for n in names)}. "
-        f"Take {target!r} out of model.lora_targets; to train it, train all weights (model.lora_rank 0)."
+        f"model.lora_targets names {target!r}, the {kind} {called[0]}, on which gpg_vl puts no adapters: only linear "
+        f"layers other than the head can have one. Known: {_known(n for names in layers.values() for n in names)}. Take "
+        f"{target!r} out of model.lora_targets; to train it, train all weights (model.lora_rank 0)."
     )
 
 
@@ -81,13 +81,13 @@ def _refuse_unknown(target: str, layers: Mapping[str, list[str]], parts: Sequenc
     chosen = " and ".join(PARTS[part] for part in parts)
     known = _short_names(name for part in parts for name in layers[part])
     raise UserError(
-        f"model.lora_targets names {target!r}, but no linear layer of {chosen} is called so. {did_you_mean(target, known)} "
-        f"Correct the name, or leave model.lora_targets out for all of them."
+        f"model.lora_targets names {target!r}, but no linear layer of {chosen} has such a name. "
+        f"{did_you_mean(target, known)} Correct the name, or leave model.lora_targets out for all of them."
     )
 
 
 def _is_called(name: str, targets: Iterable[str]) -> bool:
-    """As peft has it."""
+    """Whether a target matches the name, by peft's rule."""
     return any(name == target or name.endswith("." + target) for target in targets)
 
 
@@ -96,7 +96,7 @@ def _known(names: Iterable[str]) -> str:
 
 
 def _short_names(names: Iterable[str]) -> list[str]:
-    """`q_proj`, `fc1`; with what is before it where that is only a number: `mlp.0`. Each once, in order."""
+    """`q_proj`, `fc1`; with the part before it if it is only a number: `mlp.0`. Each once, in order."""
     short = []
     for name in names:
         owner, _, last = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Low-rank adapters (peft), put into a model in place: the module tree stays that of transformers."""
+"""LoRA adapters (peft), added to a model in place, so that the module tree stays that of transformers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +25,10 @@ def add_adapters(
 ) -> None:
     """Add adapters to linear layers of `parts` and freeze every other weight.
 
-    targets: names of layers, see `choose_layers`; None takes all of the parts.
+    targets: names of layers, see `choose_layers`; None takes all layers of the parts.
 
-    Dropout is 0: the policy that samples and the one that trains must be the same. The start is the
-    model itself (B = 0). Raises UserError for parts or layers that the model has not.
+    Dropout is 0: the policy that samples and the one that trains must be the same. At the start adapters change nothing
+    (B = 0). Raises UserError for parts or layers that the model does not have.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -51,13 +51,13 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of the adapters, under the names that they have in the model."""
+    """The weights of the adapters, by their names in the model."""
     return {name: p for name, p in model.named_parameters() if ".lora_" in name}
 
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights without adapters, under the names of the plain model."""
-    # parameters as they are: whoever has spread them knows them by themselves
+    """The weights without adapters, by their names in the plain model."""
+    # return the parameter objects themselves, because a sharding identifies them as objects
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
@@ -66,12 +66,12 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def merged_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of a weight with adapters added in: in bfloat16 the sum would lose what is small compared with the weight."""
+    """The dtype of a weight with merged adapters: in bfloat16 the sum would lose small changes."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def adapted_weights(model: nn.Module) -> set[str]:
-    """The names, in the plain model, of the weights that adapters are added to."""
+    """The names in the plain model of the weights that have adapters."""
     from peft.tuners.lora import LoraLayer
 
     return {
@@ -80,7 +80,7 @@ def adapted_weights(model: nn.Module) -> set[str]:
 
 
 def merged_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
-    """Of each tensor that `merged_weights` gives."""
+    """The dtype of each tensor that `merged_weights` yields."""
     adapted = adapted_weights(model)
     return {
         name: merged_dtype(tensor.dtype) if name in adapted else tensor.dtype
@@ -95,10 +95,9 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 def merged_weights(
     model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is
 ) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the plain model with the adapters added in, under their ordinary names, one
-    after the other.
+    """Yield the weights of the plain model with merged adapters, by their ordinary names.
 
-    whole: gives all of a tensor of which a process holds a part. The model is left as it is.
+    whole: a function that returns the full tensor for a sharded one. The model is not changed.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -121,7 +120,7 @@ def merged_weights(
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Within, the model computes what it would without its adapters."""
+    """Inside the block the model computes without its adapters."""
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -129,7 +128,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer.enable_adapters(False)
 
-    # peft freezes what it switches off, but whether features of images change is told by what is trained
+    # peft freezes adapters that it turns off; undo it, because image features count as constant if nothing is trained
     for parameter in trained:
         parameter.requires_grad_(True)
     try:

@@ -1,4 +1,4 @@
-"""A given answer as the tokens that a policy would have said."""
+"""Converts a given answer into the tokens that a policy would have sampled."""
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.load import Processing
@@ -15,10 +15,11 @@ def tokens_of_answer(processing: Processing, text: str, who: str) -> tuple[int, 
     if wrong := set(token_ids) & {*tokens.never_sampled, *tokens.ends}:
         shown = processing.tokenizer.convert_ids_to_tokens(sorted(wrong))
         raise UserError(
-            f"{who} holds the control token(s) {', '.join(shown)}, which a policy cannot say. "
+            f"{who} holds the control token(s) {', '.join(shown)}, which a policy never samples. "
             f"Remove them from the answer."
         )
 
-    # the end of a turn in this checkpoint's chats, among all ids that may end an answer
+    # of all ids that may end an answer, take the one that ends a turn in this checkpoint's chat
+    # template
     end = processing.tokenizer.eos_token_id
     return (*token_ids, end if end in tokens.ends else tokens.ends[0])

@@ -1,4 +1,4 @@
-"""Attention over shared prefixes: who sees whom, and the kernels that compute it.
+"""Attention over shared prefixes: which tokens attend to which, and the kernels that compute it.
 
 A prefix token sees the tokens before it in its prompt. A suffix token sees its whole prompt and the
 tokens before it in its own completion, never a sibling. A kernel is a function from the lengths of
@@ -30,7 +30,7 @@ from gpg_vl.errors import UserError
 from gpg_vl.models.padding import Padded
 
 NAME = "gpg_shared_prefix"
-"""What the attention function is called in transformers' registry."""
+"""The name of the attention function in transformers' registry."""
 
 Kernel = Literal["split", "varlen", "dense"]
 
@@ -40,16 +40,14 @@ Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segments:
-    """The lengths of a call: prefixes one behind the other, then suffixes, each the continuation of
-    a prefix.
-    """
+    """The lengths of a call: concatenated prefixes, then suffixes, each of which continues a prefix."""
 
     prefix_lengths: tuple[int, ...]
     suffix_lengths: tuple[int, ...] = ()
     prefixes: tuple[int, ...] = ()
     """The prefix that each suffix continues."""
     prefix_queries: bool = True
-    """False: only suffix tokens ask; the keys of the prefixes come from an earlier call."""
+    """False: only suffix tokens are queries; the keys of the prefixes come from an earlier call."""
 
     def without_empty(self) -> "Segments":
         prefixes = [p for n, p in zip(self.suffix_lengths, self.prefixes, strict=True) if n]
@@ -62,9 +60,7 @@ class Segments:
 
 
 class LayerAttention(Protocol):
-    """What the text tower is handed: called once per layer with this layer's queries, keys and
-    values.
-    """
+    """The attention that the text tower uses: called once per layer with the layer's queries, keys and values."""
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
@@ -74,8 +70,8 @@ class LayerAttention(Protocol):
 class SharedPrefix:
     """The attention of one call of the text tower.
 
-    A plain class and no dataclass: sharded modules rebuild the dataclasses among their arguments in
-    order to watch the tensors inside, layer by layer, and these tensors belong to all layers.
+    It is not a dataclass: sharded modules rebuild dataclass arguments to track their tensors layer by layer,
+    but these tensors are shared by all layers.
 
     attend: the kernel, made for the lengths of the call.
     given: keys and values [1, Hkv, S, D] of each layer's prefixes, if the call computes suffixes
@@ -100,12 +96,11 @@ class SharedPrefix:
 
 @contextmanager
 def keep_keys(attentions: Sequence[Any]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Within, each attention module keeps the keys and values it computes; at the end they stand in
-    the list, by layer.
+    """Inside the block each attention module stores the keys and values it computes; at the end the yielded
+    list has them by layer.
 
-    They are kept on the modules and not collected in an argument, which a wrapper around a layer
-    might copy. Modules that compute a layer again, under gradient checkpointing, do so after the
-    end and keep nothing.
+    They are stored on the modules and not in an argument, because a wrapper around a layer might copy the
+    argument. Layers that are recomputed under gradient checkpointing run after the end and store nothing.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     for module in attentions:
@@ -119,9 +114,9 @@ def keep_keys(attentions: Sequence[Any]) -> Iterator[list[tuple[Tensor, Tensor]]
 
 
 def install(model: Any, *, has_vision: bool) -> None:
-    """Let the text tower of `model` take a `LayerAttention` as the keyword argument `shared`.
+    """Make the text tower of `model` accept a `LayerAttention` as the keyword argument `shared`.
 
-    Vision is left alone.
+    The vision tower is not changed.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -157,11 +152,10 @@ def _attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
 
-    # rotation leaves float32 behind under autocast; what is kept and multiplied has the dtype that
-    # autocast computes in
+    # the rotation returns float32 under autocast; cast to the autocast dtype for storing and multiplying
     query, key = query.to(value.dtype), key.to(value.dtype)
     if hasattr(module, "kept_keys"):
-        # values are a view of what the projection gave, and a wrapper cannot watch a view that leaves it
+        # copy the values: they are a view of the projection's output, and a wrapper cannot track a view that leaves it
         value = value.clone()
         module.kept_keys = (key, value)
 
@@ -172,7 +166,7 @@ def _attention(
 def choose_kernel(
     wanted: Literal["auto"] | Kernel, device: torch.device, dtype: torch.dtype
 ) -> tuple[Kernel, str]:
-    """The kernel to use, and why it is not the wanted one ("" if it is)."""
+    """The kernel to use, and why it is not the requested one ("" if it is)."""
     if wanted == "auto":
         return "split", ""
     if wanted != "varlen":
@@ -194,7 +188,7 @@ def varlen_missing(device: torch.device, dtype: torch.dtype) -> str:
     except ImportError:
         return f"torch.nn.attention.varlen, which torch {torch.__version__} lacks"
 
-    # not every version of the kernel lets query heads share a key head
+    # not every version of the kernel supports grouped-query attention
     if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
         return f"grouped-query attention in varlen_attn, which torch {torch.__version__} lacks"
     return ""
@@ -263,11 +257,11 @@ def split(segments: Segments, device: torch.device) -> Attend:
 
 
 def _split_suffixes(segments: Segments, device: torch.device) -> Attend:
-    """The second batch of `split`: queries of the suffixes alone, keys of prefixes and suffixes."""
+    """The second batch of `split`: queries only of the suffixes, keys of prefixes and suffixes."""
     prefix_tokens = sum(segments.prefix_lengths)
     suffixes = Padded.of(segments.suffix_lengths, 0, device)
 
-    # prefixes that nothing continues are left out; they would only be padding
+    # leave out prefixes without a suffix, which would only add padding
     starts = [0, *accumulate(segments.prefix_lengths)]
     used = sorted(set(segments.prefixes))
     used_lengths = [segments.prefix_lengths[p] for p in used]
@@ -286,8 +280,7 @@ def _split_suffixes(segments: Segments, device: torch.device) -> Attend:
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         q, k, v = suffixes.pad(query), pad_keys(key), pad_keys(value)
 
-        # the query heads that share a key head stand one behind the other as queries of it: nothing
-        # is repeated
+        # query heads that share a key head become additional queries of it, so no key is repeated
         rows, heads, size, width = q.shape
         share = heads // k.shape[1]
         folded = q.reshape(rows, k.shape[1], share * size, width)
@@ -304,9 +297,7 @@ longest, scale) -> [Q, H, D]; causal, the last query of a run aligned with its l
 
 
 def varlen(segments: Segments, device: torch.device, kernel: RaggedKernel) -> Attend:
-    """No padding: every prefix is a run of queries over itself, every suffix one over its prefix
-    and itself.
-    """
+    """Without padding: each prefix is a run of queries over itself, each suffix one over its prefix and itself."""
     starts = [0, *accumulate(segments.prefix_lengths)]
     prefix_tokens = starts[-1]
     query_runs: list[int] = []
@@ -348,7 +339,7 @@ def _varlen_on_cuda(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # the log-sum-exp would come with it only if asked for
+    # the kernel returns the log-sum-exp only on request
     runs = (ends_q, ends_k, longest_q, longest_k)
     attended: Any = varlen_attn(q, k, v, *runs, scale=scale, window_size=(-1, 0), enable_gqa=True)
     output: Tensor = attended

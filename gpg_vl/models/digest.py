@@ -1,4 +1,4 @@
-"""Digests of a checkpoint, to tell whether it is the same."""
+"""Digests of a checkpoint, to find out whether it has changed."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ _SAMPLE = 1 << 14
 
 
 def model_sha(folder: Path) -> str:
-    """Digest of a checkpoint folder's names, sizes and contents, so that new weights under an old name are noticed.
+    """Digest of a checkpoint folder's names, sizes and contents, so that changed weights are noticed.
 
     Files above 16 MB are sampled at 256 evenly spaced places; training changes every weight. 16 hexadecimal digits.
     """

@@ -24,16 +24,16 @@ _OUT_OF_REACH = -1e30
 
 
 class Objective(NamedTuple):
-    """What K completion tokens are trained towards; see `algorithms.algorithm.Algorithm`."""
+    """The training objective of K completion tokens; see `algorithms.algorithm.Algorithm`."""
 
     inputs: TokenInputs
     """A NamedTuple of tensors [K]."""
     token_loss: Callable[[Tensor, TokenInputs], Tensor]
     """(logp_K, inputs) -> loss_K."""
     whole_completions: bool = False
-    """True: the loss of a token depends on other tokens too, so `token_loss` is given all K at once."""
+    """True: the loss of a token depends on other tokens too, so `token_loss` gets all K at once."""
     value_loss: Callable[[Tensor, TokenInputs], Tensor] | None = None
-    """(value_K, inputs) -> loss_K, where there is a critic; see `models.value_head`."""
+    """(value_K, inputs) -> loss_K, if there is a critic; see `models.value_head`."""
 
     def select(self, index: slice) -> "Objective":
         """The objective of some of the tokens."""
@@ -41,15 +41,15 @@ class Objective(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of each completion token, without gradient."""
+    """Values of each completion token, without gradient."""
 
     logp_K: Tensor
     entropy_K: Tensor
-    """In nats, of the distribution that the token was drawn from."""
+    """Entropy in nats of the distribution that the token was sampled from."""
 
 
 class HeadOutput(NamedTuple):
-    """The loss to differentiate, and what to report."""
+    """The loss to differentiate, and values to report."""
 
     loss: Tensor
     """The sum of the tokens' losses."""
@@ -80,7 +80,7 @@ def fused_head(
     )
 
     with torch.no_grad(), torch.autocast(hidden_K_H.device.type, enabled=False):
-        # the slopes of such a loss are known only when all log-probs are: a sweep of its own
+        # the slopes of such a loss need all log-probs, so compute these in a first sweep
         everything = None
         if objective.whole_completions:
             everything = _loss_and_slope(_score_tiles(head).logp_K, objective)
@@ -100,7 +100,7 @@ def fused_head(
 
             if products is not None:
                 products.add(tile, logits_K_V, normalizer_K, slope_K)
-            del logits_K_V  # the next tile must not stand beside this one
+            del logits_K_V  # free this tile before the next one is allocated
 
         joined = _join(scores, head)
         loss = torch.cat(losses or [joined.logp_K]).sum()
@@ -133,7 +133,7 @@ def sampling_logits(
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """What products with `hidden` are computed in: the dtype of autocast, or else its own."""
+    """The dtype of products with `hidden`: that of autocast, else its own."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -143,9 +143,9 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 def with_gradient(
     value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> Tensor:
-    """`value` as a scalar that hands `gradients` (times what comes in) to `inputs` in the backward pass, once.
+    """`value` as a scalar whose backward pass gives `gradients` (times the incoming gradient) to `inputs`. It works once.
 
-    None says that an input does not take part.
+    None means that an input gets no gradient.
     """
     given = (value.detach(), list(gradients), *inputs)
     result: Tensor = _FormedGradient.apply(*given)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
@@ -153,7 +153,7 @@ def with_gradient(
 
 
 class _FormedGradient(torch.autograd.Function):
-    """A scalar whose gradient with respect to the inputs is known already."""
+    """A scalar whose gradient with respect to the inputs is already known."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
@@ -164,8 +164,10 @@ class _FormedGradient(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("a formed gradient is handed out once; run the forward pass again")
-        # the scale of a loss scaler arrives here; the buffers are ours, so it goes in place
+            raise RuntimeError(
+                "a formed gradient can be used only once; run the forward pass again"
+            )
+        # apply the scale of a loss scaler in place, because the buffers belong to us
         scaled = (None if g is None else g.mul_(scale.to(g.dtype)) for g in gradients)
         return None, None, *scaled
 
@@ -180,7 +182,7 @@ class _Head:
     never_V: Tensor
     temperature: float
     wide: torch.dtype
-    """Of everything that is summed."""
+    """The dtype of sums."""
     tiles: list[slice]
 
     @staticmethod
@@ -211,7 +213,7 @@ class _Head:
 
 
 class _Products:
-    """The gradients of hidden states and weights, added up tile by tile. None where nothing is to be trained."""
+    """The gradients of hidden states and weights, summed tile by tile; None if not trained."""
 
     def __init__(self, hidden_K_H: Tensor, weight_V_H: Tensor, head: _Head) -> None:
         self._head = head
@@ -240,7 +242,7 @@ class _Products:
 
 
 def _loss_and_slope(logp_K: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """The loss of each token, and the slope of their sum in each log-prob: autograd over these K numbers alone."""
+    """The loss of each token, and the derivative of their sum by each log-prob; autograd runs only over these K numbers."""
     with torch.enable_grad():
         leaf_K = logp_K.detach().requires_grad_()
         loss_K = objective.token_loss(leaf_K, to_dtype(objective.inputs, leaf_K))
@@ -284,14 +286,14 @@ def _scores_of(logits_K_V: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor, T
 def _slope_of_logits(
     logits_K_V: Tensor, normalizer_K: Tensor, targets_K: Tensor, weights_K: Tensor
 ) -> Tensor:
-    """d(- weight * log pi) / d logits, in the place of the logits: weight * (probability - 1 at the target)."""
+    """d(- weight * log pi) / d logits, written over the logits: weight * (probability - 1 at the target)."""
     slope = logits_K_V.sub_(normalizer_K[:, None]).exp_()
     slope.scatter_add_(1, targets_K[:, None], slope.new_full((len(slope), 1), -1.0))
     return slope.mul_(weights_K[:, None])
 
 
 def _add_product(total_V_H: Tensor, slope_K_V: Tensor, hidden_K_H: Tensor) -> None:
-    """total += slope^T hidden, operands rounded to the dtype of the products, sums not."""
+    """total += slope^T hidden; operands are rounded to the dtype of products, sums are not."""
     if hidden_K_H.dtype == total_V_H.dtype:
         total_V_H.addmm_(slope_K_V.T, hidden_K_H)
         return

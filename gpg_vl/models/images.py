@@ -1,7 +1,7 @@
-"""Image features on their way into a prompt: computed once per micro-batch, per rollout, or per run.
+"""Computes image features once per micro-batch, per rollout, or per run.
 
-While the vision tower and its merger are frozen, an image has the same features in every step, and they are kept for the
-whole run. While they are trained, features are good for the rollout of one step at most.
+While the vision tower and its merger are frozen, an image has the same features in every step, so they are cached for the whole
+run. While they are trained, features are valid for the rollout of one step at most.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,13 +17,13 @@ from gpg_vl.models.head import compute_dtype
 from gpg_vl.models.layout import Packed
 
 ROLLOUT_FEATURE_BYTES = 2**30
-"""Most memory for the features of images that several prompts of one rollout show."""
+"""Maximum memory for the features of images that several prompts of one rollout share."""
 
 
 class ImageEncoder:
-    """The vision tower of a model, and what is remembered of what it has seen. Called inside of the policy's forward.
+    """The vision tower of a model with caches of its features. Called inside the policy's forward.
 
-    kept: features of a frozen tower, for the whole run; None keeps nothing.
+    kept: the cache for features of a frozen tower, for the whole run; None caches nothing.
     """
 
     def __init__(self, model: Any, family: Family, kept: FeatureCache | None) -> None:
@@ -35,7 +35,7 @@ class ImageEncoder:
         """Patches that went through the tower so far."""
 
     def features(self, packed: Packed) -> list[Tensor]:
-        """[image tokens, H] of each distinct image: remembered ones where they are valid, else one call of the tower."""
+        """Features [image tokens, H] of each distinct image: cached ones if valid, else from one call of the tower."""
         if packed.pixel_values_N is None or packed.grid_thw_I_3 is None:
             return []
         if not packed.image_keys:
@@ -52,7 +52,7 @@ class ImageEncoder:
 
     @contextmanager
     def remembering(self, keys: Collection[str]) -> Iterator[None]:
-        """Within, weights do not change, and these images are not computed again once they were seen without gradient."""
+        """Inside the block weights must not change. Features of these images are cached once computed without gradient."""
         self._rollout = FeatureCache(ROLLOUT_FEATURE_BYTES, only=frozenset(keys)) if keys else None
         try:
             yield
@@ -69,9 +69,9 @@ class ImageEncoder:
             yield from module.parameters()
 
     def _remember(self, packed: Packed, cache: FeatureCache, *, one_by_one: bool) -> list[Tensor]:
-        assert packed.pixel_values_N is not None, "asked for the features of no image"
+        assert packed.pixel_values_N is not None, "features were requested, but there is no image"
         assert packed.grid_thw_I_3 is not None
-        # asked of the tower: to look at a weight of the head would gather it, where it is spread
+        # check a weight of the tower: reading one of the head would gather it if it is sharded
         dtype = compute_dtype(next(self._parameters()))
 
         known: dict[str, Tensor] = {}

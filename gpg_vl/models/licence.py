@@ -1,4 +1,4 @@
-"""The licence of a checkpoint, as its own model card has it."""
+"""The licence of a checkpoint, from its model card."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def read_licence(folder: Path) -> str:
 
 
 def licence_in(front_matter: str) -> str:
-    """Of the YAML at the top of a card: `license`, or the name of one that the hub has no word for."""
+    """The licence in the YAML at the top of a card: `license`, or `license_name` for one that the hub does not list."""
     try:
         fields: Any = yaml.safe_load(front_matter)
     except yaml.YAMLError:

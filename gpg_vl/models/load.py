@@ -1,6 +1,6 @@
-"""Checkpoints in: a model family, a processor, a model.
+"""Loads checkpoints: the model family, the processor and the model.
 
-Every way in which a folder can be wrong is said in words.
+Each way in which a folder can be wrong has its own error message.
 """
 
 import json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ANSWER_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-"""Instructions name them, and some checkpoints have tokens for them."""
+"""Prompts may contain these tags, and some checkpoints have special tokens for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,20 +38,20 @@ class Tokens:
     """Every id that ends a completion."""
     pad: int
     image: int | None
-    """The id that image features are put in place of."""
+    """The id that is replaced by image features."""
     never_sampled: tuple[int, ...]
     """Vision ids: a sampled one would stand for an image that does not exist."""
     special: tuple[str, ...] = ()
-    """Texts that the tokenizer reads as one token of its own kind, and that no row may hold."""
+    """Texts that the tokenizer reads as special tokens, which rows must not contain."""
     context: int | None = None
-    """Most tokens that the model was made to read, prompt and answer together; None if its config says nothing."""
+    """Maximum length in tokens that the model supports, prompt and answer together; None if its config does not say."""
     turn_end: int | None = None
-    """The special token that the chat template puts behind an answer. It should be one of `ends`."""
+    """The special token that the chat template writes after an answer. It should be one of `ends`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processing:
-    """What turns text and images into tensors, for one checkpoint."""
+    """The tokenizer and image processor of one checkpoint."""
 
     family: Family
     tokenizer: Any
@@ -60,9 +60,9 @@ class Processing:
     chat_template: str | None
     tokens: Tokens
     video_settings: Mapping[str, Any] | None = None
-    """Of the checkpoint's video processor. Nothing here reads them: they go into the checkpoints of a run as they are."""
+    """The settings of the checkpoint's video processor. They are not used, only copied into the checkpoints of a run."""
     joint_settings: Mapping[str, Any] | None = None
-    """Of the checkpoint's processor as a whole, likewise."""
+    """The settings of the checkpoint's processor as a whole, likewise."""
 
 
 def read_config(path: str, revision: str | None = None) -> Any:
@@ -96,7 +96,7 @@ def read_config(path: str, revision: str | None = None) -> Any:
         )
     except UserError:
         raise
-    # what a value of the wrong kind makes of the class that checks it
+    # errors that the config class raises for values of a wrong type
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"The checkpoint {path} cannot be read: {_first_line(error)} Give a folder written by save_pretrained, "
@@ -110,7 +110,8 @@ def read_config(path: str, revision: str | None = None) -> Any:
 
 
 def _refuse_adapters(folder: Path) -> None:
-    """A folder of adapters is half a model; transformers would look for the other half by itself, wherever the folder says."""
+    """Refuse a folder with only adapters, for which transformers would load the base model from wherever the folder
+    says."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         return
@@ -124,7 +125,7 @@ def _refuse_adapters(folder: Path) -> None:
             f"and give that folder; a checkpoint of gpg_vl has it already, as model/ next to adapter/."
         )
     raise UserError(
-        f"The folder {folder} holds adapters (peft), not a model; a whole checkpoint is needed. {instead}"
+        f"The folder {folder} has adapters (peft), not a model; a complete checkpoint is needed. {instead}"
     )
 
 
@@ -138,7 +139,7 @@ def _base_of(file: Path) -> str:
 
 
 def load_processing(path: str, revision: str | None = None) -> Processing:
-    """Tokenizer, image processor and token facts of a checkpoint; no weights are touched.
+    """Load tokenizer, image processor and token ids of a checkpoint, without weights.
 
     Raises UserError.
     """
@@ -162,7 +163,7 @@ def load_processing(path: str, revision: str | None = None) -> Processing:
             f"tokenizer.json, tokenizer_config.json and preprocessor_config.json from the original checkpoint."
         ) from None
 
-    # older vision checkpoints keep the template in a file of its own
+    # older vision checkpoints have the template in a separate file
     if tokenizer.chat_template is None:
         content = read_json(path, revision, "chat_template.json")
         tokenizer.chat_template = content.get("chat_template")
@@ -200,7 +201,8 @@ def _joint_settings(path: str, revision: str | None) -> Mapping[str, Any] | None
 
 
 def _video_settings(path: str, revision: str | None) -> Mapping[str, Any] | None:
-    """From where transformers takes them, in its order: older checkpoints have one file for images and videos."""
+    """Read them from the same files and in the same order as transformers; older checkpoints have one file for images and
+    videos."""
     nested: Mapping[str, Any] | None
     nested = read_json(path, revision, "processor_config.json").get("video_processor")
     own = nested or read_json(path, revision, "video_preprocessor_config.json")
@@ -208,29 +210,30 @@ def _video_settings(path: str, revision: str | None) -> Mapping[str, Any] | None
 
 
 def _default_template(tokenizer: Any, path: str) -> str | None:
-    """The chat template that conversations without tools are rendered with; a checkpoint may have several, by name."""
+    """The chat template for conversations without tools; a checkpoint may have several named templates."""
     templates = tokenizer.chat_template
     template = templates.get("default") if isinstance(templates, dict) else templates
     if template is None and templates:
         raise UserError(
             f"The chat templates of {path} are called {', '.join(map(repr, templates))}; one must be called 'default'. "
-            f"Rename the one that conversations are to be rendered with."
+            f"Rename the one to be used for conversations."
         )
     if template is not None and not isinstance(template, str):
         raise UserError(
-            f"The chat template of {path} is {template!r:.80}; a text is wanted. Copy the file from the original checkpoint."
+            f"The chat template of {path} is {template!r:.80}; it must be a text. Copy the file from the original "
+            f"checkpoint."
         )
     return template
 
 
 def _first_special(tokenizer: Any, text: str) -> int | None:
-    """The first token of `text` that is no ordinary piece of text."""
+    """The first special token of `text`."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     return next((i for i in ids if i in tokenizer.added_tokens_decoder), None)
 
 
 def read_generation_config(path: str, revision: str | None = None) -> Any | None:
-    """What transformers makes of the checkpoint's generation_config.json; None if it has none.
+    """The checkpoint's generation_config.json as transformers reads it; None if it has none.
 
     Raises UserError if transformers would not load a model with it.
     """
@@ -243,7 +246,7 @@ def read_generation_config(path: str, revision: str | None = None) -> Any | None
         return GenerationConfig.from_dict(settings)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(
-            f"generation_config.json of {path} cannot be used: {_first_line(error)} Training reads its eos_token_id alone: "
+            f"generation_config.json of {path} cannot be used: {_first_line(error)} Training uses only its eos_token_id: "
             f"correct the setting, or remove it."
         ) from None
 
@@ -263,7 +266,7 @@ def _find_tokens(
             ends += ids if isinstance(ids, list) else [ids]
     if wrong := [i for i in ends if not isinstance(i, int) or isinstance(i, bool)]:
         raise UserError(
-            f"The checkpoint {path} names {wrong[0]!r} as an end-of-sequence token; whole numbers are wanted. Correct "
+            f"The checkpoint {path} names {wrong[0]!r} as an end-of-sequence token; it must be a whole number. Correct "
             f"eos_token_id in its generation_config.json and config.json."
         )
     if not ends:
@@ -284,7 +287,7 @@ def _find_tokens(
 
 
 def _find_special(tokenizer: Any, family: Family) -> tuple[str, ...]:
-    """The tokenizer's special tokens, but for those that prompts hold on purpose: marks of objects, tags of an answer."""
+    """The tokenizer's special tokens, except those that prompts may contain: object marks and answer tags."""
     added = tokenizer.added_tokens_decoder.values()
     texts = [token.content for token in added if token.special] + list(tokenizer.all_special_tokens)
     allowed = {*family.text_tokens, *_ANSWER_TAGS, IMAGE_MARK}
@@ -305,8 +308,8 @@ def _find_image_id(
     read = getattr(config, "image_token_id", written)
     if written is None or written != read:
         raise UserError(
-            f"The tokenizer of {path} writes {family.image_token} as the id {written}, but its config.json reads {read} as "
-            f"an image. They do not belong together; use a matching pair."
+            f"The tokenizer of {path} writes {family.image_token} as the id {written}, but its config.json reads {read} "
+            f"as an image. They do not match; use a matching pair."
         )
     return written
 
@@ -314,11 +317,9 @@ def _find_image_id(
 def load_model(
     path: str, *, revision: str | None = None, attention: str = "sdpa"
 ) -> "PreTrainedModel":
-    """The model with float32 weights, on the CPU, in eval mode. Raises UserError if a weight is
-    missing or left over.
+    """Load the model with float32 weights, on the CPU, in eval mode. Raises UserError if a weight is missing or unused.
 
-    A checkpoint whose weights do not all find their place would train from random numbers and look
-    merely bad.
+    With a missing weight, training would silently start from random numbers.
     """
     config = read_config(path, revision)
     import transformers
@@ -367,7 +368,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the library's progress bars, which would break the lines of ours."""
+    """Turn off transformers' progress bars, which would break the lines of ours."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Runs of tokens, one behind the other, as rows of one width, and back."""
+"""Converts concatenated runs of tokens to padded rows, and back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padded:
-    """Where the tokens of runs are in a padded batch. `_B` runs, `_L` places of the longest."""
+    """The positions of runs of tokens in a padded batch. `_B` runs, `_L` tokens of the longest
+    run."""
 
     index_BL: Tensor
-    """The token that is at each place of the padded batch; any token where there is none."""
+    """The token at each position of the padded batch; an arbitrary one at padding."""
     back_T: Tensor
-    """The place of each token in the padded batch."""
+    """The position of each token in the padded batch."""
     present_B_L: Tensor
     width: int
     is_plain: bool
-    """All runs are as long as the first, and they follow each other from the first token on: a
-    reshape is enough."""
+    """True if all runs are equally long and follow each other from the first token on, so a reshape
+    is enough."""
 
     @staticmethod
     def of(lengths: Sequence[int], starts: Sequence[int] | int, device: torch.device) -> "Padded":
-        """starts: where each run begins; a number is where the first does, the others follow it."""
+        """starts: where each run begins; or where the first begins, if the others follow it
+        directly."""
         if isinstance(starts, int):
             starts = list(accumulate(lengths, initial=starts))[:-1]
         width = max(lengths)

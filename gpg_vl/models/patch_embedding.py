@@ -1,7 +1,8 @@
-"""The first layer of a vision tower as the matrix product that it is.
+"""Computes the first layer of a vision tower as a matrix product.
 
-It is written as a convolution whose kernel is a whole patch, and is given patches one by one, so each of its outputs is one
-product of a patch with the weight. Libraries compute a convolution of that shape slowly, above all its gradient in bfloat16.
+transformers implements it as a convolution whose kernel is a whole patch, applied to single patches, so each output is one
+product of a patch with the weight. Libraries are slow for convolutions of this shape, especially for the gradient in
+bfloat16.
 """
 
 from torch import Tensor, nn
@@ -11,9 +12,9 @@ from gpg_vl.models.families import Family
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution over single patches, with its own weight and under its own name: checkpoints stay as they are.
+    """Replaces a convolution over single patches and keeps its weight and name, so checkpoints do not change.
 
-    convolution: of one group; patches have the size of its kernel.
+    convolution: must have one group; patches have the size of its kernel.
     """
 
     def __init__(self, convolution: nn.Conv3d) -> None:
@@ -38,11 +39,11 @@ class PatchEmbedding(nn.Module):
 
 
 def install(model: nn.Module, family: Family) -> None:
-    """Let the vision tower of `model` embed patches by a matrix product, if the family says which layer does it."""
+    """Make the vision tower of `model` embed patches by a matrix product, if the family names the layer."""
     tower = family.vision_tower(model)
     if tower is None or not family.patch_embedding:
         return
 
     layer = tower.get_submodule(family.patch_embedding)
-    if isinstance(layer, nn.Conv3d):  # a model that is put into a second policy has it already
+    if isinstance(layer, nn.Conv3d):  # a model that is used by a second policy has it already
         tower.set_submodule(family.patch_embedding, PatchEmbedding(layer))

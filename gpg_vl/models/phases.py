@@ -1,9 +1,10 @@
-"""One micro-batch, forward and backward: in one joined call, or in phases that hold one chunk's activations at a time.
+"""Runs one micro-batch forward and backward, in one joined call, or in phases that keep only one chunk's activations at a
+time.
 
-In phases the prefixes are computed once, with their graph. Their states and keys are cut off there: each chunk runs
-forward and backward against detached copies, which collect gradients like any other input. What they have collected goes
-through the prefixes last, once. Every phase is a call of the policy with an ordinary backward, so the gradient of a weight
-arrives where wrappers expect it; both ways give the same gradient.
+In phases the prefixes are computed once, with their graph. Their states and keys are detached: each chunk runs forward and
+backward against detached copies, which accumulate gradients like any other input. At the end the accumulated gradients are
+propagated through the prefixes once. Every phase is a call of the policy with an ordinary backward, so wrappers see the
+gradients of weights as usual. Both ways give the same gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +34,8 @@ def forward_backward(
     """Add the gradient of a micro-batch to the weights.
 
     policy: a `Policy`, wrapped or not.
-    autocast: opened around every forward call; backward runs outside of it.
-    prefix: what the rollout has kept of the same prompts, with its graph; it can be used once.
+    autocast: entered around every forward call; backward runs outside it.
+    prefix: the prefix of the same prompts from the rollout, with its graph; it can be used once.
     """
     if prefix is None and len(packed.chunks) == 1:
         with autocast():
@@ -67,7 +68,7 @@ def forward_backward(
         outputs.append(output._replace(loss=output.loss.detach()))
         collected = [_take_gradient(x, held) for x, held in zip(boundary, collected, strict=True)]
         at = part.stop
-        del output, request  # the next chunk must not be in memory together with this one
+        del output, request  # free this chunk before the next one is computed
 
     if goes_on:
         backward(_continue(prefix.tensors, collected), True)
@@ -75,7 +76,7 @@ def forward_backward(
 
 
 def _take_gradient(leaf: Tensor, held: Tensor | None) -> Tensor | None:
-    """What a chunk has left in a boundary tensor, added to what the chunks before it left.
+    """Add the gradient of a chunk in a boundary tensor to that of the chunks before it.
 
     In float32 at least: in bfloat16 the sum over many siblings would lose the last of them.
     """
@@ -88,7 +89,7 @@ def _take_gradient(leaf: Tensor, held: Tensor | None) -> Tensor | None:
 
 
 def _continue(tensors: Sequence[Tensor], collected: Sequence[Tensor | None]) -> Tensor:
-    """A scalar whose backward takes the collected gradients into the graph of the prefixes."""
+    """A scalar whose backward propagates the accumulated gradients into the graph of the prefixes."""
     inputs: list[Tensor] = []
     gradients: list[Tensor | None] = []
     for tensor, gradient in zip(tensors, collected, strict=True):

@@ -1,4 +1,4 @@
-"""A copy of a policy that answers while the policy itself is spread over processes, and is filled again after every step."""
+"""The copy of a sharded policy that samples answers; it gets new weights after every step."""
 
 from collections.abc import Iterable
 
@@ -9,9 +9,9 @@ from gpg_vl.models.policy import Policy
 
 
 def cast_matrices(policy: Policy, dtype: torch.dtype) -> None:
-    """Linear layers, but not the head, in the dtype that autocast would cast them to for each product.
+    """Cast linear layers, except the head, to the dtype to which autocast would cast them for each product.
 
-    The same numbers come out, from half the memory. What autocast leaves alone (norms, embeddings) is left alone.
+    The results are the same, with half the memory. Norms and embeddings, which autocast does not cast, are not changed.
     """
     head = policy.model.get_output_embeddings()
     for module in policy.model.modules():
@@ -20,9 +20,9 @@ def cast_matrices(policy: Policy, dtype: torch.dtype) -> None:
 
 
 def round_gathered(policy: Policy, dtype: torch.dtype, *, but_vision: bool) -> None:
-    """All weights in the dtype that processes gather them in, norms and embeddings included: with those they train.
+    """Round all weights, including norms and embeddings, to the dtype in which processes gather and train with them.
 
-    but_vision: of a vision tower that is not spread, nothing is gathered.
+    but_vision: True to leave out a vision tower that is not sharded, and so never gathered.
     """
     vision = policy.family.vision_modules(policy.model) if but_vision else []
     kept = {parameter for module in vision for parameter in module.parameters()}

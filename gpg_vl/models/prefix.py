@@ -1,6 +1,6 @@
-"""Prompts that the rollout has computed with their graph, for training to reuse.
+"""Stores prompts that the rollout has computed with their graph, so that training can reuse them.
 
-Image and prompt are then computed once in the whole step. The activations of all prompts of a step are held meanwhile.
+Image and prompt are then computed only once per step. The activations of all prompts of a step stay in memory until then.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from gpg_vl.models.requests import Prefix
 
 
 class PrefixStore:
-    """Prefixes by prompt, between an engine that computes them and a learner that trains on them.
+    """Prefixes by prompt, which an engine puts and a learner takes.
 
-    Open while the weights do not change: what was kept before an update is of other weights after it.
+    It is open only while the weights do not change, because stored prefixes belong to the current weights.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class PrefixStore:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Within, prefixes are kept until they are taken."""
+        """Inside the block prefixes are stored until they are taken."""
         self._kept = {}
         try:
             yield
@@ -35,12 +35,13 @@ class PrefixStore:
             self._kept = None
 
     def put(self, packed: Packed, prefix: Prefix) -> None:
-        """Keep the prefix of a single prompt; that of several cannot be told apart later."""
+        """Store the prefix of a single prompt."""
         if self._kept is not None and len(packed.prompt_keys) == 1:
             self._kept[packed.prompt_keys[0]] = prefix
 
     def take(self, packed: Packed) -> Prefix | None:
-        """What was kept of the prefixes of a micro-batch, if it was of all of them. Once: backward frees the graph."""
+        """Remove and return the stored prefixes of a micro-batch; None unless all are stored. They can be used once, since
+        backward frees the graph."""
         wanted = set(packed.prompt_keys)
         is_repeated = len(wanted) != len(packed.prompt_keys)
         if not self._kept or is_repeated or not wanted <= self._kept.keys():

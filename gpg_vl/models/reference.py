@@ -1,4 +1,4 @@
-"""The policy as it was when the run began, for algorithms that measure how far it has moved since."""
+"""The reference: the policy at the start of the run, for algorithms that measure how far the policy has moved."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from gpg_vl.models.requests import Score, ScoreOutput
 from gpg_vl.models.weight_precision import hold_matrices
 
 Reference = Callable[[Score], ScoreOutput]
-"""Scores completions with the weights of the beginning, without gradient."""
+"""Scores completions with the initial weights, without gradient."""
 
 
 def make_reference(
@@ -20,10 +20,10 @@ def make_reference(
 ) -> Reference:
     """The reference of a policy that has not been trained yet.
 
-    With adapters it is the policy itself with its adapters switched off; otherwise a frozen copy with its matrices in
-    `dtype`, the dtype that the policy computes in: the same numbers as the policy's own.
+    With adapters it is the policy itself with its adapters turned off. Otherwise it is a frozen copy with its matrices in
+    `dtype`, the policy's compute dtype, which gives the same results.
 
-    spread: spreads the copy over processes, where none of them is to hold all of it.
+    spread: a function that shards the copy, if no process is to hold all of it.
     """
     if has_adapters(policy.model):
 
@@ -34,7 +34,7 @@ def make_reference(
 
         return score_without_adapters
 
-    # matrices alone: the frequencies of positions are no weights, and rounded ones would be other positions
+    # cast only matrices: rounded position frequencies would change the positions
     frozen = copy.deepcopy(policy).requires_grad_(False).eval()
     hold_matrices(frozen.parameters(), dtype)
     scoring = frozen if spread is None else spread(frozen)

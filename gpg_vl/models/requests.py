@@ -1,4 +1,4 @@
-"""What a policy can be asked, and what it answers: everything that touches a parameter is one of these requests.
+"""The requests that a policy accepts, and its answers. Every computation that uses a parameter is one of these requests.
 
 They go through the policy's `forward`, so that wrappers which gather or shard weights see ordinary module calls.
 """
@@ -19,7 +19,7 @@ Keys = Sequence[tuple[Tensor, Tensor]]
 
 
 class Prefix(NamedTuple):
-    """What prompts leave behind for the completions that continue them."""
+    """The state of prompts that the completions after them need."""
 
     states_S_H: Tensor
     """Final hidden states: the last of each prompt predicts the first token of its completions."""
@@ -27,7 +27,7 @@ class Prefix(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of it: states, then keys and values by layer."""
+        """All tensors: states, then keys and values by layer."""
         return [self.states_S_H, *(tensor for pair in self.keys for tensor in pair)]
 
     @staticmethod
@@ -40,8 +40,8 @@ class Prefix(NamedTuple):
 class Score:
     """Log-probs of the completions of a micro-batch and, with an objective, their loss. Answered by a `ScoreOutput`.
 
-    With gradients enabled one joined call computes one chunk: a micro-batch that has one, or the chunk that is named,
-    against a prefix. Without gradients all chunks are computed, one after the other.
+    With gradients enabled one call computes one chunk: that of a micro-batch with a single chunk, or the given chunk of a prefix.
+    Without gradients all chunks are computed, one after the other.
     """
 
     packed: Packed
@@ -59,14 +59,14 @@ class ScoreOutput(NamedTuple):
     logp_K: Tensor
     """log pi of every completion token, without gradient."""
     entropy_K: Tensor
-    """Entropy in nats of the distribution each token was drawn from, without gradient."""
+    """Entropy in nats of the distribution each token was sampled from, without gradient."""
     value_K: Tensor | None = None
     """The value of every completion token, without gradient; None without a critic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefill:
-    """The prefixes of a micro-batch alone. Answered by a `Prefix`, with its graph if gradients are enabled."""
+    """Only the prefixes of a micro-batch. Answered by a `Prefix`, with its graph if gradients are enabled."""
 
     packed: Packed
 
@@ -77,9 +77,9 @@ class Decode:
 
     token_S: Tensor
     position_S: Tensor
-    """The same on all three axes: what is decoded is text."""
+    """The same on all three axes, because only text is decoded."""
     attention: LayerAttention
-    """Holds the keys and values of what came before, and takes those of the token."""
+    """Has the keys and values of the tokens before, and stores those of the new token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class Predict:
 
     hidden_B_H: Tensor
     head_V_H: Tensor
-    """What `CastHead` gave, while the weights are the same."""
+    """The result of `CastHead` for the current weights."""
     temperature: float
 
 
@@ -103,7 +103,7 @@ class Features:
 class CastMatrices:
     """The text tower's linear layers in another dtype. Answered by a mapping of parameter names to tensors.
 
-    Norms, embeddings and the head stay as they are: what is left out is computed with the weights themselves.
+    Norms, embeddings and the head are left out; for them the weights themselves are used.
     """
 
     dtype: torch.dtype
@@ -113,8 +113,8 @@ class CastMatrices:
 class CastHead:
     """The head's weight in the dtype that products are computed in. Answered by [V, H] without gradient.
 
-    Autocast keeps its own cast of a weight only if the weight is trained and is the factor itself, not its transpose. Without
-    autocast, and where it is held in that dtype, it is the weight itself.
+    Autocast keeps its own cast of a weight only if the weight is trained and is the factor itself, not its transpose.
+    Without autocast, and if it already has that dtype, the result is the weight itself.
     """
 
 

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run are, and the model in them."""
+"""Finds the checkpoints of a run, and the model in them."""
 
 import re
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from gpg_vl.errors import UserError
 
 CHECKPOINTS, MODEL = "checkpoints", "model"
 STATE = "state.json"
-"""The file of a checkpoint by which it is known to be one."""
+"""The file by which a folder is recognised as a checkpoint."""
 PREFIX = "step-"
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step that the name of a folder says; None if it is not the name of a checkpoint."""
+    """The step in the name of a checkpoint folder; None if it is not such a name."""
     found = re.fullmatch(rf"{PREFIX}(\d+)", checkpoint.name)
     return int(found[1]) if found else None
 
@@ -39,8 +39,8 @@ def find_model(path: Path) -> Path:
     """
     if not path.is_dir():
         raise UserError(
-            f"There is no checkpoint folder {path}. Give a folder with config.json and weights, or the folder of a run; nothing "
-            f"is downloaded."
+            f"There is no checkpoint folder {path}. Give a folder with config.json and weights, or the folder of a run; "
+            f"names on the hub are not allowed here."
         )
     if (path / "config.json").is_file():
         return path
@@ -51,14 +51,14 @@ def find_model(path: Path) -> Path:
             return model
     if (path / CHECKPOINTS).is_dir() or (path / "metrics.jsonl").is_file():
         raise UserError(
-            f"The run in {path} has no complete checkpoint yet. Wait for its first one (output.checkpoint_every), or give the "
-            f"checkpoint that it was started from."
+            f"The run in {path} has no complete checkpoint yet. Wait for its first one (output.checkpoint_every), or give "
+            f"the checkpoint from which it was started."
         )
     return path
 
 
 def newest_or_name(path: Path | str) -> str:
-    """The path of a model: of a folder what `find_model` finds, and anything else as it is: it may be a name on the hub.
+    """The path of a model: for a folder the result of `find_model`; anything else unchanged, because it may be a hub name.
 
     Raises UserError for a run without a complete checkpoint.
     """

@@ -1,9 +1,9 @@
-"""A model as an ordinary checkpoint, written tensor by tensor: no process ever holds a second whole copy.
+"""Saves a model as an ordinary checkpoint, tensor by tensor, so that no process needs a second complete copy.
 
-Files, names and bytes are those that transformers itself would write. Each tensor is written in the dtype that it is held in,
-so that reading it back loses nothing; the config names the widest of them, which a reader that wants one for all must take.
+Files, names and bytes are the same that transformers would write. Each tensor is written in its own dtype, so nothing is
+lost; the config names the widest of them, for readers that use one dtype for all.
 
-The small files next to the weights say how the model was trained: the processor makes the image tokens of the run.
+The small files next to the weights match the training: the processor makes the same image tokens as the run.
 """
 
 import json
@@ -22,14 +22,14 @@ from gpg_vl.models.load import Processing
 from gpg_vl.prompting import PixelLimits
 
 LARGEST_FILE = "50GB"
-"""As transformers has it."""
+"""The default of transformers."""
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
 }
-"""What safetensors calls them."""
+"""Their names in safetensors."""
 
 
 def save_model(
@@ -40,9 +40,9 @@ def save_model(
 ) -> None:
     """Write config and weights of a transformers model. Iterates the weights to the end.
 
-    model: says what there is, under which names; it may have adapters, or hold parts of its tensors only.
+    model: provides names and shapes; it may have adapters or be sharded.
     weights: whole tensors under the names of the plain model, see `adapters.merged_weights`.
-    dtype: of every number that is written, each rounded to the nearest; None writes them as they are held.
+    dtype: all weights are rounded to this dtype; None writes each in its own dtype.
     """
     save_model_configs(model, folder, dtype)
     places = _lay_out(model, folder, dtype)
@@ -55,7 +55,7 @@ def save_model(
 def save_model_configs(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write config.json and generation_config.json of a transformers model, without its weights.
 
-    dtype: of all its weights; None: each is written as it is held.
+    dtype: the dtype of all its weights; None: each has its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     widest = dtype or reduce(torch.promote_types, merged_dtypes(model).values())
@@ -67,9 +67,10 @@ def save_model_configs(model: Any, folder: Path, dtype: torch.dtype | None = Non
 
 
 def _save_generation_config(settings: Any, folder: Path) -> None:
-    """As it is, also where transformers would refuse to write what it has read, such as a temperature of greedy answers.
+    """Write the settings unchanged, even if transformers would refuse to write them, such as a temperature with greedy
+    decoding.
 
-    Training reads none of its sampling settings, and other engines read some that transformers ignores: none is left out.
+    Training does not use its sampling settings, but other engines use some that transformers ignores, so all are kept.
     """
     try:
         settings.save_pretrained(folder)
@@ -80,7 +81,7 @@ def _save_generation_config(settings: Any, folder: Path) -> None:
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """tokenizers raises a bare Exception for what the operating system refuses; here it is an OSError as it is elsewhere."""
+    """Turn the bare Exception that tokenizers raises for errors of the operating system into an OSError."""
     try:
         yield
     except Exception as error:
@@ -92,7 +93,7 @@ def _as_os_error() -> Iterator[None]:
 def save_processing(processing: Processing, limits: PixelLimits, folder: Path) -> None:
     """Write tokenizer, chat template and processors, so that `AutoProcessor.from_pretrained` makes the image tokens of training.
 
-    limits: those that images were resized under; the checkpoint that was trained may have had others.
+    limits: the limits under which images were resized; the original checkpoint may have others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _as_os_error():
@@ -106,7 +107,7 @@ def save_processing(processing: Processing, limits: PixelLimits, folder: Path) -
     settings |= processing.family.processor_settings(limits.min_pixels, limits.max_pixels)
     _write_json(file, settings)
 
-    # without a file of its own, the settings of images would be taken for those of videos
+    # write a separate file for videos, because otherwise the image settings would be used for them
     if processing.video_settings is not None:
         _write_json(folder / "video_preprocessor_config.json", processing.video_settings)
     if processing.joint_settings is not None:
@@ -114,7 +115,8 @@ def save_processing(processing: Processing, limits: PixelLimits, folder: Path) -
 
 
 def follow_umask(folder: Path) -> None:
-    """Give every file below the permissions that a new file has here: safetensors makes its own for their owner alone."""
+    """Give every file in the folder the default permissions of new files; safetensors makes files only their owner can
+    read."""
     mask = os.umask(0o077)
     os.umask(mask)
     for file in folder.rglob("*"):
@@ -128,7 +130,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 class Place(NamedTuple):
-    """Where a tensor is in its file."""
+    """The position of a tensor in its file."""
 
     file: Path
     start: int
@@ -143,7 +145,7 @@ class Place(NamedTuple):
 
 
 def _lay_out(model: Any, folder: Path, dtype: torch.dtype | None) -> dict[str, Place]:
-    """Files with everything but the numbers: the place of each tensor that is saved, by its name in the model."""
+    """Create the files without data. Returns the place of each saved tensor, by its name in the model."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     saved = _saved_names(model, dtype)
@@ -166,10 +168,10 @@ def _lay_out(model: Any, folder: Path, dtype: torch.dtype | None) -> dict[str, P
 
 
 def _saved_names(model: Any, dtype: torch.dtype | None) -> dict[str, tuple[str, Tensor]]:
-    """The name in a checkpoint, and a tensor without numbers, of each weight that is saved; of tied ones the first alone."""
+    """For each saved weight its name in the checkpoint and a tensor without data; of tied weights only the first."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    # a process may hold parts of tensors, or nothing of them: their shapes are those of the config
+    # take shapes from the config, because a process may have only parts of tensors
     with torch.device("meta"):
         shapes = {
             name: tensor.shape for name, tensor in type(model)(model.config).state_dict().items()
@@ -188,7 +190,7 @@ def _saved_names(model: Any, dtype: torch.dtype | None) -> dict[str, tuple[str, 
 
 
 def open_file(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """A safetensors file with its header, and room for the numbers. Returns where those of each tensor begin."""
+    """Create a safetensors file with its header and space for the data. Returns the offset of each tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):

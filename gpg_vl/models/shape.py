@@ -1,21 +1,22 @@
-"""The sizes of a model that arithmetic depends on: what a family knows of a config and a cost model asks for."""
+"""The sizes of a model that its computing cost depends on. A family derives them from a config, and the cost model uses
+them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class Kept(NamedTuple):
-    """Numbers of a layer that its forward pass keeps for its backward pass, for each token or patch."""
+    """How many numbers the forward pass of a layer keeps for its backward pass, per token or patch."""
 
     computed: int = 0
-    """In the dtype of the products: what linear layers and attention were given, and what attention gave."""
+    """Numbers in the dtype of products: inputs of linear layers and attention, and outputs of attention."""
     summed: int = 0
-    """In float32 whatever the dtype: what norms were given, and what they gave before their weight."""
+    """Numbers in float32 with any dtype: inputs of norms, and their outputs before the weight."""
     cast: int = 0
-    """More of them in a dtype narrower than float32: each linear layer makes its own copy of what several are given."""
+    """Additional numbers in a dtype narrower than float32: each linear layer makes its own cast copy of a shared input."""
 
     def bytes(self, itemsize: int) -> float:
-        """itemsize: of the dtype of the products."""
+        """itemsize: bytes of a number in the dtype of products."""
         cast = self.cast if itemsize < 4 else 0
         return float((self.computed + cast) * itemsize + self.summed * 4)
 
@@ -38,11 +39,11 @@ class Shape:
     width: int
     """Heads times head size."""
     key_values: int = 0
-    """Numbers that the cache of keys and values holds for one token, all layers together."""
+    """Numbers in the KV cache per token, over all layers."""
     patch_weights: int = 0
-    """Weights of the vision tower that every patch passes."""
+    """Weights of the vision tower that are applied to every patch."""
     merger_weights: int = 0
-    """Weights of the merger that every image token passes."""
+    """Weights of the merger that are applied to every image token."""
     vision_layers: int = 0
     """Layers with attention over the whole image, or over each tile of it."""
     vision_window: int = 0
@@ -51,10 +52,10 @@ class Shape:
     merge: int = 1
     """Patches per image token."""
     hidden: int = 0
-    """What a layer is given for a token, and gives."""
+    """Hidden size: numbers per token in the input and output of a layer."""
     kept: Kept = NOTHING
-    """Of each layer of the text tower, for a token."""
+    """Kept numbers of each text layer, per token."""
     vision_depth: int = 0
-    """Blocks of the vision tower, with whatever attention."""
+    """Blocks of the vision tower, with any kind of attention."""
     vision_kept: Kept = NOTHING
-    """Of each of them, for a patch."""
+    """Kept numbers of each block, per patch."""

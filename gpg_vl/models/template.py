@@ -1,9 +1,9 @@
-"""The chat template of a checkpoint is a program from outside: it is tried in a process with limits before it is trusted.
+"""Tests the chat template of a checkpoint in a process with limits before it is used, because it is a program from outside.
 
-A template may loop for ever or allocate all memory; nothing in it can be interrupted once it runs in this process. A short
-conversation of each shape that training uses is rendered by `template_worker`, which has a few seconds of computing and a
-gigabyte. What cannot be tried to its end is refused. A template that refuses a conversation (a system turn, for example) is
-no fault here: it says so of the example that has one.
+A template may loop forever or allocate all memory, and cannot be interrupted in this process. `template_worker` renders a short
+conversation of each form that training uses, limited to a few seconds of CPU time and a gigabyte. A template that does not
+finish is refused. A template may refuse a kind of conversation, such as one with a system turn; that is an error only for
+examples that have one.
 """
 
 import json
@@ -28,21 +28,23 @@ TEMPLATE_ERRORS = (
     AttributeError,
     RecursionError,
 )
-"""What a template may raise about a conversation: its own refusals, and those of the expressions in it."""
+"""Errors that a template may raise for a conversation: its own refusals, and errors in its expressions."""
 PATIENCE = 120.0
-"""Seconds for a process that computes at most `template_worker.SECONDS`: a crowded machine may start it late."""
+"""Time limit for the process. It is longer than its CPU limit `template_worker.SECONDS`, because a busy machine may start
+it late."""
 ANSWER = "an answer of some words"
-"""What the assistant says in the trial."""
+"""The assistant's answer in the test."""
 
 
 def try_template(
     template: str, variables: Mapping[str, str], *, has_vision: bool, where: str
 ) -> str | None:
-    """Render short conversations under limits. Returns what the template writes behind an answer; None if it writes none.
+    """Render short conversations under limits. Returns the text that the template writes after an answer; None if there is
+    none.
 
-    variables: the special tokens by their names, as transformers hands them to templates.
+    variables: the special tokens by name, as transformers passes them to templates.
     where: the checkpoint, for messages.
-    Raises UserError if the template does not come to an end, allocates too much or writes without bound.
+    Raises UserError if the template does not finish, allocates too much memory or writes too much text.
     """
     answer = _run(template, tuple(sorted(variables.items())), has_vision)
     if "failed" in answer:
@@ -59,20 +61,20 @@ def try_template(
 
 @lru_cache(maxsize=32)
 def _run(template: str, variables: tuple[tuple[str, str], ...], has_vision: bool) -> dict[str, Any]:
-    """What the worker says. A template is tried once in a process, whoever loads its checkpoint."""
+    """The worker's result. Each template is tested only once per process."""
     given = {
         "template": template,
         "conversations": _conversations(has_vision),
         "variables": dict(variables),
     }
-    # -P: the folder of the script holds modules of ours that are called like those of the library
+    # -P: do not import from the script's folder, where modules have the same names as library modules
     command = [sys.executable, "-P", str(Path(template_worker.__file__))]
     try:
         ended = subprocess.run(
             command, input=json.dumps(given).encode(), capture_output=True, timeout=PATIENCE
         )
     except subprocess.TimeoutExpired:
-        return {"failed": f"it was not done after {PATIENCE:g} s"}
+        return {"failed": f"it did not finish within {PATIENCE:g} s"}
 
     if ended.returncode < 0:
         limit = f"it computes for more than {template_worker.SECONDS} s, or ends its process"
@@ -83,7 +85,7 @@ def _run(template: str, variables: tuple[tuple[str, str], ...], has_vision: bool
 
 
 def _conversations(has_vision: bool) -> list[dict[str, Any]]:
-    """The shapes that prompts have: with a picture, a system turn, several turns; last one that is answered."""
+    """The forms of prompts: with an image, a system turn, several turns; the last one has an answer."""
     content: Any = "Which is red?"
     if has_vision:
         content = [{"type": "image"}, {"type": "text", "text": content}]

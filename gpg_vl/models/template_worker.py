@@ -1,8 +1,8 @@
-"""The process that tries a chat template: limits first, then jinja2, and no library that is slow to load.
+"""The process that tests a chat template: it sets limits, then imports jinja2, and no slow library.
 
-It is run as a script by `gpg_vl.models.template` and imports nothing of this package. Standard input: a JSON object with
+`gpg_vl.models.template` runs it as a script; it imports nothing from this package. Standard input: a JSON object with
 `template`, `conversations` and `variables`; standard output: `{"rendered": [{"text": ...} or {"error": ...}, ...]}`, or
-`{"failed": ...}` for a template that cannot be tried to its end. One that takes too long is ended by the system.
+`{"failed": ...}` for a template that exceeds a limit. If it takes too long, the system ends the process.
 """
 
 import json
@@ -12,11 +12,11 @@ from datetime import datetime
 from typing import Any
 
 MEMORY = 2**30
-"""Bytes of address space, of which Python and jinja2 take a tenth."""
+"""Limit of the address space in bytes, of which Python and jinja2 need a tenth."""
 SECONDS = 3
-"""Of computing; a template takes milliseconds."""
+"""CPU time limit; a normal template takes milliseconds."""
 LONGEST = 1_000_000
-"""Characters that a conversation of a few words may become."""
+"""Maximum characters of a rendered conversation of a few words."""
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def limit_resources() -> None:
-    """Of this process alone, which ends after the trial."""
+    """Set the limits of this process, which ends after the test."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -47,7 +47,7 @@ def render_all(
 
 
 def _render(template: str, names: dict[str, Any]) -> dict[str, str]:
-    # jinja2 computes constants while it compiles: that is a part of the trial
+    # jinja2 evaluates constants during compilation, so compiling is part of the test
     try:
         text = make_environment().from_string(template).render(**names)
     except MemoryError:
@@ -61,7 +61,7 @@ def _render(template: str, names: dict[str, Any]) -> dict[str, str]:
 
 
 def make_environment() -> Any:
-    """What transformers renders chat templates in."""
+    """The jinja2 environment that transformers uses for chat templates."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 

@@ -1,9 +1,9 @@
 """A tiny checkpoint of a model family in the ordinary Hugging Face format, made offline from a seed.
 
 It has every part of a real one (vision tower, merger, M-RoPE, tied embeddings, chat template, special tokens, a
-near-greedy `generation_config.json` like the released checkpoints ship), so that what works with it works with them:
-transformers' `from_pretrained` and vLLM load it. About 1.3 million parameters. What differs between families is said by
-`Family.tiny`.
+near-greedy `generation_config.json` like the released checkpoints ship), so code that works with it also works with real ones;
+transformers' `from_pretrained` and vLLM load it. About 1.3 million parameters. `Family.tiny` has the differences between
+families.
 """
 
 import json
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 def tiny_tokenizer(
     corpus: Iterable[str], vocabulary: int, *, model_type: str = DEFAULT
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on `corpus`, with the family's special tokens behind it. Any text can be encoded."""
+    """A byte-level BPE trained on `corpus`, plus the family's special tokens. Any text can be encoded."""
     facts = families.get(model_type).tiny
     special = list(facts.special_tokens)
 
@@ -58,7 +58,7 @@ def tiny_tokenizer(
 def tiny_config(
     tokenizer: PreTrainedTokenizerFast, vocabulary: int, *, model_type: str = DEFAULT, **text: Any
 ) -> Any:
-    """The transformers config of a tiny model; `text` overrides what its text tower is like.
+    """The transformers config of a tiny model; `text` overrides settings of its text tower.
 
     Text: hidden 128, 4 layers, 4 heads of 32 and 2 key-value heads. Vision: 96 wide, 2 layers. Raises UnknownNameError.
     """
@@ -66,13 +66,13 @@ def tiny_config(
 
 
 def tiny_processor(tokenizer: PreTrainedTokenizerFast, *, model_type: str = DEFAULT) -> Any:
-    """What turns text and images into tensors, with the family's chat template, which `tokenizer` gets too."""
+    """The processor with the family's chat template, which is also set on `tokenizer`."""
     facts = families.get(model_type).tiny
     return facts.processor(tokenizer, facts.chat_template)
 
 
 def tiny_model(config: Any, seed: int) -> PreTrainedModel:
-    """Weights from `seed` alone: the caller's random state is left as it was."""
+    """A model with weights that depend only on `seed`; the caller's random state is not changed."""
     model_class = getattr(transformers, families.get(config.model_type).model_class)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,7 +83,7 @@ def tiny_model(config: Any, seed: int) -> PreTrainedModel:
 
 def save_checkpoint(model: PreTrainedModel, processor: Any, folder: Path) -> None:
     """Write weights, configuration, tokenizer, processor and chat template as `from_pretrained` expects them."""
-    # the library's own way would import DeepSpeed where it is installed, and that says so on the screen
+    # save_pretrained would import DeepSpeed if it is installed, which prints messages
     save_model(model, merged_weights(model), folder)
     processor.save_pretrained(folder)
     follow_umask(folder)

@@ -1,7 +1,7 @@
-"""Let transformers import torchvision where only its pure-Python half can load.
+"""Makes it possible to import torchvision where only its pure-Python part can load.
 
-The published torchvision wheels are compiled against CUDA builds of torch. Beside a CPU build their operator library
-does not load, and `import torchvision` dies with "operator torchvision::nms does not exist". Qwen2-VL's processor needs
+The published torchvision wheels are compiled against CUDA builds of torch. With a CPU build of torch their operator library
+does not load, and `import torchvision` fails with "operator torchvision::nms does not exist". Qwen2-VL's processor needs
 only the resizing transforms, which are Python: declaring the two missing operators is enough to make the import work.
 Every process that imports transformers calls `ensure_torchvision` first; where torchvision is healthy it does nothing.
 """
@@ -21,7 +21,7 @@ _SCHEMAS = {
 def _operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
-        return True  # no torchvision at all: nothing to fix here, `gpg-vl doctor` names the remedy
+        return True  # without torchvision there is nothing to fix here; `gpg-vl doctor` names the remedy
     for library in Path(next(iter(spec.submodule_search_locations))).glob("_C*.so"):
         try:
             torch.ops.load_library(str(library))
@@ -37,7 +37,7 @@ def ensure_torchvision() -> bool:
     if hasattr(torch.ops.torchvision, "nms") or _operators_load():
         return False
 
-    # looking torchvision up may have called this function again, where an import hook does so
+    # an import hook may have called this function again during the lookup of torchvision
     if _kept_alive:
         return True
     library = torch.library.Library("torchvision", "DEF")

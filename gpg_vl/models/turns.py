@@ -1,4 +1,4 @@
-"""An example and a style become turns, and what the model then reads is compared with what the row says."""
+"""Makes the turns of an example in a prompt style, and checks that the rendered prompt contains what the row says."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from gpg_vl.errors import UserError, cut
 from gpg_vl.prompting import CHOICES_PLACE, PROMPT_PLACE, PromptStyle
 from gpg_vl.types import Example, Message
 
-# places that templates of other programs have
+# marks that templates of other programs use
 _OTHER_PLACE = re.compile(
     r"(?<!\\boxed)(?<!\\text)\{(?:question|problem|query|instruction|input|options?|image|images)\}",
     re.IGNORECASE,
@@ -43,7 +43,7 @@ def apply_style(example: Example, style: PromptStyle) -> tuple[Message, ...]:
     for i, turn in enumerate(turns):
         content = turn.content
         if i == of_user[-1]:
-            # the prompt goes in last: what looks like a place of the template in it is left alone
+            # insert the prompt last, so that text in it that looks like a mark is not replaced
             template = style.template.replace(CHOICES_PLACE, _list_choices(example.choices or ()))
             content = template.replace(PROMPT_PLACE, content)
         if i == of_user[0] and marks == 0:
@@ -57,13 +57,13 @@ def apply_style(example: Example, style: PromptStyle) -> tuple[Message, ...]:
 def _refuse_second_system(example_id: str, turns: Sequence[Message]) -> None:
     if any(turn.role == "system" for turn in turns):
         raise UserError(
-            f"Example {example_id}: the row has a system turn, and prompt.system would be a second one. One of them is "
+            f"Example {example_id}: the row has a system turn, and prompt.system would be a second one. Only one is "
             f"allowed. Remove prompt.system from the config, or the system turns from the data."
         )
 
 
 def _refuse_other_marks(example: Example, style: PromptStyle, messages: Sequence[Message]) -> None:
-    """Raises UserError if the style or the options bring marks of images that the row does not have."""
+    """Raises UserError if the style or the options add image marks beyond the row's images."""
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
     if marks == len(example.images):
         return
@@ -89,7 +89,7 @@ def _list_choices(choices: Sequence[str]) -> str:
 
 
 def split_content(content: str) -> list[dict[str, str]]:
-    """Text with marks as the content parts that chat templates of vision models read."""
+    """Split a text with image marks into the content parts that chat templates of vision models expect."""
     parts: list[dict[str, str]] = []
     for i, text in enumerate(content.split(IMAGE_MARK)):
         if i:
@@ -103,7 +103,7 @@ def split_content(content: str) -> list[dict[str, str]]:
 
 
 def texts_of_row(example: Example) -> Iterator[str]:
-    """The texts of the row itself that may become part of the prompt."""
+    """The texts of the row that may become part of the prompt."""
     yield from (turn.content for turn in turns_of(example.prompt))
     yield from example.choices or ()
 
@@ -111,9 +111,10 @@ def texts_of_row(example: Example) -> Iterator[str]:
 def refuse_loss(
     example: Example, messages: Sequence[Message], rendered: str, image_token: str | None
 ) -> None:
-    """Raises UserError unless a rendered chat has the text of every turn, and every image, in their order.
+    """Raises UserError unless a rendered chat has the text of every turn, and every image, in order.
 
-    image_token: what a template writes for an image; None for a model without a vision tower, which is given marks as text.
+    image_token: the text that a template writes for an image; None for a model without a vision tower, which gets marks as
+        text.
     """
     at = 0
     for number, message in enumerate(messages, 1):
@@ -135,16 +136,16 @@ def refuse_loss(
 def _raise_loss(example_id: str, number: int, message: Message, missing: str) -> None:
     raise UserError(
         f"Example {example_id}: the chat template of the checkpoint leaves out or moves {cut(missing)!r} of turn {number} "
-        f"({message.role}). Every turn of the prompt is to be read as the row says it. Use the checkpoint's original chat "
+        f"({message.role}). The model must read every turn as it is in the row. Use the checkpoint's original chat "
         f"template, a prompt without such a turn, or prompt.chat: plain."
     )
 
 
 def notes_on(example: Example, style: PromptStyle) -> Iterator[tuple[str, str]]:
-    """(kind, text) of what is odd about the question as the model is asked it."""
+    """Yield (kind, text) of notes on unusual properties of the question as the model reads it."""
     asked = turns_of(example.prompt)[-1].content.replace(IMAGE_MARK, "")
     if not asked.strip() and style.template.strip() == PROMPT_PLACE:
-        loss_text = "the question is empty, and the model is shown images alone. Write one, or ask it in prompt.template"
+        loss_text = "the question is empty, so the model sees only images. Write one, or put it into prompt.template"
         yield "question", loss_text
     if CHOICES_PLACE not in style.template and _names_unseen(example):
         loss_text = (
@@ -154,14 +155,14 @@ def notes_on(example: Example, style: PromptStyle) -> Iterator[tuple[str, str]]:
         yield "options", loss_text
     if place := _OTHER_PLACE.search(style.template):
         loss_text = (
-            f"prompt.template has {place[0]}, which stays as it is: the places are {PROMPT_PLACE} and {CHOICES_PLACE}. "
-            f"Use these, or write it in other words"
+            f"prompt.template has {place[0]}, which is not replaced: the marks are {PROMPT_PLACE} and {CHOICES_PLACE}. "
+            f"Use these, or rephrase it"
         )
         yield "template", loss_text
 
 
 def _names_unseen(example: Example) -> bool:
-    """True if the answer is the letter of an option, and the text of an option is nowhere in the prompt."""
+    """True if the answer is an option letter, and the text of some option is not in the prompt."""
     if not example.choices or whole_letter(gold_text(example.answer), len(example.choices)) is None:
         return False
     asked = _words(" ".join(turn.content for turn in turns_of(example.prompt)))

@@ -1,4 +1,4 @@
-"""Checkpoints that gpg_vl cannot train exactly are refused, each with its reason and remedy."""
+"""Refuses checkpoints that gpg_vl cannot train exactly, with the reason and a remedy."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,13 +8,14 @@ from torch import nn
 from gpg_vl.errors import UserError
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-"""That a config may name: they are parts of transformers, and gpg_vl computes attention itself whatever it says."""
+"""Attention names that a config may have: they are part of transformers, and gpg_vl ignores them and computes attention
+itself."""
 _ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _KERNEL_KEYS = ("use_kernels", "kernel_config", "experts_implementation")
 
 
 def refuse_foreign_parts(written: Mapping[str, Any], path: str) -> None:
-    """What a checkpoint's config.json may not ask for: quantised weights, and kernels that would be fetched from the hub.
+    """Refuse a config.json that asks for quantised weights, or for kernels that would be downloaded from the hub.
 
     written: the content of the file. Raises UserError.
     """
@@ -22,9 +23,9 @@ def refuse_foreign_parts(written: Mapping[str, Any], path: str) -> None:
         if quantised := settings.get("quantization_config"):
             method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
             raise UserError(
-                f"The checkpoint {path} is quantised ({method or 'by an unnamed method'}, {where}quantization_config in its "
-                f"config.json); gpg_vl trains plain float32, bfloat16 and float16 weights. Use the checkpoint that it was "
-                f"made of. To save memory see model.dtype, model.weights and model.lora_rank."
+                f"The checkpoint {path} is quantised ({method or 'by an unnamed method'}, {where}quantization_config in "
+                f"its config.json); gpg_vl trains plain float32, bfloat16 and float16 weights. Use the original "
+                f"checkpoint. To save memory see model.dtype, model.weights and model.lora_rank."
             )
         for key in _ATTENTION_KEYS:
             if (named := settings.get(key)) not in (None, *ATTENTIONS):
@@ -36,15 +37,15 @@ def refuse_foreign_parts(written: Mapping[str, Any], path: str) -> None:
 
 def _refuse_kernel(path: str, key: str, named: object) -> None:
     raise UserError(
-        f"config.json of {path} says {key}: {named!r:.80}, which may stand for code that is fetched from the hub; gpg_vl runs "
-        f"none. Known: {', '.join(ATTENTIONS)}. Remove the key: attention is computed by gpg_vl (train.attention)."
+        f"config.json of {path} says {key}: {named!r:.80}, which may be code downloaded from the hub; gpg_vl does not run "
+        f"such code. Known: {', '.join(ATTENTIONS)}. Remove the key: attention is computed by gpg_vl (train.attention)."
     )
 
 
 def _sections(
     written: Mapping[str, Any], where: str = ""
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A config and the configs of its parts, each with its name in front of its keys."""
+    """A config and the configs of its parts, each with a prefix for its keys."""
     yield where, written
     for name, part in written.items():
         if isinstance(part, Mapping) and name != "quantization_config":
@@ -52,7 +53,7 @@ def _sections(
 
 
 def refuse_unsupported(model: Any) -> None:
-    """What would make the shared layout differ from separate rows. Raises UserError."""
+    """Refuse models for which the shared layout would differ from separate rows. Raises UserError."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
@@ -65,9 +66,9 @@ def refuse_unsupported(model: Any) -> None:
     for part, settings in parts.items():
         if rate := getattr(settings, "attention_dropout", 0.0):
             raise UserError(
-                f"The model's {part} config has attention_dropout {rate}; only 0 is allowed, because the policy that samples "
-                f"and the one that trains must be the same, and a prompt that is computed once for its group draws one "
-                f"mask where separate rows draw one each. Set it to 0 in the checkpoint's config.json."
+                f"The model's {part} config has attention_dropout {rate}; only 0 is allowed, because sampling and "
+                f"training must use the same policy, and a prompt computed once per group would use one dropout mask "
+                f"where separate rows use one each. Set it to 0 in the checkpoint's config.json."
             )
 
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
@@ -78,7 +79,7 @@ def refuse_unsupported(model: Any) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
             raise UserError(
-                f"The module {name} drops out with probability {module.p}; only 0 is allowed, because a prompt that is "
-                f"computed once for its group draws one mask where separate rows draw one each. Set the dropout of the "
-                f"model or adapter to 0."
+                f"The module {name} has dropout probability {module.p}; only 0 is allowed, because a prompt computed once "
+                f"per group would use one dropout mask where separate rows use one each. Set the dropout of the model or "
+                f"adapter to 0."
             )

@@ -1,7 +1,7 @@
-"""The ten digits as strokes, so that a number can be drawn at any size without a font.
+"""Draws the ten digits as strokes, at any size and without a font.
 
-A stroke is a line through points of the unit square, x to the right and y downwards. Drawing them needs nothing but lines,
-so a picture is the same wherever Pillow draws them.
+A stroke is a line through points of the unit square, x to the right and y downwards. Only lines are used,
+so the result is the same on every machine.
 """
 
 from collections.abc import Sequence
@@ -83,6 +83,6 @@ def draw_sign(
 def _draw_dot(
     pencil: ImageDraw.ImageDraw, x: float, y: float, thickness: int, colour: Sequence[int]
 ) -> None:
-    """Round ends, without which thick lines leave notches at their corners."""
+    """Draw a round end; without it thick lines have gaps at their corners."""
     r = thickness / 2
     pencil.ellipse((x - r, y - r, x + r, y + r), fill=tuple(colour))

@@ -1,16 +1,16 @@
-"""What the quickstart's base model was taught: to see, to read, to add, and to answer in the form that is asked for.
+"""The pre-training data of the quickstart's base model: it teaches to see, read, add, and answer in the requested form.
 
-    describe   "Describe the image."            every thing's row, column, box, colour and name
+    describe   "Describe the image."            row, column, box, colour and name of every object
     ask        a multiple-choice question       about colours, places, boxes, signs: none of the four CV-Bench tasks
-    option     "What is written at (B)?"        the words of that option, or of the next one; half of them without a picture
+    option     "What is written at (B)?"        the text of that option, or of the next one; half of them without an image
     read       "Which number is this?"          a printed digit that fills the picture
-    sum        "What is 3 + 5?"                 text alone, plainly or with the line of thought that the prompt asks for
-    think      what is in the two boxes         the same line of thought, about a picture
+    sum        "What is 3 + 5?"                 text only, directly or with the reasoning that the prompt asks for
+    think      what is in the two boxes         the same reasoning, about an image
 
-The first course, `WORDS`, is text alone: options and sums. `SIGHT` comes after it and has all of them. None is a question of
+The first course, `WORDS`, is only text: options and sums. The second, `SIGHT`, has all kinds. None is a question of
 the worlds that are trained on later (Count, Relation, Depth and Distance, handwritten digits, rows of two boxes), and none of
 their held-out pictures is shown: a picture is on one side or the other by a digest of what it shows
-(`scenes.choose_side`). The model that comes out can see and answer, and has yet to find out what is asked.
+(`scenes.choose_side`). The resulting model can see and answer, but has not learned the tasks.
 
 Lesson `number` of a course and a seed is a pure function of the three.
 """
@@ -26,18 +26,18 @@ from gpg_vl.quickstart import scenes
 from gpg_vl.quickstart.glyphs import draw_digit
 
 SEED = 5
-"""Odd, so that no scene of a held-out set, whose seeds are even, is among the lessons."""
+"""Odd, so that the lessons contain no scene of a held-out set, whose seeds are even."""
 THINK = "Think first, in <think> </think> tags, then answer in <answer> </answer> tags."
 DESCRIBE = "Describe the image."
 WORDS = {"option": 60, "sum": 40}
 SIGHT = {"describe": 40, "ask": 28, "option": 10, "read": 8, "sum": 5, "think": 9}
-"""Of each kind among a hundred lessons of a course."""
+"""Number of lessons of each kind per hundred."""
 LARGEST = 9
 """Numbers on signs go from 0 to this."""
 
 
 class Lesson(NamedTuple):
-    """A question, its answer, and the picture that it is about, as PNG; None if it is about text alone."""
+    """A question, its answer, and its image as PNG; None if it has no image."""
 
     kind: str
     prompt: str
@@ -72,7 +72,7 @@ def line_of_thought(thought: str, answer: str) -> str:
 
 
 def draw_scene(rng: random.Random, seed: int, *, boxes: Sequence[str] = ()) -> scenes.Scene:
-    """A scene of one to six things, some of them signs, on the side of `seed`.
+    """A scene of one to six objects, some of them signs, on the side of `seed`.
 
     boxes: colours of boxes, each around one of the things.
     """
@@ -90,7 +90,7 @@ def draw_scene(rng: random.Random, seed: int, *, boxes: Sequence[str] = ()) -> s
 
 
 def _draw_thing(rng: random.Random, cell: tuple[int, int]) -> scenes.Thing:
-    """Of any shape and size that the worlds have; one in four is a sign."""
+    """An object of any shape and size used in the worlds; one in four is a sign."""
     if rng.random() < 0.25:
         return draw_sign(rng, rng.randint(0, LARGEST), cell)
     thing = scenes.make_flat(rng, rng.choice(scenes.SHAPES), cell)
@@ -126,7 +126,7 @@ def _png(scene: scenes.Scene, seed: int) -> bytes:
 
 
 def _describe(rng: random.Random, seed: int, pictures: bool) -> Lesson:
-    """Any scene, the four tasks' own among them: what they show, and not what they ask."""
+    """Any scene, including those of the four tasks: only their contents, not their questions."""
     if rng.random() < 0.5:
         scene = draw_scene(rng, seed, boxes=rng.sample(sorted(scenes.BOXES), rng.randint(0, 3) % 3))
     else:
@@ -142,7 +142,7 @@ def _scene_of_a_task(rng: random.Random, seed: int) -> scenes.Scene:
 
 
 def _option(rng: random.Random, seed: int, pictures: bool) -> Lesson:
-    """Options are words of one kind; the picture, if there is one, has nothing to do with them."""
+    """Options are words of one kind; an image, if any, is unrelated to them."""
     pool = rng.choice(_POOLS)
     options = rng.sample(pool, min(len(pool), rng.choice((2, 4))))
     if rng.random() < 0.5:
@@ -165,7 +165,7 @@ _POOLS = (
     ("yes", "no"),
     tuple("0123456"),
 )
-"""What options are made of."""
+"""The words used as options."""
 
 
 def _ask(rng: random.Random, seed: int, pictures: bool) -> Lesson:
@@ -182,7 +182,7 @@ def _ask(rng: random.Random, seed: int, pictures: bool) -> Lesson:
 
 
 _Asked = tuple[str, str, list[str]] | None
-"""A question, the right option and the wrong ones; None if the scene does not lend itself to it."""
+"""A question, the right option and the wrong ones; None if the scene is not suitable."""
 
 
 def _ask_colour(rng: random.Random, scene: scenes.Scene) -> _Asked:
@@ -232,7 +232,7 @@ def _ask_sign(rng: random.Random, scene: scenes.Scene) -> _Asked:
 
 
 def _choose_single(rng: random.Random, scene: scenes.Scene) -> scenes.Thing | None:
-    """A thing that is the only one of its shape, so that "the ball" names it."""
+    """An object that is the only one of its shape, so that "the ball" is unambiguous."""
     shapes = [thing.shape for thing in scene.things]
     single = [
         thing
@@ -292,7 +292,7 @@ def _think(rng: random.Random, seed: int, pictures: bool) -> Lesson:
     box = rng.choice(("red", "blue"))
     thought = f"The red box shows {name(boxed['red'])}. The blue box shows {name(boxed['blue'])}."
 
-    # some look at everything first: answers that may be cut off where the limit is tight
+    # some answers describe everything first; they may be cut off by a tight token limit
     if rng.random() < 0.4:
         thought = f"{describe(scene)}. {thought}"
     question = f"What do the boxes show, and what is in the {box} box? {THINK}"

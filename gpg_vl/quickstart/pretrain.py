@@ -1,11 +1,11 @@
-"""How the quickstart's base model was made: from random weights, supervised, on the lessons of `lessons.py`.
+"""The script that made the quickstart's base model: supervised training from random weights on the lessons of `lessons.py`.
 
     python -m gpg_vl.quickstart.pretrain --output runs/quickstart_base
 
 draws the lessons, makes a tokenizer and random weights, runs `gpg-vl train configs/quickstart_base.yaml` on each course in
 turn, first on text alone and then on pictures, and writes the last weights in bfloat16 to `base/`, which is what
-gpg_vl/quickstart/base/ holds. The same command goes on after a stop or
-a kill. Two runs give the same file on one machine: drawing, training and resuming repeat themselves bit for bit.
+gpg_vl/quickstart/base/ holds. The same command resumes after a stop or
+a kill. Two runs on one machine give the same file: drawing, training and resuming are bit-for-bit reproducible.
 """
 
 import argparse
@@ -33,15 +33,15 @@ from gpg_vl.quickstart.run import TEST_SEED
 
 VOCABULARY = 768
 CORPUS = 3_000
-"""Lessons of each course that the tokenizer is trained on."""
+"""Number of lessons of each course used to train the tokenizer."""
 HELD_OUT = 400
-"""Scenes of the four CV-Bench tasks that the model is asked about while it learns other things."""
+"""Number of scenes of the four CV-Bench tasks used for evaluation during pre-training."""
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_base.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """Lessons that are learned one after the other, and what differs from the config."""
+    """A sequence of lessons and the settings that differ from the config."""
 
     name: str
     shares: Mapping[str, int]
@@ -70,7 +70,7 @@ _COLUMNS = pa.schema(
 
 
 def write_lessons(file: Path, course: Course, number: int) -> None:
-    """Lessons as rows of a data set, drawn by as many processes as there are cores. What is there already is kept."""
+    """Lessons as rows of a data set, drawn by as many processes as there are cores. An existing file is kept."""
     if file.exists():
         return
 
@@ -99,7 +99,7 @@ def _row(shares: Mapping[str, int], number: int) -> dict[str, Any]:
 
 
 def write_start(folder: Path, lessons: Sequence[Path], seed: int) -> None:
-    """A tiny model with random weights, and a tokenizer trained on what the lessons say."""
+    """Write a tiny model with random weights, and a tokenizer trained on the texts of the lessons."""
     if (folder / "config.json").exists():
         return
 
@@ -108,7 +108,7 @@ def write_start(folder: Path, lessons: Sequence[Path], seed: int) -> None:
         rows = pq.read_table(file, columns=["prompt", "answer"]).slice(0, CORPUS).to_pylist()
         corpus += [text for row in rows for text in (row["prompt"], row["answer"])]
 
-    # the worlds' own questions too, so that none of their words falls into letters
+    # include the worlds' questions, so that their words are not split into letters
     for number in range(200):
         scene = scenes.scene(SEED, number)
         corpus += [scene.question, *scene.options]
@@ -126,9 +126,9 @@ def export(checkpoint: Path, folder: Path) -> None:
 
 
 def pretrain(output: Path, *, seed: int, share: float, settings: Sequence[str]) -> Path:
-    """Draw, train, and export; returns the folder of the base model. Goes on where a run was stopped.
+    """Draw, train, and export; returns the folder of the base model. Resumes an interrupted run.
 
-    share: of the lessons of each course; below 1 for a look at how it works.
+    share: share of the lessons of each course; below 1 for a quick test.
     """
     output.mkdir(parents=True, exist_ok=True)
     drawn = [output / f"{course.name}.parquet" for course in COURSES]

@@ -1,7 +1,7 @@
-"""`gpg-vl quickstart`: the real program on a small model, from an empty folder to a table, offline.
+"""`gpg-vl quickstart`: runs the real program on a small model, from an empty folder to a result table, offline.
 
 Each stage is a command that a user can type: `python -m gpg_vl.eval cvbench`, `gpg-vl train
-configs/quickstart.yaml`. They run as processes of their own on the files that `prepare` writes.
+configs/quickstart.yaml`. They run as separate processes on the files that `prepare` writes.
 """
 
 import json
@@ -27,7 +27,7 @@ TEST_SEED = 1_000_000
 """Seed of the held-out scenes: even. Training scenes have 1,000,001 + twice the run's seed,
 pre-training's 5: odd, so that neither shares a scene with the held-out ones."""
 SCENES_PER_SECOND = 200
-"""Of one core, as a rough number to be told."""
+"""Approximate speed of one core, for the progress message."""
 SHOWN = ("official", "Count", "Relation", "Depth", "Distance")
 
 
@@ -36,7 +36,7 @@ def prepare(
 ) -> Path:
     """Write base/ (checkpoint), train.parquet and test.parquet into `folder`.
 
-    What is there already is kept. console: says what is made, and how far it is.
+    Existing files are kept. console: shows the progress.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def quickstart(
         console.print(table)
     console.print(what_next(folder / "run", trained), soft_wrap=True)
 
-    # the last line is for scripts: nothing may follow it
+    # the last line is for scripts, so nothing may follow it
     line = last_line(before, after, time.time() - started, folder / "run")
     console.print(line, soft_wrap=True)
     return 0
@@ -187,7 +187,7 @@ def summary_table(
 
 
 def what_next(run: Path, trained: Path) -> str:
-    """Where to look, and what to type, for somebody who has never seen such a folder."""
+    """The text about the files of the run and the next commands, for new users."""
     program = _program()
     return (
         f"run folder: {run}\n"
@@ -202,7 +202,7 @@ def what_next(run: Path, trained: Path) -> str:
 
 
 def _program() -> str:
-    """What a user types to call this program, wherever it is installed."""
+    """The command that starts this program, wherever it is installed."""
     if shutil.which("gpg-vl"):
         return "gpg-vl"
     beside = Path(sys.executable).with_name("gpg-vl")

@@ -3,8 +3,8 @@
 Every scene is a pure function of (split seed, row number), and a row can be drawn again alone. A
 split with an even seed and one with an odd seed share no scene: the parity of a digest of what is
 drawn decides which of the two may hold it, so that even the simplest scenes cannot turn up on both
-sides. Answers are drawn *after* the options and independently of the text, so nothing but the
-picture tells them: the option letter, the option's rank and the words of the question are all
+sides. Answers are drawn *after* the options and independently of the text, so only the
+picture determines them: the option letter, the option's rank and the words of the question are all
 uninformative by construction (`tests/test_scenes.py` trains a text-only baseline to prove it).
 
 What a picture looks like: cells of 28 pixels (one visual token of Qwen2-VL each), at most one
@@ -30,7 +30,7 @@ CELL = 28
 SUPERSAMPLE = 3
 SHAPES = ("ball", "cube", "cone", "star", "ring", "cross")
 DIGITS = tuple("0123456789")
-"""A sign is a thing whose shape is the digit on it."""
+"""The shapes of signs: the digit on the sign is its shape."""
 COLOURS = {
     "orange": (238, 140, 40),
     "yellow": (240, 214, 60),
@@ -74,7 +74,7 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What is drawn and what is asked. `options[answer]` is the right option."""
+    """A drawn scene and its question. `options[answer]` is the right option."""
 
     task: str
     source: str
@@ -87,7 +87,7 @@ class Scene(NamedTuple):
 
 
 def make_unasked(rng: random.Random, columns: int, rows: int, things: Sequence[Thing]) -> Scene:
-    """A scene of these things that nothing is asked about, on a background that is drawn."""
+    """A scene of these objects without a question, on a random background."""
     return Scene(
         task="",
         source=rng.choice(sorted(PALETTES)),
@@ -101,7 +101,7 @@ def make_unasked(rng: random.Random, columns: int, rows: int, things: Sequence[T
 
 
 _Question = tuple[list[Thing], str, list[str]]
-"""What is drawn, what is asked, and the options, the right one at the place it was asked for."""
+"""The objects, the question, and the options, with the right one at the requested position."""
 
 
 def draw_cells(rng: random.Random, columns: int, rows: int, number: int) -> list[tuple[int, int]]:
@@ -144,7 +144,7 @@ def _ask_count(rng: random.Random, columns: int, rows: int, letter: int) -> _Que
     things = [make_flat(rng, shape, cell) for cell in draw_cells(rng, columns, rows, number)]
     things += _make_distractors(rng, things, {shape}, columns, rows, 2, make_flat)
 
-    # in any order: an ascending one would tell small numbers from large ones by their letters
+    # shuffled, because in ascending order the letters would reveal small and large numbers
     options = rng.sample([other for other in numbers if other != number], 3)
     options.insert(letter, number)
     noun = {"cross": "crosses"}.get(shape, shape + "s")
@@ -156,7 +156,7 @@ def _ask_relation(rng: random.Random, columns: int, rows: int, letter: int) -> _
     words = (("left", "right"), ("above", "below"))[axis]
     first, second = rng.sample(SHAPES, 2)
 
-    # the answer must be plain: two cells apart at least, and further than across
+    # the answer must be clear: at least two cells apart, and more than in the other direction
     while True:
         cells = draw_cells(rng, columns, rows, 2)
         gap = cells[0][axis] - cells[1][axis]

@@ -1,4 +1,4 @@
-"""Which curves are drawn, of which columns: data for the page's script, for one run or two side by side."""
+"""Prepares the charts for the page's script: which curves are drawn from which columns, for one run or for two."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ MOST_SERIES = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A chart of training: its columns by name, or all whose name begins and ends so.
+    """A chart of training metrics: its columns by name, or all columns with a given beginning and ending.
 
     Example: `Kind(title="Gradient norm", columns=("grad_norm",))`
     """
@@ -136,7 +136,7 @@ def _training(tables: Sequence[Table], labels: Sequence[str]) -> Iterator[dict[s
         names = list(dict.fromkeys(name for table in tables for name in kind.names(table)))
         if names:
             series = [
-                # each run has colours of its own: a dash is hard to see on a curve that jumps
+                # each run has its own colours, because dashes are hard to see on a noisy curve
                 _series(run, name, hue + run * len(names), labels, kind)
                 for hue, name in enumerate(names)
                 for run, table in enumerate(tables)
@@ -170,7 +170,7 @@ def _evaluations(tables: Sequence[Table], labels: Sequence[str]) -> Iterator[dic
 def _score_series(
     run: int, name: str, columns: Mapping[str, Any], labels: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """The score with its interval, the same with a blank picture, and chance."""
+    """The curves of a score with its interval, of the score with blank images, and of chance."""
     kinds = (("", name, 0), (_BLANK, f"{_BLANK}{name}", 1))
     for prefix, column, hue in kinds:
         if column not in columns:
@@ -198,7 +198,7 @@ def _score_series(
 
 
 def _label(name: str, run: int, labels: Sequence[str]) -> str:
-    """What the legend says: a name that is too long keeps its end, where reward functions differ."""
+    """The label in the legend; a name that is too long keeps its end, where reward names differ."""
     if len(labels) == 1:
         return _short(line(name), 40)
     return f"{_short(line(name), 30)} · {_short(labels[run], 20)}"

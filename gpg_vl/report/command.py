@@ -43,7 +43,7 @@ def add_command(commands: "_Commands") -> None:
 def _port(word: str) -> int:
     number = int(word)
     if not 0 <= number < 2**16:
-        raise argparse.ArgumentTypeError(f"{word} is no port; a number from 0 to 65535 is wanted")
+        raise argparse.ArgumentTypeError(f"{word} is not a port; give a number from 0 to 65535")
     return number
 
 
@@ -79,7 +79,7 @@ def _serve(folder: Path, other: Path | None, port: int) -> int:
 
     pages = Pages(make, lambda: " ".join(map(stamp, folders)))
 
-    # a folder that holds no run is said here, and not in the browser
+    # report a folder without a run here, and not in the browser
     pages.page()
     with make_server(pages, port) as server:
         say(f"http://{HOST}:{server.server_address[1]}/  (Ctrl-C ends it)")

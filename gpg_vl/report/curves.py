@@ -1,4 +1,4 @@
-"""metrics.jsonl into curves, in memory that does not grow with the run."""
+"""Reads metrics.jsonl into curves, with memory that does not grow with the run."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from gpg_vl.report.json_lines import Row, number, read_rows, whole
 MOST_POINTS = 1000
 """Points of a curve; a longer run has every second step drawn, every fourth, every eighth ..."""
 MOST_COLUMNS = 200
-"""Different numbers of a row that are kept; a row of ours has about fifty."""
+"""Maximum number of different columns; our rows have about fifty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The rows of one kind: a step each, and columns of as many values, None where a row has none.
+    """The rows of one kind: their steps, and columns with one value per row, None if a row has none.
 
     Example: `Table(steps=(1, 2), columns={"reward": (0.5, None)}, rows=2, every=1)`
     """
@@ -24,14 +24,14 @@ class Table:
     steps: tuple[int, ...] = ()
     columns: Mapping[str, tuple[int | float | None, ...]] = field(default_factory=dict)
     rows: int = 0
-    """How many there are in the file."""
+    """Number of rows in the file."""
     every: int = 1
-    """Of so many rows one is here; the last one always is."""
+    """Every `every`-th row is included, and always the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What metrics.jsonl says.
+    """The contents of metrics.jsonl.
 
     Example: `Metrics(train=Table(...), eval=Table(...), seconds={"train": 12.5}, unread=0)`
     """
@@ -45,7 +45,7 @@ class Metrics:
 
 
 class _Thinned:
-    """Rows as they come, of which every `every`-th is kept, and the last one."""
+    """Collects rows and keeps every `every`-th of them, and the last one."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -54,7 +54,7 @@ class _Thinned:
         self.every, self.rows = 1, 0
 
     def add(self, step: int, row: Row) -> None:
-        # most rows of a long run are left out: their numbers are not even looked for
+        # most rows of a long run are left out, so skip them before reading their numbers
         self._last = (step, row)
         if self.rows % self.every == 0:
             self._kept.append(_point(self.rows, step, row))
@@ -78,7 +78,7 @@ class _Thinned:
 
 
 class _Point(NamedTuple):
-    """A row that is kept: its place among those of its kind, its step, its numbers."""
+    """A kept row: its index among the rows of its kind, its step and its numbers."""
 
     place: int
     step: int

@@ -1,4 +1,4 @@
-"""evaluations/ of a run: what the policy answered to each held-out row, and which rows it has learnt or lost."""
+"""Reads evaluations/ of a run: the policy's answer to each held-out row, and which rows were learnt or lost."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -10,7 +10,7 @@ from gpg_vl.report.groups import spread
 from gpg_vl.report.json_lines import Row, get, number, read_rows
 
 MOST_ROWS = 200_000
-"""Rows of an evaluation whose outcome is held in memory."""
+"""Maximum number of rows of an evaluation that are compared."""
 MOST_SHOWN = 12
 """Rows shown of each kind: learnt, lost, right twice, wrong twice."""
 LONGEST_KEPT = 8_000
@@ -33,12 +33,12 @@ class Outcome:
     parsed: str | None
     note: str
     blank_right: bool | None
-    """Whether it was right with a blank picture as well; None if that was not asked."""
+    """Whether it was also right with a blank image; None if that was not evaluated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked in a held-out row.
+    """The question of a held-out row.
 
     Example: `Question(doc_id="7", task="Count", question="How many ...", gold="(B)", images=("7-0.png",))`
     """
@@ -84,7 +84,7 @@ def evaluation_files(folder: Path) -> dict[int, Path]:
 
 def compare(before: tuple[int, Path], after: tuple[int, Path]) -> Changed:
     """The rows of two evaluations side by side. Raises OSError."""
-    # only whether a row was right is held of all of them; texts come in a second reading
+    # first read only whether each row was right; texts are read in a second pass
     was, cut_before = _outcomes(before[1])
     now, cut_after = _outcomes(after[1])
     kinds: dict[str, list[str]] = {"learnt": [], "lost": [], "right": [], "wrong": []}

@@ -1,4 +1,4 @@
-"""A run folder into one record: everything that can be read of it, and what cannot."""
+"""Reads a run folder into one record: everything that can be read, and messages about what cannot."""
 
 import json
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from gpg_vl.report.evaluations import Changed, compare, evaluation_files
 from gpg_vl.report.groups import Samples, read_samples
 
 MOST_BYTES = 4 << 20
-"""Of config.yaml and run.json."""
+"""Size limit of config.yaml and run.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run as its folder tells it.
+    """The contents of a run folder.
 
     Example: `read_run(Path("runs/quickstart/run")).metrics.train.rows == 300`
     """
@@ -36,11 +36,11 @@ class Run:
     changed: Changed | None
     """The first evaluation next to the last; None without two of them."""
     missing: tuple[str, ...] = field(default_factory=tuple)
-    """What the folder lacks or what of it cannot be read, in sentences."""
+    """Messages about what is missing in the folder or cannot be read."""
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder. Raises UserError if there is no such folder, or if nothing in it is of a run."""
+    """Read a run folder. Raises UserError if there is no such folder, or if it has no files of a run."""
     if not folder.is_dir():
         raise UserError(
             f"There is no folder {folder}. Give the run folder, which output.folder of the run's config names."

@@ -1,4 +1,4 @@
-"""samples/ into the groups that the page shows: of the first and the last step, of steps between, and the extremes."""
+"""Selects the groups from samples/ that the page shows: of the first and last step, of steps between, and extreme ones."""
 
 import os
 import re
@@ -28,7 +28,7 @@ _STEP = re.compile(r"step-([0-9]{1,15})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredVerdict:
-    """What a reward of the run's own said of an answer while the run had it.
+    """A user's reward's verdict on an answer, recorded during the run.
 
     Example: `StoredVerdict(parsed="4", note="off by one", score=0.5)`
     """
@@ -54,16 +54,16 @@ class Answer:
     parts: Mapping[str, int | float]
     """By reward function."""
     verdicts: Mapping[str, StoredVerdict]
-    """By reward function, of those that cannot be asked again."""
+    """Verdicts by reward function, for rewards that cannot be run again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """One question with its answers, as samples.jsonl has them."""
+    """One question with its answers, from samples.jsonl."""
 
     step: int
     place: int
-    """Among the groups of its step, from 0."""
+    """Its index among the groups of its step, from 0."""
     id: str
     task: str
     source: str
@@ -73,13 +73,13 @@ class Group:
     choices: tuple[str, ...] | None
     meta: Mapping[str, Any]
     images: tuple[str, ...]
-    """Names of files, in the folder of the step, or paths of the data that are elsewhere."""
+    """File names in the folder of the step, or paths of the data that are elsewhere."""
     folder: Path
     answers: tuple[Answer, ...]
     more_answers: int
-    """Of the group that are left out here."""
+    """Number of further answers of the group that are left out."""
     greedy: Answer | None = None
-    """What the others are compared with, if the algorithm asks for it."""
+    """The greedy answer, if the algorithm uses it as a baseline."""
 
     @property
     def rewards(self) -> list[int | float]:
@@ -92,7 +92,7 @@ class Group:
 
     @property
     def baseline(self) -> float | None:
-        """What an answer's reward is compared with: the greedy answer's, or the mean; None without any."""
+        """The baseline of an answer's reward: the greedy answer's reward, or the mean; None without any."""
         if self.greedy is not None and self.greedy.reward is not None:
             return self.greedy.reward
         return self.mean
@@ -174,7 +174,7 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
 def _steps(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
-    # a listing says itself what is a folder: no file is asked for one by one
+    # scandir already knows which entries are folders, so no file needs a separate check
     with os.scandir(folder) as entries:
         return sorted(
             (int(match[1]), folder / entry.name)

@@ -1,6 +1,6 @@
-"""JSON lines of a run that may still be written, or was killed: what can be read, and how much could not.
+"""Reads JSON lines of a run that may still be running or was killed: what can be read, and how much cannot.
 
-A field of the wrong type counts as absent: a folder may come from an older version, or from anybody.
+A field of the wrong type counts as missing, because a folder may come from an older version or from anyone.
 """
 
 import json
@@ -54,7 +54,7 @@ def get(row: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
 
 
 def number(value: object) -> int | float | None:
-    """The value if it is a finite number, else None. True and False are none."""
+    """The value if it is a finite number, else None. True and False do not count as numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

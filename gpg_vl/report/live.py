@@ -1,8 +1,7 @@
-"""The page of a run in progress, for a browser on this machine.
+"""Serves the page of a running run to a browser on this machine.
 
-The server knows two addresses, `/` and `/stamp`, and reads no path from a request: there is nothing that it could be
-led to. It listens on the loopback alone, answers nobody who calls it by another name (a page elsewhere whose name was
-made to lead here), and changes nothing.
+The server has two addresses, `/` and `/stamp`, and never uses a path from a request. It listens only on the loopback
+interface, refuses requests with another host name (against DNS rebinding), and changes nothing.
 """
 
 import threading
@@ -19,7 +18,7 @@ _WATCHED = ("metrics.jsonl", "run.json", "config.yaml", "samples", "evaluations"
 
 
 def stamp(folder: Path) -> str:
-    """What changes when a run folder does: times and sizes of what the page is made of."""
+    """A text that changes whenever the run folder does: times and sizes of the page's files."""
     signs = []
     for name in _WATCHED:
         try:
@@ -31,9 +30,9 @@ def stamp(folder: Path) -> str:
 
 
 class Pages:
-    """The page as it is now, made again only when the run folder has changed.
+    """The current page, rendered again only when the run folder has changed.
 
-    make: the page as HTML. now: the stamp of what it is made of.
+    make: renders the page as HTML. now: returns the current stamp.
     """
 
     def __init__(self, make: Callable[[], str], now: Callable[[], str]) -> None:
@@ -42,7 +41,7 @@ class Pages:
         self._cached: tuple[str, bytes] | None = None
 
     def page(self) -> bytes:
-        # one at a time: several tabs must not read a large folder at once
+        # use a lock, so that several tabs do not read a large folder at the same time
         with self._lock:
             stamp = self.now()
             if self._cached is None or self._cached[0] != stamp:
@@ -86,7 +85,7 @@ def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: a page that asks every few seconds would fill the terminal."""
+            """Log nothing: the page polls every few seconds, which would fill the terminal."""
 
     try:
         return ThreadingHTTPServer((HOST, port), Handler)

@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that loads nothing from anywhere.
+"""Renders the page of a run: one HTML file that loads nothing.
 
 The plots are uPlot's (50 kB where plotly has 4.5 MB, so that a report can be mailed; a canvas, quick with thousands of
 steps). Nothing that a run has written becomes markup or script: jinja2 escapes it, the numbers are a JSON block, and
@@ -27,7 +27,7 @@ from gpg_vl.report.pictures import Album
 from gpg_vl.report.visible_text import line
 
 PICTURE_BYTES = 9 << 20
-"""Characters of all pictures of a page; with them and its texts it stays below 15 MB."""
+"""Maximum characters of all images of a page, so that with its texts it stays below 15 MB."""
 MOST_EVALUATIONS = 30
 """Lines of the table of evaluations."""
 NAME = "report.html"
@@ -52,7 +52,7 @@ def write_report(folder: Path, other: Path | None = None, to: Path | None = None
     file = folder / NAME if to is None else to
     page = render(read_run(folder), None if other is None else read_run(other))
 
-    # whole or absent, also for whoever has it open
+    # write atomically, also for readers that have it open
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(file)
@@ -60,7 +60,7 @@ def write_report(folder: Path, other: Path | None = None, to: Path | None = None
 
 
 def render(run: Run, other: Run | None = None, *, live: bool = False) -> str:
-    """The page as HTML. `live`: it asks where it came from whether there is more."""
+    """The page as HTML. `live`: the page polls its server for changes."""
     runs = [run] if other is None else [run, other]
     labels = _labels(runs)
     album = Album(run.folder.resolve(), PICTURE_BYTES)
@@ -100,7 +100,7 @@ def render(run: Run, other: Run | None = None, *, live: bool = False) -> str:
 
 
 def embed(data: Any) -> str:
-    """JSON that may be in a script element: it holds no character with which HTML could end or begin anything."""
+    """JSON that is safe inside a script element: characters with a meaning in HTML are escaped."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -111,7 +111,7 @@ def embed(data: Any) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """Short names of the runs: those of their folders, or as much of the path as tells them apart."""
+    """Short names of the runs: their folder names, or as much of the path as needed to distinguish them."""
     paths = [one.folder.resolve() for one in runs]
     for depth in (1, 2, 3):
         names = [line("/".join(path.parts[-depth:]), 40) for path in paths]

@@ -1,4 +1,4 @@
-"""What each phase of a run has cost: seconds of metrics.jsonl, peak memory of run.json."""
+"""The cost of each phase of a run: seconds from metrics.jsonl and peak memory from run.json."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Phase:
 
     name: str
     seconds: float | None
-    """None of a phase whose memory alone is known."""
+    """None if only the phase's memory is known."""
     per_step: float | None
     process: int | None
     """Bytes of resident memory at most; None if run.json does not say."""

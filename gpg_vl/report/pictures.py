@@ -1,4 +1,4 @@
-"""Pictures of a run folder as small ones that a page can carry."""
+"""Thumbnails of images in a run folder, for the page."""
 
 import base64
 import io
@@ -11,12 +11,12 @@ from gpg_vl.data.images import ImageError, load_image
 
 LONGEST_SIDE = 256
 MAX_PIXELS = 100_000_000
-"""Of a file that is decoded."""
+"""The pixel limit for decoding a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thumbnail:
-    """A picture, or why there is none.
+    """A thumbnail, or why there is none.
 
     Example: `Thumbnail(name="0-0.png", source="data:image/png;base64,...", width=112, height=112)`
     """
@@ -30,9 +30,9 @@ class Thumbnail:
 
 
 class Album:
-    """Thumbnails of files below one folder, until together they are as large as the page allows.
+    """Thumbnails of files below one folder, up to the page's size limit.
 
-    An equal file is encoded once; it counts each time that it is shown.
+    Equal files are encoded once, but count each time they are shown.
     """
 
     def __init__(self, root: Path, budget: int) -> None:

@@ -1,8 +1,8 @@
-"""Why an answer got its reward: the verdict shown with each reward, computed again.
+"""Explains why an answer got its reward: computes the verdict of each reward again.
 
-Only rewards of this package are asked: a run folder that somebody sent must not decide which code runs. What one of the
-run's own said at the time, if it is `@explained`, is next to its value in samples.jsonl. Rewards that may be slow on
-some texts answer in a process of their own, which is ended when its time is over.
+Only built-in rewards are run, because a run folder from someone else must not decide which code runs. The verdicts of users'
+`@explained` rewards were recorded next to their values in samples.jsonl. Rewards that may be slow on some texts run in a separate
+process with a time limit.
 """
 
 import json
@@ -21,15 +21,15 @@ from gpg_vl.rewards import BUILTIN, QUICK, rewards
 from gpg_vl.types import Completion, Example
 
 TIME_LIMIT = 20.0
-"""Seconds for all verdicts that may be slow."""
+"""Time limit for all verdicts that may be slow."""
 LONGEST_JUDGED = 20_000
 """Characters of an answer that is judged again."""
-NO_TIME = "not judged again: the time for that was over"
+NO_TIME = "not judged again: the time limit was reached"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A reward, and the answer that it is asked about.
+    """A reward and the answer that it explains.
 
     Example: `Question(reward="choice", group=group, answer=group.answers[0])`
     """
@@ -41,7 +41,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """What an answer was read as by one reward, and what else there is to know.
+    """How one reward read an answer, with a note.
 
     Example: `Reason(parsed="B", gold="B", note="", score=1.0)`
     """
@@ -51,7 +51,7 @@ class Reason:
     gold: str | None = None
     note: str = ""
     score: float | None = None
-    """What the rule of this version gives; None if it was not asked."""
+    """The score by the current version's rule; None if it was not run."""
 
 
 def explain_all(questions: Sequence[Question]) -> list[Reason]:
@@ -80,7 +80,7 @@ def _explain_quickly(question: Question) -> Reason:
 
 
 def _of_its_own(question: Question) -> Reason:
-    """What a reward of the run's own said at the time, if it did."""
+    """The recorded verdict of a user's reward, if there is one."""
     stored = question.answer.verdicts.get(question.reward)
     if stored is None:
         text = question.answer.prefill + question.answer.text
@@ -89,7 +89,7 @@ def _of_its_own(question: Question) -> Reason:
             note="a reward of the run's own, which does not say why; decorate it with @explained",
         )
 
-    # its score is that of the explanation, which is another function than the reward
+    # the score comes from the explain function, which may differ from the reward function
     recorded, notes = question.answer.parts[question.reward], [stored.note]
     if stored.score is not None and not isclose(stored.score, recorded, abs_tol=1e-6):
         notes.append(f"the run recorded {recorded:g}, its explanation says {stored.score:g}")
@@ -101,14 +101,14 @@ def _of_its_own(question: Question) -> Reason:
 
 
 def explain(reward: str, completion: Completion, example: Example) -> Reason:
-    """The verdict of a reward of this package. What a row lacks for it becomes the note."""
+    """The verdict of a built-in reward. If the row lacks something for it, the note says so."""
     judge = getattr(rewards.get(reward), "explain", None)
     if judge is None:
         return Reason()
     try:
         verdict: Verdict = judge(completion, example)
     except (UserError, TypeError, ValueError, LookupError, AttributeError) as error:
-        # the row may be of an older version, or changed by hand: its reward is shown all the same
+        # the row may come from an older version or be edited: still show its reward
         return Reason(note=f"not judged again: {error}")
     return Reason(
         parsed=verdict.parsed, gold=verdict.gold, note=verdict.note, score=float(verdict.score)
@@ -140,7 +140,7 @@ def _as_given(question: Question) -> tuple[Completion, Example]:
 
 
 def _in_own_process(questions: Sequence[Question]) -> Iterator[Reason]:
-    """Reasons as long as the time lasts, then that there was none left."""
+    """Yield reasons until the time limit, then the note that it was reached."""
     if not questions:
         return
     lines = [json.dumps(_record(question)) + "\n" for question in questions]

@@ -1,4 +1,4 @@
-"""A run as the page shows it: every text made visible, every number as it is in the file."""
+"""Prepares a run for the page: texts are made visible, numbers are those of the files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gpg_vl.report.visible_text import Shown, line, make_visible
 QUESTION = 1500
 """Characters of a question that are shown."""
 SHADES = 3
-"""Of the colour that stands for an advantage, on each side."""
+"""Shades of the colour for an advantage, on each side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,20 +145,20 @@ def _shade(advantage: float | None, group: Group) -> str:
         return "level"
     baseline = group.baseline
     assert baseline is not None
-    # equal rewards are off their mean by rounding at most
+    # equal rewards differ from their mean only by rounding
     if baseline == group.mean and max(rewards) == min(rewards):
         return "level"
     largest = max((abs(reward - baseline) for reward in rewards), default=0.0)
     if isclose(advantage, 0.0, abs_tol=1e-6 * largest):
         return "level"
 
-    # what is off the baseline has a colour, however far the others lie
+    # any difference from the baseline gets a colour, even if others are much larger
     depth = max(1, round(SHADES * abs(advantage) / largest))
     return f"{'up' if advantage > 0 else 'down'}{depth}"
 
 
 def _say(reason: Reason, recorded: float) -> str:
-    """The verdict in words: what was read, what else is worth knowing, and whether today's rule agrees."""
+    """The verdict as text: what was read, the note, and whether the current rule agrees."""
     said = []
     if reason.score is not None or reason.parsed is not None:
         read = "no answer could be read" if reason.parsed is None else f"read as {reason.parsed!r}"
@@ -211,7 +211,7 @@ def _why(outcome: Outcome) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """A line of the table that says what was trained."""
+    """A row of the table about what was trained."""
 
     name: str
     value: str
@@ -233,7 +233,7 @@ _KEYS = (
 
 
 def facts(run: Run) -> list[Fact]:
-    """What was trained on what, with which command, by what, where and when: what the folder knows of it."""
+    """The facts about the run in its folder: model, data, command, versions, host and times."""
     found = []
     for name, key in _KEYS:
         section, _, word = key.partition(".")
@@ -276,7 +276,7 @@ def _spell(value: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One number of an evaluation with what is next to it.
+    """One score of an evaluation with its interval, blank score and chance.
 
     Example: `Score(name="official", value=0.62, low=0.55, high=0.69, blank=0.44, chance=0.4375)`
     """

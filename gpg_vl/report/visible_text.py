@@ -1,7 +1,7 @@
-"""Untrusted text, made safe to show: nothing invisible, nothing endless.
+"""Makes untrusted text safe to show: nothing invisible, limited length.
 
-Whether `<` is escaped is the page's business (jinja2 does it); here a character that a browser would drop, obey or
-refuse becomes one that can be seen.
+`<` is escaped by the page (jinja2). Here characters that a browser would drop, interpret or refuse are replaced by visible
+ones.
 """
 
 import reprlib
@@ -15,19 +15,19 @@ _KEPT = "\n\t"
 _NO_TEXT = ("Cc", "Cs", "Cf", "Co", "Cn", "Zl", "Zp")
 """Categories of Unicode: controls, lone surrogates, formats (direction among them), private, none, separators."""
 _JOINERS = "\u200c\u200d"
-"""Format characters that scripts and emoji are written with; they move nothing."""
+"""Format characters that scripts and emoji need; they do not change the layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """The beginning of a text as it is shown.
+    """The visible beginning of a text.
 
     Example: `Shown(text="a\\u2400b", left_out=0)` of "a\\x00b"
     """
 
     text: str
     left_out: int
-    """Characters behind it that are not shown."""
+    """Number of further characters that are not shown."""
 
 
 def make_visible(value: object, longest: int = LONGEST) -> Shown:
@@ -37,15 +37,15 @@ def make_visible(value: object, longest: int = LONGEST) -> Shown:
 
 
 def line(value: object, longest: int = 200) -> str:
-    """The same where there is room for one line."""
+    """The same as a single line."""
     one = make_visible(value, longest)
     return one.text.replace("\n", " ") + ("…" if one.left_out else "")
 
 
 def visible(text: str) -> str:
     """The text with every control character, surrogate and mark of direction as something that can be seen."""
-    # console.visible is for a terminal, and writes escapes for what a terminal would obey; a page
-    # has a sign for each control, and shows what a browser drops silently as well
+    # console.visible is for terminals and writes escape sequences; a page can show a symbol for each control
+    # character, and must also show what browsers drop silently
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_visible, text))

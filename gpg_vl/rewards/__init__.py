@@ -2,10 +2,10 @@
 
 A reward is `def my_reward(completion: Completion, example: Example) -> float` with values from 0 to 1. It may declare
 another range (`@in_range(0, 2)`), that it scores the completions of one example together (`@batched`), or how a right answer is
-written for it (`@gold_form('{"answer": "{answer}"}')`). An answer that cannot be parsed is worth 0.0; an exception is a
-bug of the reward and costs the group its place in the batch.
+written for it (`@gold_form('{"answer": "{answer}"}')`). An answer that cannot be parsed scores 0.0. An
+exception is a bug in the reward: by default it stops the run (`rewards.on_error`).
 
-Nothing in this package imports torch: reward workers must start in a blink.
+Nothing in this package imports torch, so that reward workers start fast.
 """
 
 import math
@@ -31,12 +31,12 @@ BUILTIN = {
     "verbatim": "gpg_vl.rewards.verbatim:verbatim",
     **{name: f"gpg_vl.rewards.builtin:{name}" for name in _JUDGING.split()},
 }
-"""The rewards of this package."""
+"""The built-in rewards."""
 
 QUICK = frozenset(BUILTIN) - {"geometry", "math"}
-"""Those that are known to be quick on any text, so that they may run outside of the worker processes.
+"""The rewards that are known to be fast on any text, so they may run outside the worker processes.
 
-The other two may hand a text to a computer algebra system.
+The other two may pass a text to a computer algebra system.
 """
 
 rewards: Registry[RewardFunction] = Registry(
@@ -44,15 +44,15 @@ rewards: Registry[RewardFunction] = Registry(
 )
 
 GoldForm = str | Callable[[Example], str] | None
-"""A template, a function of the example, or None: no response is known to get full marks. See `gold_form`."""
+"""A template, a function of the example, or None if no response is known to get full marks. See `gold_form`."""
 
 F = TypeVar("F", bound=RewardFunction)
 
 
 def reward(name: str, *, gold: GoldForm | Literal["default"] = "default") -> Callable[[F], F]:
-    """Decorator: make a function available as the reward `name`.
+    """Decorator: register a function as the reward `name`.
 
-    gold: as in `gold_form`; "default" declares nothing. Raises ValueError if the name has another owner.
+    gold: as in `gold_form`; "default" declares nothing. Raises ValueError if the name is taken.
     """
 
     def keep(function: F) -> F:
@@ -63,25 +63,26 @@ def reward(name: str, *, gold: GoldForm | Literal["default"] = "default") -> Cal
 
 
 def batched(function: F) -> F:
-    """Decorator: the reward takes the list of all completions of an example and returns a list of as many numbers."""
+    """Decorator: the reward takes the list of all completions of an example and returns a list with one number for each."""
     function.is_batched = True  # type: ignore[union-attr]  # functions carry attributes
     return function
 
 
 def gold_form(form: GoldForm) -> Callable[[F], F]:
-    """Decorator: how a right answer is written as a response, for the proof that the data's gold answers get full marks.
+    """Decorator: declare how a right answer is written as a response. The gold check uses it: before training it scores the
+    data's gold answers, which must get full marks.
 
     form: a template with `{answer}`, such as `"{answer}"` for a bare answer; a function of the example that returns the
         whole response, such as `lambda example: json.dumps({"answer": example.answer})`; a text without `{answer}` that
-        gets full marks whatever the answer, such as a layout; or None for a reward that cannot be proved, because no
-        response is known to get full marks. The last two need no gold answers.
+        gets full marks for any gold answer, such as a layout; or None if no response is known to get full marks, which skips the
+        check. The last two need no gold answers.
 
-    What a reward declares goes before `rewards.gold` of the config. Raises UserError for anything else.
+    The form that a reward declares overrides `rewards.gold` of the config. Raises UserError for any other form.
     """
     if form is not None and not isinstance(form, str) and not callable(form):
         raise UserError(
-            f"@gold_form was given {form!r}. A template such as '<answer>{{answer}}</answer>', a function of the example, "
-            f"or None, where no answer can get full marks, is allowed."
+            f"@gold_form was given {form!r}. Allowed are a template such as '<answer>{{answer}}</answer>', a function of "
+            f"the example, or None if no answer can get full marks."
         )
 
     def declare(function: F) -> F:

@@ -1,4 +1,4 @@
-"""The rewards of this package that judge an answer: each is the score of a judge of `gpg_vl.answers`, in one line."""
+"""The built-in rewards that judge an answer. Each returns the score of a judge in `gpg_vl.answers`."""
 
 from gpg_vl.answers import (
     box,
@@ -50,8 +50,8 @@ def classification(completion: Completion, example: Example) -> float:
     """1.0 if the answer names the right class, and no other, else 0.0.
 
     Needs the list of all classes, as `choices` or in the column `classes` of the data. The answer is the name of a class,
-    or a short text, at most twice as long, in which one class is named. A part of a name, a list of classes and "not a
-    rose" name none. A name inside of a longer name ("rose" in "desert rose") does not count.
+    or a text at most twice as long that names one class. A part of a name, a list of classes and "not a rose" name no class.
+    A name inside a longer name ("rose" in "desert rose") does not count.
     """
     return judge_response(classes.judge, completion.response, example).score
 
@@ -71,7 +71,7 @@ def counting(completion: Completion, example: Example) -> float:
     """1.0 if the answer states the gold number, and no other, else 0.0.
 
     `4`, `4.0`, `four`, `1,234`, `4个` and "There are 4 items." state one number, and "There are no items." states 0; "4 or 5",
-    "3 red and 1 blue", "-4", "4.5", "not 4" and "2+2" state none that could be credited. Digits of other scripts are not read.
+    "3 red and 1 blue", "-4", "4.5", "not 4" and "2+2" score 0.0. Digits of other scripts are not read.
     """
     return judge_response(count.judge, completion.response, example).score
 
@@ -91,9 +91,9 @@ _GEOMETRY = (
 def geometry(completion: Completion, example: Example) -> float:
     """1.0 if the answer is the gold quantity, else 0.0.
 
-    Expressions are compared by value: `2√{3}` is `2\\sqrt{3}` and `\\frac{6}{\\sqrt{3}}`. The unit may be left out; another
-    unit than that of the gold answer, and any word that is no unit, is wrong, and nothing is converted. Of a sentence the only
-    expression in it counts; two numbers are no answer, unless the gold is two: of `60°或120°` both have to be stated.
+    Expressions are compared by value: `2√{3}` is `2\\sqrt{3}` and `\\frac{6}{\\sqrt{3}}`. The unit may be left out. A unit
+    other than that of the gold answer is wrong, as is any word that is not a unit; units are not converted. In a sentence the
+    only expression counts. Two numbers are wrong unless the gold answer has two: for `60°或120°` both must be stated.
     """
     return judge_response(quantity.judge, completion.response, example).score
 
@@ -117,9 +117,9 @@ def math(completion: Completion, example: Example) -> float:
     """1.0 if the answer is mathematically the gold answer, else 0.0.
 
     Numbers, fractions, roots, expressions with letters, sets, tuples, intervals, equations and matrices are compared as
-    math-verify does: `1/2` is `0.5`, `(x+1)^2` is `x^2+2x+1`, `\\{6,-6\\}` has no order, `x=5` is `5`. A list is not its
-    last member. A decimal must agree with an irrational or periodic gold to six places and a relative 2e-6. A unit behind a
-    number is passed over, `11 cm` is `11`, but `3 xy` is not `3`.
+    math-verify does: `1/2` is `0.5`, `(x+1)^2` is `x^2+2x+1`, `\\{6,-6\\}` has no order, `x=5` is `5`. A
+    list does not equal its last member. A decimal must agree with an irrational or periodic gold answer to six places and a
+    relative 2e-6. A unit after a number is ignored: `11 cm` is `11`, but `3 xy` is not `3`.
     """
     return judge_response(expression.judge, completion.response, example).score
 
@@ -145,8 +145,8 @@ def grounding(completion: Completion, example: Example) -> float:
     """The IoU of the stated box with the gold box, 0.0 if no box, or more than one, can be read.
 
     Needs `example.meta["coordinates"]`, one of rel1000, rel1, abs_resized, abs_orig; for the last two also the size of
-    the image in pixels as [width, height], in `input_size` or `image_size`. The gold answer is written in the same way
-    and in the same coordinates as the model is asked to answer in.
+    the image in pixels as [width, height], in `input_size` or `image_size`. The gold answer must have the form and the
+    coordinates that the prompt asks the model to use.
     """
     return judge_response(box.judge, completion.response, example).score
 
@@ -161,8 +161,8 @@ def grounding_hit(completion: Completion, example: Example) -> float:
 def grounding_giou(completion: Completion, example: Example) -> float:
     """(1 + generalised IoU) / 2 of the stated box with the gold box, 0.0 if no box, or more than one, can be read.
 
-    It tells boxes that miss apart by how far off they are, which `grounding` does not; in return any box earns something,
-    and the whole image at least 0.5. Use it where a model rarely hits at first. Needs what `grounding` needs.
+    Unlike `grounding`, it gives boxes that miss the gold box different scores, by their distance. The price is that any box
+    scores something, and the whole image at least 0.5. Use it if a model rarely hits at first. Needs what `grounding` needs.
     """
     return judge_response(box.judge_giou, completion.response, example).score
 
@@ -180,13 +180,14 @@ _DETECTION = (
 
 @explained(by(boxes.judge), _DETECTION)
 def detection(completion: Completion, example: Example) -> float:
-    """Matched IoU, weighted with the confidence, over the gold boxes plus the confidence of the boxes that match none.
+    """Sum of confidence times IoU of the matched boxes, divided by the number of gold boxes plus the confidence of
+    unmatched boxes.
 
-    Boxes are paired one to one with the gold boxes, so that the total is greatest, where their IoU is at least 0.5. The
-    score is `sum(confidence * IoU) / (gold boxes + sum of the confidence of unmatched boxes)`: 1.0 for every gold box,
-    found exactly and with confidence 1, and nothing else. A box too many costs what it was sure of; a box without a
-    confidence counts as sure. `No Objects`, or `[]`, is worth 1.0 if there is no gold box. A text with a box that is
-    inverted or outside of the image is worth 0.0. Needs what `grounding` needs.
+    Boxes are matched one to one with gold boxes where their IoU is at least 0.5, so that the total is greatest. The
+    score is `sum(confidence * IoU) / (gold boxes + sum of the confidence of unmatched boxes)`: 1.0 if every gold
+    box is found exactly with confidence 1 and there are no other boxes. An extra box costs its confidence; a box without a
+    confidence counts with 1. `No Objects`, or `[]`, scores 1.0 if there is no gold box. A text with a box that is inverted or
+    outside the image scores 0.0. Needs what `grounding` needs.
     """
     return judge_response(boxes.judge, completion.response, example).score
 
@@ -215,21 +216,21 @@ _ANLS = (
 
 @explained(by(short_answer.judge_soft), _VQA)
 def vqa(completion: Completion, example: Example) -> float:
-    """Soft VQA accuracy of the answer, as a share of the best that any of the accepted answers has.
+    """Soft VQA accuracy of the answer, divided by the highest accuracy that an accepted answer can get.
 
-    Without the share, a question on which ten people gave ten answers could not be answered with full marks, and the
-    rewards of its group would be closer together than those of an easy one. The evaluation takes no share. The answers are
-    in the column `answers`; without it there is one, the gold answer.
+    Without the division, no answer to a question on which ten people gave ten answers could get full marks, and its group's
+    rewards would differ less than those of an easy question. The evaluation does not divide. The accepted answers are in the
+    column `answers`; without it the gold answer is the only one.
     """
     return judge_response(short_answer.judge_soft, completion.response, example).score
 
 
 @explained(by(short_answer.judge_relaxed), _RELAXED)
 def vqa_relaxed(completion: Completion, example: Example) -> float:
-    """1.0 if the answer is a number within 5 % of the gold number, or else the gold text but for case; else 0.0.
+    """1.0 if the answer is a number within 5 % of the gold number, or equals the gold text ignoring case; else 0.0.
 
-    The published rule reads `12%` as 0.12 and does not know `$` or `1,234`, so that "12" for "12%" is wrong; here they
-    are read, and a percent sign may be left out. A gold that is a year must be met exactly. A range or a list is no number.
+    The published rule reads `12%` as 0.12 and cannot read `$` or `1,234`, so "12" for "12%" is wrong. Here they are read, and a
+    percent sign may be left out. If the gold answer is a year it must be matched exactly. A range or a list is not a number.
     """
     return judge_response(short_answer.judge_relaxed, completion.response, example).score
 
@@ -238,7 +239,7 @@ def vqa_relaxed(completion: Completion, example: Example) -> float:
 def vqa_anls(completion: Completion, example: Example) -> float:
     """Normalised Levenshtein similarity to the nearest accepted answer; 0.0 below 0.5.
 
-    The published rule divides by the length with all blanks counted, so that a text padded with blanks resembles any
-    answer; here runs of blanks count as one.
+    The published rule divides by the length including all blanks, so a text padded with blanks is similar to any answer;
+    here several blanks in a row count as one.
     """
     return judge_response(short_answer.judge_anls, completion.response, example).score

@@ -1,4 +1,4 @@
-"""What rewards there are, and what one of them does: the words behind `gpg-vl rewards list` and `gpg-vl rewards show`."""
+"""The list of rewards and the description of each, for `gpg-vl rewards list` and `gpg-vl rewards show`."""
 
 import inspect
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A sample with what the reward made of it."""
+    """A sample and the reward's verdict on it."""
 
     sample: Sample
     score: float
@@ -37,12 +37,12 @@ class Shown:
 
 
 def entries() -> list[Entry]:
-    """Every reward that can be named, sorted. Imports them all; what a plug-in raises then, it raises here."""
+    """All rewards that can be named, sorted. Imports them all and passes on any error that a plug-in raises."""
     return [entry(name) for name in rewards.names()]
 
 
 def entry(name: str) -> Entry:
-    """One reward for the list. Raises what the registry raises."""
+    """The entry of one reward. Raises what the registry raises."""
     reward = load(name)
     return Entry(
         name=name,
@@ -60,7 +60,7 @@ def documentation(reward: Reward) -> str:
 
 
 def run_samples(reward: Reward) -> list[Shown]:
-    """The samples that the reward carries, each run through it now."""
+    """The samples that the reward declares, each scored with it now."""
     samples: Sequence[Sample] = getattr(reward.function, "examples", ())
     explain = getattr(reward.function, "explain", None)
     results = []

@@ -1,4 +1,4 @@
-"""`gpg-vl rewards list | show | test`: the arguments, what is run, and how it is printed."""
+"""`gpg-vl rewards list | show | test`: their arguments, actions and output."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,25 +18,26 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HELP = """\
-Look at rewards, and try one before anything is trained with it.
+List and describe rewards, and test one before training with it.
 
-  gpg-vl rewards list                                     every reward: its meaning, its range, where it is from
-  gpg-vl rewards show counting                            all of it, with answers it accepts and answers it refuses
-  gpg-vl rewards test counting --data train.jsonl         do the gold answers get full marks from their own reward?
+  gpg-vl rewards list                                     every reward with its meaning, range and origin
+  gpg-vl rewards show counting                            its documentation, with examples of accepted and refused answers
+  gpg-vl rewards test counting --data train.jsonl         check that the gold answers get full marks
   gpg-vl rewards test counting --data train.jsonl --completions answers.jsonl
-                                                          what each completion gets, and why
+                                                          also score each completion, and explain its score
   gpg-vl rewards test my_rewards.py:exact --data train.jsonl
 
 A reward is named as in a config: a built-in one, one of an installed package, or path/to/file.py:function."""
 
 TEST_HELP = """\
-Score the gold answers of a data set, and completions, with one reward, and say what was read in each.
+Score the gold answers of a data set, and completions, with one reward, and show the answer that was extracted from each.
 
-The data is what `gpg-vl train` reads: .jsonl, .parquet, a folder of these, or datasets:NAME. The completions are lines of
+The data is in any form that `gpg-vl train` reads: .jsonl, .parquet, a folder of these, or datasets:NAME. The completions
+are lines of
 JSON, {"id": the id of an example, "response": the whole text of the answer}. Rewards run in processes of their own, with a
 time limit for each call.
 
-Exit code 1 if a gold answer does not get full marks, or a call fails: a policy could not be rewarded for being right."""
+Exit code 1 if a gold answer does not get full marks, or if a call fails."""
 
 _SHOWN_GOLD = 10
 _EXPLAINED = ("value", "response", "read as", "gold", "note")
@@ -48,21 +49,26 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     raw = argparse.RawDescriptionHelpFormatter
     rewards = commands.add_parser(
         "rewards",
-        help="list the rewards, show one, try one on data",
+        help="list the rewards, describe one, or test one on data",
         description=HELP,
         formatter_class=raw,
     )
     actions = rewards.add_subparsers(required=True, metavar="ACTION")
+
     listing = actions.add_parser("list", help="name, meaning, range and origin of every reward")
     listing.set_defaults(run=_list)
+
     show = actions.add_parser(
-        "show", help="all that is known of one reward, and what it accepts and refuses"
+        "show", help="describe one reward, with examples of accepted and refused answers"
     )
     show.add_argument("name", help="a name of the list, or path/to/file.py:function")
     show.set_defaults(run=_show)
+
     test = actions.add_parser(
         "test", help="try a reward on data", description=TEST_HELP, formatter_class=raw
     )
+
+    # what is scored
     test.add_argument("name", help="a name of the list, or path/to/file.py:function")
     test.add_argument(
         "--data", required=True, metavar="FILE", help="the examples with their gold answers"
@@ -71,15 +77,18 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         "--completions",
         type=Path,
         metavar="FILE",
-        help="JSONL of id and response; without it, gold only",
+        help="JSONL file of id and response; without it only gold answers are scored",
     )
     test.add_argument(
         "--columns",
         nargs="+",
         default=[],
         metavar="FIELD=COLUMN",
-        help="columns of other names, such as answer=solution; fields: id, images, prompt, answer, choices, task",
+        help="names of columns that differ from our fields, such as answer=solution; fields: id, images, prompt, answer, "
+        "choices, task",
     )
+
+    # how it is scored and shown
     test.add_argument(
         "--rows",
         type=int,
@@ -93,15 +102,16 @@ def add_commands(commands: "argparse._SubParsersAction[Any]") -> None:
         "--gold",
         default=GOLD_FORM,
         metavar="TEMPLATE",
-        help="how a gold answer is written, with {answer} in its place, as rewards.gold in a config; a reward that "
-        "declares its own form is tried in that",
+        help="the form of a gold answer, with {answer} in its place, as rewards.gold in a config; a reward that declares "
+        "its own form is tested in that form",
     )
     test.add_argument(
         "--root",
         type=Path,
-        help="the folder that paths of images start from (default: that of the data)",
+        help="the folder that image paths are relative to (default: the folder of the data)",
     )
     test.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
+
     test.set_defaults(run=_test)
 
 
@@ -136,7 +146,7 @@ def _show(arguments: argparse.Namespace) -> int:
         table = _table(*_EXPLAINED)
         for one in samples:
             _add(table, one.score, one.sample.response, *_why(one.verdict, one.sample.answer))
-        console.print("\nwhat it makes of these, now:")
+        console.print("\nits scores for these answers:")
         console.print(table)
         settings = {str(dict(one.sample.meta)) for one in samples if one.sample.meta}
         choices = {str(list(one.sample.choices)) for one in samples if one.sample.choices}
@@ -154,6 +164,7 @@ def _test(arguments: argparse.Namespace) -> int:
             f"--gold is {arguments.gold!r}, which has no {{answer}}. Write {{answer}} where the gold answer goes, as in "
             f"'<answer>{{answer}}</answer>'."
         )
+
     examples = load_examples(arguments.data, _columns(arguments.columns), answers=False)
     ids = [example.id for example in examples]
     if len(set(ids)) < len(ids):
@@ -161,6 +172,7 @@ def _test(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{arguments.data} has the id {twice!r} more than once. Ids must be unique. Correct the rows."
         )
+
     responses = {} if arguments.completions is None else read_responses(arguments.completions, ids)
     trial = try_reward(
         arguments.name,

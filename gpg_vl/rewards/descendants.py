@@ -1,9 +1,10 @@
-"""Processes that a reward has started, found in whatever session they are and whoever their parent is.
+"""Find processes that a reward has started, whatever their session or parent process is.
 
-A process hands its environment on to all that it starts, and Linux keeps what each was given at its
-start. A worker is started with a mark in it, so whoever carries the mark comes from that worker,
-even if the worker itself has crashed. On other systems, and for a process that is started with an
-empty environment, the group of the worker is all that is known.
+A process passes its environment on to its children, and Linux keeps the environment that each
+process had at its start. A worker is started with a marker variable in its environment, so every
+process with that variable comes from that worker, even if the worker itself has crashed. On other
+systems, and for a process that was started with an empty environment, only the process group of
+the worker is known.
 """
 
 import os
@@ -21,7 +22,7 @@ _ROUNDS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """What tells the processes that come from one worker from all others.
+    """Identifies the processes that come from one worker.
 
     Example: `Mark(variable="GPG_VL_REWARD_WORKER_1f0c", session=4711)`
     """
@@ -31,18 +32,18 @@ class Mark:
     carries several.
     """
     session: int
-    """That of the process that starts the worker, which has no session in common with it."""
+    """The session of the process that starts the worker. The worker is in another one."""
 
 
 def make_mark() -> Mark:
-    """A mark that no other process of this machine carries."""
+    """A new mark that no other process on this machine has."""
     return Mark(variable=f"GPG_VL_REWARD_WORKER_{secrets.token_hex(8)}", session=os.getsid(0))
 
 
 @contextmanager
 def marking(mark: Mark) -> Iterator[None]:
-    """What the block starts carries the mark, and so does all that this starts."""
-    # the first process that multiprocessing starts is accompanied by a tracker, which stays
+    """Processes started in the block carry the mark, and so do their descendants."""
+    # multiprocessing starts a tracker with its first process; the tracker must not carry the mark
     resource_tracker.ensure_running()
     os.environ[mark.variable] = "1"
     try:
@@ -53,7 +54,7 @@ def marking(mark: Mark) -> Iterator[None]:
 
 def kill_marked(mark: Mark) -> None:
     """Kill every process that carries the mark, except for this one."""
-    # a process that forks while it is looked for leaves a child, which the next round finds
+    # a process may fork during the search; the next round finds its child
     for _ in range(_ROUNDS):
         killed = [number for number in _other_processes() if _kill_if_marked(number, mark)]
         if not killed:
@@ -70,7 +71,7 @@ def _other_processes() -> Iterator[int]:
 
 def _kill_if_marked(number: int, mark: Mark) -> bool:
     """Kill a process if it carries the mark. True if it did."""
-    # one that is of another user did not come from the worker, and one that has ended needs no end
+    # a process of another user did not come from the worker, and one that has ended needs no kill
     with suppress(ProcessLookupError, FileNotFoundError, PermissionError):
         variables = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
 

@@ -35,15 +35,15 @@ def format(completion: Completion, example: Example) -> float:
     Only blanks may be before, between and after the two blocks. The reasoning may be empty. The whole response is
     looked at, so a `<think>` that the prompt had already written counts as the opening tag.
 
-    The legacy rule, a full match of `<think>.*?</think>\\s*<answer>.*?</answer>` with `.` matching newlines, also
+    The original rule, a full match of `<think>.*?</think>\\s*<answer>.*?</answer>` with `.` matching newlines, also
     accepts several thinking or answer blocks, blocks inside blocks, any text between the first block and the last, and
-    an empty answer: ways to collect the reward without keeping to the layout. It refuses blanks around the whole.
+    an empty answer, so a model can get the reward without following the layout. It refuses blanks around the response.
     """
     return float(has_layout(completion.response))
 
 
 def has_layout(response: str) -> bool:
-    """True if the response is laid out as `format` demands. One pass per tag."""
+    """True if the response has the layout that `format` requires. Scans the text once per tag."""
     if any(response.count(tag) != 1 for tag in _TAGS):
         return False
     before, _, rest = response.partition("<think>")

@@ -1,8 +1,8 @@
-"""The proof that the gold answers of a data set get full marks from the rewards that are trained on.
+"""The gold check: the gold answers of a data set must get full marks from the rewards of the run.
 
 A gold answer is written as a response in the form that the reward declares (`@gold_form`), or else in that of the config
-(`rewards.gold`). What does not get full marks is a wrong row, a wrong mapping of columns, the wrong reward, or a reward
-that reads another form; `explain` says which ways there are.
+(`rewards.gold`). If one does not get full marks, the cause is a
+wrong row, a wrong mapping of columns, the wrong reward, or a reward that expects another form; `explain` lists the remedies.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,27 +23,27 @@ from gpg_vl.rewards.scoring import (
 from gpg_vl.types import Completion, Example
 
 SAME_FAILURES = 3
-"""A reward that fails so often for one cause is broken: the proof ends there, and does not say so once per row."""
+"""After this many failures with the same cause the check of a reward ends, instead of reporting every row."""
 _BATCH, _BATCH_BYTES = 512, 64 << 20
-"""Examples that are proved together, and the bytes of pictures that they may bring."""
+"""The maximum number of examples checked together, and of bytes of their images."""
 _SHOWN = 5
-"""Rows that are named of each reward."""
+"""Number of rows listed per reward."""
 
 
 class GoldScore(NamedTuple):
-    """What a reward gives to a gold answer, and the response that was scored."""
+    """The score of a gold answer, and the response that was scored."""
 
     value: float
     response: str
 
 
 GoldOutcome = GoldScore | RewardFailure | None
-"""None: the proof had ended before."""
+"""None: not checked, because the check had already ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldProblem:
-    """A gold answer that its own reward does not fully accept.
+    """A gold answer that does not get full marks from a reward.
 
     Example: `GoldProblem(reward="choice", example_id="7", score=0.0, best=1.0, saw="<think>...<answer>2</answer>")`
     """
@@ -51,13 +51,14 @@ class GoldProblem:
     reward: str
     example_id: str
     score: float | None
-    """What the reward gave; None if it gave no valid number."""
+    """The reward's score; None if it returned no valid number."""
     best: float
-    """What it should have given: its declared maximum, or its minimum if its weight is negative."""
+    """The expected score: the reward's declared maximum, or its minimum if its weight is negative."""
     scored_text: str
     """The response that was scored, followed by the failure if there was one."""
     ends: bool = False
-    """The reward has failed for this cause `SAME_FAILURES` times, and the proof of it ended: rows were not tried."""
+    """True if the check of the reward ended here after `SAME_FAILURES` failures with this cause; later rows were not
+    checked."""
 
     def __str__(self) -> str:
         gave = (
@@ -69,7 +70,7 @@ class GoldProblem:
 
 
 class Isolated(Protocol):
-    """What `check_gold` needs of a `RewardPool`."""
+    """The part of `RewardPool` that `check_gold` uses."""
 
     def ranges(self) -> Mapping[str, tuple[float, float]]: ...
 
@@ -79,7 +80,7 @@ class Isolated(Protocol):
 
 
 def gold_completion(example: Example, form: GoldForm = GOLD_FORM) -> Completion:
-    """The response that a perfect policy would give to an example. Raises RewardValueError if the form makes no text."""
+    """The gold answer of an example, written as a response. Raises RewardValueError if the form returns no text."""
     assert form is not None, "a reward without a gold form is not proved"
     if isinstance(form, str):
         text: object = form.replace("{answer}", gold_text(example.answer))
@@ -94,7 +95,7 @@ def gold_completion(example: Example, form: GoldForm = GOLD_FORM) -> Completion:
 
 
 def needs_answer(form: GoldForm) -> bool:
-    """Whether a reward with this form is proved on gold answers, so that every row needs one."""
+    """Whether a reward with this form needs a gold answer in every row."""
     return form is not None and (not isinstance(form, str) or "{answer}" in form)
 
 
@@ -112,16 +113,16 @@ def check_gold(
     pool: Isolated | None = None,
     gold: str = GOLD_FORM,
 ) -> list[GoldProblem]:
-    """Every (reward, example) whose reward is not the best one on the example's own gold answer, reward by reward.
+    """Find all gold answers that do not get the best value of a reward. Returns the problems reward by reward.
 
-    Rewards that are quick on any text (`QUICK`) run in this process, which takes seconds for 100,000 examples. Others are
-    user code, or compute, and run in `pool`; without one they are a ValueError. Those without a gold form are left out.
+    Rewards that are fast on any text (`QUICK`) run in this process, which takes seconds for 100,000 examples. All others run in
+    `pool`; without a pool they raise ValueError. Rewards without a gold form are skipped.
 
-    gold: how gold answers are written for rewards that do not declare it. A pool has its own.
+    gold: the form of gold answers for rewards that do not declare one. A pool has its own.
     """
     proofs = [_Proof(name, weight, gold) for name, weight in checked_weights(weights).items()]
     if pool is not None and not all(name in QUICK for name in weights):
-        pool.ranges()  # loads them, also where there is no row to prove them on
+        pool.ranges()  # loads the rewards even if there is no row to check
     for rows in _batches(examples):
         for proof in proofs:
             proof.add(rows, pool)
@@ -129,7 +130,7 @@ def check_gold(
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """The examples, a few at a time: they may bring their pictures."""
+    """Split the examples into small batches, because they may contain their images."""
     batch: list[Example] = []
     held = 0
     for example in examples:
@@ -143,17 +144,17 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 class _Proof:
-    """The proof of one reward, over all rows."""
+    """The check of one reward over all rows."""
 
     def __init__(self, name: str, weight: float, gold: str) -> None:
         self._name, self._weight = name, weight
         self._quick = load(name, gold) if name in QUICK else None
         self._times: dict[str, int] = {}
-        """How often it failed, by cause."""
+        """Number of failures by cause."""
         self.problems: list[GoldProblem] = []
 
     def add(self, rows: Sequence[Example], pool: Isolated | None) -> None:
-        """Prove some more rows, in their order, unless the proof has ended."""
+        """Check more rows, in their order, unless the check has ended."""
         if any(problem.ends for problem in self.problems):
             return
         if self._quick is not None:
@@ -163,8 +164,8 @@ class _Proof:
 
         if pool is None:
             raise ValueError(
-                f"The reward {self._name!r} is not known to be quick on any text, so it must not run in this process. "
-                f"Pass `pool=RewardPool(weights)`; in process are only {', '.join(sorted(QUICK))}."
+                f"The reward {self._name!r} is not known to be fast on any text, so it must not run in this process. Pass "
+                f"`pool=RewardPool(weights)`; only these run in this process: {', '.join(sorted(QUICK))}."
             )
         if self._name not in pool.unproved():
             self._judge(rows, pool.prove(rows, self._name), *pool.ranges()[self._name])
@@ -172,7 +173,7 @@ class _Proof:
     def _judge(
         self, rows: Sequence[Example], outcomes: Sequence[GoldOutcome], low: float, high: float
     ) -> None:
-        """Failures of one cause are listed up to the end of the proof."""
+        """Failures with one cause are listed until the check ends."""
         best = low if self._weight < 0 else high
         for example, outcome in zip(rows, outcomes, strict=True):
             score, scored_text, ends = None, "", False
@@ -202,7 +203,7 @@ class _Proof:
 
 
 def _score_gold(reward: Reward, example: Example) -> GoldOutcome:
-    """In this process; a built-in reward raises ValueError on impossible rows."""
+    """Score a gold answer in this process. A built-in reward raises ValueError on invalid rows."""
     try:
         return score_gold(reward, example)
     except ValueError as error:
@@ -216,7 +217,7 @@ def _score_gold(reward: Reward, example: Example) -> GoldOutcome:
 
 
 def explain(problems: Sequence[GoldProblem], gold: str = GOLD_FORM) -> str:
-    """What is wrong, reward by reward, and every way on. gold: the form of the config."""
+    """The message about all problems, reward by reward, with the possible remedies. gold: the form of the config."""
     by_reward: dict[str, list[GoldProblem]] = {}
     for problem in problems:
         by_reward.setdefault(problem.reward, []).append(problem)
@@ -228,20 +229,19 @@ def explain(problems: Sequence[GoldProblem], gold: str = GOLD_FORM) -> str:
 
 
 def ways_on(gold: str) -> str:
-    """What to do about gold answers without full marks. gold: the form of the config."""
+    """The remedies for gold answers without full marks. gold: the form of the config."""
     return (
-        f"A policy could not be rewarded for the right answer. Correct the rows, the mapping of columns, or the reward. If "
-        f"all three are as meant:\n"
-        f"  - A reward that reads answers in another form than {gold!r} needs gold answers in that form. Set rewards.gold "
-        f"to it, such as rewards.gold='{{answer}}' for bare answers; or declare it on the reward: "
-        f"@gold_form('{{answer}}') (from gpg_vl.rewards import gold_form), or a function of the example.\n"
-        f"  - A reward that no gold answer can max, such as one of the length or the layout, declares @gold_form(None). "
-        f"It is then not proved, and rows without a gold answer are allowed where no other reward needs them."
+        f"A policy would not be rewarded for the right answer. Correct the rows, the mapping of columns, or the reward. "
+        f"If all three are correct:\n  - A reward that reads answers in another form than {gold!r} needs gold answers in "
+        f"that form. Set rewards.gold to it, such as rewards.gold='{{answer}}' for bare answers; or declare it on the "
+        f"reward: @gold_form('{{answer}}') (from gpg_vl.rewards import gold_form), or a function of the example.\n  - A "
+        f"reward for which no gold answer gets full marks, such as one on length or layout, declares @gold_form(None). It "
+        f"is then not checked, and rows without a gold answer are allowed where no other reward needs them."
     )
 
 
 def _explain_reward(problems: Sequence[GoldProblem]) -> str:
-    """The first problems of one reward; one message where it ends its proof by failing in the same way again and again."""
+    """The first problems of one reward; a single message if its check ended after repeated failures with one cause."""
     end = next((problem for problem in problems if problem.ends), None)
     if end is None:
         shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
@@ -249,7 +249,7 @@ def _explain_reward(problems: Sequence[GoldProblem]) -> str:
         return f"{shown}\n  and {more} more of {problems[0].reward!r}" if more > 0 else shown
     others = [repr(problem.example_id) for problem in problems if problem is not end]
     return (
-        f"  The reward {end.reward!r} failed {SAME_FAILURES} times for the same cause, and its proof ended there. Correct "
+        f"  The reward {end.reward!r} failed {SAME_FAILURES} times for the same cause, and its check ended there. Correct "
         f"the reward. It failed on the gold answers of examples {', '.join(others[:_SHOWN])} and {end.example_id!r}; the "
         f"last time: {end.scored_text}"
     )

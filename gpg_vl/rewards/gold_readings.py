@@ -1,7 +1,7 @@
-"""Gold answers as the rewards read them: whether they can read all of them, and a handful to look at.
+"""How rewards read the gold answers: whether they can read all of them, and a few to look at.
 
-The proof of the gold answers compares each with itself, so a number of a class where its name was
-meant passes it. A person sees it at once.
+The gold check compares each gold answer with itself, so it does not notice, for example, class
+numbers where class names were meant. A person sees that at once.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,12 +32,13 @@ READERS: Mapping[str, Callable[[Example], object]] = {
     "grounding_giou": gold_box,
     "grounding_hit": gold_box,
 }
-"""By reward: what reads its gold answers, and raises UserError that names the example where it cannot. The other rewards read
-any text, or take long over it."""
+"""By reward: the function that reads its gold answers. It raises a UserError that names the example if it cannot read one.
+Other rewards accept any text, or need long to read it."""
 
 
 def read_gold_of(rewards: Iterable[str]) -> Callable[[Example], None]:
-    """What reads the gold answer of an example for each of these rewards that has a reader; it raises the first UserError."""
+    """A function that reads the gold answer of an example with every reader of these rewards and raises the first
+    UserError."""
     readers = list(dict.fromkeys(READERS[name] for name in rewards if name in READERS))
 
     def read(example: Example) -> None:
@@ -49,20 +50,20 @@ def read_gold_of(rewards: Iterable[str]) -> Callable[[Example], None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldReading:
-    """What rewards read in one gold answer.
+    """How rewards read one gold answer.
 
     Example: `GoldReading(example=..., readings={"counting": "4"})`
     """
 
     example: Example
     readings: Mapping[str, str]
-    """By reward: the gold answer of its verdict, or why it cannot be read."""
+    """By reward: the gold answer in its verdict, or why it cannot be read."""
 
 
 def read_golds(names: Iterable[str], examples: Sequence[Example]) -> list[GoldReading]:
-    """The gold answers as those rewards read them that can say so and may run in this process.
+    """How rewards read the gold answers, for those rewards that can explain themselves and may run in this process.
 
-    names: of rewards. One of a user's own is not imported here, because it could do anything.
+    names: names of rewards. A user's own reward is not imported here, because it may run any code.
     """
     judges = {name: load(name).function for name in names if name in QUICK}
     explains = {name: judge.explain for name, judge in judges.items() if hasattr(judge, "explain")}
@@ -75,7 +76,7 @@ def read_golds(names: Iterable[str], examples: Sequence[Example]) -> list[GoldRe
 
 
 def render_golds(names: Iterable[str], examples: Sequence[Example], console: Console) -> None:
-    """Print the golds, each next to what the rewards read in it."""
+    """Print each gold answer next to how the rewards read it."""
     read = read_golds(names, examples)
     if not read:
         return

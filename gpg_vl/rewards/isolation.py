@@ -1,8 +1,8 @@
-"""Rewards in worker processes with a time limit: a reward that hangs, dies or raises costs its group, not the run.
+"""Run rewards in worker processes with a time limit: a reward that hangs, dies or raises makes its group fail, not the run.
 
-The parent hands an idle worker a chunk of items in one message. The worker notes in shared memory which call it is in
-and since when, so the parent can tell which completion hangs or kills without a message for each; results come back
-together. A worker that is late is killed and replaced, and what it had not delivered is given out again.
+The parent sends an idle worker a chunk of items in one message. The worker writes to shared memory which call it is in and
+since when, so the parent knows which completion makes it hang or die without a message per call. Results come back together.
+A worker that exceeds the time limit is killed and replaced, and its unfinished items are given to another worker.
 
 Workers are spawned, so they inherit no threads and no device; they import the rewards, but not torch.
 """
@@ -38,27 +38,27 @@ from gpg_vl.rewards.worker_process import START_LIMIT, Worker
 from gpg_vl.types import Example, Group
 
 CHUNKS_PER_WORKER = 4
-"""Small enough that one slow chunk at the end does not leave the other workers idle."""
+"""Many enough that one slow chunk at the end does not leave the other workers idle."""
 MAX_CHUNK = 64
-"""Items in a chunk: examples may carry their images."""
+"""Maximum number of items in a chunk, because examples may contain their images."""
 MAX_STILLBORN = 3
-"""Workers in a row that may die outside of any reward before the pool gives up."""
+"""The pool gives up after this many workers in a row have died outside any reward."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Job:
-    """One call of `evaluate` under way."""
+    """One call of `evaluate` in progress."""
 
     items: Sequence[Item]
     names: Sequence[tuple[str, ...]]
     """The rewards of each item."""
     queue: deque[list[int]]
-    """Chunks that no worker has, as places in `items`."""
+    """Chunks that are not assigned to a worker yet, as indices into `items`."""
     outcomes: dict[int, Outcome]
     task: Task = "score"
 
     causes: Counter[str] = field(default_factory=Counter)
-    """How often calls have failed, by cause."""
+    """Number of failed calls by cause."""
 
     def keep(self, outcomes: Mapping[int, Outcome]) -> None:
         self.outcomes.update(outcomes)
@@ -67,7 +67,7 @@ class _Job:
 
     @property
     def is_hopeless(self) -> bool:
-        """True for gold answers on which the reward has failed too often for one cause."""
+        """True in a gold check if the reward has failed too often with one cause."""
         return self.task == "gold" and max(self.causes.values(), default=0) >= SAME_FAILURES
 
     @property
@@ -87,26 +87,29 @@ def _modules_of(names: Iterable[str]) -> tuple[str, ...]:
             continue
         module, function = origin
         if module == "__main__" or "<locals>" in function:
-            where = "in a notebook or in the script that was started"
-            where = where if module == "__main__" else f"inside of another function, as {function}"
+            where = "in a notebook or in the main script"
+            where = where if module == "__main__" else f"inside another function, as {function}"
             raise UserError(
-                f"The reward {name!r} is defined {where}. Rewards run in processes of their own, which cannot import it "
-                f"from there. Write the function into a file, such as my_rewards.py, and name it in rewards.weights as "
-                f"my_rewards.py:{function.rpartition('.')[2]}; in a notebook a cell that starts with %%writefile "
-                f"my_rewards.py does so."
+                f"The reward {name!r} is defined {where}. Rewards run in other processes, which cannot import it from "
+                f"there. Write the function into a file, such as my_rewards.py, and name it in rewards.weights as "
+                f"my_rewards.py:{function.rpartition('.')[2]}. In a notebook a cell that starts with %%writefile "
+                f"my_rewards.py writes the file."
             )
         modules.append(module)
     return tuple(dict.fromkeys(modules))
 
 
 class RewardPool:
-    """Scores groups in worker processes. Use it as a context manager; one call at a time.
+    """Scores groups in worker processes. Use it as a context manager and make one call at a time.
 
-    The workers start at the first call, or with `start`. `time_limit` is in seconds, for one call of a reward: one
-    completion, or all of an example if it is batched. A relative `file.py:function` is found from the present folder.
-    `gold` is how gold answers are written for rewards that do not declare it. `root` is the folder that paths of images
-    start from: rewards are given absolute ones. An example whose `source` is in `sources` has the rewards, weights and
-    root of its own that are said there; `weights` names the rewards of all.
+    The workers start at the first call, or with `start`.
+
+    weights: reward name to weight.
+    time_limit: seconds for one call of a reward: for one completion, or for all completions of an example if it is batched.
+    gold: the form of gold answers for rewards that do not declare one.
+    root: the folder that image paths are relative to; rewards get absolute paths.
+    sources: rewards, weights and root of examples by their `source`; `weights` must name the rewards of all sources.
+    A relative `file.py:function` is looked up from the current folder.
 
     Example:
         `with RewardPool({"choice": 1.0, "format": 0.2}) as pool: scored = pool.score(groups)`
@@ -126,11 +129,11 @@ class RewardPool:
         by_source = {"": SourceRewards(weights=self.weights, root=root), **(sources or {})}
         self._weights_of = {name: checked_weights(one.weights) for name, one in by_source.items()}
 
-        # what cannot work is refused before a process is started for it
+        # refuse wrong arguments before starting any process
         if not 0.0 < time_limit < float("inf"):
             raise UserError(
-                f"The time limit of the rewards is {time_limit!r}. It must be a positive number of "
-                f"seconds; 10 is ample for most rewards."
+                f"The time limit of the rewards is {time_limit!r}. It must be a positive number of seconds; 10 is enough "
+                f"for most rewards."
             )
         if workers < 1:
             raise UserError(
@@ -183,11 +186,11 @@ class RewardPool:
         return self._declared
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """The least and the greatest value that each reward declares. Starts the workers."""
+        """The minimum and maximum value that each reward declares. Starts the workers."""
         return dict(self._declarations().ranges)
 
     def unproved(self) -> frozenset[str]:
-        """The rewards that declare to have no gold form. Starts the workers."""
+        """The rewards that declare that they have no gold form. Starts the workers."""
         return self._declarations().unproved
 
     def need_answers(self) -> frozenset[str]:
@@ -195,17 +198,17 @@ class RewardPool:
         return self._declarations().need_answers
 
     def explained(self) -> frozenset[str]:
-        """The rewards that tell their verdicts. Starts the workers."""
+        """The rewards that explain their verdicts (`@explained`). Starts the workers."""
         return self._declarations().explained
 
     def weights_of(self, example: Example) -> Mapping[str, float]:
-        """The rewards that an example is scored by, with their weights."""
+        """The rewards of an example with their weights."""
         return self._weights_of[example.source]
 
     def score(self, groups: Sequence[Group]) -> Scored:
-        """The groups with their rewards. A group in which a call fails is left out, and its first failure reported.
+        """Score the groups. A group in which a call fails is left out of the result, and its first failure is reported.
 
-        Raises UserError if a reward cannot be loaded, RunError if workers die without a reward being at fault.
+        Raises UserError if a reward cannot be loaded, RunError if workers die outside any reward.
         """
         outcomes = self.evaluate([Item(group.example, group.answers) for group in groups])
         scored = [
@@ -221,8 +224,8 @@ class RewardPool:
     def evaluate(
         self, items: Sequence[Item], names: Sequence[str] | None = None
     ) -> list[Parts | RewardFailure]:
-        """The values of the named rewards for every item (default: of all that its source asks for), or why there are none; in
-        the order given.
+        """The values of the named rewards for every item (default: all rewards of its source), or the failure; in the order
+        given.
         """
         if names is None:
             job = self._job(items, [tuple(self.weights_of(item.example)) for item in items])
@@ -232,9 +235,9 @@ class RewardPool:
         return [cast(Parts | RewardFailure, job.outcomes[index]) for index in range(len(items))]
 
     def prove(self, examples: Sequence[Example], name: str) -> list[GoldOutcome]:
-        """What a reward gives to the gold answer of every example, in the order given.
+        """The reward's score of the gold answer of every example, in the order given.
 
-        Once it has failed for one cause `SAME_FAILURES` times, examples that were not tried by then have None.
+        After `SAME_FAILURES` failures with one cause the check ends; examples that were not scored by then get None.
         """
         items = [Item(example, ()) for example in examples]
         job = self._job(items, [(name,)] * len(items), "gold")
@@ -242,7 +245,7 @@ class RewardPool:
         return [cast(GoldOutcome, job.outcomes.get(index)) for index in range(len(examples))]
 
     def explain(self, items: Sequence[Item], name: str) -> list[Verdict | RewardFailure]:
-        """The verdict of a reward that tells it (`explained`) on the one completion of every item, in the order given."""
+        """The verdict of an explained reward (`explained`) on the single completion of every item, in the order given."""
         job = self._job(items, [(name,)] * len(items), "explain")
         self._run(job)
         return [cast(Verdict | RewardFailure, job.outcomes[index]) for index in range(len(items))]
@@ -252,7 +255,7 @@ class RewardPool:
     ) -> _Job:
         size = min(MAX_CHUNK, max(1, -(-len(items) // (self._size * CHUNKS_PER_WORKER))))
 
-        # a chunk is of items that are asked for the same rewards
+        # all items of a chunk are scored with the same rewards
         alike: dict[tuple[str, ...], list[int]] = {}
         for index, asked in enumerate(names):
             alike.setdefault(asked, []).append(index)
@@ -271,7 +274,7 @@ class RewardPool:
                 self._hand_out(job)
                 self._advance(job)
         finally:
-            # workers in the middle of something must not answer the next call
+            # a worker that is still busy must not answer the next call
             if len(job.outcomes) < len(job.items):
                 self.close(patience=0.0)
 
@@ -285,7 +288,9 @@ class RewardPool:
         atexit.unregister(self.close)
 
     def _fill(self) -> None:
-        if not self._workers:  # at its end, this process would wait for them before they are closed
+        if (
+            not self._workers
+        ):  # without it this process would wait for the workers at its exit before they are closed
             atexit.register(self.close)
         while len(self._workers) < self._size:
             self._workers.append(Worker(self._setting, self._printed))
@@ -298,11 +303,11 @@ class RewardPool:
                 worker.give(Chunk(job.names[indices[0]], items, job.task))
 
     def _advance(self, job: _Job) -> None:
-        """Wait until something happens, and deal with it: results, a death, a deadline."""
+        """Wait for the next event and handle it: results, the death of a worker, or a deadline."""
         timeout = min(worker.deadline for worker in self._workers) - time.monotonic()
         timeout = min(
             max(timeout, 0.0), self._setting.time_limit
-        )  # a call that begins from now on is not late before that
+        )  # a call that begins from now on cannot be late before then
         sentinels = [worker.process.sentinel for worker in self._workers]
         connection.wait([*(worker.pipe for worker in self._workers), *sentinels], timeout)
         for worker in list(self._workers):
@@ -327,12 +332,12 @@ class RewardPool:
         self._stillborn = 0
 
     def _lose(self, worker: Worker, job: _Job, *, late: bool) -> None:
-        """A worker is dead or too late. Charge the group whose call it was in, and give out the rest again."""
+        """Handle a worker that is dead or late: its current call fails, and its other items are given out again."""
         entered = worker.place.since
         self._workers.remove(worker)
         code = worker.end(patience=0.0 if late else 1.0)
 
-        # where it died says whose fault it is: in no call, in one, or in one that had just come through
+        # the call it was in decides which group fails: none, the current one, or one that had just finished
         place = worker.place.read()
         how = f"was killed after {START_LIMIT:g} s" if late else describe_end(code)
         if place is None or place[0] not in worker.pending:
@@ -345,7 +350,7 @@ class RewardPool:
                 )
         elif not (
             late and worker.place.since != entered
-        ):  # else it came through at the last moment and was in another
+        ):  # otherwise that call finished at the last moment and the worker was already in another
             self._stillborn = 0
             index, number, member = place
             at = None if member < 0 else member
@@ -366,9 +371,9 @@ def _absolute(root: str | Path | None) -> str | None:
 def _refusal(refused: Refused) -> str:
     if refused.why == "unknown" and refused.name in rewards.names():
         return (
-            f"The reward {refused.name!r} was registered by a decorator in this process only, and the processes "
-            f"that run rewards cannot find it. Name it as path/to/file.py:function, or announce it as an entry "
-            f"point of the group 'gpg_vl.rewards' in an installed package."
+            f"The reward {refused.name!r} was registered by a decorator in this process only, and the processes that run "
+            f"rewards cannot find it. Name it as path/to/file.py:function, or declare it as an entry point of the group "
+            f"'gpg_vl.rewards' in an installed package."
         )
     if refused.why == "import":
         return (

@@ -1,7 +1,7 @@
-"""The penalty for answers that are too long: soft and linear before the limit, as DAPO has it.
+"""The penalty for answers that are too long: linear below the limit, as in DAPO.
 
 `(limit - cache - tokens) / cache` between `limit - cache` and `limit` tokens, 0 before and -1 after (DAPO,
-arXiv:2503.14476, eq. 13). An answer that nears the limit is thereby pushed to be shorter before it is cut off.
+arXiv:2503.14476, eq. 13). So an answer is penalised before it reaches the limit and is cut off.
 """
 
 from collections.abc import Callable
@@ -38,8 +38,8 @@ def verdict(completion: Completion, example: Example) -> Verdict:
 def length(completion: Completion, example: Example) -> float:
     """0.0 up to `length_limit - length_cache` tokens, falling to -1.0 at `length_limit`; the end token counts.
 
-    Both numbers are columns of the data. For one pair of numbers in all rows write a reward of two lines and name it in
-    the config: `from gpg_vl.rewards.length import soft_overlong` and `brief = soft_overlong(limit=1024, cache=256)`, as
+    Both numbers are columns of the data. To use the same numbers for all rows, write a reward of two lines and name it in the
+    config: `from gpg_vl.rewards.length import soft_overlong` and `brief = soft_overlong(limit=1024, cache=256)`, as
     `my_rewards.py:brief`.
     """
     return verdict(completion, example).score
@@ -59,7 +59,7 @@ def soft_overlong(*, limit: int, cache: int) -> Callable[[Completion, Example], 
 
 
 def overlong_penalty(tokens: int, *, limit: int, cache: int) -> float:
-    """The penalty of DAPO, from -1 to 0, for an answer of that many tokens."""
+    """DAPO's length penalty, from -1 to 0, for an answer of `tokens` tokens."""
     return min(0.0, max(-1.0, (limit - cache - tokens) / cache))
 
 

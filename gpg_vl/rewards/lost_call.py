@@ -1,4 +1,4 @@
-"""What is said of a call of a reward that took its worker with it."""
+"""The failure that is reported when a reward call ended its worker process."""
 
 import signal
 from contextlib import suppress
@@ -10,7 +10,7 @@ from gpg_vl.rewards.worker import name_place
 def lost_call(
     name: str, item: Item, member: int | None, how: str, *, limit: float | None
 ) -> RewardFailure:
-    """The failure of a call that took its worker with it: a time limit, or else a crash."""
+    """The failure of a call during which its worker ended: by the time limit, or else by a crash."""
     if limit is not None:
         message = (
             f"The reward {name!r} gave no result within {limit:g} s on {name_place(item, member)}. "

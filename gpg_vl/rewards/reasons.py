@@ -1,7 +1,7 @@
-"""Why a reward of a user's own gave what it gave, kept with the samples of a run.
+"""The explanations of users' own rewards, saved with the samples of a run.
 
-Rewards of this package can be asked again by whoever reads the samples. One of a user's own cannot: its code is not part
-of a run folder, and a folder must not decide which code runs. So its `@explained` verdict is taken while the run has it.
+A built-in reward can explain its score again when the samples are read. A user's own reward cannot: its code is not part of the
+run folder, and a folder must not decide which code runs. So its `@explained` verdict is recorded during the run.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from gpg_vl.rewards.scoring import Item, RewardFailure
 from gpg_vl.types import Group
 
 LONGEST = 2000
-"""Characters of a text that are kept."""
+"""Maximum number of characters saved per text."""
 
 Reason = dict[str, str | float | None]
-"""`parsed` (what the answer was read as), `note` and `score`, each None or "" where the reward does not say."""
+"""`parsed` (the answer as the reward read it), `note` and `score`; None or "" if the reward gives none."""
 Reasons = dict[str, list[Reason]]
-"""Of one group: by reward, one for each of `Group.answers`."""
+"""The reasons of one group: by reward name, one for each of `Group.answers`."""
 
 
 class Explainer:
-    """Asks the rewards of a pool for their verdicts.
+    """Gets verdicts from the rewards of a pool.
 
-    A reward whose explanation hangs or takes its worker down is not asked again: a run must not wait for it at every dump.
-    Call it between two calls of the pool.
+    A reward whose explanation hangs or crashes its worker is not asked again, so that the run does not wait for it at every dump.
+    Call this between two calls of the pool.
     """
 
     def __init__(self, pool: RewardPool) -> None:
@@ -33,7 +33,7 @@ class Explainer:
         self._given_up: dict[str, str] = {}
 
     def __call__(self, groups: Sequence[Group]) -> list[Reasons]:
-        """The reasons of each group, in the order given; none for rewards of this package or without `@explained`."""
+        """The reasons of each group, in the order given; empty for built-in rewards and rewards without `@explained`."""
         own = [name for name in self._pool.weights if name not in BUILTIN]
         asked = [name for name in own if name in self._pool.explained()] if own else []
         return [
@@ -61,7 +61,7 @@ def _reason(verdict: Verdict | RewardFailure) -> Reason:
     if isinstance(verdict, RewardFailure):
         return _make_unexplained(str(verdict))
 
-    # what a user's function has put into a verdict need not be of the declared types
+    # a user's function may put other types into a verdict than declared
     score = verdict.score if isinstance(verdict.score, int | float) else None
     is_finite = score is not None and -1e308 < score < 1e308
     return {

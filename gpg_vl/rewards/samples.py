@@ -1,8 +1,8 @@
-"""What explains a reward: its verdict on a completion, and example responses.
+"""Explanations of rewards: verdicts on completions, and example responses.
 
-A reward returns a number and nothing else. Next to it there may be a pure function that gives the whole `Verdict` on the same
-completion and example; `gpg-vl rewards show` and `gpg-vl rewards test` print it, and the report of a run shows it. No
-number of a run depends on it.
+A reward returns only a number. In addition it may declare a pure function that returns the full `Verdict` on the same
+completion and example. `gpg-vl rewards show` and `gpg-vl rewards test` print it, and the report of a run shows it. No number
+of a run depends on it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from gpg_vl.types import Completion, Example
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A response to show a reward by, with the parts of its example that the reward looks at.
+    """An example response for a reward, with the fields of its example that the reward uses.
 
     Example: `Sample(response="<answer>four</answer>", answer="4")`
     """
@@ -46,7 +46,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def explained(explain: Explain, examples: Sequence[Sample] = ()) -> Callable[[F], F]:
-    """Decorator: the reward is explained by the verdicts of `explain` and shown by `examples`."""
+    """Decorator: declare the function `explain` that returns the reward's verdicts, and `examples` to show."""
 
     def attach(function: F) -> F:
         function.explain = explain  # type: ignore[attr-defined]  # functions carry attributes
@@ -57,5 +57,5 @@ def explained(explain: Explain, examples: Sequence[Sample] = ()) -> Callable[[F]
 
 
 def by(judge: Judge) -> Explain:
-    """The verdicts of a judge of `gpg_vl.answers` on completions."""
+    """An explain function that applies a judge of `gpg_vl.answers` to completions."""
     return lambda completion, example: judge_response(judge, completion.response, example)

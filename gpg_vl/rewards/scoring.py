@@ -1,7 +1,7 @@
-"""What a reward is, what it may return, and how rewards add up.
+"""Loading a reward, checking its values, and summing rewards.
 
-Everything here is a pure function of its arguments; `isolation` runs it in worker processes. User code is called in
-`call` only, and nothing is caught here: the caller decides what an exception means.
+Everything here is a pure function of its arguments; `isolation` runs it in worker processes. User code is
+called only in `call`, and nothing is caught here: the caller decides what an exception means.
 """
 
 import inspect
@@ -21,9 +21,9 @@ FailureKind = Literal["timeout", "crash", "exception", "value"]
 Parts = dict[str, tuple[float, ...]]
 
 TOTAL_DIGITS = 9
-"""Totals are rounded to 1e-9, so that 0.1 + 0.2 ties with 0.3 and does not make a signal out of rounding."""
+"""Totals are rounded to 1e-9, so that 0.1 + 0.2 equals 0.3 and rounding errors do not create a signal."""
 RANGE_SLACK = 1e-9
-"""A value this far outside of its range is rounding, and is moved to the end of the range."""
+"""A value at most this far outside its range is a rounding error and is moved to the end of the range."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +38,11 @@ class RewardFailure:
     reward: str
     example_id: str
     member: int | None
-    """The completion in the group, from 0; None if the reward is batched and was given all of them."""
+    """The number of the completion in the group, from 0; None if the reward is batched and got all of them."""
     message: str
     """What was given, what is allowed and what to do; for an exception, with its traceback."""
     cause: str = ""
-    """Equal for failures that are one bug, such as `KeyError at r.py:7`. "" if the example is at fault."""
+    """Equal for failures with the same bug, such as `KeyError at r.py:7`. "" if the example is wrong."""
 
     def __str__(self) -> str:
         return self.message
@@ -50,7 +50,7 @@ class RewardFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The groups with their rewards, in the order given, and the failures that cost the others their place."""
+    """The scored groups, in the order given, and the failures of the groups that are missing."""
 
     groups: list[Group]
     failures: list[RewardFailure]
@@ -58,7 +58,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A reward function that was found and whose signature was checked.
+    """A loaded reward function with a checked signature.
 
     Example: `Reward(name="choice", function=choice, batched=False, low=0.0, high=1.0)`
     """
@@ -67,7 +67,7 @@ class Reward:
     function: Callable[..., object]
     batched: bool
     low: float
-    """The least and the greatest value that it declares to return."""
+    """The minimum and maximum value that it declares."""
     high: float
     gold: GoldForm = GOLD_FORM
     """How a gold answer is written for it; None: none can get full marks."""
@@ -82,11 +82,11 @@ class SourceRewards:
 
     weights: Mapping[str, float]
     root: str | Path | None = None
-    """The folder that paths of images start from."""
+    """The folder that image paths are relative to."""
 
 
 class Item(NamedTuple):
-    """What is scored together: one example and completions of it."""
+    """One example and completions of it, which are scored together."""
 
     example: Example
     completions: tuple[Completion, ...]
@@ -99,7 +99,7 @@ class RewardValueError(ValueError):
 def load(name: str, gold: str = GOLD_FORM) -> Reward:
     """Find a reward by name, importing its module. Raises what the registry raises, or UserError for its signature.
 
-    gold: how gold answers are written for a reward that does not declare it.
+    gold: the form of gold answers for a reward that does not declare one.
     """
     function = rewards.get(name)
     is_batched = bool(getattr(function, "is_batched", False))
@@ -121,7 +121,7 @@ def check_signature(name: str, function: Callable[..., object], *, is_batched: b
     wanted = f"Write it as `def {getattr(function, '__name__', 'my_reward')}({first}, example)`"
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions written in C do not tell
+    except ValueError:  # some functions written in C have no signature
         return
 
     try:
@@ -132,7 +132,7 @@ def check_signature(name: str, function: Callable[..., object], *, is_batched: b
             f"({first}, example): {error}. {wanted}; everything else is in `example.meta`."
         ) from None
 
-    # it can be called, but with something else than the names say
+    # it can be called, but its parameter names show that it expects something else
     names = list(signature.parameters)
     if names[0] == "example" or names[1:2] in (["completion"], ["completions"]):
         raise UserError(
@@ -171,7 +171,8 @@ def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def call(reward: Reward, given: Completion | Sequence[Completion], example: Example) -> list[float]:
-    """Run a reward on a completion, or on a list if it is batched. Raises RewardValueError, or what it raises."""
+    """Run a reward on a completion, or on a list if it is batched. Raises RewardValueError and passes on the reward's own
+    errors."""
     returned = reward.function(given, example)
     if isinstance(given, Completion):
         return [checked_value(returned, reward, example.id)]
@@ -187,7 +188,7 @@ def checked_value(value: object, reward: Reward, example_id: str) -> float:
     """The value as a float in the declared range.
 
     Any real number is accepted: float, int, NumPy scalars, and bool, as `return guess == gold` is the natural way to
-    write a reward. Tensors, strings and None are not: a value that is converted silently hides a mistake.
+    write a reward. Tensors, strings and None are refused, because silent conversion would hide mistakes.
     """
     number = cast(float, value) if isinstance(value, Real) else math.nan
     if reward.low - RANGE_SLACK <= number <= reward.high + RANGE_SLACK:
@@ -208,8 +209,8 @@ def checked_value(value: object, reward: Reward, example_id: str) -> float:
 def totals(parts: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> tuple[float, ...]:
     """The weighted sum of each completion, in float64 and in the order of `weights`, rounded to 1e-9.
 
-    With one fixed order equal parts give bit-equal totals; the rounding lets different parts tie. Both are needed
-    because a group carries a signal if its totals differ at all.
+    With a fixed order equal parts give bit-equal totals; the rounding makes different parts with the same sum equal. Both are
+    needed because a group carries a signal if its totals differ at all.
     """
     columns = [[weight * value for value in parts[name]] for name, weight in weights.items()]
     return tuple(round(sum(column), TOTAL_DIGITS) for column in zip(*columns, strict=True))

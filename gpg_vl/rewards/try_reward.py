@@ -1,7 +1,7 @@
-"""A reward tried on a data set: its gold answers first, then given completions, with a reason for every value.
+"""Test a reward on a data set: score its gold answers, then given completions, with a reason for every score.
 
-The rewards run in worker processes with a time limit, as in training, and so does the function that is next to a reward
-(`gpg_vl.rewards.samples`) and tells what a completion was read as; a reward of a user's own may do without.
+The reward runs in worker processes with a time limit, as in training. So does its explain function (`gpg_vl.rewards.samples`),
+which a user's own reward need not have.
 """
 
 import json
@@ -24,44 +24,45 @@ from gpg_vl.types import Completion, Example
 _Scored = float | RewardFailure
 
 MAX_LINE = 16_000_000
-"""Characters of one line of a file of completions."""
+"""Maximum number of characters in one line of a completions file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What a reward made of a data set and of completions for it."""
+    """The results of testing a reward on a data set and on completions."""
 
     name: str
     low: float
     high: float
     explained: bool
-    """The reward tells its verdicts (`@explained`); else they hold its value and what was extracted."""
+    """True if the reward returns verdicts (`@explained`); else the verdicts hold only its score and the extracted
+    answer."""
     gold: list[tuple[Item, Verdict | RewardFailure]]
-    """The gold answer of every example that was proved, in the order of the data: all of them, unless the reward failed too
-    often for one cause, or declares that it has no gold form.
+    """The gold answer of every example that was scored, in the order of the data: all of them, unless the reward failed too often
+    with one cause, or declares that it has no gold form.
     """
     rows: int
-    """Examples of the data."""
+    """Number of examples in the data."""
     proved: bool
     """False if the reward declares that it has no gold form."""
     tried: list[tuple[Item, Verdict | RewardFailure]]
     """The completions, in the order of their file."""
     seconds: float
-    """What scoring the completions took, starting the workers not included."""
+    """Time for scoring the completions, without starting the workers."""
 
     @staticmethod
     def score(outcome: Verdict | RewardFailure, *, failed: float) -> float:
-        """The value of an outcome, or what stands for a failure."""
+        """The score of an outcome; `failed` for a failure."""
         return failed if isinstance(outcome, RewardFailure) else outcome.score
 
     @property
     def scores(self) -> list[float]:
-        """The values of the completions, failures left out."""
+        """The scores of the completions, without failures."""
         return [one.score for _, one in self.tried if isinstance(one, Verdict)]
 
     @property
     def gold_problems(self) -> list[tuple[Item, Verdict | RewardFailure]]:
-        """The gold answers that did not get the greatest value."""
+        """The gold answers that did not get the maximum score."""
         least = self.high - RANGE_SLACK
         return [one for one in self.gold if self.score(one[1], failed=float("-inf")) < least]
 
@@ -72,7 +73,7 @@ class Trial:
 
     @property
     def ok(self) -> bool:
-        """True if every gold answer got full marks, where there is to be a proof, and no call failed."""
+        """True if no call failed and every gold answer got full marks (if the reward has a gold form)."""
         return not self.gold_problems and len(self.scores) == len(self.tried)
 
 
@@ -86,9 +87,10 @@ def try_reward(
     gold: str = GOLD_FORM,
     root: Path | None = None,
 ) -> Trial:
-    """Score the gold answers of `examples`, then `responses` by example id. Raises UserError if that cannot begin.
+    """Score the gold answers of `examples`, then `responses` by example id. Raises UserError if the reward cannot be
+    loaded.
 
-    gold: how gold answers are written, if the reward does not declare it. root: where paths of images start.
+    gold: the form of gold answers if the reward does not declare one. root: the folder that image paths are relative to.
     """
     by_id = {example.id: example for example in examples}
     asked = [Item(by_id[key], (_completion(text),)) for key, text in responses.items()]
@@ -123,8 +125,8 @@ def try_reward(
 def score_answers(
     name: str, example: Example, answers: Sequence[Completion], *, time_limit: float = 10.0
 ) -> list[Verdict | RewardFailure]:
-    """What a reward makes of answers to one example, in their order, in a worker process. Raises UserError if it cannot be
-    loaded. Nothing is proved, so the example needs no gold answer where the reward needs none.
+    """Score answers to one example with a reward, in a worker process; results in order. Raises UserError if the reward cannot be
+    loaded. There is no gold check, so the example needs a gold answer only if the reward itself does.
     """
     items = [Item(example, (answer,)) for answer in answers]
     with RewardPool({name: 1.0}, time_limit=time_limit, workers=1) as pool:
@@ -142,7 +144,8 @@ def _value(scored: Mapping[str, tuple[float, ...]] | RewardFailure, name: str) -
 def _of_gold(
     examples: Sequence[Example], outcomes: Sequence[GoldOutcome], gold: str
 ) -> list[tuple[Item, _Scored]]:
-    """The gold answers that were scored, each with its response; of a call that failed, that in the form of the config."""
+    """The gold answers that were scored, each with its response; for a failed call the response in the form of the
+    config."""
     found: list[tuple[Item, _Scored]] = []
     for example, outcome in zip(examples, outcomes, strict=True):
         if isinstance(outcome, RewardFailure):
@@ -155,7 +158,8 @@ def _of_gold(
 def _verdicts(
     scored: Sequence[tuple[Item, _Scored]], *, name: str, pool: RewardPool | None
 ) -> list[tuple[Item, Verdict | RewardFailure]]:
-    """The scored items with the reward's own verdicts, asked of `pool`; None: it tells none, so they are made up here."""
+    """The scored items with the reward's own verdicts from `pool`; without a pool a verdict is built from the score and the
+    extracted answer."""
     explained: Iterator[Verdict | RewardFailure] = iter(())
     if pool is not None:
         calls = [item for item, value in scored if not isinstance(value, RewardFailure)]
@@ -178,14 +182,14 @@ def _verdicts(
 
 
 def _completion(text: str) -> Completion:
-    """A response that was written elsewhere. It has no tokens, so a reward of the length sees none."""
+    """A completion made from a text. It has no tokens, so a length reward counts 0."""
     return Completion(text=text)
 
 
 def read_responses(file: Path, ids: Sequence[str]) -> dict[str, str]:
     """The responses of a JSONL file `{"id": example id, "response": text}`, in its order.
 
-    Raises UserError that names the line if it is not such an object, or if its id is unknown or was there before.
+    Raises UserError that names the line if it is not such an object, or if its id is unknown or repeated.
     """
     known = set(ids)
     responses: dict[str, str] = {}
@@ -209,9 +213,8 @@ def read_responses(file: Path, ids: Sequence[str]) -> dict[str, str]:
         key = row["id"] if isinstance(row["id"], str) else str(row["id"])
         if key not in known:
             raise UserError(
-                f"{where} answers the example {key!r}, which the data does not have. "
-                f"{did_you_mean(key, list(ids)[:20])} Correct the id; rows without an id column are called by their "
-                f"number from 0."
+                f"{where} answers the example {key!r}, which the data does not have. {did_you_mean(key, list(ids)[:20])} "
+                f"Correct the id; the id of a row without an id column is its number from 0."
             )
         if key in responses:
             raise UserError(
@@ -220,7 +223,7 @@ def read_responses(file: Path, ids: Sequence[str]) -> dict[str, str]:
         responses[key] = row["response"]
     if not responses:
         raise UserError(
-            f"{file} holds no line. At least one completion is needed. Check that it was written completely."
+            f"{file} has no lines. At least one completion is needed. Check that it was written completely."
         )
     return responses
 

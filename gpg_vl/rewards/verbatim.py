@@ -1,4 +1,4 @@
-"""The reward for answers that are right in one wording only, such as descriptions and worked answers to learn from."""
+"""The reward for answers with only one right wording, such as descriptions and worked solutions to train on."""
 
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.rewards import gold_form
@@ -27,8 +27,8 @@ def verdict(completion: Completion, example: Example) -> Verdict:
 @explained(verdict, EXAMPLES)
 @gold_form(lambda example: example.answer)
 def verbatim(completion: Completion, example: Example) -> float:
-    """1.0 if the whole response is the gold answer to the letter, blanks around it aside, else 0.0.
+    """1.0 if the whole response equals the gold answer exactly, except for blanks around it, else 0.0.
 
-    Nothing is read into it: reasoning, tags and other spellings are wrong, unless the gold answer has them too.
+    Reasoning, tags and other spellings are wrong unless the gold answer has them too.
     """
     return verdict(completion, example).score

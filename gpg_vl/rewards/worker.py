@@ -1,6 +1,7 @@
-"""The inside of a reward worker: load the rewards, score chunks of items, say in shared memory which call is running.
+"""The code that runs in a reward worker: load the rewards, score chunks of items, and write to shared memory which call is
+running.
 
-User code runs here and nowhere else, so here, in `_catch`, is the one place where any exception is caught.
+User code runs only here. So `_catch` is the only place where every exception is caught.
 """
 
 import faulthandler
@@ -28,34 +29,34 @@ from gpg_vl.types import Example
 Outcome = Parts | GoldScore | Verdict | RewardFailure
 
 FLUSH_INTERVAL = 0.05
-"""Seconds after which a worker delivers what it has: no more than that is done again if it is killed."""
+"""Seconds after which a worker sends its results, so that at most this much work is repeated if it is killed."""
 ORPHAN_GRACE = 5.0
-"""Seconds beyond the time limit after which a worker ends itself, because there is no parent to do it."""
+"""Seconds after the time limit at which a worker ends itself if its parent has not ended it."""
 
 
 Task = Literal["score", "gold", "explain"]
-"""What is asked of an item: the values of all rewards that are named, or of the one that is named, its value of the gold
-answer (the item has no completions, the worker writes it) or its verdict on the one completion.
+"""What to compute for an item. `score`: the values of all named rewards. `gold`: the value of the one named reward for the gold
+answer, which the worker writes itself. `explain`: the verdict of the one named reward on the single completion.
 """
 
 
 class Setting(NamedTuple):
-    """What a worker is started with."""
+    """The settings of a worker."""
 
     names: tuple[str, ...]
     folder: str
-    """Where it works: a relative file.py:function is found from here."""
+    """Its working folder; a relative file.py:function is looked up from here."""
     time_limit: float
     gold: str
-    """How gold answers are written for rewards that do not declare it."""
+    """The form of gold answers for rewards that do not declare one."""
     roots: Mapping[str, str | None]
-    """By source of the example: the folder that paths of images start from. A run on one set has one source, ""."""
+    """By source of the example: the folder that image paths are relative to. A run on one data set has one source, ""."""
     modules: tuple[str, ...] = ()
-    """To be imported first: they register rewards."""
+    """Modules to import first, because they register rewards."""
 
 
 class Chunk(NamedTuple):
-    """A message to a worker: the rewards to run, and the items by their place in the caller's list."""
+    """A message to a worker: the rewards to run, and the items by their index in the caller's list."""
 
     names: tuple[str, ...]
     items: list[tuple[int, Item]]
@@ -68,9 +69,9 @@ class Ready(NamedTuple):
     ranges: dict[str, tuple[float, float]]
     unproved: frozenset[str]
     need_answers: frozenset[str]
-    """Those that are proved on gold answers."""
+    """The rewards whose check needs gold answers."""
     explained: frozenset[str]
-    """Those that tell their verdicts."""
+    """The rewards that return verdicts."""
 
 
 class Refused(NamedTuple):
@@ -82,14 +83,15 @@ class Refused(NamedTuple):
 
 
 class Place:
-    """Which call a worker is in and since when, in memory that it shares with the parent. It outlives the worker."""
+    """Which call a worker is in and since when, in memory shared with the parent, which can read it after the worker has
+    died."""
 
     def __init__(self, memory: Any) -> None:
         """`memory` is a shared array of four doubles: the time, then item, reward and member, or -1 for none."""
         self._memory = memory
 
     def enter(self, index: int, reward: int, member: int) -> float:
-        now = time.monotonic()  # one clock for all processes of a machine
+        now = time.monotonic()  # the same clock in all processes of a machine
         self._memory[:] = (now, index, reward, member)
         return now
 
@@ -101,19 +103,19 @@ class Place:
         return float(self._memory[0])
 
     def read(self) -> tuple[int, int, int] | None:
-        """Item, reward and member of the call that is running; None between calls. Member -1 stands for all."""
+        """Item, reward and member of the call that is running; None between calls. Member -1 means all."""
         _, index, reward, member = self._memory
         return None if index < 0 else (int(index), int(reward), int(member))
 
 
 def serve(pipe: Connection, output: Connection, memory: Any, setting: Setting, mark: Mark) -> None:
-    """The worker's life, which ends when the parent closes the pipe or is gone."""
+    """Run the worker until the parent closes the pipe or has ended."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which then closes the pipe
-    with suppress(PermissionError):  # it leads a group already
-        os.setsid()  # a SIGTERM to the whole group is for the parent too: it finishes its step and writes a checkpoint
-    # what a reward prints is passed on by the parent, which escapes and limits it
+    )  # the parent handles Ctrl-C and then closes the pipe
+    with suppress(PermissionError):  # it is already a group leader
+        os.setsid()  # do not get a SIGTERM sent to the group: the parent handles it, finishes its step and writes a checkpoint
+    # the parent prints the rewards' output, escaped and limited
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
@@ -149,7 +151,7 @@ def _load_and_score(pipe: Connection, place: Place, setting: Setting) -> None:
             return
         rewards[name] = reward
 
-    # the parent learns what each reward declares before it hands out work
+    # tell the parent what each reward declares before it sends work
     pipe.send(
         Ready(
             ranges={name: (reward.low, reward.high) for name, reward in rewards.items()},
@@ -161,7 +163,7 @@ def _load_and_score(pipe: Connection, place: Place, setting: Setting) -> None:
         )
     )
 
-    # who the parent is, is asked next to the pipe's end, which a fork of the parent may keep open
+    # check the parent's id too: a fork of the parent may keep the pipe open
     scorer = _ChunkScorer(pipe, place, setting)
     while os.getppid() == parent:
         if pipe.poll(2.0):
@@ -170,7 +172,7 @@ def _load_and_score(pipe: Connection, place: Place, setting: Setting) -> None:
 
 
 class _ChunkScorer:
-    """Where a worker scores: its pipe, its place, and the clock that ends it if its parent cannot."""
+    """Scores chunks in a worker. Holds its pipe, its place, and the timer that ends it if its parent cannot."""
 
     def __init__(self, pipe: Connection, place: Place, setting: Setting) -> None:
         self._pipe = pipe
@@ -201,7 +203,8 @@ class _ChunkScorer:
         self._pipe.send(done)
 
     def _score_item(self, rewards: Sequence[Reward], index: int, item: Item) -> Outcome:
-        """The values of every reward, or the first failure: the group is lost then, so nothing more of it is run."""
+        """The values of every reward, or the first failure. After a failure the group is lost, so nothing more of it is
+        run."""
         parts: Parts = {}
         for number, reward in enumerate(rewards):
             values: list[float] = []
@@ -227,19 +230,19 @@ class _ChunkScorer:
 
     def _enter(self, index: int, number: int, member: int | None) -> None:
         now = self._place.enter(index, number, -1 if member is None else member)
-        if now - self._armed > 1.0:  # not before every call, as it starts a thread
+        if now - self._armed > 1.0:  # not before every call, because it starts a thread
             # If the parent is killed while a reward holds the interpreter lock, only a thread without it can end us.
             faulthandler.dump_traceback_later(self._end_after, exit=True, file=2)
             self._armed = now
 
 
 def _explain(reward: Reward, item: Item) -> Verdict:
-    """Raises RewardValueError if what is next to the reward (`@explained`) returns something else."""
+    """The verdict of the reward's explain function. Raises RewardValueError if it returns something else."""
     verdict = reward.function.explain(item.completions[0], item.example)  # type: ignore[attr-defined]  # set by @explained
     if not isinstance(verdict, Verdict):
         raise RewardValueError(
-            f"What explains the reward {reward.name!r} returned {reprlib.repr(verdict)} for example {item.example.id!r}. It "
-            f"must return a gpg_vl.answers.verdict.Verdict."
+            f"The explain function of the reward {reward.name!r} returned {reprlib.repr(verdict)} for example "
+            f"{item.example.id!r}. It must return a gpg_vl.answers.verdict.Verdict."
         )
     return verdict
 
@@ -277,7 +280,7 @@ def _failure(name: str, item: Item, member: int | None, error: Exception) -> Rew
             cause="value",
         )
 
-    # the example is at fault, and the message says how
+    # the example is wrong, and the message says how
     if isinstance(error, UserError):
         return RewardFailure(
             kind="exception",
@@ -299,7 +302,7 @@ def _failure(name: str, item: Item, member: int | None, error: Exception) -> Rew
 
 
 def _cause(error: Exception) -> str:
-    """`KeyError at r.py:7`: the same for the same bug, whatever example brings it up."""
+    """`KeyError at r.py:7`: equal for the same bug, whichever example triggers it."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     place = f" at {last.filename}:{last.lineno}" if last else ""
@@ -307,7 +310,7 @@ def _cause(error: Exception) -> str:
 
 
 def with_absolute_paths(example: Example, root: str | None) -> Example:
-    """The example as a reward is given it: with absolute paths of its images, where they are paths."""
+    """The example with absolute image paths, as rewards get it."""
     if root is None or all(isinstance(image, bytes) for image in example.images):
         return example
     images = tuple(
@@ -326,7 +329,7 @@ def _make_refused(name: str, error: Exception) -> Refused:
 
 
 def _catch(function: Callable[..., Any], *given: object) -> tuple[Any, Exception | None]:
-    """What a function returns, and what it raised."""
+    """Call a function. Returns (its result, the exception it raised or None)."""
     try:
         return function(*given), None
     except Exception as error:  # noqa: BLE001  user code may raise anything, and what it raised is reported in full

@@ -1,4 +1,4 @@
-"""What rewards print, on its way to standard error: escaped, and bounded in length."""
+"""Passes what rewards print on to standard error, escaped and limited in length."""
 
 import codecs
 import os
@@ -9,13 +9,13 @@ from multiprocessing.connection import Connection
 from gpg_vl.console import say
 
 CALL_LIMIT = 10_000
-"""Characters that all rewards together may print in one call of the pool, which is one round of a training step."""
+"""Maximum characters that all rewards together may print in one call of the pool, which is one round of a training step."""
 POOL_LIMIT = 200_000
-"""Characters that they may print in the life of a pool."""
+"""Maximum characters that they may print over the lifetime of a pool."""
 
 
 class Printed:
-    """Passes on what workers write into their pipes, up to both limits. One for a pool."""
+    """Passes on what workers write into their pipes, up to both limits. One per pool."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,13 +24,13 @@ class Printed:
         self._is_cut = False
 
     def renew(self) -> None:
-        """A call begins: it has a limit of its own."""
+        """Reset the limit per call. Called when a call begins."""
         with self._lock:
             self._left = min(CALL_LIMIT, self._of_pool)
-            self._is_cut = self._of_pool <= 0  # that was said at the end of an earlier call
+            self._is_cut = self._of_pool <= 0  # already reported at the end of an earlier call
 
     def follow(self, pipe: Connection) -> threading.Thread:
-        """Pass on what comes out of a pipe until its last writer is gone, in a thread of its own. Closes the pipe."""
+        """Start a thread that passes on the output of a pipe until its last writer has ended, then closes the pipe."""
         thread = threading.Thread(target=self._pass_on, args=(pipe,), daemon=True)
         thread.start()
         return thread
@@ -39,7 +39,7 @@ class Printed:
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         with pipe:
             while piece := os.read(pipe.fileno(), 65_536):
-                # if nobody reads our errors any more, a reward must still not wait for us
+                # keep reading even if standard error is closed, so that a reward does not block on a full pipe
                 with suppress(OSError, ValueError):
                     self._show(decoder.decode(piece))
 

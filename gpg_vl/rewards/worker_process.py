@@ -1,4 +1,5 @@
-"""One reward worker as its parent sees it: started, given chunks, listened to, and ended with all that it has started."""
+"""The parent's side of one reward worker: start it, send it chunks, receive its messages, and end it with all its
+children."""
 
 import os
 import signal
@@ -14,17 +15,18 @@ from gpg_vl.rewards.worker_output import Printed
 from gpg_vl.spawning import without_main
 
 START_LIMIT = 600.0
-"""Seconds that a worker may take to import the rewards, or to read a chunk. The time limit of calls does not count here."""
+"""Time limit for a worker to import the rewards, or to read a chunk. It is separate from the time limit of calls."""
 
 
 class Worker:
-    """A worker process. It is no daemon, so that a reward may start processes of its own; whoever makes it ends it."""
+    """A worker process. It is not a daemon, so that a reward may start processes itself; its creator must end it."""
 
     def __init__(self, setting: Setting, printed: Printed) -> None:
         context = get_context("spawn")
         memory = context.RawArray("d", (0.0, -1.0, -1.0, -1.0))
         self.pipe, child_pipe = context.Pipe()
         output_reader, output = context.Pipe(duplex=False)
+
         self._mark = make_mark()
         self.process = context.Process(
             target=serve,
@@ -34,20 +36,23 @@ class Worker:
         )
         with without_main(), marking(self._mark):
             self.process.start()
+
+        # the parent must not hold the worker's ends, or it would never see them close
         child_pipe.close()
         output.close()
+
         self._output = printed.follow(output_reader)
         self.place = Place(memory)
         self.ready = False
         self.pending: list[int] = []
-        """The items that it was given and has not delivered."""
+        """The items that it has received and not returned."""
         self._waiting_since = time.monotonic()
-        """When it was started, or given its chunk."""
+        """When it was started or received its chunk."""
         self._time_limit = setting.time_limit
 
     @property
     def deadline(self) -> float:
-        """When it has to be given up, in the time of `time.monotonic`."""
+        """When it counts as late, by `time.monotonic`."""
         if self.ready and not self.pending:
             return float("inf")
         if self.pending and self.place.since >= self._waiting_since:
@@ -59,14 +64,14 @@ class Worker:
         self._waiting_since = time.monotonic()
         with suppress(
             BrokenPipeError, ConnectionResetError
-        ):  # it died while idle; the next look at it will tell
+        ):  # it died while idle; the next check finds out
             self.pipe.send(chunk)
 
     def messages(self) -> Iterator[Any]:
-        """What it has sent. Raises EOFError after the last one if it is dead."""
+        """The messages it has sent. Raises EOFError after the last one if it is dead."""
         alive = (
             self.process.is_alive()
-        )  # asked first: what it sent before it died is then in the pipe
+        )  # check this first: then everything it sent before it died is in the pipe
         try:
             while self.pipe.poll():
                 yield self.pipe.recv()
@@ -76,9 +81,10 @@ class Worker:
             raise EOFError
 
     def end(self, *, patience: float) -> int | None:
-        """Close the pipe, which ends an idle worker; kill it if it is there `patience` seconds later. The exit code.
+        """Close the pipe, which ends an idle worker; kill it if it still runs `patience` seconds later. Returns the exit
+        code.
 
-        The processes that a reward has started are killed with it, and what it printed last is passed on.
+        The processes that a reward has started are killed too, and its last output is passed on.
         """
         self.pipe.close()
         self.process.join(patience)
@@ -87,14 +93,14 @@ class Worker:
             self.process.kill()
         self.process.join(10.0)
 
-        # what has left the group for a session of its own
+        # processes that have left the group by starting their own session
         kill_marked(self._mark)
         self._output.join(1.0)
         return self.process.exitcode
 
     def _kill_group(self) -> None:
-        """Kill the worker and its children. The group has the worker's number, which is not given to another process
-        while a member is left; without one there is nobody to kill.
+        """Kill the worker and its children. The group has the worker's id, which the system does not give to another
+        process while the group has a member; without members there is nothing to kill.
         """
         assert self.process.pid is not None
         with suppress(ProcessLookupError, PermissionError):

@@ -1,11 +1,11 @@
-"""Engines that answer prompts, by name. An engine is made by a function from an `EngineSetup`."""
+"""The rollout engines by name. Each name belongs to a function that makes an engine from an `EngineSetup`."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gpg_vl.registry import Registry
 
-if TYPE_CHECKING:  # names can be asked for without torch
+if TYPE_CHECKING:  # the names must be available without importing torch
     from gpg_vl.models.families import Family
     from gpg_vl.rollout.engine import Engine, EngineOptions, EngineSetup
 
@@ -20,13 +20,13 @@ engines: "Registry[Callable[[EngineSetup], Engine]]" = Registry(
 )
 
 DEFAULT = "native"
-"""The engine of whoever does not name one: it needs nothing but the policy."""
+"""The default engine, which needs nothing but the policy."""
 
 
 def refuse_engine(name: str, family: "Family", options: "EngineOptions", processes: int) -> None:
-    """Raises UserError for a name that nobody has, and for an engine that says it cannot work here.
+    """Raises UserError for an unknown engine, and for an engine that cannot work here.
 
-    An engine says so in a function `check(family, options, processes)` next to its own, which loads no weights.
+    Each engine checks this in its own `check(family, options, processes)`, which loads no weights.
     """
     check = getattr(engines.get(name), "check", None)
     if check is not None:

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on without the trainer's help: who is the main one, and what it says."""
+"""Rank and broadcast for engines, which have no access to the trainer's accelerator."""
 
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ def rank() -> int:
 
 
 def broadcast(value: T) -> T:
-    """The main process's value, on every process. All of them call it together."""
+    """Returns the main process's value on every process. All processes call it together."""
     if not torch.distributed.is_initialized():
         return value
     shared = [value]

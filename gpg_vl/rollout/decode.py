@@ -1,7 +1,7 @@
 """Decoding in slots: a fixed number of sequences, each with its own length, one token each per call.
 
-On CUDA, where the keys of a prompt are copied for each of its answers (`rollout.slots`), all shapes stay the same from call to
-call and a call is one recorded graph.
+On CUDA the keys of a prompt are copied for each of its answers (`rollout.slots`). So all shapes are constant and a call can be
+one recorded CUDA graph.
 """
 
 import torch
@@ -13,13 +13,13 @@ from gpg_vl.models.requests import CastMatrices, Decode
 from gpg_vl.rollout.slots import SharedSlots, Slots
 
 BUCKET = 128
-"""On CUDA the attended width grows in steps of so many tokens: each step is a graph of its own."""
+"""On CUDA the attended width grows in steps of this many tokens; each width needs its own graph."""
 
 
 def decode(
     policy: Policy, slots: Slots | SharedSlots, token_S: Tensor, position_S: Tensor
 ) -> Tensor:
-    """[S, H]: the hidden state after each slot's token, which is written into its slot."""
+    """The hidden state [S, H] after each slot's token. Writes the token's keys and values into its slot."""
     slots.begin()
     hidden_S_H: Tensor = policy(Decode(token_S=token_S, position_S=position_S, attention=slots))
     slots.end()
@@ -29,8 +29,8 @@ def decode(
 class GraphDecoder:
     """`decode` on CUDA, recorded once per attended width and replayed.
 
-    Under autocast the matrices would be cast again in each replay, so they are cast once per set of weights and used in
-    place of the parameters: the same numbers as autocast's own cast.
+    Under autocast every replay would cast the matrices again. So they are cast once per set of weights and used instead of the
+    parameters, with the same result as autocast's own cast.
     """
 
     def __init__(self, policy: Policy, slots: Slots, autocast: torch.dtype | None) -> None:
@@ -54,7 +54,7 @@ class GraphDecoder:
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         lengths = self._slots.length_S.clone()
 
-        # libraries allocate their workspaces in the first calls, which must not become part of the graph
+        # warm up first: libraries allocate workspaces in their first calls, which must not be part of the graph
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -81,11 +81,11 @@ class GraphDecoder:
 def decode_with(
     matrices: dict[str, Tensor], policy: Policy, slots: Slots, token_S: Tensor, position_S: Tensor
 ) -> Tensor:
-    """`decode` while the policy computes with these matrices in place of its own."""
+    """Run `decode` with these matrices instead of the policy's own."""
     if not matrices:
         return decode(policy, slots, token_S, position_S)
 
-    # tied weights stay apart: an embedding that shares the head's weights is not a matrix product
+    # replace only what is named: an embedding tied to the head is a lookup, which is not cast
     slots.begin()
     request = Decode(token_S=token_S, position_S=position_S, attention=slots)
     hidden_S_H: Tensor = functional_call(policy, matrices, (request,), tie_weights=False)

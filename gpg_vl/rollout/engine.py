@@ -1,7 +1,6 @@
-"""What a rollout engine is: requests in, completions out, and the weights it answers with.
+"""The protocol of a rollout engine: it takes requests, returns completions, and gets new weights by `sync`.
 
-How tokens are drawn is the same for all of them and is in `rollout.sampling`. An engine is found by its name in
-`rollout.engines`.
+All engines share the sampling distribution in `rollout.sampling`. `rollout.engines` finds an engine by its name.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,35 +21,35 @@ from gpg_vl.types import Completion, Prompt
 
 
 class EngineLostError(RunError):
-    """The engine cannot answer any more, and did not come back in time. Nothing was trained with what it had answered."""
+    """The engine stopped answering and did not come back in time. Nothing was trained on its unfinished answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRequest:
-    """One prompt that is to be answered.
+    """One prompt to answer.
 
     Example: `RolloutRequest(prompt=prompt, draw=17)`
     """
 
     prompt: Prompt
     draw: int
-    """The prompt's place in the data order. The random numbers of a completion depend on the seed, its draw and its place
-    in the group alone, so an engine gives the same answers however the requests are batched."""
+    """The prompt's place in the data order. The random numbers of a completion depend only on the seed, the draw and
+    its place in the group, so an engine gives the same answers however the requests are batched."""
     images: tuple[str | bytes, ...] = ()
-    """The example's pictures as its data set has them, for engines that prepare pictures themselves; ours takes the
-    prompt's patches."""
+    """The example's images as in its data set, for engines that prepare images themselves. The built-in engines use the prompt's
+    patches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncReport:
-    """What taking over weights was.
+    """A summary of one weight sync.
 
     Example: `SyncReport(version=3, tensors=729, bytes=4_400_000_000)`
     """
 
     version: int
     tensors: int = 0
-    """Copied; 0 where the engine reads the weights that are trained."""
+    """Number of tensors copied; 0 if the engine reads the trained weights directly."""
     bytes: int = 0
 
 
@@ -59,7 +58,8 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 class Passes:
-    """Weights that other processes iterate so many times, wherever this one stops: each tensor may wait for all of them."""
+    """Weights that all processes iterate `number` times. A process that stops early must call `finish`, because each tensor
+    may be a collective."""
 
     def __init__(self, weights: Weights, number: int) -> None:
         self._weights = weights
@@ -73,7 +73,7 @@ class Passes:
         return self._current
 
     def finish(self) -> None:
-        """Iterate what is left, also of a pass that was broken off."""
+        """Iterate the remaining passes, including the rest of an interrupted one."""
         while True:
             for _ in self._current:
                 pass
@@ -83,9 +83,9 @@ class Passes:
 
 
 class Engine(Protocol):
-    """Answers prompts with a policy of a known version.
+    """Samples completions from a known version of the policy.
 
-    Used as `with engine.step(): ...` around what one optimizer step does with it.
+    Each optimizer step uses it inside `with engine.step(): ...`.
     """
 
     def generate(
@@ -94,40 +94,42 @@ class Engine(Protocol):
         sampling: Sampling,
         done: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """`sampling.answers` completions for each request, in order, each with the version that sampled it. All of a request
-        are answers to one prompt that is computed once, the greedy one, if it is wanted, the last of them.
+        """Returns `sampling.answers` completions for each request, in order, each with the version that sampled it. The
+        prompt of a request is computed once. The greedy answer, if requested, is the last one.
 
-        Every process of a launch calls it equally often, with no requests where it has nothing to ask: some engines are
-        shared by several of them, who ask together.
+        Every process of a launch must call it equally often, with an empty list if it has no requests, because some engines are
+        shared by several processes.
 
         done: called with the number of completions that have been finished since the last call.
-        Raises EngineLostError, on this process alone: no process waits for another one in here, and the caller tells them.
+        Raises EngineLostError on this process only: processes do not wait for each other here, and the caller informs the
+        others.
         """
         ...
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
         """Take over the weights after optimizer step `version`.
 
-        Raises EngineLostError. All processes take part in a sync, so the engine sees to it that all of them raise.
+        Raises EngineLostError, on all processes, because all of them take part in a sync.
         """
         ...
 
     def rest(self) -> None:
-        """No answer is wanted before the next `sync`: memory that only answers need may be given back."""
+        """Called when no answer is needed before the next `sync`, so the engine may free memory that only sampling
+        needs."""
         ...
 
     def counters(self) -> Mapping[str, float]:
-        """What the engine has computed since it was made: counts by name, and seconds under names with `_seconds`."""
+        """Counts since the engine was made, by name; times are in seconds and their names end in `_seconds`."""
         ...
 
     def step(self) -> AbstractContextManager[None]:
-        """What belongs to one optimizer step: from the first answer sampled to the last gradient."""
+        """A context around one optimizer step, from the first sampled answer to the last gradient."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What a user may choose about engines. Fields as in the config's `rollout` section; each engine takes what it needs.
+    """The user's options for engines: the fields of the config's `rollout` section. Each engine uses the ones it needs.
 
     Example: `EngineOptions(slots=64)`
     """
@@ -147,37 +149,38 @@ DEFAULT_OPTIONS = EngineOptions()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
-    """What engines are made of. An engine takes what it needs and leaves the rest."""
+    """Everything an engine can be made from. Each engine uses what it needs."""
 
     path: str
-    """The checkpoint, for engines that hold a copy of the weights; a folder, or a hub name."""
+    """The checkpoint, a folder or a hub name, for engines that load their own copy of the weights."""
     revision: str | None = None
     policy: Callable[[], Policy]
-    """Gives the policy that is to be sampled. Not called by an engine that needs nothing but the checkpoint and `sync`."""
+    """Returns the policy to sample from. Not called by engines that need only the checkpoint and `sync`."""
     fills_policy: bool = False
-    """Whether that policy is a copy for the engine alone, which `sync` fills; else it is the one that is trained."""
+    """True if that policy is a copy for the engine, which `sync` fills; False if it is the trained policy itself."""
     processing: Processing
     autocast: torch.dtype | None = None
-    """Of the forward pass, the same as in training; None computes in the weights' own dtype."""
+    """The autocast dtype of the forward pass, the same as in training; None computes in the weights' own dtype."""
     options: EngineOptions = DEFAULT_OPTIONS
     awaits_sync: bool = False
-    """Whether weights come by `sync` before the first answer: an engine with a copy of its own need not read the checkpoint's."""
+    """True if `sync` brings weights before the first answer, so an engine with its own copy need not read the
+    checkpoint's."""
     trains_vision: bool = False
     """Whether the features of an image change from version to version."""
     prefixes: PrefixStore | None = None
-    """Where the trainer wants the prompts kept that the engine computes."""
+    """Where the engine stores the prompts that it computes, if the trainer wants to reuse them."""
 
 
 def refuse_non_finite_answers(
     requests: Sequence[RolloutRequest], answers: Sequence[Sequence[Completion]]
 ) -> None:
-    """Raises RunError if a token was drawn from a distribution that is none: the model computes NaN or infinity."""
+    """Raises RunError if log-probs of a sampled token are NaN or infinite."""
     for request, completions in zip(requests, answers, strict=True):
         for completion in completions:
             if all(map(isfinite, completion.logprobs)):
                 continue
             raise RunError(
-                f"The model's log-probs of an answer to example {request.prompt.example_id!r} are not finite, so the answer "
-                f"means nothing. Usual causes: weights that hold NaN or infinity; numbers too large for bfloat16. Run with "
-                f"model.dtype=float32 to see which it is, or take another checkpoint."
+                f"The model's log-probs of an answer to example {request.prompt.example_id!r} are not finite, so the "
+                f"answer is meaningless. Usual causes: weights that hold NaN or infinity; numbers too large for bfloat16. "
+                f"Run with model.dtype=float32 to see which it is, or take another checkpoint."
             )

@@ -1,7 +1,7 @@
-"""The native engine: the policy itself answers, in this process, or a copy where the policy is spread over processes.
+"""The native engine: it samples from the policy itself, in this process, or from a copy if the policy is sharded.
 
-Image and prompt are computed once per prompt. The members of all groups then wait for slots: a slot whose answer has ended
-takes the next one, so a long answer does not hold up the others.
+Image and prompt are computed once per prompt. The members of all groups then wait for slots. When an answer ends, its slot
+takes the next member, so a long answer does not delay the others.
 """
 
 from collections import Counter, deque
@@ -35,7 +35,7 @@ from gpg_vl.types import Completion, Prompt
 
 @dataclass(slots=True, kw_only=True)
 class _Counters:
-    """What the engine has computed so far. Counted where it is done."""
+    """Counts of what the engine has computed so far."""
 
     vision_patches: int = 0
     prefilled_tokens: int = 0
@@ -44,7 +44,7 @@ class _Counters:
     """Tokens of answers."""
     decode_calls: int = 0
     slot_steps: int = 0
-    """Slots times calls: what was computed for those tokens, idle slots included."""
+    """Slots times decoding calls, including idle slots."""
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -52,8 +52,8 @@ class _Counters:
 class NativeEngine:
     """Samples with a `Policy` on its own device. See `Engine` for its methods.
 
-    It uses of its options: `prompts_per_batch`, the prompts computed together before decoding; `slots`, the answers decoded
-    together; of its setup `prefixes`, where prompts are kept with their graph if a learner wants to go on from them.
+    It uses the options `prompts_per_batch` (prompts prefilled together) and `slots` (answers decoded together), and `prefixes`
+    of its setup, where it stores prompts with their graph for a learner that reuses them.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
@@ -64,16 +64,16 @@ class NativeEngine:
 
     @staticmethod
     def check(family: Family, options: EngineOptions, processes: int) -> None:
-        """Raises UserError for options that this engine cannot follow."""
+        """Raises UserError for options that this engine does not support."""
         if options.images != "pixels":
             raise UserError(
-                f"rollout.images is {options.images}, but rollout.engine is native, which is the policy itself: it encodes "
-                f"images with its own tower and keeps what it may (model.vision_cache_mb). Set rollout.images to pixels, or "
-                f"rollout.engine to vllm."
+                f"rollout.images is {options.images}, but rollout.engine is native, which samples from the policy itself "
+                f"and encodes images with its vision tower (cached by model.vision_cache_mb). Set rollout.images to "
+                f"pixels, or rollout.engine to vllm."
             )
 
     def sync(self, weights: Weights, version: int) -> SyncReport:
-        """Where the engine reads the weights that are trained, only the version is new."""
+        """Take over new weights. If the engine reads the trained weights directly, only the version changes."""
         self._version = version
         if not self._setup.fills_policy:
             return SyncReport(version=version)
@@ -81,7 +81,7 @@ class NativeEngine:
         return SyncReport(version=version, tensors=tensors, bytes=size)
 
     def rest(self) -> None:
-        """What it holds is the trainer's, or stays for the next sync."""
+        """Frees nothing: its memory belongs to the trainer, or is needed at the next sync."""
 
     def counters(self) -> Mapping[str, float]:
         return asdict(self._counters)
@@ -115,7 +115,7 @@ class NativeEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Start:
-    """A prompt that is computed and waits for its answers to be decoded."""
+    """A prefilled prompt whose answers wait to be decoded."""
 
     keys_L_2_H_P_D: Tensor
     hidden_H: Tensor
@@ -123,7 +123,7 @@ class _Start:
 
 @dataclass(slots=True, kw_only=True)
 class _Answer:
-    """A completion while it is decoded."""
+    """A completion that is being decoded."""
 
     request: int
     member: int
@@ -132,7 +132,7 @@ class _Answer:
 
 
 class _Run:
-    """One call of `generate`: who waits, who is in which slot, what is said so far."""
+    """One call of `generate`: the waiting answers, the answer in each slot, and the tokens so far."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class _Run:
         # cast once: the weights stay the same for the whole call
         self._head_V_H: Tensor = policy(CastHead())
 
-        # answers wait in the order of the requests, so that a prompt is forgotten once its last member is admitted
+        # answers wait in the order of the requests, so that a prompt can be freed once its last member is admitted
         self._waiting = deque(
             _Answer(request=number, member=member)
             for number in range(len(requests))
@@ -227,7 +227,7 @@ class _Run:
             self._random_S_T[index] = torch.stack(rows).to(self._device)
 
     def _open_slots(self, like_L_2_H_P_D: Tensor) -> Slots | SharedSlots:
-        """Slots for the longest sequence there may be, made with the first keys that show what keys look like."""
+        """Make slots for the longest possible sequence. The first keys give shape and dtype."""
         lengths = [request.prompt.length for request in self._requests]
         count, own = len(self._answers), self._sampling.max_new_tokens
         layers, _, _, tokens, _ = like_L_2_H_P_D.shape
@@ -252,7 +252,7 @@ class _Run:
 
     @property
     def _prompts_per_batch(self) -> int:
-        # prompts that are kept are computed one by one: each is freed by the micro-batch that trains on it
+        # prompts kept for training are computed one by one, so that each can be freed by the micro-batch that trains on it
         return 1 if self._keeps_prefixes else self._setup.options.prompts_per_batch
 
     @property
@@ -274,7 +274,7 @@ class _Run:
                 end = at + prompt.length
                 keys = keys_L_2_H_S_D[:, :, :, at:end]
                 self._starts[number] = _Start(
-                    # what is held while answers are decoded must not keep the whole batch of prompts in memory
+                    # copy: a view would keep the whole batch of prompts in memory while answers are decoded
                     keys_L_2_H_P_D=keys.contiguous() if is_shared else keys,
                     hidden_H=prefix.states_S_H[end - 1],
                 )
@@ -290,7 +290,7 @@ class _Run:
             prefix: Prefix = self._policy(Prefill(packed=packed))
             return prefix
 
-        # every prompt with gradient, kept or not: autocast's copies of the weights are made once, and must have theirs
+        # compute every prompt with gradient, kept or not: autocast caches its weight casts, with or without a graph
         with torch.enable_grad():
             prefix = self._policy(Prefill(packed=packed))
         prefixes.put(packed, prefix)
@@ -299,7 +299,7 @@ class _Run:
     # ---- tokens
 
     def _decode(self, done: Callable[[int], None] | None) -> None:
-        """One more token for every slot in use."""
+        """Decode one more token in every slot in use."""
         assert self._slots is not None
         busy = self._find_busy()
         with self._timed("decode_seconds"):
@@ -366,7 +366,7 @@ class _Run:
         return torch.tensor([answer.member == last for answer in answers], device=self._device)
 
     def _shrink(self) -> None:
-        """Nobody waits: where shapes may change, half-empty slots are given up."""
+        """Drop free slots when no answer is waiting, if shapes may change."""
         busy = self._find_busy()
         has_many_free = 0 < len(busy) <= len(self._answers) // 2
         if self._slots is None or self._decoder is not None or not has_many_free:

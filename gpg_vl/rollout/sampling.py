@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How answers are drawn.
+    """The sampling settings.
 
     Example: `Sampling(group_size=8, temperature=1.0, max_new_tokens=256, seed=0)`; `temperature=0` is greedy.
     """
@@ -23,11 +23,11 @@ class Sampling:
     max_new_tokens: int
     seed: int
     top_p: float = 1.0
-    """Below 1 only the likeliest tokens that together reach this probability are drawn. Evaluation only."""
+    """Below 1 only the most likely tokens that together reach this probability are sampled. Evaluation only."""
     top_k: int = 0
-    """Above 0 only so many of the likeliest tokens are drawn. Evaluation only."""
+    """Above 0 only the `top_k` most likely tokens are sampled. Evaluation only."""
     with_greedy: bool = False
-    """Whether each prompt is answered once more, with the likeliest token every time: the last of its completions."""
+    """Whether each prompt also gets a greedy answer, as the last of its completions."""
 
     @property
     def answers(self) -> int:
@@ -47,9 +47,10 @@ def uniforms(sampling: Sampling, draw: int, member: int) -> np.ndarray:
 def draw_tokens(
     logits_B_V: Tensor, sampling: Sampling, random_B: Tensor, greedy_B: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens, and their log-probs under the distribution that they were drawn from (under the model if greedy).
+    """Sample tokens. Returns them and their log-probs under the distribution they were sampled from (under the model if
+    greedy).
 
-    logits_B_V: over the temperature already.
+    logits_B_V: already divided by the temperature.
     greedy_B: bool, True where the likeliest token is taken; None: in no row.
     """
     logp_B_V = torch.log_softmax(logits_B_V, dim=-1)
@@ -76,7 +77,7 @@ def truncate(logp_B_V: Tensor, *, top_k: int, top_p: float) -> Tensor:
         probability = ordered.softmax(dim=1)
         outside = (
             probability.cumsum(dim=1) - probability >= top_p
-        )  # the token that crosses top_p is still inside
+        )  # the token that crosses top_p is kept
         logp_B_V = logp_B_V.masked_fill(outside.scatter(1, order, outside), -torch.inf)
     return logp_B_V
 
@@ -86,7 +87,7 @@ def choose(logp_B_V: Tensor, uniforms_B: Tensor) -> Tensor:
 
     A token of probability 0 is never chosen: its step in the cumulative sum has no width.
     """
-    # whole numbers add up the same in any order: a sum of floats has no deterministic form on a GPU
+    # sum integers, because a sum of floats is not deterministic on a GPU
     width_B_V = logp_B_V.to(torch.float64, copy=True).exp_().mul_(2**50).round_().long()
     cumulative_B_V = width_B_V.cumsum_(dim=1)
     total_B = cumulative_B_V[:, -1]

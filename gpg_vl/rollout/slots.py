@@ -1,7 +1,7 @@
-"""The keys and values of the sequences that are being decoded: a fixed number of slots, each with its own length.
+"""The KV cache of the sequences that are being decoded: a fixed number of slots, each with its own length.
 
-A sequence is a prompt and the tokens decoded since. The answers of a group have the prompt in common: `SharedSlots` holds its
-keys once and reads them once for the whole group, `Slots` holds a copy in each slot. `models.key_sharing` counts which is faster.
+A sequence is a prompt and the tokens decoded after it. The answers of a group share their prompt: `SharedSlots` stores its keys
+once and reads them once for the whole group, `Slots` stores a copy in each slot. `models.key_sharing` decides which is faster.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Slots:
         layers, two, heads, _, size = like_L_2_H_P_D.shape
         self.cache = like_L_2_H_P_D.new_zeros(layers, two, slots, heads, width, size)
         self.length_S = torch.zeros(slots, dtype=torch.long, device=self.cache.device)
-        """Tokens that a slot holds; the next one goes there."""
+        """Number of tokens in each slot, which is also the index of the next token."""
         self.attended = width
         self._every = torch.arange(slots, device=self.cache.device)
         self._mask: Tensor | None = None
@@ -34,12 +34,13 @@ class Slots:
         self.length_S[index] = length
 
     def begin(self) -> None:
-        """Before the layers of one call: what each slot's new token may see, itself included."""
+        """Called before the layers of a decoding call: compute which keys each slot's new token attends to, including
+        itself."""
         place_W = torch.arange(self.attended, device=self.cache.device)
         self._mask = (place_W[None, :] <= self.length_S[:, None])[:, None, None, :]
 
     def end(self) -> None:
-        """After the layers. A slot that is not in use counts on; it is admitted anew before it means anything."""
+        """Called after the layers. The lengths of unused slots grow too, but are reset when a sequence is admitted."""
         self.length_S.add_(1).clamp_(max=self.cache.shape[4] - 1)
 
     def __call__(
@@ -54,19 +55,19 @@ class Slots:
         return out.reshape(query.shape)
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Drop all others; the kept ones are in this order."""
+        """Keep only these slots, in this order."""
         index = torch.tensor(slots, device=self.cache.device)
         self.cache, self.length_S = self.cache[:, :, index], self.length_S[index]
         self._every = self._every[: len(slots)]
 
     @property
     def key_bytes(self) -> int:
-        """Of all keys and values that are held."""
+        """Bytes of all stored keys and values."""
         return self.cache.nbytes
 
 
 class SharedSlots:
-    """Each slot holds the tokens decoded since; a prompt is held once. Called by the text tower, once per layer.
+    """Each slot holds only the decoded tokens; a prompt is stored once. Called by the text tower, once per layer.
 
     Attention has two parts, over the keys of the prompt for all its answers together and over a slot's own, joined by
     their log-sum-exps. In exact arithmetic that is attention over both; in floating point it differs by rounding.
@@ -78,24 +79,25 @@ class SharedSlots:
         layers, two, heads, _, size = like_L_2_H_P_D.shape
         self.cache = like_L_2_H_P_D.new_zeros(layers, two, slots, heads, width, size)
         self.length_S = torch.zeros(slots, dtype=torch.long)
-        """Tokens of the answer that a slot holds; the next one goes there."""
+        """Number of answer tokens in each slot, which is also the index of the next token."""
         self.attended = width
         self._every = torch.arange(slots)
         self._prompts: list[Tensor] = [like_L_2_H_P_D.new_empty(0)] * slots
-        """Of each slot: the same object in the slots of a group. It is freed when the last of them takes another."""
+        """The prompt of each slot; the slots of a group share one object, which is freed when the last of them changes."""
         self._runs: list[tuple[Tensor, int]] = []
         self._order_S = self._back_S = self._every
         self._mask: Tensor | None = None
 
     def admit(self, prefix_L_2_H_P_D: Tensor, slots: Sequence[int]) -> None:
-        """Start sequences that continue this prompt, which is kept as it is."""
+        """Start sequences that continue this prompt, which is stored without a copy."""
         for slot in slots:
             self._prompts[slot] = prefix_L_2_H_P_D
         self.length_S[torch.tensor(slots)] = 0
         self._runs = []
 
     def begin(self) -> None:
-        """Before the layers of one call: which slots have a prompt in common, and what each new token may see of its own."""
+        """Called before the layers of a decoding call: find the slots that share a prompt, and which own keys each new
+        token attends to."""
         if not self._runs:
             self._group()
         place_W = torch.arange(self.attended)
@@ -105,7 +107,7 @@ class SharedSlots:
         )
 
     def end(self) -> None:
-        """After the layers. A slot that is not in use counts on; it is admitted anew before it means anything."""
+        """Called after the layers. The lengths of unused slots grow too, but are reset when a sequence is admitted."""
         self.length_S.add_(1).clamp_(max=self.cache.shape[4] - 1)
 
     def __call__(
@@ -125,7 +127,7 @@ class SharedSlots:
         return joined.to(query.dtype).reshape(query.shape)
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Drop all others; the kept ones are in this order."""
+        """Keep only these slots, in this order."""
         index = torch.tensor(slots)
         self.cache, self.length_S = self.cache[:, :, index], self.length_S[index]
         self._every = self._every[: len(slots)]
@@ -134,12 +136,12 @@ class SharedSlots:
 
     @property
     def key_bytes(self) -> int:
-        """Of all keys and values that are held."""
+        """Bytes of all stored keys and values."""
         prompts = {id(prompt): prompt.nbytes for prompt in self._prompts}
         return self.cache.nbytes + sum(prompts.values())
 
     def _group(self) -> None:
-        """Order the slots so that those of a prompt follow each other."""
+        """Order the slots so that slots with the same prompt are adjacent."""
         groups: dict[int, list[int]] = {}
         for slot, prompt in enumerate(self._prompts):
             groups.setdefault(id(prompt), []).append(slot)
@@ -163,7 +165,8 @@ class SharedSlots:
 
 
 def _fold(query: Tensor, keys: Tensor) -> Tensor:
-    """[S, heads, 1, D] -> [S, Hkv, heads that share a key head, D]: they are queries of it, so that no key is repeated."""
+    """[S, heads, 1, D] -> [S, Hkv, heads that share a key head, D]: query heads that share a key head become queries of it,
+    so no key is repeated."""
     slots, heads, _, size = query.shape
     return query.reshape(slots, keys.shape[1], heads // keys.shape[1], size)
 
@@ -173,7 +176,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Attention [B, H, Q, D] and the log-sum-exp [B, H, Q] of its scores, in float32 at least.
 
-    The kernel behind `scaled_dot_product_attention` on a CPU, which hands out the second only if it is called by its name.
+    On a CPU it calls the kernel behind `scaled_dot_product_attention` directly, because only that returns the log-sum-exp.
     """
     out: Tensor
     log_sum: Tensor

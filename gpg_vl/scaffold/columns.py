@@ -1,4 +1,4 @@
-"""Which column of a data set is which field of an example, guessed by names and by the first rows."""
+"""Guesses which column of a data set is which field of an example, by names and by the first rows."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +22,12 @@ _WORDS = {
     "task": "task category subject topic skill",
     "id": "id idx uid index",
 }
-"""Words of which a column's name may have one, the likeliest first, in the order in which fields choose."""
+"""Words in column names, the most likely first; fields are assigned in this order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guess:
-    """A field and the column that it is taken from.
+    """A field and its column.
 
     Example: `Guess(field="prompt", column="query", why="guessed by its name")`
     """
@@ -59,7 +59,7 @@ def first_rows(source: str, limit: int) -> list[Cells]:
 
 
 def _flat(cells: Cells) -> Iterator[tuple[str, Any]]:
-    """Columns and their values; a struct that is no picture is taken apart."""
+    """Columns and their values; a struct that is not an image is split into its fields."""
     for name, value in cells.items():
         if isinstance(value, dict) and value and not looks_like_media(name, value):
             yield from ((f"{name}.{key}", part) for key, part in value.items())
@@ -68,7 +68,7 @@ def _flat(cells: Cells) -> Iterator[tuple[str, Any]]:
 
 
 def guess_columns(rows: Sequence[Cells], declared: Mapping[str, str]) -> tuple[Guess, ...]:
-    """The column of each field for which there is one, in the order of the fields.
+    """The columns of the fields for which one is found, in the order of the fields.
 
     declared: what the user says, which is taken as it is. Raises UserError if there is no column for the question or the
     gold answer.
@@ -104,7 +104,7 @@ def guess_columns(rows: Sequence[Cells], declared: Mapping[str, str]) -> tuple[G
 
 
 def _choose(field: str, suited: Sequence[str]) -> Guess | None:
-    """The column of those that suit the field, by the likeliest word in its name."""
+    """The suitable column with the most likely word in its name."""
     exact = [name for name in COMMON_NAMES[field] if name in suited]
     if exact:
         return Guess(field=field, column=exact[0], why="by its name")
@@ -119,7 +119,7 @@ def _choose(field: str, suited: Sequence[str]) -> Guess | None:
 
 
 def _words_of(name: str) -> list[str]:
-    """`gt_answer`, `GoldAnswer` and `reward.ground_truth` in small words."""
+    """Split names such as `gt_answer`, `GoldAnswer` and `reward.ground_truth` into lower-case words."""
     return [word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
 
 

@@ -1,4 +1,4 @@
-"""A config with comments, for a data set of which only the first rows were looked at."""
+"""Writes a config with comments for a data set, from its first rows."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,28 +13,28 @@ from gpg_vl.scaffold.fitting_rewards import Fit, fitting_rewards
 from gpg_vl.types import Example
 
 ROWS = 64
-"""Rows that are looked at."""
+"""Number of rows that are read."""
 _SHOWN = 60
-"""Characters of a cell in a comment."""
+"""Maximum characters of a cell in a comment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What the first rows of a data set say."""
+    """The findings from the first rows of a data set."""
 
     source: str
     rows: Sequence[Cells]
     columns: Sequence[Guess]
     unused: Sequence[str]
-    """Columns that no field takes."""
+    """Columns that are not used."""
     examples: Sequence[Example]
     root: Path | None
-    """The folder that paths of pictures start from, where that is not the folder of the data."""
+    """The folder that image paths are relative to, if it is not the folder of the data."""
     fits: Sequence[Fit]
 
 
 def guess_from_rows(source: str, declared: dict[str, str]) -> Findings:
-    """Read the first rows and guess. `declared`: fields of which the user names the column.
+    """Read the first rows and guess. `declared`: fields whose column the user has set.
 
     Raises UserError if the rows cannot be read, or cannot be understood with these columns.
     """
@@ -63,7 +63,7 @@ def guess_from_rows(source: str, declared: dict[str, str]) -> Findings:
 
 
 def _find_root(source: str, examples: Sequence[Example]) -> Path | None:
-    """Where the pictures are that are not in the folder of the data; None if they are, or nowhere near it."""
+    """The folder of the images if it is not that of the data; None if it is, or if no folder is found."""
     paths = [image for one in examples for image in one.images if isinstance(image, str)]
     folder = folder_of(source)
     if not paths or folder is None:
@@ -121,7 +121,7 @@ def _data(findings: Findings) -> Iterator[str]:
 
 
 def _prompt(findings: Findings) -> Iterator[str]:
-    """A template that shows the options, where the questions do not."""
+    """A template that shows the options, if the questions do not."""
     yield "prompt:"
     hidden = [one for one in findings.examples if one.choices and not _shows_choices(one)]
     if hidden:
@@ -171,7 +171,7 @@ def _output(folder: str) -> Iterator[str]:
 
 
 def _text(value: str) -> str:
-    """A text as YAML takes it on one line."""
+    """A text in YAML on one line."""
     quoted = json.dumps(visible(value), ensure_ascii=False)
     is_plain = value.replace("_", "").replace("-", "").replace("/", "").replace(".", "").isalnum()
     return value if is_plain and not value[0].isdigit() and value[0] not in "-." else quoted

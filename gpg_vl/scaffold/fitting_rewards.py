@@ -1,4 +1,4 @@
-"""Which built-in rewards fit a data set: those that give its gold answers full marks, the strictest first."""
+"""Finds the built-in rewards that give a data set's gold answers full marks, the strictest first."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ from gpg_vl.types import Example
 
 _ASKS_FOR_A_NUMBER = re.compile(r"\bhow many\b|\bcount\b|\bnumber of\b", re.IGNORECASE)
 _SHORT = 5
-"""Words of an answer that can be compared as a whole."""
+"""Maximum number of words of an answer that can be compared as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A reward that gives every gold answer that was looked at full marks.
+    """A reward that gives all checked gold answers full marks.
 
     Example: `Fit(name="counting", why="the questions ask for a number, and the answers are whole numbers")`
     """
@@ -26,7 +26,7 @@ class Fit:
 
 
 def fitting_rewards(examples: Sequence[Example]) -> list[Fit]:
-    """The rewards that fit, the likeliest first. The gold answers are scored as before a training."""
+    """The fitting rewards, the most likely first. Gold answers are scored as in the gold check."""
     likely = [
         Fit(name=name, why=why)
         for name, (why, is_likely) in _SIGNS.items()
@@ -77,4 +77,4 @@ _SIGNS: Mapping[str, tuple[str, Callable[[Example], bool]]] = {
     ),
     "vqa": ("the answers are short texts", _is_short),
 }
-"""Why a reward is likely for an example, the strictest rule first."""
+"""Rules that suggest a reward for an example, the strictest first."""

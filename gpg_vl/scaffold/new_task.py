@@ -1,4 +1,4 @@
-"""The five files of a task of one's own, as docs/new_task.md explains them: a working example to change."""
+"""Writes the five files of a new task, which docs/new_task.md explains: a working example to change."""
 
 import re
 from pathlib import Path
@@ -13,13 +13,13 @@ _FILES = {
     "config.yaml": "{name}.yaml",
     "task.py": "{name}_task.py",
 }
-"""A template to what it becomes, in the order of the page."""
+"""Template to output file, in the order of the page."""
 
 
 def write_task(name: str, folder: Path) -> list[Path]:
-    """Write the files into `folder`, which is made. Returns them.
+    """Write the files into `folder`, which is created. Returns them.
 
-    Raises UserError for a name that Python would not take, and for files that are there already:
+    Raises UserError for a name that is not allowed in Python, and for files that exist already:
     nothing is overwritten.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -30,8 +30,7 @@ def write_task(name: str, folder: Path) -> list[Path]:
     texts = {folder / file.format(name=name): _fill(part, name) for part, file in _FILES.items()}
     if there := [file for file in texts if file.exists()]:
         raise UserError(
-            f"{there[0]} is there already, and nothing is overwritten. Choose another name, or another "
-            f"folder with --folder."
+            f"{there[0]} exists already and is not overwritten. Choose another name, or another folder with --folder."
         )
 
     try:

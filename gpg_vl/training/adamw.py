@@ -1,9 +1,9 @@
-"""AdamW for weights in bfloat16 and moments of a byte: held in fewer bits, computed in float32.
+"""AdamW for bfloat16 weights and 8-bit moments: values are stored in fewer bits and computed in float32.
 
-A step of 1e-6 is a hundredth of the distance between two bfloat16 numbers near 0.02, so rounding to the nearest would undo
-it, every time. Stochastic rounding takes the upper neighbour with the probability that the number is near it: each step is
-right on average, and many of them move a weight as far as in float32. Moments are never bfloat16: with beta2 0.999 the
-second moment shrinks by a thousandth a step, less than bfloat16 can show, and would only ever grow.
+A step of 1e-6 is a hundredth of the distance between two bfloat16 numbers near 0.02, so rounding to the nearest would always undo
+it. Stochastic rounding rounds up with a probability equal to the relative distance from the lower neighbour. Each step is right
+on average, and many steps move a weight as far as in float32. Moments are never bfloat16: with beta2 0.999 the second moment
+shrinks by a thousandth per step, which bfloat16 cannot represent, so it would only grow.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,21 +19,22 @@ from gpg_vl.models.weight_precision import is_matrix
 from gpg_vl.training import eight_bit
 
 PIECE = 2**22
-"""Numbers that are computed at a time: what comes and goes stays small compared with the largest matrix."""
+"""Numbers computed at a time, so that temporary tensors are small compared with the largest matrix."""
 SMALLEST_OF_BYTES = 4096
-"""Numbers of a matrix from which on its moments may take a byte each; those of smaller ones are not worth it."""
+"""Smallest matrix, in numbers, whose moments are stored as 8-bit codes. For smaller ones it is not worth it."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALE = "_scale"
-"""Behind the name of a moment whose numbers are codes: what each of its blocks is multiplied by."""
+"""The suffix of a moment's name for the scales of its code blocks."""
 
 
 class NarrowAdamW(torch.optim.Optimizer):
-    """AdamW with decoupled decay, of the same formula as torch's own. Gradients may be of any dtype.
+    """AdamW with decoupled weight decay, with the same formula as torch's. Gradients may have any dtype.
 
-    groups: as of any optimizer of torch; `weight_decay` and `lr` are read from them.
-    bytes_of_moments: 4 keeps both moments in float32; 1 as codes of 8 bits (`eight_bit`), but for vectors and small matrices.
-    seed: of the rounding of bfloat16 weights. With the number of the step it says all, so a run that is resumed, and every
-        process that holds the same weights, rounds alike.
+    groups: parameter groups as for any torch optimizer; `weight_decay` and `lr` are read from them.
+    bytes_of_moments: 4 stores both moments in float32; 1 stores them as 8-bit codes (`eight_bit`), except for vectors and
+        small matrices.
+    seed: the seed of the stochastic rounding. Seed and step number determine it, so a resumed run, and every
+        process that holds the same weights, rounds the same.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class NarrowAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self.keeps_codes = bytes_of_moments == 1
-        """Whether moments of large matrices take a byte each."""
+        """True if moments of large matrices are stored as 8-bit codes."""
         self._seed = seed
 
     @torch.no_grad()
@@ -68,7 +69,7 @@ class NarrowAdamW(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        # torch has cast everything to the dtype of the weights: codes are no floats, and moments no bfloat16
+        # undo torch's cast of all states to the dtype of the weights: codes must stay integers and moments float32
         parameters = [p for group in self.param_groups for p in group["params"]]
         for number, saved in state_dict["state"].items():
             parameter = parameters[number]
@@ -78,7 +79,7 @@ class NarrowAdamW(torch.optim.Optimizer):
             }
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Moments of zero, spread over processes like the weight."""
+        """Zero moments, sharded like the weight."""
         state = {"step": torch.tensor(0.0)}
         as_codes = self.keeps_codes and takes_codes(parameter)
         for name in MOMENTS:
@@ -122,13 +123,16 @@ class NarrowAdamW(torch.optim.Optimizer):
 
 
 def takes_codes(parameter: Tensor) -> bool:
-    """Whether the moments of a weight may take a byte each: on all processes that hold a part of it, or on none."""
+    """Whether the moments of a weight are stored as 8-bit codes. The answer is the same on all processes that hold a part
+    of it."""
     return is_matrix(parameter) and parameter.numel() >= SMALLEST_OF_BYTES
 
 
 def round_stochastically(numbers: Tensor, generator: torch.Generator) -> Tensor:
-    """To bfloat16: up with the probability of how far a number is on its way to the upper neighbour. float32 and finite."""
-    # bfloat16 is the upper half of float32: what is added to the lower half carries over with just that probability
+    """Round finite float32 numbers to bfloat16: up with a probability equal to the relative distance from the lower
+    neighbour."""
+    # bfloat16 is the upper half of float32: a random number added to the lower half carries over with exactly that
+    # probability
     added = torch.randint(
         0, 2**16, numbers.shape, generator=generator, dtype=torch.int32, device=numbers.device
     )
@@ -137,7 +141,7 @@ def round_stochastically(numbers: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
-    """[rows, columns] of what this process holds, in the same memory; a vector is one column."""
+    """This process's part as [rows, columns], in the same memory; a vector is one column."""
     held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return held.view(len(held), prod(held.shape[1:]))
 
@@ -148,7 +152,7 @@ def _pieces(rows: Tensor) -> Iterator[slice]:
 
 
 def _zero_scales(parameter: Tensor) -> Tensor:
-    """One for each block of each row, on the process that holds the row."""
+    """Zero scales, one for each block of each row, on the process that holds the row."""
     shape = eight_bit.scale_shape(parameter.shape)
     if not isinstance(parameter, DTensor):
         return torch.zeros(shape, device=parameter.device)
@@ -165,7 +169,7 @@ def _zero_scales(parameter: Tensor) -> Tensor:
 
 
 def _read_moment(held: Mapping[str, Tensor], name: str, piece: slice) -> Tensor:
-    """A moment in float32, to be changed."""
+    """A moment in float32, which may be changed."""
     rows = held[name][piece]
     if rows.dtype != torch.uint8:
         return rows

@@ -1,7 +1,8 @@
-"""The groups of a step dealt over processes, so that none has many more tokens to train on than the others.
+"""Balances the groups of a step over the processes, so that no process has many more tokens to train on than the others.
 
-Processes sample equally many groups and train on those with a signal, of which one may have few and another many. All wait for
-the fullest. The gradient does not know who computed which group, so some change over before training, prompts and all.
+Processes sample equally many groups and train on those with a signal; some may have few of these and others many. All wait for
+the slowest. The gradient does not depend on which process computes which group, so some groups are moved before training,
+together with their prompts.
 """
 
 from collections.abc import Sequence
@@ -14,34 +15,34 @@ from gpg_vl.training.collectives import gather
 from gpg_vl.types import Group
 
 TOLERANCE = 0.05
-"""By so much the fullest process may be above the mean before anything moves."""
+"""Nothing is moved while the fullest process is at most this share above the mean."""
 WORTH = 0.01
-"""Of the mean: a move that relieves the fuller of two processes by less is not made, because pictures move too."""
+"""A move that relieves the fuller process by less than this share of the mean is not made, because images are moved too."""
 
 
 class Move(NamedTuple):
-    """A group that changes over.
+    """The move of one group from one process to another.
 
     Example: `Move(source=0, place=3, to=1)`
     """
 
     source: int
-    """The process that has sampled it."""
+    """The process that sampled it."""
     place: int
-    """Among the groups of that process."""
+    """Its index in the groups of that process."""
     to: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dealt:
-    """What this process trains on, and how evenly all are loaded.
+    """The groups that this process trains on, and how even the load of all processes is.
 
     Example: `Dealt(groups=groups, moved=1, before=1.42, after=1.03)`
     """
 
     groups: tuple[Group, ...]
     moved: int
-    """Groups that changed over, of all processes."""
+    """Number of groups moved, over all processes."""
     before: float
     """Tokens of the fullest process over the mean of all."""
     after: float
@@ -50,9 +51,9 @@ class Dealt:
 def deal(
     accelerator: Accelerator, groups: Sequence[Group], tokens: Sequence[int], *, may_move: bool
 ) -> Dealt:
-    """Exchange groups with the other processes where that pays. All processes call it together.
+    """Exchange groups with the other processes where it is worth it. All processes call it together.
 
-    tokens: what training runs through the model of each of these groups. may_move: False only looks how they are dealt.
+    tokens: the number of training tokens of each group. may_move: False moves nothing and only measures the balance.
     """
     by_process: list[Sequence[int]] = gather(accelerator, list(tokens))
     moves = plan_moves(by_process) if may_move else []
@@ -60,7 +61,7 @@ def deal(
     gone = {move.place for move in moves if move.source == own}
     dealt = [group for place, group in enumerate(groups) if place not in gone]
 
-    # all know of all moves, so all come here or none does
+    # all processes know all moves, so either all of them get here or none
     if moves:
         sent = [(move.to, groups[move.place]) for move in moves if move.source == own]
         for of_one in gather(accelerator, sent):
@@ -74,12 +75,12 @@ def deal(
 
 
 def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
-    """Which groups change over, the same for the same numbers.
+    """Plan which groups to move. Deterministic.
 
-    The fullest process gives to the emptiest the group that leaves both most alike, the earlier of equal ones, until the fullest
-    is near the mean or no group helps. Few move: where they were sampled most are best kept.
+    The fullest process gives the emptiest process the group that makes both most equal (the earlier of equal ones), until the
+    fullest is near the mean or no group helps. So only few groups move.
 
-    tokens: of each group, by process.
+    tokens: the tokens of each group, by process.
     """
     stays = [dict(enumerate(of_one)) for of_one in tokens]
     loads = [sum(of_one) for of_one in tokens]
@@ -101,7 +102,7 @@ def plan_moves(tokens: Sequence[Sequence[int]]) -> list[Move]:
 
 
 def excess(tokens: Sequence[Sequence[int]], moves: Sequence[Move]) -> float:
-    """Tokens of the fullest process over the mean of all, after these moves; 1 where there are none."""
+    """Tokens of the fullest process divided by the mean, after these moves; 1 if there are no tokens."""
     loads = [sum(of_one) for of_one in tokens]
     for source, place, to in moves:
         loads[source] -= tokens[source][place]

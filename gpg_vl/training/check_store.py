@@ -1,9 +1,9 @@
-"""The result of a data check, kept so that the next start on the same data looks at none of it.
+"""Stores the result of a data check, so that the next start on the same data need not read it again.
 
-A result is found again only if nothing has changed on which it depends: the status of every file of rows and of every
-picture (size, times of its content and of its entry, number on the disk), the settings that the check reads, tokenizer and
-chat template, the code of this package and the versions of the libraries below it. A status is no proof of content; the
-digests of all rows are kept with the result, and a row is compared with its own when it is drawn.
+A result is found again only if nothing that it depends on has changed: the status of every row file and every image (size,
+modification times, inode), the settings that the check reads, tokenizer and chat template, the code of this package, and the
+versions of its libraries. A status does not prove the content. So the digests of all rows are stored with the result, and a
+row is compared with its digest when it is drawn.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ from gpg_vl.training.row_digests import RowDigests
 from gpg_vl.types import Example, Message
 
 FORMAT = 1
-"""Of what is kept; another one is not read."""
+"""The version of the file format; other versions are not read."""
 KEPT = 32
-"""Results in a store; the oldest go."""
+"""Maximum number of results in a store; the oldest are deleted."""
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -43,14 +43,14 @@ _LIBRARIES = (
 )
 _GROUPS = ("gpg_vl.rewards", "gpg_vl.families", "gpg_vl.eval_tasks")
 _NOT_CHECKED = ("pass_rate", "skip_solved", "workers")
-"""Keys of the data section that choose among checked rows, or say who reads them."""
+"""Keys of the data section that do not affect the check: they select among checked rows, or set who reads them."""
 _STATUS_THREADS = 16
 _TORN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What a check has found.
+    """The result of a check.
 
     Example: `Checked(report=report, rows=digest_rows(examples, root), pictures=("img/7.png",), statuses="9f86...",
     is_proved=True)`
@@ -59,26 +59,26 @@ class Checked:
     report: DataReport
     rows: RowDigests
     pictures: tuple[str, ...] = ()
-    """The paths of all pictures, each once, in the order of the rows."""
+    """The paths of all images, each once, in the order of the rows."""
     statuses: str = ""
-    """The digest of what their files were when they were read, see `digest_statuses`."""
+    """The digest of their file statuses when they were read, see `digest_statuses`."""
     is_proved: bool = False
-    """The rewards of this package gave full marks to the gold answers."""
+    """True if the built-in rewards gave full marks to the gold answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckStore:
-    """Where the result of one check is kept.
+    """The place where the result of one check is stored.
 
     Example: `CheckStore(file=Path("data/.gpg_vl/check-9f86d0.npz"), root=Path("data"))`
     """
 
     file: Path
     root: Path | None
-    """The folder that paths of pictures start from."""
+    """The folder that image paths are relative to."""
 
     def find(self) -> Checked | None:
-        """The result; None if there is none, or if a picture has changed since."""
+        """The stored result; None if there is none, or if an image has changed since."""
         try:
             with self.file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
                 checked = _from_arrays({name: kept[name] for name in kept.files})
@@ -88,7 +88,8 @@ class CheckStore:
         return checked if now == checked.statuses else None
 
     def keep(self, checked: Checked) -> None:
-        """Write it, complete or not at all. A store that is full or gone keeps nothing, and the next start checks again."""
+        """Write the result atomically. If the store is full or missing nothing is written, and the next start checks
+        again."""
         try:
             with writing(self.file) as stream:
                 np.savez_compressed(stream, **_to_arrays(checked))
@@ -110,10 +111,10 @@ def open_check_store(
     folder: Path | None,
     root: Path | None,
 ) -> CheckStore | None:
-    """The place of the result of a check, by everything that it depends on but pictures; None if there is no place, or a
-    file has gone.
+    """The place of a check's result, named by everything that the check depends on except images. None if nothing can be stored
+    there, or if a file is missing.
 
-    files: those of the rows. notes: what is said of the source beside them. folder: that of the source.
+    files: the row files. notes: other facts about the source. folder: the folder of the source.
     """
     store = find_store(folder)
     statuses = digest_statuses(files)
@@ -136,7 +137,7 @@ def open_check_store(
 
 
 def digest_statuses(files: Iterable[Path]) -> str | None:
-    """One digest of the status of many files, which are not read; None if one of them is not there."""
+    """One digest of the status of many files, without reading them; None if one is missing."""
     listed = list(files)
     try:
         with ThreadPoolExecutor(_STATUS_THREADS) as pool:
@@ -146,7 +147,7 @@ def digest_statuses(files: Iterable[Path]) -> str | None:
 
 
 def digest_pairs(pairs: Iterable[tuple[Path, str]]) -> str:
-    """The same of files whose status is known."""
+    """The same digest, for files whose status is known."""
     digest = hashlib.sha256()
     for file, status in pairs:
         digest.update(f"{file.absolute()}\0{status}\n".encode(errors="surrogateescape"))
@@ -154,12 +155,12 @@ def digest_pairs(pairs: Iterable[tuple[Path, str]]) -> str:
 
 
 def locate(root: Path | None, pictures: Iterable[str]) -> list[Path]:
-    """Where pictures are, by their paths in the rows."""
+    """The files of images, from their paths in the rows."""
     return [(root or Path()) / picture for picture in pictures]
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What a check reads of a config."""
+    """The settings of a config that a check reads."""
     tree = config.model_dump(mode="json")
     evaluation = {name: tree["eval"][name] for name in ("task", "data")}
     if config.eval.data is not None:
@@ -176,7 +177,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _files_below(path: Path) -> list[Path]:
-    """The files of an evaluation; what is kept in a store among them, such as that of the training rows, is none."""
+    """The files of an evaluation data set, without stored results that may be in the same folder."""
     if not path.is_dir():
         return [path]
     return [file for file in path.rglob("*") if file.is_file() and FOLDER not in file.parts]
@@ -184,7 +185,7 @@ def _files_below(path: Path) -> list[Path]:
 
 @cache
 def _digest_package() -> str:
-    """Of the code of this package: a check by another version is another check."""
+    """A digest of this package's code, because another version may check differently."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -194,7 +195,7 @@ def _digest_package() -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Of the libraries that read rows and pictures, and of packages that bring families and rewards."""
+    """The versions of the libraries that read rows and images, and of packages that provide families and rewards."""
     found = {name: version(name) for name in _LIBRARIES}
     for entry in [one for group in _GROUPS for one in entry_points(group=group)]:
         if entry.dist is not None:

@@ -1,19 +1,19 @@
-"""Checkpoints that are complete or absent, and from which a run resumes bit for bit.
+"""Writes and restores checkpoints. They are complete or absent, and a run resumes from them bit for bit.
 
     checkpoints/step-000040/
-        manifest.json       size and digest of every other file, and what the run depends on besides
+        manifest.json       size and digest of every other file, and everything else the run depends on
         model/              weights (safetensors), config, tokenizer, processor: an ordinary checkpoint, adapters merged in
         adapter/            adapters if there are any, as peft writes and reads them
         state.json          step, data position, counters
-        data.digests        of each row of the data
-        weights/            what is trained, in its own dtype, where `model/` is rounded and has to be read again
+        data.digests        the digest of each row of the data
+        weights/            the trained weights in their own dtype, if `model/` is rounded
         rank-0.pt           per process: random states and surplus groups
-        ...                 what the sharding writes: optimizer.pt and critic.pt, or parts/
+        ...                 files of the sharding: optimizer.pt and critic.pt, or parts/
 
-    checkpoints/best        a link to the best of them by `output.keep_best`
+    checkpoints/best        a link to the best checkpoint by `output.keep_best`
 
-Everything is written into a hidden folder next to it, digested, flushed to the disk and then renamed: a killed process leaves
-a hidden folder that no resume looks at. Files are read with `weights_only=True`: a checkpoint cannot run code.
+Everything is written to a hidden folder next to it, digested, flushed to the disk and then renamed. A killed process leaves
+only a hidden folder, which a resume ignores. Files are read with `weights_only=True`, so a checkpoint cannot run code.
 """
 
 import logging
@@ -64,18 +64,18 @@ log = logging.getLogger("gpg_vl.run")
 
 
 LITTLE_ROOM = 1 << 20
-"""Bytes that are free on a disk that counts as full: files are written in blocks, and a last small one may fit."""
+"""A disk with fewer free bytes counts as full: files are written in blocks, and a last small one may still fit."""
 
 
 class Checkpoints:
     """The checkpoints of one run. All processes call its methods together.
 
-    folder: where they are; each is a folder of its own in there.
+    folder: the folder that contains them, one subfolder each.
     metrics: metrics.jsonl of the run.
-    keep: older checkpoints are deleted once so many newer ones are complete; the best one stays.
-    identity: what the run depends on; needed on the main process.
-    export: dtype of every number in `model/`; None: as it is held.
-    card: the text of the model card after so many steps; None writes none.
+    keep: how many of the newest checkpoints are kept; the best one is kept too.
+    identity: everything the run depends on; needed on the main process.
+    export: dtype of all weights in `model/`; None: their own dtype.
+    card: a function from the number of steps to the text of the model card; None writes none.
     """
 
     def __init__(
@@ -107,11 +107,12 @@ class Checkpoints:
     def save(self, state: RunState) -> Path:
         """Write a checkpoint of the run after `state.step` steps and delete all but the newest and the best.
 
-        Returns its folder. Raises RunError; NonFiniteWeightsError if the weights are no numbers.
+        Returns its folder. Raises RunError; NonFiniteWeightsError if weights are NaN or infinite.
         """
         final = self._folder / _name(state.step)
         hidden = self._folder / f".{final.name}.partial"
         wait, main = partial(wait_for_all, self._accelerator), self._accelerator.is_main_process
+
         try:
             if main:
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -127,6 +128,8 @@ class Checkpoints:
                 self._write_manifest(hidden, files)
                 _flush(hidden)
                 _put_in_place(hidden, final)
+
+                # delete older checkpoints only after the new one is complete
                 best = self._folder / _name(state.best.step) if state.best else None
                 for old in by_step(self._folder)[: -self._keep]:
                     if old != best:
@@ -134,7 +137,7 @@ class Checkpoints:
                 _link_best(self._folder, best)
         except (
             RunError
-        ):  # broken weights, or another process that has ended: the disk is not to blame
+        ):  # non-finite weights, or another process has ended: not an error of the disk
             if main:
                 shutil.rmtree(hidden, ignore_errors=True)
             raise
@@ -142,7 +145,7 @@ class Checkpoints:
             OSError,
             RuntimeError,
             SafetensorError,
-        ) as error:  # a full disk, as torch and safetensors put it
+        ) as error:  # torch and safetensors raise these for a full disk
             why = _describe_refusal(error, self._folder)
             shutil.rmtree(hidden, ignore_errors=True)
             raise RunError(
@@ -153,16 +156,16 @@ class Checkpoints:
         return final
 
     def restore(self, checkpoint: Path) -> RunState:
-        """Put a checkpoint into model, optimizer and random states.
+        """Load a checkpoint into model, optimizer and random states.
 
-        Raises UserError if it cannot be read, or is of another sharding or number of processes.
+        Raises UserError if it cannot be read, or if it was written under another sharding or number of processes.
         """
         try:
             saved = read_state(checkpoint / STATE)
             self._refuse_others(checkpoint, saved)
             self._sharding.load(checkpoint)
             carry = self._restore_rank(checkpoint, saved)
-        except (UserError, RunError):  # said already, or another process that has ended
+        except (UserError, RunError):  # already explained, or another process has ended
             raise
         except Exception as error:
             if not _is_unreadable(error):
@@ -202,7 +205,7 @@ class Checkpoints:
             (folder / CARD).write_text(self._card(step), encoding="utf-8")
 
     def _save_adapters(self, folder: Path) -> None:
-        """A folder that peft loads onto the model that the run began with."""
+        """Save adapters in a folder that peft loads onto the original model."""
         weights = self._sharding.full_adapters()
         if weights and self._accelerator.is_main_process:
             model = self._model
@@ -220,7 +223,8 @@ class Checkpoints:
     # ---- what is read
 
     def _restore_rank(self, checkpoint: Path, saved: SavedState) -> tuple[Group, ...]:
-        """Random states of this process, and its surplus groups; dealt anew if other processes have written them."""
+        """Restore this process's random states and return its surplus groups; they are distributed again if the number of
+        processes has changed."""
         here, index = self._accelerator.num_processes, self._accelerator.process_index
         numbers = [index] if saved.processes == here else range(saved.processes)
         ranks = [read_rank_state(checkpoint / _rank_file(number)) for number in numbers]
@@ -237,23 +241,23 @@ class Checkpoints:
         if saved.sharding != self._sharding.name:
             raise UserError(
                 f"The checkpoint {checkpoint} was written under train.sharding {saved.sharding}; this run has "
-                f"{self._sharding.name}, which reads only its own. Resume with train.sharding={saved.sharding}, or start a "
-                f"new run from {checkpoint / MODEL}, an ordinary model."
+                f"{self._sharding.name}, which reads only its own checkpoints. Resume with "
+                f"train.sharding={saved.sharding}, or start a new run from {checkpoint / MODEL}, an ordinary model."
             )
         here = self._accelerator.num_processes
         if saved.processes != here and not self._sharding.any_processes:
             raise UserError(
-                f"The checkpoint {checkpoint} was written by {saved.processes} process(es); this run has {here}. "
-                f"Start as many as then."
+                f"The checkpoint {checkpoint} was written by {saved.processes} process(es); this run has {here}. Start "
+                f"the same number."
             )
 
 
 def digest_together(
     accelerator: Accelerator, folder: Path, sizes: dict[str, int]
 ) -> dict[str, Entry | None]:
-    """Size and digest of the named files, on all processes; None of one that cannot be read.
+    """Size and digest of the named files, on all processes; None for a file that cannot be read.
 
-    The processes of the first node share the work: a network file system may show the others a file only later.
+    The processes of the first node share the work, because on a network file system other nodes may see a file only later.
     """
     index = accelerator.process_index
     is_near = gather(accelerator, index == accelerator.local_process_index)
@@ -270,9 +274,9 @@ def digest_together(
 
 
 def _describe_refusal(error: Exception, folder: Path) -> str:
-    """Why a file could not be written. Asked for while what there is of the checkpoint still fills the disk.
+    """Why a file could not be written. Called before the partial checkpoint is removed, while the disk is still full.
 
-    torch and safetensors speak of their own insides where the operating system has refused.
+    The messages of torch and safetensors do not say what the operating system has refused.
     """
     if isinstance(error, OSError) or shutil.disk_usage(folder).free > LITTLE_ROOM:
         return str(error)
@@ -280,7 +284,7 @@ def _describe_refusal(error: Exception, folder: Path) -> str:
 
 
 def _digest_all(accelerator: Accelerator, folder: Path) -> dict[str, Entry]:
-    """Of every file that was written. Raises OSError."""
+    """Size and digest of every file that was written. Raises OSError."""
     own_sizes: dict[str, int] = {}
     if accelerator.is_main_process:
         own_sizes = {name: (folder / name).stat().st_size for name in list_files(folder)}
@@ -295,15 +299,15 @@ def _digest_all(accelerator: Accelerator, folder: Path) -> dict[str, Entry]:
 
 
 def _name(step: int) -> str:
-    """Of the folder of a checkpoint."""
+    """The folder name of a checkpoint."""
     return f"{PREFIX}{step:06d}"
 
 
 def _link_best(folder: Path, best: Path | None) -> None:
-    """Let `best` lead to a checkpoint, by a path that stays right when the run folder is moved; None takes it away.
+    """Make `best` a relative link to a checkpoint, which stays valid when the run folder is moved; None removes it.
 
-    It is there for people and programs that want a path: resuming reads state.json. So a file system without links is no
-    reason to end a run.
+    The link is only for people and programs that want a path; a resume reads state.json. So a file system without links does not
+    end a run.
     """
     link, new = folder / BEST, folder / f".{BEST}.partial"
     if best is None or not best.is_dir():
@@ -323,12 +327,12 @@ def _rank_file(process: int) -> str:
 
 
 def _is_unreadable(error: Exception) -> bool:
-    """Whether a file is to blame."""
+    """Whether the error comes from an unreadable file."""
     return isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError)
 
 
 def _put_in_place(hidden: Path, final: Path) -> None:
-    """What was there under this name goes only when the new one is there."""
+    """Rename the new folder into place. An old folder of that name is removed only afterwards."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():

@@ -1,6 +1,6 @@
-"""The few things that processes tell each other, over accelerate.
+"""Collectives over accelerate: sums, maxima and gathered values.
 
-With one process each is the identity.
+With one process each function is the identity.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from gpg_vl.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""For work of unknown length on one process of each node: torch must have some limit."""
+"""The time limit of collectives that wait for work of unknown length; torch needs some limit."""
 
 
 def sums(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
@@ -50,7 +50,7 @@ def maximum(accelerator: Accelerator, value: float) -> float:
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
-    """Run `action` on the main process; what a user got wrong there is raised on every process, so
+    """Run `action` on the main process; a UserError there is raised on every process, so
     that none waits for it.
     """
     message = None
@@ -76,16 +76,15 @@ def gather(accelerator: Accelerator, value: Any) -> list[Any]:
 
 
 def wait_for_all(accelerator: Accelerator) -> None:
-    """Return when all processes have come here."""
+    """Return when all processes have called it."""
     with in_collective():
         accelerator.wait_for_everyone()
 
 
 def once_per_node(accelerator: Accelerator, action: Callable[[], T]) -> list[T]:
-    """What `action` returns on the first process of each node, on every process; by node.
+    """Run `action` on the first process of each node. Returns the results of all nodes on every process.
 
-    The other processes wait as long as it takes. What a user got wrong on any node is raised on every process, in the same
-    words.
+    The other processes wait without a time limit. A UserError on any node is raised on every process with the same message.
     """
     if accelerator.num_processes == 1:
         return [action()]
@@ -98,7 +97,7 @@ def once_per_node(accelerator: Accelerator, action: Callable[[], T]) -> list[T]:
         except UserError as error:
             message = str(error)
 
-    # a group of its own, because the others are meant to wait for less long
+    # a separate process group, because the default one has a shorter time limit
     group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
     collected: list[tuple[tuple[T] | None, str | None]] = [(None, None)] * accelerator.num_processes
     with in_collective(patient=True):

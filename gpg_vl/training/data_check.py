@@ -1,8 +1,9 @@
-"""The check of a set of training data: every row and picture once, and no more until something changes.
+"""The check of training data: every row and image is checked once, and again only if something has changed.
 
-A config is here that of a run on one set (`gpg_vl.training.training_sets`), if nothing else is said.
+Unless noted otherwise, a config here is one with a single data set (`gpg_vl.training.training_sets`).
 
-`check_once` finds the result of an earlier check of the same data (`gpg_vl.training.check_store`), or checks and keeps it.
+`check_once` finds the result of an earlier check of the same data (`gpg_vl.training.check_store`), or checks the data and
+stores the result.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ from gpg_vl.types import Example
 
 
 def picture_root(config: Config) -> Path | None:
-    """The folder that paths of pictures start from; None where pictures are bytes."""
+    """The folder that image paths are relative to; None if images are bytes."""
     return Path(config.data.root) if config.data.root else folder_of(config.data.only)
 
 
@@ -67,7 +68,7 @@ def make_pool(config: Config) -> RewardPool:
 
 
 def needs_answers(config: Config) -> bool:
-    """Whether every row needs a gold answer: to learn it, or for a reward. Imports rewards of your own in a worker."""
+    """Whether every row needs a gold answer, to train on it or for a reward. Imports users' rewards in a worker."""
     if not isinstance(config.algorithm, SampledConfig):
         return True
 
@@ -84,7 +85,7 @@ def needs_answers(config: Config) -> bool:
 
 
 def load_data(config: Config) -> Examples:
-    """The examples of a config whose rows were checked: one without an answer may do without."""
+    """Load the examples of a config whose rows were checked before; they may lack answers."""
     data = config.data
     return Examples(data.only, data.columns, limit=data.limit, answers=False)
 
@@ -96,8 +97,8 @@ def check_data(
     *,
     read_gold: ReadGold | None = None,
 ) -> DataReport:
-    """Read and check every row of the training data, whatever was known of it. `read_gold`: see `Checks`; the gold proof of
-    a run says more.
+    """Read and check every row of the training data, ignoring stored results. `read_gold`: see `Checks`; the gold check of a run
+    reports more.
     """
     answers = needs_answers(config)
     store = _open_store(config, encoder, answers=answers)
@@ -109,16 +110,17 @@ def check_data(
 def check_once(
     config: Config, encoder: Encoder, console: Console | None, *, again: bool
 ) -> Checked:
-    """What an earlier check of the same data has found, or that of one which is made now.
+    """The stored result of an earlier check of the same data, or the result of a new check.
 
-    again: check in any case. Raises UserError if the data, or the gold answers under the rewards, are not as they must be.
+    again: check even if there is a stored result. Raises UserError if there are problems in the data, or if gold answers do
+    not get full marks.
     """
     answers = needs_answers(config)
     store = _open_store(config, encoder, answers=answers)
     checked = None if again or store is None else store.find()
     if checked is not None and console:
         console.print(
-            f"The data {config.data.only} was checked before and has not changed; --recheck looks at every row again.",
+            f"The data {config.data.only} was checked before and has not changed; --recheck checks every row again.",
             soft_wrap=True,
         )
     found = checked
@@ -126,7 +128,7 @@ def check_once(
         checked = _check_rows(config, encoder, console, answers=answers, read_gold=None)
     _refuse_problems(config, checked.report, console)
 
-    # code of one's own may read what nobody sees from here: it is proved at every start
+    # a user's own code may depend on other files, so its gold check is repeated at every start
     if not checked.is_proved:
         refuse_bad_rewards(config, load_data(config), console)
         checked = replace(checked, is_proved=set(config.rewards.weights) <= set(BUILTIN))
@@ -141,7 +143,7 @@ def refuse_bad_rewards(
     """Raises UserError for gold answers that do not get full marks from the rewards of the run."""
     gold = config.rewards.gold
     names = ", ".join(config.rewards.weights)
-    what = f"proving the rewards ({names}) on the gold answers of {len(examples)} rows"
+    what = f"checking that the rewards ({names}) accept the gold answers of {len(examples)} rows"
     if not examples:
         what = f"loading the rewards ({names})"
     with progress(console, what), make_pool(config) as pool:
@@ -162,12 +164,12 @@ def _refuse_problems(config: Config, report: DataReport, console: Console | None
 
 
 def _open_store(config: Config, encoder: Encoder, *, answers: bool) -> CheckStore | None:
-    """Where the result of this very check is kept; None if it cannot be, or if the source cannot be read."""
+    """Where the result of this check is stored; None if it cannot be stored, or if the source cannot be read."""
     try:
         files = files_of(config.data.only, config.data.columns)
         notes = notes_of(config.data.only, config.data.columns)
     except UserError:
-        # the check says it, among what else is wrong
+        # the check reports it with the other problems
         return None
     if not files:
         return None
@@ -182,7 +184,7 @@ def _open_store(config: Config, encoder: Encoder, *, answers: bool) -> CheckStor
 
 
 def _keep(before: CheckStore | None, after: CheckStore | None, checked: Checked) -> None:
-    """Keep a result unless there were problems, or files have changed while they were read."""
+    """Store a result unless there were problems, or files changed while they were read."""
     if before is None or before != after or not checked.report.ok:
         return
     if digest_statuses(locate(before.root, checked.pictures)) == checked.statuses:
@@ -211,7 +213,7 @@ def _check_rows(
         answers=answers,
     )
 
-    # the rows are read once: what is counted, noted and kept of them is taken as they pass
+    # the rows are read only once, so counts, notes and digests are collected on the way
     looking = _Looking(encoder)
     report = check(
         show_progress(looking.ahead(rows), console, source=config.data.only),
@@ -229,7 +231,7 @@ def _check_rows(
 
 
 def _evaluation_rows(config: Config, root: Path | None) -> EvaluationRows | None:
-    """What the evaluation of the run shows, which training should not; None if it has none."""
+    """The rows of the run's evaluation, which should not be in the training data; None if there is no evaluation."""
     if config.eval.task is None or config.eval.data is None:
         return None
     docs = tasks.get(config.eval.task)().load(Path(config.eval.data))
@@ -237,13 +239,13 @@ def _evaluation_rows(config: Config, root: Path | None) -> EvaluationRows | None
 
 
 def _notes_of_source(config: Config) -> Iterator[str]:
-    """Asked for once the rows are read, so that a source which cannot be read is one problem, not an error twice."""
+    """Notes on the source. Read after the rows, so that an unreadable source is reported only once."""
     yield from notes_of(config.data.only, config.data.columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Looked:
-    """What was found out about one row: its pictures or what is wrong with them, its digests, and the status of its files."""
+    """What was found for one row: its images or what is wrong with them, its digests, and the status of its files."""
 
     pictures: Sequence[Examined] | ImageError
     digests: tuple[bytes, bytes] = (b"", b"")
@@ -251,7 +253,7 @@ class _Looked:
 
 
 class _Looking:
-    """Looks at pictures ahead of the check, and remembers what each row and each file was."""
+    """Reads images ahead of the check, and records the digests of rows and the status of files."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -260,13 +262,13 @@ class _Looking:
         self._statuses: dict[str, str] = {}
 
     def ahead(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The same rows, each looked at by the time it comes."""
+        """The same rows, whose images have been read when they are returned."""
         for row, looked in look_ahead(rows, self._look):
             self._current = looked
             yield row
 
     def count(self, example: Example) -> PromptCounts:
-        """The counts of the row that came last. Raises UserError."""
+        """The counts of the last returned row. Raises UserError."""
         assert self._current is not None, example.id
         looked = self._current.result()
         if isinstance(looked.pictures, ImageError):
@@ -278,7 +280,7 @@ class _Looking:
         return self._encoder.count(example, looked.pictures)
 
     def checked(self, report: DataReport) -> Checked:
-        """All of it, once the rows are at their end."""
+        """The result, after the last row."""
         root = self._encoder.root
         return Checked(
             report=report,
@@ -291,11 +293,11 @@ class _Looking:
 
     def _look(self, example: Example) -> _Looked:
         encoder = self._encoder
-        # a model that reads text alone refuses such a row in words of its own
+        # a text-only model refuses such a row with its own message
         if not encoder.processing.family.has_vision:
             return _Looked(pictures=(), digests=digest_row(replace(example, images=()), None))
         try:
-            # before they are read: what is written from now on is another status
+            # get the status before reading, so that a later change is noticed
             statuses = tuple(
                 (image, self._status(image)) for image in example.images if isinstance(image, str)
             )
@@ -311,5 +313,5 @@ class _Looking:
         try:
             return status_of((self._encoder.root or Path()) / image)
         except (OSError, ValueError):
-            # whoever opens it says why
+            # opening the file reports why
             return ""

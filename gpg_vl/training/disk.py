@@ -1,4 +1,4 @@
-"""What a run will write to the disk: the size of its checkpoints, how many there are at once, and the room for them."""
+"""The disk space of a run: the size of its checkpoints, how many exist at once, and the free space."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from gpg_vl.training.sharding import shardings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """The checkpoints of a run.
+    """The disk space of a run's checkpoints.
 
     Example: `Disk(folder=Path("runs/a"), checkpoint=27e9, at_once=3, free=120e9)`
     """
@@ -24,11 +24,12 @@ class Disk:
     folder: Path
     """Where they are written."""
     checkpoint: float
-    """Bytes of one."""
+    """Bytes of one checkpoint."""
     at_once: int
-    """Most that are there at a time: those that are kept, and one that is being written before an older one goes."""
+    """Maximum number that exist at the same time: those that are kept, and one that is written before an older one is
+    deleted."""
     free: float
-    """Bytes that are free there before the run."""
+    """Free bytes there before the run."""
 
     @property
     def needed(self) -> float:
@@ -40,7 +41,7 @@ class Disk:
 
 
 def plan_disk(config: Config, family: Family, sizes: Sizes, steps: int) -> Disk:
-    """sizes: of the model that is trained."""
+    """Compute the disk space. sizes: those of the trained model."""
     folder = Path(config.output.folder)
     model = _model_bytes(config, family)
     return Disk(
@@ -52,14 +53,15 @@ def plan_disk(config: Config, family: Family, sizes: Sizes, steps: int) -> Disk:
 
 
 def count_at_once(steps: int, output: OutputConfig) -> int:
-    """Most checkpoints that are there at a time, in a run of so many steps that writes one at its end in any case."""
+    """Maximum number of checkpoints that exist at the same time in a run of `steps` steps, which always writes one at its
+    end."""
     best = 1 if output.keep_best else 0
     written = ceil(steps / output.checkpoint_every) if output.checkpoint_every else 1
     return min(written, output.keep_checkpoints + 1) + best
 
 
 def _model_bytes(config: Config, family: Family) -> float:
-    """Of `model/`: each weight in the dtype that it is held in, those with adapters in that of the sum."""
+    """Bytes of `model/`: each weight in its own dtype, merged weights in the dtype of the sum."""
     model, held = make_meta_model(config, family), widths(config)
     tied, adapted = set(model.all_tied_weights_keys), adapted_weights(model)
 
@@ -76,7 +78,7 @@ def _model_bytes(config: Config, family: Family) -> float:
 
 
 def _training_bytes(config: Config, sizes: Sizes) -> float:
-    """Of moments and adapters, and of trained weights where a sharding writes its own beside `model/`."""
+    """Bytes of moments and adapters, and of trained weights if the sharding writes its own copy in addition to `model/`."""
     held = replace(sizes, widths=widths(config))
     total = moment_bytes(held)
     spreads = getattr(shardings.get(config.train.sharding), "memory", None) is not None
@@ -88,7 +90,7 @@ def _training_bytes(config: Config, sizes: Sizes) -> float:
 
 
 def describe_little_disk(disk: Disk) -> str:
-    """What to say where the checkpoints of a run will not fit; "" where they will."""
+    """The warning if the checkpoints of a run will not fit; "" if they will."""
     if disk.fits:
         return ""
     return (

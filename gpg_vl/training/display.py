@@ -1,4 +1,4 @@
-"""Live signs of a run: on a terminal a bar, the last step and the current phase; else plain lines."""
+"""The live display of a run: on a terminal a bar, the last step and the current phase; elsewhere plain lines."""
 
 import sys
 import time
@@ -28,14 +28,14 @@ from gpg_vl.training.signals import (
 )
 
 WARN_EVERY = 50
-"""Steps between two warnings of the same kind."""
+"""Minimum number of steps between two warnings of the same kind."""
 
 
 def no_signal(
     *, steps: int, skipped: int, folder: Path, dropped: Dropped, seen: Seen
 ) -> str | None:
-    """What to say of a run that is over and in which nothing could be learnt; None of any other
-    run. seen: the groups of the whole run.
+    """The message for a finished run in which no group had a signal; None for any other run. seen: the groups
+    of the whole run.
     """
     if skipped < steps or not steps:
         return None
@@ -43,15 +43,14 @@ def no_signal(
     broken = ""
     if dropped.number:
         broken = (
-            f" {dropped} groups were dropped because a reward broke (rewards.on_error: "
-            f"drop_group): correct that first; reward_failure in {folder / 'metrics.jsonl'} has the messages."
+            f" {dropped} groups were dropped because a reward failed (rewards.on_error: drop_group): correct that first; "
+            f"reward_failure in {folder / 'metrics.jsonl'} has the messages."
         )
     return (
-        f"Nothing was learnt: in all {steps} steps every answer to a prompt got the same reward as "
-        f"the others, so the weights are those the run began with.{broken} Of {seen.groups} groups "
-        f"{seen.all_wrong} were all wrong and {seen.all_right} all right (all_wrong_share, all_right_share in "
-        f"{folder / 'metrics.jsonl'}). Read what the model answers ({folder / 'samples'}) and what "
-        f"the reward makes of it (gpg-vl rewards test). {advise(seen)}"
+        f"Nothing was learnt: in all {steps} steps all answers to a prompt got the same reward, so the weights have not "
+        f"changed.{broken} Of {seen.groups} groups {seen.all_wrong} were all wrong and {seen.all_right} all right "
+        f"(all_wrong_share, all_right_share in {folder / 'metrics.jsonl'}). Read the model's answers "
+        f"({folder / 'samples'}) and check how the reward scores them (gpg-vl rewards test). {advise(seen)}"
     )
 
 
@@ -59,7 +58,7 @@ class Display:
     """Shows steps as they happen. Use as a context manager.
 
     Without a terminal one line is printed per `plain_every` steps, and one per `plain_seconds` in a
-    step that takes longer. `rounds` of answers may be sampled in a step; 0 of an algorithm that samples none.
+    step that takes longer. `rounds`: maximum rounds of sampling per step; 0 for an algorithm that does not sample.
     """
 
     def __init__(
@@ -79,13 +78,13 @@ class Display:
         self._plain_seconds = plain_seconds
         self._steps = steps
 
-        # the pace is that of this process: what was done before a resumption took none of its time
+        # measure the pace of this process only: steps before a resume took none of its time
         self._started, self._first = time.perf_counter(), done
         self._printed = self._started
         self._done, self._rounds = done, rounds
         self._warned: dict[str, int] = {}
 
-        # a line of its own for what must be seen at any width
+        # a separate line for what must be visible at any width
         self._bar = Progress(
             SpinnerColumn(),
             text_column("step"),
@@ -134,11 +133,12 @@ class Display:
             self._print(f"step {step:>5}/{self._steps}  {line}  {left // 60}:{left % 60:02d} left")
 
     def phase(self, phase: str, done: int, of: int) -> None:
-        """Life signs within a step; only a terminal shows them."""
+        """Show the progress within a step; only on a terminal."""
         self._phase = f"{phase} {done} of {of}"
 
     def round(self, number: int, of: int, *, valid: int, needed: int, seen: Seen) -> None:
-        """A step samples again: so many of the groups that it needs have a signal by now. seen: those of the rounds before."""
+        """Show that a step samples again. valid: groups with signal so far, of `needed`. seen: the groups of earlier
+        rounds."""
         self._round = f"round {number}/{of}, {valid} of {needed} groups with signal"
         silent = time.perf_counter() - self._printed
         if self._enabled and not self._console.is_terminal and silent >= self._plain_seconds:
@@ -170,7 +170,7 @@ class Display:
         self._printed = time.perf_counter()
 
     def _print_lines(self, words: Sequence[str]) -> None:
-        """The words on as many lines as the terminal needs, none of them broken; else on one."""
+        """Print the words, on a terminal on as many lines as needed without breaking a word; elsewhere on one line."""
         width = self._console.width if self._console.is_terminal else sys.maxsize
         line = ""
         for word in words:
@@ -181,7 +181,7 @@ class Display:
         self._print(line)
 
     def _render(self) -> Group:
-        """The lines on a terminal, each as wide as it is now."""
+        """The lines on a terminal, fitted to its current width."""
         width = self._console.width
         now = "  ".join(text for text in (self._round, self._phase) if text)
         lines = [fit(self._numbers, width), now]
@@ -196,14 +196,14 @@ def _describe_again(step: int, rows: int) -> str:
 
 
 class Part(NamedTuple):
-    """One number of a line; of those that find no place the greatest `rank` goes first."""
+    """One number of a line. If the line is too long, parts with the greatest `rank` are dropped first."""
 
     rank: int
     text: str
 
 
 def fit(parts: Sequence[Part], width: int) -> str:
-    """The parts in their order, as many as `width` columns hold."""
+    """Join the parts in their order, dropping those that do not fit into `width` columns."""
     kept = list(parts)
     while kept and len("  ".join(part.text for part in kept)) > width:
         kept.remove(max(kept))

@@ -1,4 +1,5 @@
-"""Which rows of a checked data set a run draws: all of them, or those whose pass rate is within the bounds of the config."""
+"""Selects the rows of a checked data set that a run draws: all, or those whose pass rate is within the bounds of the
+config."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +20,23 @@ class DrawnRows:
     """
 
     numbers: tuple[int, ...] | None = None
-    """In the order of the data; None: all."""
+    """Row numbers in the order of the data; None: all rows."""
     rating: str | None = None
-    """The digest of the pass rates that they were chosen by."""
+    """The digest of the pass rates by which they were selected."""
     note: str = ""
-    """How many are left, for the plan."""
+    """How many rows are left, for the plan."""
 
     def of(self, rows: range) -> Sequence[int]:
-        """The numbers among those of all sets, of which this one has `rows`."""
+        """The row numbers in the numbering of all sets, in which this set has the range `rows`."""
         return rows if self.numbers is None else [rows[number] for number in self.numbers]
 
 
 def choose_of_sets(
     config: Config, sets: Sequence[TrainingSet], digests: Sequence[RowDigests]
 ) -> list[DrawnRows]:
-    """The rows that a run draws of each of its checked sets, by the rates that each has in a run on it alone.
+    """The rows that a run draws from each of its checked sets, by the pass rates measured for each set alone.
 
-    Raises UserError as `choose_drawn` does, with the name of the set where there are several.
+    Raises UserError as `choose_drawn` does, with the name of the set if there are several.
     """
     needed = config.train.prompts_per_step if len(sets) == 1 else 1
     drawn = []
@@ -58,14 +59,14 @@ def describe_drawn(sets: Sequence[TrainingSet], drawn: Sequence[DrawnRows]) -> s
 
 
 def rating_of(drawn: Sequence[DrawnRows]) -> str | None:
-    """The digests of the pass rates that rows of all sets were chosen by; None if all rows are drawn."""
+    """The digests of the pass rates by which the rows of all sets were selected; None if all rows are drawn."""
     return " ".join(one.rating for one in drawn if one.rating is not None) or None
 
 
 def choose_drawn(config: Config, rows: RowDigests, *, needed: int) -> DrawnRows:
-    """The rows that a config on one set draws of checked ones.
+    """Select the rows that a config with one data set draws from the checked rows.
 
-    Raises UserError if their pass rates are wanted and not there, or if fewer are left than are `needed`.
+    Raises UserError if pass rates are needed and missing, or if fewer than `needed` rows are left.
     """
     number = len(rows.texts) // WIDTH
     if config.data.pass_rate is None:
@@ -88,10 +89,10 @@ def choose_drawn(config: Config, rows: RowDigests, *, needed: int) -> DrawnRows:
 
 
 def refuse_few_to_skip(config: Config, rows: int) -> None:
-    """Raise UserError if so few rows are drawn from that none of them could ever be skipped."""
+    """Raise UserError if there are so few rows that none could ever be skipped."""
     if config.data.skip_solved and rows < config.train.prompts_per_step:
         raise UserError(
             f"data.skip_solved is {config.data.skip_solved}, but there are {rows} rows and a step draws "
-            f"{config.train.prompts_per_step} (train.prompts_per_step): there is always one too few to skip any. Lower "
+            f"{config.train.prompts_per_step} (train.prompts_per_step), so no row could ever be skipped. Lower "
             f"train.prompts_per_step, take more rows, or set data.skip_solved to 0."
         )

@@ -1,7 +1,7 @@
-"""Moments of an optimizer in a byte each: the block-wise dynamic quantization of arXiv:2110.02861, by torchao.
+"""8-bit optimizer moments: block-wise dynamic quantization (arXiv:2110.02861), implemented with torchao.
 
-A block is up to 256 numbers of one row, and has a scale in float32. Because no block goes beyond its row, rows can be dealt
-to any number of processes, and their codes go with them.
+A block has up to 256 numbers of one row and a float32 scale. Since a block never crosses rows, rows can be distributed over any
+number of processes together with their codes.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from gpg_vl.errors import UserError
 
 BLOCK = 256
 SMALLEST = 1e-12
-"""A block without larger numbers is scaled by this."""
+"""The minimum scale of a block."""
 
 
 def refuse_without_package() -> None:
@@ -31,12 +31,12 @@ def refuse_without_package() -> None:
 
 
 def scale_shape(shape: torch.Size) -> tuple[int, int]:
-    """Of the scales of a matrix: one for each block of each row."""
+    """The shape of the scales of a matrix: one for each block of each row."""
     return shape[0], -(-prod(shape[1:]) // BLOCK)
 
 
 def encode(numbers_R_C: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """Codes [R, C] of the nearest numbers that there are, and scales [R, blocks]. Unsigned: no number is negative."""
+    """Codes [R, C] of the nearest representable numbers, and scales [R, blocks]. Unsigned: no number is negative."""
     blocks = _in_blocks(numbers_R_C)
     scales = blocks.abs().amax(dim=-1).clip(SMALLEST)
     codes = _torchao().quantize_8bit_with_qmap(
@@ -52,7 +52,7 @@ def decode(codes_R_C: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
 
 
 def _in_blocks(numbers_R_C: Tensor) -> Tensor:
-    """[R, blocks, width]; the last block of a row is filled up with zeros."""
+    """[R, blocks, width]; the last block of a row is padded with zeros."""
     rows, columns = numbers_R_C.shape
     width = min(BLOCK, columns)
     return pad(numbers_R_C, (0, -columns % width)).view(rows, -(-columns // width), width)
@@ -60,11 +60,11 @@ def _in_blocks(numbers_R_C: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _table(signed: bool, device: torch.device) -> Tensor:
-    """The 256 numbers between -1 or 0 and 1 that codes stand for."""
+    """The 256 numbers from -1 or 0 to 1 that the codes represent."""
     numbers = _torchao().create_dynamic_map(signed=signed)
     return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
 def _torchao() -> Any:
-    """Its functions of quantization."""
+    """torchao's quantization functions."""
     return importlib.import_module("torchao.optim.quant_utils")

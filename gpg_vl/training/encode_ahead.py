@@ -1,8 +1,8 @@
-"""The prompts of the next step are read and encoded by other processes while this one trains.
+"""Worker processes read and encode the prompts of the next step while this process trains.
 
-What is at a place of the data order depends on the place alone, so it does not matter who encodes it. Where no worker was
-asked in time, as for the first prompts of a run, or a worker could not do it, this process encodes a draw itself: an error
-is raised here, at its draw and in its words, as it would be without workers.
+The content of a position in the data order depends only on the position, so any process can encode it. If no worker was asked in
+time, as for the first prompts of a run, or if a worker failed, this process encodes the draw itself. So errors are raised
+here, at their draw and with the same message as without workers.
 """
 
 import signal
@@ -25,11 +25,12 @@ END_LIMIT = 10.0
 
 @contextmanager
 def encoding_ahead(source: Source, *, workers: int, ahead: int) -> Iterator[Source]:
-    """Within, a source with the same groups, which worker processes make ahead. No worker outlives the block.
+    """Inside the block: a source with the same groups, which worker processes encode in advance. All workers end with the
+    block.
 
-    source: travels to the workers as it is.
-    ahead: who asks for draw n is expected to ask for draw n + `ahead` a round later. With the prompts of a step that is so for
-        each of several processes too, as long as all of them draw; no more than the draws of a round are held.
+    source: it is pickled and sent to the workers.
+    ahead: after draw n, draw n + `ahead` is expected one round later. With `ahead` equal to the prompts of a step this also
+        holds for several processes, as long as all of them draw. At most the draws of one round are held.
     """
     made = EncodedAhead(source, workers=workers, ahead=ahead)
     try:
@@ -52,7 +53,7 @@ class EncodedAhead:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="gpg_vl encoding")
 
     def start(self) -> None:
-        # here and not in a thread: while this process encodes, nobody else may look into its tokenizer
+        # pickle here and not in a thread: the tokenizer must not be used by another thread while this process encodes
         source = bytes(ForkingPickler.dumps(self._source))
         for _ in range(self._size):
             worker = _Worker(source)
@@ -60,7 +61,7 @@ class EncodedAhead:
             self._idle.put(worker)
 
     def end(self) -> None:
-        # nobody wants any more what they are at, and a thread that waits for one hears of its end
+        # kill the workers: their current results are not needed, and threads waiting for them notice their end
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.kill()
@@ -72,11 +73,12 @@ class EncodedAhead:
         return self._source.row_at(draw)
 
     def group_at(self, draw: int) -> Group:
-        """The group of a draw; the one that is expected a round later is ordered.
+        """The group of a draw. Also requests the group expected one round later.
 
         Raises UserError as the source does, and RunError if the worker that had this draw has ended.
         """
-        # where another process had no room the order has moved on by less than was expected, and solved rows are passed over
+        # drop results that were not used: another process may have drawn fewer rows than expected, and solved rows are
+        # skipped
         for passed in [one for one in self._ordered if one < draw]:
             self._ordered.pop(passed).cancel()
 
@@ -87,7 +89,7 @@ class EncodedAhead:
         return self._source.group_at(draw) if group is None else group
 
     def _encode(self, draw: int) -> Group | None:
-        """Run by the threads, of which each has one worker at a time. Raises RunError."""
+        """Runs in a thread with one worker at a time. Raises RunError."""
         worker = self._idle.get()
         try:
             return worker.encode(draw)
@@ -96,7 +98,7 @@ class EncodedAhead:
 
 
 class _Worker:
-    """A worker process as this one sees it."""
+    """The parent's side of a worker process."""
 
     def __init__(self, source: bytes) -> None:
         context = get_context("spawn")
@@ -106,7 +108,7 @@ class _Worker:
             self._process.start()
         theirs.close()
         self._source: bytes | None = source
-        """Until it is sent, which takes until the worker has imported what it needs."""
+        """None once it has been sent; the worker reads it after its imports."""
 
     def encode(self, draw: int) -> Group | None:
         """The group of a draw; None if the worker could not make it. Raises RunError if it has ended."""
@@ -119,10 +121,10 @@ class _Worker:
         except (EOFError, OSError) as error:
             self._process.join(END_LIMIT)
             raise RunError(
-                f"A process of data.workers (process id {self._process.pid}) {_describe_end(self._process.exitcode)} when it "
-                f"had to read and encode draw {draw} of the data order. It has to be there until the run ends. Look at the "
-                f"memory that is left and at the messages above, lower data.workers or set it to 0, and resume from the last "
-                f"checkpoint with --resume."
+                f"A process of data.workers (process id {self._process.pid}) {_describe_end(self._process.exitcode)} when "
+                f"it had to read and encode draw {draw} of the data order. It must run until the run ends. Check the free "
+                f"memory and the messages above, lower data.workers or set it to 0, and resume from the last checkpoint "
+                f"with --resume."
             ) from error
 
     def kill(self) -> None:

@@ -1,7 +1,8 @@
-"""The inside of a process that reads and encodes prompts for the training process, and how they travel.
+"""The code of a worker process that reads and encodes prompts for the training process, and their transfer.
 
-It is given the source of the run once and then a draw at a time, and holds no weights. Tensors travel as bare bytes through
-the pipe and are received into their final memory: that needs no shared memory, of which a container may have little.
+It receives the source of the run once and then one draw at a time, and holds no weights. Tensors are sent as raw bytes
+through the pipe and received directly into their final memory. This needs no shared memory, of which a container may have
+little.
 """
 
 import os
@@ -15,17 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpg_vl.types import Group, Prompt
 
-if TYPE_CHECKING:  # starting the process imports this module, and torch takes seconds
+if TYPE_CHECKING:  # the process imports this module at its start, and torch takes seconds
     from torch import Tensor
 
     from gpg_vl.training.prompt_source import Source
 
 LOOK_EVERY = 1.0
-"""Seconds after which a worker looks whether the training process is still there."""
+"""Seconds between checks whether the training process still runs."""
 
 
 class _Outline(NamedTuple):
-    """A group without the numbers of its tensors, which follow it in the order of their names here."""
+    """A group without the data of its tensors, which follow in the order of `tensors`."""
 
     group: Group
     tensors: Mapping[str, tuple[tuple[int, ...], Any]]
@@ -33,16 +34,16 @@ class _Outline(NamedTuple):
 
 
 def serve(pipe: Connection) -> None:
-    """The worker's life, which ends when the training process closes the pipe or is gone."""
+    """Run the worker until the training process closes the pipe or has ended."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
-    # the source brings a processor of transformers with it
+    # the source contains a transformers processor
     from gpg_vl.models.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     import torch
 
-    # more threads would take the cores of those who train
+    # more threads would take cores from the training processes
     torch.set_num_threads(1)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         source: Source = pipe.recv()
@@ -51,7 +52,7 @@ def serve(pipe: Connection) -> None:
 
 
 def receive(pipe: Connection) -> Group | None:
-    """What a worker has sent: a group; None if it could not make it. Raises EOFError or OSError if the worker has ended."""
+    """Receive a group from a worker; None if it could not encode it. Raises EOFError or OSError if the worker has ended."""
     import torch
 
     outline: _Outline | None = pipe.recv()
@@ -65,7 +66,8 @@ def receive(pipe: Connection) -> Group | None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process once its parent is gone: the pipe alone would not tell, if a fork of the parent keeps it open."""
+    """End this process once its parent has ended. The pipe alone is not enough, because a fork of the parent may keep it
+    open."""
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY)
     os._exit(1)
@@ -83,7 +85,7 @@ def _send(pipe: Connection, group: Group | None) -> None:
         pipe.send(None)
         return
 
-    # left to itself, multiprocessing would share the memory of each tensor by a file of its own
+    # by default multiprocessing would share each tensor through its own file in shared memory
     tensors = {name: value.contiguous() for name, value in _tensors_of(group.prompt).items()}
     nothing: dict[str, Any] = dict.fromkeys(tensors)
     kinds = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}

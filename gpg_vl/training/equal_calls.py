@@ -1,8 +1,8 @@
-"""The same calls on every process, in the same order: where a call is a collective, none may wait for one that never comes.
+"""Makes every process call the model equally often and in the same order, because calls of a sharded model are collectives.
 
-Micro-batches of different processes are paired by their place. All of them are then computed in as many phases as the one
-with the most chunks, and with images if one of them has any: what a process has not, it computes of next to nothing. That
-adds exactly zero.
+Micro-batches of different processes are paired by their index. All of a pair are computed in as many phases as the one with the
+most chunks needs, and with images if one of them has any. A process computes what it lacks on a tiny input whose contribution is
+exactly zero.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,11 @@ def match_calls(
     idle: MicroBatch,
     blank: Patches | None,
 ) -> list[MicroBatch]:
-    """This process's micro-batches, made alike in their calls to those of the others. All processes call it together.
+    """This process's micro-batches, changed so that they make the same calls as those of the others. All processes call it
+    together.
 
-    idle: stands where this process has none.
-    blank: an image for those without; None if calls of the vision tower concern no other process.
+    idle: the micro-batch to use where this process has none.
+    blank: an image for micro-batches without one; None if calls of the vision tower are not collectives.
     """
     own_calls = [(len(m.packed.chunks), m.packed.pixel_values_N is not None) for m in micro_batches]
     everybodys = gather(accelerator, own_calls)
@@ -45,7 +46,8 @@ def match_calls(
 
 
 def _cut_into(packed: Packed, number: int) -> Packed:
-    """The same completions in so many chunks, each of which runs a token; one that runs none would make no call."""
+    """Split the same completions into this many chunks, each with at least one token, since an empty chunk makes no
+    call."""
     if number == 1:
         return packed
     nothing = torch.zeros(0, dtype=torch.long)
@@ -63,7 +65,7 @@ def _cut_into(packed: Packed, number: int) -> Packed:
 
 
 def _with_a_token(chunk: Chunk) -> Chunk:
-    """A completion of no token, of which one is run all the same."""
+    """A chunk that runs one token of an empty completion."""
     if len(chunk.ids_U):
         return chunk
     return replace(
@@ -77,7 +79,7 @@ def _with_a_token(chunk: Chunk) -> Chunk:
 
 
 def _show(packed: Packed, blank: Patches) -> Packed:
-    """With an image that stands nowhere, if it has none."""
+    """Add an image that is at no position of a prompt, if there is none."""
     if packed.pixel_values_N is not None:
         return packed
     return replace(packed, pixel_values_N=blank.pixel_values_N, grid_thw_I_3=blank.grid_thw_I_3)

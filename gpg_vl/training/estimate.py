@@ -1,4 +1,4 @@
-"""The plan with the seconds of a step on the device that is there."""
+"""Adds the estimated seconds of a step on this device to the plan."""
 
 from dataclasses import replace
 
@@ -15,9 +15,9 @@ from gpg_vl.training.speed import estimate_seconds
 
 
 def with_seconds(prepared: Prepared, device: torch.device) -> Plan:
-    """The plan of a run with the seconds of a step on this device, which is timed: about two seconds, less for a small model.
+    """The plan of a run with the seconds of a step on this device. Timing takes about two seconds, less for a small model.
 
-    One process is timed alone: what several wait for one another is not in it.
+    Only one process is timed; waiting times between processes are not included.
     """
     config, plan = prepared.config, prepared.plan
     outline = make_outline(
@@ -32,7 +32,7 @@ def with_seconds(prepared: Prepared, device: torch.device) -> Plan:
             device=device,
             processes=1,
             is_main=True,
-            # weights that wait elsewhere come and go part by part, which is not timed
+            # offloaded weights are moved part by part, which cannot be timed here
             offload="optimizer" if config.train.offload == "optimizer" else "none",
             weights=weights_dtype(config),
         )
@@ -40,7 +40,7 @@ def with_seconds(prepared: Prepared, device: torch.device) -> Plan:
     sharding.wrap(outline.policy, optimizer_maker(config))
     seconds = estimate_seconds(plan.work, measure_speed(outline, plan.work, sharding))
 
-    # an engine in this process is given what is free
+    # an engine in this process gets the free memory
     del outline, sharding
     if device.type == "cuda":
         torch.cuda.empty_cache()

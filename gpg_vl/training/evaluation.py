@@ -1,5 +1,5 @@
-"""Evaluation while training: the eval room's task and scorers, the training policy's engine, its
-prompt and its pixels.
+"""Evaluation during training: it uses the task and scorers of `gpg_vl.eval`, and the run's own engine, prompt and
+pixel limits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,14 +33,14 @@ from gpg_vl.types import Example
 StopWanted = Callable[[], bool]
 """Whether this process was asked to stop."""
 Evaluation = Callable[[Engine, Processing, Accelerator, StopWanted], Evaluated | None]
-"""Scores the current policy; the same on every process. None if one of them was asked to stop before all was answered.
+"""Scores the current policy; the same on every process. None if one of them was asked to stop before the end.
 
 Raises EngineLostError, on all processes.
 """
 
 
 class _StopError(Exception):
-    """Not all was answered: the run was asked to stop."""
+    """The run was asked to stop before all rows were answered."""
 
 
 def make_evaluation(
@@ -50,11 +50,11 @@ def make_evaluation(
     *,
     console: Console | None = None,
 ) -> Evaluation | None:
-    """The evaluation that the config's `eval` section asks for: data read, scorers proved, every
-    doc encoded once.
+    """The evaluation of the config's `eval` section. Reads the data, checks the scorers on the gold answers and
+    encodes every doc once.
 
-    console: shows how far the check of the data is.
-    Raises UserError: what is wrong with the data must not come out after the training.
+    console: shows the progress of the data check.
+    Raises UserError for wrong data now, not only after the training.
     """
     if config.eval.task is None:
         return None
@@ -70,7 +70,7 @@ def make_evaluation(
     if task.boxes:
         taught = processing.family.boxes
         coordinates = settings.coordinates or (taught.coordinates if taught else DEFAULT)
-        # the encoder cuts images by the family's own measures, whatever the config says
+        # the encoder uses the family's patch size, whatever the config says
         side = taught.image_side({}) if taught else DEFAULT_SIDE
         docs = with_coordinates(docs, coordinates, settings, side)
     docs = select(task, docs, config.eval.limit, seed=0)
@@ -82,7 +82,7 @@ def make_evaluation(
             f"Doc {doc_id} of {config.eval.data}: {reason} Fix the row or choose other data."
         )
 
-    # what cannot be proved or encoded must come out now
+    # find rows that cannot be scored or encoded now
     def check() -> None:
         what = f"checking {len(ready)} rows of {config.eval.data} for evaluation"
         with progress(console, what, len(ready)) as advance:
@@ -117,7 +117,7 @@ def make_evaluation(
 
 
 def eval_settings(config: Config) -> EvalSettings:
-    """Greedy answers in the run's own prompt, or in the task's style that `eval.prompt` names."""
+    """The settings: greedy answers, with the run's own prompt or the task's prompt style named by `eval.prompt`."""
     pixels = config.data.model_dump(include={field.name for field in fields(PixelLimits)})
     common: dict[str, Any] = {
         "max_new_tokens": config.eval.max_new_tokens or config.rollout.max_new_tokens,
@@ -134,11 +134,11 @@ def eval_settings(config: Config) -> EvalSettings:
 
 
 class _Report(NamedTuple):
-    """What a process tells the others after each batch."""
+    """What a process reports to the others after each batch."""
 
     answers: list[Answers]
     lost: str | None
-    """What its engine said when it was lost."""
+    """The error message of its engine if it was lost, else None."""
     stop: bool
     """Whether it was asked to stop."""
 
@@ -146,10 +146,10 @@ class _Report(NamedTuple):
 def share_over_processes(
     responder: Responder, accelerator: Accelerator, *, batch_size: int, stop_wanted: StopWanted
 ) -> Responder:
-    """The responder with its examples dealt out over the processes; every one of them gets all
-    responses, in order, and asks its responder equally often for at most `batch_size`.
+    """Distribute the examples of a responder over the processes. Every process gets all responses, in order, and
+    calls its responder equally often with at most `batch_size` examples.
 
-    Raises EngineLostError or _StopError after a batch, on all processes, if one of them has reason to.
+    If one process has a reason to, all raise EngineLostError or _StopError after a batch.
     """
     processes, index = accelerator.num_processes, accelerator.process_index
     together = batch_size * processes
@@ -159,7 +159,7 @@ def share_over_processes(
             of_all = examples[start : start + together]
             answers, lost = _answer_or_lose(responder, of_all[index::processes])
 
-            # all processes continue or none does: an engine that they share is asked equally often
+            # all processes continue or none does, because a shared engine must be called equally often
             reports = gather(accelerator, _Report(answers, lost, stop_wanted()))
             raise_lost([report.lost for report in reports])
             for place in range(len(of_all)):
@@ -173,7 +173,7 @@ def share_over_processes(
 def _answer_or_lose(
     responder: Responder, examples: Sequence[Example]
 ) -> tuple[list[Answers], str | None]:
-    """The answers, or what the engine said when it was lost: the other processes wait for either."""
+    """The answers, or the error message of a lost engine; the other processes wait for one of them."""
     try:
         return list(responder(examples)), None
     except EngineLostError as error:

@@ -1,4 +1,4 @@
-"""evaluations/ of a run folder: what the policy answered to each held-out row, with small pictures of some of them."""
+"""The folder evaluations/ of a run: the policy's answer to each held-out row, and small images of some rows."""
 
 import json
 import math
@@ -20,26 +20,26 @@ from gpg_vl.report.pictures import encode, shrink
 from gpg_vl.types import Example
 
 MOST_PICTURED = 400
-"""Held-out rows whose pictures are kept, spread evenly."""
+"""Maximum number of held-out rows whose images are saved, spread evenly."""
 GREY = (128, 128, 128)
-"""The blank picture. Black and white say something to a model that has seen pages and nights."""
+"""The colour of a blank image. Black or white could mean something to a model that has seen night photos and pages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """What an evaluation has found.
+    """The result of an evaluation.
 
     Example: `Evaluated(metrics={"official": 0.5, "ci95": {"official": [0.4, 0.6]}}, rows=({"doc_id": 0, ...},))`
     """
 
     metrics: dict[str, Any]
-    """A row of metrics.jsonl: scores, `ci95` and `chance` by score, and with a blank picture `blank_` scores."""
+    """A row of metrics.jsonl: scores, `ci95` and `chance` by score, and `blank_` scores if blank images were evaluated."""
     rows: tuple[dict[str, Any], ...] = ()
     """One for each held-out row, as evaluations/ has them."""
     pictured: Mapping[int, Example] = field(default_factory=dict)
-    """By doc_id, the rows whose pictures are kept, their images as bytes."""
+    """The examples whose images are saved, by doc_id, with images as bytes."""
     max_pixels: int = 0
-    """Of a picture that is decoded."""
+    """The pixel limit for decoding an image."""
 
 
 def make_evaluated(
@@ -49,7 +49,7 @@ def make_evaluated(
     ready: Mapping[int, Example],
     max_pixels: int,
 ) -> Evaluated:
-    """The results of an evaluation, and of the same rows with blank pictures, as a run keeps them."""
+    """Combine the results of an evaluation and of the same rows with blank images into the form that a run saves."""
     with_images = [doc_id for doc_id, example in ready.items() if example.images]
     pictured = {doc_id: ready[doc_id] for doc_id in spread(with_images, MOST_PICTURED)}
     blank_rows = {row.doc.doc_id: row for row in blank.rows} if blank else {}
@@ -64,7 +64,7 @@ def make_evaluated(
 
 
 def _metrics(results: Results, blank: Results | None) -> dict[str, Any]:
-    """Scores of `strict`; one over no rows is NaN, for which JSON has no word, and left out."""
+    """The scores of `strict`. A score over no rows is NaN, which JSON cannot hold, so it is left out."""
     scores: dict[str, float] = {}
     ci95: dict[str, list[float]] = {}
     for prefix, of in (("", results), ("blank_", blank)):
@@ -111,12 +111,12 @@ def _row(
 
 
 def _name(doc_id: int, place: int) -> str:
-    """Of a picture in evaluations/pictures/."""
+    """The file name of an image in evaluations/pictures/."""
     return f"{doc_id}-{place}.webp"
 
 
 def question(example: Example) -> str:
-    """What is asked, without what a prompt style adds: the prompt, or the turns of a conversation."""
+    """The question without the additions of a prompt style: the prompt, or the turns of a conversation."""
     if isinstance(example.prompt, str):
         return example.prompt
     return "\n".join(f"{turn.role}: {turn.content}" for turn in example.prompt)
@@ -126,10 +126,10 @@ def question(example: Example) -> str:
 
 
 def with_blank_pictures(docs: Sequence[Doc], task: str) -> list[Doc]:
-    """The docs with every picture replaced by a grey one of its size. Raises UserError if none of them has a picture."""
+    """The docs with every image replaced by a grey one of the same size. Raises UserError if no doc has an image."""
     if not any(doc.example.images for doc in docs):
         raise UserError(
-            f"eval.blank_image is true, but no row of {task} has a picture that could be left blank. Set it to false."
+            f"eval.blank_image is true, but no row of {task} has an image. Set it to false."
         )
     return [replace(doc, example=_blank(doc)) for doc in docs]
 
@@ -150,7 +150,7 @@ def _grey(width: int, height: int) -> bytes:
 
 
 def write_evaluation(folder: Path, step: int, found: Evaluated) -> None:
-    """Write `evaluations/step-N.jsonl`, complete or absent, and once for the run the pictures. Raises RunError."""
+    """Write `evaluations/step-N.jsonl` atomically, and the images once per run. Raises RunError."""
     place = folder / "evaluations"
     try:
         _keep_pictures(place / "pictures", found)
@@ -175,6 +175,6 @@ def _keep_pictures(folder: Path, found: Evaluated) -> None:
             try:
                 small = shrink(load_image(image, root=None, max_pixels=found.max_pixels))
             except ImageError:
-                # an answer to it counts as wrong, and its row says why
+                # the image cannot be read: the answer counts as wrong, and its row says why
                 continue
             file.write_bytes(encode(small))

@@ -1,4 +1,4 @@
-"""Why a step could not be made, said with what was given, what is allowed and what to do."""
+"""Error messages for steps that failed: what was given, what is allowed and what to do."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from gpg_vl.training.step_totals import GapReport
 
 
 class RefusedUpdateError(RunError):
-    """An update that was not applied, because of what its groups hold. Weights and optimizer are as before."""
+    """An update that was not applied because of its groups. Weights and optimizer are unchanged."""
 
 
 class NonFiniteError(RefusedUpdateError):
@@ -18,20 +18,21 @@ class NonFiniteError(RefusedUpdateError):
 
 
 class LogpGapError(RefusedUpdateError):
-    """The engine's log-probs are not those of the policy that is trained."""
+    """The engine's log-probs differ too much from the trained policy's."""
 
 
 def locate(error: RefusedUpdateError, step: int, folder: Path) -> RefusedUpdateError:
-    """The error with its step, and with the folder in which the groups of the step are kept."""
+    """The error with its step and the folder in which the groups of the step are saved."""
     return type(error)(
-        f"Step {step}: {error} The groups of the step are kept in {folder}; resume from the last checkpoint with --resume."
+        f"Step {step}: {error} The groups of the step are saved in {folder}; resume from the last checkpoint with "
+        f"--resume."
     )
 
 
 def raise_lost(by_process: Sequence[str | None]) -> None:
-    """Raise EngineLostError with the same words on every process if the engine of any is lost.
+    """Raise EngineLostError with the same message on every process if any process has lost its engine.
 
-    by_process: what the engine of each said when it was lost; None of one that is there.
+    by_process: the error message of each process's engine; None if it is not lost.
     """
     lost = [(number, message) for number, message in enumerate(by_process) if message is not None]
     if not lost:
@@ -46,9 +47,9 @@ def raise_lost(by_process: Sequence[str | None]) -> None:
 def explain_lost(
     error: EngineLostError, step: int, checkpoint: Path, *, unscored: bool
 ) -> EngineLostError:
-    """The error with what is kept of the run, and how to resume it.
+    """The error with the state of the run and how to resume it.
 
-    unscored: an evaluation was due after `step`, and is still to be made.
+    unscored: True if an evaluation was due after `step` and has not been made.
     """
     missing = ""
     if unscored:
@@ -56,17 +57,17 @@ def explain_lost(
             f" The evaluation after step {step} was due; it will be made when the run is resumed."
         )
     return EngineLostError(
-        f"{error} The run has stopped after step {step}; the checkpoint {checkpoint} was written.{missing} Once the engine can "
-        f"answer again, resume with --resume: nothing is lost, and nothing is done twice."
+        f"{error} The run has stopped after step {step}; the checkpoint {checkpoint} was written.{missing} Once the "
+        f"engine can answer again, resume with --resume. Nothing is lost, and nothing is repeated."
     )
 
 
 def explain_non_finite(loss: float, norm: float, broken: Sequence[str]) -> str:
-    """broken: examples of the micro-batches whose loss is not finite, of all processes."""
+    """broken: ids of the examples in micro-batches whose loss is not finite, over all processes."""
     shown = ", ".join(broken[:8]) + (f" and {len(broken) - 8} more" if len(broken) > 8 else "")
-    where = "Only the gradient broke."
+    where = "Only the gradient is not finite."
     if broken:
-        where = f"The loss broke in the micro-batches of these examples: {shown}."
+        where = f"The loss is not finite in the micro-batches of these examples: {shown}."
     return (
         f"The loss is {loss} and the gradient norm {norm}; both must be finite. The update was not applied. {where} A smaller "
         f"train.learning_rate or another reward may help, in a new run whose model.path is the model of the last checkpoint."
@@ -74,7 +75,7 @@ def explain_non_finite(loss: float, norm: float, broken: Sequence[str]) -> str:
 
 
 def explain_logp_gap(gap: GapReport, limit: float) -> str:
-    """limit: `rollout.max_logp_gap`, or what stands for it."""
+    """limit: `rollout.max_logp_gap`, or its default."""
     measured = []
     if gap.mean is not None:
         measured.append(
@@ -85,22 +86,22 @@ def explain_logp_gap(gap: GapReport, limit: float) -> str:
             f"{gap.stale_mean:.3g} on average, where older weights have sampled (any number is allowed there)"
         )
     return (
-        f"The engine's log-probs differ from the trainer's by {'; '.join(measured)}. rollout.max_logp_gap allows an average "
-        f"of {limit:g}. The update was not applied. Usual causes: pixels that the engine normalises a second time; an engine "
-        f"that has not taken over the new weights (a vision tower or a tied head left behind); features of images, or keys "
-        f"and values, cached from older weights; another temperature, top_p or top_k in the engine; another checkpoint behind "
-        f"the server. Run with model.dtype=float32 to see which it is: rounding is gone there, all else stays. gpg-vl doctor "
-        f"tests this machine. Set rollout.max_logp_gap only if the gap is known to be the rounding of bfloat16."
+        f"The engine's log-probs differ from the trainer's by {'; '.join(measured)}. rollout.max_logp_gap allows an "
+        f"average of {limit:g}. The update was not applied. Usual causes: pixels that the engine normalises a second "
+        f"time; an engine that has not received all new weights (such as a vision tower or a tied head); image features, "
+        f"or keys and values, cached from older weights; another temperature, top_p or top_k in the engine; a server with "
+        f"another checkpoint. Run with model.dtype=float32 to find out: that removes rounding, but no other cause. gpg-vl "
+        f"doctor tests this machine. Raise rollout.max_logp_gap only if you know that the gap is the rounding of bfloat16."
     )
 
 
 def explain_out_of_memory(packed: Packed, limit: int, fitted: int, error: str) -> str:
-    """limit: `train.tokens_per_pass`. fitted: tokens of the largest call that this run has trained on; 0: none."""
+    """limit: `train.tokens_per_pass`. fitted: tokens of the largest call that succeeded in this run; 0: none."""
     is_known = 0 < fitted < packed.largest_call
     smaller = fitted if is_known else packed.largest_call // 2
     is_least = all(len(chunk.counts) == 1 for chunk in packed.chunks)
     if is_least or smaller <= max(packed.prefix_lengths):
-        # a call holds as little as it can: a prompt and one completion
+        # the call is already as small as possible: a prompt and one completion
         advice = (
             "Its prompts alone fill the device: set model.gradient_checkpointing to true, lower data.max_pixels, or "
             "train with model.lora_rank."

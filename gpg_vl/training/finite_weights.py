@@ -1,4 +1,4 @@
-"""Weights that are no numbers: found before they are sampled from, and before they are kept."""
+"""Finds weights that are NaN or infinite before they are used for sampling or saved."""
 
 from collections.abc import Iterable, Iterator
 from math import isfinite
@@ -9,13 +9,14 @@ from gpg_vl.errors import RunError, UserError
 
 
 class NonFiniteWeightsError(RunError):
-    """Weights hold NaN or infinity: nothing that is computed with them means anything."""
+    """Weights are NaN or infinite, so everything computed with them is meaningless."""
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], step: int) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, each of which was looked at.
+    """Yield the same weights and check each of them.
 
-    step: optimizer steps that they have behind them. Raises NonFiniteWeightsError at the first that is not finite.
+    step: the number of optimizer steps they have received. Raises NonFiniteWeightsError at the first one that is not
+        finite.
     """
     for name, tensor in weights:
         if not _is_finite(tensor):
@@ -24,29 +25,29 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], step: int) -> Iterator[t
 
 
 def refuse_non_finite(weights: Iterable[tuple[str, Tensor]], step: int) -> None:
-    """Look at all weights. Raises NonFiniteWeightsError, or UserError for those that a run would begin with."""
-    # to the end in any case: where weights are spread, each of them is a collective of all processes
+    """Check all weights. Raises NonFiniteWeightsError, or UserError for the weights at the start of a run."""
+    # always iterate to the end: for sharded weights each tensor is a collective of all processes
     broken = [name for name, tensor in weights if not _is_finite(tensor)]
     if not broken:
         return
     if step:
         raise NonFiniteWeightsError(_explain(broken[0], step))
     raise UserError(
-        f"The weights that the run would begin with are not finite: {broken[0]} holds NaN or infinity. Every number must be "
-        f"finite. Get the checkpoint in model.path anew, or choose another."
+        f"The initial weights are not finite: {broken[0]} has NaN or infinity. All weights must be finite. Download the "
+        f"checkpoint in model.path again, or choose another."
     )
 
 
 def _explain(name: str, step: int) -> str:
     return (
-        f"The weights after step {step} are not finite: {name} holds NaN or infinity. The run has stopped, and no checkpoint "
-        f"of them is kept. Resume from the last complete one with --resume; if they break again, start a new run with a "
-        f"smaller train.learning_rate, or in float32."
+        f"The weights after step {step} are not finite: {name} holds NaN or infinity. The run has stopped, and these "
+        f"weights were not saved. Resume from the last complete checkpoint with --resume; if it happens again, start a "
+        f"new run with a smaller train.learning_rate, or in float32."
     )
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Smallest and largest carry a NaN on, and cost no memory."""
+    """Checks minimum and maximum, which are NaN if any number is; this needs no extra memory."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     smallest, largest = tensor.detach().aminmax()

@@ -1,4 +1,4 @@
-"""What a group costs, in floating point operations: the naive way and with image and prompt once.
+"""The cost of a group in floating point operations, for the naive way and with image and prompt computed once.
 
     forward of T tokens over K keys each      2 body T + 4 layers width T K / 2      (causal: half
     of the square) head of C tokens                          2 head C, and 4 head C more for its
@@ -21,7 +21,7 @@ VisionMode = Literal["trained", "frozen", "kept"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one group costs."""
+    """The cost of one group."""
 
     prefill: float
     """Operations of the rollout before decoding."""
@@ -55,7 +55,7 @@ def group_cost(
     forwards = 4 if recompute else 3
     vision_forwards = {"trained": forwards, "frozen": 1, "kept": 0}[vision]
 
-    # nothing is predicted from the last token
+    # the last token predicts nothing
     run = completion - 1
 
     see = image_forward(shape, image_tokens)
@@ -72,8 +72,8 @@ def group_cost(
 
 
 def add_greedy(cost: Cost, group_size: int, *, shared: bool) -> Cost:
-    """The cost of a group with one more answer that is decoded and not trained on. `cost`: before, and with all of its
-    patches; half of them are the rollout's.
+    """The cost of a group with an additional greedy answer, which is decoded and not trained on. `cost`: the cost without
+    it; half of its patches are the rollout's.
     """
     more = 1 + 1 / group_size
     if shared:
@@ -91,5 +91,5 @@ def image_forward(shape: Shape, image_tokens: int) -> float:
 
 
 def _attention(shape: Shape, queries: float, keys: float) -> float:
-    """Scores and weighted sums of so many queries over so many keys each, all layers."""
+    """Scores and weighted sums of `queries` queries over `keys` keys each, in all layers."""
     return 4 * shape.layers * shape.width * queries * keys

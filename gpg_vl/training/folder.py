@@ -1,4 +1,4 @@
-"""The run folder: made for a new run, or checked to be that of the run that is resumed."""
+"""The run folder: create it for a new run, or check that it belongs to the run that is resumed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ _SETTINGS = "config.yaml"
 
 
 def open_folder(config: Config, *, resume: bool) -> Path:
-    """Make the run folder and write config.yaml, or check that it is the same run.
+    """Create the run folder and write config.yaml, or check that it belongs to the same run.
 
     Main process only. Raises UserError.
     """
@@ -30,7 +30,7 @@ def open_folder(config: Config, *, resume: bool) -> Path:
         elif file.exists():
             refuse_other_settings(_read_settings(file), config.model_dump(mode="json"), str(folder))
 
-        # whole or absent: a torn file would make the run impossible to resume
+        # write atomically: with a partial file the run could not be resumed
         partial = file.with_suffix(".partial")
         partial.write_text(dump_config(config), encoding="utf-8")
         partial.replace(file)
@@ -53,11 +53,11 @@ def _read_settings(file: Path) -> Mapping[str, Any]:
     problem = "it holds no sections"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no UTF-8 too
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: also for bytes that are not UTF-8
         content, problem = None, " ".join(str(error).split())
     if isinstance(content, dict):
         return content
     raise UserError(
-        f"The settings of the run in {file.parent} cannot be read, {file} is damaged: {problem}. Put it back from a copy, or "
-        f"delete it: each checkpoint has the settings in its manifest.json, and --resume compares with those."
+        f"The settings of the run in {file.parent} cannot be read, {file} is damaged: {problem}. Restore it from a copy, "
+        f"or delete it: each checkpoint has the settings in its manifest.json, and --resume compares with those."
     )

@@ -1,4 +1,4 @@
-"""Gold answers as completions, for algorithms that learn from examples and sample nothing."""
+"""Gold answers as completions, for algorithms that train on examples and do not sample."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from gpg_vl.types import Completion, Group
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldResponder:
-    """Answers each group with its gold answer alone.
+    """Answers each group with only its gold answer.
 
-    response: what a gold answer looks like as a completion, with `{answer}` in it.
+    response: the form of a gold answer as a completion, with `{answer}` in it.
 
     Example: `GoldResponder(processing=processing, response="<answer>{answer}</answer>")`
     """
@@ -30,7 +30,8 @@ class GoldResponder:
         return [replace(group, completions=(self._complete(group),)) for group in groups]
 
     def _complete(self, group: Group) -> Completion:
-        """The tokens of the response and the end of a turn. Raises UserError if one of them is never to be said."""
+        """The tokens of the response and the end of a turn. Raises UserError if a
+        token must not be generated."""
         text = self.response.replace("{answer}", group.example.answer)
         who = f"The gold answer of example {group.example.id}"
         token_ids = tokens_of_answer(self.processing, text, who)

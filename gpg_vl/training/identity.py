@@ -1,7 +1,8 @@
-"""What a run depends on besides the files of its checkpoint. It is kept with each checkpoint and compared on resume.
+"""Everything a run depends on in addition to its checkpoint's files. It is saved with each checkpoint and compared on
+resume.
 
-Whatever may change between a run and its resumption is in `MAY_CHANGE` and in docs/training.md. Everything else is refused,
-by its name.
+What may change when a run is resumed is listed in `MAY_CHANGE` and in docs/training.md. Any other change is refused, and the
+message names it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,10 +38,10 @@ MAY_CHANGE = (
     "rollout.vllm_sleep",
     "rollout.max_logp_gap",
 )
-"""Keys that may change between a run and its resumption; `train.steps` and `train.epochs` while the rate does not fall with
+"""Keys that may change when a run is resumed; `train.steps` and `train.epochs` only if the learning rate does not depend on
 them."""
 _PROCESSING = (".json", ".jinja", ".txt", ".model")
-"""Files of a checkpoint that say how text and pictures become tensors, by the end of their names."""
+"""Name endings of checkpoint files that determine how text and images become tensors."""
 _WEIGHTS = ".safetensors"
 
 
@@ -55,18 +56,18 @@ class Identity:
     settings: Mapping[str, Any]
     rows: RowDigests
     steps: int
-    """Optimizer steps of the whole run, which a schedule of the rate depends on."""
+    """Optimizer steps of the whole run, on which the learning rate schedule depends."""
     base: Mapping[str, str]
-    """SHA-256 of the files in `model.path` that are read again on resume; of a hub checkpoint its commit."""
+    """SHA-256 of the files in `model.path` that are read again on resume; for a hub checkpoint its commit."""
     code: Mapping[str, str]
-    """SHA-256 of each file of code that the config names."""
+    """SHA-256 of each code file that the config names."""
     rating: str | None = None
-    """The digest of the pass rates by which rows are drawn; None: all rows are."""
+    """The digest of the pass rates by which rows are selected; None: all rows are drawn."""
     order: str | None = None
-    """SHA-256 of the file of `data.order`."""
+    """SHA-256 of the file `data.order`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the digests of single rows."""
+        """Everything except the digests of single rows."""
         return {
             "settings": self.settings,
             "data": self.rows.whole,
@@ -86,8 +87,8 @@ def make_identity(
     *,
     rating: str | None = None,
 ) -> Identity:
-    """Reads the files that are named in the config. Raises UserError if one cannot be read."""
-    # what is trained comes from the checkpoint of the run; what is not, and a reference, from the base model again
+    """Make the identity. Reads the files named in the config. Raises UserError if one cannot be read."""
+    # a resume loads trained weights from the run's checkpoint, but frozen weights and a reference from the base model
     keeps_base = bool(
         config.model.lora_rank or config.model.freeze or "reference_logp" in algorithm.needs
     )
@@ -103,7 +104,7 @@ def make_identity(
 
 
 def refuse_other_identity(before: Mapping[str, Any], now: Identity, checkpoint: Path) -> None:
-    """Raises UserError, with the name of what has changed, if `now` is another run than the one of a checkpoint.
+    """Raises UserError that names what has changed if `now` is not the run of a checkpoint.
 
     before: `Identity.to_json` of the run that wrote it. Its rows are compared by `refuse_other_rows`.
     """
@@ -112,59 +113,61 @@ def refuse_other_identity(before: Mapping[str, Any], now: Identity, checkpoint: 
     schedule = now.settings["train"]["schedule"]
     if schedule != "constant" and before["steps"] != now.steps:
         raise UserError(
-            f"The run in {checkpoint} has {before['steps']} steps, and would now have {now.steps} (train.steps, train.epochs), "
-            f"but its learning rate falls with them (train.schedule={schedule}): earlier steps would have had another rate. "
-            f"Resume with train.steps={before['steps']}, or start a new run from {checkpoint / 'model'}."
+            f"The run in {checkpoint} has {before['steps']} steps, and would now have {now.steps} (train.steps, "
+            f"train.epochs), but its learning rate depends on that number (train.schedule={schedule}): earlier steps "
+            f"would have had another rate. Resume with train.steps={before['steps']}, or start a new run from "
+            f"{checkpoint / 'model'}."
         )
-    # earlier versions drew all rows and wrote nothing of it
+    # earlier versions drew all rows and did not write this key
     if before.get("rating") != now.rating:
         raise UserError(
-            f"The pass rates that the run in {checkpoint} chose its rows by (data.pass_rate) are other ones now: the rows were "
-            f"rated again, with another number of answers or by another engine. Put the old rates back, or start a new run in "
-            f"another output.folder."
+            f"The pass rates by which the run in {checkpoint} selected its rows (data.pass_rate) have changed: the rows "
+            f"were rated again, with another number of answers or by another engine. Restore the old rates, or start a "
+            f"new run in another output.folder."
         )
     if changed := _list_changed(before["base"], now.base):
         raise UserError(
             f"The model that the run in {checkpoint} was started with has changed: {', '.join(changed)} in "
-            f"{now.settings['model']['path']}. Put the old files back, or start a new run."
+            f"{now.settings['model']['path']}. Restore the old files, or start a new run."
         )
 
-    # of a run before there were such files there is no digest
+    # runs of earlier versions have no digest of it
     if before.get("order") != now.order:
         raise UserError(
-            f"The order of the data that the run in {checkpoint} was started with has changed: {now.settings['data']['order']} "
-            f"lists other rows than it did. Put the old file back, or start a new run."
+            f"The order of the data that the run in {checkpoint} was started with has changed: "
+            f"{now.settings['data']['order']} lists different rows now. Restore the old file, or start a new run."
         )
 
     rewards = _code_of(_rewards_of(now.settings))
     if changed := sorted(set(_list_changed(before["code"], now.code)) - set(rewards)):
         raise UserError(
-            f"The code that the run in {checkpoint} was started with has changed: {', '.join(changed)}. Put the old file back, "
-            f"or start a new run."
+            f"The code that the run in {checkpoint} was started with has changed: {', '.join(changed)}. Restore the old "
+            f"file, or start a new run."
         )
 
 
 def list_changed_rewards(before: Mapping[str, Any], now: Identity) -> list[str]:
-    """Files of reward functions that have changed. They may, so that a reward that broke can be fixed; it is to be said."""
+    """Files of reward functions that have changed. This is allowed, so that a failed reward can be fixed, but it is
+    reported."""
     rewards = _code_of(_rewards_of(now.settings))
     return sorted(set(_list_changed(before["code"], now.code)) & set(rewards))
 
 
 def refuse_other_settings(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Raises UserError if a setting has changed that may not.
+    """Raises UserError if a setting has changed that must not.
 
     before: the config that the run was started with, as this or an earlier version has written it.
     """
     try:
-        # in today's terms: keys that an earlier version did not know have their defaults
+        # read it with the current version: keys that an earlier version did not know get their defaults
         old = parse_config(before, where).model_dump(mode="json")
     except UserError as error:
         raise UserError(
-            f"The run in {where} cannot be resumed: its config is not understood by this version of gpg_vl. {error}\n"
-            f"Go on with the version that started it, or start a new run in another output.folder."
+            f"The run in {where} cannot be resumed: this version of gpg_vl cannot read its config. {error}\nContinue with "
+            f"the version that started it, or start a new run in another output.folder."
         ) from None
 
-    # what adapters would be like says nothing of a run that has none
+    # without adapters the other LoRA keys have no effect
     has_adapters = now["model"]["lora_rank"] or old["model"]["lora_rank"]
     may_change = MAY_CHANGE if has_adapters else (*MAY_CHANGE, "model.lora_")
     changed = [
@@ -195,8 +198,8 @@ def _list_changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
 
 
 def digest_base(path: str, revision: str | None, *, with_weights: bool) -> dict[str, str]:
-    """SHA-256 of the files of a checkpoint that say how text and pictures become tensors, and of its weights; of one on the
-    hub its commit. Raises UserError.
+    """SHA-256 of the checkpoint files that determine how text and images become tensors, and of its weights; for a hub checkpoint
+    its commit. Raises UserError.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -215,7 +218,7 @@ def _digest_code(config: Config) -> dict[str, str]:
 
 
 def digest_rewards(config: Config) -> dict[str, str]:
-    """SHA-256 of the files of rewards of your own. Raises UserError if one cannot be read."""
+    """SHA-256 of the files of users' rewards. Raises UserError if one cannot be read."""
     return _digest({file: Path(file).expanduser() for file in _code_of(config.rewards.weights)})
 
 
@@ -224,7 +227,7 @@ def _digest_order(file: str | None) -> str | None:
 
 
 def _rewards_of(settings: Mapping[str, Any]) -> dict[str, float]:
-    """The rewards of all sets of a run, by its settings."""
+    """The rewards of all data sets of a run, from its settings."""
     own = [source["rewards"] for source in settings["data"]["sources"]]
     return {
         name: weight

@@ -6,16 +6,16 @@ from typing import Any
 
 from gpg_vl.console import say
 
-STOPPING = "stopping after this step, with a checkpoint (an evaluation: after its batch); once more to stop at once"
+STOPPING = "stopping after this step, with a checkpoint (an evaluation: after its batch); send it again to stop at once"
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM: finish the step or the batch of an evaluation, write a checkpoint, stop.
+    """Handles Ctrl-C and SIGTERM: the run finishes the step, or the batch of an evaluation, writes a checkpoint and stops.
 
-    A second one stops at once, by KeyboardInterrupt with the exit code as its argument.
+    A second signal stops at once, by a KeyboardInterrupt with the exit code as its argument.
 
-    announces: print that the request was received, which one of several processes does.
-    says: what is printed.
+    announces: whether this process prints that the request was received; only one of several does.
+    says: the text that is printed.
     """
 
     def __init__(self, *, announces: bool, says: str = STOPPING) -> None:
@@ -29,8 +29,8 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """Of a run that was stopped, as shells count: 130 after Ctrl-C, 143 after SIGTERM."""
-        # where another process received the signal, it is taken for Ctrl-C
+        """The exit code of a stopped run, as in shells: 130 after Ctrl-C, 143 after SIGTERM."""
+        # if only another process received the signal, assume Ctrl-C
         return 128 + (signal.SIGINT if self._signal is None else self._signal)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

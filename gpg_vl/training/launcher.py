@@ -1,4 +1,4 @@
-"""What the launcher has started: devices, precision, processes and trackers, over accelerate."""
+"""Sets up devices, precision, processes and trackers with accelerate, from what the launcher has started."""
 
 import importlib.util
 import os
@@ -14,9 +14,10 @@ from gpg_vl.config import Config
 from gpg_vl.errors import UserError
 
 PLAIN_LAUNCHES = ("NO", "MULTI_CPU", "MULTI_GPU")
-"""What a launch may ask of accelerate: processes, and nothing that wraps a model."""
+"""The allowed accelerate launch types: those that start processes but do not wrap the model."""
 GRACE = timedelta(minutes=1)
-"""By which torch waits longer than a run does: what it says names no process, and with NCCL it ends this one."""
+"""How much longer torch waits than a run does: torch's own timeout message names no process, and with NCCL it kills this
+one."""
 ASKED_FOR = (
     "WORLD_SIZE",
     "OMPI_COMM_WORLD_SIZE",
@@ -24,29 +25,27 @@ ASKED_FOR = (
     "MV2_COMM_WORLD_SIZE",
     "SLURM_STEP_NUM_TASKS",
 )
-"""Where launchers write how many processes they start: torchrun, the kinds of mpirun, srun."""
+"""The variables in which launchers write the number of processes: torchrun, several mpiruns, srun."""
 WRAPPERS = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
     "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
 }
-"""How `accelerate launch` hands a wish for a wrapper on."""
+"""The variables by which `accelerate launch` requests a wrapper."""
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Devices, precision, processes and trackers. Deterministic algorithms are switched on here if
-    asked for.
+    """Devices, precision, processes and trackers. Also turns on deterministic algorithms if configured.
 
-    Raises UserError for a launch that asks for a wrapper: weights are spread by `train.sharding`,
-    not by the launcher.
+    Raises UserError for a launch that would wrap the model: sharding is set by `train.sharding`, not by
+    the launcher.
     """
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # on a GPU some library kernels have no such form: there a warning names them instead of
-        # stopping the run
+        # on a GPU some kernels have no deterministic version: a warning names them and the run continues
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
-    # before accelerate is asked: on a CPU it forgets such a wish, and it needs packages for it
+    # check before creating the accelerator: on a CPU it ignores the request, and it may need other packages for it
     for switch, name in WRAPPERS.items():
         if os.environ.get(switch) == "true":
             _refuse_wrapper(name)
@@ -67,10 +66,10 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def describe_missing_processes(environment: Mapping[str, str], processes: int) -> str:
-    """What to say where the environment asks for several processes and this run has one; "" where it does not.
+    """The warning if the environment asks for several processes but this run has one; else "".
 
-    `accelerate launch --cpu` starts one whatever it is asked for; its wish is seen by the address where they were to meet.
-    mpirun and srun start several, which know nothing of each other unless the environment says so in torch's words.
+    `accelerate launch --cpu` starts one process in any case; the request is recognised by the rendezvous address. mpirun
+    and srun start several processes, which do not know of each other unless torch's environment variables are set.
     """
     if processes > 1:
         return ""
@@ -81,9 +80,9 @@ def describe_missing_processes(environment: Mapping[str, str], processes: int) -
 
     number = str(asked) if asked > 1 else "several"
     return (
-        f"the launcher was asked for {number} processes, but this run has one (accelerate launch starts one on a CPU, whatever "
-        f"--num_processes says; mpirun and srun start runs that do not meet). Start them with: "
-        f"torchrun --nproc-per-node {asked if asked > 1 else 'N'} -m gpg_vl train CONFIG"
+        f"the launcher was asked for {number} processes, but this run has one (on a CPU accelerate launch ignores "
+        f"--num_processes and starts one; mpirun and srun start separate runs). Start them with: torchrun "
+        f"--nproc-per-node {asked if asked > 1 else 'N'} -m gpg_vl train CONFIG"
     )
 
 
@@ -100,9 +99,8 @@ def memory_of_device() -> float | None:
 
 def _refuse_wrapper(name: str) -> None:
     raise UserError(
-        f"The launcher asks for {name}, which would wrap the model; gpg_vl spreads weights itself, as "
-        f"train.sharding says. Start the processes with torchrun, or set distributed_type to NO or MULTI_GPU in the "
-        f"config of accelerate."
+        f"The launcher asks for {name}, which would wrap the model; gpg_vl shards weights itself (train.sharding). Start "
+        f"the processes with torchrun, or set distributed_type to NO or MULTI_GPU in the config of accelerate."
     )
 
 

@@ -1,7 +1,6 @@
-"""run.json and log.txt of a run folder: what ran where with which versions, from when to when, and how it ended.
+"""Writes run.json and log.txt of a run folder: what ran, where, with which versions, when, and how it ended.
 
-A run that is resumed has one entry more in run.json. What is missing at the end of an entry (`ended`) was killed, or
-still runs.
+Each launch of a run has an entry in run.json. An entry without `ended` is of a launch that was killed or still runs.
 """
 
 import json
@@ -34,31 +33,31 @@ from gpg_vl.training.state import RunState
 
 FORMAT = 1
 MOST_LAUNCHES = 1000
-"""Entries of run.json; of a run that is resumed more often the oldest but the first go."""
+"""Maximum number of entries in run.json; if there are more, the oldest except the first are removed."""
 
 log = logging.getLogger("gpg_vl.run")
 
 
 @dataclass(slots=True, kw_only=True)
 class Launch:
-    """What is recorded of a launch when it ends."""
+    """What is recorded when a launch ends."""
 
     first_step: int | None = None
     last_step: int | None = None
-    """Steps behind the run at the beginning and at the end; None until the launch knows where it begins."""
+    """The run's steps at the beginning and at the end of the launch; None until the launch knows its first step."""
     finished: bool = False
 
     def set_step(self, step: int) -> None:
-        """So many steps are done. The first call says where the launch begins."""
+        """Record the number of finished steps. The first call sets where the launch begins."""
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step = step
 
 
 @contextmanager
 def report_launch(folder: Path, accelerator: Accelerator, console: Console) -> Iterator[Launch]:
-    """The block is a launch of the run in `folder`, and behind it, however it ends, the report is written.
+    """Record the block as a launch of the run in `folder`, and write the report after it, however it ends.
 
-    Every process enters it; the main process alone writes. Raises RunError if the folder cannot be written.
+    All processes enter it; only the main process writes. Raises RunError if the folder cannot be written.
     """
     if not accelerator.is_main_process:
         yield Launch()
@@ -71,7 +70,7 @@ def report_launch(folder: Path, accelerator: Accelerator, console: Console) -> I
 
 
 def _report(folder: Path, console: Console) -> None:
-    """Write the report. A disk without room for it takes nothing from the run: a line says so, and no more."""
+    """Write the report. If the disk is full, only a line says so; the run is not affected."""
     try:
         line_text = f"report: {write_report(folder)}"
     except OSError as error:
@@ -80,7 +79,7 @@ def _report(folder: Path, console: Console) -> None:
 
 
 def log_checkpoints(checkpoint: Callable[[RunState], Path]) -> Callable[[RunState], Path]:
-    """The same, with a line in the log for each checkpoint."""
+    """Wrap `checkpoint` so that it logs a line for each checkpoint."""
 
     def save(state: RunState) -> Path:
         folder = checkpoint(state)
@@ -92,7 +91,7 @@ def log_checkpoints(checkpoint: Callable[[RunState], Path]) -> Callable[[RunStat
 
 @contextmanager
 def record_launch(folder: Path, *, processes: int) -> Iterator[Launch]:
-    """The block is a launch: it is in run.json from its beginning on, and log.txt takes what is logged in it.
+    """Record the block as a launch: in run.json from its beginning, and with its log records in log.txt.
 
     Main process only. Raises RunError if the folder cannot be written.
     """
@@ -105,7 +104,7 @@ def record_launch(folder: Path, *, processes: int) -> Iterator[Launch]:
         try:
             yield launch
         except BaseException as error:
-            # what ended the run is worth more than that it could not be written down
+            # do not replace the error that ended the run by the error of writing it down
             with suppress(RunError):
                 _write(
                     file,
@@ -139,7 +138,7 @@ def _end(launch: Launch, outcome: str, peaks: Mapping[str, Peak]) -> dict[str, A
 
 
 def describe(processes: int) -> dict[str, Any]:
-    """What is known of a launch at its beginning, as an entry of run.json."""
+    """The entry of run.json for a launch at its beginning."""
     return {
         "command": command(),
         "started": _stamp(psutil.Process().create_time()),
@@ -160,14 +159,14 @@ def describe(processes: int) -> dict[str, Any]:
 
 
 def command() -> list[str]:
-    """The words that the program was started with, without the folders it is in."""
+    """The command line of the program, without the folder of the program."""
     program = Path(sys.argv[0])
     start = ["python", "-m", "gpg_vl"] if program.name == "__main__.py" else [program.name]
     return [*start, *sys.argv[1:]]
 
 
 def commit() -> str | None:
-    """The commit that this package runs from, with `, changed` if its files differ; None if it is installed."""
+    """The git commit of this package, with `, changed` if its files differ; None if it is not in a git checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -193,13 +192,13 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def _sizes(peak: Peak) -> dict[str, str]:
-    """In words, the GPU's only where there is one."""
+    """Peak memory as text, for the GPU only if there is one."""
     held = {"process": _size(peak.process)}
     return {**held, "gpu": _size(peak.gpu)} if torch.cuda.is_available() else held
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """Of this package and of all that it names as its own, as far as they are installed."""
+    """The versions of this package and of its dependencies, as far as they are installed."""
     yield "gpg_vl", version("gpg_vl")
     wanted = map(Requirement, requires("gpg_vl") or ())
     names = {one.name for one in wanted if "dev" not in str(one.marker)}
@@ -233,7 +232,7 @@ def _stamp(seconds: float) -> str:
 
 
 def _read_launches(file: Path) -> list[dict[str, Any]]:
-    """The launches before this one. A file that says nothing of them is not worth losing a run for."""
+    """The earlier launches. An unreadable file is ignored, because it is not worth stopping a run for."""
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -244,7 +243,7 @@ def _read_launches(file: Path) -> list[dict[str, Any]]:
 
 
 def _write(file: Path, launches: list[dict[str, Any]]) -> None:
-    """Whole or absent."""
+    """Write atomically."""
     text = json.dumps({"format": FORMAT, "launches": launches}, indent=2) + "\n"
     partial = file.with_suffix(".partial")
     try:
@@ -257,7 +256,7 @@ def _write(file: Path, launches: list[dict[str, Any]]) -> None:
 
 
 class _Lines(logging.Formatter):
-    """A line for each record, with the time in UTC; a message may come from outside and hold anything."""
+    """Formats a record as a line with the time in UTC, and escapes it, because messages may contain text from outside."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -267,7 +266,7 @@ class _Lines(logging.Formatter):
 
 @contextmanager
 def _log_file(file: Path) -> Iterator[None]:
-    """What is logged by this package goes to the end of a file as well."""
+    """Inside the block this package's log records are also appended to a file."""
     try:
         handler = logging.FileHandler(file, encoding="utf-8")
     except OSError as error:
@@ -283,7 +282,7 @@ def _log_file(file: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # what ended the run is worth more than the last lines of the log
+        # do not replace the error that ended the run by an error of the log file
         with suppress(RunError):
             _end_log(handler, level, file)
         raise
@@ -301,5 +300,5 @@ def _end_log(handler: logging.Handler, level: int, file: Path) -> None:
 
 
 def _refuse_log(file: Path, record: logging.LogRecord) -> None:
-    """Called by logging, which would print a traceback and continue, while the error of a line is handled."""
+    """Handle an error of writing a log line. By default logging would print a traceback and continue."""
     raise RunError(f"{file} cannot be written: {sys.exc_info()[1]}. Free disk space.")

@@ -1,4 +1,4 @@
-"""What can be checked of a run whose checkpoint or data cannot be reached: its folder, its data, its rewards."""
+"""Checks that are possible if the checkpoint or the data cannot be reached: of the folder, the data and the rewards."""
 
 import os
 from collections.abc import Callable
@@ -25,11 +25,11 @@ def find_local_problems(
     needs_answers: Callable[[], bool],
     refuse_rewards: Callable[[], None],
 ) -> list[str]:
-    """Everything that is wrong and can be seen without what is on the hub alone, in sentences.
+    """All problems that can be found without files that are only on the hub, as sentences.
 
-    root: the folder of pictures. has_rows: whether the data is here. needs_answers: whether every row needs a gold answer,
-    which loads the rewards. refuse_rewards: loads them and proves them on the rows; it is asked if these are whole. Both raise
-    UserError.
+    root: the folder of images. has_rows: whether the data is on this machine. needs_answers: loads the rewards and returns
+    whether every row needs a gold answer. refuse_rewards: runs the gold check; called only if the rows have no problems.
+    Both raise UserError.
     """
 
     def refuse_rows() -> None:
@@ -43,7 +43,7 @@ def find_local_problems(
 
 
 def _find_refusal(step: Callable[[], None]) -> str:
-    """What a step refuses; "" if nothing."""
+    """The message of the UserError that a step raises; "" if it raises none."""
     try:
         step()
     except UserError as error:
@@ -55,7 +55,7 @@ def _refuse_folder(folder: Path) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(
-            f"output.folder is {folder}, but {there} is no folder that can be written. Choose another one."
+            f"output.folder is {folder}, but {there} is not a writable folder. Choose another one."
         )
 
 
@@ -67,7 +67,7 @@ def _load_evaluation(config: Config) -> None:
 def _refuse_rows(
     config: Config, console: Console | None, *, root: Path | None, answers: bool
 ) -> None:
-    """Rows and pictures; how many tokens a prompt has nobody knows yet."""
+    """Check rows and images. Prompt lengths are not known without the tokenizer."""
 
     def open_pictures(example: Example) -> PromptCounts:
         for image in example.images:

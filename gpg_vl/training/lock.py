@@ -1,8 +1,8 @@
-"""One run at a time in a run folder.
+"""A lock that allows only one run at a time in a run folder.
 
-The lock is one of the operating system, on bytes of the file `.lock` in the folder: process n of a run locks byte n. It is
-gone when a process is, however it ends, and it holds over nodes that share the folder, where the file system has locks. It
-is of the process and not of the open file (fcntl, not flock), so a child that outlives the process does not keep it.
+It is an operating system lock on bytes of the file `.lock` in the folder: process n of a run locks byte n. The lock ends with its
+process, however that ends, and it works across nodes that share the folder if the file system supports locks. It belongs to the
+process and not to the open file (fcntl, not flock), so a child that outlives the process does not keep it.
 """
 
 import errno
@@ -24,16 +24,16 @@ from gpg_vl.training.collectives import on_main, wait_for_all
 
 FILE = ".lock"
 PATIENCE = 60.0
-"""Seconds in which the other processes of a run must have noticed that its first one is gone."""
+"""Seconds after which the other processes of a run have surely noticed that its first process has ended."""
 _HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def hold_folder(folder: Path, accelerator: Accelerator, console: Console) -> Iterator[None]:
-    """Make the run folder if need be, and keep other runs out of it for the length of the block.
+    """Create the run folder if needed, and keep other runs out of it during the block.
 
-    All processes call it together. Raises UserError if another run is in there.
+    All processes call it together. Raises UserError if another run uses the folder.
     """
     files: list[IO[str]] = []
     try:
@@ -41,7 +41,7 @@ def hold_folder(folder: Path, accelerator: Accelerator, console: Console) -> Ite
         if not accelerator.is_main_process and (folder / FILE).exists():
             files.append(_join(folder, accelerator.process_index))
         yield
-        # whoever comes next must not find a process that still writes
+        # release the lock only when all processes have stopped writing
         wait_for_all(accelerator)
     finally:
         for file in files:
@@ -49,14 +49,15 @@ def hold_folder(folder: Path, accelerator: Accelerator, console: Console) -> Ite
 
 
 def _take(folder: Path, console: Console) -> IO[str]:
-    """The lock of the first process. That of all processes is had for a moment: none of an earlier run is left then."""
+    """Take the lock of the first process. First lock all bytes for a moment, which proves that no process of an earlier run
+    is left."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _open(folder / FILE, "a+")
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(
-                f"{folder / FILE} is a link. A lock must be a file of the run folder itself, because it is written to. "
+                f"{folder / FILE} is a link. The lock file must be in the run folder itself, because it is written to. "
                 f"Remove it, or choose another output.folder."
             ) from None
         raise UserError(
@@ -87,21 +88,22 @@ def _take(folder: Path, console: Console) -> IO[str]:
 
 
 def _open(file: Path, mode: str) -> IO[str]:
-    """Raises OSError, of number ELOOP for a link: a folder from outside could make us empty any file by one."""
+    """Open a file, but no link: a folder from outside could use a link to make us overwrite any file. Raises OSError (ELOOP
+    for a link)."""
 
     def open_no_link(path: str, flags: int) -> int:
         return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
-    # another program may have signed it in any encoding
+    # another program may have written it in another encoding
     return open(file, mode, encoding="utf-8", errors="backslashreplace", opener=open_no_link)
 
 
 def _sign(folder: Path, file: IO[str]) -> None:
-    """Who holds the lock, for the message of whoever does not get it."""
+    """Write who holds the lock, for the message of a run that does not get it."""
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     name = f"{socket.gethostname()}, process id {os.getpid()}, since {started}\n"
     try:
-        # unbuffered: a full disk would be met again when the file is closed
+        # unbuffered, because otherwise closing the file would raise again on a full disk
         os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), name.encode(), 0)
     except OSError as error:
@@ -112,7 +114,7 @@ def _sign(folder: Path, file: IO[str]) -> None:
 
 
 def _join(folder: Path, process: int) -> IO[str]:
-    """The lock of another process of the run, for whom the first one has made room."""
+    """Take the lock of another process of the run, after the first process has released all bytes but its own."""
     file = _open(folder / FILE, "r+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, process)
@@ -123,7 +125,7 @@ def _join(folder: Path, process: int) -> IO[str]:
 
 
 def _lock(file: IO[str], *, length: int = 0) -> bool:
-    """Lock the first `length` bytes, all that there ever are if 0. False if another process has one of them."""
+    """Lock the first `length` bytes, or all if 0. Returns False if another process has locked one of them."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, 0)
     except OSError as error:
@@ -135,14 +137,14 @@ def _lock(file: IO[str], *, length: int = 0) -> bool:
 
 def _refuse(folder: Path, file: IO[str], *, is_alive: bool) -> None:
     file.seek(0)
-    holder = file.read(500).strip() or "a process that has not said who it is"
+    holder = file.read(500).strip() or "an unknown process"
     file.close()
     if is_alive:
         raise UserError(
-            f"Another run is using the folder {folder}: {holder}. Two runs would write into each other. Wait for it or end it, "
-            f"or choose another output.folder."
+            f"Another run is using the folder {folder}: {holder}. Two runs would overwrite each other's files. Wait for "
+            f"it or end it, or choose another output.folder."
         )
     raise UserError(
-        f"Processes of an earlier run are still alive in the folder {folder}; its first one ({holder}) has ended. They would "
-        f"write into the new run. End them, or choose another output.folder."
+        f"Processes of an earlier run are still alive in the folder {folder}; its first one ({holder}) has ended. They "
+        f"would write to the new run's files. End them, or choose another output.folder."
     )

@@ -1,13 +1,13 @@
-"""What a checkpoint is made of: each of its files with size and digest, so that it is read whole or not at all.
+"""The manifest of a checkpoint: size and digest of each file, so that a checkpoint is read completely or not at all.
 
     checkpoints/step-000040/manifest.json
         files       path in the checkpoint -> bytes and SHA-256
         metrics     the same of metrics.jsonl, as long as it was when the checkpoint was written
-        run         what the run depends on besides, see `identity`
+        run         everything else the run depends on, see `identity`
         sha256      of all of the above, as `json.dumps` writes it with sorted keys
 
-SHA-256 because processors compute it in hardware, at 1 to 2 GB/s. It protects from accidents (a flipped bit, a copy that
-broke off, files of another step), not from somebody who writes a digest to go with his file.
+SHA-256 is used because processors compute it in hardware, at 1 to 2 GB/s. It protects against accidents (a flipped bit, an
+incomplete copy, files of another step), but not against someone who changes a file and its digest.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from gpg_vl.errors import UserError
 FILE = "manifest.json"
 FORMAT = 1
 CHUNK = 1 << 22
-"""Bytes that are read at a time."""
+"""Bytes read at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A file, or its beginning.
+    """Size and digest of a file, or of its beginning.
 
     Example: `Entry(bytes=3, sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")`
     """
@@ -49,7 +49,7 @@ class Manifest:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Every file of a checkpoint but its manifest. Hidden ones are those of file systems and desktops."""
+    """All files of a checkpoint except its manifest and hidden files, which come from file systems and desktops."""
     names = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -75,13 +75,13 @@ def digest_file(file: Path, *, length: int | None = None) -> Entry:
 
 
 def share_of(sizes: Mapping[str, int], *, index: int, number: int) -> list[str]:
-    """The files that one of `number` processes digests: dealt in turn, the largest first."""
+    """The files that one of `number` processes digests: assigned in turn, the largest first."""
     largest_first = sorted(sizes, key=lambda name: (-sizes[name], name))
     return largest_first[index::number]
 
 
 def find_missing(folder: Path, manifest: Manifest) -> list[str]:
-    """What of the files' names and sizes is not as the manifest has it, in words."""
+    """Differences between the files' names and sizes and the manifest, as messages."""
     here = {name: (folder / name).stat().st_size for name in list_files(folder)}
     problems = [f"{name} is missing" for name in sorted(manifest.files.keys() - here.keys())]
     problems += [f"{name} does not belong to it" for name in sorted(here.keys() - manifest.files)]
@@ -92,13 +92,13 @@ def find_missing(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def find_damaged(manifest: Manifest, found: Mapping[str, Entry | None]) -> list[str]:
-    """Those of the files whose content is not what was written, in words. found: as they are; None: not to be read."""
+    """Files whose content differs from the manifest, as messages. found: their current digests; None: cannot be read."""
     problems = []
     for name, entry in sorted(found.items()):
         if entry is None:
             problems.append(f"{name} cannot be read")
         elif entry != manifest.files[name]:
-            problems.append(f"{name} has another content than was written")
+            problems.append(f"{name} has changed since it was written")
     return problems
 
 
@@ -110,8 +110,8 @@ def refuse_damage(folder: Path, problems: Sequence[str]) -> None:
         f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     )
     raise UserError(
-        f"The checkpoint {folder} is damaged and cannot be resumed from: {shown}. All its files must be as they were "
-        f"written. Copy it anew if this is a copy, or delete this folder; --resume then takes the one before it."
+        f"The checkpoint {folder} is damaged and cannot be resumed from: {shown}. All its files must be unchanged. Copy "
+        f"it again if this is a copy, or delete this folder; --resume then takes the one before it."
     )
 
 
@@ -128,7 +128,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises UserError if it is damaged, or of a later version."""
+    """Read a manifest. Raises UserError if it is damaged, or written by a later version."""
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -137,14 +137,14 @@ def read_manifest(folder: Path) -> Manifest:
 
     written = content.pop("sha256", None) if isinstance(content, dict) else None
     if written is None or written != _digest(content):
-        refuse_damage(folder, [f"{FILE} has another content than was written"])
+        refuse_damage(folder, [f"{FILE} has changed since it was written"])
     if content.get("format", FORMAT) != FORMAT:
         raise UserError(
             f"The checkpoint {folder} was written by another version of gpg_vl: its {FILE} has the format "
-            f"{content['format']}, this version reads {FORMAT}. Go on with the version that wrote it."
+            f"{content['format']}, this version reads {FORMAT}. Continue with the version that wrote it."
         )
 
-    # the digest says that nothing has changed, not that this package wrote it
+    # the digest proves that nothing has changed, but not that this package wrote it
     manifest = _parse(content)
     if manifest is None:
         refuse_damage(folder, [f"{FILE} is not as gpg_vl writes it"])

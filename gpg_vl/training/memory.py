@@ -1,4 +1,4 @@
-"""How much memory a process takes, by what takes it, in bytes.
+"""Estimates the memory of a process in bytes, by use.
 
 Weights, gradients and moments are exact; activations are estimated for a full micro-batch.
 """
@@ -16,26 +16,26 @@ from gpg_vl.models.load import read_config
 from gpg_vl.models.shape import Shape
 
 PAGE_ELEMENTS = 2**26
-"""Weights whose moments are on the device together under `train.offload`: 512 MB of moments in float32. A larger weight is a
-page alone."""
+"""Weights per page under `train.offload`: the moments of one page are on the device together, 512 MB in float32. A larger weight
+is a page by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """Bytes that each number of a matrix takes. Those of vectors take 4, and so do all gradients."""
+    """Bytes per number of a matrix. Numbers of vectors and all gradients take 4."""
 
     frozen: float = 4.0
     trained: float = 4.0
-    """While it is computed with. A sharding may hold its parts of what is trained in float32."""
+    """Trained weights while they are used for computing. A sharding may store its parts of them in float32."""
     codes: bool = False
-    """Whether both of AdamW's moments take a byte each and a scale for every block, instead of 4 bytes each."""
+    """True if AdamW's moments take one byte each plus a scale per block, instead of 4 bytes each."""
     waiting: float = 0.0
-    """Of gradients that wait to be summed over processes, where there are several."""
+    """Gradients that wait to be summed over several processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How many numbers the parts of a model have.
+    """The number of weights in the parts of a model.
 
     Example: of a Qwen2-VL-2B `parameters` is 2_208_985_600, of which the vision tower with its merger has 665_272_320.
     """
@@ -43,36 +43,36 @@ class Sizes:
     parameters: int
     trained: int
     vision: int
-    """Of the vision tower with its merger."""
+    """Weights of the vision tower with its merger."""
     trained_vision: int
     layers: tuple[int, ...]
-    """Of each decoder layer, and of each block of the vision tower if it is trained."""
+    """Weights of each decoder layer, and of each block of the vision tower if it is trained."""
     vectors: int = 0
-    """Numbers that are in norms and biases."""
+    """Weights in norms and biases."""
     trained_vectors: int = 0
     coded: int = 0
-    """Of what is trained, numbers whose moments may be codes; see `adamw.takes_codes`."""
+    """Trained weights whose moments may be stored as codes; see `adamw.takes_codes`."""
     blocks: int = 0
-    """Blocks of such codes, each with a scale of 4 bytes."""
+    """Number of blocks of such codes, each with a scale of 4 bytes."""
     widths: Widths = Widths()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What goes through the model at once.
+    """The tokens and patches that are computed at once.
 
     Example: `MicroBatch(tokens=6200, completion_tokens=5600, patches=2400)`
     """
 
     tokens: int
-    """Of prompts and completions."""
+    """Tokens of prompts and completions."""
     completion_tokens: int
     patches: int
-    """Those that the vision tower computes with a graph; none if it is not trained."""
+    """Patches that the vision tower computes with a graph; 0 if it is not trained."""
 
 
 def weight_memory(sizes: Sizes) -> dict[str, float]:
-    """Of weights, and of gradients and AdamW's two moments of those that are trained, where a process holds all of them."""
+    """Bytes of weights, gradients and AdamW's two moments, if a process holds all of them."""
     matrices = sizes.trained - sizes.trained_vectors
     trained = sizes.widths.trained * matrices + 4.0 * sizes.trained_vectors
     return {
@@ -83,21 +83,21 @@ def weight_memory(sizes: Sizes) -> dict[str, float]:
 
 
 def frozen_bytes(sizes: Sizes) -> float:
-    """Of all weights that are not trained."""
+    """Bytes of all frozen weights."""
     vectors = sizes.vectors - sizes.trained_vectors
     matrices = sizes.parameters - sizes.trained - vectors
     return sizes.widths.frozen * matrices + 4.0 * vectors
 
 
 def moment_bytes(sizes: Sizes) -> float:
-    """Of both moments of all weights that are trained."""
+    """Bytes of both moments of all trained weights."""
     if not sizes.widths.codes:
         return 8.0 * sizes.trained
     return 8.0 * (sizes.trained - sizes.coded) + 2.0 * (sizes.coded + 4.0 * sizes.blocks)
 
 
 def widths(config: Config) -> Widths:
-    """What the numbers of a run take."""
+    """The widths for the settings of a run."""
     return Widths(
         frozen=float(compute_dtype(config).itemsize),
         trained=2.0 if _has_narrow_weights(config) else 4.0,
@@ -107,7 +107,8 @@ def widths(config: Config) -> Widths:
 
 
 def copy_memory(config: Config, parameters: int) -> dict[str, float]:
-    """Of a copy that answers: matrices in the dtype of the forward pass, embeddings in that of trained weights."""
+    """Bytes of a policy copy for sampling: matrices in the dtype of the forward pass, embeddings in that of trained
+    weights."""
     text = _read_text_config(config)
     itemsize = compute_dtype(config).itemsize
     embeddings = 0 if _has_narrow_weights(config) else text.hidden_size * text.vocab_size
@@ -117,7 +118,7 @@ def copy_memory(config: Config, parameters: int) -> dict[str, float]:
 def micro_batch_memory(
     config: Config, shape: Shape, batch: MicroBatch, trained: int
 ) -> dict[str, float]:
-    """What a micro-batch needs for itself."""
+    """Bytes that one micro-batch needs."""
     return {
         "activations": activation_bytes(config, shape, batch),
         "work space": _work_space_bytes(config, shape, batch, trained),
@@ -127,9 +128,9 @@ def micro_batch_memory(
 def rollout_memory(
     config: Config, groups: int, prompt_tokens: int, shape: Shape, *, greedy: bool = False
 ) -> dict[str, float]:
-    """Of the slots of the rollout, and of the prompts that wait for one.
+    """Bytes of the rollout's slots and of the prompts that wait for one.
 
-    prompt_tokens: those of the longest prompt. greedy: one answer more in each group, to compare with.
+    prompt_tokens: tokens of the longest prompt. greedy: True if each group has an additional greedy answer.
     """
     size = config.rollout.group_size + greedy
     token_bytes = shape.key_values * compute_dtype(config).itemsize
@@ -142,7 +143,7 @@ def rollout_memory(
         prompt=prompt_tokens,
         answers=min(size, answers),
     ):
-        # once for each group that is being answered, and the one whose last answers are
+        # one prompt for each group that is being decoded, plus the group whose last answers are still in slots
         held = min(groups, ceil(answers / size) + 1)
 
     cached = answers * config.rollout.max_new_tokens + held * prompt_tokens
@@ -151,27 +152,27 @@ def rollout_memory(
 
 
 def feature_memory(config: Config, image_tokens: int) -> dict[str, float]:
-    """Of the features that are kept of a data set with so many image tokens."""
+    """Bytes of the cached features of a data set with this many image tokens."""
     hidden = _read_text_config(config).hidden_size
     every = float(image_tokens * hidden * compute_dtype(config).itemsize)
     return {"image features": min(every, config.model.vision_cache_mb * 2.0**20)}
 
 
 def _has_narrow_weights(config: Config) -> bool:
-    """Whether what is trained is computed with in bfloat16: such weights go with such a forward pass alone."""
+    """Whether trained weights are bfloat16, which is allowed only with a bfloat16 forward pass."""
     return config.model.weights == "bfloat16" and config.model.dtype == "bfloat16"
 
 
 def compute_dtype(config: Config) -> torch.dtype:
-    """What a forward pass computes in."""
+    """The dtype of the forward pass."""
     return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
 
 
 def activation_bytes(config: Config, shape: Shape, batch: MicroBatch) -> float:
-    """What the forward pass keeps for the backward pass.
+    """Bytes that the forward pass keeps for the backward pass.
 
-    Without checkpointing, of every layer what `Shape.kept` counts. With it, what each layer was
-    given, and all of one layer, which is computed again.
+    Without checkpointing: what `Shape.kept` counts for every layer. With checkpointing: the input of each
+    layer, and everything of the one layer that is being recomputed.
     """
     itemsize = compute_dtype(config).itemsize
     of_token, of_patch = shape.kept.bytes(itemsize), shape.vision_kept.bytes(itemsize)
@@ -179,15 +180,15 @@ def activation_bytes(config: Config, shape: Shape, batch: MicroBatch) -> float:
         text = batch.tokens * shape.layers * of_token
         return text + batch.patches * shape.vision_depth * of_patch
 
-    # sums over layers begin with embeddings in float32, those over blocks with a product
+    # the residual stream of the layers starts with float32 embeddings, that of the vision blocks with a product
     given = batch.tokens * shape.layers * shape.hidden * 4.0
     given += batch.patches * shape.vision_depth * shape.vision_width * float(itemsize)
     return given + max(batch.tokens * of_token, batch.patches * of_patch)
 
 
 def _work_space_bytes(config: Config, shape: Shape, batch: MicroBatch, trained: int) -> float:
-    """What comes and goes: the gradient of the head before it is added to that of the embedding, two
-    tiles of logits, the casts of autocast.
+    """Bytes of temporary tensors: the gradient of the head before it is added to the embedding's, two tiles of
+    logits, the casts of autocast.
     """
     text = _read_text_config(config)
     tile = TILE_ELEMENTS["cuda" if torch.cuda.is_available() else "cpu"]
@@ -204,7 +205,7 @@ def _read_text_config(config: Config) -> Any:
 
 
 def size(number: float) -> str:
-    """Bytes as a person reads them.
+    """Format bytes for people.
 
     Example: `size(3 * 2**30)` is `3.0 GiB`.
     """

@@ -1,4 +1,4 @@
-"""What a process holds of a run, as its config says: the parts of `memory`, added up."""
+"""The estimated memory of a process for a config: the sum of the parts in `memory`."""
 
 from collections.abc import Mapping
 from math import floor
@@ -37,16 +37,15 @@ def estimate_memory(
     image_tokens: int,
     vision: VisionMode,
 ) -> dict[str, float]:
-    """Bytes per process, by what takes them.
+    """Bytes per process, by use.
 
-    groups: of a step, on one process. group: what goes through the model for one of them.
-    prompt_tokens: those of the longest prompt. image_tokens: those of the whole data set.
-    vision: what becomes of the vision tower.
+    groups: groups of a step on one process. group: the tokens of one of them. prompt_tokens: tokens of the longest prompt.
+    image_tokens: image tokens of the whole data set. vision: whether and how the vision tower is trained.
     """
     checkpoint = read_config(config.model.path, config.model.revision)
     shape = family.shape_of(checkpoint)
 
-    # a group that is too large for a micro-batch is cut, but its images are not, nor its prompt and one answer
+    # a group that is too large is split into chunks, but its images, and its prompt with one answer, are not
     least = prompt_tokens + config.rollout.max_new_tokens
     held = min(max(config.train.tokens_per_pass, least) / group.tokens, groups)
     batch = MicroBatch(
@@ -55,14 +54,14 @@ def estimate_memory(
         patches=max(1, floor(held)) * group.patches,
     )
 
-    # a sharding that spreads weights says what it holds of them
+    # a sharding computes itself what each process holds
     sharding = shardings.get(config.train.sharding)
     holds_whole = getattr(sharding, "holds_whole", True)
     says = getattr(sharding, "memory", None)
     held_for_weights = weight_memory(sizes) if says is None else says(sizes, processes)
     memory = _without_offloaded(held_for_weights, config.train.offload)
     memory |= micro_batch_memory(config, shape, batch, sizes.trained)
-    # it is there for evaluations too, whether or not an algorithm samples
+    # the copy exists for evaluations too, even if the algorithm does not sample
     if not holds_whole and config.rollout.engine == DEFAULT:
         memory |= copy_memory(config, sizes.parameters)
     if algorithm.samples:
@@ -76,7 +75,7 @@ def estimate_memory(
         )
         memory["kept prompts"] = activation_bytes(config, shape, prompts)
 
-    # with adapters the reference is the same weights, adapters off
+    # with adapters the reference is the same model with adapters off
     if "reference_logp" in algorithm.needs and not config.model.lora_rank:
         spread = 0 if holds_whole else sizes.parameters - sizes.vision
         held = sizes.parameters - spread + spread / processes
@@ -85,7 +84,7 @@ def estimate_memory(
 
 
 def _without_offloaded(memory: Mapping[str, float], offload: str) -> dict[str, float]:
-    """What is left on the device of weights, gradients and moments; see `train.offload`."""
+    """The part of weights, gradients and moments that stays on the device; see `train.offload`."""
     away = {
         "none": (),
         "optimizer": ("optimizer",),

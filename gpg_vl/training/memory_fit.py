@@ -1,4 +1,4 @@
-"""Which settings of a run fit a device, by the memory that the plan estimates for each."""
+"""Finds which settings of a run fit a device, from the plan's memory estimates."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,22 +14,22 @@ from gpg_vl.config import Config
 from gpg_vl.console import fit_tables, plain, prose
 
 USABLE = 0.9
-"""Of a device: the rest goes to the CUDA context, to kernels, and to gaps between tensors."""
+"""Usable share of a device's memory; the rest is for the CUDA context, kernels and fragmentation."""
 PANEL_FRAME = 4
-"""Columns of a panel's sides, with the space within."""
+"""Columns of a panel's borders and padding."""
 LORA_RANK = 16
-"""Of the choices with adapters, for a config that has none."""
+"""The rank of the choices with adapters, for a config without adapters."""
 NUMBERS = (
     ("float32", "float32", "adamw"),
     ("bfloat16", "float32", "adamw"),
     ("bfloat16", "bfloat16", "adamw_8bit"),
 )
-"""Of the forward pass, of what is trained, and the optimizer with its moments."""
+"""Combinations of forward dtype, weight dtype and optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Settings that decide how much memory a process takes.
+    """The settings that determine how much memory a process takes.
 
     Example: `Choice(sharding="none", dtype="bfloat16", weights="float32", optimizer="adamw", lora_rank=0, checkpointing=True)`
     """
@@ -44,14 +44,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What a choice takes of a device."""
+    """The memory need of a choice."""
 
     choice: Choice
     needed: float
     """Bytes per process."""
     fits: bool
     is_chosen: bool
-    """True for what the config says."""
+    """True for the config's own choice."""
 
 
 def chosen(config: Config) -> Choice:
@@ -66,7 +66,7 @@ def chosen(config: Config) -> Choice:
 
 
 def choices(config: Config, shardings: Sequence[str]) -> Iterator[tuple[Choice, Config]]:
-    """Every choice that the rest of the config allows, and the config with it."""
+    """All choices that the rest of the config allows, each with its config."""
     own = (config.model.dtype, config.model.weights, config.train.optimizer)
     ranks = (0, config.model.lora_rank or LORA_RANK)
     for numbers, rank, checkpointing, sharding in product(
@@ -74,7 +74,7 @@ def choices(config: Config, shardings: Sequence[str]) -> Iterator[tuple[Choice, 
     ):
         dtype, weights, optimizer = numbers
 
-        # adapters are too few for their bits to matter
+        # adapters are so small that their precision does not matter
         if rank and numbers != own and weights != "float32":
             continue
         model = {"dtype": dtype, "weights": weights, "lora_rank": rank}
@@ -91,7 +91,7 @@ def choices(config: Config, shardings: Sequence[str]) -> Iterator[tuple[Choice, 
 
 
 def _is_allowed(config: Config) -> bool:
-    """Whether its keys go together."""
+    """Whether the combination of keys is allowed."""
     try:
         Config.model_validate(config.model_dump())
     except ValidationError:
@@ -105,9 +105,9 @@ def fit_choices(
     device_bytes: float,
     shardings: Sequence[str] = ("none",),
 ) -> tuple[Fit, ...]:
-    """What each choice takes of a device of so many bytes.
+    """The memory need of each choice on a device with `device_bytes` bytes.
 
-    estimate: bytes per process of a config, by what takes them. shardings: those that are offered.
+    estimate: function from a config to bytes per process by use. shardings: the shardings to try.
     """
     fits = []
     for choice, changed in choices(config, shardings):
@@ -131,36 +131,36 @@ KEYS = {
     "lora_rank": "model.lora_rank",
     "checkpointing": "model.gradient_checkpointing",
 }
-"""Of a choice, by its fields."""
+"""The config key of each field of a choice."""
 MOST_ADVISED = 3
-"""Ways to make a run fit that are written out; the table has them all."""
+"""Maximum number of suggestions that are printed; the table has all choices."""
 
 
 def advise(fits: Sequence[Fit], device_bytes: float) -> str:
-    """Whether the config's own choice fits the device, and which switches would make it fit: those that change least first."""
+    """Whether the config's own choice fits the device, and which changes would make it fit, the smallest first."""
     own = next(fit for fit in fits if fit.is_chosen)
     usable = (
         f"{own.needed / 2**30:.1f} GB of the {USABLE * device_bytes / 2**30:.1f} that can be used"
     )
     if own.fits:
-        return f"This config takes {usable}: there is room for it."
+        return f"This config takes {usable}: it fits."
 
     changes = [(_changes(own.choice, fit.choice), fit.needed) for fit in fits if fit.fits]
     changes.sort(key=lambda one: (len(one[0]), one[1]))
     if not changes:
         return (
-            f"This config takes {usable}: too much, and so does every choice above. Lower train.tokens_per_pass, rollout.slots "
-            f"or data.max_pixels, or spread it over more devices (--devices)."
+            f"This config takes {usable}: too much, as does every choice above. Lower train.tokens_per_pass, "
+            f"rollout.slots or data.max_pixels, or use more devices (--devices)."
         )
     ways = "\n".join(
         f"  {' '.join(words)}   ({needed / 2**30:.1f} GB)"
         for words, needed in changes[:MOST_ADVISED]
     )
-    return f"This config takes {usable}: too much. These would make room, the smallest change first:\n{ways}"
+    return f"This config takes {usable}: too much. These changes would make it fit, the smallest first:\n{ways}"
 
 
 def _changes(own: Choice, other: Choice) -> list[str]:
-    """What to write on the command line to get from one choice to another."""
+    """The command line overrides that lead from one choice to another."""
     return [
         f"{key}={str(value).lower() if isinstance(value, bool) else value}"
         for field, key in KEYS.items()
@@ -169,19 +169,19 @@ def _changes(own: Choice, other: Choice) -> list[str]:
 
 
 def describe_little_memory(needed: float, available: float) -> str:
-    """What to say where the processes of a run need more memory than a machine without a GPU has; "" where they do not."""
+    """The warning if the processes of a run need more memory than a machine without a GPU has; else ""."""
     if needed <= available:
         return ""
     return (
-        f"the run needs about {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} are available: it would be "
-        f"ended by the system, or swap. --device-gb {available / 2**30:.0f} shows which settings take less"
+        f"the run needs about {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} are available: the system "
+        f"would kill it, or swap. --device-gb {available / 2**30:.0f} shows which settings take less"
     )
 
 
 def render_fits(
     fits: tuple[Fit, ...], device_bytes: float, console: Console, devices: int = 1
 ) -> None:
-    """Print a row for each way to train and a column for each sharding, the config's own choice marked."""
+    """Print a table with a row for each way to train and a column for each sharding; the config's own choice is marked."""
     names = list(dict.fromkeys(fit.choice.sharding for fit in fits))
     said = (
         f"estimates for a device of {device_bytes / 2**30:.0f} GB, of which "
@@ -204,7 +204,7 @@ def render_fits(
 
 
 def _fits_table(fits: Sequence[Fit], names: Sequence[str], brief: bool) -> Table:
-    """The choices with these shardings, one to a column. brief: words are short, and columns close together."""
+    """The table of the choices with these shardings, one per column. brief: short words and narrow columns."""
     rows: dict[Choice, dict[str, Fit]] = {}
     for fit in fits:
         if fit.choice.sharding in names:

@@ -1,4 +1,4 @@
-"""The model of a run without its numbers: built from the checkpoint's config alone, on no device."""
+"""The model of a run without weights, built from the checkpoint's config on the meta device."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from gpg_vl.training.optimizer import freeze
 
 
 def make_meta_model(config: Config, family: Family) -> Any:
-    """The transformers model that would be trained, with its adapters and frozen parts. Nothing is read, nothing allocated.
+    """The transformers model that would be trained, with adapters and frozen parts, without reading or allocating weights.
 
     Raises UserError for a config that describes no model, and for layers that cannot be adapted or frozen.
     """
@@ -23,8 +23,7 @@ def make_meta_model(config: Config, family: Family) -> Any:
 
 
 def make_empty_model(config: Config, family: Family, checkpoint: Any) -> Any:
-    """The same for another transformers config than the checkpoint's own, but with what is computed from a config: buffers are on
-    the CPU."""
+    """The same for a given transformers config, but with real buffers on the CPU, which are computed from the config."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
@@ -32,7 +31,7 @@ def make_empty_model(config: Config, family: Family, checkpoint: Any) -> Any:
 
 
 def add_configured_adapters(model: Any, family: Family, config: Config) -> None:
-    """Put the adapters of the config into a model, if it has any. Raises UserError for layers that take none."""
+    """Put the adapters of the config into a model, if it has any. Raises UserError for layers that cannot have one."""
     if config.model.lora_rank:
         add_adapters(
             model,
@@ -58,7 +57,7 @@ def _make(config: Config, family: Family, checkpoint: Any) -> Any:
     path = config.model.path
     try:
         return getattr(transformers, family.model_class)(checkpoint)
-    # a number that fits no other, a name that stands for nothing: each class says it in its own way
+    # each model class raises its own kind of error for inconsistent numbers and unknown names
     except (
         ValueError,
         TypeError,

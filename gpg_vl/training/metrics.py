@@ -1,7 +1,7 @@
-"""What happened in a step, as numbers: pure functions of what the parts of the loop return.
+"""The metrics of a step: pure functions of what the parts of the loop return.
 
-Counts of one process come first (`count_...`), so that they can be summed over processes; shares
-and means are made of the sums (`..._metrics`).
+First counts are made per process (`count_...`) and summed over processes; shares and means are computed
+from the sums (`..._metrics`).
 """
 
 from collections.abc import Mapping
@@ -28,17 +28,17 @@ _COUNTS = (
 )
 
 MOST_OF_FAILURE = 2000
-"""Characters of the message of a reward that broke."""
+"""Maximum length of the message of a failed reward."""
 OF_SOURCE = ("groups", "completions", "reward", "right", "valid", "tokens")
-"""What is counted of each source, where there are several."""
+"""What is counted per source, if there are several."""
 MOST_TASKS = 32
-"""Tasks of a step whose rewards are told apart."""
+"""Maximum number of tasks in a step whose rewards are reported separately."""
 
 
 def count_collection(collection: Collection, *, version: int) -> dict[str, float]:
-    """What one process has seen in a step.
+    """Counts of what one process sampled in a step.
 
-    `version`: that of the weights which sampled in this step.
+    `version`: the version of the weights that sampled in this step.
     """
     counts = dict.fromkeys(_COUNTS, 0.0)
     for group in collection.seen:
@@ -71,7 +71,7 @@ def count_collection(collection: Collection, *, version: int) -> dict[str, float
 
 
 def _count_group(group: Group) -> dict[str, float]:
-    """What a group adds to the counts of its source."""
+    """The counts that a group adds to its source."""
     values = (
         1.0,
         len(group.completions),
@@ -86,15 +86,15 @@ def _count_group(group: Group) -> dict[str, float]:
 def collection_metrics(
     summed: Mapping[str, float], collection: Collection, *, rounds: int
 ) -> dict[str, Any]:
-    """Shares over all groups sampled in the step, before any was replaced: the used ones would be
+    """Shares over all groups sampled in the step, including replaced ones, because the used ones alone would be
     biased.
 
-    summed: `count_collection` over all processes. rounds: the most of any process.
+    summed: `count_collection` summed over all processes. rounds: the maximum over all processes.
     """
     groups, completions = max(summed["groups"], 1), max(summed["completions"], 1)
     by_reward = {}
     for name, value in sorted(summed.items()):
-        # of several sources each may have rewards of its own, which the answers to the others were not asked for
+        # with several sources a reward may have scored only the answers of some of them
         if name.startswith("reward/"):
             by_reward[name] = value / summed[f"scored/{name.removeprefix('reward/')}"]
 
@@ -121,14 +121,14 @@ def collection_metrics(
 
 
 def _first_failure(collection: Collection) -> dict[str, str]:
-    """What the first reward that broke said, tracebacks included, as much of it as helps."""
+    """The message of the first failed reward, including its traceback, shortened."""
     if not collection.failures:
         return {}
     return {"reward_failure": str(collection.failures[0])[:MOST_OF_FAILURE]}
 
 
 def _greedy_metrics(summed: Mapping[str, float]) -> dict[str, float]:
-    """What the greedy answers were worth, of which each group has one or none has."""
+    """The mean reward of the greedy answers; each group has one or none has."""
     if "greedy" not in summed:
         return {}
     groups = summed["groups"]
@@ -139,13 +139,13 @@ def _greedy_metrics(summed: Mapping[str, float]) -> dict[str, float]:
 
 
 def _solved_rows(collection: Collection) -> dict[str, int]:
-    """How many rows are not drawn any more after the step, and how many are again; nothing in a run that skips none."""
+    """How many rows are no longer drawn after the step, and how many are drawn again; empty in a run that skips none."""
     solved = collection.solved
     return {} if solved is None else {"solved_rows": solved.rows, "solved_rows_again": solved.again}
 
 
 def _by_task(summed: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The mean reward of each task of the step; nothing for rows without a task, or with hardly two of the same."""
+    """The mean reward of each task of the step; empty if rows have no task, or if almost every row has its own."""
     answers = {
         name.removeprefix("answers_of_task/"): number
         for name, number in sorted(summed.items())
@@ -158,7 +158,7 @@ def _by_task(summed: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def deal_metrics(dealt: Dealt) -> dict[str, Any]:
-    """How evenly the tokens to train on were sampled over the processes, and how evenly they were trained on."""
+    """How evenly training tokens were distributed over the processes when sampled, and when trained."""
     return {
         "fullest_process_sampled": dealt.before,
         "fullest_process_trained": dealt.after,
@@ -167,7 +167,7 @@ def deal_metrics(dealt: Dealt) -> dict[str, Any]:
 
 
 def _by_source(summed: Mapping[str, float]) -> dict[str, float]:
-    """Reward, accuracy, share of groups with signal and length in tokens of the answers to each source that was drawn from."""
+    """Reward, accuracy, share of groups with signal, and answer length in tokens, for each source that was drawn from."""
     prefix = "groups_of_source/"
     metrics = {}
     for source in sorted(n.removeprefix(prefix) for n in summed if n.startswith(prefix)):
@@ -180,7 +180,7 @@ def _by_source(summed: Mapping[str, float]) -> dict[str, float]:
 
 
 def update_metrics(report: UpdateReport, *, group_size: int) -> dict[str, Any]:
-    """What was trained, and what it did."""
+    """The metrics of an update."""
     counts = report.counts
     return {
         **report.metrics,
@@ -202,17 +202,17 @@ def update_metrics(report: UpdateReport, *, group_size: int) -> dict[str, Any]:
 
 
 def count_rollout(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    """What an engine has computed between two readings of its counters."""
+    """The difference of two readings of an engine's counters."""
     return {f"rollout_{name}": value - before[name] for name, value in now.items()}
 
 
 def rollout_metrics(summed: Mapping[str, float]) -> dict[str, int]:
-    """The counts of `count_rollout`; without the seconds."""
+    """The counts of `count_rollout` without the seconds."""
     return {name: int(n) for name, n in summed.items() if not name.endswith("_seconds")}
 
 
 def rollout_seconds(counted: Mapping[str, float]) -> dict[str, float]:
-    """The seconds of `count_rollout`, of one process, by what took them."""
+    """The seconds of `count_rollout` of one process, by phase."""
     seconds = {}
     for name, value in counted.items():
         if name.endswith("_seconds"):
@@ -221,14 +221,14 @@ def rollout_seconds(counted: Mapping[str, float]) -> dict[str, float]:
 
 
 def shares_of_step(seconds: Mapping[str, float]) -> dict[str, float]:
-    """`data`: the share of a step in which this process waited for prompts, whether it encoded them itself or others did."""
+    """`data`: the share of a step in which this process waited for prompts, whether it or a worker encoded them."""
     return {"data": seconds["encode"] / seconds["step"]}
 
 
 def advance(
     state: RunState, collection: Collection, report: UpdateReport, *, completions: float
 ) -> RunState:
-    """The state after a step. `completions`: those sampled in it, over all processes."""
+    """The state after a step. `completions`: the number sampled in it, over all processes."""
     return replace(
         state,
         step=state.step + 1,

@@ -1,4 +1,4 @@
-"""From the groups of a step to micro-batches: which completions are trained, and what is computed together."""
+"""Makes micro-batches from the groups of a step: decides which completions are trained and which are computed together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from gpg_vl.models.layout import Packed, pack
 from gpg_vl.types import Completion, Group, Prompt
 
 NOT_SAMPLED = -1
-"""In place of a version, for tokens that no engine has sampled."""
+"""The version of tokens that no engine has sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How groups are laid out. Fields as in the config's `train` section."""
+    """How groups are arranged in micro-batches. Fields as in the config's `train` section."""
 
     tokens_per_pass: int
     shared_prefix: bool
@@ -25,19 +25,19 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What is run forward and backward together."""
+    """The groups that are run forward and backward together."""
 
     packed: Packed
     index_K: Tensor
-    """Where its completion tokens are among those of the step's groups on this process."""
+    """The indices of its completion tokens in the tokens of all the step's groups on this process."""
     inputs: TokenInputs | None
-    """What the algorithm gives of these tokens; None if they are only scored."""
+    """The algorithm's inputs for these tokens; None if they are only scored."""
     sampled_logp_K: Tensor
     """Log-probs that the engine recorded; NaN where a token was not sampled."""
     version_K: Tensor
-    """Version of the weights that sampled a token; NOT_SAMPLED where none did."""
+    """Version of the weights that sampled each token; NOT_SAMPLED if none did."""
     examples: tuple[str, ...]
-    """The ids of the examples whose groups are in it."""
+    """The ids of its groups' examples."""
 
 
 def count_groups(groups: Sequence[Group]) -> StepCounts:
@@ -54,7 +54,8 @@ def count_groups(groups: Sequence[Group]) -> StepCounts:
 
 
 def count_tokens(groups: Sequence[Group], credit: Credit | None, layout: Layout) -> list[int]:
-    """Tokens of each group that are run through the model, its prompt included; 0 where the credit has nothing trained.
+    """The number of tokens of each group that are run through the model, including its prompt; 0 if the credit trains none
+    of them.
 
     Without credit every completion is run.
     """
@@ -81,7 +82,7 @@ def make_step_batch(
     value_K: Tensor | None = None,
     total: Callable[[Sequence[float]], list[float]] = list,
 ) -> StepBatch:
-    """What an algorithm is shown of this process's groups. `counts` and `reward_std` are those of the whole step."""
+    """The batch that an algorithm gets of this process's groups. `counts` and `reward_std` are those of the whole step."""
     rewards = [group.rewards for group in groups]
     lengths = [[len(c.token_ids) for c in group.completions] for group in groups]
     shape = (len(groups), len(rewards[0]) if rewards else 1)
@@ -108,7 +109,7 @@ def make_step_batch(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Member:
-    """A completion that is run, and the tokens of the step that are its own."""
+    """A completion that is run, and the positions of its tokens in the step."""
 
     group: Group
     completion: Completion
@@ -118,11 +119,11 @@ class _Member:
 def make_micro_batches(
     groups: Sequence[Group], credit: Credit | None, layout: Layout
 ) -> list[MicroBatch]:
-    """Cut this process's groups into micro-batches of at most `tokens_per_pass` tokens.
+    """Split this process's groups into micro-batches of at most `tokens_per_pass` tokens.
 
-    Completions that the credit calls untrained, among them all of a group without signal, are left out: the step's counts
-    hold them already. Groups that show the same images stay together, so that an image is encoded once; a group that is
-    too large is a micro-batch of several chunks. Without credit every completion is in, to be scored.
+    Completions that the credit does not train, such as those of groups without signal, are left out; the step's counts
+    already include them. Groups with the same images stay together, so that an image is encoded once. A group that is too
+    large becomes a micro-batch of several chunks. Without credit all completions are included and scored.
     """
     members: list[_Member] = []
     start = 0
@@ -139,7 +140,8 @@ def make_micro_batches(
 
 
 def make_idle_micro_batch(credit: Credit | None) -> MicroBatch:
-    """Computes next to nothing and adds exactly zero: it keeps a process without work in step with the others."""
+    """A tiny micro-batch whose contribution is exactly zero, for a process that has no work but must make the same
+    calls."""
     prompt = Prompt(
         example_id="",
         text="",
@@ -160,10 +162,10 @@ def make_idle_micro_batch(credit: Credit | None) -> MicroBatch:
 
 
 def _bundle(members: Sequence[_Member], layout: Layout) -> list[list[_Member]]:
-    """What is not torn apart: the completions of groups with the same images, or each completion if naive.
+    """Bundles of completions that stay together: those of groups with the same images, or single completions if naive.
 
-    Prompts about the same images are torn apart after all where they alone would fill half of a micro-batch: with little
-    room next to them, their completions would be computed in many small chunks.
+    If prompts with the same images would fill half of a micro-batch, they are separated after all, because otherwise little
+    space would be left and their completions would be computed in many small chunks.
     """
     if not layout.shared_prefix:
         return [[member] for member in members]
@@ -203,7 +205,7 @@ def _by_group(members: Sequence[_Member]) -> list[list[_Member]]:
 def _join_bundles(
     bundles: Sequence[list[_Member]], size: Callable[[list[_Member]], int], limit: int
 ) -> list[list[_Member]]:
-    """Consecutive bundles joined while they fit; a larger one is alone."""
+    """Join consecutive bundles while they fit; a bundle that is too large stays alone."""
     joined: list[list[_Member]] = []
     held = 0
     for bundle in bundles:

@@ -1,7 +1,6 @@
-"""The model card of a checkpoint: README.md in its `model/`, which says what it was made from, by what, and how good it is.
+"""The model card of a checkpoint: README.md in its `model/`, with its base model, data, settings and scores.
 
-What is said of data and settings is what the checkpoint's manifest holds; scores are those of the last evaluation, with the
-protocol that they were measured under.
+Data and settings are those of the checkpoint's manifest. Scores are those of the last evaluation, with their protocol.
 """
 
 import json
@@ -28,7 +27,8 @@ def make_card(
 ) -> str:
     """The card in Markdown, with a YAML header that the hub reads.
 
-    settings: the config as JSON has it. licence: of the base model. evaluation: a row of metrics.jsonl; None if there was none.
+    settings: the config as JSON. licence: the licence of the base model. evaluation: a row of metrics.jsonl; None if there
+        was none.
     """
     base, algorithm = settings["model"]["path"], settings["algorithm"]["name"]
     header = {"library_name": "transformers", "tags": ["gpg_vl", algorithm]}
@@ -85,7 +85,7 @@ def _origin(settings: Mapping[str, Any], data_digest: str, licence: str) -> dict
 
 
 def _name_data(data: Mapping[str, Any]) -> str:
-    """Its path, or those of all sources; and the file of its order, if there is one."""
+    """The path of the data, or those of all sources, and the order file if there is one."""
     paths = [source["path"] for source in data["sources"]] or [data["train"]]
     order = f", in the order of {data['order']}" if data["order"] else ""
     return ", ".join(map(str, paths)) + order
@@ -104,7 +104,7 @@ def _list_weights(weights: Mapping[str, float]) -> str:
 
 
 def _evaluation(settings: Mapping[str, Any], row: Mapping[str, Any] | None) -> Iterator[str]:
-    """Scores with what they were measured under; a sentence where nothing was measured."""
+    """The scores with their protocol; a sentence if there was no evaluation."""
     section = settings["eval"]
     if row is None:
         yield from ("## Evaluation", "", "None was made in this run.", "")
@@ -139,5 +139,5 @@ def _table(title: str, rows: Mapping[str, str]) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    """A text that stays in its cell."""
+    """Escape a text for a table cell."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""A model like the one of a run, but with few layers and numbers that mean nothing: what a device is timed on.
+"""A small model of the same widths as the run's, with few layers and random weights, for timing a device.
 
 Widths, parts that are trained, adapters and dtypes are those of the run, so a call of it is a call of the model with a part of
 the work. Body and head are cut alike, so that both have the share in it that they have in the model.
@@ -31,19 +31,19 @@ from gpg_vl.types import Prompt
 MOST_WEIGHTS = {"cpu": 2**23, "cuda": 2**28}
 """Of body and head together; a model that has more is cut, down to one layer."""
 NO_TOKENS = Tokens(ends=(), pad=0, image=None, never_sampled=())
-"""No token ends an answer: each is as long as it may be."""
+"""No token ends an answer, so every answer has the maximum length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """The small model, and how much of the model it is."""
+    """The small model, and its share of the full model."""
 
     policy: Policy
     processing: Processing
     autocast: torch.dtype | None
     shape: Shape
     whole: Shape
-    """Of the model itself."""
+    """The sizes of the full model."""
     vision: VisionMode
     shares_prefix: bool
     recomputes: bool
@@ -69,7 +69,7 @@ class Outline:
         )
 
     def decode_cost(self, rows: int, context: int, *, whole: bool = False) -> float:
-        """Operations of one more token of each row, in the outline or in the model."""
+        """Operations of one more token in each row, in the outline or in the full model."""
         shape = self.whole if whole else self.shape
         return rows * (2.0 * (shape.body + shape.head) + 4.0 * shape.layers * shape.width * context)
 
@@ -78,14 +78,14 @@ class Outline:
         return torch.autocast(device, self.autocast, enabled=self.autocast is not None)
 
     def engine(self, options: EngineOptions) -> Engine:
-        """The native engine, answering with the outline."""
+        """The native engine with the outline as its policy."""
         processing = replace(self.processing, tokens=NO_TOKENS)
         model = Model(path="", policy=self.policy, processing=processing, autocast=self.autocast)
         return model.engine(options=options)
 
     def pack(self, one: Pass, *, answered: bool) -> Packed:
-        """The groups of a pass on the device; not answered: their prompts alone."""
-        # an image whose features are kept does not pass the vision tower
+        """The groups of a pass on the device; if not answered, only their prompts."""
+        # an image with cached features does not pass through the vision tower
         image = 0 if self.vision == "kept" else self._shown(one.image)
         prompts = [self.make_prompt(number, one.prompt, image) for number in range(one.groups)]
         members: Sequence[Sequence[int]] = [[0] * one.completion] * one.members
@@ -98,7 +98,7 @@ class Outline:
         return packed.to(self.policy.device)
 
     def make_prompt(self, number: int, tokens: int, image: int) -> Prompt:
-        """A prompt of so many tokens, of which at most `image` are those of one image, equal to no other prompt's."""
+        """A prompt of this many tokens, of which at most `image` belong to one image, different from all other prompts."""
         family, config = self.policy.family, self.policy.model.config
         blank = family.blank_image(config, image) if image else None
         pixels_N, grid_1_3, (seen,) = blank if blank else (None, None, [0])
@@ -183,7 +183,7 @@ def _without_numbered_targets(config: Config) -> Config:
 
 
 def _fill(model: Any, device: torch.device) -> None:
-    """Numbers for parameters that have none, small enough for any depth. What is computed from the config is left alone."""
+    """Fill parameters with random numbers, small enough for any depth. Buffers computed from the config are not changed."""
     generator = torch.Generator(device).manual_seed(0)
     computed = dict(model.named_buffers())
     model._apply(partial(_empty_like, device))

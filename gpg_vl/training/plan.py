@@ -1,4 +1,4 @@
-"""What a run will do, worked out before anything heavy is loaded."""
+"""The plan of a run, computed before anything heavy is loaded."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ class Plan:
     prompts_per_step: int
     group_size: int
     has_greedy: bool
-    """Whether each prompt is answered greedily beside its group."""
+    """Whether each prompt also gets a greedy answer."""
     processes: int
     prompt_tokens_median: float
     prompt_tokens_max: int
@@ -55,40 +55,40 @@ class Plan:
     parameters: int
     trained_parameters: int
     passes_per_step: int
-    """Per process, if every group is valid and every answer as long as it may be."""
+    """Per process, if every group has a signal and every answer has the maximum length."""
     kernel: Kernel
     """How attention over shared prompts is computed here."""
     kernel_note: str
-    """Why it is not the one that was asked for, or ""."""
+    """Why it is not the configured one, or ""."""
     cost: Cost
-    """Of one group of median prompt whose answers are as long as they may be."""
+    """The cost of one group with a median prompt and answers of maximum length."""
     naive_cost: Cost
-    """The same with image and prompt computed for every answer."""
+    """The same cost if image and prompt were computed for every answer."""
     memory_bytes: Mapping[str, float]
-    """By what takes it."""
+    """Bytes by use."""
     group_activations: float
     """Bytes of activations of one such group in one micro-batch."""
     naive_activations: float
     first_prompt: str
     disk: Disk
     work: Work
-    """Of one process in a step."""
+    """The work of one process in a step."""
     seconds: StepSeconds | None = None
-    """Of a step; None before the device was timed."""
+    """Seconds of a step; None before the device was timed."""
     fits: tuple[Fit, ...] = ()
-    """What other settings would take, where the size of a device is known."""
+    """The memory needs of other settings, if the size of a device is known."""
     shares: tuple[SourceShare, ...] = ()
-    """Of each source, where there are several."""
+    """The share of each source, if there are several."""
     left_out: int = 0
     """Rows that `data.order` does not list."""
     warnings: tuple[str, ...] = ()
-    """What is allowed and probably not meant."""
+    """Settings that are allowed but probably not intended."""
     rows_note: str = ""
-    """Which rows are drawn, where it is not all of them."""
+    """Which rows are drawn, if not all of them."""
 
 
 def count_parameters(config: Config, family: Family) -> Sizes:
-    """The sizes of the model that is trained, from the checkpoint's config alone: nothing is read, nothing allocated."""
+    """The sizes of the trained model, from the checkpoint's config only; no weights are read or allocated."""
     model = make_meta_model(config, family)
     vision = family.vision_modules(model)
     trained_vision = sum(_count(module, trained=True) for module in vision)
@@ -108,7 +108,7 @@ def count_parameters(config: Config, family: Family) -> Sizes:
 
 
 def _count(module: nn.Module, *, trained: bool = False, vectors: bool = False) -> int:
-    """Numbers of all weights of a module; of those that are trained alone, or of those that are no matrices."""
+    """The number of weights of a module: all, only the trained ones, or only those in vectors."""
     return sum(
         p.numel()
         for p in module.parameters()
@@ -118,7 +118,7 @@ def _count(module: nn.Module, *, trained: bool = False, vectors: bool = False) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """What is planned, besides the config."""
+    """The data of a plan, in addition to the config."""
 
     algorithm: Algorithm
     family: Family
@@ -151,9 +151,9 @@ def make_plan(
 ) -> Plan:
     """The plan for a checked data set. `prompt_tokens` and `image_tokens` are per example that is drawn.
 
-    epoch: draws of one pass over the data; None: as many as examples.
-    device_bytes: memory of the device that other settings are tried on; None tries none.
-    devices: how many of them there are, one for a process; None: as many as processes.
+    epoch: draws in one pass over the data; None: the number of examples.
+    device_bytes: memory of the device for which other settings are tried; None tries none.
+    devices: the number of such devices, one per process; None: the number of processes.
     """
     subject = _Subject(
         algorithm=algorithm,
@@ -163,6 +163,8 @@ def make_plan(
         image=_median(image_tokens),
         all_images=sum(image_tokens),
     )
+
+    # the cost of a group, shared and naive, and the memory of the run
     here, naive = (
         _group_cost(config, subject, shared=shared)
         for shared in (config.train.shared_prefix, False)
@@ -220,7 +222,7 @@ def make_plan(
 
 
 def _describe_little_room(memory: Mapping[str, float], processes: int, disk: Disk) -> Iterator[str]:
-    """Warnings of a memory or a disk that is too small. A GPU has a table of its own."""
+    """Warnings about too little memory or disk space. For a GPU there is a table instead."""
     yield describe_little_disk(disk)
     if not torch.cuda.is_available():
         needed = processes * sum(memory.values())
@@ -241,7 +243,7 @@ def _count_by_rank(config: Config, family: Family) -> Callable[[int], Sizes]:
 def _make_estimate(
     subject: _Subject, cost: Cost, sizes_of: Callable[[int], Sizes]
 ) -> Callable[[Config, int], dict[str, float]]:
-    """What a config takes of each of so many processes, in bytes by what takes them. cost: of one group."""
+    """A function from a config and a number of processes to bytes per process, by use. cost: the cost of one group."""
 
     def estimate(config: Config, processes: int) -> dict[str, float]:
         return estimate_memory(
@@ -266,12 +268,12 @@ def _choose_kernel(config: Config) -> tuple[Kernel, str]:
 
 
 def _make_work(config: Config, subject: _Subject, cost: Cost, sizes: Sizes, processes: int) -> Work:
-    """What one process computes in a step, if every group is valid and every answer as long as it may be."""
+    """The work of one process in a step, if every group has a signal and every answer has the maximum length."""
     groups = ceil(config.train.prompts_per_step / processes)
     longest, size = config.rollout.max_new_tokens, _group_size(config, subject.algorithm)
     spreads = getattr(shardings.get(config.train.sharding), "memory", None) is not None
 
-    # another engine than the policy itself is not timed
+    # only the policy itself is timed as an engine
     is_own = subject.algorithm.samples and config.rollout.engine == DEFAULT
     sampled = config.rollout.group_size + _has_greedy(subject.algorithm)
     answers = groups * sampled if is_own else 0
@@ -283,7 +285,7 @@ def _make_work(config: Config, subject: _Subject, cost: Cost, sizes: Sizes, proc
         rows=max(1, min(answers, config.rollout.slots)),
         longest=longest,
         context=subject.prompt + longest // 2,
-        # prompts that training goes on from are computed one by one
+        # prompts that training reuses are computed one by one
         together=1 if config.train.reuse_prefill else min(groups, config.rollout.prompts_per_batch),
         micro_batch=Pass(
             groups=min(groups, _groups_per_pass(config, cost)),
@@ -297,7 +299,7 @@ def _make_work(config: Config, subject: _Subject, cost: Cost, sizes: Sizes, proc
 
 
 def _groups_per_pass(config: Config, cost: Cost) -> int:
-    """A group is not spread over micro-batches: one that is too large has one to itself."""
+    """Groups per micro-batch. A group is never split over micro-batches; one that is too large has its own."""
     return max(1, config.train.tokens_per_pass // cost.tokens)
 
 
@@ -317,7 +319,7 @@ def _shape(config: Config, family: Family) -> Shape:
 
 
 def _offered_shardings(devices: int) -> list[str]:
-    """Those that say what they hold: one process has nobody to share with."""
+    """The shardings that can estimate their memory; with one process only `none`."""
     others = [name for name in shardings.names() if name != "none"] if devices > 1 else []
     return [
         "none",
@@ -326,12 +328,12 @@ def _offered_shardings(devices: int) -> list[str]:
 
 
 def _median(values: Sequence[int]) -> int:
-    """A value that occurs: of an even number the upper one of the two in the middle."""
+    """The median as a value that occurs: of the two in the middle the upper one."""
     return sorted(values)[len(values) // 2]
 
 
 def vision_mode(config: Config, family: Family) -> VisionMode:
-    """What becomes of the vision tower in a run with these settings."""
+    """Whether and how the vision tower is trained with these settings."""
     model = config.model
     trained = set(model.lora_on if model.lora_rank else PARTS) - set(model.freeze)
     if not family.has_vision or not trained & {"vision", "merger"}:
@@ -349,7 +351,7 @@ def _has_greedy(algorithm: Algorithm) -> bool:
 
 
 def _group_cost(config: Config, subject: _Subject, *, shared: bool) -> Cost:
-    """Of one group of median prompt, every answer as long as it may be."""
+    """The cost of one group with a median prompt and answers of maximum length."""
     algorithm, mode = subject.algorithm, vision_mode(config, subject.family)
     cost = group_cost(
         _shape(config, subject.family),
@@ -359,7 +361,7 @@ def _group_cost(config: Config, subject: _Subject, *, shared: bool) -> Cost:
         group_size=_group_size(config, algorithm),
         shared=shared,
         recompute=config.model.gradient_checkpointing,
-        # the naive way has nowhere to keep features
+        # the naive way cannot cache features
         vision="frozen" if mode == "kept" and not shared else mode,
     )
 
@@ -381,7 +383,7 @@ def _group_cost(config: Config, subject: _Subject, *, shared: bool) -> Cost:
 
 
 def _micro_batch(config: Config, subject: _Subject, cost: Cost, *, shared: bool) -> MicroBatch:
-    """One group in a micro-batch of its own, every answer as long as it may be."""
+    """A micro-batch of one group with answers of maximum length."""
     size = _group_size(config, subject.algorithm)
     is_trained = vision_mode(config, subject.family) == "trained"
     merge = _shape(config, subject.family).merge

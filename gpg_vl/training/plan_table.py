@@ -1,4 +1,4 @@
-"""The plan in words, and the prompt of row 0."""
+"""Prints the plan, and the prompt of row 0."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def render_plan(plan: Plan, config: Config, console: Console) -> None:
 
 
 def _tabulate_sources(plan: Plan) -> Table:
-    """What each source brings, and how often its rows are drawn."""
+    """The rows of each source, and how often they are drawn."""
     draws = plan.steps * plan.prompts_per_step
     table = Table("source", "rows", "share of draws", "epochs", "rewards", "path", box=None)
     for one in plan.shares:
@@ -103,7 +103,7 @@ def _describe_adapters(config: Config) -> str:
 
 
 def _describe_numbers(config: Config) -> str:
-    """What is computed in, and what is held in fewer bits than usual."""
+    """The dtype of the forward pass, and what is stored with fewer bits than usual."""
     described = str(config.model.dtype)
     if config.model.weights != "float32":
         described += f", trained weights {config.model.weights}"
@@ -139,7 +139,7 @@ def _describe_disk(plan: Plan) -> str:
 
 
 def _describe_seconds(plan: Plan, config: Config) -> str:
-    """How long a step and the run take, as far as they are arithmetic."""
+    """The estimated time of a step and of the run, without what is not computation."""
     seconds = plan.seconds
     assert seconds is not None
     parts = f"training {_duration(seconds.train)}"
@@ -148,15 +148,15 @@ def _describe_seconds(plan: Plan, config: Config) -> str:
     elif plan.work.samples:
         parts += f"; answers of rollout.engine {config.rollout.engine} come on top"
     return (
-        f"about {_duration(seconds.total)} per step ({parts}), {_duration(seconds.total * plan.steps)} for "
-        f"{plan.steps} steps. An estimate, from two seconds of timing a model of these widths and few layers on this device: "
-        f"every answer as long as it may be, every group with a signal at the first try; rewards, pictures and evaluations "
-        f"come on top"
+        f"about {_duration(seconds.total)} per step ({parts}), {_duration(seconds.total * plan.steps)} for {plan.steps} "
+        f"steps. An estimate, from two seconds of timing a model of these widths and few layers on this device: it "
+        f"assumes answers of maximum length and a signal in every group in the first round; rewards, image reading and "
+        f"evaluations come on top"
     )
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as a person reads them."""
+    """Format seconds for people."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -164,7 +164,7 @@ def _duration(seconds: float) -> str:
 
 
 def _describe_work(plan: Plan) -> str:
-    """How much sharing saves, and the predicted operations of a step."""
+    """How much work sharing saves, and the predicted operations of a step."""
     ours, naive = plan.cost, plan.naive_cost
     groups = plan.prompts_per_step
     counts = (

@@ -1,6 +1,6 @@
-"""Everything about a run that can be checked without weights: names, data, rewards, sizes.
+"""Checks everything about a run that can be checked without weights: names, data, rewards, sizes.
 
-It ends in a plan.
+The result is a plan.
 """
 
 import os
@@ -54,9 +54,9 @@ from gpg_vl.training.trial_save import refuse_unsavable
 from gpg_vl.types import Example
 
 SMALL_RATE_OF_ADAPTERS = 5e-6
-"""Learning rates below it are those of whole weights."""
+"""Learning rates below this are usual for full weights but too small for adapters."""
 OncePerNode = Callable[[Callable[[], Any]], list[Any]]
-"""Runs an action on the first process of each node: what it returned, by node. See `ranks.once_per_node`."""
+"""Runs an action on the first process of each node and returns the results by node. See `collectives.once_per_node`."""
 
 
 def run_alone(action: Callable[[], Any]) -> list[Any]:
@@ -66,7 +66,7 @@ def run_alone(action: Callable[[], Any]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A run that is checked and planned, without weights."""
+    """A checked and planned run, without weights."""
 
     config: Config
     algorithm: Algorithm
@@ -75,7 +75,7 @@ class Prepared:
     examples: Sequence[Example]
     """Of all sets."""
     rows: RowDigests
-    """What tells this data from other data, as the first node reads it."""
+    """The row digests that identify this data, as read on the first node."""
     order: Order
     rating: str | None
     """The digest of the pass rates by which rows are drawn; None: all rows are."""
@@ -83,7 +83,7 @@ class Prepared:
 
 
 def make_encoder(config: Config, processing: Processing | None = None) -> Encoder:
-    """The encoder of a config's model, prompt and data sections, of a run on one set.
+    """The encoder for a config's model, prompt and data sections, for a config with one data set.
 
     Loads the tokenizer unless it is given, no weights.
     """
@@ -105,7 +105,7 @@ def make_encoder(config: Config, processing: Processing | None = None) -> Encode
 
 
 def engine_options(config: Config) -> EngineOptions:
-    """What the config's rollout section says to engines."""
+    """The engine options of the config's rollout section."""
     names = {field.name for field in fields(EngineOptions)}
     return EngineOptions(**config.rollout.model_dump(include=names))
 
@@ -122,9 +122,9 @@ def prepare(
 ) -> Prepared:
     """Check data, rewards and sizes, and plan the run.
 
-    recheck: look at every row though the same data was checked before. device_bytes, devices: see `make_plan`.
+    recheck: check every row again even if the same data was checked before. device_bytes, devices: see `make_plan`.
 
-    Raises UserError with everything that is wrong.
+    Raises a UserError that lists all problems.
     """
     if config.train.prompts_per_step % processes:
         raise UserError(
@@ -132,8 +132,7 @@ def prepare(
             f"Choose a multiple of {processes}."
         )
 
-    # names that are looked up are looked up first, those of layers and parts too: no data is read for a run that cannot
-    # start
+    # look up all names first, including layers and parts, so that no data is read for a run that cannot start
     engines.get(config.rollout.engine)
     refuse_sharding(config.train.sharding, config.train.offload)
     if config.train.optimizer == "adamw_8bit":
@@ -141,6 +140,7 @@ def prepare(
     algorithm = make_algorithm(config.algorithm)
     if algorithm.critic is not None:
         refuse_critic(config.train.sharding)
+
     refuse_unreachable_parts(config, console, once_per_node)
     sets = training_sets(config)
     processing = load_processing(config.model.path, config.model.revision)
@@ -196,7 +196,7 @@ def _choose_drawn(
     digests: Sequence[RowDigests],
     once_per_node: OncePerNode,
 ) -> list[DrawnRows]:
-    """The rows to draw of each set, as the first node has rated them: the store of another one may have no rates."""
+    """The rows to draw from each set, by the rates on the first node, because another node's store may have none."""
 
     def choose() -> tuple[list[DrawnRows], str]:
         try:
@@ -212,7 +212,7 @@ def _choose_drawn(
 
 
 def _pick(by_set: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[int]:
-    """What is known of the rows of these numbers over all sets."""
+    """Select the values of these rows, numbered over all sets."""
     joined = [value for values in by_set for value in values]
     return [joined[number] for number in numbers]
 
@@ -220,8 +220,8 @@ def _pick(by_set: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[int]:
 def refuse_unreachable_parts(
     config: Config, console: Console | None, once_per_node: OncePerNode = run_alone
 ) -> None:
-    """Raise UserError, on all processes, if checkpoint or data are on the hub alone and it cannot be asked on some node: with
-    all else that is wrong.
+    """Raise UserError, on all processes, if checkpoint or data are only on the hub and some node cannot reach it. The
+    message also lists all other problems.
     """
     sets = training_sets(config)
     model, *data = (
@@ -240,7 +240,7 @@ def refuse_unreachable_parts(
     )[0]
     missing = [said for said in (model, *data) if said]
     if problems:
-        # a folder that cannot be written is found with every set
+        # an unwritable run folder is found for every set; report it once
         raise UserError("\n".join([*missing, "Besides, without it:", *dict.fromkeys(problems)]))
     checked = "Rewards and folders" if any(data) else "Data, rewards and folders"
     raise UserError("\n".join([*missing, f"{checked} were checked and are fine."]))
@@ -260,7 +260,8 @@ def _find_local_problems(config: Config, console: Console | None, *, has_rows: b
 
 
 def _unreachable_parts(config: Config, sets: Sequence[TrainingSet]) -> list[str]:
-    """What to say of the checkpoint and of each set, if it is on the hub alone and that cannot be asked; "" if it is here."""
+    """The message for the checkpoint and for each set if it is only on the hub and that cannot be reached; "" if it is
+    available."""
     said = [_find_unreachable(lambda: read_config(config.model.path, config.model.revision))]
     for one in sets:
         said.append(_find_unreachable(partial(refuse_unreachable_source, one.config.data.only)))
@@ -288,7 +289,7 @@ def _warnings(config: Config, encoder: Encoder, processes: int) -> list[str]:
 
 
 def _describe_unused_rewards(config: Config) -> str:
-    """What to say of rewards that no row has; "" if there are none."""
+    """The warning about rewards that no row uses; "" if there are none."""
     sources = config.data.sources
     if not config.rewards.weights or not sources or not all(one.rewards for one in sources):
         return ""
@@ -299,7 +300,7 @@ def _describe_unused_rewards(config: Config) -> str:
 
 
 def describe_small_rate(config: Config) -> str:
-    """What to say of a rate that is usual for whole weights and leaves adapters where they begin; "" if there is nothing."""
+    """The warning about a learning rate that is usual for full weights but too small for adapters; "" if there is none."""
     rate = max(config.train.learning_rate, *config.train.learning_rates.values(), 0.0)
     if not config.model.lora_rank or rate >= SMALL_RATE_OF_ADAPTERS:
         return ""
@@ -361,7 +362,7 @@ def _check(
 
 
 def _digest(found: Sequence[_Found], listed: np.ndarray | None) -> str:
-    """What tells the data of one node, and what is made of it, from that of another."""
+    """A digest of a node's data and of what is derived from it, to compare nodes."""
     made = [(one.rows.whole, one.report.tokens, one.report.image_sizes) for one in found]
     order = None if listed is None else listed.tolist()
     return sha256(repr((made, order)).encode()).hexdigest()

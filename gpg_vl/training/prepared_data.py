@@ -1,4 +1,4 @@
-"""The data of a run once it is checked: its sets as one, in one order, and what is to be said of each."""
+"""The data of a run after its check: all sets joined in one order, and facts about each set for the plan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,29 +21,29 @@ from gpg_vl.types import Example
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedSet:
-    """A set that was checked."""
+    """A checked data set."""
 
     name: str
-    """Of an item of `data.sources`; "" of `data.train`."""
+    """The name of the item of `data.sources`; "" for `data.train`."""
     config: Config
-    """Of a run on it alone."""
+    """The config of a run on this set alone."""
     encoder: Encoder
     report: DataReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedData:
-    """The rows of all sets, numbered through, and the order in which they are drawn."""
+    """The rows of all sets, numbered consecutively, and the order in which they are drawn."""
 
     examples: Sequence[Example]
     rows: RowDigests
     order: Order
     numbers: Sequence[int]
-    """The rows to draw from; of `data.order`, all."""
+    """The rows to draw from; with `data.order` all rows."""
     epoch: int
-    """Draws of one pass over the data: the rows to draw from, or those that `data.order` lists."""
+    """Draws in one pass over the data: the number of rows to draw from, or of rows listed in `data.order`."""
     shares: tuple[SourceShare, ...]
-    """Of each source; none of a run on one set."""
+    """The share of each source; empty for a run on one set."""
 
 
 def join_sets(config: Config, sets: Sequence[TrainingSet]) -> tuple[Sequence[Example], list[range]]:
@@ -72,7 +72,7 @@ def order_data(
 ) -> OrderedData:
     """Join the checked sets and make their order.
 
-    drawn: the rows of each that may be drawn. listed: what `read_listed_rows` has read.
+    drawn: the rows of each set that may be drawn. listed: the result of `read_listed_rows`.
     """
     examples, ranges = join_sets(config, sets)
     chosen = [one.of(numbers) for one, numbers in zip(drawn, ranges, strict=True)]
@@ -111,7 +111,7 @@ def order_data(
 def _take_turns(
     sets: Sequence[TrainingSet], rows: Sequence[Sequence[int]], seed: int
 ) -> tuple[Order, list[float]]:
-    """Each set in seeded orders of its own, and all in turns by weight; and the share of each."""
+    """An order that shuffles each set with its own seeds and interleaves the sets by weight; and the share of each set."""
     orders = [
         Shuffled(rows=numbers, seed=seed, number=number) for number, numbers in enumerate(rows)
     ]

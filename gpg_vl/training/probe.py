@@ -1,8 +1,7 @@
-"""How fast a device computes what a model needs, found in about two seconds without the model.
+"""Measures in about two seconds how fast a device computes a model, without loading the model.
 
-A small outline of it (`training.outline`) is put through what training and answering put the model through, by the same
-calls; what is measured is scaled by the operations that the outline leaves out. Not in it: reading pictures, rewards,
-evaluations, checkpoints.
+A small outline of the model (`training.outline`) makes the same calls as training and sampling. The measured times are scaled up
+by the operations that the outline leaves out. Not included: reading images, rewards, evaluations, checkpoints.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,19 +24,21 @@ from gpg_vl.training.sharding.protocol import Sharding
 from gpg_vl.training.speed import Pass, Speed, Work
 
 MOST_OPERATIONS = {"cpu": 2.0**32, "cuda": 2.0**41}
-"""Of one call that is timed: a tenth of a second and less where a core does 40 billion in a second."""
+"""Maximum operations of a timed call: a tenth of a second or less at 40 billion operations per second."""
 CALLS = {"cpu": 4, "cuda": 32}
-"""Tokens that every row decodes in the probe."""
+"""Tokens decoded per row in the probe."""
 TRIES = 4
-"""Calls that are timed, each of another size, as the passes of a run are: libraries prepare some kernels for one size alone."""
+"""Timed calls, each of a different size like the passes of a run, because libraries prepare some kernels for one size
+only."""
 BUDGET = 0.4
-"""Seconds of a CPU after which no further call is timed, but two at least: the first one finds kernels and memory."""
+"""On a CPU no further call is timed after these seconds, but at least two are, because the first includes warm-up."""
 
 
 def measure_speed(outline: Outline, work: Work, sharding: Sharding) -> Speed:
-    """Time the outline at the sizes of `work`, or smaller ones where those would take long. Random states are left alone.
+    """Time the outline at the sizes of `work`, or at smaller ones if those would take too long. Random states are not
+    changed.
 
-    sharding: has wrapped the outline's policy.
+    sharding: a sharding that has wrapped the outline's policy.
     """
     forward = _measure_prefill(outline, work)
     start, decode = _measure_decoding(outline, work) if work.answers else (0.0, 0.0)
@@ -46,19 +47,19 @@ def measure_speed(outline: Outline, work: Work, sharding: Sharding) -> Speed:
         train=_measure_training(outline, work, sharding),
         start=start,
         decode=decode,
-        # the gradients are those of the training pass
+        # the gradients come from the training pass
         update=_measure_update(outline, sharding),
     )
 
 
 def _measure_training(outline: Outline, work: Work, sharding: Sharding) -> float:
-    """Operations in a second of a micro-batch, forward and backward."""
+    """Operations per second of a micro-batch, forward and backward."""
     most = MOST_OPERATIONS[outline.policy.device.type]
     one = shrink(work.micro_batch, lambda one: outline.cost(one).train, most)
     sharding.start(lambda part: 0.0)
 
     def backward(loss: Tensor, is_last: bool) -> None:
-        # text reaches no weight while the vision tower alone is trained
+        # text has no gradient if only the vision tower is trained
         if loss.requires_grad:
             sharding.backward(loss, last=is_last)
 
@@ -76,7 +77,7 @@ def _measure_training(outline: Outline, work: Work, sharding: Sharding) -> float
 
 
 def _measure_prefill(outline: Outline, work: Work) -> float:
-    """Operations in a second of prompts that wait for their answers."""
+    """Operations per second of prefill."""
     most = MOST_OPERATIONS[outline.policy.device.type]
     micro_batch = work.micro_batch
     prompts = Pass(
@@ -121,7 +122,7 @@ def _measure_decoding(outline: Outline, work: Work) -> tuple[float, float]:
     is_slow = answer(2) > BUDGET / 4 and device == "cpu"
     calls, tries = (1, 1) if is_slow else (CALLS[device], 2)
 
-    # the difference leaves out what is done once, such as a GPU's recording of the call
+    # the difference removes one-time costs such as recording a CUDA graph
     start, end = (min(answer(tokens) for _ in range(tries)) for tokens in (2, 2 + calls))
     call = (end - start) / calls if end > start else end / (calls + 1)
     return factor * start, factor * call
@@ -134,7 +135,7 @@ def _decode_seconds(engine: Engine, requests: list[RolloutRequest], sampling: Sa
 
 
 def _measure_update(outline: Outline, sharding: Sharding) -> float:
-    """Numbers that are clipped and moved in a second."""
+    """Weights clipped and updated per second."""
     trained = sum(p.numel() for p in outline.policy.parameters() if p.requires_grad)
 
     def run() -> None:
@@ -144,14 +145,14 @@ def _measure_update(outline: Outline, sharding: Sharding) -> float:
 
 
 def shrink(one: Pass, operations: Callable[[Pass], float], most: float) -> Pass:
-    """The largest halving of a pass that takes at most so many operations, or the smallest there is."""
+    """Halve a pass until it takes at most `most` operations, or cannot be halved further."""
     while operations(one) > most and one.halved() != one:
         one = one.halved()
     return one
 
 
 def _time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
-    """Seconds of each call; on a CPU, of two of them if they are slow."""
+    """Seconds of each call; on a CPU only of two calls if they are slow."""
     taken: list[float] = []
     for call in calls:
         if len(taken) > 1 and sum(taken) > BUDGET and device.type == "cpu":
@@ -162,6 +163,6 @@ def _time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> 
 
 
 def _best_rate(operations: Iterable[float], seconds: Sequence[float]) -> float:
-    """Operations in a second of the best call behind the first one, which finds kernels and memory."""
+    """Operations per second of the best call, without the first one, which is the warm-up."""
     rates = [each / max(took, 1e-9) for each, took in zip(operations, seconds, strict=False)]
     return max(rates[1:])

@@ -11,7 +11,8 @@ from gpg_vl.types import Example, Group
 
 
 class Source(Protocol):
-    """Where groups without completions come from. What is at a place depends on the place alone."""
+    """A source of groups without completions. The group at a position of the data order depends
+    only on that position."""
 
     def row_at(self, draw: int) -> int:
         """The number of the row at a place of the data order. Reads nothing."""
@@ -24,17 +25,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSource:
-    """Every place of the data order has an example, whatever was drawn before it."""
+    """Finds and encodes the example at any position of the data order, independent of earlier
+    draws."""
 
     examples: Sequence[Example]
     encoder: Encoder
     seed: int
     rows: RowDigests | None = None
-    """What each row was when the data was checked; None: nobody checked."""
+    """The digests of the rows when the data was checked; None: not checked."""
     order: Order | None = None
-    """None: epoch after epoch, each in a seeded order of its own."""
+    """None: every epoch is shuffled with its own seed."""
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
-    """By source of the example, where rows of several sets are asked in several ways."""
+    """Encoders by source of the example, if several sets have different prompts."""
 
     def row_at(self, draw: int) -> int:
         """The number of the row at place `draw`."""
@@ -44,12 +46,12 @@ class PromptSource:
     def group_at(self, draw: int) -> Group:
         """The example at place `draw`, encoded, without completions.
 
-        Raises UserError if it cannot be read or encoded, or is another one than was checked.
+        Raises UserError if it cannot be read or encoded, or has changed since the check.
         """
         return self.group_of(self.row_at(draw), draw=draw)
 
     def group_of(self, number: int, *, draw: int) -> Group:
-        """The same of the row of a number."""
+        """The same for the row with this number."""
         example = self.examples[number]
         encoder = self.encoders.get(example.source, self.encoder)
         if self.rows is not None:

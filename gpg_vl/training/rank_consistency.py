@@ -1,6 +1,6 @@
-"""What all processes of a run must have alike: their settings, their data, and one run folder.
+"""Checks that all processes of a run have the same settings, the same data and the same run folder.
 
-Each node has its own files and its own command line, so a difference is looked for before it is trained on.
+Each node has its own files and command line, so differences are checked before training.
 """
 
 import socket
@@ -21,7 +21,8 @@ from gpg_vl.training.identity import list_changes
 from gpg_vl.training.late_processes import name_processes
 
 SEEN_WITHIN = 15.0
-"""Seconds in which a file that one node has written must be there on the others: a network file system takes its time."""
+"""Seconds within which a file written by one node must be visible on the others, because network file systems have
+delays."""
 
 
 def refuse_other_settings(accelerator: Accelerator, config: Config) -> None:
@@ -35,7 +36,7 @@ def refuse_other_settings(accelerator: Accelerator, config: Config) -> None:
 
 
 def different_settings(by_process: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each process has otherwise than process 0. Of many that have the same, the first is named."""
+    """The settings of each process that differ from process 0. If several differ equally, the first is named."""
     found: dict[str, int] = {}
     for rank, settings in enumerate(by_process):
         for name, first, here in list_changes(by_process[0], settings):
@@ -44,9 +45,10 @@ def different_settings(by_process: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def agree_on_the_hub(accelerator: Accelerator, *, model: str, data: Sequence[str]) -> None:
-    """Let all processes go by one answer of the hub, if any of them needs it: the first of each node asks once.
+    """Make all processes agree on whether the hub can be reached, if any of them needs it. The first process of each node
+    checks.
 
-    A hub that some nodes reach and others do not counts as one that does not answer.
+    If only some nodes can reach the hub, it counts as unreachable.
     """
     is_needed = is_hub_name(model) or any(hub_name(one) for one in data)
     if accelerator.num_processes > 1 and any(gather(accelerator, is_needed)):
@@ -54,18 +56,18 @@ def agree_on_the_hub(accelerator: Accelerator, *, model: str, data: Sequence[str
 
 
 def refuse_other_data(digests: Sequence[str], source: str) -> None:
-    """digests: of the data as each node reads it. Raises UserError if they differ."""
+    """Raises UserError if the digests of the data differ between nodes. digests: one per node."""
     others = [node for node, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise UserError(
-            f"The data {source} is not the same on all nodes: node {others[0]} reads other rows, answers, prompts or images "
-            f"than node 0. All processes draw from one order and need the same rows. Copy the files anew, or put them on a "
-            f"file system that all nodes share."
+            f"The data {source} is not the same on all nodes: node {others[0]} reads other rows, answers, prompts or "
+            f"images than node 0. All processes draw from one order and need the same rows. Copy the files again, or put "
+            f"them on a file system that all nodes share."
         )
 
 
 def refuse_folder_of_its_own(accelerator: Accelerator, folder: Path) -> None:
-    """Raises UserError, on all processes, unless they all see the run folder that process 0 has made."""
+    """Raises UserError, on all processes, unless all of them see the run folder that process 0 has created."""
     if accelerator.num_processes == 1:
         return
 

@@ -1,4 +1,4 @@
-"""What each process keeps in a checkpoint: its random states and its surplus groups, in plain numbers and texts."""
+"""The state of each process in a checkpoint: its random states and its surplus groups, as plain numbers and texts."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def dump_rank_state(carry: Sequence[Group]) -> dict[str, Any]:
 
 
 def read_rank_state(file: Path) -> dict[str, Any]:
-    """What `dump_rank_state` has written. Raises DamagedFileError."""
+    """Read what `dump_rank_state` has written. Raises DamagedFileError."""
     saved = load_tensors(file)
     states = {"torch", "python", "numpy"}
     if not isinstance(saved, dict) or not states | {"carry"} <= saved.keys():
@@ -40,7 +40,7 @@ def read_rank_state(file: Path) -> dict[str, Any]:
 
 
 def restore_random_states(saved: Mapping[str, Any]) -> None:
-    """Set the random states of this process to those that it had. Raises DamagedFileError if they are none."""
+    """Restore the random states of this process. Raises DamagedFileError if they are invalid."""
     try:
         torch.set_rng_state(saved["torch"])
         if torch.cuda.is_available() and "cuda" in saved:
@@ -52,7 +52,7 @@ def restore_random_states(saved: Mapping[str, Any]) -> None:
 
 
 def reseed(*, seed: int, step: int, rank: int) -> None:
-    """Random states for a process that has none to resume from: other processes have run this run so far."""
+    """Seed the random states of a process that has no saved ones, because the number of processes has changed."""
     own = np.random.SeedSequence((seed, step, rank))
     for_torch, for_python, for_numpy = (int(word) for word in own.generate_state(3))
     torch.manual_seed(for_torch)
@@ -63,7 +63,7 @@ def reseed(*, seed: int, step: int, rank: int) -> None:
 def deal_carry(
     rows: Sequence[Sequence[Mapping[str, Any]]], *, processes: int
 ) -> list[list[Mapping[str, Any]]]:
-    """The surplus groups of all processes for another number of them: in the order of the data, one to each in turn."""
+    """Distribute all surplus groups over another number of processes: in the order of the data, one to each in turn."""
     everybodys = sorted((row for of_one in rows for row in of_one), key=itemgetter("draw"))
     return [everybodys[process::processes] for process in range(processes)]
 
@@ -71,9 +71,9 @@ def deal_carry(
 def restore_carry(
     rows: Sequence[Mapping[str, Any]], source: PromptSource, *, default_version: int
 ) -> tuple[Group, ...]:
-    """Surplus groups, encoded again.
+    """Restore surplus groups, which are encoded again.
 
-    default_version: of completions that were saved without the version of the weights that sampled them.
+    default_version: the version for completions that were saved without one.
     """
     return tuple(_restore_group(row, source, default_version) for row in rows)
 
@@ -113,7 +113,7 @@ _GREEDY = {"completion": dict, "reward": float, "reward_parts": dict}
 
 
 def _is_group(row: Any) -> bool:
-    """Whether a saved group has what a group is made of, for as many completions as rewards."""
+    """Whether a saved group has all fields of a group, and as many completions as rewards."""
     if not _has(row, _GROUP) or len(row["completions"]) != len(row["rewards"]):
         return False
     answers = [*row["completions"]]

@@ -1,7 +1,7 @@
-"""`gpg-vl data rate`: the base model of a config answers each row of its data k times, and the answers are scored and counted.
+"""`gpg-vl data rate`: the base model of a config answers each row of its data k times; the answers are scored and counted.
 
-Rows are shared by the processes of a launch. The first of them appends each batch to the file of the rating, so that whatever
-ends the command, the next start asks for the rows that are missing.
+Rows are divided over the processes of a launch. The first process appends each batch to the rating's file. So however the command
+ends, the next start continues with the missing rows.
 """
 
 import time
@@ -51,21 +51,21 @@ from gpg_vl.training.training_sets import training_sets
 from gpg_vl.types import Group
 
 LEAST_SAMPLES = 8
-"""Answers per row where no number is given, or as many as a group has if that is more."""
+"""Default number of answers per row; the group size if that is larger."""
 SEED = 0x72617465
-"""Of the sampling. One of its own: a rating counts for runs of any `train.seed`, whose answers are others."""
+"""The seed of the sampling. It is independent of `train.seed`, because a rating is used by runs with any seed."""
 SAY_EVERY = 30.0
-"""Seconds between two lines where the output is no terminal."""
-STOPPING = "stopping after this batch; its rows are kept, and the same command rates the others; once more to stop at once"
+"""Seconds between progress lines if the output is not a terminal."""
+STOPPING = "stopping after this batch; its rows are saved, and the same command continues later; send it again to stop at once"
 
 
 def rate(config: Config, accelerator: Accelerator, *, samples: int | None) -> int:
-    """Rate the rows of a config that are not rated yet, and print what the rates come to. Every process of the launch calls it.
+    """Rate the rows of a config that are not rated yet, and print a summary. Every process of the launch calls it.
 
-    Of several sources each is rated as in a run on it alone, one after the other.
+    Several sources are rated one after the other, each as in a run on it alone.
 
     samples: answers per row; None: `LEAST_SAMPLES`, or a group's.
-    Returns 0, or the exit code of the signal that interrupted it. Raises UserError, RunError for a reward that breaks.
+    Returns 0, or the exit code of the signal that interrupted it. Raises UserError, RunError for a reward that fails.
     """
     refuse_other_settings(accelerator, config)
     sets = training_sets(config)
@@ -76,7 +76,7 @@ def rate(config: Config, accelerator: Accelerator, *, samples: int | None) -> in
     for one in sets:
         code = code or _rate_set(one.config, accelerator, console, samples)
 
-    # a process that leaves early would break off the last word of another
+    # a process that exits early could cut off the last output of another
     wait_for_all(accelerator)
     accelerator.end_training()
     return code
@@ -97,7 +97,7 @@ def _rate_set(
     if shown:
         render_plan(rating, config, accelerator.num_processes, shown)
 
-    # a row is read, compared with its check and encoded as in a run
+    # as in a run, a row is read, compared with its digest, and encoded
     source = PromptSource(examples=load_data(config), encoder=encoder, seed=0, rows=rows)
     stop = StopRequest(announces=accelerator.is_main_process, says=STOPPING)
     if not rating.is_complete:
@@ -114,7 +114,7 @@ def _rate_set(
 def _check(
     config: Config, accelerator: Accelerator, console: Console | None
 ) -> tuple[Encoder, RowDigests]:
-    """What can be wrong without weights comes out without weights. Returns what encodes rows, and what each of them is."""
+    """Check everything that needs no weights. Returns the encoder and the row digests."""
     once = partial(once_per_node, accelerator)
     engines.get(config.rollout.engine)
     refuse_unreachable_parts(config, console, once)
@@ -129,13 +129,13 @@ def _check(
 
 
 class _Report(NamedTuple):
-    """What a process tells the others after each batch."""
+    """What a process reports to the others after each batch."""
 
     rates: list[RowRate]
     lost: str | None
-    """What its engine said when it was lost."""
+    """The error message of its engine if it was lost, else None."""
     broken: str | None
-    """What the first reward said that broke."""
+    """The message of the first failed reward, if any."""
     stop: bool
 
 
@@ -150,7 +150,8 @@ class _Rater:
     stop_wanted: Callable[[], bool]
 
     def rate(self, numbers: Sequence[int]) -> _Report:
-        """The rates of rows. A lost engine and a broken reward are reported: the other processes wait for either."""
+        """Rate rows. A lost engine or a failed reward is reported instead of raised, because the other processes wait for
+        the report."""
         with doing("the reading of examples"):
             groups = [self.source.group_of(number, draw=number) for number in numbers]
         try:
@@ -200,9 +201,9 @@ def _rate_missing(
     stop: StopRequest,
     console: Console | None,
 ) -> Rating:
-    """The rating with the rows that it lacked, or as many of them as were rated before a wish to stop.
+    """Rate the missing rows. Returns the rating, which is incomplete if the run was asked to stop.
 
-    console: of the main process, which writes the file.
+    console: the console, on the main process, which writes the file.
     """
     with progress(console, f"loading {config.model.path} into the engine {config.rollout.engine}"):
         engine = _make_engine(config, source.encoder, accelerator)
@@ -238,9 +239,9 @@ def _rate_missing(
 def _share(
     rater: _Rater, numbers: Sequence[int], accelerator: Accelerator, *, size: int
 ) -> Iterator[list[RowRate]]:
-    """The rates of rows, batch by batch, dealt over the processes; every one of them gets all, and ends after the same batch.
+    """Rate rows batch by batch, divided over the processes. Every process gets all rates, and all end after the same batch.
 
-    Raises EngineLostError, or RunError for a reward that broke, on all processes, once what was rated has been yielded.
+    Raises EngineLostError, or RunError for a failed reward, on all processes, after yielding what was rated.
     """
     processes, index = accelerator.num_processes, accelerator.process_index
     together = size * processes
@@ -255,16 +256,17 @@ def _share(
         broken = [report.broken for report in reports if report.broken]
         if broken:
             raise RunError(
-                f"A reward broke: {broken[0]} The rows that were rated are kept. Correct the reward (gpg-vl rewards test shows "
-                f"what it makes of an answer) and give the same command again: rates of a reward file that has changed are "
-                f"made anew."
+                f"A reward failed: {broken[0]} The rated rows are saved. Correct the reward (gpg-vl rewards test shows "
+                f"how it scores an answer) and run the same command again. If the reward's file has changed, all rows are "
+                f"rated again."
             )
         if any(report.stop for report in reports):
             return
 
 
 def _make_engine(config: Config, encoder: Encoder, accelerator: Accelerator) -> Engine:
-    """The engine of the config over the base model. One with weights of its own has the memory to itself: nothing is trained."""
+    """The config's engine with the base model. An engine with its own weights may use all the memory, because nothing is
+    trained."""
 
     def load() -> Model:
         return Model.load(
@@ -294,7 +296,7 @@ def _nothing_to_append() -> Iterator[Callable[[object], None]]:
 
 @contextmanager
 def _show_pace(console: Console | None, *, done: int, of: int) -> Iterator[Callable[[], None]]:
-    """A function to call after each row: a bar on a terminal, else a line every so often."""
+    """Yields a function to call after each row. Shows a bar on a terminal, elsewhere a line every `SAY_EVERY` seconds."""
     started = said = time.monotonic()
     rated = 0
 

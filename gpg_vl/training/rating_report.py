@@ -1,4 +1,4 @@
-"""What is said of pass rates: the plan of a rating, how far it is, and what the rates mean for a run."""
+"""Output about pass rates: the plan of a rating, its progress, and what the rates mean for a run."""
 
 from rich.console import Console
 from rich.panel import Panel
@@ -11,15 +11,15 @@ from gpg_vl.data.pass_rates import BINS, Difficulty, choose_rows, summarise
 from gpg_vl.training.rating_store import Rating
 
 LITTLE_SIGNAL = 0.1
-"""Share of groups with signal below which a task can hardly be learnt."""
+"""Share of groups with signal below which a task is hard to learn."""
 NEARLY_ALL = 0.9
-"""Share of rows that are called nearly all."""
+"""Share of rows from which on the text says "nearly all"."""
 BOUNDS = (0.05, 0.95)
-"""That are proposed for `data.pass_rate`."""
+"""The suggested bounds for `data.pass_rate`."""
 
 
 def render_plan(rating: Rating, config: Config, processes: int, console: Console) -> None:
-    """Say what will be asked, before a model is loaded."""
+    """Print what will be sampled, before a model is loaded."""
     missing = rating.rows - len(rating.rates)
     lines = {
         "model": config.model.path,
@@ -39,13 +39,13 @@ def render_plan(rating: Rating, config: Config, processes: int, console: Console
 
 
 def describe_pace(before: int, rated: int, of: int, seconds: float) -> str:
-    """How far a rating is, that had so many rows before and has rated others in so many seconds."""
+    """The progress of a rating: `before` rows were rated earlier, `rated` in the last `seconds` seconds."""
     left = round(seconds / rated * (of - before - rated))
     return f"rated {before + rated} of {of} rows  {left // 60}:{left % 60:02d} left"
 
 
 def render_rating(rating: Rating, config: Config, console: Console) -> None:
-    """The histogram of a complete rating, and what it means for a run of the config."""
+    """Print the histogram of a complete rating, and what it means for a run of the config."""
     group_size = config.rollout.group_size
     found = summarise(rating.rates.values(), group_size)
     console.print(_draw_histogram(found))
@@ -91,18 +91,19 @@ def describe_groups(found: Difficulty, samples: int, group_size: int) -> str:
 
 
 def advise_on_rates(found: Difficulty) -> str:
-    """What to do about a task that hardly carries a signal; "" about any other."""
+    """Advice for a task with almost no signal; "" for any other."""
     if found.signal >= LITTLE_SIGNAL:
         return ""
     if found.never >= NEARLY_ALL * found.rows:
         return (
-            "Nearly no row is ever solved, so nearly no group carries a signal and a run would learn next to nothing. Read some "
-            "answers (gpg-vl try) and what the reward makes of them (gpg-vl rewards test); then train on gold answers first "
-            "(algorithm.name: sft), take easier rows or another base model, or sample more answers (rollout.group_size)."
+            "Nearly no row is ever solved, so nearly no group carries a signal and a run would learn almost nothing. Read "
+            "some answers (gpg-vl try) and check how the reward scores them (gpg-vl rewards test); then train on gold "
+            "answers first (algorithm.name: sft), take easier rows or another base model, or sample more answers "
+            "(rollout.group_size)."
         )
     if found.always >= NEARLY_ALL * found.rows:
         return (
-            "Nearly every row is always solved: next to nothing is left to learn here. Take harder rows, or draw only those "
+            "Nearly every row is always solved, so almost nothing is left to learn. Take harder rows, or draw only those "
             "that are not always solved (data.pass_rate)."
         )
     return (
@@ -112,7 +113,7 @@ def advise_on_rates(found: Difficulty) -> str:
 
 
 def _advise_on_rounds(found: Difficulty, config: Config) -> str:
-    """What a threshold on the groups with signal costs in rounds of answers; "" if a round is enough."""
+    """How many rounds of sampling the threshold on groups with signal costs; "" if one round is enough."""
     section = config.algorithm
     if not isinstance(section, SampledConfig) or found.signal >= section.beta_th:
         return ""
@@ -120,6 +121,6 @@ def _advise_on_rounds(found: Difficulty, config: Config) -> str:
     rounds = section.beta_th / found.signal if found.signal else most + 1
     said = f"about {rounds:.0f}" if rounds <= most else f"{most}, the most that are allowed,"
     return (
-        f"algorithm.beta_th wants a signal in {section.beta_th:.0%} of the groups of a step: in the first steps that takes "
-        f"{said} rounds of answers each."
+        f"algorithm.beta_th requires a signal in {section.beta_th:.0%} of the groups of a step: in the first steps that "
+        f"takes {said} rounds of sampling each."
     )

@@ -1,10 +1,10 @@
-"""The pass rates of a data set on disk: a file of the store beside the data, which a rating appends to and a run reads.
+"""The pass rates of a data set on disk: a file in the store next to the data. A rating appends to it and a run reads it.
 
     .gpg_vl/rates-9f86d0.jsonl
         line 1      what the rates depend on, answers per row, number of rows
-        others      one row each, in no order, appended as they come (`gpg_vl.data.pass_rates.RowRate`)
+        others      one row each, in no order, appended as they are rated (`gpg_vl.data.pass_rates.RowRate`)
 
-The name is a digest of the first line, so that ratings of several models, prompts or numbers of answers lie side by side.
+The file name is a digest of the first line, so ratings of several models, prompts or numbers of answers can coexist.
 """
 
 import hashlib
@@ -31,28 +31,28 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("template", "system", "chat", "prefill"),
     "rollout": ("temperature", "max_new_tokens"),
 }
-"""Keys of a config on which a pass rate depends. The engine is none of them: all sample the same distribution."""
+"""Keys of a config on which a pass rate depends. The engine is not among them: all engines sample the same distribution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """What pass rates depend on.
+    """Everything that pass rates depend on.
 
     Example: `Basis(data="9f86...", model={"model.safetensors": "60303..."}, settings={"rollout.temperature": 1.0}, code={})`
     """
 
     data: str
-    """The digest of all rows and their pictures."""
+    """The digest of all rows and their images."""
     model: Mapping[str, str]
-    """SHA-256 of the files of the checkpoint, weights included; of one on the hub its commit."""
+    """SHA-256 of the checkpoint's files including weights; for a hub checkpoint its commit."""
     settings: Mapping[str, Any]
     code: Mapping[str, str]
-    """SHA-256 of files with rewards of your own."""
+    """SHA-256 of the files of users' rewards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
-    """The rates of a data set, or of as many of its rows as are rated.
+    """The rates of a data set, or of those of its rows that are rated.
 
     Example: `Rating(file=Path("data/.gpg_vl/rates-9f86d0.jsonl"), basis=basis, samples=8, rows=300, rates={7: rate})`
     """
@@ -63,7 +63,7 @@ class Rating:
     """Answers per row."""
     rows: int
     rates: Mapping[int, RowRate]
-    """By the number of the row."""
+    """Rates by row number."""
 
     @property
     def is_complete(self) -> bool:
@@ -71,17 +71,17 @@ class Rating:
 
     @property
     def digest(self) -> str:
-        """Of everything that a choice of rows depends on."""
+        """A digest of everything that the selection of rows depends on."""
         counts = [(number, self.rates[number].right) for number in sorted(self.rates)]
         return hashlib.sha256(json.dumps([self.samples, counts]).encode()).hexdigest()
 
 
 def make_basis(config: Config, rows: RowDigests) -> Basis:
-    """Reads the weights of the model. Raises UserError if a file cannot be read."""
+    """Make the basis. Reads the weights of the model. Raises UserError if a file cannot be read."""
     tree = config.model_dump(mode="json")
     settings = {f"{s}.{key}": tree[s][key] for s, keys in _SETTINGS.items() for key in keys}
 
-    # in their order: the first of them says which answers are right
+    # keep their order: the first reward decides which answers are right
     settings["rewards.weights"] = [list(named) for named in config.rewards.weights.items()]
     return Basis(
         data=rows.whole,
@@ -92,13 +92,13 @@ def make_basis(config: Config, rows: RowDigests) -> Basis:
 
 
 def row_digest(rows: RowDigests, number: int) -> str:
-    """What a row says and shows, in hexadecimal digits."""
+    """The digest of a row's text and images, in hexadecimal digits."""
     at = slice(number * WIDTH, (number + 1) * WIDTH)
     return rows.texts[at].hex() + rows.pictures[at].hex()
 
 
 def open_rating(config: Config, rows: RowDigests, samples: int) -> Rating:
-    """The rating that a config asks for, with the rows that it has by now; its file is made if it is not there.
+    """The rating for a config, with the rows rated so far. Creates its file if needed.
 
     Raises UserError if there is no place for it, or if its file is damaged.
     """
@@ -106,8 +106,8 @@ def open_rating(config: Config, rows: RowDigests, samples: int) -> Rating:
     store = find_store(folder)
     if store is None:
         raise UserError(
-            f"The pass rates of {config.data.only} cannot be kept: neither {folder and folder / FOLDER} nor the cache folder "
-            f"can be written. Make one of them writable, or set XDG_CACHE_HOME to a folder with room."
+            f"The pass rates of {config.data.only} cannot be saved: neither {folder and folder / FOLDER} nor the cache "
+            f"folder can be written. Make one of them writable, or set XDG_CACHE_HOME to a folder with free space."
         )
 
     number = len(rows.texts) // WIDTH
@@ -124,9 +124,9 @@ def open_rating(config: Config, rows: RowDigests, samples: int) -> Rating:
 
 
 def find_rating(config: Config, rows: RowDigests) -> Rating:
-    """The complete rating of this very data, model, prompt, rewards and sampling; of several the one with most answers.
+    """The complete rating for exactly this data, model, prompt, rewards and sampling; of several the one with most answers.
 
-    Raises UserError if there is none: with what has changed, if there is one of something else.
+    Raises UserError if there is none. If there is a rating for other settings, the message says what has changed.
     """
     store, basis = find_store(folder_of(config.data.only)), make_basis(config, rows)
     files = sorted(store.glob("rates-*.jsonl")) if store else []
@@ -148,17 +148,17 @@ def find_rating(config: Config, rows: RowDigests) -> Rating:
             f"{bounds}the rows of {config.data.only} have no pass rates. Rate them with {COMMAND}, or leave data.pass_rate out."
         )
 
-    # of ratings of something else the one that is nearest says most
+    # report the difference to the most similar rating
     changes = min((describe_difference(rating, basis, rows) for rating in found), key=len)
     raise UserError(
-        f"{bounds}the pass rates of {config.data.only} are of something else: {'; '.join(changes)}. Rates count for the data, "
-        f"the model, the prompt, the rewards and the sampling that they were made with. Rate the rows again with {COMMAND}, or "
-        f"leave data.pass_rate out."
+        f"{bounds}the pass rates of {config.data.only} were made with other settings: {'; '.join(changes)}. Rates are "
+        f"valid only for the data, the model, the prompt, the rewards and the sampling that they were made with. Rate the "
+        f"rows again with {COMMAND}, or leave data.pass_rate out."
     )
 
 
 def describe_difference(rating: Rating, now: Basis, rows: RowDigests) -> list[str]:
-    """What has changed since a rating, in words; empty if nothing has."""
+    """What has changed since a rating, as messages; empty if nothing has."""
     before = rating.basis
     changes = []
     if before.data != now.data:
@@ -166,20 +166,20 @@ def describe_difference(rating: Rating, now: Basis, rows: RowDigests) -> list[st
         changes = changes or [f"the data had other rows ({rating.rows} of them)"]
     for name in sorted(before.model.keys() | now.model):
         if before.model.get(name) != now.model.get(name):
-            changes.append(f"{name} of the model is another one")
+            changes.append(f"{name} of the model has changed")
     for key, value in now.settings.items():
         if (old := before.settings.get(key)) != value:
             changes.append(f"{key} was {old!r}, is {value!r}")
     for name in sorted(before.code.keys() | now.code):
         if before.code.get(name) != now.code.get(name):
-            changes.append(f"the reward file {name} has other code")
+            changes.append(f"the reward file {name} has changed")
     return changes
 
 
 def read_rating(file: Path) -> Rating | None:
-    """The rating in a file; None if there is none, or one of another format. A line that was not finished is ignored.
+    """Read the rating in a file; None if there is none, or if it has another format. An incomplete last line is ignored.
 
-    Of two lines for one row, which are equal, the later counts. Raises UserError for a line that is no record.
+    If a row has two lines, the later one counts. Raises UserError for an invalid line.
     """
     try:
         lines = file.read_bytes().splitlines(keepends=True)
@@ -201,8 +201,8 @@ def read_rating(file: Path) -> Rating | None:
         rate = parse_rate(record, rows=first["rows"], samples=first["samples"])
         if rate is None:
             raise UserError(
-                f"{file}, line {number}: the line is not the record of a rated row. Every line is as {COMMAND} has written it. "
-                f"Remove this line, and rate its row again with the same command."
+                f"{file}, line {number}: the line is not the record of a rated row, as {COMMAND} writes it. Remove this "
+                f"line, and rate its row again with the same command."
             )
         rates[rate.number] = rate
     return Rating(
@@ -227,7 +227,7 @@ def _parse_first(line: bytes) -> dict[str, Any] | None:
 
 
 def _whole_lines(lines: list[bytes]) -> Iterator[tuple[int, object]]:
-    """Number, from 1, and content of every line but the first, and but a last one that was not finished."""
+    """Number (from 1) and content of every line except the first one and an incomplete last one."""
     for number, line in enumerate(lines[1:], 2):
         if line.endswith(b"\n"):
             yield number, _parse(line)
@@ -241,7 +241,7 @@ def _parse(line: bytes) -> object:
 
 
 def _rows_of(rating: Rating) -> RowDigests:
-    """The digests of the rows that a complete rating is of."""
+    """The digests of the rows of a complete rating."""
     both = [bytes.fromhex(rating.rates[number].digest) for number in range(rating.rows)]
     return RowDigests(
         texts=b"".join(one[:WIDTH] for one in both), pictures=b"".join(one[WIDTH:] for one in both)

@@ -1,4 +1,4 @@
-"""Where a run resumes: the newest checkpoint, once it is known to be whole and to be of this very run."""
+"""Finds where a run resumes: its newest checkpoint, after checking that it is complete and belongs to this run."""
 
 import hashlib
 import json
@@ -32,15 +32,15 @@ from gpg_vl.types import Example
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Where a run goes on.
+    """Where a run resumes.
 
     Example: `Start(checkpoint=Path("runs/a/checkpoints/step-000040"), metrics_bytes=21734)`
     """
 
     checkpoint: Path | None
-    """None: at its beginning, because there is no complete checkpoint."""
+    """None: at the beginning, because there is no complete checkpoint."""
     metrics_bytes: int
-    """How much of metrics.jsonl is of the steps that are done."""
+    """The number of bytes of metrics.jsonl that belong to finished steps."""
 
 
 def find_start(
@@ -52,8 +52,8 @@ def find_start(
 ) -> Start:
     """The newest complete checkpoint of a run folder. All processes call it together, before weights are loaded.
 
-    identity: of the run that is to go on; needed on the main process. Raises UserError, on all processes, unless the
-    checkpoint is whole, of this run, and goes with its metrics.jsonl.
+    identity: the identity of the run to resume; needed on the main process. Raises UserError, on all processes, unless the
+    checkpoint is complete, belongs to this run, and matches its metrics.jsonl.
     """
     starts: list[tuple[Start, Manifest | None]] = []
 
@@ -73,7 +73,8 @@ def find_start(
 
 
 def cut_metrics(file: Path, start: Start) -> int:
-    """Drop the rows of metrics.jsonl that will be computed again, and a torn last line. Returns how many went.
+    """Drop the rows of metrics.jsonl that will be computed again, and an incomplete last line. Returns the number of
+    dropped rows.
 
     Raises RunError if the file cannot be written.
     """
@@ -93,7 +94,7 @@ def cut_metrics(file: Path, start: Start) -> int:
 
 
 def digest_data(examples: Sequence[Example]) -> str:
-    """The digest of the data in checkpoints without a manifest: of ids, prompts and answers, in 16 digits."""
+    """The data digest of checkpoints without a manifest: over ids, prompts and answers, in 16 digits."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.id, example.prompt, example.answer)).encode())
@@ -103,7 +104,7 @@ def digest_data(examples: Sequence[Example]) -> str:
 def _check_folder(
     folder: Path, identity: Identity, examples: Sequence[Example], console: Console
 ) -> tuple[Start, Manifest | None]:
-    """All that can be said without reading every byte of the checkpoint."""
+    """All checks that need not read every byte of the checkpoint."""
     checkpoint, metrics = latest(folder / CHECKPOINTS), folder / METRICS
     if checkpoint is None:
         return Start(checkpoint=None, metrics_bytes=0), None
@@ -121,7 +122,7 @@ def _check_folder(
     if manifest.run["data"] != identity.rows.whole:
         _refuse_data(checkpoint, manifest, identity)
     for name in list_changed_rewards(manifest.run, identity):
-        _say(console, f"the reward {name} has other code than the run was started with")
+        _say(console, f"the code of the reward {name} has changed since the run was started")
     kept = _check_metrics(metrics, manifest, saved.state.step, console)
     return Start(checkpoint=checkpoint, metrics_bytes=kept), manifest
 
@@ -140,24 +141,24 @@ def _refuse_other_step(checkpoint: Path, saved: SavedState, steps: int) -> None:
         refuse_damage(checkpoint, [f"{STATE} is of step {step}"])
     if step > steps:
         raise UserError(
-            f"The run in {checkpoint} has done {step} steps already, and is to have {steps} (train.steps, train.epochs). Resume "
-            f"with {step} or more, or start a new run in another output.folder."
+            f"The run in {checkpoint} has done {step} steps already, but is configured for {steps} (train.steps, "
+            f"train.epochs). Resume with {step} or more, or start a new run in another output.folder."
         )
 
 
 def _accept_without_manifest(
     checkpoint: Path, saved: SavedState, examples: Sequence[Example], console: Console
 ) -> None:
-    """A run of an earlier version goes on: what its checkpoints can be asked is asked, and what they cannot is said."""
+    """Resume a run of an earlier version: check what its checkpoints allow, and report what cannot be checked."""
     if saved.data != digest_data(examples):
         raise UserError(
-            f"The data is not what the run in {checkpoint} was started with: other rows, answers or prompts. Its "
-            f"order would mean other examples now. Put the old file back, or start a new run in another output.folder."
+            f"The data is not what the run in {checkpoint} was started with: other rows, answers or prompts. Its order "
+            f"would now select other examples. Restore the old file, or start a new run in another output.folder."
         )
     _say(
         console,
-        f"{checkpoint} was written by an earlier version, without a {FILE}: whether its files and the pictures of the data "
-        f"are as they were cannot be checked. The next checkpoint has one",
+        f"{checkpoint} was written by an earlier version, without a {FILE}: whether its files and the images of the data "
+        f"have changed cannot be checked. The next checkpoint will have one",
     )
 
 
@@ -168,15 +169,15 @@ def _refuse_data(checkpoint: Path, manifest: Manifest, identity: Identity) -> No
         refuse_damage(checkpoint, [f"{ROWS} cannot be read ({error})"])
         raise
     if rows.whole != manifest.run["data"]:
-        refuse_damage(checkpoint, [f"{ROWS} has another content than was written"])
+        refuse_damage(checkpoint, [f"{ROWS} has changed since it was written"])
     refuse_other_rows(rows, identity.rows, checkpoint)
 
 
 def _check_metrics(metrics: Path, manifest: Manifest, step: int, console: Console) -> int:
-    """Bytes of metrics.jsonl that belong to the checkpoint. Raises UserError if they are not as they were."""
+    """Bytes of metrics.jsonl that belong to the checkpoint. Raises UserError if they have changed."""
     expected = manifest.metrics
     if expected.bytes and not metrics.exists():
-        _say(console, f"{metrics} is not there any more: it begins anew with step {step + 1}")
+        _say(console, f"{metrics} does not exist any more: a new one begins with step {step + 1}")
         return 0
     if not metrics.exists() or digest_file(metrics, length=expected.bytes) == expected:
         return expected.bytes
@@ -189,7 +190,7 @@ def _check_metrics(metrics: Path, manifest: Manifest, step: int, console: Consol
 
 
 def _find_end(metrics: Path, step: int) -> int:
-    """The same of a run without manifests: where the last row of a step up to `step` ends."""
+    """The same for a run without manifests: the end of the last row of a step up to `step`."""
     kept = end = 0
     broken: int | None = None
     lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
@@ -217,7 +218,7 @@ def _step_in(line: bytes) -> int | None:
 
 def _refuse_metrics(metrics: Path, step: int, where: str) -> None:
     raise UserError(
-        f"{metrics} is not what the run has written up to step {step}: {where}. Put it back from a copy, or move it away: "
+        f"{metrics} is not what the run has written up to step {step}: {where}. Restore it from a copy, or move it away: "
         f"--resume then continues without the rows up to step {step}."
     )
 

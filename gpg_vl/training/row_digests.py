@@ -1,6 +1,6 @@
-"""Digests of the rows of a data set: one of what each row says, and one of its pictures.
+"""Digests of the rows of a data set: for each row one of its text and one of its images.
 
-They are kept row by row, so that a run which is resumed on other data can say which rows have changed.
+They are stored per row, so that a run that is resumed on changed data can report which rows have changed.
 """
 
 import hashlib
@@ -16,20 +16,20 @@ from gpg_vl.types import Example
 WIDTH = 16
 """Bytes of a digest."""
 SHOWN = 5
-"""Rows that a message names."""
+"""Maximum number of rows named in a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowDigests:
-    """The digests of all rows, one behind the other, `WIDTH` bytes each.
+    """The digests of all rows, concatenated, `WIDTH` bytes each.
 
     Example: of two rows `RowDigests(texts=bytes(32), pictures=bytes(32))`
     """
 
     texts: bytes
-    """Of id, prompt, answer, choices, task and every other mapped column."""
+    """Digests of id, prompt, answer, choices, task and every other mapped column."""
     pictures: bytes
-    """Of the encoded files that a row shows, in order; where they are does not matter."""
+    """Digests of the image files of a row, in order; their paths do not matter."""
 
     @property
     def whole(self) -> str:
@@ -46,7 +46,7 @@ class RowDigests:
 
 
 def digest_rows(examples: Iterable[Example], root: Path | None) -> RowDigests:
-    """Reads the pictures of every row. Raises ImageError if one cannot be read.
+    """Compute the digests. Reads the images of every row. Raises ImageError if one cannot be read.
 
     root: the folder that the paths of pictures are relative to.
     """
@@ -59,27 +59,27 @@ def digest_rows(examples: Iterable[Example], root: Path | None) -> RowDigests:
 
 
 def digest_row(example: Example, root: Path | None) -> tuple[bytes, bytes]:
-    """The digests of what a row says, and of its pictures, which are read. Raises ImageError if one cannot be."""
+    """The digests of a row's text and of its images, which are read. Raises ImageError if one cannot be read."""
     pictures = (_sha256(read_image(image, root=root)) for image in example.images)
     return _sha256(_write_out(example))[:WIDTH], _sha256(b"".join(pictures))[:WIDTH]
 
 
 def refuse_changed_row(rows: RowDigests, number: int, example: Example, root: Path | None) -> None:
-    """Raises UserError unless a row is what it was when the data was checked, to the last byte of its pictures."""
+    """Raises UserError if a row, or any byte of its images, has changed since the data was checked."""
     at = slice(number * WIDTH, (number + 1) * WIDTH)
     text, pictures = digest_row(example, root)
     if (text, pictures) == (rows.texts[at], rows.pictures[at]):
         return
     what = "shows another picture" if text == rows.texts[at] else "says something else"
     raise UserError(
-        f"Row {number} of the data (id {example.id!r}, {example.place}) {what} than when it was checked. A row is read when "
-        f"it is drawn, and the data must stay as it is until the run ends. Put the old data back and resume with --resume, or "
-        f"start a new run."
+        f"Row {number} of the data (id {example.id!r}, {example.place}) {what} than when it was checked. A row is read "
+        f"when it is drawn, so the data must not change until the run ends. Restore the old data and resume with "
+        f"--resume, or start a new run."
     )
 
 
 def describe_changes(before: RowDigests, now: RowDigests) -> list[str]:
-    """What is different, in words; empty if nothing is."""
+    """The differences, as messages; empty if there are none."""
     rows_before, rows_now = _rows(before), _rows(now)
     if rows_before == rows_now:
         return []
@@ -102,12 +102,12 @@ def describe_changes(before: RowDigests, now: RowDigests) -> list[str]:
 
 
 def refuse_other_rows(before: RowDigests, now: RowDigests, checkpoint: Path) -> None:
-    """Raises UserError, with the rows that differ, unless this is the data that a run was started with."""
+    """Raises UserError that names the changed rows, unless this is the data that the run was started with."""
     changes = describe_changes(before, now)
     if changes:
         raise UserError(
-            f"The data is not what the run in {checkpoint} was started with: {'; '.join(changes)} (rows are counted from 0). "
-            f"The run would not be the same one. Put the old data back, or start a new run in another output.folder."
+            f"The data is not what the run in {checkpoint} was started with: {'; '.join(changes)} (rows are counted from "
+            f"0). It would be a different run. Restore the old data, or start a new run in another output.folder."
         )
 
 
@@ -126,7 +126,7 @@ def _name_rows(rows: Sequence[int], one: str, several: str) -> str:
 
 
 def _write_out(example: Example) -> bytes:
-    """Everything that a row says, in one form: equal bytes mean equal rows."""
+    """The text of a row as bytes; equal bytes mean equal rows."""
     prompt = example.prompt
     turns = prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
     said = [example.id, turns, example.answer, example.choices, example.task, dict(example.meta)]

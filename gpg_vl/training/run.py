@@ -1,7 +1,7 @@
-"""The entrance of a training run: a config is unpacked here, and nothing below receives one.
+"""The entry point of a training run: the config is unpacked here, and nothing below receives it.
 
 `prepare` (training/prepare.py) has checked everything that can be checked without weights; `launch`
-loads the model, puts the parts together and trains.
+loads the model, builds the parts and trains.
 """
 
 import json
@@ -72,7 +72,7 @@ def launch(
 ) -> bool:
     """Load the model and train.
 
-    stop: ends the run after the step in which it is wanted; entered here.
+    stop: the stop request, which ends the run after the current step; its context is entered here.
     Returns False if the run was interrupted before its end. Raises UserError or RunError.
     """
     job = _Job(
@@ -88,7 +88,7 @@ def launch(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What a launch is given."""
+    """The inputs of a launch."""
 
     prepared: Prepared
     accelerator: Accelerator
@@ -110,15 +110,16 @@ class _Job:
 
     @property
     def main_console(self) -> Console | None:
-        """The console, on the main process alone."""
+        """The console, only on the main process."""
         return self.console if self.is_main else None
 
 
 def _launch(job: _Job, *, resume: bool) -> bool:
-    """See `launch`. The run folder is ours."""
+    """See `launch`. Called with the lock of the run folder."""
     config, folder, accelerator = job.config, job.folder, job.accelerator
 
-    # nothing that is sampled depends on these; a reward or a library may, and checkpoints hold them
+    # sampling does not depend on these seeds, but a reward or a library may, and checkpoints save
+    # the random states
     reseed(seed=config.train.seed, step=0, rank=accelerator.process_index)
 
     identity = _identify(job.prepared, accelerator)
@@ -127,7 +128,7 @@ def _launch(job: _Job, *, resume: bool) -> bool:
         start = find_start(folder, identity, job.prepared.examples, accelerator, job.console)
     on_main(accelerator, lambda: open_folder(config, resume=resume))
 
-    # from here on the folder is that of this run: whatever ends it is written down there
+    # the folder now belongs to this run, so record the launch in it from here on
     with report_launch(folder, accelerator, job.console) as this_launch:
         refuse_folder_of_its_own(accelerator, folder)
         final = _train(job, _make_parts(job, identity), this_launch, start)
@@ -139,7 +140,7 @@ def _launch(job: _Job, *, resume: bool) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """What the model is in, and what holds its weights."""
+    """The model, its engine, sharding and other parts."""
 
     model: Model
     learner: Learner
@@ -149,7 +150,7 @@ class _Parts:
 
 
 def _make_parts(job: _Job, identity: Identity | None) -> _Parts:
-    """Load the model and make the parts of the run, each of what is before it."""
+    """Load the model and build the parts of the run, each from those before it."""
     config, accelerator = job.config, job.accelerator
     prefixes = PrefixStore() if config.train.reuse_prefill else None
     what = f"loading the weights of {config.model.path}"
@@ -182,15 +183,16 @@ def _make_parts(job: _Job, identity: Identity | None) -> _Parts:
 def _train(job: _Job, parts: _Parts, this_launch: Launch, start: Start | None) -> RunState:
     """Train from `start` if there is one. Returns the last state.
 
-    this_launch: is given the steps of this launch, and whether it came to the end of the run.
+    this_launch: receives the steps of this launch, and whether the run was finished.
     """
     prepared, accelerator = job.prepared, job.accelerator
+
     with doing("the reading of the checkpoint"):
         state = _first_state(job, parts.checkpoints, start)
     this_launch.set_step(state.step)
     _start_trackers(job.config, accelerator)
 
-    # worker processes, the display and the handling of Ctrl-C end with the run, however it ends
+    # worker processes, display and Ctrl-C handling end with the run, however it ends
     steps, engine = prepared.plan.steps, parts.engine
     with (
         make_pool(job.config) as rewarder,
@@ -257,7 +259,7 @@ def _show(
     metrics: dict[str, Any],
     seconds: dict[str, float],
 ) -> None:
-    """Show a step, and note that the run has come so far, should it fail in the next one."""
+    """Show a step, and record it as done in case the next one fails."""
     this_launch.set_step(step)
     display.step(step, metrics, seconds)
 
@@ -277,7 +279,7 @@ def _report_no_signal(final: RunState, folder: Path, console: Console) -> None:
 
 
 def _identify(prepared: Prepared, accelerator: Accelerator) -> Identity | None:
-    """What the run depends on; on the main process, which alone reads its files."""
+    """The identity of the run; only on the main process, which reads its files."""
     identities: list[Identity] = []
 
     def make() -> None:
@@ -293,7 +295,7 @@ def _identify(prepared: Prepared, accelerator: Accelerator) -> Identity | None:
 
 
 def _write_card(identity: Identity, metrics: Path, step: int) -> str:
-    """The model card of the checkpoint after so many steps."""
+    """The model card of the checkpoint after `step` steps."""
     words = [word for word in command() if word != "--resume"]
     return make_card(
         step=step,
@@ -307,9 +309,10 @@ def _write_card(identity: Identity, metrics: Path, step: int) -> str:
 
 
 def _first_state(job: _Job, checkpoints: Checkpoints, start: Start | None) -> RunState:
-    """Where the run starts or resumes, with later metric rows dropped: they will be computed again.
+    """The state in which the run starts or resumes. Drops later metric rows, which will be computed
+    again.
 
-    A checkpoint is read into the model as it is wrapped by now.
+    A checkpoint is loaded into the wrapped model.
     """
     config = job.config
     beginning = RunState(evaluation_due=config.eval.at_start or config.eval.blank_image)
@@ -330,7 +333,7 @@ def _first_state(job: _Job, checkpoints: Checkpoints, start: Start | None) -> Ru
 
 
 def _flatten(config: Config) -> dict[str, Any]:
-    """`section.key` to values that every tracker takes."""
+    """Flatten the config to `section.key` with values that every tracker accepts."""
     flat: dict[str, Any] = {}
     for section, keys in config.model_dump(mode="json").items():
         for key, value in keys.items():

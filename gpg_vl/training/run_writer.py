@@ -1,4 +1,4 @@
-"""What a run writes: metrics.jsonl, samples/, trackers."""
+"""Writes the outputs of a run: metrics.jsonl, samples/, trackers."""
 
 import json
 import logging
@@ -37,8 +37,7 @@ class Record:
     """Writes metrics and samples of a run, on the main process only.
 
     Metric rows are `{"step": n, "kind": "train" | "eval", ..., "seconds": {...}, "share_of_step": {...}}`;
-    all that depends on the clock is in these two, so that two runs can be compared bit for bit
-    without them.
+    only these two depend on the clock, so two runs can be compared bit for bit without them.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Record:
         pictures: PictureSource,
         explain: Callable[[Sequence[Group]], list[Reasons]],
     ) -> None:
-        """`explain`: why rewards that cannot be asked again later gave what they gave, of each group."""
+        """`explain`: returns for each group the reasons of rewards that cannot be explained later."""
         self._folder = folder
         self._accelerator = accelerator
         self._pictures = pictures
@@ -65,7 +64,7 @@ class Record:
     ) -> None:
         """Append one row and send its numbers to the trackers.
 
-        shares: of the seconds of the step, by what took them. Raises RunError if the disk is full.
+        shares: shares of the step's seconds by phase. Raises RunError if the disk is full.
         """
         clocks = {"seconds": seconds, "share_of_step": shares or {}}
         if self._main:
@@ -96,12 +95,12 @@ class Record:
         show_samples(self._accelerator.trackers, step, groups, self._pictures)
 
     def evaluation(self, step: int, found: Evaluated) -> None:
-        """Keep the answer to each held-out row. Raises RunError if the disk is full."""
+        """Save the answer to each held-out row. Raises RunError if the disk is full."""
         if self._main:
             write_evaluation(self._folder, step, found)
 
     def broken(self, step: int, groups: Sequence[Group]) -> Path:
-        """Keep all groups of this process that a failed update was made of, tensors included.
+        """Save all groups of this process from a failed update, including tensors.
 
         Returns the folder.
         """
@@ -122,7 +121,7 @@ class Record:
         return folder
 
     def flush(self) -> None:
-        """Bring metrics.jsonl to the disk, so that a checkpoint never knows more steps than it."""
+        """Flush metrics.jsonl to the disk, so that it always has at least the steps of a checkpoint."""
         file = self._folder / "metrics.jsonl"
         if self._main and file.exists():
             with file.open("rb") as handle:

@@ -1,6 +1,6 @@
-"""samples/ of a run folder: groups of a step as JSON lines, with their pictures.
+"""Writes samples/ of a run folder: groups of a step as JSON lines, with their images.
 
-A folder of samples is whole by itself: pictures that the data names by path are copied, no larger than people need.
+A samples folder is self-contained: images that the data names by path are copied in a reduced size.
 """
 
 import json
@@ -21,7 +21,7 @@ from gpg_vl.types import Completion, Group
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureSource:
-    """Where the pictures of examples are read from.
+    """Where the images of examples are read from.
 
     Example: `PictureSource(root=Path("data"), max_pixels=100_000_000)`
     """
@@ -29,12 +29,13 @@ class PictureSource:
     root: Path | None
     """The folder that paths are relative to and may not leave."""
     max_pixels: int
-    """Of a file that is decoded."""
+    """The pixel limit for decoding a file."""
     roots: Mapping[str, Path | None] = field(default_factory=dict)
-    """The folder of each source, where there are several."""
+    """The folder of each source, if there are several."""
 
     def small(self, image: str | bytes, source: str = "") -> Image.Image | None:
-        """The picture with no side above 256 pixels; None if the file has gone or changed since the data was checked."""
+        """The image with no side above 256 pixels; None if the file is missing or has changed since the data was
+        checked."""
         root = self.roots.get(source, self.root)
         try:
             return shrink(load_image(image, root=root, max_pixels=self.max_pixels))
@@ -48,9 +49,9 @@ def dump_groups(
     pictures: PictureSource,
     reasons: Sequence[Reasons] | None = None,
 ) -> None:
-    """Write samples.jsonl and the pictures into `folder`. Raises RunError if the disk is full.
+    """Write samples.jsonl and the images into `folder`. Raises RunError if the disk is full.
 
-    reasons: those of each group, of rewards that cannot be asked again later.
+    reasons: for each group, the reasons of rewards that cannot be explained later.
     """
     lines = []
     for number, group in enumerate(groups):
@@ -71,7 +72,7 @@ def dump_groups(
 
 
 def _dump_images(folder: Path, number: int, group: Group, pictures: PictureSource) -> list[str]:
-    """The names of the images in `folder`; that of a file which cannot be read any more stays as the data has it."""
+    """The names of the images in `folder`; for a file that cannot be read any more, its path in the data."""
     names = []
     for place, image in enumerate(group.example.images):
         if isinstance(image, bytes):
@@ -87,7 +88,7 @@ def _dump_images(folder: Path, number: int, group: Group, pictures: PictureSourc
 
 
 def _describe_answers(group: Group, reasons: Reasons) -> dict[str, Any]:
-    """The completions, and a greedy answer beside them. reasons: of all of them, that of the greedy one last."""
+    """The completions and the greedy answer, if any. reasons: those of all of them, the greedy answer's last."""
     completions = []
     scored = zip(group.completions, group.rewards, strict=True)
     for place, (completion, reward) in enumerate(scored):

@@ -1,4 +1,4 @@
-"""Steps in which hardly a group carries a signal: when that is, and what is said of them."""
+"""Warnings about steps in which almost no group carries a signal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from gpg_vl.types import Group
 
 FEW = 0.1
-"""Share of groups with signal below which a step is warned of."""
+"""A warning is shown if the share of groups with signal is below this."""
 ENOUGH_TO_TELL = 16
-"""Groups below which a share means little."""
+"""Minimum number of groups for a meaningful share."""
 LEAST_ROUNDS = 2
-"""Rounds of sampling after which a step that goes on is looked at."""
+"""A step that samples again is checked after this many rounds."""
 
 
 class Seen(NamedTuple):
@@ -48,9 +48,9 @@ def read_seen(steps: Iterable[Mapping[str, Any]]) -> Seen:
 
 
 def describe_few_signals(step: int, seen: Seen, *, rounds: int) -> str:
-    """What to say of a step whose groups are too few with signal.
+    """The warning about a step in which too few groups carry a signal.
 
-    rounds: of answers that a step may sample.
+    rounds: the maximum number of rounds a step may sample.
     """
     cost = f"A step samples up to {rounds} rounds of answers" if rounds > 1 else "A step"
     cost += " and learns from these alone"
@@ -61,21 +61,21 @@ def describe_few_signals(step: int, seen: Seen, *, rounds: int) -> str:
 
 
 def advise(seen: Seen) -> str:
-    """What to do about groups of which hardly any carries a signal."""
+    """Advice if almost no group carries a signal."""
     if 2 * (seen.all_right + seen.all_wrong) < seen.groups - seen.valid:
         what = (
-            "Mostly the answers to a row get one reward, neither 0 nor 1: raise rollout.temperature or rollout.group_size, "
-            "so that answers differ, or use a reward that tells more of them apart"
+            "Mostly the answers to a row get one reward, neither 0 nor 1: raise rollout.temperature or "
+            "rollout.group_size, so that answers differ, or use a reward with finer scores"
         )
     elif seen.all_right > seen.all_wrong:
         what = (
-            "Mostly the rows are too easy by now: take harder ones, or let the run leave out what it has solved "
+            "Mostly the rows are too easy by now: take harder ones, or let the run skip rows that it has solved "
             "(data.skip_solved)"
         )
     else:
         what = (
-            "Mostly the rows are too hard for the model, or the reward does not read its answers: look at them (samples/), train "
-            "on gold answers first (algorithm.name: sft), take easier rows or another model, or raise rollout.group_size or "
-            "rollout.temperature"
+            "Mostly the rows are too hard for the model, or the reward cannot read its answers: read them (samples/), "
+            "train on gold answers first (algorithm.name: sft), take easier rows or another model, or raise "
+            "rollout.group_size or rollout.temperature"
         )
     return f"{what}. gpg-vl data rate CONFIG counts the rows that carry a signal, and data.pass_rate draws only those."

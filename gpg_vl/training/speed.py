@@ -1,6 +1,6 @@
-"""From what a device was measured at to the seconds of a step: sums that can be checked by hand.
+"""Computes the seconds of a step from the measured speed of a device, with formulas that can be checked by hand.
 
-What is measured, and on what, is in `training.probe`.
+The measurement is in `training.probe`.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from math import ceil, isqrt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """Groups that are alike and go through the model together.
+    """Equal groups that are computed together.
 
     Example: `Pass(groups=4, members=8, prompt=120, image=40, completion=64)`
     """
@@ -18,12 +18,12 @@ class Pass:
     members: int
     """Answers of each group."""
     prompt: int
-    """Tokens, those of its image included."""
+    """Tokens of the prompt, including those of its image."""
     image: int
     completion: int
 
     def halved(self) -> "Pass":
-        """The next smaller one: fewer groups, then fewer answers, then shorter ones. Itself if there is none."""
+        """The next smaller pass: fewer groups, then fewer answers, then shorter ones. Itself if there is none."""
         if self.groups > 1:
             return replace(self, groups=self.groups // 2)
         if self.members > 1:
@@ -36,7 +36,8 @@ class Pass:
         )
 
     def varied(self, number: int) -> "list[Pass]":
-        """So many passes from this one on, each with a few more tokens and an image with one row more than the one before."""
+        """`number` passes starting with this one, each with a few more tokens and one more image row than the previous
+        one."""
         row = isqrt(self.image)
         return [
             replace(self, prompt=self.prompt + n * (row + 1), image=self.image + n * row)
@@ -58,39 +59,39 @@ class Work:
     samples: bool
     """Whether answers are sampled at all, here or by another engine."""
     answers: int
-    """That are sampled here; 0 where another engine does."""
+    """Answers sampled by the policy itself; 0 if another engine samples."""
     rows: int
     """Answers that are decoded together."""
     longest: int
     """Tokens of an answer."""
     context: int
-    """Tokens that one of them attends to, halfway."""
+    """Tokens that an answer attends to halfway through."""
     together: int
     """Prompts that are computed together before decoding."""
     micro_batch: Pass
     trained: int
-    """Numbers that the optimizer moves on this process."""
+    """Weights that the optimizer updates on this process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What was measured of a device, for the whole model."""
+    """The measured speed of a device, scaled to the whole model."""
 
     forward: float
-    """Operations in a second, of prompts alone."""
+    """Operations per second of prefill."""
     train: float
-    """The same of a micro-batch forward and backward."""
+    """Operations per second of a micro-batch, forward and backward."""
     start: float
-    """Seconds from prompts that are computed to the second token of an answer in every row."""
+    """Seconds from the computed prompts to the second token in every row."""
     decode: float
-    """Seconds for one more token of every row."""
+    """Seconds for one more token in every row."""
     update: float
-    """Numbers that the optimizer moves in a second."""
+    """Weights that the optimizer updates per second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSeconds:
-    """Seconds of a step, as far as they are spent in the model."""
+    """Seconds of a step that are spent in the model."""
 
     answers: float
     train: float
@@ -101,7 +102,7 @@ class StepSeconds:
 
 
 def estimate_seconds(work: Work, speed: Speed) -> StepSeconds:
-    """Operations over operations in a second, and calls times the seconds of a call."""
+    """Operations divided by operations per second, plus calls times seconds per call."""
     starts, calls = count_decoding(work.answers, work.longest, work.rows)
     return StepSeconds(
         answers=work.prefill / speed.forward + starts * speed.start + calls * speed.decode,
@@ -110,9 +111,9 @@ def estimate_seconds(work: Work, speed: Speed) -> StepSeconds:
 
 
 def count_decoding(answers: int, longest: int, rows: int) -> tuple[int, int]:
-    """(starts, calls): how often all rows are filled, and how often all of them are decoded after that.
+    """(starts, calls): how often all rows are filled, and how many decoding calls follow.
 
-    Of an answer the prompt gives the first token, and the second is a part of the start.
+    The first token of an answer comes from the prompt, and the second is part of the start.
     """
     starts = ceil(answers / rows)
     return starts, max(0, ceil(answers * (longest - 1) / rows) - starts)

@@ -1,4 +1,4 @@
-"""A run from its config: what `gpg-vl train` and `gpg_vl.train` do once the config is read."""
+"""Starts a run from its config: the shared implementation of `gpg-vl train` and `gpg_vl.train`."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from gpg_vl.training.watchdog import keep_watch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What is wanted of a run, besides its config.
+    """The options of a start that are not in the config.
 
     Example: `Ask(dry_run=True, device_gb=80, devices=8)`
     """
@@ -39,13 +39,13 @@ class Ask:
     dry_run: bool = False
     """Check everything and print the plan; load no weights."""
     resume: bool = False
-    """Go on from the newest complete checkpoint of the run folder."""
+    """Resume from the newest complete checkpoint of the run folder."""
     device_gb: float | None = None
-    """Memory of the GPU that the plan is made for; None: of the one that is there."""
+    """Memory in GB of the GPU for the plan; None: that of this machine's GPU."""
     devices: int | None = None
-    """How many of them; None: as many as this run has processes."""
+    """Number of such GPUs; None: the number of this run's processes."""
     recheck: bool = False
-    """Look at every row of the data though the same data was checked before."""
+    """Check every row again even if the same data was checked before."""
 
 
 def start(config: Config, accelerator: Accelerator, ask: Ask) -> int:
@@ -59,6 +59,8 @@ def start(config: Config, accelerator: Accelerator, ask: Ask) -> int:
         model=config.model.path,
         data=[one.config.data.only for one in training_sets(config)],
     )
+
+    # check everything that needs no weights, and plan
     console, is_main = make_console(), accelerator.is_main_process
     shown = console if is_main else None
     once = partial(once_per_node, accelerator)
@@ -72,6 +74,7 @@ def start(config: Config, accelerator: Accelerator, ask: Ask) -> int:
         devices=ask.devices,
         recheck=ask.recheck,
     )
+
     evaluation = make_evaluation(config, prepared.processing, once, console=shown)
     if is_main:
         for one in prepared.sets:
@@ -103,7 +106,7 @@ def start(config: Config, accelerator: Accelerator, ask: Ask) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run that has ended, and where what it left is.
+    """A run that has ended, and its outputs.
 
     Example: `run = gpg_vl.train("my.yaml"); model = gpg_vl.Model.load(run.model)`
     """
@@ -115,7 +118,7 @@ class Run:
 
     @property
     def model(self) -> Path | None:
-        """The weights of the newest complete checkpoint, an ordinary checkpoint folder; None if there is none."""
+        """The model folder of the newest complete checkpoint, in the Hugging Face format; None if there is none."""
         checkpoint = latest(self.folder / CHECKPOINTS)
         return checkpoint / "model" if checkpoint else None
 
@@ -131,19 +134,19 @@ def train(
 ) -> Run:
     """Train as `gpg-vl train` does, in this process.
 
-    config: the path of a YAML file, its sections as nested dictionaries, or a config that was loaded.
+    config: the path of a YAML file, sections as nested dictionaries, or a loaded config.
     resume: resume from the newest complete checkpoint of the run folder.
-    overrides: sections with the keys that differ, `train={"steps": 5}`, or dotted keys, `**{"train.steps": 5}`.
+    overrides: changed keys by section, `train={"steps": 5}`, or dotted keys, `**{"train.steps": 5}`.
 
-    Rewards run in processes of their own, so a reward of yours has to be in a file: `my_rewards.py:exact`.
-    Ctrl-C finishes the step and writes a checkpoint. Raises UserError for what is wrong with config, data or rewards,
-    RunError for a run that had to stop.
+    Rewards run in other processes, so your own reward must be in a file: `my_rewards.py:exact`. Ctrl-C finishes the step and
+    writes a checkpoint. Returns the run. Raises UserError for mistakes in config, data or rewards, RunError for a run that had to
+    stop.
 
     Example: `run = gpg_vl.train("my.yaml", train={"steps": 5}, output={"folder": "runs/try"})`
     """
     resolved = make_config(config, overrides)
 
-    # a run may switch deterministic algorithms on for its whole process, which here is the caller's
+    # restore the setting for deterministic algorithms, because this process belongs to the caller
     were_deterministic = torch.are_deterministic_algorithms_enabled()
     warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:

@@ -1,4 +1,4 @@
-"""What a run knows besides weights and optimizer."""
+"""The state of a run in addition to weights and optimizer."""
 
 import json
 from collections.abc import Mapping
@@ -27,9 +27,10 @@ class Best:
 def better(
     best: Best | None, metric: str | None, step: int, found: Mapping[str, Any]
 ) -> Best | None:
-    """The best evaluation, now that one after `step` steps has `found` its metrics; of equal ones the earlier.
+    """The best evaluation, after the one at `step` with the metrics `found`; of equal ones the earlier.
 
-    metric: the larger the better; None looks at none. The evaluation before the first step is of no checkpoint.
+    metric: larger is better; None compares nothing. The evaluation before the first step is ignored, as it has no
+        checkpoint.
     """
     old = best if best is not None and best.metric == metric else None
     value = None if metric is None else found.get(metric)
@@ -40,25 +41,25 @@ def better(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where a run is. Kept in its checkpoints.
+    """The progress of a run, saved in its checkpoints.
 
     Example: `RunState(step=40, position=1312, skipped_steps=0, completions=10496)`
     """
 
     step: int = 0
-    """Optimizer steps done (skipped ones included); the version of the weights."""
+    """Finished optimizer steps (including skipped ones); it is also the version of the weights."""
     position: int = 0
-    """Places of the data order that were drawn or passed over, over all processes."""
+    """Positions of the data order that were drawn or skipped, over all processes."""
     skipped_steps: int = 0
     completions: int = 0
     evaluation_due: bool = False
-    """Whether an evaluation of these weights was due and was not made: the run was asked to stop, or lost its engine."""
+    """True if an evaluation of these weights was due but not made, because the run was stopped or lost its engine."""
     best: Best | None = None
-    """By the metric of `output.keep_best`; its checkpoint is kept."""
+    """The best evaluation by the metric `output.keep_best`; its checkpoint is kept."""
     streaks: Streaks = field(default_factory=dict)
-    """By row, how many of its last groups were all right, up to `data.skip_solved`; empty in a run that skips none."""
+    """For each row, how many of its last groups were all right, up to `data.skip_solved`; empty if no rows are skipped."""
     carry: tuple[Group, ...] = field(default_factory=tuple)
-    """This process's surplus valid groups, first in line for the next step."""
+    """This process's surplus groups with signal, which are used first in the next step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +70,11 @@ class SavedState:
     """
 
     state: RunState
-    """Without surplus groups, which each process keeps itself."""
+    """The state without surplus groups, which each process saves itself."""
     processes: int
     sharding: str
     data: str | None
-    """In a checkpoint of an earlier version, which had no manifest: the digest of its data."""
+    """The digest of the data, in checkpoints of an earlier version without a manifest."""
 
 
 def dump_state(state: RunState, *, processes: int, sharding: str) -> str:

@@ -1,4 +1,4 @@
-"""What an optimizer step adds up to: before it, over its groups; after it, over its micro-batches and processes."""
+"""The totals of an optimizer step: counts over its groups before it, and sums over micro-batches and processes after it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ from gpg_vl.types import Group
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What the updates of a step did, over all processes. Of several updates the means are reported."""
+    """The result of a step's updates, over all processes. For several updates the means are reported."""
 
     applied: bool
-    """False if nothing was to be trained: weights and optimizer are untouched."""
+    """False if there was nothing to train: weights and optimizer are unchanged."""
     counts: StepCounts
     metrics: Mapping[str, float | None]
     """What the algorithm reports, such as alpha."""
@@ -30,11 +30,11 @@ class UpdateReport:
     entropy: float = 0.0
     """Mean over the trained tokens, in nats."""
     logp_gap_mean: float | None = None
-    """Mean absolute difference between the engine's log-probs and the trainer's, over the trained tokens that the weights of
-    this step have sampled; None if there are none."""
+    """Mean absolute difference between the engine's log-probs and the trainer's, over the trained tokens sampled by the
+    weights of this step; None if there are none."""
     logp_gap_max: float | None = None
     logp_gap_stale_mean: float | None = None
-    """The same over the tokens that older weights have sampled: how far the policy has moved since, for the most part."""
+    """The same over tokens sampled by older weights: mostly how far the policy has moved since."""
     logp_gap_stale_max: float | None = None
     micro_batches: int = 0
     trained_tokens: int = 0
@@ -42,27 +42,27 @@ class UpdateReport:
     vision_patches: int = 0
     """Patches that went through the vision tower."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of this process, by part of the update."""
+    """Seconds of this process, by part of the update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapReport:
-    """How far the engine's log-probs are from the trainer's, over all processes, in nats.
+    """The gap between the engine's log-probs and the trainer's, over all processes, in nats.
 
     Example: `GapReport(mean=2e-7, largest=1e-6, stale_mean=0.03, stale_largest=0.4)`
     """
 
     mean: float | None
-    """Over tokens that the weights before the update have sampled; None if there are none."""
+    """The mean over tokens sampled by the weights before the update; None if there are none."""
     largest: float | None
     stale_mean: float | None
-    """Over tokens of older weights; None if there are none."""
+    """The mean over tokens sampled by older weights; None if there are none."""
     stale_largest: float | None
 
     def exceeds(self, limit: float) -> bool:
-        """Whether the engine answers with something else than the policy.
+        """Whether the gap shows that the engine does not sample from the policy.
 
-        Older weights may be any distance away, but a log-prob that is no number is wrong at any age.
+        For older weights any gap is allowed, but a NaN is always wrong.
         """
         mean, stale_mean = self.mean or 0.0, self.stale_mean or 0.0
         return mean > limit or not isfinite(mean) or not isfinite(stale_mean)
@@ -85,12 +85,12 @@ class _Gap:
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """What the micro-batches of an update add up to on this process."""
+    """The sums over the micro-batches of an update on this process."""
 
     algorithm: Algorithm
     """It says what is observed."""
     version: int
-    """Of the weights before the step: what they have sampled is fresh, what older ones have is stale."""
+    """The version of the weights before the step: tokens they sampled are fresh, tokens of older versions are stale."""
     loss: float = 0.0
     entropy: float = 0.0
     fresh: _Gap = field(default_factory=_Gap)
@@ -99,7 +99,7 @@ class Totals:
     """Completion tokens that were trained."""
     observed: dict[str, float] = field(default_factory=dict)
     logps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Where tokens are among those of the step, and their log-probs."""
+    """Indices of tokens in the step, and their log-probs."""
     broken: list[str] = field(default_factory=list)
     """Examples of micro-batches whose loss is not finite."""
     seconds: dict[str, float] = field(
@@ -120,7 +120,7 @@ class Totals:
         for name, seen_K in self._observe(micro_batch, output).items():
             add_to(self.observed, name, seen_K.sum().item())
 
-        # by who has sampled, not by what was recorded: a log-prob that is no number must show
+        # select by version and not by the recorded value, so that a NaN is noticed
         gap_K = (output.logp_K.float().cpu() - micro_batch.sampled_logp_K).abs()
         version_K = micro_batch.version_K
         self.fresh.add(gap_K[version_K >= self.version])
@@ -139,7 +139,7 @@ class Totals:
         return seen
 
     def additive(self) -> dict[str, float]:
-        """What may be added over processes."""
+        """The values that can be summed over processes."""
         return {
             "loss": self.loss,
             "entropy": self.entropy,
@@ -152,7 +152,7 @@ class Totals:
         }
 
     def merge_logp(self, old_logp_K: Tensor) -> Tensor:
-        """`old_logp_K` with the log-probs of this update where none was known."""
+        """`old_logp_K`, with missing values filled by the log-probs of this update."""
         merged_K = old_logp_K.clone()
         for index_K, logp_K in self.logps:
             known_K = old_logp_K[index_K]

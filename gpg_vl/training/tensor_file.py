@@ -1,4 +1,4 @@
-"""Files of torch.save, read without running code."""
+"""Reads files of torch.save without running code."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 
 
 class DamagedFileError(ValueError):
-    """A file of a checkpoint that does not hold what it should."""
+    """A checkpoint file with invalid content."""
 
 
 def load_tensors(file: Path) -> Any:
-    """What `torch.save` has written: tensors, numbers and texts in lists and dictionaries, on the CPU.
+    """Load what `torch.save` has written: tensors, numbers and texts in lists and dictionaries, on the CPU.
 
-    Raises DamagedFileError for whatever else is in there.
+    Raises DamagedFileError for any other content.
     """
     try:
         return torch.load(file, weights_only=True, map_location="cpu")

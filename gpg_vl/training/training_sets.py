@@ -1,7 +1,6 @@
-"""The sets that a run trains on, each with the config of a run that would train on it alone.
+"""The data sets of a run, each with the config of a run on that set alone.
 
-So everything that is checked, proved and rendered of a set is what a run on it alone would do, and a result is found again
-by both.
+So each set is checked and rendered exactly as in a run on it alone, and both can use the same stored results.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from gpg_vl.config import Config, SourceConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
-    """One set.
+    """One data set of a run.
 
     Example: `TrainingSet(name="sat", weight=2.0, config=config)`
     """
@@ -22,12 +21,12 @@ class TrainingSet:
     """Of an item of `data.sources`; "" of `data.train`."""
     weight: float | None
     config: Config
-    """With its own `data.train`, `prompt` and `rewards.weights`; it has no sources and no order."""
+    """A config with the set's own `data.train`, `prompt` and `rewards.weights`, without sources and order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceShare:
-    """How much of a run is of one source.
+    """The share of one source in a run.
 
     Example: `SourceShare(name="sat", path="data/sat", rows=1200, share=0.7, rewards={"choice": 1.0})`
     """
@@ -36,7 +35,7 @@ class SourceShare:
     path: str
     rows: int
     share: float
-    """Of the draws."""
+    """Share of the draws."""
     rewards: Mapping[str, float]
 
 
@@ -52,7 +51,7 @@ def training_sets(config: Config) -> tuple[TrainingSet, ...]:
 
 
 def all_rewards(config: Config) -> dict[str, float]:
-    """The rewards of all sets, each with the weight that it has first."""
+    """The rewards of all sets, each with its first weight."""
     weights: dict[str, float] = {}
     for one in training_sets(config):
         weights = {**one.config.rewards.weights, **weights}
@@ -60,7 +59,7 @@ def all_rewards(config: Config) -> dict[str, float]:
 
 
 def describe_paths(config: Config) -> str:
-    """Where the rows of a run come from, for messages."""
+    """The data paths of a run, for messages."""
     return ", ".join(one.config.data.only for one in training_sets(config))
 
 
@@ -79,7 +78,7 @@ def _config_of(config: Config, source: SourceConfig) -> Config:
     )
     asked = source.prompt.model_dump(exclude_none=True)
     if asked.get("system") == "":
-        asked["system"] = None  # the run's own is set aside, and nothing comes in its place
+        asked["system"] = None  # remove the run's system text; the source has none
     updates: dict[str, Any] = {"prompt": config.prompt.model_copy(update=asked)}
     if source.rewards:
         updates["rewards"] = config.rewards.model_copy(update={"weights": source.rewards})

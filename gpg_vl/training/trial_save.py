@@ -1,4 +1,4 @@
-"""The small files of a checkpoint, written once before anything is trained: what cannot be saved is found now, not at the end."""
+"""Writes the small files of a checkpoint once before training, so that a file that cannot be saved is found early."""
 
 import tempfile
 from collections.abc import Callable
@@ -18,7 +18,8 @@ from gpg_vl.training.meta_model import make_meta_model
 def refuse_unsavable(config: Config, encoder: Encoder) -> None:
     """Write config, generation config, tokenizer, processor and adapter config into a temporary folder, and read them back.
 
-    Raises UserError for what the libraries read but refuse to write, and for what would be read back as something else.
+    Raises UserError for settings that the libraries can read but not write, and for files that would be read back
+    differently.
     """
     path, revision = config.model.path, config.model.revision
     model = make_meta_model(config, encoder.processing.family)
@@ -48,20 +49,20 @@ def _try(what: str, path: str, write: Callable[[], Any]) -> None:
         raise UserError(
             f"The {what} of {path} cannot be written into a temporary folder: {error}. Free disk space there, or set TMPDIR."
         ) from None
-    # each library refuses in its own way
+    # each library raises its own errors
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"The {what} of {path} can be read but not saved, so a run would lose what it has trained: "
+            f"The {what} of {path} can be read but not saved, so a run could not save what it has trained: "
             f"{type(error).__name__}: {error}. Correct the setting in the checkpoint's files."
         ) from error
 
 
 def _refuse_other_reading(encoder: Encoder, folder: Path, path: str) -> None:
-    """A checkpoint that is read back with other tokens or another chat template would not be the one that was trained."""
+    """Raise UserError if the saved tokenizer is read back with other tokens or another chat template."""
     before, after = encoder.processing, load_processing(str(folder))
     if (before.tokens, before.chat_template) != (after.tokens, after.chat_template):
         raise UserError(
-            f"The tokenizer of {path} is read back otherwise once it is saved: {before.tokens} became {after.tokens}, or its "
-            f"chat template changed. Write it anew with save_pretrained of the transformers that is installed, and look what "
+            f"The tokenizer of {path} changes when it is saved and read back: {before.tokens} became {after.tokens}, or "
+            f"its chat template changed. Save it again with save_pretrained of the installed transformers, and check what "
             f"changes."
         )

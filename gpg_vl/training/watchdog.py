@@ -1,15 +1,16 @@
-"""The processes of a run see what each of them is doing, and end together, with one message.
+"""A watchdog by which the processes of a run see what the others are doing, and end together with one message.
 
-A thread in each process writes what its main thread is doing into the store by which the launcher brought the processes
-together, and reads there what the others do. It needs no collective and waits for nobody, so it works when the main thread
-hangs in one: with NCCL a collective that waits cannot be left by any other way than the end of the process.
+A thread in each process writes what its main thread is doing to the launcher's store, and reads there what the others are
+doing. It uses no collective, so it works when the main thread hangs in one. With NCCL a waiting collective can only be left
+by ending the process.
 
-    train.max_wait_minutes are over in a collective    the first that notices says who is late, and all end
-    a process is killed                                the others lose the connection, or its beat; one says so, and all end
-    a process stops with a message or a traceback      it says so itself, and all end
-    the launcher is killed                             the same: nobody would end these processes later
+    train.max_wait_minutes pass in a collective        the first that notices reports who is late, and all end
+    a process is killed                                the others lose its connection or heartbeat; one reports it, and all
+    end
+    a process stops with a message or a traceback      it reports it itself, and all end
+    the launcher is killed                             the same, because nothing would end these processes later
 
-Of a process that a launcher has started alone nobody else would notice that the launcher is gone: it watches for that itself.
+A process that a launcher has started alone also watches whether the launcher still runs.
 """
 
 import json
@@ -29,7 +30,7 @@ from types import FrameType
 import psutil
 from accelerate import Accelerator
 from torch import distributed
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch lists no names
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's stub does not list the names
 
 from gpg_vl.activity import CollectiveBrokenError, current
 from gpg_vl.console import say, show_cursor
@@ -38,16 +39,18 @@ from gpg_vl.parent_process import IS_LAUNCHED, has_lost_launcher
 from gpg_vl.training.late_processes import Sighting, explain_gone, explain_late, explain_unknown
 
 BEAT = 1.0
-"""Seconds between two words of a process."""
+"""Seconds between two heartbeats of a process."""
 SHORT_SILENCE = 5.0
-"""Seconds without a heartbeat that mean an end, where something else says so too: a broken connection, a SIGTERM."""
+"""Seconds without a heartbeat after which a process counts as ended if something else indicates it too: a broken connection or a
+SIGTERM."""
 LONG_SILENCE = 40.0
-"""Seconds without a heartbeat that mean an end by themselves: a process that swaps, or imports, may be silent for a while."""
+"""Seconds without a heartbeat after which a process counts as ended in any case. A process that swaps or imports may be
+silent for a while."""
 END_GRACE = 8.0
-"""Seconds in which a main thread may end by itself once the run is over: it is often about to say the same words."""
+"""Seconds that a main thread has to end by itself once the run is over; often it is about to report the same error."""
 STORE_LOST = (
-    "The launcher or the process that held the run together has ended. All others were ended; resume from the last "
-    "checkpoint with --resume."
+    "The launcher or the process that holds the store has ended. All others were ended; resume from the last checkpoint "
+    "with --resume."
 )
 LAST_WORD = "last word"
 PRINTED = "printed"
@@ -55,10 +58,10 @@ PRINTED = "printed"
 
 @contextmanager
 def keep_watch(accelerator: Accelerator, *, minutes: float) -> Iterator[None]:
-    """Run the block on all processes: they end together, however it ends, and what ends them is said once.
+    """Run the block on all processes. They end together, however it ends, and the reason is printed once.
 
     minutes: how long a process may wait in a collective. Raises SystemExit for every UserError and RunError, with the exit code
-    that belongs to it. One process alone needs none of this, but for the end of its launcher.
+    that belongs to it. A single process only watches its launcher.
     """
     if accelerator.num_processes == 1:
         with _end_with_launcher():
@@ -89,15 +92,15 @@ class Watchdog:
         self._place = _place()
         self._beat = 0
         self._last_beats: dict[int, tuple[int, float]] = {}
-        """Of each process its latest beat, and when it was first received."""
+        """The latest heartbeat of each process, and when it was first received."""
         self._store = _connect()
         self._stopped = threading.Event()
         self._settling = threading.Event()
         self._lost = threading.Event()
-        """The store is gone: each further question would print a stack of C++."""
+        """Set when the store is lost, because every further access would print a C++ stack trace."""
         self._speech = threading.Lock()
         self._has_spoken = False
-        """Whether this process has said why it ends: its main thread and the watchdog may both be about to."""
+        """Whether this process has reported why it ends, so that main thread and watchdog do not both report it."""
         self._wake, self._waker = os.pipe()
         self._thread = threading.Thread(target=self._run, name="gpg_vl watchdog", daemon=True)
         self._before: object = None
@@ -124,9 +127,10 @@ class Watchdog:
         signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]  # what `signal.signal` gave back
 
     def settle(self, error: Exception) -> int | None:
-        """What has ended this process becomes the last word of all, unless there is one. The exit code; None: raise on.
+        """Publish the error that ended this process as the reason of the run's end, unless there is one already. Returns
+        the exit code, or None if the error must be raised further.
 
-        Messages are printed here: the launcher kills it as soon as another has ended.
+        Messages are printed here, because the launcher kills this process as soon as another has ended.
         """
         self._settling.set()
         if isinstance(error, UserError | RunError) and not isinstance(error, CollectiveBrokenError):
@@ -137,13 +141,13 @@ class Watchdog:
             self._say(self._explain_broken(str(error)))
             return 1
 
-        # a bug of ours, whose traceback follows: it has to be out before the launcher hears of anything
+        # a bug: its traceback must be printed before the launcher notices the end
         self._has_spoken = True
         self._claim(f"Process {self._rank} ended by {type(error).__name__}: {error}")
         return None
 
     def _explain_broken(self, reported: str) -> str:
-        """Why a collective failed: waits until somebody has said so, or is silent."""
+        """Why a collective failed: waits until another process has reported a reason or has become silent."""
         end = time.monotonic() + 2 * SHORT_SILENCE
         try:
             while time.monotonic() < end:
@@ -152,7 +156,7 @@ class Watchdog:
                 if gone := self._silent(SHORT_SILENCE):
                     return explain_gone(gone)
                 time.sleep(BEAT / 4)
-        except RuntimeError:  # nobody can say anything there any more
+        except RuntimeError:  # the store is lost, so no process can report any more
             return STORE_LOST
         return explain_unknown(reported)
 
@@ -167,7 +171,7 @@ class Watchdog:
             try:
                 self._publish()
                 self._look(asked_to_end=signal.SIGTERM in signals)
-            except RuntimeError:  # the store is lost, and with it whoever held it
+            except RuntimeError:  # the store is lost, so the process that held it has ended
                 self._lost.set()
                 self._end_without_store()
                 return
@@ -191,7 +195,7 @@ class Watchdog:
             self._end(_explain_orphans(self._rank, self._place))
 
     def _end_when_asked(self) -> None:
-        """A SIGTERM: of the launcher because a process has died, or of somebody who wants an end."""
+        """Handle a SIGTERM, which comes from the launcher because a process has died, or from a user."""
         end = time.monotonic() + SHORT_SILENCE + 2 * BEAT
         while time.monotonic() < end and not self._stopped.is_set():
             self._publish()
@@ -203,7 +207,7 @@ class Watchdog:
                 return
             time.sleep(BEAT / 4)
 
-        # within training somebody else has received it, and stops after the step
+        # during training the stop request receives it too, and stops after the step
         if signal.getsignal(signal.SIGTERM) is _leave_to_watchdog:
             self._leave(128 + signal.SIGTERM)
 
@@ -213,7 +217,7 @@ class Watchdog:
         self._end_after_others()
 
     def _end_after_others(self) -> None:
-        """The run is over, and why was said: the main thread may end by itself for a while, and is then ended."""
+        """The run is over and the reason was reported: give the main thread some time to end, then end it."""
         end = time.monotonic() + END_GRACE
         while time.monotonic() < end and not current().waits and not self._stopped.is_set():
             time.sleep(BEAT / 4)
@@ -224,13 +228,14 @@ class Watchdog:
         if self._stopped.wait(END_GRACE):
             return
 
-        # the main thread may have begun to settle a broken collective, and would be ended before it says so
+        # the main thread may be handling a broken collective; give it time to report it
         if self._prints_without_store():
             self._print_once(STORE_LOST)
         self._leave(1)
 
     def _prints_without_store(self) -> bool:
-        """One of each machine. The store is held by the launcher of the first machine, or else by process 0."""
+        """Whether this process prints if the store is lost: one per machine. The store is in the first machine's launcher,
+        or in process 0."""
         holder_prints = 0 if "TORCHELASTIC_RUN_ID" in os.environ else 1
         return self._rank == holder_prints or bool(self._is_first_here and self._rank)
 
@@ -256,7 +261,7 @@ class Watchdog:
         self._store.set(str(self._rank), json.dumps(asdict(seen)))
 
     def _sightings(self) -> dict[int, Sighting]:
-        """Of every process that has come so far."""
+        """The last report of every process that has started."""
         there = [rank for rank in self._ranks if self._store.check([str(rank)])]
         reported = self._store.multi_get([str(rank) for rank in there])
         return {
@@ -264,7 +269,7 @@ class Watchdog:
         }
 
     def _silent(self, seconds: float) -> dict[int, Sighting]:
-        """The processes of which nothing was received for so long, by the clock of this one."""
+        """The processes without a heartbeat for `seconds` seconds, by this process's clock."""
         now = time.monotonic()
         silent = {}
         for rank, seen in self._sightings().items():
@@ -276,7 +281,7 @@ class Watchdog:
         return silent
 
     def _say(self, message: str, *, own: bool = False) -> None:
-        """Print the message if it becomes the last word. `own`: also if other words were the last."""
+        """Print the message if it becomes the reported reason. `own`: print it in any case."""
         reported = self._claim(message)
         if reported is None or (own and reported != message):
             self._print_once(message)
@@ -286,14 +291,14 @@ class Watchdog:
             self._store.wait([PRINTED], timedelta(seconds=END_GRACE))
 
     def _print_once(self, message: str) -> None:
-        """Print why this process ends, unless it has said so before."""
+        """Print why this process ends, unless it has done so before."""
         with self._speech:
             if not self._has_spoken:
                 _print(message)
             self._has_spoken = True
 
     def _claim(self, message: str) -> str | None:
-        """None if this becomes the last word of the run, else what was."""
+        """Try to set the run's reported reason. Returns None on success, else the existing reason."""
         claim = json.dumps([self._rank, message])
         try:
             rank, reported = json.loads(self._store.compare_set(LAST_WORD, "", claim))
@@ -304,7 +309,7 @@ class Watchdog:
 
 @contextmanager
 def _end_with_launcher() -> Iterator[None]:
-    """Within, a process that a launcher has started ends when the launcher does: nobody else would end it."""
+    """Inside the block this process ends when its launcher ends, because nothing else would end it."""
     stopped = threading.Event()
 
     def watch() -> None:
@@ -347,7 +352,7 @@ def _end_now(code: int) -> None:
 
 
 def _connect() -> Store:
-    """A connection of our own to the store that the launcher has made: the main one may be busy waiting."""
+    """A separate connection to the launcher's store, because the main connection may be blocked."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(
         address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30)
@@ -357,7 +362,7 @@ def _connect() -> Store:
 
 
 def _is_of_a_connection(error: Exception) -> bool:
-    """Whether an error is that of a collective that is not marked as one, as in the hooks of a wrapper."""
+    """Whether an error comes from a collective that is not marked as one, as in the hooks of a wrapper."""
     if isinstance(error, distributed.DistError):
         return True
     words = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
@@ -365,7 +370,7 @@ def _is_of_a_connection(error: Exception) -> bool:
 
 
 def _leave_to_watchdog(number: int, frame: FrameType | None) -> None:
-    """Of SIGTERM: its number has gone to the thread already."""
+    """The handler of SIGTERM: does nothing, because the thread has already received the signal number."""
 
 
 def _print(message: str) -> None:

@@ -174,7 +174,7 @@ def test_an_evaluation_of_weights_that_a_run_has_replaced_is_refused(
 ) -> None:
     asked.sync()
     evaluated = make_bench(tiny_checkpoint, servers=(served.url,))
-    with pytest.raises(UserError, match=r"weights of a training run .*Start it anew"):
+    with pytest.raises(UserError, match=r"weights of a training run .*Start it again"):
         evaluated.answer()
 
 

@@ -242,7 +242,7 @@ def test_rest_and_waking_are_asked_for_in_order(
 
     bench.engine.rest()
     bench.engine.rest()
-    with pytest.raises(AssertionError, match="given weights before it answers"):
+    with pytest.raises(AssertionError, match="needs a sync before it can answer"):
         bench.answer()
     bench.sync()
     assert bench.gap().is_rounding()

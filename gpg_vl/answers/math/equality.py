@@ -99,15 +99,21 @@ def normalize(text: str) -> str | None:
     """
     if len(text) > MAX_LENGTH:
         return None
+
+    # Unicode signs become LaTeX commands
     text = (
         text if text.isascii() else _RAISED.sub(lambda one: f"^{{{one[0].translate(_FLAT)}}}", text)
     )
     text = _ROOT.sub(
         lambda found: rf"\sqrt{{{found[1]}}}" if found[1] else r"\sqrt", text
     ).translate(_TABLE)
+
+    # spacing and currency commands disappear
     text = _SPACING.sub(
         " ", _TIGHT.sub("", text).replace(r"\$", "").replace(r"\%", "%").replace("$", "")
     )
+
+    # one form of fractions, powers, roots and names
     text = _DIGIT_FRACTION.sub(
         r"\\frac{\1}{\2}", _FRACTION.sub(r"\\frac", _BRACED_COMMA.sub(",", text))
     )
@@ -118,12 +124,15 @@ def normalize(text: str) -> str | None:
     for pattern, name in _OTHER_NAMES:
         text = pattern.sub(name, text)
     text = _POWER_OF_FUNCTION.sub(_move_power, text)
+
+    # punctuation around the text, lines, currencies and thousands separators
     text = text.lstrip(_BEFORE).rstrip(_BEHIND)
     text = _LINES.sub(" " if r"\begin" in text else ", ", text)  # two lines are two statements
     text = _CURRENCY.sub("", text)
     if _GROUPED.fullmatch(text.lstrip("-+ ").rstrip("% ").partition(".")[0]):
         text = text.replace(",", "").replace(" ", "")
     text = _replace_list_words(text)
+
     if not text.isascii() and not all(_is_plain(character) for character in text):
         return None
     return text if depth_of(text) <= MAX_DEPTH else None

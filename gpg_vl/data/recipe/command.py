@@ -1,7 +1,7 @@
 """The command line that every recipe shares.
 
 Exit code 0: the set is complete. 2: the request or the source is wrong, or more rows are broken than allowed. 1: the
-folder cannot be written. 130: Ctrl-C. After any stop the same command goes on where the last one was.
+folder cannot be written. 130: Ctrl-C. After any stop the same command continues where the last one stopped.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main(recipe: Recipe | Mapping[str, Recipe], argv: Sequence[str] | None = Non
         say(f"{chosen.name}: {error}", error=True)
         return 1
     except KeyboardInterrupt:
-        say(f"{chosen.name}: stopped. The same command goes on where this one was.", error=True)
+        say(f"{chosen.name}: stopped. Run the same command again to continue.", error=True)
         return 130
     return 0
 
@@ -114,7 +114,7 @@ def _add_source(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
 
 
 def _add_amounts(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
-    """How many rows, how many broken ones among them, and how large their pictures."""
+    """Limits on the number of rows, of broken rows, and on the size of images."""
     parser.add_argument(
         "--seed",
         type=_at_least(0),
@@ -148,7 +148,7 @@ def _add_amounts(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
         type=_at_least(1),
         default=DEFAULT_LIMITS.max_image_pixels,
         metavar="N",
-        help="larger pictures are not decoded and break their row (default %(default)s)",
+        help="larger images are not decoded, and their row counts as broken (default %(default)s)",
     )
 
 
@@ -212,7 +212,7 @@ def _allowance(text: str) -> int | float:
 
 
 def _refuse(made: Made, allowed: int | float) -> None:
-    """Raise UserError for a set that is not what was asked for."""
+    """Raise UserError for a data set that differs from the requested one."""
     problems = [problem for report in made.reports.values() for problem in report.problems]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])

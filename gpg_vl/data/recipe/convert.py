@@ -1,6 +1,6 @@
 """The engine of every recipe: it streams a source into a folder that `gpg-vl train` reads, and checks the folder.
 
-It holds one shard of text and the pictures of one row at a time, resumes where a stopped run was, lists broken rows in
+It keeps one shard of text and the images of one row in memory, resumes where a run stopped, lists broken rows in
 `broken.jsonl`, and ends with the check that `gpg-vl data check` makes, on the rows as they will be read.
 """
 
@@ -34,7 +34,7 @@ from gpg_vl.types import Example, Message
 
 FIELDS = ("id", "images", "prompt", "answer", "choices", "task")
 RESERVED = frozenset(name for names in COMMON_NAMES.values() for name in names)
-"""Column names that a reader takes for a field of an example, so that no entry of `meta` may have one."""
+"""Column names that a reader recognises as fields of an example, so `meta` must not use them."""
 _MAPPING = dict(zip(FIELDS, FIELDS, strict=True))
 _Raw = tuple[str, Cells | CellError]
 
@@ -58,7 +58,7 @@ class Made:
 
 
 def make(recipe: Recipe, request: Request, console: Console | None = None) -> Made:
-    """Write the data set, or resume writing it, and check it. What is finished already is only checked again.
+    """Write the data set, or resume writing it, and check it. Finished parts are only checked again.
 
     Raises:
         UserError: if the source cannot be read or the folder holds something else.
@@ -163,7 +163,7 @@ def _shard(
             max_pixels=request.max_image_pixels,
         )
 
-        # a broken row is listed; a bug of the recipe is no such row and ends the conversion
+        # a broken row is listed; a bug in the recipe ends the conversion
         try:
             if isinstance(cells, CellError):
                 raise cells
@@ -194,7 +194,7 @@ def _shard(
 def _converted(
     row: RawRow, recipe: Recipe, request: Request, store: Callable[[Picture], str]
 ) -> list[bytes] | LeftOut:
-    """The lines of a source row, its pictures stored; all of its examples or none."""
+    """Store the images of a source row and return its lines: all of its examples or none."""
     try:
         made = recipe.convert(row, **request.options)
     except UserError:
@@ -218,7 +218,7 @@ def _converted(
 
 
 def _line(example: Example, row: RawRow, recipe: Recipe) -> bytes:
-    """The example as a line that reads back as it is. Raises BrokenRowError or ImageError if it could not be used."""
+    """The example as a line that reads back equal. Raises BrokenRowError or ImageError if it could not be used."""
     if clash := RESERVED & example.meta.keys():
         raise UserError(
             f"The recipe {recipe.name} puts {min(clash)!r} into meta, which readers take for a field of the example. Any "
@@ -247,7 +247,7 @@ def _plain(value: object) -> object:
 def _check(
     request: Request, split: str, shards: Sequence[Shard], console: Console | None
 ) -> DataReport:
-    """The data check on what was written. No model is known here, so pictures are counted and tokens are not."""
+    """The data check of the written files. There is no model here, so images are counted but tokens are not."""
     folder = request.out / split
 
     def count(example: Example) -> PromptCounts:

@@ -1,4 +1,4 @@
-"""Where a recipe's rows come from: local files, local folders, or the hub.
+"""The sources of a recipe's rows: local files, local folders, or the hub.
 
 Rows come one at a time, from any row on, so that an interrupted conversion resumes where it stopped.
 """
@@ -31,7 +31,7 @@ def open_source(
 ) -> list[Source]:
     """The splits of a local file, a local folder or a data set on the hub.
 
-    `columns` are those that every Parquet file must have; they and the `optional` ones are read, no others. `patterns`
+    `columns` are required in every Parquet file; only they and the `optional` ones are read. `patterns`
     names the files of splits that are not laid out as `gpg_vl.data.sources.LAYOUT` says. `images` is the folder that
     image paths start from, by default that of the source.
 

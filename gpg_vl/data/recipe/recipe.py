@@ -1,4 +1,4 @@
-"""What a recipe is: the facts of a data set, and how one of its rows becomes examples."""
+"""The definition of a recipe: facts about a data set, and a function that converts one of its rows to examples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be converted, as the command line says it.
+    """The options of the command line: what to convert.
 
     Example: `Request(source="array/SAT", out=Path("data/sat"), options={"prompt": "base", "images": "single"})`
     """
@@ -75,13 +75,13 @@ class Recipe:
     """Letters, digits and underscores."""
     title: str
     help: str
-    """What the data set is, where it comes from and an example of the command: the script's own docstring."""
+    """The script's docstring: the data set, its origin and an example of the command."""
     licence: str
     convert: Convert
     columns: tuple[str, ...] = ()
     """Source columns that must be there."""
     optional: tuple[str, ...] = ()
-    """Source columns that are read where they are there."""
+    """Source columns that are read if they exist."""
     hub: str | None = None
     """The data set's id on the hub, which is the default source."""
     splits: tuple[str, ...] = ("train",)
@@ -91,15 +91,15 @@ class Recipe:
     """Source rows per split as published, to compare with."""
     options: Mapping[str, Option] = field(default_factory=dict)
     limit: int | None = None
-    """Source rows of each split that are converted where --limit does not say."""
+    """Number of source rows per split that are converted without --limit."""
     open: Callable[[Request], list[Source]] | None = None
-    """Where the rows come from, if not from files or the hub."""
+    """The source of the rows, if it is neither files nor the hub."""
     has_source: bool = True
     """False for a recipe that makes its rows itself and takes no --source."""
     settings: Callable[..., Mapping[str, Any]] | None = None
     """`(**options)`: the sections of a training config that belong to the data, such as `prompt`."""
     notes: tuple[str, ...] = ()
-    """What a user of the data must know, one sentence each, for the card."""
+    """Notes for users of the data, one sentence each, for the card."""
 
 
 def untagged(text: str) -> str:

@@ -19,7 +19,7 @@ from gpg_vl.errors import UserError
 
 
 class BrokenRowError(UserError):
-    """What is wrong with one row of a source. The row is reported and counted, and the others are converted."""
+    """An error in one row of a source. The row is reported and counted, and the other rows are converted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class RawRow:
 
     split: str
     number: int
-    """Of the row in its split of the source, from 0."""
+    """The number of the row in its split of the source, from 0."""
     place: str
     """Its place: `file.parquet[ROW]`, or `file.jsonl:LINE` from 1."""
     cells: Mapping[str, Any]
@@ -41,7 +41,7 @@ class RawRow:
     """Image paths are relative to this folder and may not leave it."""
     max_pixels: int
     decoded: dict[str | bytes, Picture] = field(default_factory=dict, repr=False, compare=False)
-    """The pictures that were read already, so that each is decoded once."""
+    """The images that were already read, so that each is decoded once."""
 
     @property
     def id(self) -> str:
@@ -49,7 +49,7 @@ class RawRow:
         return f"{self.split}-{self.number:06d}"
 
     def cell(self, column: str) -> Any:
-        """The cell as it is; null is no cell."""
+        """The cell unchanged; null counts as missing."""
         if self.cells.get(column) is None:
             what = (
                 f"is null in column {column!r}"
@@ -60,7 +60,7 @@ class RawRow:
         return self.cells[column]
 
     def text(self, column: str) -> str:
-        """A text that is not blank, as it is; a number as JSON writes it."""
+        """A non-blank text unchanged; a number as JSON writes it."""
         text = parse_text(self.cell(column), "json", column)
         if not text.strip():
             raise BrokenRowError(f"The column {column!r} is blank.")
@@ -81,21 +81,21 @@ class RawRow:
         return finite_numbers(self.cell(column), f"The column {column!r}")
 
     def images(self, column: str) -> tuple[str | bytes, ...]:
-        """The pictures of a cell, one or several, encoded or as paths; not decoded yet."""
+        """The images of a cell, one or several, encoded or as paths; not decoded yet."""
         images = parse_images(self.cell(column))
         if not images:
             raise BrokenRowError(f"The column {column!r} holds no picture.")
         return images
 
     def picture(self, column: str) -> Picture:
-        """The only picture of a cell, decoded once to be sure of it and of its size."""
+        """The only image of a cell, decoded once to check it and to get its size."""
         images = self.images(column)
         if len(images) != 1:
             raise BrokenRowError(f"The column {column!r} holds {len(images)} pictures, not one.")
         return self.read(images[0])
 
     def read(self, image: str | bytes) -> Picture:
-        """A picture of this row, decoded to be sure of it."""
+        """An image of this row, decoded to check it."""
         if image not in self.decoded:
             self.decoded[image] = read_picture(image, root=self.root, max_pixels=self.max_pixels)
         return self.decoded[image]
@@ -119,9 +119,9 @@ class Source:
     total: int | None
     """The number of rows, where it is known."""
     root: Path | None
-    """Where image paths start from."""
+    """The folder that image paths are relative to."""
     facts: Mapping[str, Any]
-    """What tells these rows from any others: checksums of files, or a revision. JSON values."""
+    """Values that identify these rows: checksums of files, or a revision. JSON values."""
 
 
 def finite_numbers(cell: object, what: str) -> tuple[float, ...]:

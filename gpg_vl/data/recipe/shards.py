@@ -1,11 +1,11 @@
-"""A data set folder that is written shard by shard, so that a stop at any moment loses one shard's work and no row.
+"""Writes a data set folder shard by shard, so that a stop at any moment loses at most the work of one shard and no row.
 
     OUT/journal.jsonl           first the plan, then one line per finished shard
     OUT/SPLIT/part-00000.jsonl  the rows of a shard
-    OUT/SPLIT/images/ab/ab...   pictures, each named by its own SHA-256
+    OUT/SPLIT/images/ab/ab...   images, each named by its own SHA-256
 
-A shard counts from the moment its line in the journal is complete. What a stopped run left behind it, half a line or a
-part without a line, is written again with the same bytes.
+A shard counts from the moment its line in the journal is complete. An incomplete line, or a part
+without a line, of an interrupted run is written again with the same bytes.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ _EXTENSIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """What became of a run of source rows. Every source row of it is converted, left out or broken.
+    """The result of one shard of source rows. Every source row is converted, left out or broken.
 
     Example: 500 rows of which one is broken and two are left out: `Shard(split="train", number=3, source_rows=500,
     rows=497, sha256="9f86d0...", left_out={"more than one image": 2}, broken=1, last=False)`
@@ -51,7 +51,7 @@ class Shard:
     last: bool
     """True if the split ends here."""
     sha256: str | None = None
-    """Of the part's file; None if there is no row and so no file."""
+    """The checksum of the part's file; None if it has no rows and so no file."""
 
     @property
     def part(self) -> str:
@@ -65,11 +65,11 @@ class Output:
     def __init__(self, folder: Path, journal: BinaryIO, shards: list[Shard]) -> None:
         self.folder = folder
         self.shards = shards
-        """Those that are finished, in the order they were written."""
+        """The finished shards, in the order they were written."""
         self._journal = journal
 
     def store(self, split: str, picture: Picture) -> str:
-        """Write a picture unless it is there, and return its path relative to the split's folder."""
+        """Write an image unless it exists, and return its path relative to the split's folder."""
         name = picture_name(picture)
         file = self.folder / split / name
         with _writing(file):
@@ -106,13 +106,13 @@ class Output:
                 yield from json.loads(line)["problems"]
 
     def write(self, name: str, chunks: Iterable[bytes]) -> None:
-        """Write a file of the folder itself; complete or absent."""
+        """Write a file in the folder itself, atomically."""
         with _writing(self.folder / name):
             replace_file(self.folder / name, chunks)
 
 
 def picture_name(picture: Picture) -> str:
-    """Where a picture is in its split: `images/ab/ab12....png`. Equal pictures share one file."""
+    """The path of an image in its split: `images/ab/ab12....png`. Equal images share one file."""
     digest = hashlib.sha256(picture.data).hexdigest()
     return f"images/{digest[:2]}/{digest}.{_EXTENSIONS[picture.format]}"
 
@@ -166,7 +166,7 @@ def _resumed(journal: BinaryIO, folder: Path, plan: Mapping[str, Any]) -> list[S
     journal.truncate(end)
     journal.seek(end)
 
-    # a finished part is taken over only as it was written
+    # a finished part is used only if it has not changed
     for shard in shards:
         part = folder / shard.part
         if shard.sha256 and (
@@ -187,7 +187,7 @@ def _refuse_other_plan(folder: Path, begun: Mapping[str, Any], plan: Mapping[str
         f"{key}: {_cut(begun.get(key))} then, {_cut(plan.get(key))} now" for key in other
     )
     raise UserError(
-        f"The folder {folder} was begun differently ({differences}). The same command goes on with it. Repeat that one, choose "
+        f"The folder {folder} was begun differently ({differences}). Run the same command as before to continue, choose "
         f"another --out, or delete the folder."
     )
 
@@ -202,7 +202,8 @@ def json_line(value: Mapping[str, Any]) -> bytes:
 
 
 def replace_file(file: Path, chunks: Iterable[bytes], *, sync: bool = True) -> None:
-    """Write a file under a passing name, then give it its own: complete or absent. `sync` makes it outlive a power cut."""
+    """Write a file under a temporary name, then rename it. `sync` flushes it to the disk, so that it survives a power
+    cut."""
     partial = file.with_name(f"{file.name}.partial")
     with partial.open("wb") as stream:
         stream.writelines(chunks)
@@ -219,5 +220,5 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}. A folder with permission and room to write is needed. "
-            f"Make room or choose another --out; the same command goes on where this one stopped."
+            f"Make room or choose another --out; the same command continues where this one stopped."
         ) from error

@@ -1,6 +1,6 @@
-"""Boxes: the owner's metric, and how lmms-eval, VLMEvalKit and VLM-R1 read one. All scores are IoUs.
+"""Scorers for boxes: the owner's metric, and the rules of lmms-eval, VLMEvalKit and VLM-R1. All scores are IoUs.
 
-A doc has its gold box in pixels of the image file in the column `box`, and says in `coordinates` how answers write boxes.
+A doc has its gold box in pixels of the image file in the column `box`, and in `coordinates` the form of boxes in answers.
 Legacy rules compare in fractions of the image. The parts of a score are the areas that a cumulative IoU adds up.
 """
 
@@ -42,7 +42,7 @@ def relative(doc: Doc, column: str = "box") -> Box:
 
 
 def box_score(box: Box, gold: Box, parsed: str, *, slack: float = 0.0, note: str = "") -> Verdict:
-    """The IoU of two boxes as they are; corners that are not in order give 0. `slack` is added to the union."""
+    """The IoU of two boxes without changes to them; corners in the wrong order give 0. `slack` is added to the union."""
     parts = overlap_parts(box, gold)
     raw = (box.x2 - box.x1) * (box.y2 - box.y1)
     union = raw + gold.area - parts["intersection"] + slack
@@ -140,7 +140,7 @@ def lmms_grounding(doc: Doc, response: Response) -> Verdict:
 def vlmevalkit_box(doc: Doc, response: Response) -> Verdict:
     """VLMEvalKit's rule: the first bracketed four numbers, else the first four numbers of the text, reasoning included.
 
-    What they mean is guessed from the largest: up to 1.5 fractions, up to 1000 thousandths, else pixels. Pixels of an
+    Their unit is guessed from the largest number: up to 1.5 fractions, up to 1000 thousandths, else pixels. Pixels of an
     image up to 1000 wide are therefore misread. Corners are sorted and clipped.
     """
     found = _BRACKETED.search(response.text)
@@ -180,9 +180,9 @@ def vlm_r1(doc: Doc, response: Response) -> Verdict:
 
 
 def vlm_r1_edges(answer: str) -> tuple[str, ...] | None:
-    r"""What the published `\{.*\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)]\s*.*\}` finds, in linear time.
+    r"""The match of the published `\{.*\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)]\s*.*\}`, in linear time.
 
-    Its points match no line break, its blanks do: a box opens on the line of a `{` before it, may span lines, and needs
+    Its dots match no line break, but its blanks do: a box opens on the line of a `{` before it, may span lines, and needs
     a `}` on the line on which the text continues after it. Greedy: the last such box of the first line that has one.
     """
     newline, opening, closing = _seeker(answer, "\n"), _seeker(answer, "{"), _seeker(answer, "}")
@@ -200,8 +200,8 @@ def vlm_r1_edges(answer: str) -> tuple[str, ...] | None:
 
 
 def _seeker(text: str, mark: str) -> Callable[[int], int]:
-    """Where `mark` is next, from a place on (the end of the text if it is not). Asked for growing places, it reads the text
-    once."""
+    """A function that returns the position of the next `mark` from a start on (or the end of the text). With increasing starts
+    it reads the text only once."""
     found = -1
 
     def seek(start: int) -> int:

@@ -17,7 +17,7 @@ _PHRASE = re.compile(r"The final answer is ((?:-?[$0-9.,]{2,})|(?:-?[0-9]++))")
 
 
 def official(doc: Doc, response: Response) -> Verdict:
-    """What is behind the first `#### `, without commas. A final point is not forgiven."""
+    """The text after the first `#### `, without commas. A final period makes it wrong."""
     found = find_marked(response.text)
     value = found[0].strip().replace(",", "") if found else None
     return make_verdict(doc, float(value == doc.gold.replace(",", "")), value)
@@ -29,12 +29,12 @@ def find_marked(text: str) -> list[str]:
 
 
 def flexible(doc: Doc, response: Response) -> Verdict:
-    """The last number of the text, whatever it belongs to; a comma or a point alone is none."""
+    """The last number of the text, in any context; a comma or period alone does not count."""
     return _last(doc, _NUMBER.findall(response.text))
 
 
 def lmms(doc: Doc, response: Response) -> Verdict:
-    """What is behind the last "The final answer is"."""
+    """The text after the last "The final answer is"."""
     return _last(doc, _PHRASE.findall(strip_reasoning(response.text)))
 
 
@@ -45,5 +45,5 @@ def _last(doc: Doc, found: list[str]) -> Verdict:
 
 
 def _bare(number: str) -> str:
-    """Without commas and dollars, and then without a final point: `5.$` is `5`."""
+    """The number without commas and dollars, and then without a final period: `5.$` is `5`."""
     return number.replace(",", "").replace("$", "").removesuffix(".")

@@ -1,4 +1,4 @@
-"""Rules of lmms-eval for texts, restated with their quirks. Every one of them first strips the reasoning its way.
+"""Rules of lmms-eval for texts, reimplemented with their quirks. Each first removes the reasoning as lmms-eval does.
 
 `lmms_letter` is its CV-Bench and BLINK rule; `lmms_reasoning` that of its reasoning variants.
 """
@@ -28,7 +28,7 @@ _SUFFIXES = ((".", 5), (":", 4), (")", 3), (" ", 2), ("-", 1), ("_", 1), ("=", 1
 
 
 def strip_reasoning(text: str) -> str:
-    """The text as lmms-eval hands it to its scorers: reasoning blocks out, `<answer>` tags kept.
+    """The text as lmms-eval passes it to its scorers: without reasoning blocks, but with `<answer>` tags.
 
     Per pair of tags, blocks from the first start to the next end are deleted; what an end tag without a start tag leaves
     over is the text behind the last one; a start tag that is never closed stays.
@@ -47,8 +47,8 @@ def strip_reasoning(text: str) -> str:
 def lmms_letter(doc: Doc, response: Response) -> Verdict:
     """The first letter of the text, behind parentheses and blanks, in either case.
 
-    No word boundary is asked for, so any prose answers with the first letter of its first word ("The answer is (B)" is T),
-    and a text that starts with a tag or a backslash answers nothing.
+    The rule needs no word boundary, so prose counts as the first letter of its first word ("The answer is (B)" is T), and a
+    text that starts with a tag or a backslash has no answer.
     """
     found = _LETTER.match(strip_reasoning(response.text))
     return judge_letter(doc, found[1].upper() if found else None)
@@ -65,7 +65,7 @@ def lmms_reasoning(doc: Doc, response: Response) -> Verdict:
 
 
 def reasoning_answer(text: str) -> str:
-    """What lmms-eval's reasoning tasks take for the answer, without one final point; "" if there is none."""
+    """The answer by the rule of lmms-eval's reasoning tasks, without one final period; "" if there is none."""
     answer = first_block(text, one_line=False)
     if answer is None and not (answer := _last_box(text)):
         ends = (

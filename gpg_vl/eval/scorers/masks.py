@@ -21,7 +21,7 @@ _GIOU_SLACK, _RFT_SLACK = 1e-5, 1e-6
 
 
 class Regions(NamedTuple):
-    """What an annotation marks: the targets, what is not to be counted, and the first polygon alone."""
+    """The regions of an annotation: the targets, the ignored pixels, and the first polygon."""
 
     target: Mask
     ignored: Mask
@@ -34,12 +34,12 @@ def has_mask(doc: Doc) -> bool:
 
 
 def has_drawn_mask(doc: Doc) -> bool:
-    """True if the doc's mask can be had here: it is given, or OpenCV can draw it."""
+    """True if the doc's mask is available: it is given, or OpenCV can draw it."""
     return has_mask(doc) and (can_draw() or not doc.columns.get("shapes"))
 
 
 def is_flag(shape: Mapping[str, Any]) -> bool:
-    """True for a polygon that marks nothing. As LISA has it: the word by itself, in any case."""
+    """True for a polygon that marks nothing. LISA's rule: the label is the word "flag", in any case."""
     return bool(shape["label"].lower() == "flag")
 
 
@@ -49,7 +49,7 @@ def is_target(shape: Mapping[str, Any]) -> bool:
 
 
 def regions(doc: Doc) -> Regions:
-    """The annotated regions: drawn from polygons as LISA does, or from a mask, which then is all of them.
+    """The annotated regions: drawn from polygons as LISA does, or from a mask, which then stands for all three.
 
     Polygons are drawn from the largest to the smallest, of equal ones the last first, flags left out; what is drawn later
     overwrites, whether it is target or ignored.
@@ -128,7 +128,7 @@ def _make_verdict(doc: Doc, score: float, areas: Areas, why: str) -> Verdict:
 
 
 class _Predicted(NamedTuple):
-    """A mask of an answer, or an empty one of the right size and why there is none."""
+    """The mask of an answer; or an empty one of the right size, and the reason."""
 
     mask: Mask
     why: str = ""

@@ -1,4 +1,4 @@
-"""The `math_verify` package as published scorers call it: text in, expressions out, within a time limit.
+"""Calls the `math_verify` package like published scorers: parses a text into expressions, with a time limit.
 
 The limit is of CPU time and works in the main thread only; elsewhere the time is unlimited, so a text is cut to a length
 first.
@@ -18,7 +18,7 @@ Config: TypeAlias = Any
 """One of math_verify's extraction configs; the package has no types."""
 DEFAULT: tuple[Config, ...] = (LatexExtractionConfig(), ExprExtractionConfig())
 _SECONDS = 5
-_LONGEST = 20_000  # characters; what an answer says it says at its end
+_LONGEST = 20_000  # characters; the answer is at the end of a text
 
 for _name in (
     "math_verify.parser",

@@ -1,4 +1,4 @@
-"""MathVista: our rule, and the two harnesses without the language model that they extract answers with."""
+"""MathVista: our rule, and the rules of two harnesses without the language model that they use to extract answers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +45,7 @@ lists by value."""
 
 
 def lmms_no_model(doc: Doc, response: Response) -> Verdict:
-    """lmms-eval where its language model cannot be reached: nothing is extracted but a response that is the answer itself.
+    """lmms-eval's rule when its language model cannot be reached: only a response that is the answer itself is extracted.
 
     The text of an option, or a number; a letter is neither. What is not extracted is "", and of options the one nearest to
     it in spelling is taken, so that an unreadable answer may be right by luck. With its model lmms-eval reads prose; that

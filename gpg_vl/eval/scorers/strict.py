@@ -1,4 +1,4 @@
-"""`strict`, the headline of every benchmark: the answer as the rewards find it, and the verdict of the same judge."""
+"""`strict`, the headline scorer of every benchmark: it extracts and judges the answer exactly as the rewards do."""
 
 from gpg_vl.answers import box, choice, classes, count, expression, quantity, short_answer
 from gpg_vl.answers.math.rectangles import convert
@@ -11,9 +11,9 @@ from gpg_vl.types import Example
 
 
 def strict(judge: Judge) -> Scorer:
-    """The scorer that finds the answer after the reasoning, once, and has `judge` say what it is worth.
+    """A scorer that extracts the answer after the reasoning and scores it with `judge`.
 
-    Under a gold that cannot be read every answer scores 0; the proof of the gold answers names such a doc beforehand.
+    If the gold answer cannot be read, every answer scores 0; the gold check reports such a doc beforehand.
     """
 
     def scorer(doc: Doc, response: Response) -> Verdict:
@@ -28,7 +28,7 @@ def strict(judge: Judge) -> Scorer:
 
 
 def strict_box(doc: Doc, response: Response) -> Verdict:
-    """The one box of the answer in the declared convention, by the rule of the reward `grounding`.
+    """Scores the only box of the answer, in the declared convention, by the rule of the reward `grounding`.
 
     The gold is the exact one in pixels. Two boxes, and a box that is inverted, flat or leaves the image, are no answer.
     """

@@ -1,5 +1,5 @@
 """vLLM as a rollout engine: in this process (`engine`), or as a server (`server`, started by `serve`).
 
-Prompts go in as our encoder made them (`inputs`), weights as the trainer has them (`weights`), and every answer carries the
-version of the weights that wrote it. vllm itself is imported late and only here: everything else works without it.
+Prompts are passed as our encoder made them (`inputs`), weights as the trainer has them (`weights`), and every answer carries the
+version of the weights that sampled it. vllm itself is imported late and only in this package: everything else works without it.
 """

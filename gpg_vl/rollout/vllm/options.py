@@ -1,4 +1,4 @@
-"""How vLLM is started: what it must do so that it samples from the policy that is trained, and what a user may choose."""
+"""The start options of vLLM: those needed so that it samples from the trained policy, and those that a user may choose."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from gpg_vl.models.load import read_config
 from gpg_vl.rollout.engine import EngineOptions
 
 BLOCK = {"cpu": 32, "cuda": 16}
-"""Tokens of a block of keys and values. Members of a group share the full blocks of their prompt, and each computes the rest
-again; the CPU's own default of 128 would share nothing of a shorter prompt."""
+"""Tokens per block of the KV cache. Members of a group share the full blocks of their prompt, and each computes the rest again.
+vLLM's CPU default of 128 would share nothing for shorter prompts."""
 LEAST_BATCH = 8192
-"""Tokens that a CPU may compute in one call at least; no fewer than the longest prompt."""
+"""Minimum for the number of tokens that a CPU may compute in one call; it must not be below the longest prompt."""
 MOST_IMAGES = 64
-"""Images of one prompt, and of nothing else: no video is ever given."""
+"""Maximum number of images per prompt. Videos are never used."""
 
 
 def engine_arguments(
@@ -26,18 +26,18 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Arguments of vLLM's engine, the same in this process and as a server.
 
-    dtype: of the forward pass as the trainer has it; None is float32.
-    empty: the checkpoint's weights are not read, because others come before the first answer.
+    dtype: the trainer's dtype of the forward pass; None is float32.
+    empty: True to not read the checkpoint's weights, because a sync brings weights before the first answer.
     """
     cuda = torch.cuda.is_available()
     arguments: dict[str, Any] = {
         "model": path,
         "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
         "seed": 0,
-        # what is sampled: log-probs of the distribution after temperature and bias, no settings of the checkpoint's own
+        # sampling: log-probs after temperature and bias; the checkpoint's own generation settings are not used
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
-        # what goes in: patches that are normalised already, and nothing for a processor to do or to keep
+        # inputs: patches that are already normalised, so the processor has nothing to do or to cache
         "mm_device_do_normalize": False,
         "mm_processor_cache_gb": 0,
         "skip_mm_profiling": True,
@@ -51,12 +51,13 @@ def engine_arguments(
     if empty:
         arguments["load_format"] = "dummy"
     if options.vllm_tensor_parallel > 1:
-        # each part has the whole tower and encodes some of the images: it is small, and its heads need not divide
+        # each process has the whole vision tower and encodes some of the images: the tower is small, and its heads may not
+        # be divisible
         arguments["mm_encoder_tp_mode"] = "data"
     if revision is not None:
         arguments["revision"] = revision
     if options.images == "features":
-        # no image is encoded there, so the vision tower is not even loaded
+        # vLLM encodes no images, so it does not load the vision tower
         arguments["enable_mm_embeds"] = True
         arguments["limit_mm_per_prompt"] = {"image": 0, "video": 0}
     if cuda:
@@ -67,8 +68,8 @@ def engine_arguments(
 
 
 def on_a_cpu(path: str, revision: str | None) -> dict[str, Any]:
-    """Prompts are computed whole, however many wait: after a part of one, vLLM turns a request's generator back, which a
-    generator on a CPU cannot do (0.32 ends there with "CPU Generator does not use offset").
+    """Disable chunked prefill on a CPU: after a part of a prompt vLLM resets the offset of a request's random generator,
+    which a CPU generator does not support (vLLM 0.32 fails with "CPU Generator does not use offset").
     """
     longest: int = read_config(path, revision).get_text_config().max_position_embeddings
     return {

@@ -1,4 +1,4 @@
-"""What a trainer and `gpg-vl serve` say to each other, beyond vLLM's own requests."""
+"""The protocol between a trainer and `gpg-vl serve`, in addition to vLLM's own requests."""
 
 import os
 from collections.abc import Mapping
@@ -10,30 +10,30 @@ from gpg_vl.models.digest import model_sha
 from gpg_vl.models.families import family_of
 
 FOLDER = Path("/dev/shm")
-"""Where weights are stored on their way from a trainer to a server of the same node."""
+"""Where a trainer stores weights for servers on the same node."""
 PREFIX = "gpg_vl-weights-"
 SHARED_MEMORY, NCCL = "gpg_shared_memory", "gpg_nccl"
 """Names of the transports; see `worker`."""
 UNTRAINED = "default"
-"""vLLM's version of weights that nobody has replaced since the start."""
+"""vLLM's version name for weights that have not been replaced since its start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a server is, as its workers report it."""
+    """A server's description, as its workers report it."""
 
     host: str
     dtype: str
     transport: str
-    """How it takes weights: SHARED_MEMORY or NCCL."""
+    """How it receives weights: SHARED_MEMORY or NCCL."""
     takes_features: bool
-    """True: features of images. False: their patches."""
+    """True if it takes image features, False if it takes patches."""
     shape: Mapping[str, int | str]
-    """Of its model; see `describe_shape`."""
+    """The shape of its model; see `describe_shape`."""
     checkpoint: str
-    """What it was started with; see `describe_checkpoint`."""
+    """The checkpoint it was started with; see `describe_checkpoint`."""
     updating: bool
-    """True if somebody has begun to send weights and has not come to an end."""
+    """True if a weight update has begun and not finished."""
 
 
 def host_name() -> str:

@@ -1,4 +1,4 @@
-"""`gpg-vl serve`: a vLLM server that takes prompts as our encoder makes them and weights from a trainer."""
+"""`gpg-vl serve`: start a vLLM server that accepts our encoder's prompts and weights from a trainer."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from gpg_vl.rollout.vllm.protocol import NCCL, SHARED_MEMORY
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MEMORY = 0.9
-"""Share of a GPU that a server takes by default: nothing is trained next to it."""
+"""Default share of a GPU's memory that a server uses. It is high because no training runs on the same GPU."""
 
 
 def serve(
@@ -32,7 +32,7 @@ def serve(
     dtype: Literal["float32", "bfloat16"],
     revision: str | None,
 ) -> NoReturn:
-    """Become the server: this process is replaced by it and ends with it. Raises UserError before that."""
+    """Replace this process with the server. Raises UserError before that if something is wrong."""
     family = load_processing(path, revision).family
     refuse_vllm(family)
     refuse_taken_port(host, port)
@@ -50,7 +50,7 @@ def serve(
 
 
 def server_arguments(host: str, port: int, data_parallel: int) -> dict[str, Any]:
-    """What a server needs on top of an engine."""
+    """Arguments that a server needs in addition to those of an engine."""
     transport = NCCL if torch.cuda.is_available() else SHARED_MEMORY
     return {
         "host": host,
@@ -64,7 +64,7 @@ def server_arguments(host: str, port: int, data_parallel: int) -> dict[str, Any]
 
 
 def server_environment() -> dict[str, str]:
-    """Weights and pauses are asked for by requests that vLLM calls a development mode."""
+    """The server's environment. vLLM accepts requests for weight updates and pauses only in its development mode."""
     return {**child_environment(), "VLLM_SERVER_DEV_MODE": "1"}
 
 
@@ -86,7 +86,7 @@ def to_flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_taken_port(host: str, port: int) -> None:
-    """Raises UserError if nobody could listen there."""
+    """Raises UserError if the address cannot be listened on."""
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,15 +94,15 @@ def refuse_taken_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"Nothing can listen at {host}:{port}: {error.strerror or error}. Give another --port, or stop what listens "
-                f"there (a server of an earlier run, perhaps)."
+                f"The server cannot listen on {host}:{port}: {error.strerror or error}. Give another --port, or stop the "
+                f"program that uses it (perhaps a server of an earlier run)."
             ) from None
 
 
 def describe_start(
     path: str, host: str, port: int, data_parallel: int, options: EngineOptions
 ) -> str:
-    """What is about to happen, and how a config refers to it."""
+    """The text that is printed at the start: what is served, and how a config refers to it."""
     copies = data_parallel * options.vllm_tensor_parallel
     lines = [
         f"serving {path} with {data_parallel} engine(s) on {copies} device(s); loading takes a minute or more",
@@ -112,7 +112,7 @@ def describe_start(
     ]
     if host not in LOOPBACK:
         lines.append(
-            f"WARNING: {host} can be reached from outside, and whoever reaches it may replace the weights and call the "
-            f"server's workers. Use it on a network of your own alone."
+            f"WARNING: {host} can be reached from outside. Anyone who can reach it can replace the weights and call the "
+            f"server's workers. Use it only on a private network."
         )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Answers from vLLM servers that `gpg-vl serve` has started, on this node or on others.
+"""The engine that uses vLLM servers started with `gpg-vl serve`, on this node or on others.
 
-A server may die and come back. Every sync names the weights by run and version, every answer says which weights wrote it,
-and an answer of other weights counts as none: its request is asked again once the server has the right ones.
+A server may die and come back. Every sync names the weights by run and version, and every answer says which weights sampled it.
+An answer from other weights is discarded, and its request is sent again once the server has the right weights.
 """
 
 import time
@@ -64,21 +64,21 @@ from gpg_vl.rollout.vllm.weights import Table, select_weights
 from gpg_vl.types import Completion
 
 HERE = torch.device("cpu")
-"""What is waited for is not on a device of this process."""
+"""The device for timing: the servers' work is not on a device of this process."""
 MOST_LOSSES = 3
-"""How often one call may lose its servers; a request that kills them would do so for ever."""
+"""How often servers may be lost during one call, since a request that crashes its server would do so again and again."""
 
 
 class _Body(NamedTuple):
-    """What is posted to a server. A prompt may need several."""
+    """The body of one request to a server. A prompt may need several."""
 
     request: int
-    """The place of its prompt among the requests."""
+    """The index of its prompt in the requests."""
     content: dict[str, Any]
 
 
 class ServerEngine:
-    """Asks vLLM servers over HTTP. See `Engine` for its methods. The processes of a run make theirs together.
+    """Samples from vLLM servers over HTTP. See `Engine` for its methods. All processes of a run create it together.
 
     The servers' weights are this run's from the first `sync` on; before it they must be those of the checkpoint.
     """
@@ -90,28 +90,28 @@ class ServerEngine:
         self._servers = servers_of(setup.options)
         self._counters = Counters()
         self._servers_lost = 0
-        """Times that a server was waited for."""
+        """How often a lost server was waited for."""
 
-        # the main process's name is in it: files of runs that were killed are found by it
+        # it contains the main process's name, by which files of killed runs are found
         self._run = broadcast(f"{process_name()}-{uuid.uuid4().hex[:8]}")
         self._version = 0
         self._server_weights = UNTRAINED
-        """The name of the weights that servers must have."""
+        """The name of the weights that the servers must have."""
         self._files: tuple[Path, ...] = ()
-        """Those weights, for a server that has lost them; empty if they cannot be sent again from here."""
+        """The files of those weights, for a server that has lost them; empty if this process cannot send them again."""
         self._is_known = False
-        """Whether it is known that the servers have them."""
+        """True once it is known that the servers have those weights."""
         self._transfers: list[Transfer] = []
         self._passes = self._meet()
 
     @staticmethod
     def check(family: Family, options: EngineOptions, processes: int) -> None:
-        """Raises UserError if this engine cannot work here. Asks no server."""
+        """Raises UserError if this engine cannot work here. Contacts no server."""
         servers_of(options)
         refuse_vllm(family)
 
     def _meet(self) -> int:
-        """The main process looks at every server, and says how often a sync iterates the weights."""
+        """The main process checks every server. Returns, on all processes, how often a sync iterates the weights."""
         message, passes = None, 0
         if rank() == 0:
             try:
@@ -134,7 +134,7 @@ class ServerEngine:
         description = describe(server)
         refuse_other_model(server, description, self._setup)
 
-        # files are written once for all servers of the node
+        # files are written once for all servers on the node
         for known in self._transfers:
             if isinstance(known, SharedMemory) and description.transport == SHARED_MEMORY:
                 return known
@@ -165,9 +165,10 @@ class ServerEngine:
         return SyncReport(version=version, tensors=table.tensors, bytes=table.bytes)
 
     def _send(self, weights: Weights) -> Table | None:
-        """The weights of now to every server. Raises RunError if they have no room on the way, or one does not come back.
+        """Send the current weights to every server. Raises RunError if there is no space for them, or if a server does not
+        come back.
 
-        Returns what the last server took; None if that one had to be given them again.
+        Returns the last server's table; None if that server had to get the weights a second time.
         """
         table: Table | None = None
         for transfer in dict.fromkeys(self._transfers):
@@ -183,7 +184,7 @@ class ServerEngine:
         return table
 
     def _restore(self, server: Server, loss: ServerGoneError) -> None:
-        """The present weights once more to a server that was lost, unless it has them. Raises EngineLostError."""
+        """Send the current weights again to a server that was lost, unless it has them. Raises EngineLostError."""
         self._servers_lost += 1
         for _ in range(MOST_LOSSES):
             wait_for(server, self._setup.options.server_wait)
@@ -202,20 +203,20 @@ class ServerEngine:
             except ServerGoneError as again:
                 loss = again
         raise EngineLostError(
-            f"The server {server.url} was lost {MOST_LOSSES + 1} times in a row ({loss}). Look at what it printed; a smaller "
-            f"--slots or --memory of gpg-vl serve may keep it alive."
+            f"The server {server.url} was lost {MOST_LOSSES + 1} times in a row ({loss}). Read its output; a smaller "
+            f"--slots or --memory of gpg-vl serve may help."
         )
 
     def _await_weights(self, server: Server) -> None:
-        """A server that came back without the weights gets them from the main process, or from nobody."""
+        """Wait until a server that came back has the weights again. Only the main process can send them."""
         deadline = time.monotonic() + self._setup.options.server_wait
         while rank() != 0 and time.monotonic() < deadline:
             if weights_of(server) == self._server_weights:
                 return
             time.sleep(POLL_SECONDS)
         raise EngineLostError(
-            f"The server {server.url} came back without the weights of step {self._version}, and they cannot be sent again in "
-            f"the middle of a step: over NCCL nothing is kept. Resume from the checkpoint with --resume."
+            f"The server {server.url} came back without the weights of step {self._version}, and they cannot be sent "
+            f"again in the middle of a step, because NCCL keeps no copy. Resume from the checkpoint with --resume."
         )
 
     @property
@@ -258,9 +259,9 @@ class ServerEngine:
     def _ask_all(
         self, bodies: Sequence[_Body], answered: Callable[[int], None]
     ) -> list[dict[str, Any]]:
-        """A reply to every body. What a server was asked that died is asked again when it is back.
+        """Get a reply to every body. Requests to a server that died are sent again when it is back.
 
-        answered: called with the completions of each reply.
+        answered: called with the number of completions of each reply.
         """
         replies: dict[int, dict[str, Any]] = {}
         losses = 0
@@ -283,19 +284,19 @@ class ServerEngine:
             losses += bool(lost)
             if losses > MOST_LOSSES:
                 raise EngineLostError(
-                    f"Servers were lost {losses} times while the same requests were answered: "
-                    f"{'; '.join(map(str, lost.values()))}. Look at what they printed."
+                    f"Servers were lost {losses} times during the same requests: {'; '.join(map(str, lost.values()))}. "
+                    f"Read their output."
                 )
             for server, loss in lost.items():
                 self._restore(server, loss)
         return [replies[number] for number in range(len(bodies))]
 
     def _server_of(self, body: _Body) -> Server:
-        """Prompts are dealt out in turn, each to one server that computes it once; processes begin at different servers."""
+        """The server of a prompt: prompts go to the servers in turn, and each process begins with a different server."""
         return self._servers[(body.request + rank()) % len(self._servers)]
 
     def _ask(self, server: Server, body: _Body) -> dict[str, Any]:
-        """Raises ServerGoneError also for an answer of weights that this run has not given the server now."""
+        """Send one request. Raises ServerGoneError, also if the answer came from weights other than the current ones."""
         reply: dict[str, Any] = server.post(
             "/inference/v1/generate", body.content, seconds=ANSWER_SECONDS
         )
@@ -333,7 +334,7 @@ class ServerEngine:
     # ---- what it has done
 
     def rest(self) -> None:
-        """Servers have memory of their own."""
+        """Does nothing: servers have their own memory."""
 
     def counters(self) -> Mapping[str, float]:
         return {**asdict(self._counters), "servers_lost": self._servers_lost}

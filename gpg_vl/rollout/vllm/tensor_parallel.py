@@ -1,7 +1,7 @@
-"""Processes of one launch that share a vLLM engine, each with a part of its weights.
+"""Tensor parallelism: processes of one launch share a vLLM engine, each with a part of its weights.
 
-vLLM then schedules in each of them by itself, without communication between them: all must be given the same requests in the same
-order, and each would wait for ever for one that is given fewer. So they ask together.
+vLLM schedules in each process separately, without communication. So all processes must pass the same requests in the same order;
+otherwise they would wait for each other forever. Therefore they combine their requests first.
 """
 
 import os
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 class EngineGroup:
-    """The `size` consecutive processes that this one shares its engine with; alone if that is 1.
+    """The group of `size` consecutive processes that share an engine, including this one.
 
-    Making one, and every call of it, is for all processes at once.
+    All processes must create it, and call its methods, together.
     """
 
     def __init__(self, size: int) -> None:
@@ -31,7 +31,7 @@ class EngineGroup:
         if size == 1:
             return
 
-        # every process takes part in making each group, its own and the others'
+        # every process must take part in creating every group, not only its own
         rank = distributed.get_rank()
         for first in range(0, distributed.get_world_size(), size):
             ranks = range(first, first + size)
@@ -40,7 +40,7 @@ class EngineGroup:
                 self._group, self._place = group, rank - first
 
     def gather(self, own_values: Sequence[T]) -> tuple[list[T], slice]:
-        """What all of them hand in, in the order of the processes, and where this one's part of it is."""
+        """The values of all processes of the group, in order of processes, and the slice of this process's own values."""
         if self._size == 1:
             return list(own_values), slice(0, len(own_values))
 
@@ -51,7 +51,7 @@ class EngineGroup:
         return [given for hand in hands for given in hand], slice(first, first + len(own_values))
 
     def arguments(self) -> dict[str, Any]:
-        """How vLLM's engine is started so that it belongs to this launch and uses this process's device."""
+        """Start arguments of vLLM's engine that make it part of this launch and use this process's device."""
         if not (distributed.is_initialized() and distributed.get_world_size() > 1):
             return {}
 
@@ -63,12 +63,13 @@ class EngineGroup:
         return arguments
 
     def mark_started(self) -> None:
-        """The engines of all of them run. However this process ends now, no file of theirs stays in memory."""
+        """Called when the engines of all processes run. Removes their files in shared memory, so that none is left
+        behind."""
         if self._size == 1:
             return
         from vllm.distributed.parallel_state import get_tp_group
 
-        # a queue for drivers that send work to other processes; it takes its file with it
+        # this queue, for drivers that send work to other processes, deletes its file itself
         get_tp_group().mq_broadcaster = None
         if self._name:
             for file in Path("/dev/shm").glob(f"{self._name}-*"):

@@ -1,4 +1,4 @@
-"""Ways for weights from a trainer to a server, behind one interface: shared memory on one node, NCCL between GPUs."""
+"""Transfers of weights from a trainer to a server, with one interface: shared memory on one node, NCCL between GPUs."""
 
 import os
 import socket
@@ -18,35 +18,35 @@ from gpg_vl.rollout.vllm.client import Server
 from gpg_vl.rollout.vllm.protocol import FOLDER, NCCL, PREFIX, Description, host_name
 
 FILE_BYTES = 2**29
-"""Weights are written in files of about this size: a server has one of them in memory next to its model."""
+"""Approximate size of weight files. A server needs memory for one of them in addition to its model."""
 UPDATE_SECONDS = 1800.0
 
 
 class Transfer(Protocol):
-    """Brings weights to servers. Used by the main process; the others iterate the weights along with it."""
+    """Sends weights to servers. Used by the main process; the other processes iterate the weights at the same time."""
 
     def passes(self, servers: int) -> int:
-        """How often the weights are iterated for one sync of so many servers."""
+        """How often the weights are iterated for one sync of this many servers."""
         ...
 
     def prepare(self, weights: Weights) -> None:
-        """Take over the weights of now. Iterates to the end."""
+        """Prepare the current weights for sending. Iterates them to the end."""
         ...
 
     def deliver(self, weights: Weights, server: Server) -> None:
-        """Between a server's start and finish of an update. Raises what `Server` raises."""
+        """Send the weights, between the start and the finish of a server's update. Raises what `Server` raises."""
         ...
 
     def close(self) -> None: ...
 
 
 class SharedMemory:
-    """Files in /dev/shm. They stay until the next weights are there, so that a server that came back can read them."""
+    """Transfer by files in /dev/shm. They are kept until the next sync, so that a server that came back can read them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self.files: list[Path] = []
-        """Those of the newest weights; other processes of the node may deliver them as well."""
+        """The files of the newest weights; other processes of the node may deliver them too."""
         self._written = 0
         _remove_orphans()
 
@@ -61,8 +61,9 @@ class SharedMemory:
         except OSError as error:
             self.close()
             raise UserError(
-                f"The weights do not fit into {FOLDER}: {error}. A server on this node reads them there; it must hold one "
-                f"copy of them. Free memory, raise the limit of shared memory (docker: --shm-size), or use rollout.engine=vllm."
+                f"The weights do not fit into {FOLDER}: {error}. Servers on this node read them there, so it must have "
+                f"space for one copy. Free memory, raise the limit of shared memory (docker: --shm-size), or use "
+                f"rollout.engine=vllm."
             ) from None
 
     def deliver(self, weights: Weights, server: Server) -> None:
@@ -77,13 +78,13 @@ class SharedMemory:
         self._written += 1
         file = FOLDER / f"{PREFIX}{process_name()}-{self._written}.safetensors"
         self.files.append(file)
-        # new, and for this user alone: whoever could write it would choose the weights
+        # create a new file that only this user can write, because its content becomes the weights
         file.touch(mode=0o600, exist_ok=False)
         save_file(piece, file)
 
 
 class Nccl:
-    """vLLM's packed broadcast between GPUs, also of several nodes. Not yet run on a GPU."""
+    """Transfer by vLLM's packed broadcast between GPUs, also on several nodes. Not yet run on a GPU."""
 
     def __init__(self, dtype: torch.dtype, server: Server) -> None:
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
@@ -107,7 +108,7 @@ class Nccl:
         return 2 * servers
 
     def prepare(self, weights: Weights) -> None:
-        """Nothing: weights go from GPU to GPU as they are iterated."""
+        """Does nothing: weights are sent from GPU to GPU while they are iterated."""
 
     def deliver(self, weights: Weights, server: Server) -> None:
         self._source.weights = weights
@@ -118,22 +119,22 @@ class Nccl:
 
 
 class _OnlyUpdates:
-    """vLLM's client without start and finish, which the caller has made and will make."""
+    """A client for vLLM's sender whose start and finish do nothing, because the caller makes those calls."""
 
     def __init__(self, client: Any) -> None:
         self.init_weight_transfer_engine = client.init_weight_transfer_engine
         self.update_weights = client.update_weights
 
     def start_weight_update(self) -> None:
-        """Done already."""
+        """Does nothing: the caller has started the update."""
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Comes later."""
+        """Does nothing: the caller finishes the update."""
 
 
 @dataclass(slots=True)
 class _Source:
-    """The weights of a sync as vLLM's sender reads them: what there is, then one after the other."""
+    """The weights of a sync in the form that vLLM's sender reads: first their metadata, then one tensor after the other."""
 
     dtype: torch.dtype
     weights: Weights = lambda: iter(())
@@ -149,31 +150,31 @@ class _Source:
 
 
 def deliver(files: Iterable[Path], server: Server) -> None:
-    """Have a server of this node read files of weights. Raises what `Server` raises."""
+    """Let a server on this node read weight files. Raises what `Server` raises."""
     for file in files:
         info = {"update_info": {"path": str(file)}}
         server.post("/update_weights", info, seconds=UPDATE_SECONDS)
 
 
 def choose_transfer(description: Description, server: Server, dtype: torch.dtype) -> Transfer:
-    """The way that a server takes weights. Raises UserError if it is none that leads there from here."""
+    """The transfer for a server. Raises UserError if this process cannot use the server's kind of transfer."""
     if description.transport == NCCL:
         return Nccl(dtype, server)
     if description.host != host_name():
         raise UserError(
-            f"The server {server.url} runs without CUDA on another node, and takes weights from the shared memory of its own "
-            f"node alone. Start it where the first training process runs, or on a machine with GPUs (gpg-vl serve then uses "
-            f"NCCL)."
+            f"The server {server.url} runs without CUDA on another node, so it can only take weights from the shared "
+            f"memory of its own node. Start it where the first training process runs, or on a machine with GPUs (gpg-vl "
+            f"serve then uses NCCL)."
         )
     return SharedMemory(dtype)
 
 
 def _cut(weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """Pieces of about FILE_BYTES, in order."""
+    """Split the weights into parts of about FILE_BYTES, in order."""
     piece: dict[str, Tensor] = {}
     held = 0
     for name, tensor in weights:
-        # a copy of its own: tied weights share theirs, which a file cannot
+        # copy each tensor: tied weights share memory, which safetensors does not allow
         copied = tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
         size = copied.numel() * copied.element_size()
         if piece and held + size > FILE_BYTES:
@@ -186,12 +187,12 @@ def _cut(weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[
 
 
 def process_name() -> str:
-    """Of this process: its number, and the number space that it counts in, which containers have of their own."""
+    """A name for this process: its id and its pid namespace, because containers count ids separately."""
     return f"{Path('/proc/self/ns/pid').stat().st_ino}-{os.getpid()}"
 
 
 def _remove_orphans() -> None:
-    """Files of processes that were killed. Those of other users and containers are let be."""
+    """Remove files of processes that were killed. Files of other users and containers are left alone."""
     space = process_name().partition("-")[0]
     for file in FOLDER.glob(f"{PREFIX}{space}-*"):
         owner = file.name.removeprefix(f"{PREFIX}{space}-").partition("-")[0]
@@ -201,7 +202,7 @@ def _remove_orphans() -> None:
 
 
 def _address_towards(server: Server) -> str:
-    """This machine's address as the server's machine sees it."""
+    """The address under which the server's machine can reach this machine."""
     parts = urlsplit(server.url)
     with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=10) as link:
         address: str = link.getsockname()[0]

@@ -1,4 +1,4 @@
-"""One update of a server's weights: from the pause before it to the first answer after it, whatever was left unfinished."""
+"""One update of a server's weights, including pause and continue. It also works after an update that was interrupted."""
 
 import fcntl
 from collections.abc import Callable, Iterator
@@ -12,18 +12,18 @@ from gpg_vl.rollout.vllm.transfer import UPDATE_SECONDS
 from gpg_vl.rollout.vllm.weights import Table
 
 BROKEN = "broken"
-"""The name of weights that somebody began to send and did not finish; nobody waits for it."""
+"""The name of weights during an update. It stays if the update is interrupted, and no request accepts it."""
 
 
 def update(server: Server, deliver: Callable[[Server], None], name: str) -> Table:
-    """Give the server the weights that `deliver` brings, under this name.
+    """Update the server's weights with those that `deliver` sends, under this name.
 
     Raises what `Server` raises, and RunError if the weights do not fit.
     """
-    # answers that are still being written have lost whoever asked for them; their caches go as well
+    # abort answers that are still being sampled, because nobody waits for them; caches are cleared too
     server.post("/pause", mode="abort")
 
-    # a trainer that died in the middle has left a model of two halves: its layers are closed before they are filled anew
+    # a trainer that died during an update left the model half updated: close its layers before filling them again
     if describe(server).updating:
         server.post("/finish_weight_update", {"weight_version": BROKEN}, seconds=UPDATE_SECONDS)
 
@@ -34,20 +34,20 @@ def update(server: Server, deliver: Callable[[Server], None], name: str) -> Tabl
 
     table = Table.of(server.call("gpg_table")[0])
     table.refuse_gaps()
-    # the name comes last: whoever finds it can be sure of everything before it
+    # set the name last, so that it proves that everything before it is complete
     server.post("/resume")
     server.post("/update_weight_version", {"new_version": name})
     return table
 
 
 def lock_of(run: str) -> Path:
-    """What processes of a run and node lock each other out with."""
+    """The lock file of a run on this node."""
     return FOLDER / f"{PREFIX}{run}.lock"
 
 
 @contextmanager
 def alone(run: str) -> Iterator[None]:
-    """Within, no other process of this run and node updates a server."""
+    """Inside the block no other process of this run on this node updates a server."""
     with lock_of(run).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:

@@ -1,9 +1,8 @@
-"""The trainer's weights into a vLLM model, layer by layer, with a table of what went where.
+"""Loads the trainer's weights into a vLLM model, layer by layer, and records what was loaded.
 
-vLLM packs and fuses weights when it loads them, so they are loaded again in the form of a checkpoint: each layer is
-materialized, filled and packed when all of its tensors have come (vLLM's layerwise reload, which its own weight transfer
-uses as well). What belongs together must never be half of one version and half of another; the table says whether
-everything was there.
+vLLM packs and fuses weights when it loads them. So weights are loaded again as from a checkpoint: each layer is materialized,
+filled and packed when all of its tensors have arrived (vLLM's layerwise reload, which its own weight transfer uses too). A model
+must never be a mix of two versions; the table shows whether everything arrived.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from gpg_vl.rollout.engine import EngineSetup, Weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """What a reload took and fed.
+    """A record of a reload: which tensors were loaded, and which parameters got nothing.
 
     Example: a Qwen2-VL-2B with tied embeddings has 730 tensors in 4.4 GB of bfloat16, all taken, nothing unfed.
     """
@@ -28,11 +27,11 @@ class Table:
     tensors: int
     bytes: int
     untaken: tuple[str, ...]
-    """Tensors of the trainer that no parameter of the engine took."""
+    """Tensors of the trainer that the engine did not load."""
     repeated: tuple[str, ...]
     """Names that came more than once."""
     unfed: tuple[str, ...]
-    """Parameters of the engine that no tensor went into."""
+    """Parameters of the engine that got no tensor."""
 
     @staticmethod
     def of(report: Mapping[str, Any]) -> "Table":
@@ -41,7 +40,7 @@ class Table:
         return Table(tensors=report["tensors"], bytes=report["bytes"], **names)
 
     def refuse_gaps(self) -> None:
-        """Raises RunError unless every tensor went somewhere, once, and every parameter got something."""
+        """Raises RunError unless every tensor was loaded exactly once and every parameter got a tensor."""
         wrong = {
             "of the trainer that vLLM did not take": self.untaken,
             "that were sent more than once": self.repeated,
@@ -54,14 +53,14 @@ class Table:
         ]
         if found:
             raise RunError(
-                f"The weights of trainer and engine do not belong together: tensors {'; '.join(found)}. Sampling would go "
-                f"on with some old weights. Serve the checkpoint that is trained (model.path), with a vLLM of the tested "
-                f"versions (gpg-vl doctor); rollout.engine=native needs no second copy."
+                f"The weights of trainer and engine do not match: tensors {'; '.join(found)}. Sampling would use some old "
+                f"weights. Serve the checkpoint that is trained (model.path), with a vLLM of the tested versions (gpg-vl "
+                f"doctor); rollout.engine=native needs no second copy."
             )
 
 
 class Reload:
-    """One reload of a vLLM model: `begin`, `load_weights` once or more often, `finish`. Under vLLM's current config.
+    """One reload of a vLLM model: call `begin`, `load_weights` once or more, `finish`, inside vLLM's current config.
 
     Between `begin` and `finish` the model cannot be used.
     """
@@ -96,7 +95,7 @@ class Reload:
         with torch.no_grad():
             finalize_layerwise_reload(self._model, self._model_config)
 
-        # vLLM takes the same empty parameters for the next reload, with whatever loaders they have
+        # restore the loaders, because vLLM uses the same empty parameters for the next reload
         for parameter, loader in self._loaders:
             parameter.weight_loader = loader
         counted = {name: self._names.count(name) for name in self._names}
@@ -115,11 +114,12 @@ class Reload:
             yield name, tensor
 
     def _watch(self, load: Callable[..., Any], parameter: str) -> Callable[..., Any]:
-        """The loader of a parameter, which notes that it was called. vLLM knows its own by their name, which is kept."""
+        """Wrap the loader of a parameter to record its calls. The wrapper keeps the loader's name, by which vLLM recognises
+        it."""
 
         @wraps(load)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            # tensors are handed on one by one, so the last that was counted is the one that is loaded
+            # tensors are passed on one by one, so the last counted tensor is the one being loaded
             self._taken.add(self._names[-1])
             self._fed.add(parameter)
             return load(*args, **kwargs)
@@ -128,7 +128,7 @@ class Reload:
 
 
 def select_weights(weights: Weights, setup: EngineSetup) -> Iterator[tuple[str, Tensor]]:
-    """Those that vLLM has: without the vision tower and its merger where it is given features. Iterates to the end."""
+    """The weights that vLLM needs: without vision tower and merger if vLLM gets features. Iterates to the end."""
     part_of = setup.processing.family.part_of
     for name, tensor in weights():
         if setup.options.images == "pixels" or part_of(name) == "language":
@@ -136,7 +136,7 @@ def select_weights(weights: Weights, setup: EngineSetup) -> Iterator[tuple[str, 
 
 
 def reload_worker(worker: Any, weights: Callable[[], Iterator[tuple[str, Tensor]]]) -> Table:
-    """All weights into the model of a vLLM worker of this process."""
+    """Load all weights into the model of a vLLM worker in this process."""
     from vllm.config import set_current_vllm_config
 
     model = worker.model_runner.get_model()
@@ -148,7 +148,8 @@ def reload_worker(worker: Any, weights: Callable[[], Iterator[tuple[str, Tensor]
 
 
 def _loaded_parameters(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What a checkpoint fills: the parameters outside of attention layers, whose scales no checkpoint here holds."""
+    """The parameters that a checkpoint fills: all but those of attention layers, whose scales are not in our
+    checkpoints."""
     from vllm.model_executor.layers.attention import is_deferred_attention_layer
 
     for module_name, module in model.named_modules():

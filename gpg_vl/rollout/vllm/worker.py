@@ -1,7 +1,7 @@
-"""What `gpg-vl serve` adds to the workers of vLLM's server. Imported there, and nowhere else.
+"""The extension that `gpg-vl serve` adds to the workers of vLLM's server. Imported only there.
 
-Weights come by vLLM's own protocol of four phases (init, start, update, finish). Two transports are added to it, both with
-the table of `weights`: files in shared memory, for trainers on the same node, and NCCL for GPUs, which is vLLM's own.
+Weights are sent by vLLM's own protocol of four phases (init, start, update, finish). This module adds two transports to it, which
+both record the table of `weights`: files in shared memory, for trainers on the same node, and vLLM's NCCL transfer for GPUs.
 """
 
 from dataclasses import asdict, dataclass
@@ -43,7 +43,7 @@ class _File(WeightTransferUpdateInfo):  # type: ignore[misc]  # vllm, which has 
 
 
 class SharedMemoryTransfer(WeightTransferEngine):  # type: ignore[misc]  # vllm, which has no types here
-    """Reads weights from files that a trainer of this node has written into shared memory."""
+    """Reads weights from files that a trainer on this node has written to shared memory."""
 
     init_info_cls = _Nothing
     update_info_cls = _File
@@ -54,7 +54,7 @@ class SharedMemoryTransfer(WeightTransferEngine):  # type: ignore[misc]  # vllm,
         """Nothing to set up."""
 
     def start_weight_update(self) -> None:
-        # an update that broke off has left layers open, half filled: they would count what comes now to what they had
+        # an interrupted update left layers open and half filled; they would add the new tensors to the old count
         if self._reload is not None:
             self._reload.finish()
         self._reload = Reload(self.model, self.model_config)
@@ -63,7 +63,7 @@ class SharedMemoryTransfer(WeightTransferEngine):  # type: ignore[misc]  # vllm,
     def receive_weights(self, update_info: _File) -> None:
         path = Path(update_info.path)
         if path.parent != FOLDER or not path.name.startswith(PREFIX):
-            raise ValueError(f"{path} is no file of weights in {FOLDER}; only such are read.")
+            raise ValueError(f"{path} is not a weight file in {FOLDER}; only those are read.")
         assert self._reload is not None
         with safe_open(path, "pt", device=str(self.device)) as file:
             self._reload.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
@@ -78,7 +78,7 @@ class SharedMemoryTransfer(WeightTransferEngine):  # type: ignore[misc]  # vllm,
 
 
 class NcclTransfer(NCCLWeightTransferEngine):  # type: ignore[misc]  # vllm, which has no types here
-    """vLLM's transfer over NCCL, with a table of what came."""
+    """vLLM's transfer over NCCL, which also records the table."""
 
     model: Any
     _reload: Reload | None = None
@@ -89,7 +89,7 @@ class NcclTransfer(NCCLWeightTransferEngine):  # type: ignore[misc]  # vllm, whi
             self._reload.finish()
         self._reload = Reload(self.model, self.model_config)
         self._reload.begin()
-        # what receives calls `load_weights` of its model; the worker puts the model back at the end
+        # the receiver calls `load_weights` of its model, so replace the model; the worker restores it at the end
         self.model = self._reload
 
     def finish_weight_update(self) -> None:
@@ -103,10 +103,10 @@ WeightTransferEngineFactory.register_engine(NCCL, NcclTransfer)
 
 
 class Served:
-    """Mixed into vLLM's worker; called by name over HTTP."""
+    """Methods added to vLLM's worker, which are called by name over HTTP."""
 
     def gpg_describe(self) -> dict[str, Any]:
-        """Which model this is, and where it is in an update."""
+        """The description of the model and the state of its update."""
         worker: Any = self
         config = worker.vllm_config
         return asdict(
@@ -125,7 +125,7 @@ class Served:
         )
 
     def gpg_table(self) -> dict[str, Any] | None:
-        """What the last update took and fed."""
+        """The table of the last update."""
         worker: Any = self
         table = worker.weight_transfer_engine.table
         return None if table is None else asdict(table)
