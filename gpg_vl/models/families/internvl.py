@@ -261,7 +261,8 @@ def _tiny_config(tokenizer: Any, vocabulary: int, text: Mapping[str, Any]) -> An
     """
     from transformers import InternVLConfig
 
-    token, ends = tokenizer.convert_tokens_to_ids, qwen2.tiny_ends(tokenizer)
+    token = tokenizer.convert_tokens_to_ids
+    ends: dict[str, Any] = {**qwen2.tiny_ends(tokenizer)}
     vision = {
         "hidden_size": 96,
         "intermediate_size": 288,
