@@ -114,7 +114,7 @@ def test_show_runs_the_samples():
     done = run("show", "counting")
     assert done.returncode == 0, done.stderr
     assert "counting: 0 to 1, built in" in done.stdout
-    assert '"not 4" and "2+2" state none' in done.stdout  # the whole docstring
+    assert '"not 4" and "2+2" score 0.0' in done.stdout  # the whole docstring
     (row,) = [line for line in done.stdout.splitlines() if "4 or 5" in line and "<answer>" in line]
     assert row.split()[-2:] == ["unparsed", "4"]
     (row,) = [line for line in done.stdout.splitlines() if "four items" in line]

@@ -52,8 +52,8 @@ def describe_few_signals(step: int, seen: Seen, *, rounds: int) -> str:
 
     rounds: the maximum number of rounds a step may sample.
     """
-    cost = f"A step samples up to {rounds} rounds of answers" if rounds > 1 else "A step"
-    cost += " and learns from these alone"
+    effort = f" samples up to {rounds} rounds of answers and" if rounds > 1 else ""
+    cost = f"A step{effort} learns from these alone"
     return (
         f"warning: step {step}: {seen.valid} of {seen.groups} groups so far carry a signal ({seen.all_wrong} were all wrong, "
         f"{seen.all_right} all right). {cost}. {advise(seen)}"
