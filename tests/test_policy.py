@@ -228,9 +228,11 @@ def test_in_bfloat16_sharing_is_as_near_to_float32_as_separate_rows_are(
     assert max(errors.values()) < 2 * errors["naive"]
 
 
-def test_a_sibling_cannot_be_seen(policy: Policy, tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize("family", PROMPTS)
+def test_a_sibling_cannot_be_seen(request: pytest.FixtureRequest, family: str) -> None:
     """Bit-equal log-probs; and the gradient of one completion's log-prob reaches no sibling's embedding."""
-    one = prompts(tiny_checkpoint)[:1]
+    checkpoint = request.getfixturevalue(family)
+    policy, one = new_policy(checkpoint), PROMPTS[family](checkpoint)[:1]
     for kernel in ("split", "dense"):
         policy.kernel = kernel
         for limit in (None, 1):
@@ -256,14 +258,18 @@ def test_a_sibling_cannot_be_seen(policy: Policy, tiny_checkpoint: Path) -> None
     assert torch.count_nonzero(suffixes[2:]) > 0
 
 
+@pytest.mark.parametrize("family", PROMPTS)
 def test_log_probs_do_not_depend_on_the_neighbours_in_a_micro_batch(
-    policy: Policy, tiny_checkpoint: Path
+    request: pytest.FixtureRequest, family: str
 ) -> None:
-    """Two images of different size in one micro-batch: each completion as if it were alone."""
-    two = prompts(tiny_checkpoint)
-    together = score(policy, pack(two, COMPLETIONS)).logp_K
+    """Images of different size and a prompt without one in a micro-batch: each completion as if it were alone."""
+    checkpoint = request.getfixturevalue(family)
+    policy, (first, second) = new_policy(checkpoint), PROMPTS[family](checkpoint)
+    mixed = [first, text_prompts(checkpoint)[0], second]
+    completions = [COMPLETIONS[0], [(7, 8, 9), (10,)], COMPLETIONS[1]]
+    together = score(policy, pack(mixed, completions)).logp_K
     alone = torch.cat(
-        [score(policy, pack([p], [c])).logp_K for p, c in zip(two, COMPLETIONS, strict=True)]
+        [score(policy, pack([p], [c])).logp_K for p, c in zip(mixed, completions, strict=True)]
     )
     assert torch.allclose(together, alone, atol=1e-5, rtol=0)
 
