@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from gpg_vl.eval.generate import engine_responder
+from gpg_vl.eval.generate import BATCHES, engine_responder
 from gpg_vl.eval.predictions import Failed
 from gpg_vl.eval.settings import settings_for
 from gpg_vl.eval.tasks import tasks
@@ -104,7 +104,9 @@ def test_a_batch_with_nothing_to_ask_is_asked(tiny_checkpoint: Path) -> None:
     assert list(respond([])) == []
     assert engine.asked == [0]
 
-    broken = [replace(example, images=(b"no picture",)) for example in examples(3)]
+    # one more than the engine is asked for at once
+    number = 2 * BATCHES + 1
+    broken = [replace(example, images=(b"no picture",)) for example in examples(number)]
     assert all(isinstance(answer, Failed) for answer in respond(broken))
     assert engine.asked == [0, 0, 0]
 

@@ -348,7 +348,10 @@ def test_one_process_has_nobody_to_share_with() -> None:
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"train": {"reuse_prefill": True}}, r"reuse_prefill.*fsdp2.*keeps no graph.*to false"),
+        (
+            {"train": {"reuse_prefill": True}},
+            r"reuse_prefill.*fsdp2.*without keeping a graph.*to false",
+        ),
         ({"rollout": {"images": "features"}}, r"images is features.*fsdp2.*to pixels"),
     ],
 )

@@ -157,7 +157,7 @@ def test_a_name_of_two_parts_stands_for_the_chosen_ones(newer_checkpoint: Path) 
         (
             ("language",),
             ["q_proj", "v_porj"],
-            r"names 'v_porj', but no linear layer of the language model is called so\. Did you mean 'v_proj'\? Known: d",
+            r"names 'v_porj', but no linear layer of the language model has such a name\. Did you mean 'v_proj'\? Known: d",
         ),
         (
             ("language",),

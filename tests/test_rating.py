@@ -214,7 +214,7 @@ def test_the_nearest_of_several_is_compared_with(config: Config) -> None:
     write_rates(far, rows, {0: 1, 1: 2})
     write_rates(changed(config, "rollout", temperature=0.9), rows, {0: 1, 1: 2})
     with pytest.raises(
-        UserError, match=r"of something else: rollout.temperature was 0.9, is 1.0\."
+        UserError, match=r"made with other settings: rollout.temperature was 0.9, is 1.0\."
     ):
         find_rating(config, rows)
 

@@ -341,7 +341,7 @@ def test_a_blank_picture_has_the_size_of_the_real_one() -> None:
 
 def test_rows_without_any_picture_cannot_be_asked_without_it() -> None:
     doc = Doc(doc_id=0, example=Example(id="0", prompt="1+1?", answer="2"))
-    with pytest.raises(UserError, match="no row of gsm8k has a picture"):
+    with pytest.raises(UserError, match="no row of gsm8k has an image"):
         with_blank_pictures([doc], "gsm8k")
 
 

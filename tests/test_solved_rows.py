@@ -244,5 +244,5 @@ def test_an_algorithm_that_samples_nothing_skips_nothing(
     file = write_config(
         tmp_path, tiny_checkpoint, data={"skip_solved": 1}, algorithm={"name": "sft"}
     )
-    with pytest.raises(UserError, match=r"skip_solved is 1, but algorithm sft learns gold"):
+    with pytest.raises(UserError, match=r"skip_solved is 1, but algorithm sft trains on gold"):
         load_config(file)

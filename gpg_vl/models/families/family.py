@@ -208,4 +208,5 @@ class Family:
 def _restore(model_type: str, changed: Mapping[str, Any]) -> Family:
     from gpg_vl.models.families import family_of
 
-    return replace(family_of(model_type, ""), **changed)
+    registered = family_of(model_type, "")
+    return replace(registered, **changed) if changed else registered
