@@ -45,16 +45,17 @@ def add_configured_adapters(model: Any, family: Family, config: Config) -> None:
 
 
 def _build(config: Config, family: Family, checkpoint: Any) -> Any:
-    model = _make(config, family, checkpoint)
+    model = build_model(config.model.path, family, checkpoint)
     add_configured_adapters(model, family, config)
     freeze(model, family, config.model.freeze)
     return model
 
 
-def _make(config: Config, family: Family, checkpoint: Any) -> Any:
+def build_model(path: str, family: Family, checkpoint: Any) -> Any:
+    """The model that a transformers config describes, on the current device. Raises UserError, which names the path, if it
+    describes none."""
     import transformers
 
-    path = config.model.path
     try:
         return getattr(transformers, family.model_class)(checkpoint)
     # each model class raises its own kind of error for inconsistent numbers and unknown names
