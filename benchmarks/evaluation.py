@@ -281,7 +281,9 @@ def main() -> int:
     rows = _read_others(arguments.out, arguments.load) if arguments.load else []
     with tempfile.TemporaryDirectory() as folder:
         for load in loads:
-            checkpoint = make_checkpoint(load, Path(folder))
+            place = Path(folder) / load.name
+            place.mkdir()
+            checkpoint = make_checkpoint(load, place)
             turns = measure(checkpoint, load, 1 if arguments.quick else arguments.turns)
             rows.append(as_row(load, turns))
 
