@@ -9,14 +9,9 @@ network.
 """
 
 import sys
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-from gpg_vl.data.cells import CellError
-from gpg_vl.data.json_rows import Cells
-from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, main
-from gpg_vl.errors import UserError
+from gpg_vl.data.recipe import Option, RawRow, Recipe, Request, Source, drawn_sources, main
 from gpg_vl.quickstart import places
 from gpg_vl.types import Example
 
@@ -34,25 +29,7 @@ def convert(row: RawRow, *, rows: int, test_rows: int, answers: str) -> Example:
 
 
 def opened(request: Request) -> list[Source]:
-    numbers = {"train": request.options["rows"], "test": request.options["test_rows"]}
-    if not numbers["train"]:
-        raise UserError("--rows is 0. At least one picture to train on is needed.")
-    return [
-        Source(
-            split=split,
-            read=partial(_drawn, 2 * request.seed + (split == "train"), number),
-            total=number,
-            root=None,
-            facts={"drawn with": 2 * request.seed + (split == "train"), "rows": number},
-        )
-        for split, number in numbers.items()
-        if number
-    ]
-
-
-def _drawn(seed: int, number: int, start: int) -> Iterator[tuple[str, Cells | CellError]]:
-    for row in places.rows(seed, number - start, start):
-        yield row["id"], row
+    return drawn_sources(request, places.rows, name="id")
 
 
 def settings(*, rows: int, test_rows: int, answers: str) -> dict[str, Any]:

@@ -130,10 +130,13 @@ def frame_of(example: Example) -> Frame:
             f"their numbers mean. Give the data a column `coordinates` with one of {', '.join(COORDINATES)} "
             f"(`gpg_vl.eval` knows the one that a checkpoint was taught)."
         )
+
     if coordinates == "rel1000":
         return Frame("rel1000", 1000.0, 1000.0)
     if coordinates == "rel1":
         return Frame("rel1", 1.0, 1.0)
+
+    # pixels need the size of the image that they are counted in
     column = "input_size" if coordinates == "abs_resized" else "image_size"
     size = example.meta.get(column)
     if not (

@@ -131,11 +131,11 @@ def _place(
 ) -> None:
     """Find the cheapest way to give the row in `owner[0]` a column, moving others along, and take it."""
     columns = len(owner) - 1
-    distance, before, seen = (
-        [math.inf] * (columns + 1),
-        [0] * (columns + 1),
-        [False] * (columns + 1),
-    )
+    distance = [math.inf] * (columns + 1)
+    before = [0] * (columns + 1)
+    seen = [False] * (columns + 1)
+
+    # grow a tree of cheapest paths until it meets a column without an owner
     at = 0
     while owner[at]:
         seen[at] = True
@@ -148,6 +148,8 @@ def _place(
                 distance[column], before[column] = cost, at
             if distance[column] < step:
                 step, nearest = distance[column], column
+
+        # prices move so that every edge of the tree stays free of cost
         for column in range(columns + 1):
             if seen[column]:
                 row_price[owner[column]] += step
@@ -155,6 +157,8 @@ def _place(
             else:
                 distance[column] -= step
         at = nearest
+
+    # back along the path, each column takes the row of the one before it
     while at:
         owner[at] = owner[before[at]]
         at = before[at]

@@ -15,6 +15,7 @@ the data set.
 
 from gpg_vl.data.recipe.command import main
 from gpg_vl.data.recipe.convert import make
+from gpg_vl.data.recipe.drawn import drawn_sources
 from gpg_vl.data.recipe.recipe import LeftOut, Option, Recipe, Request, untagged
 from gpg_vl.data.recipe.row import BrokenRowError, RawRow, Source, finite_numbers
 
@@ -26,6 +27,7 @@ __all__ = [
     "Recipe",
     "Request",
     "Source",
+    "drawn_sources",
     "finite_numbers",
     "main",
     "make",

@@ -221,33 +221,19 @@ def _part_of(parameter_name: str) -> str:
 
 
 def shape_of(config: Any) -> Shape:
-    """In the vision tower an MLP of two matrices and attention within each tile; a projector of two matrices."""
+    """With a merger of two matrices."""
     vision, tile = config.vision_config, tile_of(config)
     text = TEXT_TOWERS[config.get_text_config().model_type](config)
     width, inner = vision.hidden_size, vision.intermediate_size
-    embedding = tiles.CHANNELS * tile.patch**2 * width
-    block = 4 * width * width + 2 * width * inner
-    return replace(
+    return tiles.add_vision(
         text,
-        patch_weights=vision.num_hidden_layers * block + embedding,
+        vision,
+        tile,
         merger_weights=tile.merge**2 * width * text.hidden + text.hidden**2,
-        vision_layers=vision.num_hidden_layers,
-        vision_window=(tile.side // tile.patch) ** 2,
-        vision_width=width,
-        merge=tile.merge**2,
-        vision_depth=vision.num_hidden_layers,
         # the two norms' outputs; queries, keys, values, what was attended to and its copy; what is
         # scaled before each sum; of the MLP what its activation is given, and what it gives
-        vision_kept=Kept(computed=9 * width + 2 * inner, summed=2 * width, cast=2 * width),
+        kept=Kept(computed=9 * width + 2 * inner, summed=2 * width, cast=2 * width),
     )
-
-
-def thinned(config: Any, share: int) -> Any:
-    """One in `share` of the vision tower's layers, too."""
-    thin = qwen2.thinned(config, share)
-    vision = thin.vision_config
-    vision.num_hidden_layers = max(1, vision.num_hidden_layers // share)
-    return thin
 
 
 def _image_side(config: Mapping[str, Any]) -> int:
@@ -342,7 +328,7 @@ INTERNVL = with_tile(
         vision_blocks=_vision_blocks,
         part_of=_part_of,
         shape_of=shape_of,
-        thinned=thinned,
+        thinned=tiles.thinned,
         boxes=Boxes(coordinates="rel1000", image_side=_image_side),
         sampled_by_vllm=False,
         tiny=replace(

@@ -4,12 +4,15 @@ Tiles travel as rows of patches, as the images of other families do: the grid of
 `_N` patches of all images, `_I` images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpg_vl.models.families import qwen2
 from gpg_vl.models.families.family import Patches
+from gpg_vl.models.shape import Kept, Shape
 
 CHANNELS = 3
 
@@ -69,3 +72,34 @@ def by_image(features: Tensor, grid_thw_I_3: Tensor) -> list[Tensor]:
     """Features [tiles, image tokens, H] of all tiles -> [image tokens, H] of each image."""
     counts = grid_thw_I_3[:, 0].tolist()
     return [of_image.flatten(0, 1) for of_image in features.split(counts)]
+
+
+# ---- what is known from the config alone
+
+
+def add_vision(text: Shape, vision: Any, tile: Tile, *, merger_weights: int, kept: Kept) -> Shape:
+    """The shape of a text tower with a vision tower before it: an MLP of two matrices, attention within each tile.
+
+    vision: the `vision_config`. kept: what a layer of the vision tower keeps for the backward pass.
+    """
+    width, inner, layers = vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers
+    block = 4 * width * width + 2 * width * inner
+    return replace(
+        text,
+        patch_weights=layers * block + CHANNELS * tile.patch**2 * width,
+        merger_weights=merger_weights,
+        vision_layers=layers,
+        vision_window=(tile.side // tile.patch) ** 2,
+        vision_width=width,
+        merge=tile.merge**2,
+        vision_depth=layers,
+        vision_kept=kept,
+    )
+
+
+def thinned(config: Any, share: int) -> Any:
+    """As for the text tower alone, and one in `share` of the vision tower's layers."""
+    thin = qwen2.thinned(config, share)
+    vision = thin.vision_config
+    vision.num_hidden_layers = max(1, vision.num_hidden_layers // share)
+    return thin
