@@ -15,7 +15,7 @@ from runs import gpg_vl, kill_after, metrics
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from spread import CASES, ROUNDED, compute, groups_of, make_sharding
-from test_fsdp2 import drop_paths, last_checkpoint, settings, start, tensors, weights_apart
+from test_fsdp2 import drop_paths, last_checkpoint, settings, start, tensors
 from test_learner import make_groups
 from test_policy import relative
 
@@ -134,7 +134,7 @@ def test_several_steps_come_to_the_same_weights(
 ) -> None:
     for rank in found:
         assert torch.equal(rank[name]["weights"], found[0][name]["weights"])
-        assert weights_apart(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
+        assert relative(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
         assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=2e-6)
     assert alone["three steps"]["norms"][0] > 0.05, "nothing was clipped"
 
@@ -161,7 +161,7 @@ def test_three_processes_have_them_too(three: dict, alone: dict, stage: str) -> 
         for name in ON_THREE[:2]:
             assert relative(rank[name]["gradient"], alone[name]["gradient"]) <= 1e-6
         name = ON_THREE[2]
-        assert weights_apart(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
+        assert relative(rank[name]["weights"], alone[name]["weights"]) <= 1e-6
 
 
 @SLOW
@@ -170,8 +170,7 @@ def test_moments_and_weights_may_wait_in_the_memory_of_the_cpu(
     offloaded: dict, alone: dict, kind: str
 ) -> None:
     for rank in offloaded[kind]:
-        found, expected = rank["three steps"]["weights"], alone["three steps"]["weights"]
-        assert weights_apart(found, expected) <= 1e-6
+        assert relative(rank["three steps"]["weights"], alone["three steps"]["weights"]) <= 1e-6
         for name in ("cut differently", "three steps"):
             assert rank[name]["norms"] == pytest.approx(alone[name]["norms"], rel=2e-6)
 
@@ -253,7 +252,7 @@ def test_what_two_have_saved_three_go_on_from(two: dict, three: dict, stage: str
     straight, norms = two[stage][0][f"saved {SAVED}"]["straight"]
     for rank in three[stage]:
         again, norms_again = rank[f"saved {SAVED}"]["resumed"]
-        assert weights_apart(again, straight) <= 1e-6
+        assert relative(again, straight) <= 1e-6
         assert norms_again == pytest.approx(norms, rel=2e-6)
 
 
