@@ -10,13 +10,14 @@ from test_policy import encoder, new_policy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpg_vl.algorithms.algorithm import Algorithm
 from gpg_vl.algorithms.gpg import gpg
 from gpg_vl.algorithms.grpo import grpo
 from gpg_vl.algorithms.linear import Inputs
 from gpg_vl.algorithms.remax import remax
 from gpg_vl.algorithms.rloo import rloo
 from gpg_vl.algorithms.sft import sft
-from gpg_vl.config import load_config
+from gpg_vl.config import Config, load_config
 from gpg_vl.models.families import families, family_of
 from gpg_vl.models.head import Objective
 from gpg_vl.models.layout import pack
@@ -26,7 +27,7 @@ from gpg_vl.models.shape import Shape
 from gpg_vl.quickstart import scenes
 from gpg_vl.training.flops import Cost, group_cost, image_forward
 from gpg_vl.training.memory import rollout_memory
-from gpg_vl.training.plan import make_plan
+from gpg_vl.training.plan import Plan, make_plan
 from gpg_vl.types import Example, Prompt
 
 SIZE, LENGTH = 4, 9
@@ -211,11 +212,9 @@ def test_the_plan_of_a_run_that_reuses_its_prompts(tiny_checkpoint: Path, tmp_pa
     assert "kept prompts" not in fresh.memory_bytes
 
 
-def test_the_plan_knows_what_an_algorithm_costs(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """By hand: a second update trains once more, a reference is a forward pass and a copy of the weights more, and
-    supervised training answers nothing: one completion per prompt, no rollout, no keys to hold."""
-    config = load_config(write_config(tmp_path, tiny_checkpoint))
-    plain, twice, supervised = (
+def plans(config: Config, *algorithms: Algorithm) -> list[Plan]:
+    """Of the same three prompts, whose median has 40 tokens, by each of the algorithms."""
+    return [
         make_plan(
             config,
             algorithm=algorithm,
@@ -226,8 +225,15 @@ def test_the_plan_knows_what_an_algorithm_costs(tiny_checkpoint: Path, tmp_path:
             steps=4,
             first_prompt="",
         )
-        for algorithm in (gpg(), grpo(updates=2, kl_beta=0.1), sft())
-    )
+        for algorithm in algorithms
+    ]
+
+
+def test_the_plan_knows_what_an_algorithm_costs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By hand: a second update trains once more, a reference is a forward pass and a copy of the weights more, and
+    supervised training answers nothing: one completion per prompt, no rollout, no keys to hold."""
+    config = load_config(write_config(tmp_path, tiny_checkpoint))
+    plain, twice, supervised = plans(config, gpg(), grpo(updates=2, kl_beta=0.1), sft())
     forward = plain.cost.prefill + plain.cost.decode
     assert twice.cost.train == 2 * plain.cost.train + forward
     assert twice.memory_bytes["reference"] == 4 * plain.parameters
@@ -245,19 +251,7 @@ def test_the_plan_counts_greedy_answers(tiny_checkpoint: Path, tmp_path: Path) -
     """By hand, one beside three: a third more to decode, nothing more to train on, and its prompt once more where nothing is
     shared, as its picture of 64 patches."""
     config = load_config(write_config(tmp_path, tiny_checkpoint))
-    plain, beside = (
-        make_plan(
-            config,
-            algorithm=algorithm,
-            family=families.get("qwen2_vl"),
-            prompt_tokens=[50, 40, 30],
-            image_tokens=[16, 16, 16],
-            processes=1,
-            steps=4,
-            first_prompt="",
-        )
-        for algorithm in (rloo(), remax())
-    )
+    plain, beside = plans(config, rloo(), remax())
     assert beside.cost.decode == pytest.approx(plain.cost.decode * 4 / 3)
     assert (beside.cost.prefill, beside.cost.patches) == (plain.cost.prefill, plain.cost.patches)
     assert beside.cost.train == plain.cost.train

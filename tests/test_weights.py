@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -531,13 +532,14 @@ def test_answers_are_those_of_the_weights_that_are_trained(
 ) -> None:
     """The gap between engine and trainer is that of a run with float32 weights, before the first step and after others.
 
-    A step's gap is a few tokens that bfloat16 rounds the other way, or none, so each is compared with the largest of that run.
+    A step's gap is a few tokens that bfloat16 rounds the other way, or none, so the means over the steps are compared.
     """
     wide = run(tmp_path / "wide", tiny_checkpoint, {}, {})
     ours, theirs = metrics(narrow_run / "run"), metrics(wide / "run")
     assert len(ours) == 3
-    largest = max(row["logp_gap_mean"] for row in theirs)
-    assert all(0 < row["logp_gap_mean"] < 3 * largest for row in ours)
+    our_gaps, their_gaps = ([row["logp_gap_mean"] for row in rows] for rows in (ours, theirs))
+    assert min(our_gaps) > 0
+    assert fmean(our_gaps) < 3 * fmean(their_gaps)
     assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.1)
 
 
