@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # records travel to reward workers, which must not pay for im
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+Coordinates = Literal["rel1000", "rel1", "abs_resized", "abs_orig"]
+"""What the numbers of a box count; `gpg_vl.answers.math.rectangles` defines each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpg_vl.answers.math.rectangles import COORDINATES, Box
+from gpg_vl.data.resizing import resized_size
 from gpg_vl.errors import UserError
 from gpg_vl.eval.__main__ import main
-from gpg_vl.eval.coordinates import model_coordinates, with_coordinates, write_box
+from gpg_vl.eval.coordinates import model_convention, with_coordinates, write_box
 from gpg_vl.eval.display import results_notes
 from gpg_vl.eval.loading import with_columns
 from gpg_vl.eval.masks import box_of, decode, encode, overlap, polygon
@@ -42,7 +43,6 @@ from gpg_vl.eval.task import Doc, pick_scorers
 from gpg_vl.eval.tasks.reasonseg import lisa
 from gpg_vl.eval.tasks.reasonseg import load as load_lisa
 from gpg_vl.eval.tasks.refcoco import refcoco, refcocog
-from gpg_vl.models.families.boxes import resized_size
 from gpg_vl.prompting import PixelLimits
 from gpg_vl.types import Example
 
@@ -126,10 +126,10 @@ def test_the_convention_comes_from_the_model(tmp_path):
         (tmp_path / "config.json").write_text(
             json.dumps({"model_type": family, "vision_config": {"patch_size": 16}})
         )
-        assert model_coordinates(tmp_path) == (expected, 32)
+        assert model_convention(tmp_path) == (expected, 32)
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(UserError, match=r"'llava' writes boxes is not known .* --coordinates"):
-        model_coordinates(tmp_path)
+        model_convention(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_convention_comes_from_the_model(tmp_path):
 def test_a_config_that_is_none_is_named(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"config\.json {message}"):
-        model_coordinates(tmp_path)
+        model_convention(tmp_path)
 
 
 def test_pixels_of_the_resized_image_depend_on_the_limits():

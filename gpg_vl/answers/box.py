@@ -2,13 +2,13 @@
 
 A box is read where it is stated in full: `(x1,y1),(x2,y2)`, `(x1,y1,x2,y2)`, `[x1,y1,x2,y2]`, `[[x1,y1],[x2,y2]]`, four bare
 numbers, its two corners by name, or JSON such as `[{"bbox_2d": [x1, y1, x2, y2]}]`, with or without the tokens that models
-write around boxes and labels. Its numbers are in the coordinates that the example declares. A box that is inverted, flat or
+write around boxes and labels. Its numbers are in the frame that `frame_of` finds, and the gold box is converted to it. A box that is inverted, flat or
 extends beyond the image does not count, nor do two boxes if one is expected.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ MAX_BOXES = 100
 MAX_LENGTH = 20_000
 """Characters of an answer that are read, and below, how deep its brackets may be nested."""
 MAX_DEPTH = 6
+_LAST_DIGIT = 1e-9
 _BOX_KEYS = """
 bbox_2d bbox box box_2d bounding_box boundingBox Position position coordinates coords
 """
@@ -111,6 +112,7 @@ def compare_with_gold(
 ) -> Verdict:
     """The verdict on an answer whose gold box is known, in the frame that the answer is to be in."""
     box, why = read_box(answer, frame) if answer else Read(None)
+    box = None if box is None else settle(box, (gold,))
     in_image = None if box is None else convert(box, frame, UNIT)
     return Verdict(
         score=0.0 if box is None else worth(box, gold),
@@ -122,12 +124,29 @@ def compare_with_gold(
 
 
 def frame_of(example: Example) -> Frame:
-    """The coordinates that an example declares. Raises UserError that names the example and what to set."""
-    coordinates = example.meta.get("coordinates")
+    """The frame that answers are read in: `answer_coordinates`, or that of the gold answer where there is none.
+
+    Pixels of the image as the model sees it are those of `answer_size`, which the encoder of a run measures; without it
+    those of `input_size`. Raises UserError that names the example and what to set.
+    """
+    if example.meta.get("answer_coordinates") is None:
+        return gold_frame_of(example)
+    resized = "answer_size" if "answer_size" in example.meta else "input_size"
+    return _frame(example, "answer_coordinates", resized)
+
+
+def gold_frame_of(example: Example) -> Frame:
+    """The frame of the gold answer's numbers: `coordinates`. Raises UserError that names the example and what to set."""
+    return _frame(example, "coordinates", "input_size")
+
+
+def _frame(example: Example, declared: str, resized: str) -> Frame:
+    """The frame that the column `declared` names. resized: the column with the size of the image as the model sees it."""
+    coordinates = example.meta.get(declared)
     if coordinates not in COORDINATES:
         raise UserError(
-            f"Example {example.id!r} has the coordinates {coordinates!r}, and boxes cannot be compared without knowing what "
-            f"their numbers mean. Give the data a column `coordinates` with one of {', '.join(COORDINATES)} "
+            f"Example {example.id!r} has the {declared.replace('_', ' ')} {coordinates!r}, and boxes cannot be compared without "
+            f"knowing what their numbers mean. Give the data a column `{declared}` with one of {', '.join(COORDINATES)} "
             f"(`gpg_vl.eval` knows the one that a checkpoint was taught)."
         )
 
@@ -137,7 +156,7 @@ def frame_of(example: Example) -> Frame:
         return Frame("rel1", 1.0, 1.0)
 
     # pixels need the size of the image that they are counted in
-    column = "input_size" if coordinates == "abs_resized" else "image_size"
+    column = resized if coordinates == "abs_resized" else "image_size"
     size = example.meta.get(column)
     if not (
         isinstance(size, list | tuple)
@@ -145,16 +164,19 @@ def frame_of(example: Example) -> Frame:
         and all(_is_number(n) and n > 0 for n in size)
     ):
         raise UserError(
-            f"Example {example.id!r} has coordinates {coordinates} and the {column} {size!r:.80}. Pixels need the size of "
-            f"their image. Give the data a column `{column}` with [width, height]"
-            f"{', after the resizing that the model sees' if column == 'input_size' else ''}."
+            f"Example {example.id!r} has {declared.replace('_', ' ')} {coordinates} and the {column} {size!r:.80}. Pixels need "
+            f"the size of their image. Give the data a column `{column}` with [width, height]"
+            f"{', after the resizing that the model sees' if column == resized else ''}."
         )
     return Frame(coordinates, float(size[0]), float(size[1]))
 
 
 def gold_box(example: Example) -> Box:
-    """The gold box. Raises UserError that names the example if the gold answer is not one box inside of the image."""
-    frame = frame_of(example)
+    """The gold box, in the frame that answers are read in.
+
+    Raises UserError that names the example if the gold answer is not one box inside of the image.
+    """
+    frame = gold_frame_of(example)
     box, why = _read_gold(example.answer, frame)
     if box is None:
         raise UserError(
@@ -162,7 +184,22 @@ def gold_box(example: Example) -> Box:
             f"({frame.width:g} x {frame.height:g}): {why}. Correct the row or its `coordinates`; for several boxes use the "
             f"reward 'detection'."
         )
-    return box
+    return convert(box, frame, frame_of(example))
+
+
+def settle(box: Box, golds: Sequence[Box]) -> Box:
+    """The gold box that equals a stated box to the nine digits behind the point that can be stated, else the box itself.
+
+    A gold box that was converted has more digits than any answer, and the best answer is worth full marks.
+    """
+    return next(
+        (
+            gold
+            for gold in golds
+            if all(abs(a - b) <= _LAST_DIGIT for a, b in zip(box, gold, strict=True))
+        ),
+        box,
+    )
 
 
 class Read(NamedTuple):

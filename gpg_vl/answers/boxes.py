@@ -3,9 +3,16 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-from gpg_vl.answers.box import Detection, format_box, frame_of, parse_detections
+from gpg_vl.answers.box import (
+    Detection,
+    format_box,
+    frame_of,
+    gold_frame_of,
+    parse_detections,
+    settle,
+)
 from gpg_vl.answers.extract import gold_text
-from gpg_vl.answers.math.rectangles import HIT, Box, Frame, best_matching, iou
+from gpg_vl.answers.math.rectangles import HIT, Box, Frame, best_matching, convert, iou
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
@@ -13,8 +20,10 @@ from gpg_vl.types import Example
 
 def judge(answer: str, example: Example) -> Verdict:
     """The score of `detection_score`; the whole text scores 0 if one of its boxes is invalid."""
-    gold = gold_boxes(example)
-    found = read_detections(answer, frame_of(example)) if answer else None
+    gold, frame = gold_boxes(example), frame_of(example)
+    found = read_detections(answer, frame) if answer else None
+    if found is not None and frame != gold_frame_of(example):
+        found = [one._replace(box=settle(one.box, gold)) for one in found]
     text = ", ".join(map(format_box, gold)) or "no objects"
     if found is None:
         return Verdict(score=0.0, parsed=None, gold=text)
@@ -24,8 +33,11 @@ def judge(answer: str, example: Example) -> Verdict:
 
 
 def gold_boxes(example: Example) -> list[Box]:
-    """The gold boxes, perhaps none. Raises UserError that names the example if the gold answer cannot be read."""
-    frame = frame_of(example)
+    """The gold boxes, perhaps none, in the frame that answers are read in.
+
+    Raises UserError that names the example if the gold answer cannot be read.
+    """
+    frame = gold_frame_of(example)
     gold = _gold_boxes(example.answer, frame)
     if gold is None:
         raise UserError(
@@ -33,7 +45,7 @@ def gold_boxes(example: Example) -> list[Box]:
             f"({frame.width:g} x {frame.height:g}). Boxes inside of the image with their corners in order, or "
             f"'No Objects', are allowed. Correct the row or its `coordinates`."
         )
-    return list(gold)
+    return [convert(box, frame, frame_of(example)) for box in gold]
 
 
 @lru_cache(maxsize=1024)  # a gold answer is met once per completion

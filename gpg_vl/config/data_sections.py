@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from gpg_vl.config.declaration import Section
 from gpg_vl.prompting import DEFAULT_LIMITS, DEFAULT_STYLE, PROMPT_PLACE
+from gpg_vl.types import Coordinates
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """The pattern of a source's name, which is used in the names of curves and before the slash in lines of `data.order`."""
@@ -26,6 +27,8 @@ class SourcePrompt(Section):
     """Replaces `prompt.system`; an empty text leaves the system turn to the chat template."""
     prefill: str | None = None
     """Replaces `prompt.prefill`."""
+    coordinates: Coordinates | None = None
+    """Replaces `prompt.coordinates`."""
 
     @model_validator(mode="after")
     def _asks_the_question(self) -> "SourcePrompt":
@@ -203,6 +206,10 @@ class PromptConfig(Section):
     one, else the bare text."""
     prefill: str = DEFAULT_STYLE.prefill
     """Text with which the prompt already begins the answer, such as `<think>`."""
+    coordinates: Coordinates | None = None
+    """What the numbers of boxes in answers count: thousandths of the image (`rel1000`), fractions of it (`rel1`), pixels of the
+    image as the model sees it (`abs_resized`), or pixels of the file (`abs_orig`). A row's `answer_coordinates` goes before it.
+    None: what the model's family was taught. Gold answers keep their own, `coordinates` of the row, and are converted."""
 
     @model_validator(mode="after")
     def _asks_the_question(self) -> "PromptConfig":

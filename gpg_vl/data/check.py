@@ -58,6 +58,8 @@ class PromptCounts:
 Count = Callable[[Example], PromptCounts]
 """Counts one prompt, having decoded all its pictures. Raises UserError for an example that cannot
 be encoded."""
+Place = Callable[[Example], Example]
+"""Completes an example with what its gold answer is read by. Raises UserError if it cannot."""
 ReadGold = Callable[[Example], object]
 """Reads the gold answer of an example as a reward does. Raises UserError if it cannot."""
 
@@ -76,6 +78,8 @@ class Checks:
     """Whether every row needs a gold answer."""
     read_gold: ReadGold | None = None
     """Finds gold answers that a reward of the run cannot read."""
+    place: Place | None = None
+    """Applied to the examples that `read_gold` reads and the report shows; None leaves them as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,8 +181,8 @@ def check(
             continue
 
         first = tally.first_row.setdefault(row.id, (number, row.place))
-        counts, found = _check_example(row, checks, first, number)
-        tally.add(number, row, counts, found)
+        placed, counts, found = _check_example(row, checks, first, number)
+        tally.add(number, placed, counts, found)
 
         place = f"row {number}" + (f", {row.place}" if row.place else "")
         dataset_notes.add(
@@ -285,8 +289,8 @@ def _make_source_problem(row: int, source: str, message: str) -> RowProblem:
 
 def _check_example(
     example: Example, checks: Checks, first: tuple[int, str], row: int
-) -> tuple[PromptCounts | None, list[tuple[Kind, str]]]:
-    """The counts of one example, None if it cannot be encoded, and all that is wrong with it.
+) -> tuple[Example, PromptCounts | None, list[tuple[Kind, str]]]:
+    """One example placed, its counts, None if it cannot be encoded, and all that is wrong with it.
 
     first: number and place of the first row of that id.
     """
@@ -299,6 +303,7 @@ def _check_example(
     counts: PromptCounts | None = None
     try:
         counts = checks.count(example)
+        example = checks.place(example) if checks.place is not None else example
     except UserError as error:
         found.append(("image" if isinstance(error, ImageError) else "encode", str(error)))
     limit = checks.max_prompt_tokens
@@ -308,7 +313,7 @@ def _check_example(
     # do not let a reward report an answer that is already known to be wrong
     if checks.read_gold is not None and not found:
         found += _read_gold(example, checks.read_gold)
-    return counts, found
+    return example, counts, found
 
 
 def _describe_repeated_id(identity: str, row: int, place: str) -> str:

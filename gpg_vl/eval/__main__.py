@@ -12,7 +12,13 @@ from gpg_vl.console import escaped_output, guard, make_console, progress, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.eval.arguments import GENERATION, PIXELS, make_parser
 from gpg_vl.eval.compare import Comparison, compare, comparison_json
-from gpg_vl.eval.coordinates import DEFAULT, model_coordinates, with_coordinates
+from gpg_vl.eval.coordinates import (
+    DEFAULT,
+    DEFAULT_SIDE,
+    Convention,
+    model_convention,
+    with_coordinates,
+)
 from gpg_vl.eval.display import (
     comparison_tables,
     disagreement_table,
@@ -190,15 +196,12 @@ def _job(arguments: argparse.Namespace) -> _Job:
 
     # whose numbers a box is written in: those of the command line, else of the model
     if task.boxes and (arguments.data or settings.coordinates):
-        coordinates, side = settings.coordinates, None
-        if arguments.model and coordinates is None:
-            coordinates, side = model_coordinates(arguments.model)
-        settings = settings_for(
-            task, arguments.prompt, seed=arguments.seed, **changes | {"coordinates": coordinates}
-        )
-        loaded = with_coordinates(
-            loaded, coordinates or DEFAULT, settings, *([side] if side else [])
-        )
+        wanted = settings.coordinates
+        used = Convention(wanted or DEFAULT, DEFAULT_SIDE)
+        if arguments.model:
+            used = model_convention(arguments.model, wanted)
+            settings = replace(settings, coordinates=used.coordinates)
+        loaded = with_coordinates(loaded, used.coordinates, settings, used.side)
 
     docs = select(task, loaded, arguments.limit, arguments.seed)
     return _Job(

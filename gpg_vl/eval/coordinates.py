@@ -6,17 +6,20 @@ and demands that it is read back, which a wrong size or convention would not sur
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gpg_vl.answers.box import frame_of
+from gpg_vl.answers.box_text import write_edges
 from gpg_vl.answers.math.rectangles import COORDINATES, Box, Frame, convert
+from gpg_vl.data.resizing import resized_size
 from gpg_vl.errors import UserError
 from gpg_vl.eval.settings import EvalSettings
 from gpg_vl.eval.task import Doc
 from gpg_vl.models.families import boxes_of, known_for_boxes
-from gpg_vl.models.families.boxes import PUBLISHED, resized_size
+from gpg_vl.models.families.boxes import PUBLISHED, Boxes
 
 DEFAULT = PUBLISHED.coordinates
 """The default for a file of answers: the convention of Qwen2-VL, and so of the published results."""
@@ -24,8 +27,22 @@ DEFAULT_SIDE = PUBLISHED.image_side({})
 """Pixels along the side of an image token, likewise."""
 
 
-def model_coordinates(folder: Path) -> tuple[str, int]:
-    """The convention that a checkpoint was trained on, and the side of its image tokens in pixels. Raises UserError."""
+class Convention(NamedTuple):
+    """How boxes are written in answers, and what the size of a resized image depends on.
+
+    Example: `Convention("abs_resized", 28)`
+    """
+
+    coordinates: str
+    side: int
+    """Pixels along the side of an image token."""
+
+
+def model_convention(folder: Path, wanted: str | None = None) -> Convention:
+    """The convention that a checkpoint was trained on, or the one that is wanted of it. Raises UserError.
+
+    wanted: the convention that a prompt or a user prescribes; None: that of the model's family.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -39,12 +56,25 @@ def model_coordinates(folder: Path) -> tuple[str, int]:
         )
     family = config.get("model_type")
     boxes = boxes_of(str(family))
+    if boxes is None and wanted is not None:
+        return Convention(wanted, DEFAULT_SIDE)
     if boxes is None:
         raise UserError(
             f"How the model type {family!r} writes boxes is not known (it is of those among "
             f"{', '.join(known_for_boxes())} that see images). Set it with --coordinates, one of {', '.join(COORDINATES)}."
         )
-    return boxes.coordinates, boxes.image_side(config)
+    return convention_of(boxes, config, wanted, f"The model type {family}")
+
+
+def convention_of(
+    boxes: Boxes | None, config: Mapping[str, Any], wanted: str | None, who: str
+) -> Convention:
+    """The same for a family whose record is known. config: the content of config.json. who: the model, for messages."""
+    if boxes is None:
+        return Convention(wanted or DEFAULT, DEFAULT_SIDE)
+    coordinates = wanted or boxes.coordinates
+    boxes.refuse(coordinates, who)
+    return Convention(coordinates, boxes.image_side(config))
 
 
 def with_coordinates(
@@ -72,12 +102,7 @@ def write_box(box: Box, doc: Doc) -> str:
     """A box in pixels of the image file as a right answer in the doc's convention: `(x1,y1),(x2,y2)`."""
     frame = frame_of(doc.example)
     edges = convert(box, pixels_of(doc), frame)
-    limits = (frame.width, frame.height, frame.width, frame.height)
-    numbers = (
-        f"{min(max(edge, 0.0), limit):.9f}".rstrip("0").rstrip(".")
-        for edge, limit in zip(edges, limits, strict=True)
-    )
-    return "({},{}),({},{})".format(*numbers)
+    return "({},{}),({},{})".format(*write_edges(edges, frame))
 
 
 def pixels_of(doc: Doc) -> Frame:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpg_vl.errors import UserError
-from gpg_vl.eval.coordinates import DEFAULT, model_coordinates, with_coordinates
+from gpg_vl.eval.coordinates import convention_of, model_convention, with_coordinates
 from gpg_vl.eval.generate import engine_responder, eval_options, model_responder
 from gpg_vl.eval.predictions import Responder
 from gpg_vl.eval.results import Results
@@ -87,11 +87,11 @@ def _docs(
     if not task.boxes:
         return docs, settings
 
-    coordinates, side = settings.coordinates, None
-    if coordinates is None:
-        folder = Path(model.path if isinstance(model, Model) else model)
-        coordinates, side = model_coordinates(folder)
-    settings = replace(settings, coordinates=coordinates)
-    return list(
-        with_coordinates(docs, coordinates or DEFAULT, settings, *([side] if side else []))
-    ), settings
+    wanted = settings.coordinates
+    if isinstance(model, Model):
+        family = model.processing.family
+        used = convention_of(family.boxes, {}, wanted, family.model_type)
+    else:
+        used = model_convention(Path(model), wanted)
+    settings = replace(settings, coordinates=used.coordinates)
+    return with_coordinates(docs, used.coordinates, settings, used.side), settings

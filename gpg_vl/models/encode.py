@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from gpg_vl.data.check import PromptCounts
-from gpg_vl.data.images import Examined, examine_image, load_image
+from gpg_vl.data.images import Examined, examine_image, image_size, load_image
 from gpg_vl.data.prompts import IMAGE_MARK
 from gpg_vl.errors import UserError
+from gpg_vl.models.box_frames import Sizes, with_frames
 from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import image_key
 from gpg_vl.models.load import Processing
@@ -36,6 +37,8 @@ class Encoder:
     limits: PixelLimits
     root: Path | None
     """Image paths are relative to this folder and may not leave it."""
+    coordinates: str | None = None
+    """What the numbers of boxes in answers count; None leaves it to the rows, and then to the family."""
 
     def __post_init__(self) -> None:
         smallest, largest = self.limits.min_pixels, self.limits.max_pixels
@@ -44,6 +47,9 @@ class Encoder:
                 f"max_pixels is {largest}, below min_pixels, {smallest}: no image could have an allowed size. "
                 f"Raise max_pixels, or lower min_pixels."
             )
+        family = self.processing.family
+        if family.boxes is not None and self.coordinates is not None:
+            family.boxes.refuse(self.coordinates, family.model_type)
 
     def render(self, example: Example) -> str:
         """The prompt as text, one image mark of the model per image. Raises UserError."""
@@ -135,6 +141,15 @@ class Encoder:
             image_keys=_make_image_keys(pixel_values, grid),
         )
 
+    def place(self, example: Example) -> Example:
+        """The example with the frame that its boxes are answered in and the sizes that it needs; reads headers of images at most.
+
+        Rewards are given this one. Raises UserError.
+        """
+        return with_frames(
+            example, self.processing.family, self.coordinates, lambda: self._sizes(example)
+        )
+
     # ---- text
 
     def _refuse_control_tokens(self, example: Example, messages: tuple[Message, ...]) -> None:
@@ -223,6 +238,10 @@ class Encoder:
             load_image(image, root=self.root, max_pixels=self.limits.max_image_pixels)
             for image in example.images
         ]
+
+    def _sizes(self, example: Example) -> list[Sizes]:
+        stored = [image_size(image, root=self.root) for image in example.images]
+        return [Sizes(size, self._size(size, example)) for size in stored]
 
     def _size(self, size: tuple[int, int], example: Example) -> tuple[int, int]:
         """(width, height) that the model sees. Raises UserError that names the example."""

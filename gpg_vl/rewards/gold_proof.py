@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from gpg_vl.answers.box_text import answer_as_stated
 from gpg_vl.answers.extract import gold_text
 from gpg_vl.rewards import GOLD_FORM, QUICK, GoldForm
 from gpg_vl.rewards.scoring import (
@@ -80,10 +81,13 @@ class Isolated(Protocol):
 
 
 def gold_completion(example: Example, form: GoldForm = GOLD_FORM) -> Completion:
-    """The gold answer of an example, written as a response. Raises RewardValueError if the form returns no text."""
+    """The gold answer of an example, written as a response; its boxes in the frame that answers are read in.
+
+    Raises RewardValueError if the form returns no text, UserError for boxes whose frame is not known.
+    """
     assert form is not None, "a reward without a gold form is not proved"
     if isinstance(form, str):
-        text: object = form.replace("{answer}", gold_text(example.answer))
+        text: object = form.replace("{answer}", gold_text(answer_as_stated(example)))
     else:
         text = form(example)
     if not isinstance(text, str):

@@ -1,5 +1,6 @@
 """The reward for answers with only one right wording, such as descriptions and worked solutions to train on."""
 
+from gpg_vl.answers.box_text import answer_as_stated
 from gpg_vl.answers.verdict import Verdict
 from gpg_vl.rewards import gold_form
 from gpg_vl.rewards.samples import Sample, explained
@@ -13,19 +14,24 @@ EXAMPLES = (
 )
 
 
+def _stated(example: Example) -> str:
+    """The gold answer as a response that is trained on has it."""
+    return answer_as_stated(example, whole=True)
+
+
 def verdict(completion: Completion, example: Example) -> Verdict:
     """How `verbatim` reads a completion."""
-    text = completion.response.strip()
+    text, gold = completion.response.strip(), _stated(example).strip()
     return Verdict(
-        score=float(text == example.answer.strip()),
+        score=float(text == gold),
         parsed=text or None,
-        gold=example.answer.strip(),
+        gold=gold,
         note="the whole response",
     )
 
 
 @explained(verdict, EXAMPLES)
-@gold_form(lambda example: example.answer)
+@gold_form(_stated)
 def verbatim(completion: Completion, example: Example) -> float:
     """1.0 if the whole response equals the gold answer exactly, except for blanks around it, else 0.0.
 

@@ -20,6 +20,7 @@ from gpg_vl.data.contamination import EvaluationRows
 from gpg_vl.data.dataset_notes import DatasetNotes, Reader
 from gpg_vl.data.images import Examined, ImageError
 from gpg_vl.data.look_ahead import look_ahead
+from gpg_vl.data.placed import Placed
 from gpg_vl.data.read import Examples, files_of, folder_of, notes_of, read_rows
 from gpg_vl.data.rows import Row
 from gpg_vl.data.store import status_of
@@ -130,7 +131,7 @@ def check_once(
 
     # a user's own code may depend on other files, so its gold check is repeated at every start
     if not checked.is_proved:
-        refuse_bad_rewards(config, load_data(config), console)
+        refuse_bad_rewards(config, Placed(load_data(config), encoder.place), console)
         checked = replace(checked, is_proved=set(config.rewards.weights) <= set(BUILTIN))
     if checked != found:
         _keep(store, _open_store(config, encoder, answers=answers), checked)
@@ -222,6 +223,7 @@ def _check_rows(
             max_prompt_tokens=config.data.max_prompt_tokens,
             answers=answers,
             read_gold=read_gold,
+            place=encoder.place,
         ),
         source=config.data.only,
         dataset_notes=DatasetNotes(reader, unused, _evaluation_rows(config, encoder.root)),

@@ -14,7 +14,7 @@ from gpg_vl.activity import doing
 from gpg_vl.config import Config
 from gpg_vl.console import progress
 from gpg_vl.errors import UserError
-from gpg_vl.eval.coordinates import DEFAULT, DEFAULT_SIDE, with_coordinates
+from gpg_vl.eval.coordinates import convention_of, with_coordinates
 from gpg_vl.eval.generate import engine_responder, eval_encoder
 from gpg_vl.eval.predictions import Answers, Responder
 from gpg_vl.eval.runner import check_gold, evaluate_responder, prepare, select
@@ -68,11 +68,10 @@ def make_evaluation(
         pick(task, "score", best, task.aggregates)
     settings, docs = eval_settings(config), task.load(Path(config.eval.data))
     if task.boxes:
-        taught = processing.family.boxes
-        coordinates = settings.coordinates or (taught.coordinates if taught else DEFAULT)
-        # the encoder uses the family's patch size, whatever the config says
-        side = taught.image_side({}) if taught else DEFAULT_SIDE
-        docs = with_coordinates(docs, coordinates, settings, side)
+        family = processing.family
+        # the encoder uses the family's patch size, whatever config.json says
+        used = convention_of(family.boxes, {}, settings.coordinates, family.model_type)
+        docs = with_coordinates(docs, used.coordinates, settings, used.side)
     docs = select(task, docs, config.eval.limit, seed=0)
     scorers = pick_scorers(task, ["strict"])
     ready, void = prepare(docs, settings)
@@ -129,8 +128,14 @@ def eval_settings(config: Config) -> EvalSettings:
     if config.eval.prompt is not None:
         return settings_for(tasks.get(config.eval.task)(), config.eval.prompt, **common)
 
-    style = PromptStyle(**config.prompt.model_dump())
-    return EvalSettings(task=config.eval.task, prompt="run", style=style, **common)
+    style = PromptStyle(**config.prompt.model_dump(exclude={"coordinates"}))
+    return EvalSettings(
+        task=config.eval.task,
+        prompt="run",
+        style=style,
+        coordinates=config.prompt.coordinates,
+        **common,
+    )
 
 
 class _Report(NamedTuple):

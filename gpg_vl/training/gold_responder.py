@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from gpg_vl.answers.box_text import answer_as_stated
 from gpg_vl.models.answer_tokens import tokens_of_answer
 from gpg_vl.models.load import Processing
 from gpg_vl.types import Completion, Group
@@ -32,7 +33,8 @@ class GoldResponder:
     def _complete(self, group: Group) -> Completion:
         """The tokens of the response and the end of a turn. Raises UserError if a
         token must not be generated."""
-        text = self.response.replace("{answer}", group.example.answer)
+        answer = answer_as_stated(group.example, whole=True)
+        text = self.response.replace("{answer}", answer)
         who = f"The gold answer of example {group.example.id}"
         token_ids = tokens_of_answer(self.processing, text, who)
         return Completion(token_ids=token_ids, text=text, prefill=group.prompt.prefill)

@@ -85,6 +85,8 @@ class Plan:
     """Settings that are allowed but probably not intended."""
     rows_note: str = ""
     """Which rows are drawn, if not all of them."""
+    boxes_note: str = ""
+    """What the numbers of boxes count, if answers are boxes."""
 
 
 def count_parameters(config: Config, family: Family) -> Sizes:

@@ -59,6 +59,7 @@ def _describe(plan: Plan, config: Config) -> dict[str, str]:
         "data": f"{_name_data(config)}: prompts of {plan.prompt_tokens_median:g} tokens (median; "
         f"{plan.prompt_tokens_max} at most), {plan.image_tokens_median:g} of them image",
         **({"rows": plan.rows_note} if plan.rows_note else {}),
+        **({"boxes": plan.boxes_note} if plan.boxes_note else {}),
         "run": f"{plan.steps} steps, {plan.epochs:.2f} epochs of {_describe_epoch(plan, config)}",
         "step": f"{plan.prompts_per_step} groups x {plan.group_size} answers = {answers} answers, "
         f"{_describe_greedy(plan)}on {plan.processes} process(es) in at most {plan.passes_per_step} micro-batch(es) each",

@@ -5,7 +5,7 @@ The result is a plan.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from hashlib import sha256
 from math import ceil
@@ -27,6 +27,7 @@ from gpg_vl.models.load import Processing, load_processing, read_config
 from gpg_vl.prompting import PixelLimits, PromptStyle
 from gpg_vl.rollout import engines, refuse_engine
 from gpg_vl.rollout.engine import EngineOptions
+from gpg_vl.training.boxes_note import describe_boxes
 from gpg_vl.training.data_check import (
     check_once,
     load_data,
@@ -101,6 +102,7 @@ def make_encoder(config: Config, processing: Processing | None = None) -> Encode
             max_pixels=config.data.max_pixels,
             max_image_pixels=config.data.max_image_pixels,
         ),
+        coordinates=config.prompt.coordinates,
     )
 
 
@@ -174,6 +176,7 @@ def prepare(
         warnings=_warnings(config, encoders[0], processes),
         rows_note=describe_drawn(sets, drawn),
     )
+    plan = replace(plan, boxes_note=describe_boxes(sets, reports, processing.family))
     return Prepared(
         config=config,
         algorithm=algorithm,

@@ -57,4 +57,4 @@ class PromptSource:
         if self.rows is not None:
             refuse_changed_row(self.rows, number, example, encoder.root)
         prompt = encoder.encode(example)
-        return Group(example=example, prompt=prompt, completions=(), draw=draw)
+        return Group(example=encoder.place(example), prompt=prompt, completions=(), draw=draw)

@@ -11,9 +11,10 @@ by a `Frame` and never guessed from how large they are:
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
-Coordinates = Literal["rel1000", "rel1", "abs_resized", "abs_orig"]
+from gpg_vl.types import Coordinates
+
 COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
 HIT = 0.5
 """A box hits another if their IoU is at least this."""

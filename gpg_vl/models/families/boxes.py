@@ -3,10 +3,14 @@
 `gpg_vl.answers.math.rectangles` defines the conventions and computes with them.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+from gpg_vl.answers.math.rectangles import COORDINATES
+from gpg_vl.errors import UserError
+from gpg_vl.types import Coordinates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,38 +20,44 @@ class Boxes:
     Example: `Boxes(coordinates="rel1000", image_side=qwen_image_side)`
     """
 
-    coordinates: str
-    """One of `gpg_vl.answers.math.rectangles.COORDINATES`."""
+    coordinates: Coordinates
+    """The frame of its boxes where neither the row nor the config names one."""
     image_side: Callable[[Mapping[str, Any]], int]
     """(content of config.json) -> side of an image token in pixels, of which the seen image has a whole number."""
+    tiled: bool = False
+    """Whether images are cut into tiles. There is then no one size in which the model sees an image, and boxes in its pixels,
+    `abs_resized`, are refused."""
+
+    def refuse(self, coordinates: str, who: str) -> None:
+        """Raises UserError if boxes cannot be counted in these coordinates. who: the model, at the start of a sentence."""
+        if self.tiled and coordinates == "abs_resized":
+            others = ", ".join(one for one in COORDINATES if one != coordinates)
+            raise UserError(
+                f"{who} cuts images into tiles, so there is no one size in which it sees an image, and boxes cannot be in "
+                f"abs_resized, pixels of that size. Allowed are {others}; {self.coordinates} is its own."
+            )
 
 
-def qwen_image_side(config: Mapping[str, Any]) -> int:
-    """Patches of 14 pixels, two by two in a token, unless the config says otherwise."""
+def qwen_image_side(config: Mapping[str, Any], *, patch: int = 14) -> int:
+    """Patches of so many pixels, two by two in a token, unless the config says otherwise."""
     vision = config.get("vision_config") or {}
-    side: int = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
+    side: int = vision.get("patch_size", patch) * vision.get("spatial_merge_size", 2)
     return side
 
 
-def resized_size(
-    width: int, height: int, min_pixels: int, max_pixels: int, side: int
-) -> tuple[int, int]:
-    """(width, height) of an image as the model sees it: multiples of `side`, area in the limits.
-
-    The rule of Qwen's processors, which every family here follows, without the libraries that they need.
-    """
-    w, h = round(width / side) * side, round(height / side) * side
-    if w * h > max_pixels:
-        shrink = math.sqrt(width * height / max_pixels)
-        w, h = (max(side, math.floor(edge / shrink / side) * side) for edge in (width, height))
-    elif w * h < min_pixels:
-        grow = math.sqrt(min_pixels / (width * height))
-        w, h = (math.ceil(edge * grow / side) * side for edge in (width, height))
-    return int(w), int(h)
+def any_side(config: Mapping[str, Any]) -> int:
+    """Of a family that sees no image in one resized size: nothing depends on it."""
+    return qwen_image_side({})
 
 
 PUBLISHED = Boxes(coordinates="rel1000", image_side=qwen_image_side)
 """What Qwen2-VL, and so the published rows, answer in: assumed of answers of which nothing is said."""
 
-SCORED_ONLY = {"qwen3_vl_moe": PUBLISHED}
+IN_TILES = Boxes(coordinates="rel1000", image_side=any_side, tiled=True)
+"""Of families that cut images into tiles: thousandths of the image do not depend on the tiles."""
+
+PATCHES_OF_16 = replace(PUBLISHED, image_side=partial(qwen_image_side, patch=16))
+"""Of the third generation of Qwen's families."""
+
+SCORED_ONLY = {"qwen3_vl_moe": PATCHES_OF_16}
 """Families whose answers can be scored though gpg_vl does not train them, by `model_type`."""

@@ -181,7 +181,7 @@ class Family:
     """(transformers config, n) -> the config of a model of the same widths with one in n of its layers and of its vocabulary, at
     least one of each. Its special tokens are those of nobody: such a model is timed, never asked."""
     boxes: Boxes | None = None
-    """How it was taught to write boxes; None if it was not."""
+    """How it writes boxes where nothing else is asked for; None if it sees no images, or nothing is known."""
     sampled_by_vllm: bool = True
     """Whether vLLM takes its images as gpg_vl hands them over: patches and a grid, without marks inside of an image."""
     tiny: Tiny

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import qwen2, qwen3, tiles
-from gpg_vl.models.families.boxes import Boxes
+from gpg_vl.models.families.boxes import IN_TILES
 from gpg_vl.models.families.family import Family, Patches
 from gpg_vl.models.families.qwen2_vl import QWEN2_VL
 from gpg_vl.models.families.tiles import Tile
@@ -236,11 +236,6 @@ def shape_of(config: Any) -> Shape:
     )
 
 
-def _image_side(config: Mapping[str, Any]) -> int:
-    """Boxes are written in thousandths of the image, for which the side of an image token does not matter."""
-    return RELEASED.patch * RELEASED.merge
-
-
 def _tiny_config(tokenizer: Any, vocabulary: int, text: Mapping[str, Any]) -> Any:
     """Tiles of 56 pixels, 16 patches and 4 image tokens each. Vision: 96 wide, two layers. `text_tower` in `text`
     is the `model_type` of another text tower.
@@ -329,7 +324,7 @@ INTERNVL = with_tile(
         part_of=_part_of,
         shape_of=shape_of,
         thinned=tiles.thinned,
-        boxes=Boxes(coordinates="rel1000", image_side=_image_side),
+        boxes=IN_TILES,
         sampled_by_vllm=False,
         tiny=replace(
             qwen2.QWEN2.tiny,

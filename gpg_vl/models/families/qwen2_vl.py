@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gpg_vl.data.resizing import resized_size
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import qwen2
-from gpg_vl.models.families.boxes import PUBLISHED, resized_size
+from gpg_vl.models.families.boxes import PUBLISHED
 from gpg_vl.models.families.family import Family, Patches
 from gpg_vl.models.shape import Kept, Shape
 

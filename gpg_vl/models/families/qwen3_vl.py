@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpg_vl.models.families import qwen2_vl, qwen3
-from gpg_vl.models.families.boxes import PUBLISHED
+from gpg_vl.models.families.boxes import PATCHES_OF_16
 from gpg_vl.models.families.qwen2_vl import MERGE_SIZE, QWEN2_VL, tiny_settings, with_vision
 from gpg_vl.models.shape import Kept, Shape
 
@@ -112,6 +112,6 @@ QWEN3_VL = replace(
     deep_features=_deep_features,
     shape_of=shape_of,
     thinned=thinned,
-    boxes=PUBLISHED,
+    boxes=PATCHES_OF_16,
     tiny=replace(QWEN2_VL.tiny, config=_tiny_config, processor=_tiny_processor),
 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gpg_vl.errors import UserError
 from gpg_vl.models.families import qwen2, tiles
+from gpg_vl.models.families.boxes import IN_TILES
 from gpg_vl.models.families.family import Family, Patches, Tiny
 from gpg_vl.models.families.qwen2_vl import QWEN2_VL
 from gpg_vl.models.families.tiles import Tile
@@ -326,6 +327,7 @@ SMOLVLM = with_tile(
         part_of=_part_of,
         shape_of=shape_of,
         thinned=tiles.thinned,
+        boxes=IN_TILES,
         sampled_by_vllm=False,
         tiny=Tiny(
             special_tokens=(
