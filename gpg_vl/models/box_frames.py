@@ -41,7 +41,7 @@ def with_frames(
 
     # pixels of the gold answer may be those of another size, which the row then gives
     needs_stored = "abs_orig" in (answered, gold) and "image_size" not in given
-    lacks_seen = "abs_resized" in (answered or gold, gold) and "input_size" not in given
+    lacks_seen = gold == "abs_resized" and "input_size" not in given
     found: dict[str, Any] = {} if answered is None else {"answer_coordinates": answered}
     if lacks_seen or answered == "abs_resized":
         _refuse_tiles(example, family)
