@@ -32,7 +32,17 @@ from gpg_vl.data.recipe import (
     finite_numbers,
     main,
 )
-from gpg_vl.data.recipe.boxes import CONVENTIONS, Box, box_meta, inside, numbers, pair, union
+from gpg_vl.data.recipe.boxes import (
+    CONVENTIONS,
+    RESIZING,
+    Box,
+    box_meta,
+    frame_in,
+    inside,
+    numbers,
+    pair,
+    union,
+)
 from gpg_vl.data.recipe.origin import open_source
 from gpg_vl.errors import UserError
 from gpg_vl.types import Example
@@ -45,7 +55,9 @@ PROMPT = (
 _PICTURES = (".jpg", ".jpeg", ".png")
 
 
-def convert(row: RawRow, *, box: str, coordinates: str) -> list[Example]:
+def convert(
+    row: RawRow, *, box: str, coordinates: str, max_pixels: int, side: int
+) -> list[Example]:
     """One example per instruction."""
     if "shapes" in row.cells:
         picture, instructions, gold = (
@@ -67,14 +79,15 @@ def convert(row: RawRow, *, box: str, coordinates: str) -> list[Example]:
         )
         refuse_other_size(row, picture)
     gold = inside(gold, picture)
+    frame = frame_in(picture, coordinates, max_pixels=max_pixels, side=side)
     return [
         Example(
             id=f"{row.id}-{number}",
             images=(picture.data,),
             prompt=PROMPT.replace("{instruct}", instruction),
-            answer=pair(numbers(gold, picture, coordinates)),
+            answer=pair(numbers(gold, picture, frame)),
             task="reasonseg",
-            meta=box_meta(gold, picture, coordinates) | {"box": box},
+            meta=box_meta(gold, picture, frame) | {"box": box},
         )
         for number, instruction in enumerate(instructions)
     ]
@@ -199,7 +212,7 @@ def _annotation(file: Path, folder: Path) -> Cells | CellError:
     return {"shapes": None, **cells, "picture": picture}
 
 
-def settings(*, box: str, coordinates: str) -> dict[str, Any]:
+def settings(**options: Any) -> dict[str, Any]:
     return {"rewards": {"weights": {"grounding": 1.0, "format": 1.0}}}
 
 
@@ -221,6 +234,7 @@ RECIPE = Recipe(
         "coordinates": Option(
             default=CONVENTIONS[0], choices=CONVENTIONS, help="what the answer's numbers count"
         ),
+        **RESIZING,
     },
     settings=settings,
     notes=(

@@ -9,7 +9,7 @@ and height in pixels). Each expression becomes a row. The hub's copies hold eval
 you evaluate on. The original refs(...).p is a pickle and is not opened.
 
 --prompt visual_rft, the default, asks as the paper's LISA run does and takes boxes in thousandths, as Qwen2-VL writes
-them; --prompt vlm_r1 asks for JSON, with pixels of the original picture unless --coordinates says otherwise.
+them; --prompt vlm_r1 asks for JSON, with pixels of the original picture unless --coordinates says otherwise. A run converts either to what its model answers in.
 """
 
 import json
@@ -17,7 +17,16 @@ import sys
 from typing import Any
 
 from gpg_vl.data.recipe import BrokenRowError, Option, RawRow, Recipe, Request, Source, main
-from gpg_vl.data.recipe.boxes import CONVENTIONS, Box, box_meta, inside, numbers, pair
+from gpg_vl.data.recipe.boxes import (
+    CONVENTIONS,
+    RESIZING,
+    Box,
+    box_meta,
+    frame_in,
+    inside,
+    numbers,
+    pair,
+)
 from gpg_vl.data.recipe.origin import open_source
 from gpg_vl.types import Example
 
@@ -33,7 +42,9 @@ VLM_R1 = (
 SENTENCE = "Please provide the bounding box coordinate of the region this sentence describes: "
 
 
-def convert(row: RawRow, *, prompt: str, coordinates: str) -> list[Example]:
+def convert(
+    row: RawRow, *, prompt: str, coordinates: str, max_pixels: int, side: int
+) -> list[Example]:
     """One example per expression. VLM-R1's JSON holds one whole question, the Parquet copies bare expressions."""
     picture = row.picture("image")
     if "solution" in row.cells:
@@ -49,7 +60,8 @@ def convert(row: RawRow, *, prompt: str, coordinates: str) -> list[Example]:
         if coordinates == "auto"
         else coordinates
     )
-    written = numbers(box, picture, told)
+    frame = frame_in(picture, told, max_pixels=max_pixels, side=side)
+    written = numbers(box, picture, frame)
     return [
         Example(
             id=f"{row.id}-{number}",
@@ -61,7 +73,7 @@ def convert(row: RawRow, *, prompt: str, coordinates: str) -> list[Example]:
             if prompt == "visual_rft"
             else json.dumps([{"bbox_2d": list(written)}]),
             task="refcoco",
-            meta=box_meta(box, picture, told) | {"expression": question.removeprefix(SENTENCE)},
+            meta=box_meta(box, picture, frame) | {"expression": question.removeprefix(SENTENCE)},
         )
         for number, question in enumerate(questions)
     ]
@@ -90,7 +102,7 @@ def opened(request: Request) -> list[Source]:
     )
 
 
-def settings(*, prompt: str, coordinates: str) -> dict[str, Any]:
+def settings(**options: Any) -> dict[str, Any]:
     return {"rewards": {"weights": {"grounding": 1.0, "format": 1.0}}}
 
 
@@ -115,6 +127,7 @@ def recipe(name: str, title: str, hub: str, documented: dict[str, int]) -> Recip
                 choices=("auto", *CONVENTIONS),
                 help="what the answer's numbers count; auto: see above",
             ),
+            **RESIZING,
         },
         settings=settings,
         notes=(

@@ -14,19 +14,34 @@ import re
 import sys
 from typing import Any
 
-from gpg_vl.data.recipe import BrokenRowError, RawRow, Recipe, finite_numbers, main, untagged
+from gpg_vl.answers.math.rectangles import Frame
+from gpg_vl.data.images import Picture
+from gpg_vl.data.recipe import (
+    BrokenRowError,
+    Option,
+    RawRow,
+    Recipe,
+    finite_numbers,
+    main,
+    untagged,
+)
+from gpg_vl.data.recipe.boxes import CONVENTIONS, RESIZING, frame_in, numbers
 from gpg_vl.types import Example
 
 _CATEGORY = re.compile(r"category '([^\n]{1,100}?)' in the image")
 _LONGEST = 100_000
 
 
-def convert(row: RawRow) -> Example:
+def convert(row: RawRow, *, coordinates: str, max_pixels: int, side: int) -> Example:
     """The problem as it stands, with the gold boxes in the form it asks for."""
     problem, objects = row.text("problem"), objects_of(untagged(row.text("solution")))
     picture = row.picture("image")
     category = _CATEGORY.search(problem)
-    sure = [{"Position": item["Position"], "Confidence": 1.0} for item in objects]
+    frame = frame_in(picture, coordinates, max_pixels=max_pixels, side=side)
+    sure = [
+        {"Position": written(item["Position"], picture, frame), "Confidence": 1.0}
+        for item in objects
+    ]
     return Example(
         id=row.id,
         images=(picture.data,),
@@ -34,12 +49,22 @@ def convert(row: RawRow) -> Example:
         answer=repr(sure) if sure else "No Objects",
         task=category[1] if category else "",
         meta={
-            "coordinates": "rel1000",
+            "coordinates": frame.coordinates,
             "boxes": [item["Position"] for item in objects],
             "confidences": [item["Confidence"] for item in objects],
             "image_size": [picture.width, picture.height],
+            **({"input_size": [frame.width, frame.height]} if coordinates == "abs_resized" else {}),
         },
     )
+
+
+def written(position: list[Any], picture: Picture, frame: Frame) -> list[Any]:
+    """A published box in a frame: as it stands in thousandths, else in whole numbers."""
+    if frame.coordinates == "rel1000":
+        return position
+    sides = (picture.width, picture.height) * 2
+    left, top, right, bottom = (n * side / 1000 for n, side in zip(position, sides, strict=True))
+    return list(numbers((left, top, right, bottom), picture, frame))
 
 
 def objects_of(solution: str) -> list[dict[str, Any]]:
@@ -80,7 +105,7 @@ def _refuse_no_box(item: dict[str, Any]) -> None:
         raise BrokenRowError(f"The Confidence {confidence:g} is not from 0 to 1.")
 
 
-def settings() -> dict[str, Any]:
+def settings(**options: Any) -> dict[str, Any]:
     return {"rewards": {"weights": {"detection": 1.0, "format": 1.0}}}
 
 
@@ -94,9 +119,16 @@ def recipe(name: str, title: str, hub: str, rows: int) -> Recipe:
         columns=("image", "problem", "solution"),
         documented={"train": rows},
         convert=convert,
+        options={
+            "coordinates": Option(
+                default="rel1000", choices=CONVENTIONS, help="what the answer's numbers count"
+            ),
+            **RESIZING,
+        },
         settings=settings,
         notes=(
-            "`coordinates` says what the answer's numbers count: thousandths of the picture's width and height.",
+            "`coordinates` says what the answer's numbers count; `boxes` are the published ones, in thousandths of the "
+            "picture's width and height.",
         ),
     )
 

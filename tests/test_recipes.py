@@ -559,6 +559,28 @@ def test_reasonseg_in_pixels_says_so(tmp_path: Path) -> None:
     assert (row.answer, row.meta["coordinates"]) == ("(20,10),(100,90)", "abs_orig")
 
 
+def test_boxes_in_pixels_of_the_picture_that_a_model_sees(tmp_path: Path) -> None:
+    """200 x 100 are 7.1 x 3.6 image tokens of 28 pixels, so 7 x 4: (20, 10)-(100, 90) are 19.6, 11.2, 98 and 100.8."""
+    row = made("reasonseg folder", tmp_path, "--coordinates", "abs_resized")[0]
+    assert row.answer == "(19,11),(98,100)"
+    assert (row.meta["coordinates"], row.meta["input_size"]) == ("abs_resized", [196, 112])
+    assert row.meta["box_pixels"] == [20, 10, 100, 90]
+
+    # tokens of 32 pixels: 6 x 3 of them
+    out = tmp_path / "sixteen"
+    more = ("--coordinates", "abs_resized", "--side", "32")
+    assert run(*command("refcoco json", tmp_path / "other", out, *more)) == 0
+    row = examples(out)[5]
+    assert (row.answer, row.meta["input_size"]) == ("(19,9),(100,86)", [192, 96])
+
+
+def test_a_size_that_no_model_sees_is_refused_in_words(tmp_path: Path) -> None:
+    source, out = reasonseg.write_folder(tmp_path / "source"), tmp_path / "out"
+    words = ("--coordinates", "abs_resized", "--max-pixels", "100")
+    assert run("reasonseg", "--source", source, "--out", out, *words) == 2
+    assert "abs_resized with max_pixels 100 and side 28" in broken(out)[0]["reason"]
+
+
 def test_reasonseg_from_visual_rfts_list(tmp_path: Path) -> None:
     rows = made("reasonseg json", tmp_path)
     assert rows[6].prompt == grounding("the thing that holds water (3)")
@@ -803,6 +825,18 @@ def test_virft_detection_keeps_the_problem_and_says_whose_numbers_they_are(tmp_p
             "confidences": confidences,
             "image_size": [200, 100],
         }
+
+
+def test_virft_detection_in_pixels(tmp_path: Path) -> None:
+    """(10, 20)-(300, 400) thousandths of 200 x 100 pixels; the second row has a box of less than a pixel."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    words = ("--coordinates", "abs_orig")
+    assert run(*command("virft_detection", source, out, *words)) == 2
+    assert "thinner than one unit of abs_orig" in broken(out)[0]["reason"]
+    row = examples(out)[0]
+    assert row.answer == "[{'Position': [2, 2, 60, 40], 'Confidence': 1.0}]"
+    assert row.meta["coordinates"] == "abs_orig"
+    assert row.meta["boxes"] == [[10, 20, 300, 400]]
 
 
 @pytest.mark.parametrize(
