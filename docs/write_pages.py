@@ -1,10 +1,11 @@
-"""The generated parts of the pages: the keys of the config, and the files of each folder.
+"""The generated parts of the pages: the keys of the config, the files of each folder, what is proved of each model family.
 
     python docs/write_pages.py            # write them between their markers
     python docs/write_pages.py --check    # exit code 1 if one of them is not up to date
 
 In docs/config.md the markers are <!-- config:SECTION --> and <!-- /config:SECTION -->, in docs/architecture.md
-<!-- files:FOLDER --> and <!-- /files:FOLDER -->. What stands outside of markers is written by hand.
+<!-- files:FOLDER --> and <!-- /files:FOLDER -->, in docs/families.md <!-- families:proofs --> and <!-- families:tests -->. What
+stands outside of markers is written by hand.
 """
 
 import argparse
@@ -12,15 +13,18 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from gpg_vl.config import Config
 from gpg_vl.config.algorithm_sections import BUILTIN_SECTIONS, AlgorithmConfig, SampledConfig
 from gpg_vl.config.declaration import Section
 from gpg_vl.config.documentation import allowed_values, documented_keys
+from gpg_vl.models.families import families
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"<!-- (config|files):(\S+) -->\n.*?<!-- /\1:\2 -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (config|files|families):(\S+) -->\n.*?<!-- /\1:\2 -->", re.DOTALL)
 
 
 # ---- config
@@ -83,6 +87,64 @@ def about(file: Path) -> str:
     return re.split(r"(?<=[.?!])\s+(?=[A-Z`])", paragraph)[0]
 
 
+# ---- families
+
+CLAIMS = {
+    "log-probs": True,
+    "gradients": True,
+    "isolation": True,
+    "positions": True,
+    "token counts": False,
+    "several images": False,
+    "text-only": True,
+    "LoRA": True,
+    "frozen tower": False,
+    "fsdp2": True,
+    "zero2": True,
+    "zero3": True,
+    "vLLM": True,
+}
+"""What tests prove of a family, in the order of the table; False: only of one that sees images."""
+
+
+def families_part(part: str) -> str:
+    """`proofs`: a row for each family with what the tests prove of it. `tests`: a row for each claim with its tests."""
+    proofs = load_proofs().collect()
+    unknown = sorted({one.claim for one in proofs} - CLAIMS.keys())
+    if unknown:
+        raise ValueError(
+            f"The mark proves(...) claims {', '.join(unknown)}; docs/write_pages.py knows {', '.join(CLAIMS)}. Add it to CLAIMS."
+        )
+    if part == "tests":
+        rows = []
+        for claim in CLAIMS:
+            tests = dict.fromkeys(one.test for one in proofs if one.claim == claim)
+            rows.append((claim, "<br>".join(f"`{test}`" for test in tests)))
+        return markdown_table(("claim", "tests"), rows)
+
+    proved = {(one.family, one.claim) for one in proofs}
+    return markdown_table(
+        ("model type", *CLAIMS),
+        [
+            (f"`{name}`", *(_proved((name, claim) in proved, name, claim) for claim in CLAIMS))
+            for name in families.names()
+        ],
+    )
+
+
+def _proved(is_proved: bool, family: str, claim: str) -> str:
+    if is_proved:
+        return "yes"
+    return "no" if CLAIMS[claim] or families.get(family).has_vision else "-"
+
+
+def load_proofs() -> ModuleType:
+    """tests/proofs.py, which collects the marked tests."""
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.append(str(ROOT / "tests"))
+    return import_module("proofs")
+
+
 # ---- Markdown
 
 
@@ -101,7 +163,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-WRITERS: dict[str, Callable[[str], str]] = {"config": config_table, "files": files_table}
+WRITERS: dict[str, Callable[[str], str]] = {
+    "config": config_table,
+    "files": files_table,
+    "families": families_part,
+}
 
 
 def filled(text: str) -> str:
@@ -116,7 +182,7 @@ def filled(text: str) -> str:
 
 
 def pages() -> Iterator[Path]:
-    yield from (ROOT / "docs" / name for name in ("config.md", "architecture.md"))
+    yield from (ROOT / "docs" / name for name in ("config.md", "architecture.md", "families.md"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,6 +58,32 @@ def test_a_stale_part_is_found_and_written(page: str, now: str, before: str) -> 
     assert writer.filled(text.replace(now, before)) == text
 
 
+def test_a_proof_that_no_test_gives_is_not_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family that is registered has a row by itself; a claim is "yes" for those whose test names them."""
+    proofs = writer.load_proofs()
+    made = [proofs.Proof("vLLM", "qwen2_vl", "tests/a.py::test_b")]
+    monkeypatch.setattr(proofs, "collect", lambda: made)
+    head, _, *rows = writer.families_part("proofs").splitlines()
+    cells = {
+        row.split("|")[1].strip(" `"): [c.strip() for c in row.split("|")[2:-1]] for row in rows
+    }
+    assert list(cells) == families.names()
+    assert cells["qwen2_vl"] == ["no"] * 12 + ["yes"]
+    assert cells["qwen2"].count("-") == head.split("|").count(" token counts ") + 2
+    assert "| vLLM | `tests/a.py::test_b` |" in writer.families_part("tests")
+
+    made.append(proofs.Proof("luck", "qwen2_vl", "tests/a.py::test_b"))
+    with pytest.raises(ValueError, match=r"claims luck.*Add it to CLAIMS"):
+        writer.families_part("proofs")
+
+
+def test_a_fixture_is_of_the_family_that_it_makes() -> None:
+    made = writer.load_proofs().checkpoint_families()
+    assert made["tiny_checkpoint"] == "qwen2_vl"
+    assert made["tiled_qwen3_checkpoint"] == "internvl", "whatever its text tower"
+    assert made["text_checkpoint"] == "qwen2", "by the class of its model"
+
+
 def test_the_reference_has_every_key_with_its_default() -> None:
     page = (ROOT / "docs" / "config.md").read_text()
     rows = re.findall(r"^\| `([\w.]+)` \| `(.*?)` \| (.+) \|$", page, re.MULTILINE)

@@ -158,6 +158,7 @@ def test_a_tokenizer_of_another_model_is_refused(seeing: Made, tmp_path: Path) -
 # ---- images
 
 
+@pytest.mark.proves("token counts")
 def test_tokens_counted_before_decoding_are_those_of_the_patches(seeing: Made) -> None:
     """And those of the features, which is what they stand for; counted from the sizes alone."""
     family, processing = seeing.family, seeing.encoder.processing
@@ -228,6 +229,7 @@ def stock_inputs(made: Made, prompt: Prompt) -> dict[str, Tensor]:
     return seen
 
 
+@pytest.mark.proves("positions", "several images")
 @pytest.mark.parametrize("sizes", [[(112, 84)], [(140, 56), (84, 84), (28, 200)]])
 def test_positions_and_embeddings_are_those_of_the_library(
     seeing: Made, sizes: list[tuple[int, int]]
@@ -257,6 +259,7 @@ def test_positions_and_embeddings_are_those_of_the_library(
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.proves("positions")
 def test_text_counts_up_on_every_axis_and_the_tower_takes_it(made: Made) -> None:
     """The tower with our positions computes what it computes with those it makes of its own."""
     prompt = made.encoder.encode(Example(id="x", prompt="How many balls?", answer="1"))

@@ -42,6 +42,7 @@ def test_a_run_samples_what_it_trains(run: Run, family: str) -> None:
     assert all(row["grad_norm"] > 1e-3 for row in steps)
 
 
+@pytest.mark.proves("{sharding}")
 @SLOW
 @pytest.mark.parametrize("sharding", ["fsdp2", "zero2", "zero3"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -114,6 +114,7 @@ def exact(tiny_checkpoint: Path, groups: list[Group]) -> dict[str, dict]:
 # ---- the numbers of one process
 
 
+@pytest.mark.proves("fsdp2", family="qwen2_vl")
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_two_processes_have_the_gradient_of_one(two: list[dict], alone: dict, name: str) -> None:
     expected = alone[name]["gradient"]

@@ -328,6 +328,7 @@ def test_parts_with_adapters_have_learning_rates(tiny_checkpoint: Path) -> None:
 # ---- what they change
 
 
+@pytest.mark.proves("LoRA")
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     "family",

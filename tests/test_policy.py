@@ -164,6 +164,7 @@ def naive(
     return torch.cat(logps).detach(), gradients(stock)
 
 
+@pytest.mark.proves("log-probs", "gradients")
 @pytest.mark.parametrize("family", list(PROMPTS))
 @pytest.mark.parametrize(
     "dtype,tolerance,gradient_tolerance",
@@ -228,6 +229,7 @@ def test_in_bfloat16_sharing_is_as_near_to_float32_as_separate_rows_are(
     assert max(errors.values()) < 2 * errors["naive"]
 
 
+@pytest.mark.proves("isolation")
 @pytest.mark.parametrize("family", PROMPTS)
 def test_a_sibling_cannot_be_seen(request: pytest.FixtureRequest, family: str) -> None:
     """Bit-equal log-probs; and the gradient of one completion's log-prob reaches no sibling's embedding."""
@@ -258,6 +260,7 @@ def test_a_sibling_cannot_be_seen(request: pytest.FixtureRequest, family: str) -
     assert torch.count_nonzero(suffixes[2:]) > 0
 
 
+@pytest.mark.proves("text-only")
 @pytest.mark.parametrize("family", PROMPTS)
 def test_log_probs_do_not_depend_on_the_neighbours_in_a_micro_batch(
     request: pytest.FixtureRequest, family: str
@@ -359,19 +362,24 @@ def test_two_questions_about_one_image_encode_it_once(tiny_checkpoint: Path) -> 
     assert relative(gradients(policy.model), gradient) < 1e-6
 
 
-def test_features_of_a_frozen_tower_are_computed_once_in_a_run(tiny_checkpoint: Path) -> None:
+@pytest.mark.proves("frozen tower")
+@pytest.mark.parametrize("family", [name for name in PROMPTS if PROMPTS[name] is prompts])
+def test_features_of_a_frozen_tower_are_computed_once_in_a_run(
+    request: pytest.FixtureRequest, family: str
+) -> None:
     """And never kept while the tower or its merger is trained."""
-    two = prompts(tiny_checkpoint)
+    checkpoint: Path = request.getfixturevalue(family)
+    two = prompts(checkpoint)
     packed = pack(two, COMPLETIONS)
-    plain = score(new_policy(tiny_checkpoint), packed).logp_K
-    for part in ("", ".merger."):
-        policy = new_policy(tiny_checkpoint, features=FeatureCache(2**20))
-        for name, parameter in policy.named_parameters():
-            parameter.requires_grad_(".visual." not in name or (bool(part) and part in name))
+    plain = score(new_policy(checkpoint), packed).logp_K
+    for trained in (("language",), ("language", "merger")):
+        policy = new_policy(checkpoint, features=FeatureCache(2**20))
+        for name, parameter in policy.model.named_parameters():
+            parameter.requires_grad_(policy.family.part_of(name) in trained)
         for step in range(3):
             output = train(policy, packed)
             assert torch.allclose(output.logp_K, plain, atol=1e-5)
-            seen = 1 if not part else step + 1
+            seen = 1 if "merger" not in trained else step + 1
             assert policy.work.vision_patches == seen * packed.patches
 
 

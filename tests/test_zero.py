@@ -113,6 +113,7 @@ def offloaded(tiny_checkpoint: Path, folder: Path) -> dict[str, list[dict]]:
 # ---- the numbers of one process
 
 
+@pytest.mark.proves("{stage}", family="qwen2_vl")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", marked(GRADIENTS))
 def test_two_processes_have_the_gradient_of_one(

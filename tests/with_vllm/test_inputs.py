@@ -23,6 +23,7 @@ from gpg_vl.rollout.vllm.engine import VllmEngine
 pytest_plugins = ("vllm_fixtures",)
 
 
+@pytest.mark.proves("vLLM")
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen2"])
 def test_log_probs_are_the_policys_before_and_after_training(
     checkpoints: dict[str, Path], family: str
