@@ -9,7 +9,8 @@ and height in pixels). Each expression becomes a row. The hub's copies hold eval
 you evaluate on. The original refs(...).p is a pickle and is not opened.
 
 --prompt visual_rft, the default, asks as the paper's LISA run does and takes boxes in thousandths, as Qwen2-VL writes
-them; --prompt vlm_r1 asks for JSON, with pixels of the original picture unless --coordinates says otherwise. A run converts either to what its model answers in.
+them; --prompt vlm_r1 asks for JSON, with pixels of the original picture unless --coordinates says otherwise. A run converts
+either to what its model answers in.
 """
 
 import json

@@ -127,8 +127,7 @@ def recipe(name: str, title: str, hub: str, rows: int) -> Recipe:
         },
         settings=settings,
         notes=(
-            "`coordinates` says what the answer's numbers count; `boxes` are the published ones, in thousandths of the "
-            "picture's width and height.",
+            "`coordinates` says what the answer's numbers count; `boxes` are the published ones, in thousandths.",
         ),
     )
 

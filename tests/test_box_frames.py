@@ -178,7 +178,7 @@ def test_tiles_have_no_resized_frame(name: str) -> None:
 
 def test_images_of_several_sizes_are_refused_only_where_one_is_needed() -> None:
     sizes = (((300, 200), (308, 196)), ((100, 100), (112, 112)))
-    with pytest.raises(UserError, match="Example 7: .*2 image.* 112x112, 308x196.*rel1000"):
+    with pytest.raises(UserError, match=r"Example 7: .*2 image.* 112x112, 308x196.*rel1000"):
         placed(row(), sizes=sizes)
     assert frame_of(placed(row(), sizes=sizes[:1] * 2)) == Frame("abs_resized", 308, 196)
     assert placed(row(coordinates="rel1"), wanted="rel1000", sizes=sizes)
@@ -240,18 +240,28 @@ def test_a_gold_answer_gets_full_marks_in_every_frame(source, target, size, edge
     [
         ("(75,50),(150,100)", "(77,49),(154,98)", "(77,49),(154,98)"),
         ("[30, 40, 150, 120]", "[30.8, 39.2, 154, 117.6]", "[31, 39, 154, 118]"),
-        ('{"bbox_2d": [30, 40, 150, 120], "label": "cup 2"}',)
-        + ('{"bbox_2d": [30.8, 39.2, 154, 117.6], "label": "cup 2"}',)
-        + ('{"bbox_2d": [31, 39, 154, 118], "label": "cup 2"}',),
-        ("<think>30 it is</think><answer>[30, 40, 150, 120]</answer>",)
-        + ("<think>30 it is</think><answer>[30.8, 39.2, 154, 117.6]</answer>",)
-        + ("<think>30 it is</think><answer>[31, 39, 154, 118]</answer>",),
+        (
+            '{"bbox_2d": [30, 40, 150, 120], "label": "cup 2"}',
+            '{"bbox_2d": [30.8, 39.2, 154, 117.6], "label": "cup 2"}',
+            '{"bbox_2d": [31, 39, 154, 118], "label": "cup 2"}',
+        ),
+        (
+            "<think>30 it is</think><answer>[30, 40, 150, 120]</answer>",
+            "<think>30 it is</think><answer>[30.8, 39.2, 154, 117.6]</answer>",
+            "<think>30 it is</think><answer>[31, 39, 154, 118]</answer>",
+        ),
         # corners in another order: no run of four numbers is the box
-        ('{"x2": 150, "y2": 100, "x1": 75, "y1": 50}',)
-        + ('[{"bbox_2d": [77.0, 49.0, 154.0, 98.0]}]',) * 2,
+        (
+            '{"x2": 150, "y2": 100, "x1": 75, "y1": 50}',
+            '[{"bbox_2d": [77.0, 49.0, 154.0, 98.0]}]',
+            '[{"bbox_2d": [77.0, 49.0, 154.0, 98.0]}]',
+        ),
         # rounded it would be flat
-        ("[30, 40, 30.2, 120]", "[30.8, 39.2, 31.005333333, 117.6]")
-        + ("[30.8, 39.2, 31.005333333, 117.6]",),
+        (
+            "[30, 40, 30.2, 120]",
+            "[30.8, 39.2, 31.005333333, 117.6]",
+            "[30.8, 39.2, 31.005333333, 117.6]",
+        ),
         ("a cup", "a cup", "a cup"),
         ("No Objects", "No Objects", "No Objects"),
     ],

@@ -731,3 +731,26 @@ def test_a_missing_shard_is_not_measured_as_the_whole(tmp_path):
     write_parquet(tmp_path / "val-00000-of-00002.parquet", refcoco_sets.rows("val"))
     with pytest.raises(UserError, match="has 1 of the 2 shards of val"):
         refcoco().load(tmp_path)
+
+
+# --- whose convention -------------------------------------------------------------------------------------------------
+
+
+def test_a_convention_that_is_asked_for_keeps_the_side_of_the_model(tmp_path):
+    """Pixels of the resized image are those of the model's own image tokens, whoever asks for them."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    assert model_convention(tmp_path, "abs_resized") == ("abs_resized", 32)
+    assert model_convention(tmp_path) == ("rel1000", 32)
+    assert model_convention(None) == ("rel1000", 28)
+    assert model_convention(None, "abs_resized") == ("abs_resized", 28)
+
+
+@pytest.mark.parametrize("family", ["internvl", "smolvlm"])
+def test_tiles_have_no_pixels_of_a_resized_image(tmp_path, family):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    assert model_convention(tmp_path).coordinates == "rel1000"
+    assert model_convention(tmp_path, "abs_orig").coordinates == "abs_orig"
+    with pytest.raises(
+        UserError, match=f"{family} cuts images into tiles.*rel1000, rel1, abs_orig"
+    ):
+        model_convention(tmp_path, "abs_resized")

@@ -2,8 +2,8 @@
 
 A box is read where it is stated in full: `(x1,y1),(x2,y2)`, `(x1,y1,x2,y2)`, `[x1,y1,x2,y2]`, `[[x1,y1],[x2,y2]]`, four bare
 numbers, its two corners by name, or JSON such as `[{"bbox_2d": [x1, y1, x2, y2]}]`, with or without the tokens that models
-write around boxes and labels. Its numbers are in the frame that `frame_of` finds, and the gold box is converted to it. A box that is inverted, flat or
-extends beyond the image does not count, nor do two boxes if one is expected.
+write around boxes and labels. Its numbers are in the frame that `frame_of` finds, and the gold box is converted to it. A box
+that is inverted, flat or extends beyond the image does not count, nor do two boxes if one is expected.
 """
 
 import json

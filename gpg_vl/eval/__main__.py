@@ -12,13 +12,7 @@ from gpg_vl.console import escaped_output, guard, make_console, progress, say
 from gpg_vl.errors import RunError, UserError
 from gpg_vl.eval.arguments import GENERATION, PIXELS, make_parser
 from gpg_vl.eval.compare import Comparison, compare, comparison_json
-from gpg_vl.eval.coordinates import (
-    DEFAULT,
-    DEFAULT_SIDE,
-    Convention,
-    model_convention,
-    with_coordinates,
-)
+from gpg_vl.eval.coordinates import model_convention, with_coordinates
 from gpg_vl.eval.display import (
     comparison_tables,
     disagreement_table,
@@ -196,10 +190,8 @@ def _job(arguments: argparse.Namespace) -> _Job:
 
     # whose numbers a box is written in: those of the command line, else of the model
     if task.boxes and (arguments.data or settings.coordinates):
-        wanted = settings.coordinates
-        used = Convention(wanted or DEFAULT, DEFAULT_SIDE)
+        used = model_convention(arguments.model, settings.coordinates)
         if arguments.model:
-            used = model_convention(arguments.model, wanted)
             settings = replace(settings, coordinates=used.coordinates)
         loaded = with_coordinates(loaded, used.coordinates, settings, used.side)
 

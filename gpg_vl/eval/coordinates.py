@@ -38,11 +38,14 @@ class Convention(NamedTuple):
     """Pixels along the side of an image token."""
 
 
-def model_convention(folder: Path, wanted: str | None = None) -> Convention:
+def model_convention(folder: Path | None, wanted: str | None = None) -> Convention:
     """The convention that a checkpoint was trained on, or the one that is wanted of it. Raises UserError.
 
+    folder: None for answers of an unknown model, which are taken for those of the published rows.
     wanted: the convention that a prompt or a user prescribes; None: that of the model's family.
     """
+    if folder is None:
+        return convention_of(None, {}, wanted, "")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ pytest_plugins = ("vllm_fixtures",)
 
 
 @pytest.mark.proves("vLLM")
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen2"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2", "qwen3"])
 def test_log_probs_are_the_policys_before_and_after_training(
     checkpoints: dict[str, Path], family: str
 ) -> None:

@@ -19,12 +19,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoints(
-    tiny_checkpoint: Path, newer_checkpoint: Path, text_checkpoint: Path
+    tiny_checkpoint: Path,
+    newer_checkpoint: Path,
+    deep_checkpoint: Path,
+    text_checkpoint: Path,
+    normed_checkpoint: Path,
 ) -> dict[str, Path]:
     return {
         "qwen2_vl": tiny_checkpoint,
         "qwen2_5_vl": newer_checkpoint,
+        "qwen3_vl": deep_checkpoint,
         "qwen2": text_checkpoint,
+        "qwen3": normed_checkpoint,
     }
 
 
