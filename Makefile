@@ -10,7 +10,7 @@ VLLM := .venv-vllm
 DOCS := .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow test-vllm lint quickstart exactness growth bench-peers bench-engines bench-gpu bench-memory soak docs clean
+.PHONY: help install test test-slow test-vllm lint quickstart exactness growth bench-peers time-to-accuracy comparison bench-engines bench-gpu bench-memory soak docs clean
 
 help:
 	@echo "make quickstart   train a tiny vision-language model and see it improve (offline, CPU, minutes; SEED=0 FOLDER=runs/...)"
@@ -26,6 +26,8 @@ help:
 	@echo "make bench-memory what processes of training hold beside what the plan says (up to 6 GB, a quarter of an hour on a CPU)"
 	@echo "make soak         60 kills at random moments and a full disk at every write (CPU, twenty minutes; vLLM where it is installed)"
 	@echo "make bench-gpu    the shape of Qwen2-VL-2B with random weights on the GPU that is there"
+	@echo "make time-to-accuracy  CPU seconds until a model answers well, beside TRL (an hour of one core)"
+	@echo "make comparison   every algorithm on the same task, many seeds (12 hours of one core, resumed; ARGS=--quick: minutes, ARGS=--plan: what is left)"
 	@echo "make bench-peers  one training step beside TRL's, in an environment of its own (Linux, CPU, half an hour; ARGS=--quick: minutes)"
 
 # What running needs, and what the tests need on top of it: somebody who only wants to look waits for the first.
@@ -115,6 +117,12 @@ bench-gpu:
 
 bench-peers: $(PEERS)/.installed
 	$(PEERS)/bin/python -m benchmarks.peers $(ARGS)
+
+time-to-accuracy: $(PEERS)/.installed
+	HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m benchmarks.time_to_accuracy --micro-batch 64 $(ARGS)
+
+comparison: $(DEV)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.comparison $(ARGS)
 
 clean:
 	rm -rf .venv $(PEERS) $(VLLM) $(DOCS) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

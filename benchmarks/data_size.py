@@ -1,8 +1,9 @@
 """Does a run's memory grow with its data? `python -m benchmarks.data_size --rows 1000 100000`, Linux.
 
 Draws rows with a picture of about 100 kB each, in one of the kinds of files that are read, and runs each part in a process of
-its own: the check of a set that nobody has checked, the start of a run on a set that was checked, and the reading of single rows
-in random order. Prints seconds and the peak of resident memory, as lines of a table.
+its own: the check of a set that nobody has checked, the start of a run on a set that was checked, the reading of single rows in
+random order, and `gpg-vl train` for two steps, on one process and on two (its start included). Prints seconds and the peak of
+resident memory of the largest process, as lines of a table.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from benchmarks.cpu_seconds import run_metered
 from benchmarks.meter import read_status
 from gpg_vl.config import Config, load_config
 from gpg_vl.console import say
@@ -116,7 +118,10 @@ def write_config(folder: Path, source: Path) -> Path:
     tree = {
         "model": {"path": str(checkpoint)},
         "data": {"train": str(source)},
+        "rollout": {"group_size": 4, "max_new_tokens": 8},
         "rewards": {"weights": {"verbatim": 1.0}},
+        "algorithm": {"beta_th": 0},
+        "train": {"steps": 2, "prompts_per_step": 8},
         "output": {"folder": str(folder / "run")},
     }
     file = folder / "config.yaml"
@@ -150,9 +155,33 @@ PARTS: dict[str, Callable[[Config], None]] = {
 def measure(part: str, config: Path) -> tuple[float, float]:
     """(seconds without imports, bytes at the peak) of a part, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.data_size", "--measure", part, str(config)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds, peak = json.loads(result.stdout.splitlines()[-1])
     return seconds, peak
+
+
+def train(config: Path, processes: int) -> tuple[float, float]:
+    """(seconds, bytes of the largest process at its peak) of a whole run."""
+    words = [
+        "-m",
+        "gpg_vl",
+        "train",
+        str(config),
+        f"output.folder={config.parent / str(processes)}",
+    ]
+    if processes > 1:
+        words = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            *words,
+        ]
+    started = time.perf_counter()
+    metered = run_metered(
+        [sys.executable, *words], config.parent / "none", log=config.with_suffix(".log")
+    )
+    return time.perf_counter() - started, metered.largest_bytes
 
 
 def _measure_here(part: str, file: Path) -> None:
@@ -183,6 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 config = write_config(Path(scratch), KINDS[kind](Path(scratch), rows))
                 for part in PARTS:
                     seconds, peak = measure(part, config)
+                    say(f"| {kind} | {rows:,} | {part} | {seconds:.1f} | {peak / 1e6:.0f} |")
+                for processes in (1, 2):
+                    seconds, peak = train(config, processes)
+                    part = f"two steps, {processes} process{'es' * (processes > 1)}"
                     say(f"| {kind} | {rows:,} | {part} | {seconds:.1f} | {peak / 1e6:.0f} |")
     return 0
 
