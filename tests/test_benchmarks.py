@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from runs import run_python
 
-from benchmarks import exactness, findings, gpu, growth, losses, memory
+from benchmarks import exactness, few_rows, findings, gpu, growth, losses, memory
 from benchmarks.findings import Finding
 from benchmarks.gpu import PEAK, grid, utilisation
 from benchmarks.step import Case, Timing, as_row
@@ -64,6 +64,21 @@ def test_the_benchmark_of_shared_keys_runs_and_counts_their_bytes(tmp_path: Path
     assert row["shared_bytes"] == 6144 * (8 + 2 * 64)
     assert not row["is_shared"], "too little to save"
     assert row["ratio"] > 0
+
+
+def test_the_benchmark_of_few_rows_runs_and_takes_turns(tmp_path: Path) -> None:
+    result = run("benchmarks.few_rows", "--quick", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "few_rows_cpu.json").read_text())
+    assert [one["row"] for one in found["rollouts"]] == ["a", "c"]
+    assert all(one["ratio"] > 0 for one in found["rollouts"])
+    assert (tmp_path / "few_rows_cpu.md").read_text().count("float32") == len(few_rows.SHAPES)
+
+    order: list[str] = []
+    seconds = few_rows.take_turns([lambda: order.append("a"), lambda: order.append("b")], turns=2)
+    assert order == ["a", "b"] * 3
+    assert [len(way) for way in seconds] == [2, 2]
+    assert few_rows.ratio([[4.0, 9.0, 1.0], [2.0, 3.0, 1.0]]) == 2.0
 
 
 def test_trl_is_measured_at_each_micro_batch_of_each_case() -> None:

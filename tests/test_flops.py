@@ -26,7 +26,7 @@ from gpg_vl.models.requests import Score
 from gpg_vl.models.shape import Shape
 from gpg_vl.quickstart import scenes
 from gpg_vl.training.flops import Cost, group_cost, image_forward
-from gpg_vl.training.memory import rollout_memory
+from gpg_vl.training.memory import decoding_memory, rollout_memory
 from gpg_vl.training.plan import Plan, make_plan
 from gpg_vl.types import Example, Prompt
 
@@ -136,6 +136,20 @@ def test_a_long_prompt_is_held_once_for_its_answers(tiny_checkpoint: Path, tmp_p
         memory = rollout_memory(config.model_copy(update={"rollout": rollout}), 6, 5000, shape)
         expected = answers * 4 + prompts * 5000 + waiting
         assert memory["key-value cache"] == 4 * shape.key_values * expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="decoding on CUDA copies no weights")
+def test_copies_for_decoding_count_where_training_holds_less(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """By hand: four bytes for each weight of the layers and the head, less what is free while a rollout runs."""
+    config = load_config(write_config(tmp_path, tiny_checkpoint))
+    shape = families.get("qwen2_vl").shape_of(read_config(str(tiny_checkpoint), None))
+    copies = 4.0 * (shape.body + shape.head)
+    assert decoding_memory(config, shape, 100.0) == {"weights for decoding": copies - 100}
+    assert decoding_memory(config, shape, copies) == {}
+    other = config.rollout.model_copy(update={"engine": "vllm"})
+    assert decoding_memory(config.model_copy(update={"rollout": other}), shape, 0.0) == {}
 
 
 def test_memory_in_the_plan_of_weights_that_are_spread(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpg_vl.algorithms.algorithm import TokenInputs, select, to_dtype
+from gpg_vl.models.blocked import multiply
 
 TILE_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Most elements of one [tokens, vocabulary] tile by device: 64 and 512 MB in float32. On CUDA each tile costs a pass over
@@ -127,7 +128,10 @@ def score_tokens(
 def sampling_logits(
     hidden_K_H: Tensor, weight_V_H: Tensor, never_sampled_V: Tensor, *, temperature: float
 ) -> Tensor:
-    """[K, V] logits of the distribution that tokens are drawn from, in float32 at least. For few tokens at a time."""
+    """[K, V] logits of the distribution that tokens are drawn from, in float32 at least. For few tokens at a time.
+
+    weight_V_H: in either layout (`models.blocked`).
+    """
     wide = torch.promote_types(compute_dtype(hidden_K_H), torch.float32)
     return _logits(hidden_K_H, weight_V_H, never_sampled_V, temperature, wide)
 
@@ -267,7 +271,7 @@ def _score_tiles(head: _Head) -> Scores:
 def _logits(
     hidden: Tensor, weight: Tensor, never_V: Tensor, temperature: float, wide: torch.dtype
 ) -> Tensor:
-    logits_K_V = (hidden @ weight.T).to(wide)
+    logits_K_V = multiply(hidden, weight).to(wide)
     if temperature != 1.0:
         logits_K_V /= temperature
     return logits_K_V.masked_fill_(never_V, _OUT_OF_REACH)

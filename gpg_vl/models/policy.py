@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gpg_vl.models import attention, patch_embedding
 from gpg_vl.models.attention import Kernel, LayerAttention, Segments, SharedPrefix
+from gpg_vl.models.blocked import BlockedLayers, block
 from gpg_vl.models.families import Family
 from gpg_vl.models.families.family import Patches
 from gpg_vl.models.features import FeatureCache
@@ -28,6 +29,7 @@ from gpg_vl.models.images import ImageEncoder
 from gpg_vl.models.layout import Chunk, Packed
 from gpg_vl.models.load import Tokens
 from gpg_vl.models.requests import (
+    BlockLayers,
     CastHead,
     CastMatrices,
     Decode,
@@ -107,9 +109,13 @@ class Policy(nn.Module):
                 return self.images.features(packed)
             case CastMatrices(dtype=dtype):
                 return self._cast_matrices(dtype)
-            case CastHead():
+            case CastHead(rows=rows):
                 weight_V_H = self._head_weight.detach()
-                return weight_V_H.to(compute_dtype(weight_V_H))
+                cast_V_H = weight_V_H.to(compute_dtype(weight_V_H))
+                return block(cast_V_H, rows) if rows else cast_V_H
+            case BlockLayers(rows=rows):
+                dtype = compute_dtype(self._head_weight)
+                return BlockedLayers(self.family.language_model(self.model), dtype, rows)
 
     @property
     def device(self) -> torch.device:

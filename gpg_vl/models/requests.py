@@ -117,5 +117,15 @@ class CastHead:
     Without autocast, and if it already has that dtype, the result is the weight itself.
     """
 
+    rows: int = 0
+    """Above 0: in the layout for products of so many rows, where there is one (`models.blocked`)."""
 
-Request = Score | Prefill | Decode | Predict | Features | CastMatrices | CastHead
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLayers:
+    """The text tower's linear layers in the layout for products of few rows. Answered by a `BlockedLayers`."""
+
+    rows: int
+
+
+Request = Score | Prefill | Decode | Predict | Features | CastMatrices | CastHead | BlockLayers

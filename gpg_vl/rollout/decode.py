@@ -1,15 +1,19 @@
 """Decoding in slots: a fixed number of sequences, each with its own length, one token each per call.
 
-On CUDA the keys of a prompt are copied for each of its answers (`rollout.slots`). So all shapes are constant and a call can be
-one recorded CUDA graph.
+On a CPU the linear layers are copied once for all calls, in the layout in which products of few rows are fast
+(`models.blocked`). On CUDA the keys of a prompt are copied for each of its answers (`rollout.slots`). So all shapes are constant
+and a call can be one recorded CUDA graph.
 """
+
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from gpg_vl.models.blocked import WORTH
 from gpg_vl.models.policy import Policy
-from gpg_vl.models.requests import CastMatrices, Decode
+from gpg_vl.models.requests import BlockLayers, CastHead, CastMatrices, Decode, Predict
 from gpg_vl.rollout.slots import SharedSlots, Slots
 
 BUCKET = 128
@@ -26,12 +30,52 @@ def decode(
     return hidden_S_H
 
 
+class Head:
+    """The logits of one `generate`: the head's weight is cast, and on a CPU arranged, once for all its calls.
+
+    rows: of each call, about. calls: at most so many.
+    """
+
+    def __init__(self, policy: Policy, *, rows: int, calls: int, temperature: float) -> None:
+        self._policy, self._temperature = policy, temperature
+        self._head_V_H: Tensor = policy(CastHead(rows=rows if calls >= WORTH else 0))
+
+    def __call__(self, hidden_B_H: Tensor) -> Tensor:
+        logits_B_V: Tensor = self._policy(
+            Predict(hidden_B_H=hidden_B_H, head_V_H=self._head_V_H, temperature=self._temperature)
+        )
+        return logits_B_V
+
+
+class PlainDecoder:
+    """`decode` wherever shapes may change from call to call.
+
+    calls: at most so many; few do not pay for a copy of the layers.
+    """
+
+    needs_constant_shapes = False
+
+    def __init__(self, policy: Policy, slots: Slots | SharedSlots, calls: int) -> None:
+        self._policy, self._slots = policy, slots
+        rows = len(slots.length_S)
+        worth = policy.device.type == "cpu" and calls >= WORTH
+        self._layers = policy(BlockLayers(rows=rows)) if worth else nullcontext()
+
+    def __call__(self, token_S: Tensor, position_S: Tensor, longest: int) -> Tensor:
+        """longest: tokens of the fullest slot."""
+        self._slots.attended = longest
+        with self._layers:
+            return decode(self._policy, self._slots, token_S, position_S)
+
+
 class GraphDecoder:
     """`decode` on CUDA, recorded once per attended width and replayed.
 
     Under autocast every replay would cast the matrices again. So they are cast once per set of weights and used instead of the
     parameters, with the same result as autocast's own cast.
     """
+
+    needs_constant_shapes = True
 
     def __init__(self, policy: Policy, slots: Slots, autocast: torch.dtype | None) -> None:
         self._policy, self._slots, self._autocast = policy, slots, autocast
@@ -41,10 +85,12 @@ class GraphDecoder:
         self._token_S = torch.zeros(count, dtype=torch.long, device=slots.cache.device)
         self._position_S = torch.zeros_like(self._token_S)
 
-    def __call__(self, token_S: Tensor, position_S: Tensor) -> Tensor:
+    def __call__(self, token_S: Tensor, position_S: Tensor, longest: int) -> Tensor:
+        """longest: tokens of the fullest slot."""
         self._token_S.copy_(token_S)
         self._position_S.copy_(position_S)
-        width = self._slots.attended
+        width = min(self._slots.cache.shape[4], -(-longest // BUCKET) * BUCKET)
+        self._slots.attended = width
         if width not in self._graphs:
             self._graphs[width] = self._record()
         graph, hidden_S_H = self._graphs[width]

@@ -19,8 +19,8 @@ from gpg_vl.models.key_sharing import shares_prompts
 from gpg_vl.models.layout import pack
 from gpg_vl.models.policy import Policy
 from gpg_vl.models.policy_copy import copy_weights
-from gpg_vl.models.requests import CastHead, Predict, Prefill, Prefix
-from gpg_vl.rollout.decode import BUCKET, GraphDecoder, decode
+from gpg_vl.models.requests import Prefill, Prefix
+from gpg_vl.rollout.decode import GraphDecoder, Head, PlainDecoder
 from gpg_vl.rollout.engine import (
     EngineOptions,
     EngineSetup,
@@ -147,8 +147,6 @@ class _Run:
         self._policy, self._device = policy, policy.device
         self._requests, self._sampling = requests, sampling
         self._ends = frozenset(setup.processing.tokens.ends)
-        # cast once: the weights stay the same for the whole call
-        self._head_V_H: Tensor = policy(CastHead())
 
         # answers wait in the order of the requests, so that a prompt can be freed once its last member is admitted
         self._waiting = deque(
@@ -161,12 +159,17 @@ class _Run:
         self._computed = 0
 
         count = min(setup.options.slots, len(self._waiting))
+        # no slot decodes more often than that
+        self._calls = -(-len(self._waiting) // count) * sampling.max_new_tokens
+        self._head = Head(
+            policy, rows=count, calls=self._calls, temperature=sampling.temperature or 1.0
+        )
         self._answers: list[_Answer | None] = [None] * count
         self._random_S_T = torch.zeros(
             count, sampling.max_new_tokens, dtype=torch.float64, device=self._device
         )
         self._slots: Slots | SharedSlots | None = None
-        self._decoder: GraphDecoder | None = None
+        self._decoder: GraphDecoder | PlainDecoder | None = None
 
     def answer(self, done: Callable[[int], None] | None) -> list[tuple[Completion, ...]]:
         self._admit(done)
@@ -238,11 +241,12 @@ class _Run:
             answers=min(self._sampling.group_size, count),
         ):
             return SharedSlots(like_L_2_H_P_D, slots=count, width=own)
+        return Slots(like_L_2_H_P_D, slots=count, width=max(lengths) + own)
 
-        slots = Slots(like_L_2_H_P_D, slots=count, width=max(lengths) + own)
-        if self._device.type == "cuda":
-            self._decoder = GraphDecoder(self._policy, slots, self._setup.autocast)
-        return slots
+    def _make_decoder(self, slots: Slots | SharedSlots) -> GraphDecoder | PlainDecoder:
+        if self._device.type == "cuda" and isinstance(slots, Slots):
+            return GraphDecoder(self._policy, slots, self._setup.autocast)
+        return PlainDecoder(self._policy, slots, self._calls)
 
     def _compute_prompts_up_to(self, last: int) -> None:
         while self._computed <= last:
@@ -268,6 +272,7 @@ class _Run:
             keys_L_2_H_S_D = torch.stack([torch.cat(pair) for pair in prefix.keys])
             if self._slots is None:
                 self._slots = self._open_slots(keys_L_2_H_S_D)
+                self._decoder = self._make_decoder(self._slots)
             is_shared = isinstance(self._slots, SharedSlots)
             at = 0
             for number, prompt in zip(numbers, prompts, strict=True):
@@ -300,7 +305,7 @@ class _Run:
 
     def _decode(self, done: Callable[[int], None] | None) -> None:
         """Decode one more token in every slot in use."""
-        assert self._slots is not None
+        assert self._decoder is not None
         busy = self._find_busy()
         with self._timed("decode_seconds"):
             lengths, tokens, positions = [], [], []
@@ -316,13 +321,7 @@ class _Run:
                 positions.append(prompt.next_position + len(answer.tokens) - 1)
             token_S, position_S = torch.tensor([tokens, positions], device=self._device)
 
-            if self._decoder is None:
-                self._slots.attended = max(lengths)
-                hidden_S_H = decode(self._policy, self._slots, token_S, position_S)
-            else:
-                width = self._slots.cache.shape[4]
-                self._slots.attended = min(width, -(-max(lengths) // BUCKET) * BUCKET)
-                hidden_S_H = self._decoder(token_S, position_S)
+            hidden_S_H = self._decoder(token_S, position_S, max(lengths))
 
         self._counters.decode_calls += 1
         self._counters.slot_steps += len(self._answers)
@@ -336,13 +335,7 @@ class _Run:
         with self._timed("decode_seconds"):
             turn_B = torch.tensor([len(answer.tokens) for answer in answers], device=self._device)
             random_B = self._random_S_T[torch.tensor(slots, device=self._device), turn_B]
-            logits_B_V = self._policy(
-                Predict(
-                    hidden_B_H=hidden_B_H,
-                    head_V_H=self._head_V_H,
-                    temperature=self._sampling.temperature or 1.0,
-                )
-            )
+            logits_B_V = self._head(hidden_B_H)
             greedy_B = self._find_greedy(answers) if self._sampling.with_greedy else None
             token_B, logp_B = draw_tokens(logits_B_V, self._sampling, random_B, greedy_B)
             tokens, logps = token_B.tolist(), logp_B.tolist()
@@ -369,7 +362,9 @@ class _Run:
         """Drop free slots when no answer is waiting, if shapes may change."""
         busy = self._find_busy()
         has_many_free = 0 < len(busy) <= len(self._answers) // 2
-        if self._slots is None or self._decoder is not None or not has_many_free:
+        if self._slots is None or self._decoder is None or not has_many_free:
+            return
+        if self._decoder.needs_constant_shapes:
             return
 
         index = torch.tensor(busy, device=self._device)

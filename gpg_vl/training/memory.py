@@ -151,6 +151,17 @@ def rollout_memory(
     return {"key-value cache": float(cached * token_bytes)}
 
 
+def decoding_memory(config: Config, shape: Shape, freed: float) -> dict[str, float]:
+    """Bytes of the copies of weights that the native engine decodes with on a CPU (`models.blocked`).
+
+    freed: bytes that training needs and a rollout does not; only what exceeds them adds to the peak.
+    """
+    if config.rollout.engine != "native" or torch.cuda.is_available():
+        return {}
+    copies = (shape.body + shape.head) * compute_dtype(config).itemsize
+    return {"weights for decoding": copies - freed} if copies > freed else {}
+
+
 def feature_memory(config: Config, image_tokens: int) -> dict[str, float]:
     """Bytes of the cached features of a data set with this many image tokens."""
     hidden = _read_text_config(config).hidden_size

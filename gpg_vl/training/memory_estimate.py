@@ -16,6 +16,7 @@ from gpg_vl.training.memory import (
     activation_bytes,
     compute_dtype,
     copy_memory,
+    decoding_memory,
     feature_memory,
     micro_batch_memory,
     rollout_memory,
@@ -67,6 +68,7 @@ def estimate_memory(
     if algorithm.samples:
         greedy = "greedy_reward" in algorithm.needs
         memory |= rollout_memory(config, groups, prompt_tokens, shape, greedy=greedy)
+        memory |= decoding_memory(config, shape, memory["activations"] + memory["work space"])
     if vision == "kept" and image_tokens:
         memory |= feature_memory(config, image_tokens)
     if config.train.reuse_prefill:
