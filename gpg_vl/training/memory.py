@@ -14,6 +14,7 @@ from gpg_vl.models.head import TILE_ELEMENTS
 from gpg_vl.models.key_sharing import shares_prompts
 from gpg_vl.models.load import read_config
 from gpg_vl.models.shape import Shape
+from gpg_vl.rollout import DEFAULT
 
 PAGE_ELEMENTS = 2**26
 """Weights per page under `train.offload`: the moments of one page are on the device together, 512 MB in float32. A larger weight
@@ -152,11 +153,11 @@ def rollout_memory(
 
 
 def decoding_memory(config: Config, shape: Shape, freed: float) -> dict[str, float]:
-    """Bytes of the copies of weights that the native engine decodes with on a CPU (`models.blocked`).
+    """Bytes of the copies of weights that the default engine decodes with on a CPU (`models.blocked`).
 
     freed: bytes that training needs and a rollout does not; only what exceeds them adds to the peak.
     """
-    if config.rollout.engine != "native" or torch.cuda.is_available():
+    if config.rollout.engine != DEFAULT or torch.cuda.is_available():
         return {}
     copies = (shape.body + shape.head) * compute_dtype(config).itemsize
     return {"weights for decoding": copies - freed} if copies > freed else {}
