@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers
 from runs import gpg_vl
 
 from gpg_vl.doctor.checkpoint import examine_checkpoint
@@ -71,6 +72,17 @@ def test_what_is_missing_is_named(tiny_checkpoint: Path, tmp_path: Path, name: s
     assert not report.ok
     assert report.findings[-1].name == place
     assert said in report.findings[-1].remedy
+
+
+@pytest.mark.parametrize("config", ["Qwen3_5Config", "Qwen3_5MoeConfig", "Qwen3_5TextConfig"])
+def test_linear_attention_is_what_is_missing(tmp_path: Path, config: str) -> None:
+    """Said by the command, of a config that the library itself writes."""
+    getattr(transformers, config)().save_pretrained(tmp_path)
+    done = gpg_vl("doctor", "--model", tmp_path)
+    assert done.returncode == 1
+    said = " ".join(done.stdout.split())
+    assert "its linear attention layers leave a recurrent state and a convolution window" in said
+    assert "Did you mean" not in said
 
 
 def test_the_command_has_the_exit_code_of_its_report(tiny_checkpoint: Path, tmp_path: Path) -> None:

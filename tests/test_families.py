@@ -28,6 +28,7 @@ from gpg_vl.models.encode import Encoder
 from gpg_vl.models.families import DEFAULT, boxes_of, families, family_of, known_for_boxes
 from gpg_vl.models.families.boxes import SCORED_ONLY
 from gpg_vl.models.families.family import Family
+from gpg_vl.models.families.missing import MISSING
 from gpg_vl.models.load import load_model, load_processing
 from gpg_vl.quickstart import scenes
 from gpg_vl.registry import UnknownNameError
@@ -436,6 +437,30 @@ def test_a_family_of_another_package_is_found(
     assert "far_family" not in sys.modules
     assert family_of("far_vl", "x").model_type == "far_vl"
     monkeypatch.delitem(sys.modules, "far_family")
+
+
+LACKS = {
+    "qwen3_5": "a recurrent state and a convolution window",
+    "qwen3_5_text": "a recurrent state and a convolution window",
+    "qwen3_5_moe": "a recurrent state and a convolution window",
+    "qwen3_vl_moe": "mixtures of experts",
+}
+
+
+@pytest.mark.parametrize("name", LACKS)
+def test_a_known_type_is_refused_with_what_is_missing(name: str) -> None:
+    """Not with the nearest name, which is another model's."""
+    with pytest.raises(UserError) as refused:
+        family_of(name, "folder")
+    said = str(refused.value)
+    assert f"The checkpoint folder is of model type '{name}', which gpg_vl does not train" in said
+    assert LACKS[name] in said
+    assert "Did you mean" not in said
+    assert said.endswith(f"Choose a checkpoint of one of these: {', '.join(families.names())}.")
+
+
+def test_nothing_is_missing_of_a_family_that_is_trained() -> None:
+    assert not MISSING.keys() & set(NAMES)
 
 
 def test_what_is_no_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

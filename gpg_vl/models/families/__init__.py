@@ -7,6 +7,7 @@
 from gpg_vl.errors import UserError
 from gpg_vl.models.families.boxes import SCORED_ONLY, Boxes
 from gpg_vl.models.families.family import Family
+from gpg_vl.models.families.missing import MISSING
 from gpg_vl.registry import Registry, did_you_mean
 
 families: Registry[Family] = Registry(
@@ -29,9 +30,15 @@ DEFAULT = "qwen2_vl"
 
 
 def family_of(model_type: str, where: str) -> Family:
-    """The family called `model_type`. Raises UserError that names the supported ones and the checkpoint `where`."""
+    """The family called `model_type`. Raises UserError that names the supported ones and the checkpoint `where`, and what is
+    missing if that is known."""
     known = families.names()
     if model_type not in known:
+        if reason := MISSING.get(model_type):
+            raise UserError(
+                f"The checkpoint {where} is of model type {model_type!r}, which gpg_vl does not train: {reason}. Choose a "
+                f"checkpoint of one of these: {', '.join(known)}."
+            )
         raise UserError(
             f"The checkpoint {where} is of model type {model_type!r}, which gpg_vl does not train. "
             f"{did_you_mean(model_type, known)} Choose a checkpoint of one of these."
