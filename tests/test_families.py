@@ -444,6 +444,7 @@ LACKS = {
     "qwen3_5_text": "a recurrent state and a convolution window",
     "qwen3_5_moe": "a recurrent state and a convolution window",
     "qwen3_vl_moe": "mixtures of experts",
+    "gemma3": "one mask for all layers",
 }
 
 

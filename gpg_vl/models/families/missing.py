@@ -8,8 +8,14 @@ _EXPERTS = (
     "its layers are mixtures of experts, of which a token uses a few: the estimates of time and memory do not know "
     "experts, and exactness was not tested"
 )
+_MASKS = (
+    "some of its layers see a window of tokens alone and the tokens of an image see each other both ways, and attention over "
+    "shared prompts has one mask for all layers"
+)
 
 MISSING = {
+    "gemma3": _MASKS,
+    "gemma3_text": _MASKS,
     "qwen3_5": _LINEAR_ATTENTION,
     "qwen3_5_text": _LINEAR_ATTENTION,
     "qwen3_5_moe": _LINEAR_ATTENTION,
