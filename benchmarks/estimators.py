@@ -1,7 +1,8 @@
 """Bias and noise of each algorithm's gradient at fixed weights: one step, sampled again and again.
 
-    python -m benchmarks.estimators --base FOLDER         (ten minutes of one core; FOLDER of `gpg-vl quickstart --prepare-only`)
-    python -m benchmarks.estimators --base FOLDER --quick
+    gpg-vl quickstart --prepare-only --folder FOLDER
+    python -m benchmarks.estimators --base FOLDER            (ten minutes of one core, 5 GB)
+    python -m benchmarks.estimators --base FOLDER --quick    (four samples)
 
 The quickstart's base model answers the same 32 questions 8 times each, from other random numbers in every sample; each algorithm
 gets the same answers and rewards and computes its gradient of that step, whole and unclipped. Old log-probs are those of the
@@ -130,7 +131,8 @@ def gradients(
     model: Model, step: Step, chosen: Mapping[str, Algorithm], samples: int
 ) -> dict[str, Tensor]:
     """[samples, weights] of each algorithm."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    weights = sum(p.numel() for p in model.policy.model.parameters())
+    rows = {name: torch.empty(samples, weights) for name in chosen}
     for number in range(samples):
         groups = sample(model, step, number)
         for name, algorithm in chosen.items():
@@ -144,9 +146,9 @@ def gradients(
                 layout=Layout(tokens_per_pass=TOKENS_PER_PASS, shared_prefix=True),
                 max_new_tokens=6,
             )
-            rows[name].append(torch.cat([found[key].flatten() for key in sorted(found)]))
+            torch.cat([found[key].flatten() for key in sorted(found)], out=rows[name][number])
         print(f"sample {number + 1} of {samples}", flush=True)
-    return {name: torch.stack(each) for name, each in rows.items()}
+    return rows
 
 
 # ---- statistics
