@@ -5,8 +5,8 @@ _LINEAR_ATTENTION = (
     "and the branches of a group would have to start from those (docs/families.md has the design)"
 )
 _EXPERTS = (
-    "its layers are mixtures of experts, of which a token uses a few: the estimates of time and memory do not know "
-    "experts, and exactness was not tested"
+    "its layers are mixtures of experts, of which a token uses a few: the estimates of time and memory do not know experts, "
+    "and in what precision they are computed with model.dtype=bfloat16 was not tested (docs/families.md has what is needed)"
 )
 _MASKS = (
     "some of its layers see a window of tokens alone and the tokens of an image see each other both ways, and attention over "
