@@ -798,9 +798,9 @@ BOXES = [
     ),
     problem(
         "pixels without a size",
+        {key: cell for key, cell in box(coordinates="abs_orig").items() if key != "images"},
+        "where one is needed",
         box(coordinates="abs_orig"),
-        "Pixels need the size",
-        box(coordinates="abs_orig", **SIZE),
         config=GROUND,
     ),
     problem(
