@@ -119,7 +119,7 @@ bench-peers: $(PEERS)/.installed
 	$(PEERS)/bin/python -m benchmarks.peers $(ARGS)
 
 time-to-accuracy: $(PEERS)/.installed
-	HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m benchmarks.time_to_accuracy --micro-batch 64 $(ARGS)
+	HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m benchmarks.time_to_accuracy $(ARGS)
 
 comparison: $(DEV)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.comparison $(ARGS)

@@ -196,8 +196,8 @@ def render(kept: Kept) -> str:
         "",
         (
             f"Made by `python -m benchmarks.comparison`, which says how; {len(kept)} runs so far, `--plan` says which are left. "
-            f"Every run begins with the quickstart's base model and ends when {BUDGET:,} answers were sampled (SFT: after the "
-            "same number of steps, on the gold answers of the same rows). Strict accuracy on held-out rows; brackets are 95 % "
+            f"Every run begins with the quickstart's base model and ends when {BUDGET:,} answers were sampled (SFT: after 100 "
+            "steps, on the gold answers of the same rows). Strict accuracy on held-out rows; brackets are 95 % "
             "intervals over seeds and rows; `minus GPG` is paired, seed by seed and row by row. `answers / CPU until` is the "
             f"first evaluation at or above that accuracy, on 200 rows, every 20 steps. Three seeds make wide intervals."
         ),

@@ -1,7 +1,7 @@
 """CPU seconds until a model answers well: gpg_vl beside TRL on the quickstart's task (`make time-to-accuracy`).
 
     .venv-peers/bin/python -m benchmarks.time_to_accuracy                three seeds of every system: an hour of one core
-    .venv-peers/bin/python -m benchmarks.time_to_accuracy --seeds 0 --systems trl
+    .venv-peers/bin/python -m benchmarks.time_to_accuracy --seeds 0 --systems TRL
     .venv-peers/bin/python -m benchmarks.time_to_accuracy --table        the table again, from what was measured
 
 Base model, pictures, rewards, learning rates, optimizer, prompts and answers per step are the same on both sides. Each system
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--micro-batch", type=int, default=32, help="TRL's, in answers")
+    parser.add_argument("--micro-batch", type=int, default=64, help="TRL's, in answers")
     parser.add_argument("--folder", type=Path, default=Path("runs/time_to_accuracy"))
     parser.add_argument("--out", type=Path, default=folder_of_results())
     parser.add_argument("--table", action="store_true", help="measure nothing")
