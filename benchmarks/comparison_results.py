@@ -114,7 +114,11 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return format(self, ".1f")
+
+    def __format__(self, digits: str) -> str:
+        value, low, high = (format(n, digits or ".1f") for n in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
 
 
 def interval(rights_S_N: np.ndarray) -> Interval:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.comparison_results import Interval
 from benchmarks.comparison_settings import GPG
 from benchmarks.learner import gradient
 from benchmarks.step import folder_of_results
@@ -154,18 +155,6 @@ def gradients(
 # ---- statistics
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
 def products(first: Tensor, second: Tensor) -> np.ndarray:
     """[K, K] inner products, in float64."""
     return (first.double() @ second.double().T).numpy()
@@ -202,13 +191,13 @@ def cosine_of(
     return cross(both_K_K, counts_K) / float(np.sqrt(lengths)) if lengths > 0 else float("nan")
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> Interval:
     """The first value is that of the samples as they are, the others those of samples drawn anew."""
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return Estimate(value=values[0], low=float(low), high=float(high))
+    return Interval(value=values[0], low=float(low), high=float(high))
 
 
-def summarise(found: Mapping[str, Tensor]) -> dict[str, dict[str, Estimate]]:
+def summarise(found: Mapping[str, Tensor]) -> dict[str, dict[str, Interval]]:
     """{algorithm: {noise, cosine}}."""
     other = found[UNBIASED]
     other_K_K, counts = products(other, other), list(weights_of(len(other)))
@@ -222,7 +211,7 @@ def summarise(found: Mapping[str, Tensor]) -> dict[str, dict[str, Estimate]]:
     return result
 
 
-def render(found: Mapping[str, Mapping[str, Estimate]], samples: int) -> str:
+def render(found: Mapping[str, Mapping[str, Interval]], samples: int) -> str:
     said = (
         f"`python -m benchmarks.estimators`, which says how: {samples} samples of one step of {PROMPTS} questions with {MEMBERS} "
         f"answers each, at the weights of the quickstart's base model."
@@ -237,8 +226,8 @@ def render(found: Mapping[str, Mapping[str, Estimate]], samples: int) -> str:
         "| --- | --- | --- |",
     ]
     for name, one in found.items():
-        cosine = "1 by definition" if name == UNBIASED else str(one["cosine"])
-        lines.append(f"| {name} | {one['noise']} | {cosine} |")
+        cosine = "1 by definition" if name == UNBIASED else f"{one['cosine']:.2f}"
+        lines.append(f"| {name} | {one['noise']:.2f} | {cosine} |")
     return "\n".join([*lines, ""])
 
 

@@ -54,7 +54,7 @@ def test_a_sample_is_not_compared_with_itself() -> None:
 def test_an_interval_is_of_the_values_after_the_first() -> None:
     found = estimate([5.0, *np.linspace(0, 100, 1001)])
     assert (found.value, found.low, found.high) == pytest.approx((5.0, 2.5, 97.5))
-    assert str(found) == "5.00 [2.50, 97.50]"
+    assert f"{found:.2f}" == "5.00 [2.50, 97.50]"
 
 
 def test_the_table_has_a_row_for_each_algorithm() -> None:
